@@ -1,0 +1,18 @@
+# One image for web, worker, beat, flower and migrations; docker-compose.yml names the command of each.
+FROM python:3.12-slim
+
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+RUN useradd --system --create-home --home-dir /home/kasoko kasoko
+WORKDIR /srv/kasoko
+COPY requirements.txt .
+RUN pip install --no-cache-dir --require-hashes --requirement requirements.txt
+COPY manage.py ./
+COPY api ./api
+COPY users ./users
+COPY markets ./markets
+COPY payments ./payments
+# The state directory holds beat's schedule and collected static files.
+RUN install --directory --mode=0700 --owner=kasoko .kasoko
+USER kasoko
+EXPOSE 8000
+CMD ["gunicorn", "api.wsgi", "--bind=0.0.0.0:8000", "--workers=2", "--threads=8", "--no-control-socket", "--access-logfile=-"]

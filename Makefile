@@ -1,0 +1,55 @@
+# KASOKO's commands. `make` alone lists them.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo run test lint lock stop clean
+
+PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+UV := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
+# pip writes its cache and settings under HOME, which some users do not have.
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-cache-dir
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: $(INSTALLED) ## a market from stakes to payouts, with all processes and a simulated M-Pesa, then stop
+	@$(BIN)/python -m api.demo
+
+run: $(INSTALLED) ## the same, and keep it running until Ctrl-C
+	@$(BIN)/python -m api.demo --stay
+
+test: $(INSTALLED) ## all tests, on a real PostgreSQL and Redis (ARGS='-k name -x' is passed on)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## style, types, import directions, forgotten migrations, Django's checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+	$(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py check
+
+lock: $(INSTALLED) ## pin requirements*.txt anew from requirements*.in (needs uv)
+	$(UV) requirements.in -o requirements.txt
+	$(UV) requirements-embedded.in -o requirements-embedded.txt
+	$(UV) requirements-dev.in -o requirements-dev.txt
+
+stop: ## stop the PostgreSQL and Redis of this checkout
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded.py stop
+
+clean: ## stop them and remove their data, .venv and all caches
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded.py erase
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements-dev.txt
+	@test -n "$(PYTHON)" || { echo "KASOKO needs Python 3.11 or newer: sudo apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make a virtual environment: sudo apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into .venv (about a minute, once)"
+	@test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@$(PIP) install --require-hashes --requirement requirements-dev.txt
+	@touch $@
