@@ -1,0 +1,102 @@
+from decimal import Decimal
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+
+from markets import parimutuel, queries
+from markets.models import Bet, Market, Outcome
+from payments import settlement, settlement_tasks
+
+
+class OutcomeInline(admin.TabularInline):
+    model = Outcome
+    extra = 0
+    can_delete = False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Bet)
+class BetAdmin(admin.ModelAdmin):
+    """Bets are read here; they are placed by members and decided by settlement."""
+
+    list_display = ("id", "market", "user", "outcome", "amount", "result", "payout", "placed_at")
+    list_filter = ("result",)
+    search_fields = ("public_id", "user__phone_number")
+    list_select_related = ("market", "user")
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Market)
+class MarketAdmin(admin.ModelAdmin):
+    """Markets, and the decision on each: choose one in the list, then the action `decide`."""
+
+    list_display = ("id", "question", "category", "status", "resolved_outcome", "end_date", "settled_at")
+    list_filter = ("status", "category")
+    search_fields = ("question",)
+    readonly_fields = ("status", "resolved_outcome", "created_at", "resolved_at", "settled_at")
+    inlines = (OutcomeInline,)
+    actions = ("decide",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Market | None = None) -> tuple[str, ...]:
+        # What members bet on stays as they saw it.
+        fixed = ("question", "platform_fee_pct") if obj is not None else ()
+        return (*self.readonly_fields, *fixed)
+
+    @admin.action(description="Decide: resolve or void", permissions=["change"])
+    def decide(self, request: HttpRequest, chosen: QuerySet[Market]) -> HttpResponse | None:
+        market = chosen.first()
+        if market is None or chosen.count() != 1:
+            messages.error(request, "Choose one market: each is decided by itself. Nothing was decided.")
+            return None
+        decision, _, value = request.POST.get("decision", "").partition(":")
+        if not decision or not request.POST.get("sure"):
+            return self._ask(request, market)
+        try:
+            resolved = settlement.resolve(
+                market_id=market.pk,
+                rule="WINNER" if decision == "win" else "VOID",
+                weights={value: Decimal(100)} if decision == "win" else {},
+                by_user_id=request.user.pk,
+                at=timezone.now(),
+                policy=settlement_tasks.policy(),
+                reason="" if decision == "win" else value,
+            )
+        except (settlement.MarketAlreadyResolved, parimutuel.UnknownOutcome, settlement.UnknownReason) as refusal:
+            messages.error(request, f"{refusal} Nothing was decided.")
+            return None
+        settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
+        messages.success(request, f"Market {market.pk} is decided. Its settlement runs now.")
+        return None
+
+    def _ask(self, request: HttpRequest, market: Market) -> HttpResponse:
+        pools = queries.pools([market.pk]).get(market.pk, {})
+        outcomes = [
+            {"name": name, "staked": pools.get(name, (Decimal("0.00"), 0))[0], "bets": pools.get(name, (0, 0))[1]}
+            for name in market.outcome_names
+        ]
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Decide market {market.pk}",
+            "market": market,
+            "outcomes": outcomes,
+            "void_reasons": settlement.VOID_REASONS,
+        }
+        return TemplateResponse(request, "admin/markets/decide.html", context)

@@ -1,0 +1,132 @@
+"""The operator's settlement calls: resolve, void, watch, retry. Staff only; each calls one service."""
+
+from datetime import timedelta
+from decimal import Decimal
+
+from django.utils import timezone
+from rest_framework import serializers
+from rest_framework.decorators import api_view, permission_classes
+from rest_framework.exceptions import NotFound
+from rest_framework.permissions import IsAdminUser
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from api.bodies import LARGEST_ID, Body, StrictInteger, StrictText, checked
+from payments import payouts, queries, settlement, settlement_tasks
+
+
+class ResolveBody(Body):
+    market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
+    outcome = StrictText(max_length=120)
+
+
+class VoidBody(Body):
+    market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
+    reason = serializers.ChoiceField(choices=settlement.VOID_REASONS)
+
+
+class RetryBody(Body):
+    transaction_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
+
+
+class RetryFailedBody(Body):
+    hours = StrictInteger(min_value=1, max_value=720, default=24)
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def resolve_market(request: Request) -> Response:
+    """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome; the rest follows by itself."""
+    body = checked(ResolveBody(data=request.data))
+    resolved = settlement.resolve(
+        market_id=body["market_id"],
+        rule="WINNER",
+        weights={body["outcome"]: Decimal(100)},
+        by_user_id=request.user.pk,
+        at=timezone.now(),
+        policy=settlement_tasks.policy(),
+    )
+    settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
+    return Response(
+        {
+            "status": "resolved",
+            "market_id": resolved.market_id,
+            "outcome": body["outcome"],
+            "settlement_task_id": resolved.public_id,
+        }
+    )
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def void_market(request: Request) -> Response:
+    """`POST /api/markets/admin/void/` {market_id, reason}: cancel the market; every stake goes back to its wallet."""
+    body = checked(VoidBody(data=request.data))
+    resolved = settlement.resolve(
+        market_id=body["market_id"],
+        rule="VOID",
+        weights={},
+        by_user_id=request.user.pk,
+        at=timezone.now(),
+        policy=settlement_tasks.policy(),
+        reason=body["reason"],
+    )
+    settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
+    return Response(
+        {
+            "status": "void",
+            "market_id": resolved.market_id,
+            "reason": body["reason"],
+            "settlement_task_id": resolved.public_id,
+        }
+    )
+
+
+@api_view(["GET"])
+@permission_classes([IsAdminUser])
+def settlement_status(request: Request, market_id: int) -> Response:
+    """`GET …/admin/settlement-status/<market_id>/`: how much went where, in six states that do not overlap."""
+    found = queries.settlement_status(market_id) if market_id <= LARGEST_ID else None
+    if found is None:
+        raise NotFound(f"There is no market {market_id}.")
+    amounts = {name: amount for name, (amount, _) in found.by_state.items()}
+    return Response(
+        {
+            "market_id": found.market_id,
+            "status": found.status,
+            "outcome": found.outcome,
+            "resolved_at": found.resolved_at,
+            "settled_at": found.settled_at,
+            "pool": f"{found.pool:.2f}",
+            "platform_fee": f"{found.platform_fee:.2f}",
+            "total_payouts": f"{found.total_payouts:.2f}",
+            "completed_payouts": f"{amounts['completed']:.2f}",
+            "failed_payouts": f"{amounts['failed']:.2f}",
+            "pending_payouts": f"{amounts['pending'] + amounts['processing']:.2f}",
+            "in_doubt_payouts": f"{amounts['in_doubt']:.2f}",
+            "held_payouts": f"{amounts['held']:.2f}",
+            "payout_count": {name: count for name, (_, count) in found.by_state.items()},
+        }
+    )
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def retry_payout(request: Request) -> Response:
+    """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
+    body = checked(RetryBody(data=request.data))
+    payout = payouts.retry(transaction_id=body["transaction_id"], at=timezone.now())
+    settlement_tasks.hint(settlement_tasks.send_b2c_payout, payout.pk)
+    return Response({"status": "retried", "transaction_id": payout.pk, "new_status": payout.status})
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def retry_failed_payouts_batch(request: Request) -> Response:
+    """`POST …/admin/retry-failed-payouts/` {hours}: send every payout again that failed within so many hours."""
+    body = checked(RetryFailedBody(data=request.data))
+    at = timezone.now()
+    retried, skipped = payouts.retry_failed(since=at - timedelta(hours=body["hours"]), at=at)
+    if retried:
+        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+    return Response({"status": "retried", "count": len(retried), "transaction_ids": retried, "skipped": skipped})

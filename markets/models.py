@@ -1,0 +1,165 @@
+"""What was bet on: the question, its answers, and the members' entries."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.dateparse import parse_date
+
+NAIROBI = ZoneInfo("Africa/Nairobi")
+DEFAULT_OUTCOMES = ("Yes", "No")
+
+
+def default_fee_pct() -> Decimal:
+    return settings.PAYOUT_PLATFORM_FEE_PCT
+
+
+class EndDateField(models.DateTimeField):
+    """A moment; a bare date means that day's end in Nairobi."""
+
+    def to_python(self, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = parse_date(value.strip()) or value
+            except ValueError:
+                pass  # Django's own field says what is wrong with it.
+        if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+            return dt.datetime.combine(value, dt.time.max, tzinfo=NAIROBI)
+        return super().to_python(value)
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        moment = self.to_python(getattr(model_instance, self.attname))
+        setattr(model_instance, self.attname, moment)
+        return moment
+
+    def get_prep_value(self, value: Any) -> Any:
+        return super().get_prep_value(self.to_python(value))
+
+
+class Market(models.Model):
+    """A question with two or more outcomes, and a pool.
+
+    `status` moves by `TRANSITIONS` alone; a trigger holds it. A market saved without outcomes gets Yes and No; pass
+    `outcome_names` to name others.
+    """
+
+    class Status(models.TextChoices):
+        OPEN = "OPEN"
+        CLOSED = "CLOSED"
+        RESOLVED = "RESOLVED"
+        SETTLED = "SETTLED"
+        VOID = "VOID"
+
+    # RESOLVED → CLOSED withdraws a resolution; SETTLED → CLOSED undoes a settlement.
+    TRANSITIONS = {
+        Status.OPEN: {Status.CLOSED},
+        Status.CLOSED: {Status.OPEN, Status.RESOLVED},
+        Status.RESOLVED: {Status.SETTLED, Status.VOID, Status.CLOSED},
+        Status.SETTLED: {Status.CLOSED},
+        Status.VOID: set(),
+    }
+
+    question = models.CharField(max_length=500)
+    description = models.TextField(blank=True)
+    category = models.CharField(max_length=80, blank=True)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.OPEN)
+    resolved_outcome = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - a key, absent until resolved
+    platform_fee_pct = models.DecimalField(max_digits=5, decimal_places=2, default=default_fee_pct)
+    end_date = EndDateField()
+    created_at = models.DateTimeField(default=timezone.now)
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    settled_at = models.DateTimeField(null=True, blank=True)
+
+    _outcome_names: tuple[str, ...] | None = None
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(platform_fee_pct__gte=0, platform_fee_pct__lte=100), name="fee_is_a_percentage"
+            ),
+        ]
+        indexes = [models.Index(fields=["status", "-end_date"], name="market_by_status")]
+
+    def __str__(self) -> str:
+        return f"Market {self.pk}: {self.question}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        new = self._state.adding
+        with transaction.atomic(using=kwargs.get("using")):
+            super().save(*args, **kwargs)
+            if new:
+                names = self._outcome_names or DEFAULT_OUTCOMES
+                self._outcome_names = None
+                Outcome.objects.bulk_create([Outcome(market=self, name=name) for name in names])
+
+    @property
+    def outcome_names(self) -> tuple[str, ...]:
+        return self._outcome_names or tuple(self.outcomes.order_by("pk").values_list("name", flat=True))
+
+    @outcome_names.setter
+    def outcome_names(self, names: tuple[str, ...]) -> None:
+        self._outcome_names = tuple(names)
+
+
+class Outcome(models.Model):
+    """One answer to a market's question; bets name it by (market, name)."""
+
+    market = models.ForeignKey(Market, on_delete=models.PROTECT, related_name="outcomes")
+    name = models.CharField(max_length=120)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["market", "name"], name="outcome_once_a_market"),
+            models.CheckConstraint(condition=~Q(name=""), name="outcome_has_a_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Bet(models.Model):
+    """One member's entry. `amount` is the stake, `payout` the dividend, both in shillings.
+
+    A trigger takes the market FOR SHARE at insert and refuses a market that is not OPEN. (market, outcome) references
+    the market's outcomes. `result` and `payout` are settlement's to write, everything else is fixed once placed.
+    """
+
+    class Result(models.TextChoices):
+        PENDING = "PENDING"
+        WON = "WON"
+        LOST = "LOST"
+        REFUNDED = "REFUNDED"
+
+    public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="bets")
+    market = models.ForeignKey(
+        Market, on_delete=models.PROTECT, related_name="bets", db_index=False, db_constraint=False
+    )
+    outcome = models.CharField(max_length=120)
+    amount = models.DecimalField(max_digits=14, decimal_places=2)
+    result = models.CharField(max_length=10, choices=Result.choices, default=Result.PENDING)
+    payout = models.DecimalField(max_digits=14, decimal_places=2, default=Decimal("0.00"))
+    placed_at = models.DateTimeField(default=timezone.now)
+    # Null where none was given: a unique index passes over nulls.
+    client_ref = models.CharField(max_length=80, null=True, blank=True, help_text="Its Idempotency-Key.")  # noqa: DJ001
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(amount__gt=0), name="stake_is_positive"),
+            models.CheckConstraint(condition=Q(payout__gte=0), name="dividend_is_not_negative"),
+            models.UniqueConstraint(
+                fields=["user", "client_ref"], condition=Q(client_ref__isnull=False), name="bet_once_a_client_ref"
+            ),
+        ]
+        indexes = [models.Index(fields=["market", "id"], name="bet_by_market")]
+
+    def __str__(self) -> str:
+        return f"Bet {self.pk}: {self.amount} on {self.outcome}"

@@ -1,0 +1,161 @@
+"""The rule that divides a pool. Pure: no database, no clock, no settings, exact integers all the way.
+
+`funds` decides how much goes to the stakes on each winning outcome; a fund is then shared among those stakes pro rata,
+floored to the cent, and the cents that flooring leaves go one by one to the largest remainders, ties to the lowest bet
+id. `divide_pool` does both in memory; settlement does the second step in SQL and is tested against it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+Rule = Literal["WINNER", "JOINT", "SPLIT", "VOID"]
+
+
+class UnknownOutcome(ValueError):
+    """A weight was given to an outcome that the market does not have."""
+
+
+class BadWeights(ValueError):
+    """The weights are not positive numbers that sum to 100."""
+
+
+@dataclass(frozen=True)
+class Stake:
+    """One bet as the rule sees it; `cents` > 0."""
+
+    bet_id: int
+    outcome: str
+    cents: int
+
+
+@dataclass(frozen=True)
+class Funds:
+    """How a pool is divided among outcomes, in cents: pool = fee + net, and the by_outcome values sum to net.
+
+    `refund` says that nothing was won: every stake goes back whole, and net = pool.
+    `winning_pool` is the sum of the stakes on the outcomes that share net.
+    """
+
+    pool: int
+    winning_pool: int
+    fee: int
+    net: int
+    by_outcome: Mapping[str, int]
+    refund: bool
+
+
+def share_cents(total: int, weights: Sequence[int]) -> list[int]:
+    """Split `total` cents by weight: floored, the left-over cents to the largest remainders, ties to the earlier place.
+
+    The parts sum to `total` exactly. The weights are not negative and at least one is positive.
+    """
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(parts)), key=lambda place: (-(total * weights[place] % whole), place))
+    for place in by_remainder[: total - sum(parts)]:
+        parts[place] += 1
+    return parts
+
+
+def _as_integers(weights: Sequence[Decimal]) -> list[int]:
+    """The same proportions in whole numbers: 33.3 and 66.7 become 333 and 667."""
+    places = max(-min(int(weight.as_tuple().exponent), 0) for weight in weights)
+    return [int(weight.scaleb(places)) for weight in weights]
+
+
+def check_weights(rule: Rule, weights: Mapping[str, Decimal], outcomes: Iterable[str]) -> None:
+    """Refuse weights that cannot resolve a market with these outcomes.
+
+    Raises: UnknownOutcome; BadWeights.
+    """
+    unknown = sorted(set(weights) - set(outcomes))
+    if unknown:
+        raise UnknownOutcome(f"The market has no outcome {unknown[0]!r}.")
+    if rule == "VOID":
+        if weights:
+            raise BadWeights("A void market has no winning outcome.")
+    elif any(not weight.is_finite() or weight <= 0 for weight in weights.values()) or sum(weights.values()) != 100:
+        raise BadWeights("The weights must be positive numbers that sum to 100.")
+    elif rule == "WINNER" and len(weights) != 1:
+        raise BadWeights("One outcome wins, with the weight 100.")
+
+
+def funds(
+    *,
+    rule: Rule,
+    stakes_by_outcome: Mapping[str, int],
+    weights: Mapping[str, Decimal],
+    fee_pct: Decimal,
+    protect_stake: bool,
+) -> Funds:
+    """Divide a market's pool among its winning outcomes.
+
+    fee = floor(pool × fee_pct / 100), but never more than the losing stakes while stakes are protected. With one winner
+    or joint winners the winning stakes come back first and the rest is split by weight; a split resolution divides all
+    of the net by weight and protects no stake. An outcome that nobody backed passes its part on.
+    Units: integer cents, by outcome in the market's order; weights sum to 100 (empty for VOID); fee_pct from 0 to 100.
+    Source: docs/decisions/0003-rounding.md.
+    """
+    pool = sum(stakes_by_outcome.values())
+    backed = [outcome for outcome, cents in stakes_by_outcome.items() if outcome in weights and cents > 0]
+    stakes = [stakes_by_outcome[outcome] for outcome in backed]
+    winning_pool = sum(stakes)
+    if rule == "VOID" or winning_pool == 0:
+        return Funds(pool=pool, winning_pool=0, fee=0, net=pool, by_outcome={}, refund=True)
+
+    fee = int(pool * fee_pct // 100)
+    if protect_stake and rule != "SPLIT":
+        fee = min(fee, pool - winning_pool)
+    net = pool - fee
+    by_weight = _as_integers([weights[outcome] for outcome in backed])
+    if rule == "SPLIT":
+        parts = share_cents(net, by_weight)
+    elif net >= winning_pool:
+        parts = [stake + part for stake, part in zip(stakes, share_cents(net - winning_pool, by_weight), strict=True)]
+    else:
+        parts = share_cents(net, stakes)
+    return Funds(
+        pool=pool,
+        winning_pool=winning_pool,
+        fee=fee,
+        net=net,
+        by_outcome=dict(zip(backed, parts, strict=True)),
+        refund=False,
+    )
+
+
+def divide_pool(
+    stakes: Iterable[Stake],
+    *,
+    rule: Rule,
+    outcomes: Sequence[str],
+    weights: Mapping[str, Decimal],
+    fee_pct: Decimal,
+    protect_stake: bool = True,
+) -> tuple[Funds, dict[int, int]]:
+    """Divide a market's pool among its winning stakes.
+
+    Each winner gets stake × fund ÷ stakes on the outcome, floored to the cent; leftover cents go to the largest
+    remainders. Where nothing was won, each stake comes back whole.
+    Units: integer KES cents. Returns the funds and the dividend of every bet by its id (0 for a losing bet).
+    Raises: UnknownOutcome; BadWeights.
+    Source: docs/decisions/0003-rounding.md.
+    """
+    check_weights(rule, weights, outcomes)
+    bets = sorted(stakes, key=lambda bet: bet.bet_id)
+    totals = {outcome: 0 for outcome in outcomes}
+    for bet in bets:
+        if bet.outcome not in totals:
+            raise UnknownOutcome(f"The market has no outcome {bet.outcome!r}.")
+        totals[bet.outcome] += bet.cents
+    divided = funds(rule=rule, stakes_by_outcome=totals, weights=weights, fee_pct=fee_pct, protect_stake=protect_stake)
+    if divided.refund:
+        return divided, {bet.bet_id: bet.cents for bet in bets}
+    dividends = {bet.bet_id: 0 for bet in bets}
+    for outcome, fund in divided.by_outcome.items():
+        winners = [bet for bet in bets if bet.outcome == outcome]
+        parts = share_cents(fund, [bet.cents for bet in winners])
+        dividends.update(zip((bet.bet_id for bet in winners), parts, strict=True))
+    return divided, dividends

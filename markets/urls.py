@@ -1,0 +1,21 @@
+from django.urls import path
+
+from markets import views
+from markets.admin_settlement_views import (
+    resolve_market,
+    retry_failed_payouts_batch,
+    retry_payout,
+    settlement_status,
+    void_market,
+)
+
+urlpatterns = [
+    path("", views.MarketList.as_view(), name="markets"),
+    path("<int:market_id>/", views.MarketDetail.as_view(), name="market"),
+    path("<int:market_id>/bets/", views.MarketBets.as_view(), name="market_bets"),
+    path("admin/resolve/", resolve_market, name="resolve_market"),
+    path("admin/void/", void_market, name="void_market"),
+    path("admin/settlement-status/<int:market_id>/", settlement_status, name="settlement_status"),
+    path("admin/retry-payout/", retry_payout, name="retry_payout"),
+    path("admin/retry-failed-payouts/", retry_failed_payouts_batch, name="retry_failed_payouts"),
+]

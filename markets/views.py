@@ -1,0 +1,123 @@
+"""Markets for members: list, read with the pool, bet."""
+
+from decimal import Decimal
+from typing import Any
+
+from django.utils import timezone
+from rest_framework import status
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.permissions import AllowAny, IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from api.bodies import LARGEST_ID, Body, Shillings, StrictText, caller, checked
+from markets import queries
+from markets.models import Bet, Market
+from payments import stakes
+
+PAGE = 100
+
+
+def market_body(market: Market, pools: dict[str, tuple[Decimal, int]]) -> dict[str, Any]:
+    """A market as members see it: each outcome with its stakes and number of bets."""
+    pool = sum((stake for stake, _ in pools.values()), Decimal("0.00"))
+    outcomes = []
+    for outcome in market.outcomes.all():
+        staked, bets = pools.get(outcome.name, (Decimal("0.00"), 0))
+        outcomes.append({"name": outcome.name, "staked": f"{staked:.2f}", "bets": bets})
+    return {
+        "id": market.pk,
+        "question": market.question,
+        "description": market.description,
+        "category": market.category,
+        "status": market.status,
+        "end_date": market.end_date,
+        "platform_fee_pct": f"{market.platform_fee_pct:.2f}",
+        "pool": f"{pool:.2f}",
+        "outcomes": outcomes,
+        "resolved_outcome": market.resolved_outcome,
+        "resolved_at": market.resolved_at,
+        "settled_at": market.settled_at,
+    }
+
+
+def bet_body(bet: Bet) -> dict[str, Any]:
+    return {
+        "id": bet.public_id,
+        "market_id": bet.market_id,
+        "outcome": bet.outcome,
+        "amount": f"{bet.amount:.2f}",
+        "result": bet.result,
+        "payout": f"{bet.payout:.2f}",
+        "placed_at": bet.placed_at,
+    }
+
+
+class MarketList(APIView):
+    """`GET /api/markets/?status=OPEN&before=<id>`: markets, newest first, a hundred at a time."""
+
+    permission_classes = (AllowAny,)
+
+    def get(self, request: Request) -> Response:
+        wanted = request.query_params.get("status")
+        if wanted is not None and wanted not in Market.Status.values:
+            raise ValidationError({"status": [f"Must be one of {', '.join(Market.Status.values)}."]})
+        before = request.query_params.get("before", str(LARGEST_ID))
+        if not (before.isascii() and before.isdigit() and int(before) <= LARGEST_ID):
+            raise ValidationError({"before": ["Must be the id of a market."]})
+        markets = list(queries.listed(wanted).filter(pk__lt=int(before))[:PAGE])
+        pools = queries.pools([market.pk for market in markets])
+        return Response({"markets": [market_body(market, pools.get(market.pk, {})) for market in markets]})
+
+
+class MarketDetail(APIView):
+    """`GET /api/markets/<id>/`: one market with its pool."""
+
+    permission_classes = (AllowAny,)
+
+    def get(self, request: Request, market_id: int) -> Response:
+        market = _market(market_id)
+        return Response(market_body(market, queries.pools([market.pk]).get(market.pk, {})))
+
+
+class BetBody(Body):
+    outcome = StrictText(max_length=120)
+    amount = Shillings(low=Decimal("0.01"), high=Decimal("100000000"))
+
+
+class MarketBets(APIView):
+    """`GET /api/markets/<id>/bets/`: my bets on it. `POST` {outcome, amount}: place one from my wallet.
+
+    With an `Idempotency-Key` header the same POST again returns the bet it placed before.
+    """
+
+    permission_classes = (IsAuthenticated,)
+
+    def get(self, request: Request, market_id: int) -> Response:
+        market = _market(market_id)
+        bets = queries.bets_of(user_id=caller(request).pk, market_id=market.pk)[:PAGE]
+        return Response({"bets": [bet_body(bet) for bet in bets]})
+
+    def post(self, request: Request, market_id: int) -> Response:
+        key = request.headers.get("Idempotency-Key", "")
+        if len(key) > 80 or not key.isprintable():
+            raise ValidationError({"Idempotency-Key": ["Must be at most 80 printable characters."]})
+        placed = stakes.place(
+            user_id=caller(request).pk,
+            market_id=_market(market_id).pk,
+            client_ref=key or None,
+            at=timezone.now(),
+            **checked(BetBody(data=request.data)),
+        )
+        return Response(
+            {"bet": bet_body(placed.bet), "balance": f"{placed.balance:.2f}"},
+            status=status.HTTP_201_CREATED if placed.new else status.HTTP_200_OK,
+        )
+
+
+def _market(market_id: int) -> Market:
+    market = queries.listed().filter(pk=market_id).first() if market_id <= LARGEST_ID else None
+    if market is None:
+        raise NotFound(f"There is no market {market_id}.")
+    return market

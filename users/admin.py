@@ -1,0 +1,43 @@
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
+from django.http import HttpRequest
+
+from users.models import CustomUser
+
+
+class MemberCreationForm(AdminUserCreationForm):
+    class Meta:
+        model = CustomUser
+        fields = ("phone_number", "full_name")
+
+
+class MemberChangeForm(UserChangeForm):
+    class Meta:
+        model = CustomUser
+        fields = ("phone_number", "full_name", "is_active", "is_staff", "is_superuser", "groups", "user_permissions")
+
+
+@admin.register(CustomUser)
+class CustomUserAdmin(UserAdmin):
+    """Members and staff. The balance is read-only here: money moves by transfers."""
+
+    form = MemberChangeForm
+    add_form = MemberCreationForm
+    list_display = ("phone_number", "full_name", "balance", "is_staff", "is_active", "date_joined")
+    list_filter = ("is_staff", "is_active")
+    search_fields = ("phone_number", "full_name")
+    ordering = ("-date_joined",)
+    readonly_fields = ("balance", "public_id", "date_joined", "last_login", "failed_logins", "locked_until")
+    fieldsets = (
+        (None, {"fields": ("phone_number", "password", "full_name", "public_id")}),
+        ("Wallet", {"fields": ("balance",)}),
+        ("Access", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("History", {"fields": ("date_joined", "last_login", "failed_logins", "locked_until")}),
+    )
+    add_fieldsets = ((None, {"fields": ("phone_number", "full_name", "usable_password", "password1", "password2")}),)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -1,0 +1,73 @@
+"""Logging in: a phone number and a PIN for a bearer token."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.contrib.auth.hashers import check_password, make_password
+from django.db import transaction
+from knox.models import AuthToken
+
+from users import phone
+from users.models import CustomUser
+
+# Five wrong PINs lock the number for a quarter of an hour, and twice as long at each further five.
+TRIES_BEFORE_LOCK = 5
+FIRST_LOCK = timedelta(minutes=15)
+LONGEST_LOCK = timedelta(hours=24)
+# A PIN nobody has, hashed once, so that an unknown number takes as long to refuse as a known one.
+_NOBODYS_PIN = make_password("not a PIN")
+
+
+class WrongCredentials(Exception):
+    """The number is unknown, suspended, or the PIN is not its PIN: the caller is not told which."""
+
+
+class TooManyTries(Exception):
+    """The number is locked for a while after wrong PINs."""
+
+    def __init__(self, until: datetime) -> None:
+        super().__init__(f"Too many wrong PINs. Try again after {until.isoformat(timespec='seconds')}.")
+        self.until = until
+
+
+@dataclass(frozen=True)
+class Login:
+    token: str
+    expires_at: datetime
+    user_id: int
+
+
+def log_in(*, phone_number: str, pin: str, at: datetime) -> Login:
+    """Exchange a phone number and a PIN for a token, shown once; only its digest is kept.
+
+    Counts wrong PINs in PostgreSQL, under the row's lock, so that neither a race nor a lost cache resets the count.
+    Locks: the member's row.
+    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
+    """
+    number = phone.normalise(phone_number)
+    refusal: Exception | None = None
+    with transaction.atomic(durable=True):
+        user = CustomUser.objects.select_for_update(no_key=True).filter(phone_number=number).first()
+        if user is not None and user.locked_until is not None and user.locked_until > at:
+            raise TooManyTries(user.locked_until)
+        right = check_password(pin, user.password if user else _NOBODYS_PIN) and user is not None and user.is_active
+        if user is not None and right:
+            if user.failed_logins:
+                user.failed_logins, user.locked_until = 0, None
+                user.save(update_fields=["failed_logins", "locked_until"])
+        elif user is not None:
+            refusal = _count_wrong_pin(user, at)
+    if user is None or not right:
+        raise refusal or WrongCredentials("The phone number or the PIN is wrong.")
+    token, secret = AuthToken.objects.create(user=user)
+    return Login(token=secret, expires_at=token.expiry, user_id=user.pk)
+
+
+def _count_wrong_pin(user: CustomUser, at: datetime) -> TooManyTries | None:
+    user.failed_logins += 1
+    locks = user.failed_logins // TRIES_BEFORE_LOCK
+    locked = locks > 0 and user.failed_logins % TRIES_BEFORE_LOCK == 0
+    if locked:
+        user.locked_until = at + min(FIRST_LOCK * 2 ** min(locks - 1, 10), LONGEST_LOCK)
+    user.save(update_fields=["failed_logins", "locked_until"])
+    return TooManyTries(user.locked_until) if locked and user.locked_until else None

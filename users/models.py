@@ -1,0 +1,131 @@
+"""Who: members and staff, one table. The wallet's balance is theirs to see and the ledger's to move."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from decimal import Decimal
+from typing import Any
+
+from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from users import phone
+
+
+def _is_phone_number(typed: str) -> None:
+    try:
+        phone.normalise(typed)
+    except phone.NotAPhoneNumber as error:
+        raise ValidationError(str(error)) from error
+
+
+class PhoneField(models.CharField):
+    """A phone number, stored as twelve digits however it was typed or looked up."""
+
+    default_validators = [_is_phone_number]
+
+    def get_prep_value(self, value: Any) -> Any:
+        value = super().get_prep_value(value)
+        return value if value is None else phone.normalise(value)
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        stored = phone.normalise(getattr(model_instance, self.attname))
+        setattr(model_instance, self.attname, stored)
+        return stored
+
+
+class CustomUserManager(BaseUserManager["CustomUser"]):
+    def create_user(
+        self, phone_number: str, full_name: str = "", pin: str | None = None, password: str | None = None, **fields: Any
+    ) -> CustomUser:
+        """Create a member. `pin` and `password` are one thing: Django calls a PIN a password.
+
+        Raises: phone.NotAPhoneNumber; django.db.IntegrityError where the number is already a member's.
+        """
+        user = self.model(phone_number=phone_number, full_name=full_name, **fields)
+        user.set_password(pin if pin is not None else password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(
+        self, phone_number: str, full_name: str = "", password: str | None = None, pin: str | None = None, **fields: Any
+    ) -> CustomUser:
+        return self.create_user(phone_number, full_name, pin, password, is_staff=True, is_superuser=True, **fields)
+
+    def get_by_natural_key(self, username: str | None) -> CustomUser:
+        try:
+            return self.get(phone_number=phone.normalise(username or ""))
+        except phone.NotAPhoneNumber as error:
+            raise self.model.DoesNotExist(str(error)) from error
+
+
+class CustomUser(AbstractBaseUser, PermissionsMixin):
+    """A member, and with `is_staff` an operator.
+
+    `balance` is the cached balance of the member's wallet, in shillings. Saving a user never writes it. Assigning it
+    and saving posts the difference between what was assigned and what had been loaded, as a transfer against `opening`
+    (a trigger that payments installs does the posting, and refuses it in production).
+    """
+
+    public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    phone_number = PhoneField(max_length=12, unique=True)
+    full_name = models.CharField(max_length=120, blank=True)
+    balance = models.DecimalField(max_digits=14, decimal_places=2, default=Decimal("0.00"))
+    is_staff = models.BooleanField(default=False, help_text="May use the console and the admin calls.")
+    is_active = models.BooleanField(default=True)
+    date_joined = models.DateTimeField(default=timezone.now)
+    failed_logins = models.PositiveSmallIntegerField(default=0)
+    locked_until = models.DateTimeField(null=True, blank=True)
+
+    objects = CustomUserManager()
+    USERNAME_FIELD = "phone_number"
+    REQUIRED_FIELDS = ["full_name"]
+
+    class Meta:
+        verbose_name = "member"
+        constraints = [
+            models.CheckConstraint(condition=Q(phone_number__regex=phone.STORED), name="phone_is_a_kenyan_mobile"),
+            models.CheckConstraint(condition=Q(balance__gte=0), name="wallet_is_never_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.full_name or 'Member'} ({phone.masked(self.phone_number)})"
+
+    @classmethod
+    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any], **more: Any) -> CustomUser:
+        user = super().from_db(db, field_names, values, **more)
+        user._remember_balance()
+        return user
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        super().refresh_from_db(*args, **kwargs)
+        self._remember_balance()
+
+    def _remember_balance(self) -> None:
+        # A deferred balance was never read, so nothing can have been assigned over it.
+        self._loaded_balance = self.__dict__.get("balance")
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self._state.adding:
+            super().save(*args, **kwargs)
+            self._remember_balance()
+            return
+        named = kwargs.pop("update_fields", None)
+        columns = {field.name for field in self._meta.concrete_fields} - {"balance", "id"} - self.get_deferred_fields()
+        assigned = self.__dict__.get("balance") if named is None or "balance" in named else None
+        with transaction.atomic(using=kwargs.get("using")):
+            super().save(*args, update_fields=columns if named is None else set(named) - {"balance"}, **kwargs)
+            if assigned is not None and assigned != self._loaded_balance:
+                self._assign_balance(assigned)
+
+    def _assign_balance(self, assigned: Any) -> None:
+        if hasattr(assigned, "resolve_expression"):
+            balance = assigned
+        else:
+            balance = F("balance") + (Decimal(assigned) - (self._loaded_balance or Decimal(0)))
+        CustomUser.objects.filter(pk=self.pk).update(balance=balance)
+        self.refresh_from_db(fields=["balance"])
