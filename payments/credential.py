@@ -1,0 +1,56 @@
+"""M-Pesa's security credential: the initiator's password, encrypted for M-Pesa's certificate. Pure."""
+
+import base64
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
+
+
+class UnusableKey(ValueError):
+    """The file is no RSA certificate or public key, or the password does not fit it; the text says which."""
+
+
+def encrypt_credential(key_bytes: bytes, password: str) -> str:
+    """Encrypt the initiator's password as Daraja wants it: RSA PKCS#1 v1.5 over its UTF-8 bytes, then base64.
+
+    `key_bytes` is an X.509 certificate or a public key, PEM or DER. Its dates are not looked at: the certificates that
+    Safaricom hands out expired years ago and are still the right ones. The padding is random, so each call differs.
+    Raises: UnusableKey.
+    Source: Daraja portal, Transaction Status page, question 6.
+    """
+    key = _public_key(key_bytes)
+    plain = password.encode("utf-8")
+    longest = key.key_size // 8 - 11
+    if not 0 < len(plain) <= longest:
+        raise UnusableKey(f"The password must have 1 to {longest} bytes.")
+    return base64.b64encode(key.encrypt(plain, padding.PKCS1v15())).decode("ascii")
+
+
+def _public_key(key_bytes: bytes) -> rsa.RSAPublicKey:
+    stripped = key_bytes.removeprefix(b"\xef\xbb\xbf").strip()
+    if stripped.startswith(b"<"):
+        raise UnusableKey("This file is a web page, not a certificate: its download failed. Fetch it again.")
+    if b"PRIVATE KEY-----" in stripped:
+        raise UnusableKey("This file holds a private key. M-Pesa's certificate or public key is wanted.")
+    key: object
+    try:
+        if b"-----BEGIN CERTIFICATE-----" in stripped:
+            key = x509.load_pem_x509_certificate(stripped).public_key()
+        elif b"-----BEGIN" in stripped:
+            key = load_pem_public_key(stripped)
+        else:
+            key = _der_key(key_bytes)
+    except (ValueError, UnsupportedAlgorithm):
+        raise UnusableKey("This file is neither an X.509 certificate nor a public key, in PEM or DER.") from None
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise UnusableKey("This key is not RSA, and M-Pesa's is.")
+    return key
+
+
+def _der_key(key_bytes: bytes) -> object:
+    try:
+        return x509.load_der_x509_certificate(key_bytes).public_key()
+    except ValueError:
+        return load_der_public_key(key_bytes)
