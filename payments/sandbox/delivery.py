@@ -1,0 +1,101 @@
+"""Later: a clock thread that starts what is due, and the posts to the callback URLs."""
+
+import heapq
+import itertools
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import requests
+
+CALLBACK_TIMEOUT_SECONDS = (3.0, 10.0)
+
+
+class Delivery:
+    """Runs jobs after a delay on a bounded pool of threads; each thread keeps its connections to the receivers."""
+
+    def __init__(self, *, threads: int = 24) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="callback")
+        self._due: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._wake = threading.Condition()
+        self._order = itertools.count()
+        self._stopping = False
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+        self._clock = threading.Thread(target=self._run, name="delivery-clock", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        self._clock.start()
+
+    def stop(self) -> None:
+        """Forget jobs that are not due, finish those that run, close the connections."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._clock.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for session in self._sessions:
+            session.close()
+
+    def after(self, seconds: float, job: Callable[..., None], *arguments: object) -> None:
+        """Run a job on the pool in so many seconds."""
+        with self._wake:
+            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), job, arguments))
+            if self._due[0][3] is arguments:
+                self._wake.notify()
+
+    def at_once(self, job: Callable[..., None], *arguments: object) -> None:
+        """Run a job on the pool and wait for its end."""
+        self._pool.submit(job, *arguments).result()
+
+    def pending(self) -> int:
+        """Count the jobs that are not due."""
+        with self._wake:
+            return len(self._due)
+
+    def post(self, url: str, body: bytes) -> str:
+        """Post JSON once, following no redirect. Return the HTTP status, or the name of the error."""
+        try:
+            return self._post(url, body)
+        except requests.ConnectTimeout as error:
+            return type(error).__name__
+        except requests.ConnectionError as error:
+            if "NewConnectionError" in repr(error):
+                return type(error).__name__
+            # A receiver may close a kept connection at the very moment it is used again, which is no refusal.
+            try:
+                return self._post(url, body)
+            except requests.RequestException as again:
+                return type(again).__name__
+        except requests.RequestException as error:
+            return type(error).__name__
+
+    def _post(self, url: str, body: bytes) -> str:
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            # The environment's proxies are for the outside world, and looking them up costs more than the post.
+            session.trust_env = False
+            session.headers["Content-Type"] = "application/json"
+            self._sessions.append(session)
+        response = session.post(url, data=body, timeout=CALLBACK_TIMEOUT_SECONDS, allow_redirects=False)
+        return str(response.status_code)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._stopping and (not self._due or self._due[0][0] > time.monotonic()):
+                    self._wake.wait(self._due[0][0] - time.monotonic() if self._due else None)
+                if self._stopping:
+                    return
+                _, _, job, arguments = heapq.heappop(self._due)
+            self._pool.submit(job, *arguments).add_done_callback(_complain)
+
+
+def _complain(future: Future[None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)

@@ -1,0 +1,425 @@
+"""What can go wrong at M-Pesa: the table of faults, and the schedule that says whom each one strikes."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["payment", "status", "deposit"]
+
+# Codes with which the core says that the movement did not happen. Source: Daraja portal, B2C page, result codes.
+PAYMENT_FAILURES: Mapping[str, str] = {
+    "1": "The balance is insufficient for the transaction.",
+    "2": "Declined due to limit rule: less than the minimum transaction amount.",
+    "3": "Declined due to limit rule: greater than the maximum transaction amount.",
+    "4": "Declined due to limit rule: would exceed the daily transfer limit.",
+    "8": "Declined due to limit rule: would exceed the maximum balance.",
+    "11": "The DebitParty is in an invalid state.",
+    "21": "The initiator is not allowed to initiate this request.",
+    "2001": "The initiator information is invalid.",
+    "2006": "Declined due to account rule: the account status does not allow this transaction.",
+    "2028": "The request is not permitted according to product assignment.",
+    "2040": "Credit Party customer type (Unregistered or Registered Customer) can't be supported by the service.",
+    "8006": "The security credential is locked.",
+    "SFC_IC0003": "The operator does not exist.",
+}
+# Source: Daraja portal, M-Pesa Express page, result codes.
+DEPOSIT_FAILURES: Mapping[str, str] = {
+    "1": "The balance is insufficient for the transaction.",
+    "2": "Declined due to limit rule: less than the minimum transaction amount.",
+    "3": "Declined due to limit rule: greater than the maximum transaction amount.",
+    "4": "Declined due to limit rule: would exceed the daily transfer limit.",
+    "8": "Declined due to limit rule: would exceed the maximum balance.",
+    "17": "Rule limited: the same amount to the same customer within two minutes.",
+    "1019": "Transaction has expired.",
+    "1025": "An error occurred while sending a push request.",
+    "1032": "Request cancelled by user.",
+    "1037": "DS timeout user cannot be reached.",
+    "2001": "The initiator information is invalid.",
+    "2028": "The request is not permitted according to product assignment.",
+    "8006": "The security credential is locked.",
+    "SFC_IC0003": "The operator does not exist.",
+}
+SEEDED_FAILURES = ("1", "4", "8", "2001", "2040", "SFC_IC0003")
+AUTH_SPELLINGS = ("404.001.03", "401.002.01", "400.003.01", "404.001.04")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the table: what is seen on the wire, what became of the money, and where the fact comes from.
+
+    `choices` are the variants, one group per aspect: a specification may name one of each group, the seed picks the
+    rest. `seconds` is the default of a fault that takes a time. By seed a fault strikes only the `first` requests
+    (or status answers) of an originator conversation id, so that an honest repetition gets through; None is always.
+    """
+
+    name: str
+    wire: str
+    money: str
+    source: str
+    stages: frozenset[Stage] = frozenset({"payment"})
+    choices: tuple[tuple[str, ...], ...] = ()
+    seconds: float | None = None
+    first: int | None = None
+
+
+_BOTH: frozenset[Stage] = frozenset({"payment", "deposit"})
+_STATUS: frozenset[Stage] = frozenset({"status"})
+_RESULT_SAMPLES = "Daraja portal, sample results"
+
+TABLE: tuple[Fault, ...] = (
+    Fault(
+        "ack_lost",
+        "the connection closes without a response; the result follows",
+        "moves as usual",
+        "121-platform, sending of B2C requests; ordinary TCP",
+        stages=_BOTH,
+    ),
+    Fault(
+        "slow",
+        "the acknowledgement takes N seconds, mostly later than its result",
+        "moves as usual",
+        "Public integrations report acknowledgements slower than their read timeout",
+        stages=_BOTH,
+        seconds=6.0,
+    ),
+    Fault(
+        "error_500",
+        "HTTP 500 with 500.003.1001, or HTTP 503 with an HTML page",
+        "executed: moves and a result follows; dropped: never moves",
+        "Daraja portal, error table; safaricom/mpesa-php-sdk issue 58 for the bare 503",
+        choices=(("json", "html"), ("executed", "dropped")),
+        first=1,
+    ),
+    Fault(
+        "spike_arrest",
+        "HTTP 500 with 500.003.02",
+        "never moves; the same id is accepted later",
+        "Daraja portal, M-Pesa Express and Account Balance pages",
+        first=1,
+    ),
+    Fault(
+        "quota",
+        "HTTP 500 with 500.003.03",
+        "never moves; the same id is accepted later",
+        "Daraja portal, error table",
+        first=1,
+    ),
+    Fault(
+        "token_expired",
+        "the token ends early: one of the four spellings of a bad token",
+        "never moves; the same id is accepted with a new token",
+        "Daraja portal: Authorization, Reversal, Account Balance and Transaction Status pages",
+        choices=(AUTH_SPELLINGS,),
+        first=1,
+    ),
+    Fault(
+        "callback_lost",
+        "no result is posted",
+        "moves as usual",
+        "Daraja portal, Account Balance page: no automatic redelivery",
+        stages=_BOTH,
+    ),
+    Fault(
+        "callback_doubled",
+        "the same result is posted twice, at the same time",
+        "moves once",
+        "Public integrations report repeated callbacks",
+        stages=_BOTH,
+    ),
+    Fault(
+        "callback_early",
+        "the result is posted before the acknowledgement",
+        "moves as usual",
+        "121-platform pull request 5793",
+    ),
+    Fault(
+        "callback_late",
+        "the result is posted N seconds later",
+        "moves at the ordinary time",
+        "Issues of safaricom/mpesa-php-sdk: minutes to hours",
+        stages=_BOTH,
+        seconds=30.0,
+    ),
+    Fault(
+        "out_of_order",
+        "the result waits for the answer to a status query, at most N seconds",
+        "moves at the ordinary time",
+        "Public integrations: status answer before the payment result",
+        seconds=60.0,
+    ),
+    Fault(
+        "queue_timeout",
+        "a post to QueueTimeOutURL: the flat request, or a Result envelope with code 1",
+        "result: moves, a result follows; silence: moves, no result; dropped: never moves, no result",
+        "Safaricom/Huawei broker B2C specification (notifyQueueTimeout); 121-platform mock; SDK fixtures",
+        choices=(("flat", "envelope"), ("result", "silence", "dropped")),
+    ),
+    Fault(
+        "duplicate_id",
+        "a repeated id is acknowledged, then a result with code 15 carries the id of the original",
+        "the original stands, the repetition moves nothing",
+        "Daraja portal, Account Balance page, code 15; broker B2C specification",
+    ),
+    Fault(
+        "fail",
+        "a result with this definite failure code; a status query then says Failed",
+        "never moves",
+        "Daraja portal, B2C and M-Pesa Express pages, result codes",
+        stages=_BOTH,
+        choices=(tuple({**PAYMENT_FAILURES, **DEPOSIT_FAILURES}),),
+    ),
+    Fault(
+        "system_17",
+        "a result with code 17; a status query tells the truth",
+        "executed: moves; dropped: never moves",
+        "Daraja portal, B2C page, code 17: internal failure, a catch-all",
+        choices=(("executed", "dropped"),),
+    ),
+    Fault(
+        "string_codes",
+        'ResultCode and ResultType are strings ("0")',
+        "moves as usual",
+        _RESULT_SAMPLES,
+    ),
+    Fault(
+        "dict_parameter",
+        "ResultParameter is one object, the receipt, instead of a list",
+        "moves as usual",
+        "Daraja portal, B2C Account Top Up page, sample result",
+    ),
+    Fault(
+        "missing_values",
+        "some parameters have a Key and no Value, the receiver among them",
+        "moves as usual",
+        _RESULT_SAMPLES,
+    ),
+    Fault(
+        "masked_receiver",
+        "the receiver's number and name are masked (0722***149)",
+        "moves as usual",
+        "Reports of masked numbers from March 2026; unconfirmed for B2C",
+    ),
+    Fault(
+        "status_lost",
+        "a status query is acknowledged and never answered",
+        "untouched",
+        "Daraja portal, Account Balance page: no automatic redelivery",
+        stages=_STATUS,
+        first=1,
+    ),
+    Fault(
+        "status_not_found",
+        "a status query is answered with the not-found code although the payment is known",
+        "untouched",
+        "Broker B2C specification, code 49; the request may still sit in the broker's cache",
+        stages=_STATUS,
+        first=2,
+    ),
+)
+FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in TABLE}
+
+_SPEC = re.compile(r"(?P<name>[a-z0-9_]+?)(?::(?P<argument>[A-Za-z0-9_.+]+?))?(?:x(?P<count>[1-9][0-9]{0,8}))?")
+_PHONE = re.compile(r"254[17][0-9]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A fault asked for: `name`, `name:argument`, either with `xN` for the first N times only."""
+
+    text: str
+    fault: Fault
+    options: tuple[str, ...]
+    seconds: float | None
+    count: int | None
+
+
+def parse(text: str) -> Spec:
+    """Read a specification such as `callback_lost`, `fail:2040x1`, `slow:2` or `error_500:html+dropped`.
+
+    Raises: ValueError with a sentence for an unknown fault, variant or time.
+    """
+    match = _SPEC.fullmatch(text)
+    if match is None or match["name"] not in FAULTS:
+        raise ValueError(f"{text!r} names no fault; known are {', '.join(FAULTS)}")
+    fault, argument = FAULTS[match["name"]], match["argument"]
+    count = int(match["count"]) if match["count"] else None
+    if argument is None:
+        return Spec(text, fault, (), fault.seconds, count)
+    if fault.seconds is not None:
+        try:
+            return Spec(text, fault, (), float(argument), count)
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {fault.name} takes a number of seconds") from error
+    options = tuple(argument.split("+"))
+    for option in options:
+        if not any(option in group for group in fault.choices):
+            raise ValueError(f"{text!r}: {fault.name} has no variant {option!r}")
+    return Spec(text, fault, options, None, count)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read `all`, or fault names with commas between. Raises: ValueError for an unknown name."""
+    names = tuple(FAULTS) if text == "all" else tuple(name for name in text.split(",") if name)
+    for name in names:
+        if name not in FAULTS:
+            raise ValueError(f"{name!r} is no fault; known are {', '.join(FAULTS)}")
+    return names
+
+
+def parse_phone(text: str) -> tuple[str, str]:
+    """Read `2547XXXXXXXX=SPEC`. Raises: ValueError for a number or a specification that cannot be."""
+    phone, _, spec = text.partition("=")
+    if not _PHONE.fullmatch(phone):
+        raise ValueError(f"{phone!r} is not a number of twelve digits such as 254712345678")
+    parse(spec)
+    return phone, spec
+
+
+def draw(*parts: object) -> int:
+    """Draw 64 bits, the same for the same parts on every machine."""
+    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8])
+
+
+def fraction(*parts: object) -> float:
+    """Draw from [0, 1) the same number for the same parts."""
+    return (draw(*parts) >> 11) / (1 << 53)
+
+
+def pick(options: tuple[str, ...], *parts: object) -> str:
+    """Choose the same option for the same parts."""
+    return options[draw(*parts) % len(options)]
+
+
+@dataclass(frozen=True, slots=True)
+class Strikes:
+    """The faults of one request. `faults` maps a name to its settled variants and `seconds` to its time.
+
+    `spent` are the counted specifications used up by it, which the book keeps so that a restart counts on.
+    """
+
+    faults: Mapping[str, tuple[str, ...]]
+    seconds: Mapping[str, float]
+    spent: tuple[str, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.faults
+
+    def has(self, name: str, option: str) -> bool:
+        """Whether the fault strikes in this variant."""
+        return option in self.faults.get(name, ())
+
+    def texts(self) -> list[str]:
+        """Return specifications from which `parse` and `strikes_from` rebuild these strikes."""
+        arguments = {name: "+".join(options) for name, options in self.faults.items()}
+        arguments |= {name: str(seconds) for name, seconds in self.seconds.items()}
+        return [f"{name}:{argument}" if argument else name for name, argument in arguments.items()]
+
+
+NO_STRIKES = Strikes({}, {}, ())
+
+
+def strikes_from(texts: Iterable[str]) -> Strikes:
+    """Rebuild strikes written by `Strikes.texts`."""
+    specs = [parse(text) for text in texts]
+    if not specs:
+        return NO_STRIKES
+    return Strikes(
+        {spec.fault.name: spec.options for spec in specs},
+        {spec.fault.name: spec.seconds for spec in specs if spec.seconds is not None},
+        (),
+    )
+
+
+class Schedule:
+    """Decides which faults strike. The same seed gives an originator conversation id the same faults.
+
+    `rate` is the share of payments struck: it is divided evenly among `names`, each drawn on its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        rate: float = 0.0,
+        names: tuple[str, ...] = (),
+        phones: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self.seed = seed
+        self._lock = threading.Lock()
+        self._rate, self._names = 0.0, names
+        self._phones: dict[str, list[Spec]] = {}
+        self._spent: dict[tuple[str, str], int] = {}
+        self.set_rate(rate, names)
+        for phone, text in phones:
+            self.add(phone, text)
+
+    def set_rate(self, rate: float, names: tuple[str, ...]) -> None:
+        """Change the seeded faults from now on. Raises: ValueError for a rate outside 0 to 1."""
+        if not 0 <= rate <= 1:
+            raise ValueError(f"a fault rate lies between 0 and 1, not {rate}")
+        with self._lock:
+            self._rate, self._names = rate, names
+
+    def add(self, phone: str, text: str) -> None:
+        """Let a fault strike this phone from now on, its count starting afresh. Raises: ValueError."""
+        parse_phone(f"{phone}={text}")
+        with self._lock:
+            others = [spec for spec in self._phones.get(phone, []) if spec.text != text]
+            self._phones[phone] = [*others, parse(text)]
+            self._spent.pop((phone, text), None)
+
+    def clear(self, phone: str) -> None:
+        """Let no more faults by number strike this phone."""
+        with self._lock:
+            self._phones.pop(phone, None)
+
+    def spend(self, phone: str, texts: Iterable[str]) -> None:
+        """Count specifications that a former run of the same book has used up."""
+        with self._lock:
+            for text in texts:
+                self._spent[phone, text] = self._spent.get((phone, text), 0) + 1
+
+    def strikes(self, stage: Stage, *, key: str, phone: str, earlier: int) -> Strikes:
+        """Return what strikes the request of this id, after `earlier` requests of the same kind for it."""
+        with self._lock:
+            rate, names = self._rate, self._names
+            specs = []
+            for spec in self._phones.get(phone, ()):
+                if stage in spec.fault.stages and self._fits(spec, stage) and self._left(phone, spec):
+                    specs.append(spec)
+                    if spec.count is not None:
+                        self._spent[phone, spec.text] = self._spent.get((phone, spec.text), 0) + 1
+        spent = tuple(spec.text for spec in specs if spec.count is not None)
+        if rate and stage != "deposit":
+            for name in names:
+                fault = FAULTS[name]
+                if stage in fault.stages and (fault.first is None or earlier < fault.first):
+                    if fraction(self.seed, key, name) < rate / len(names):
+                        specs.append(parse(name))
+        if not specs:
+            return NO_STRIKES
+        faults = {spec.fault.name: self._settled(spec, key) for spec in reversed(specs)}
+        seconds = {spec.fault.name: spec.seconds for spec in reversed(specs) if spec.seconds is not None}
+        return Strikes(faults, seconds, spent)
+
+    def _left(self, phone: str, spec: Spec) -> bool:
+        return spec.count is None or self._spent.get((phone, spec.text), 0) < spec.count
+
+    @staticmethod
+    def _fits(spec: Spec, stage: Stage) -> bool:
+        # A failure code of M-Pesa Express says nothing about a B2C payment, and the reverse.
+        codes = PAYMENT_FAILURES if stage == "payment" else DEPOSIT_FAILURES
+        return spec.fault.name != "fail" or not spec.options or spec.options[0] in codes
+
+    def _settled(self, spec: Spec, key: str) -> tuple[str, ...]:
+        fault = spec.fault
+        groups = (SEEDED_FAILURES,) if fault.name == "fail" and not spec.options else fault.choices
+        return tuple(
+            next((option for option in spec.options if option in group), None)
+            or pick(group, self.seed, key, fault.name, number)
+            for number, group in enumerate(groups)
+        )

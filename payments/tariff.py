@@ -1,0 +1,51 @@
+"""What M-Pesa charges the business for one B2C payment to a registered customer, by date."""
+
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+
+
+class NoTariff(LookupError):
+    """No published charge covers this amount on this day."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tariff:
+    since: date
+    bands: tuple[tuple[Decimal, Decimal], ...]  # (largest amount of the band, charge), both in shillings
+
+
+# Newest first. The form of 1 August 2023 stops at 150,000; the last band repeats its price up to today's limit,
+# which the statement corrects if Safaricom says otherwise.
+_TARIFFS = (
+    _Tariff(
+        since=date(2023, 8, 1),
+        bands=(
+            (Decimal(100), Decimal(0)),
+            (Decimal(1_500), Decimal(5)),
+            (Decimal(5_000), Decimal(9)),
+            (Decimal(20_000), Decimal(11)),
+            (Decimal(150_000), Decimal(13)),
+            (Decimal(250_000), Decimal(13)),
+        ),
+    ),
+)
+
+
+def charge(amount: Decimal, on: date) -> Decimal:
+    """Price one payment.
+
+    Units: shillings; `on` is the Nairobi date of the payment.
+    Idempotent: pure.
+    Raises: NoTariff for an amount or a day outside the published tables.
+    Source: Safaricom B2C tariff form "C1-Public" of 1 August 2023.
+    """
+    if not amount.is_finite() or amount <= 0:
+        raise NoTariff(f"no charge for an amount of {amount}")
+    for tariff in _TARIFFS:
+        if on >= tariff.since:
+            for largest, price in tariff.bands:
+                if amount <= largest:
+                    return price
+            raise NoTariff(f"the tariff of {tariff.since} has no band for {amount}")
+    raise NoTariff(f"no tariff on file for {on}")
