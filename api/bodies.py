@@ -1,0 +1,84 @@
+"""Reading a request: who calls, and strict fields, so that what is not exactly meant is refused by name."""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+from rest_framework import serializers
+from rest_framework.exceptions import NotAuthenticated
+from rest_framework.fields import empty
+from rest_framework.request import Request
+
+from users.models import CustomUser
+
+LARGEST_ID = 2**63 - 1
+_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,2})?", re.ASCII)
+
+
+class StrictInteger(serializers.IntegerField):
+    """A JSON whole number; not a float, not a text, not true."""
+
+    def to_internal_value(self, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail("invalid")
+        return super().to_internal_value(value)
+
+
+class StrictText(serializers.CharField):
+    """A JSON text; not a number."""
+
+    def to_internal_value(self, value: object) -> str:
+        if not isinstance(value, str):
+            self.fail("invalid")
+        return super().to_internal_value(value)
+
+
+class Body(serializers.Serializer):
+    """A request's body; a field it does not know is refused, so that a misspelt one is not ignored."""
+
+    def run_validation(self, body: object = empty) -> object:
+        if isinstance(body, dict):
+            unknown = sorted(set(body) - set(self.fields))
+            if unknown:
+                raise serializers.ValidationError({unknown[0]: ["This field is not known here."]})
+        return super().run_validation(body)
+
+
+class Shillings(serializers.Field):
+    """An amount in shillings with at most two decimals, as a JSON number or text; no blanks, no underscores, no 1e9."""
+
+    default_error_messages = {
+        "invalid": "Must be an amount such as 100 or 99.50, with at most two decimals.",
+        "low": "Must be at least {low}.",
+        "high": "Must be at most {high}.",
+    }
+
+    def __init__(self, *, low: Decimal, high: Decimal, **options: Any) -> None:
+        super().__init__(**options)
+        self.low, self.high = low, high
+
+    def to_internal_value(self, value: object) -> Decimal:
+        if isinstance(value, bool) or not isinstance(value, str | int | Decimal) or not _AMOUNT.fullmatch(str(value)):
+            self.fail("invalid")
+        amount = Decimal(str(value))
+        if amount < self.low:
+            self.fail("low", low=self.low)
+        if amount > self.high:
+            self.fail("high", high=self.high)
+        return amount
+
+    def to_representation(self, value: Decimal) -> str:
+        return f"{value:.2f}"
+
+
+def checked(body: serializers.Serializer) -> dict[str, Any]:
+    """The body's values once every field is right. Raises: serializers.ValidationError, which names the field."""
+    body.is_valid(raise_exception=True)
+    return body.validated_data
+
+
+def caller(request: Request) -> CustomUser:
+    """The member whose token the request bears. Raises: NotAuthenticated."""
+    if not isinstance(request.user, CustomUser):
+        raise NotAuthenticated
+    return request.user

@@ -1,0 +1,117 @@
+"""What callers see when something is refused: one envelope, one table from the refusal to its status and code."""
+
+import logging
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import OperationalError
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions
+from rest_framework.parsers import BaseParser
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from markets import parimutuel
+from payments import callbacks, daraja_messages, payouts, settlement, stakes
+from users import auth, phone
+
+log = logging.getLogger(__name__)
+
+REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    auth.WrongCredentials: (401, "wrong_credentials"),
+    auth.TooManyTries: (429, "too_many_tries"),
+    phone.NotAPhoneNumber: (400, "not_a_phone_number"),
+    parimutuel.UnknownOutcome: (400, "unknown_outcome"),
+    parimutuel.BadWeights: (400, "bad_weights"),
+    settlement.MarketNotFound: (404, "market_not_found"),
+    settlement.UnknownReason: (400, "unknown_reason"),
+    settlement.MarketAlreadyResolved: (409, "market_already_resolved"),
+    stakes.MarketNotOpen: (409, "market_not_open"),
+    stakes.OutcomeNotInMarket: (400, "unknown_outcome"),
+    stakes.InsufficientFunds: (409, "insufficient_funds"),
+    stakes.ClientRefReused: (409, "idempotency_key_reused"),
+    payouts.TransactionNotFound: (404, "transaction_not_found"),
+    payouts.PayoutNotRetryable: (409, "payout_not_retryable"),
+    callbacks.UnknownAddress: (404, "not_found"),
+    callbacks.UnknownReference: (404, "unknown_reference"),
+    daraja_messages.Unreadable: (400, "unreadable_body"),
+    RequestDataTooBig: (400, "body_too_large"),
+    # The database is restarting or full: nothing was done, and the same call may be made again.
+    OperationalError: (503, "try_again"),
+}
+FRAMEWORK = {
+    400: "invalid",
+    401: "not_authenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    415: "not_json",
+    429: "too_many_requests",
+}
+
+
+def envelope(code: str, message: str, details: Any = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "details": details or {}}
+
+
+def answer(error: Exception, context: dict[str, Any]) -> Response | None:
+    """Turn a refusal into the envelope; anything not in the table is a bug and stays a 500 without a trace of it."""
+    for kind in type(error).__mro__:
+        if kind in REFUSALS:
+            code_status, code = REFUSALS[kind]
+            set_rollback()
+            if code_status == 503:
+                log.error("Database not available: %s", error)
+                return Response(envelope(code, "The service is not available at the moment."), status=code_status)
+            return Response(envelope(code, str(error)), status=code_status)
+    if isinstance(error, Http404):
+        error = exceptions.NotFound()
+    elif isinstance(error, PermissionDenied):
+        error = exceptions.PermissionDenied()
+    if not isinstance(error, exceptions.APIException):
+        return None
+    set_rollback()
+    headers = {}
+    if auth_header := getattr(error, "auth_header", None):
+        headers["WWW-Authenticate"] = auth_header
+    if isinstance(error, exceptions.ValidationError):
+        details = error.detail if isinstance(error.detail, dict) else {"body": error.detail}
+        return Response(envelope("invalid", _first(details), details), status=400)
+    return Response(
+        envelope(FRAMEWORK.get(error.status_code, "error"), str(error.detail)),
+        status=error.status_code,
+        headers=headers,
+    )
+
+
+def _first(details: dict[str, Any]) -> str:
+    """The first fault as a sentence that names its field."""
+    field, faults = next(iter(details.items()))
+    if isinstance(faults, dict):
+        return f"{field}: {_first(faults)}"
+    return f"{field}: {faults[0] if isinstance(faults, list) and faults else faults}"
+
+
+class StrictJSONParser(BaseParser):
+    """JSON objects as RFC 8259 means them: UTF-8, one value a key, bounded depth, no NaN, no NUL, no lone surrogate."""
+
+    media_type = "application/json"
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> dict[str, Any]:
+        try:
+            return daraja_messages.read_object(stream.read(), max_bytes=64 * 1024)
+        except daraja_messages.Unreadable as error:
+            raise exceptions.ParseError(f"The body must be a JSON object: {error}") from error
+
+
+def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return JsonResponse(envelope("not_found", "There is nothing at this address."), status=404)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return JsonResponse(envelope("invalid", "The request cannot be read."), status=400)
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(envelope("error", "Something went wrong on our side; it has been logged."), status=500)

@@ -1,0 +1,380 @@
+"""Every setting, read once from the environment by typed readers. `.env.example` has a line on each.
+
+A wrong value stops the start with a sentence that names the variable and the rule.
+"""
+
+import ipaddress
+import os
+import secrets
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+from dotenv import load_dotenv
+
+from api import embedded
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+STATE_DIR = BASE_DIR / ".kasoko"
+
+load_dotenv(os.environ.get("KASOKO_ENV_FILE", BASE_DIR / ".env"))
+
+
+# --- typed readers ---------------------------------------------------------------------------------------------------
+
+
+def text(name: str, default: str = "") -> str:
+    return os.environ.get(name, "").strip() or default
+
+
+def flag(name: str, default: bool) -> bool:
+    value = text(name, str(default)).lower()
+    if value not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+        raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}.")
+    return value in {"true", "1", "yes", "on"}
+
+
+def whole(name: str, default: int, *, low: int, high: int) -> int:
+    value = text(name, str(default))
+    if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+        raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+    return int(value)
+
+
+def decimal(name: str, default: str, *, low: str, high: str, places: int = 2) -> Decimal:
+    value = text(name, default)
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        raise ImproperlyConfigured(f"{name} must be a number from {low} to {high}, not {value!r}.") from None
+    if not number.is_finite() or not Decimal(low) <= number <= Decimal(high):
+        raise ImproperlyConfigured(f"{name} must be a number from {low} to {high}, not {value!r}.")
+    if number != round(number, places):
+        raise ImproperlyConfigured(f"{name} may have at most {places} decimal places, not {value!r}.")
+    return number
+
+
+def one_of(name: str, default: str, choices: tuple[str, ...]) -> str:
+    value = text(name, default)
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+def words(name: str, default: str = "") -> list[str]:
+    return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+# --- what kind of place this is --------------------------------------------------------------------------------------
+
+MPESA_PRODUCTION = flag("MPESA_PRODUCTION", False)
+DEBUG = flag("DEBUG", False)
+if MPESA_PRODUCTION:
+    if DEBUG:
+        raise ImproperlyConfigured("DEBUG must be False when MPESA_PRODUCTION is True.")
+    for required in ("DJANGO_SECRET_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "CELERY_BROKER_URL"):
+        if not text(required):
+            raise ImproperlyConfigured(f"{required} must be set when MPESA_PRODUCTION is True.")
+
+# Where no server is given, the project runs its own PostgreSQL and Redis under .kasoko/ (never in production).
+_missing = {"postgres": not text("DATABASE_URL"), "redis": not text("CELERY_BROKER_URL")}
+if any(_missing.values()):
+    for _name, _url in embedded.ensure(BASE_DIR, postgres=_missing["postgres"], redis=_missing["redis"]).items():
+        if not text(_name):
+            os.environ[_name] = _url
+
+
+def _secret_key() -> str:
+    """The key given, or (outside production) one made here once and kept in `.kasoko/secret_key`."""
+    if text("DJANGO_SECRET_KEY"):
+        return text("DJANGO_SECRET_KEY")
+    path = STATE_DIR / "secret_key"
+    STATE_DIR.mkdir(mode=0o700, exist_ok=True)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(50))
+    except FileExistsError:
+        pass
+    return path.read_text(encoding="ascii")
+
+
+SECRET_KEY = _secret_key()
+if MPESA_PRODUCTION and len(SECRET_KEY) < 40:
+    raise ImproperlyConfigured("DJANGO_SECRET_KEY must have at least 40 characters when MPESA_PRODUCTION is True.")
+SECRET_KEY_FALLBACKS = words("DJANGO_SECRET_KEY_FALLBACKS")
+ALLOWED_HOSTS = words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+if MPESA_PRODUCTION and "*" in ALLOWED_HOSTS:
+    raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts, not *, when MPESA_PRODUCTION is True.")
+CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
+
+# --- Django ----------------------------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "api.console.ConsoleConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "knox",
+    "users",
+    "markets",
+    "payments",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "api.urls"
+WSGI_APPLICATION = "api.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_USER_MODEL = "users.CustomUser"
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "Africa/Nairobi"
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = STATE_DIR / "static"
+# Outside production the admin's files are served from the packages, so nobody has to run collectstatic first.
+WHITENOISE_USE_FINDERS = not MPESA_PRODUCTION
+WHITENOISE_AUTOREFRESH = False
+# A callback that had to be redirected would lose its body, so a path is right or it is 404.
+APPEND_SLASH = False
+DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Strict"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = MPESA_PRODUCTION
+SECURE_SSL_REDIRECT = MPESA_PRODUCTION
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]
+SECURE_HSTS_SECONDS = 31_536_000 if MPESA_PRODUCTION else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = MPESA_PRODUCTION
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+# Proxies in front of us whose X-Forwarded-For entries we believe, counted from the right; 0 means none.
+TRUSTED_PROXY_HOPS = whole("TRUSTED_PROXY_HOPS", 0, low=0, high=5)
+if TRUSTED_PROXY_HOPS:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+
+def _database(url: str) -> dict[str, object]:
+    """Django's settings of a `postgres://user:password@host:port/name` URL; `?host=/socket/dir` works too."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgres", "postgresql"}:
+        raise ImproperlyConfigured(
+            f"DATABASE_URL must begin with postgres:// (KASOKO runs on PostgreSQL), not {url[:8]!r}…."
+        )
+    options = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.lstrip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": unquote(options.pop("host", parts.hostname or "")),
+        "PORT": str(parts.port or ""),
+        "CONN_MAX_AGE": 600,
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": {
+            **{name: unquote(value) for name, value in options.items()},
+            "connect_timeout": 5,
+            # The last one tells the triggers on money that assigned balances and unbooked bets are to be refused.
+            "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=60s"
+            f" -c kasoko.production={'on' if MPESA_PRODUCTION else 'off'}",
+        },
+    }
+
+
+DATABASES = {"default": _database(text("DATABASE_URL"))}
+
+# --- Redis and Celery ------------------------------------------------------------------------------------------------
+
+REDIS_URL = text("CACHE_URL") or (
+    text("CELERY_BROKER_URL") if text("CELERY_BROKER_URL").startswith(("redis://", "rediss://", "unix://")) else ""
+)
+if not REDIS_URL:
+    raise ImproperlyConfigured("CACHE_URL must be a redis:// URL when CELERY_BROKER_URL is not one.")
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "kasoko",
+        "OPTIONS": {"socket_connect_timeout": 2, "socket_timeout": 2},
+    }
+}
+CELERY_BROKER_URL = text("CELERY_BROKER_URL")
+CELERY_RESULT_BACKEND = text("CELERY_RESULT_BACKEND") or None
+CELERY_TIMEZONE = "Africa/Nairobi"
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_STORE_ERRORS_EVEN_IF_IGNORED = False
+CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_ACKS_LATE = CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_CONCURRENCY = whole("CELERY_WORKER_CONCURRENCY", 4, low=1, high=256)
+CELERY_WORKER_SEND_TASK_EVENTS = True
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 10
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+# An edge that cannot reach the broker says so at once: the sweep does what the message would have hinted at.
+CELERY_TASK_PUBLISH_RETRY = False
+CELERY_BROKER_CONNECTION_TIMEOUT = 2
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 900,
+    "unacked_restore_throttle": 1,
+    "unacked_restore_interval": 10,
+    "max_connections": 100,
+    "socket_connect_timeout": 2,
+    "socket_timeout": 30,
+    "socket_keepalive": True,
+}
+CELERY_BEAT_SCHEDULE_FILENAME = str(STATE_DIR / "celerybeat-schedule")
+STATE_DIR.mkdir(mode=0o700, exist_ok=True)
+SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
+
+
+def _every_sweep(task: str) -> dict[str, object]:
+    # A sweep that could not run in time is dropped rather than queued: the next one does the same.
+    return {"task": task, "schedule": SWEEP_EVERY_SECONDS, "options": {"expires": SWEEP_EVERY_SECONDS}}
+
+
+CELERY_BEAT_SCHEDULE = {
+    "settle what is resolved": _every_sweep("payments.settlement_tasks.settle_resolved_markets"),
+    "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts"),
+    "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
+    "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
+}
+
+# --- REST ------------------------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["knox.auth.TokenAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": ["api.errors.StrictJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "EXCEPTION_HANDLER": "api.errors.answer",
+    "DEFAULT_PAGINATION_CLASS": None,
+    "COERCE_DECIMAL_TO_STRING": True,
+    "UNAUTHENTICATED_USER": None,
+}
+REST_KNOX = {
+    "AUTH_HEADER_PREFIX": "Bearer",
+    "TOKEN_TTL": timedelta(hours=whole("TOKEN_HOURS", 8, low=1, high=720)),
+    "TOKEN_PREFIX": "ksk_",
+}
+
+# --- M-Pesa ----------------------------------------------------------------------------------------------------------
+
+MPESA_HOSTS = {False: "https://sandbox.safaricom.co.ke", True: "https://api.safaricom.co.ke"}
+MPESA_BASE_URL = text("MPESA_BASE_URL", MPESA_HOSTS[MPESA_PRODUCTION]).rstrip("/")
+MPESA_CONSUMER_KEY = text("MPESA_CONSUMER_KEY", "unset")
+MPESA_CONSUMER_SECRET = text("MPESA_CONSUMER_SECRET", "unset")
+MPESA_INITIATOR_NAME = text("MPESA_INITIATOR_NAME", "testapi")
+MPESA_SECURITY_CREDENTIAL_ENCRYPTED = text("MPESA_SECURITY_CREDENTIAL_ENCRYPTED", "unset")
+MPESA_PAYBILL = text("MPESA_PAYBILL", "600000")
+MPESA_PASSKEY = text("MPESA_PASSKEY", "unset")
+MPESA_CALLBACK_URL = text("MPESA_CALLBACK_URL", "http://127.0.0.1:8000/api/payments/b2c-callback/")
+MPESA_COMMAND_ID = one_of(
+    "MPESA_COMMAND_ID", "BusinessPayment", ("BusinessPayment", "PromotionPayment", "SalaryPayment")
+)
+MPESA_TIMEOUT_SECONDS = decimal("MPESA_TIMEOUT_SECONDS", "4", low="0.5", high="60")
+MPESA_CONFIRM_ABOVE = decimal("MPESA_CONFIRM_ABOVE", "50000", low="0", high="1000000000")
+MPESA_CALLBACK_SOURCES = words(
+    "MPESA_CALLBACK_SOURCES",
+    "196.201.212.69,196.201.212.74,196.201.212.127,196.201.212.128,196.201.212.129,196.201.212.132,196.201.212.136,"
+    "196.201.212.138,196.201.213.44,196.201.213.114,196.201.214.200,196.201.214.206,196.201.214.207,196.201.214.208",
+)
+for _address in MPESA_CALLBACK_SOURCES:
+    try:
+        ipaddress.ip_network(_address)
+    except ValueError:
+        raise ImproperlyConfigured(f"MPESA_CALLBACK_SOURCES has {_address!r}, which is no IP address.") from None
+
+_callback = urlsplit(MPESA_CALLBACK_URL)
+if _callback.scheme not in {"http", "https"} or not _callback.hostname or _callback.query or _callback.fragment:
+    raise ImproperlyConfigured(f"MPESA_CALLBACK_URL must be a plain http(s) URL, not {MPESA_CALLBACK_URL!r}.")
+if not _callback.path.endswith("/b2c-callback/"):
+    raise ImproperlyConfigured("MPESA_CALLBACK_URL must end in /api/payments/b2c-callback/ (the slash included).")
+for _word in ("mpesa", "m-pesa", "safaricom", "exe", "exec", "cmd", "sql", "query"):
+    if _word in MPESA_CALLBACK_URL.lower():
+        raise ImproperlyConfigured(f"MPESA_CALLBACK_URL contains {_word!r}, which M-Pesa refuses in callback URLs.")
+if MPESA_PRODUCTION:
+    if MPESA_BASE_URL != MPESA_HOSTS[True]:
+        raise ImproperlyConfigured(f"MPESA_BASE_URL must be {MPESA_HOSTS[True]} when MPESA_PRODUCTION is True.")
+    if _callback.scheme != "https":
+        raise ImproperlyConfigured("MPESA_CALLBACK_URL must be https when MPESA_PRODUCTION is True.")
+    for _name in (
+        "MPESA_CONSUMER_KEY",
+        "MPESA_CONSUMER_SECRET",
+        "MPESA_INITIATOR_NAME",
+        "MPESA_SECURITY_CREDENTIAL_ENCRYPTED",
+        "MPESA_PAYBILL",
+    ):
+        if not text(_name) or text(_name).startswith("your_"):
+            raise ImproperlyConfigured(f"{_name} must be set when MPESA_PRODUCTION is True.")
+    if not (MPESA_PAYBILL.isdigit() and 5 <= len(MPESA_PAYBILL) <= 7):
+        raise ImproperlyConfigured("MPESA_PAYBILL must be a shortcode of 5 to 7 digits.")
+
+# --- payouts ---------------------------------------------------------------------------------------------------------
+
+PAYOUT_PLATFORM_FEE_PCT = decimal("PAYOUT_PLATFORM_FEE_PCT", "5.00", low="0", high="100")
+PAYOUT_PROTECT_STAKE = flag("PAYOUT_PROTECT_STAKE", True)
+PAYOUT_DESTINATION = one_of("PAYOUT_DESTINATION", "mpesa", ("mpesa", "wallet"))
+PAYOUT_MIN_AMOUNT = whole("PAYOUT_MIN_AMOUNT", 10, low=1, high=250_000)
+PAYOUT_MAX_AMOUNT = whole("PAYOUT_MAX_AMOUNT", 250_000, low=1, high=1_000_000)
+if PAYOUT_MAX_AMOUNT < PAYOUT_MIN_AMOUNT:
+    raise ImproperlyConfigured("PAYOUT_MAX_AMOUNT must not be less than PAYOUT_MIN_AMOUNT.")
+PAYOUT_DAY_LIMIT = whole("PAYOUT_DAY_LIMIT", 500_000, low=1, high=10_000_000)
+if PAYOUT_DAY_LIMIT < PAYOUT_MAX_AMOUNT:
+    raise ImproperlyConfigured("PAYOUT_DAY_LIMIT must not be less than PAYOUT_MAX_AMOUNT.")
+PAYOUT_TPS = decimal("PAYOUT_TPS", "5", low="0.1", high="10000")
+PAYOUT_QUERY_AFTER = whole("PAYOUT_QUERY_AFTER", 20, low=1, high=86_400)
+PAYOUT_QUERY_GAP = whole("PAYOUT_QUERY_GAP", 60, low=1, high=86_400)
+PAYOUT_REVIEW_AFTER = whole("PAYOUT_REVIEW_AFTER", 86_400, low=1, high=30 * 86_400)
+PAYOUT_RESEND_HORIZON = whole("PAYOUT_RESEND_HORIZON", 1_800, low=0, high=86_400)
+PAYOUT_RETRY_AFTER = whole("PAYOUT_RETRY_AFTER", 15, low=1, high=3_600)
+SETTLEMENT_CHUNK = whole("SETTLEMENT_CHUNK", 20_000, low=1, high=1_000_000)
+
+# --- log -------------------------------------------------------------------------------------------------------------
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {
+            "()": "api.logs.MaskingFormatter",
+            "format": "[{asctime}: {levelname}/{name}] {message}",
+            "style": "{",
+        }
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+    "loggers": {"django.server": {"handlers": ["console"], "level": "INFO", "propagate": False}},
+}

@@ -1,0 +1,138 @@
+"""Money in the console: read-only, with actions that call the same services as the REST calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+
+from payments import payouts, settlement_tasks
+from payments.models import (
+    Attempt,
+    Callback,
+    LedgerAccount,
+    Settlement,
+    StatusQuery,
+    Transaction,
+    Transfer,
+)
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class AttemptInline(admin.TabularInline):
+    model = Attempt
+    fields = ("originator_conversation_id", "kind", "state", "posted_at", "result_code", "result_words", "receipt")
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Transaction)
+class TransactionAdmin(ReadOnlyAdmin):
+    list_display = ("id", "external_ref", "user", "type", "destination", "amount", "status", "reason", "created_at")
+    list_filter = ("status", "type", "destination")
+    search_fields = ("external_ref", "receipt", "phone_number")
+    list_select_related = ("user",)
+    inlines = (AttemptInline,)
+    actions = ("send_again", "pay_to_wallet")
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("payments.change_transaction")
+
+    @admin.action(description="Send the failed payouts chosen again", permissions=["act"])
+    def send_again(self, request: HttpRequest, chosen: QuerySet[Transaction]) -> None:
+        done = self._each(request, chosen, payouts.retry)
+        if done:
+            settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+            messages.success(request, f"{done} of the payouts chosen will be sent again.")
+
+    @admin.action(description="Pay the failed payouts chosen into the wallet instead", permissions=["act"])
+    def pay_to_wallet(self, request: HttpRequest, chosen: QuerySet[Transaction]) -> None:
+        done = self._each(request, chosen, payouts.redirect_to_wallet)
+        if done:
+            messages.success(request, f"{done} of the payouts chosen were paid into the wallet.")
+
+    def _each(self, request: HttpRequest, chosen: QuerySet[Transaction], decide: Callable[..., Transaction]) -> int:
+        done = 0
+        for transaction_id in chosen.order_by("pk").values_list("pk", flat=True):
+            try:
+                decide(transaction_id=transaction_id, at=timezone.now())
+                done += 1
+            except payouts.PayoutNotRetryable as refusal:
+                messages.warning(request, str(refusal))
+        return done
+
+
+@admin.register(Settlement)
+class SettlementAdmin(ReadOnlyAdmin):
+    list_display = ("id", "market", "number", "rule", "state", "pool", "fee", "net", "resolved_by", "settled_at")
+    list_filter = ("state", "rule")
+    list_select_related = ("market", "resolved_by")
+
+
+@admin.register(Attempt)
+class AttemptAdmin(ReadOnlyAdmin):
+    list_display = (
+        "originator_conversation_id",
+        "amount",
+        "state",
+        "posted_at",
+        "next_query_at",
+        "result_code",
+        "receipt",
+    )
+    list_filter = ("state", "kind")
+    search_fields = ("originator_conversation_id", "conversation_id", "receipt")
+    exclude = ("token_hash",)
+
+
+@admin.register(StatusQuery)
+class StatusQueryAdmin(ReadOnlyAdmin):
+    list_display = ("id", "attempt", "number", "asked_at", "verdict", "answered_at")
+    list_filter = ("verdict",)
+    list_select_related = ("attempt",)
+    exclude = ("token_hash",)
+
+
+@admin.register(Callback)
+class CallbackAdmin(ReadOnlyAdmin):
+    """The bodies hold names and phones of members: they are not shown here."""
+
+    list_display = ("id", "kind", "attempt", "received_at", "source_ip", "trusted", "applied_at", "verdict")
+    list_filter = ("kind", "trusted")
+    list_select_related = ("attempt",)
+    exclude = ("body",)
+
+
+@admin.register(LedgerAccount)
+class LedgerAccountAdmin(ReadOnlyAdmin):
+    list_display = ("code", "kind")
+    list_filter = ("kind",)
+    search_fields = ("code",)
+
+
+@admin.register(Transfer)
+class TransferAdmin(ReadOnlyAdmin):
+    list_display = ("key", "debit", "credit", "amount", "code", "at")
+    list_filter = ("code",)
+    search_fields = ("key",)
+    list_select_related = ("debit", "credit")

@@ -1,0 +1,320 @@
+"""What we know of an attempt's fate, and what each piece of evidence does to the books.
+
+    paid      a result that matches id, amount, phone and token; large ones also need a status query's word
+    failed    a definite code in a callback and a status query that agrees; two status queries apart in time that agree;
+              or an HTTP rejection where no POST of this id had ended in doubt
+    in doubt  everything else: we ask, and send the same id again only within the resend horizon
+
+Paid evidence beats failure evidence, whenever it comes: what M-Pesa did is recorded, never refused. What does not match
+changes no state. The caller owns the database transaction. Lock order: Transaction, Attempt, then wallets (ledger).
+"""
+
+import logging
+from datetime import datetime, timedelta
+
+from django.db.models import Max
+
+from markets.models import NAIROBI
+from payments import daraja_messages, ledger, tariff
+from payments.addresses import Addresses, token_hash
+from payments.models import Attempt, StatusQuery, Transaction
+from payments.policy import Policy
+
+alarm = logging.getLogger("kasoko.alarm")
+
+LONGEST_WAIT = timedelta(minutes=5)
+
+State = Attempt.State
+Status = Transaction.Status
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------
+
+
+def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    """Apply the result of one attempt, in the caller's transaction, and say what came of it.
+
+    Locks: Transaction, Attempt.
+    """
+    payout, attempt = locked(attempt_id)
+    if result.originator_conversation_id != attempt.originator_conversation_id:
+        return _mismatch(attempt, "the result names another request", at)
+    if result.says_paid:
+        if result.amount not in (None, attempt.amount):
+            return _mismatch(attempt, f"the result says {result.amount} instead of {attempt.amount}", at)
+        receiver = result.receiver_phone_visible
+        if receiver is not None and not daraja_messages.phone_is_compatible(receiver, attempt.phone_number):
+            return _mismatch(attempt, "the result names another phone", at)
+        complete = None not in (result.amount, receiver, result.receipt)
+        if (trusted and complete and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
+            return _pay(payout, attempt, receipt=result.receipt or "", at=at)
+        return _claimed(attempt, result, "paid, to be confirmed by a status query", at)
+    if attempt.state == State.PAID:
+        alarm.warning("Attempt %s is paid; a result with code %s came after it", attempt, result.result_code)
+        return "kept as paid: a failure after proof of payment changes nothing"
+    if attempt.state == State.FAILED:
+        return "failed already"
+    if daraja_messages.meaning(result.result_code).definite and result.is_final:
+        return _claimed(attempt, result, "failed, to be confirmed by a status query", at)
+    attempt.result_words = f"{result.result_code} {result.result_desc}"[:300]
+    doubt(attempt, ask_at=at + policy.query_after, at=at)
+    return f"in doubt: code {result.result_code} proves nothing"
+
+
+def hear_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
+    """M-Pesa's queue gave up on a request, or says so: no proof of anything, so we ask.
+
+    Locks: Transaction, Attempt.
+    """
+    _, attempt = locked(attempt_id)
+    if attempt.state in (State.PAID, State.FAILED):
+        return f"{attempt.state} already"
+    doubt(attempt, ask_at=at + policy.query_after, at=at)
+    return "in doubt: a queue timeout proves nothing"
+
+
+def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: datetime, policy: Policy) -> str:
+    """Apply the answer to one status query, in the caller's transaction, and say what came of it.
+
+    Locks: Transaction, Attempt.
+    """
+    query = StatusQuery.objects.get(pk=query_id)
+    payout, attempt = locked(query.attempt_id)
+    if answer.originator_conversation_id not in (None, attempt.originator_conversation_id):
+        return _mismatch(attempt, "the answer is about another request", at)
+    if answer.verdict == "completed" and answer.amount not in (None, attempt.amount):
+        return _mismatch(attempt, f"the answer says {answer.amount} instead of {attempt.amount}", at)
+    receiver = answer.receiver_phone_visible
+    if answer.verdict == "completed" and not (
+        receiver is None or daraja_messages.phone_is_compatible(receiver, attempt.phone_number)
+    ):
+        return _mismatch(attempt, "the answer names another phone", at)
+    if not query.verdict:
+        query.verdict, query.answered_at = answer.verdict, at
+        query.save(update_fields=["verdict", "answered_at"])
+    if answer.verdict == "completed":
+        return _pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at)
+    if attempt.state in (State.PAID, State.FAILED):
+        return f"{attempt.state} already"
+    # A question asked before the latest POST says nothing about that POST.
+    current = attempt.posted_at is None or query.asked_at >= attempt.posted_at
+    if answer.verdict == "failed" and current:
+        return _weigh_failure(payout, attempt, at, policy)
+    if answer.verdict == "not_found" and current and not attempt.result_code and within_horizon(attempt, at, policy):
+        if attempt.state == State.IN_DOUBT:
+            attempt.resend_at = at
+            attempt.save(update_fields=["resend_at"])
+            return "not found: the same request goes again"
+    return f"in doubt: {answer.verdict} proves nothing"
+
+
+def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> str:
+    """A status query says failed. It takes a second voice: a definite code in a callback, or another query, later."""
+    if daraja_messages.meaning(attempt.result_code).definite:
+        return fail(payout, attempt, code=attempt.result_code, words=attempt.result_words, at=at, policy=policy)
+    asked = list(
+        attempt.queries.filter(verdict=StatusQuery.Verdict.FAILED, asked_at__gte=attempt.posted_at or attempt.opened_at)
+        .order_by("asked_at")
+        .values_list("asked_at", flat=True)
+    )
+    if asked[-1] - asked[0] >= policy.query_gap:
+        return fail(payout, attempt, code="", words="M-Pesa's records say it failed", at=at, policy=policy)
+    again = asked[0] + policy.query_gap
+    doubt(attempt, ask_at=max(again, at), at=at)
+    return "in doubt: one status query says failed, a second one is due"
+
+
+def _claimed(attempt: Attempt, result: daraja_messages.Result, what: str, at: datetime) -> str:
+    """Keep what a callback claims and ask at once."""
+    attempt.result_code = result.result_code[:20]
+    attempt.result_words = result.result_desc[:300]
+    attempt.receipt = (result.receipt or "")[:64]
+    if attempt.state == State.FAILED:
+        attempt.next_query_at = at
+        attempt.save()
+        return f"it had failed, and now claims to be {what}"
+    attempt.resend_at = None
+    doubt(attempt, ask_at=at, at=at)
+    return f"claims to be {what}"
+
+
+def _mismatch(attempt: Attempt, what: str, at: datetime) -> str:
+    """What does not match changes no state; it is alarmed, and asked about where the fate is still open."""
+    alarm.error("Mismatch on attempt %s: %s", attempt, what)
+    if attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT):
+        attempt.next_query_at = at
+        attempt.save(update_fields=["next_query_at"])
+    return f"mismatch: {what}"
+
+
+def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime) -> str:
+    """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
+    receipt = receipt[:64]
+    if attempt.state == State.PAID:
+        if receipt and receipt != attempt.receipt:
+            alarm.critical("Attempt %s has a second receipt %s beside %s", attempt, receipt, attempt.receipt)
+            return f"a second receipt {receipt}: M-Pesa may have paid twice"
+        return "paid already"
+    late = attempt.state == State.FAILED
+    other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
+    debt_open = not late or (not other_open and ledger.owed(payout.pk) == payout.amount)
+    attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
+    attempt.resend_at = None
+    attempt.save()
+    _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
+    if late:
+        alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)
+    if debt_open:
+        payout.status, payout.completed_at = Status.COMPLETED, at
+        payout.receipt, payout.reason = receipt, ""
+        payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
+        return "paid"
+    if payout.status == Status.PROCESSING:
+        payout.status = Status.HELD
+        payout.reason = f"An earlier request of it, {attempt}, was paid after all."
+        payout.save(update_fields=["status", "reason"])
+    return "paid after the debt was settled otherwise: the member owes it back"
+
+
+def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
+    amount, tx = attempt.amount, payout.pk
+    wallet = ledger.wallet(payout.user_id)
+    entries = []
+    if reopen:
+        entries.append(ledger.Entry(f"reopen:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, amount, tx))
+    if debt_open:
+        entries.append(ledger.Entry(f"won:{attempt.pk}", ledger.IN_FLIGHT, wallet, amount, tx))
+        entries.append(ledger.Entry(f"paid:{attempt.pk}", wallet, ledger.MPESA_UTILITY, amount, tx))
+    else:
+        owes = ledger.receivable(payout.user_id)
+        entries.append(ledger.Entry(f"late:{attempt.pk}", owes, ledger.MPESA_UTILITY, amount, tx))
+    try:
+        charge = tariff.charge(amount, at.astimezone(NAIROBI).date())
+    except tariff.NoTariff as error:  # Proof of payment is booked whatever it cost; the statement trues the charge up.
+        alarm.error("Attempt %s: %s", attempt, error)
+        charge = ledger.ZERO
+    if charge > 0:
+        key = f"charge:{attempt.pk}"
+        entries.append(ledger.Entry(key, ledger.CHARGE_EXPENSE, ledger.MPESA_CHARGES_PAID, charge, tx))
+    ledger.post(entries, at=at)
+
+
+def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
+    """Book proof that an attempt was not executed: the debt is open again.
+
+    A fault of ours (no float, credentials) puts the payout back to be sent; the member's or an unknown one fails it.
+    """
+    attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
+    attempt.result_code, attempt.result_words = code[:20], words[:300]
+    attempt.save()
+    entry = ledger.Entry(f"return:{attempt.pk}", ledger.IN_FLIGHT, ledger.PAYABLE, attempt.amount, payout.pk)
+    ledger.post([entry], at=at)
+    payout.reason = f"{code} {words}".strip()[:300]
+    if daraja_messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
+        payout.status = Status.PENDING
+        payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
+        alarm.error("Payouts fail by a fault of ours: %s", payout.reason)
+    else:
+        payout.status, payout.failed_at = Status.FAILED, at
+    payout.save(update_fields=["status", "reason", "due_at", "failed_at"])
+    return f"failed: {payout.reason}"
+
+
+def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
+    """We do not know; a question is due at `ask_at` at the latest. The payout is no longer one that may be sent."""
+    attempt.state = State.IN_DOUBT
+    attempt.doubted_at = attempt.doubted_at or at
+    attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
+    attempt.save()
+    Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
+
+
+# --- outside production: the guide's plain callback ------------------------------------------------------------------
+
+
+def hear_plain(
+    result: daraja_messages.Result, *, at: datetime, policy: Policy, addresses: Addresses
+) -> tuple[int, str] | None:
+    """Apply a callback that names a payout by its external reference alone, in the caller's transaction.
+
+    Only for trying things out: the edge offers it when MPESA_PRODUCTION is False. Returns the attempt and what came of
+    it, or None where no payout has that reference. Where no attempt is open, one of kind manual is opened for it. A
+    failure is believed only while no request can have reached M-Pesa.
+    Locks: Transaction, Attempt.
+    """
+    payout = (
+        Transaction.objects.select_for_update(no_key=True, of=("self",))
+        .filter(external_ref=result.external_reference or "", destination=Transaction.Destination.MPESA)
+        .first()
+    )
+    if payout is None:
+        return None
+    attempt = open_attempt(payout)
+    if attempt is None and ledger.owed(payout.pk) == payout.amount:
+        number = (payout.attempts.aggregate(last=Max("number"))["last"] or 0) + 1
+        attempt = new_attempt(payout, number, at, policy, addresses, kind=Attempt.Kind.MANUAL)
+        attempt.first_sent_at = attempt.next_query_at = None
+        attempt.save()
+        ledger.post(
+            [ledger.Entry(f"send:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, attempt.amount, payout.pk)], at=at
+        )
+    elif attempt is None:
+        last = payout.attempts.order_by("number").last()
+        return (last.pk if last else 0), f"{payout.status} already"
+    if result.amount not in (None, attempt.amount):
+        return attempt.pk, _mismatch(attempt, f"the result says {result.amount} instead of {attempt.amount}", at)
+    if result.result_code == "0":
+        return attempt.pk, _pay(payout, attempt, receipt=result.receipt or "", at=at)
+    if attempt.first_sent_at is not None:
+        return attempt.pk, _claimed(attempt, result, "failed, to be confirmed by a status query", at)
+    if payout.status in (Status.PENDING, Status.FAILED):
+        _as_sent(payout)
+    return attempt.pk, fail(payout, attempt, code=result.result_code, words=result.result_desc, at=at, policy=policy)
+
+
+def _as_sent(payout: Transaction) -> None:
+    """Walk a payout to PROCESSING by the legal moves, as sending would have."""
+    if payout.status == Status.FAILED:
+        payout.status = Status.PENDING
+        payout.save(update_fields=["status"])
+    payout.status = Status.PROCESSING
+    payout.save(update_fields=["status"])
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+def new_attempt(
+    payout: Transaction, number: int, at: datetime, policy: Policy, addresses: Addresses, kind: str = Attempt.Kind.B2C
+) -> Attempt:
+    ocid = f"{payout.external_ref}-{number}"
+    return Attempt(
+        transaction=payout,
+        number=number,
+        kind=kind,
+        originator_conversation_id=ocid,
+        token_hash=token_hash(addresses.token(ocid)),
+        amount=payout.amount,
+        phone_number=payout.phone_number,
+        state=State.SENDING,
+        opened_at=at,
+        posted_at=at,
+        first_sent_at=at,
+        next_query_at=at + policy.query_after,
+    )
+
+
+def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
+    return attempt.first_sent_at is None or at < attempt.first_sent_at + policy.resend_horizon
+
+
+def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
+    """The attempt and its transaction under lock, the transaction first."""
+    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).get(attempts=attempt_id)
+    attempt = Attempt.objects.select_for_update(no_key=True, of=("self",)).get(pk=attempt_id)
+    attempt.transaction = payout
+    return payout, attempt
+
+
+def open_attempt(payout: Transaction) -> Attempt | None:
+    return payout.attempts.select_for_update(no_key=True, of=("self",)).filter(state__in=Attempt.OPEN).first()

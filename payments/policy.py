@@ -1,0 +1,43 @@
+"""The operator's rules of payment as one frozen value: edges read the settings once and pass it down."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What `.env.example` says of each PAYOUT_ and MPESA_ setting; amounts in shillings."""
+
+    production: bool
+    protect_stake: bool
+    destination: str
+    min_amount: int
+    max_amount: int
+    day_limit: int
+    query_after: timedelta
+    query_gap: timedelta
+    review_after: timedelta
+    resend_horizon: timedelta
+    retry_after: timedelta
+    confirm_above: Decimal
+    settlement_chunk: int
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        return cls(
+            production=settings.MPESA_PRODUCTION,
+            protect_stake=settings.PAYOUT_PROTECT_STAKE,
+            destination=settings.PAYOUT_DESTINATION,
+            min_amount=settings.PAYOUT_MIN_AMOUNT,
+            max_amount=settings.PAYOUT_MAX_AMOUNT,
+            day_limit=settings.PAYOUT_DAY_LIMIT,
+            query_after=timedelta(seconds=settings.PAYOUT_QUERY_AFTER),
+            query_gap=timedelta(seconds=settings.PAYOUT_QUERY_GAP),
+            review_after=timedelta(seconds=settings.PAYOUT_REVIEW_AFTER),
+            resend_horizon=timedelta(seconds=settings.PAYOUT_RESEND_HORIZON),
+            retry_after=timedelta(seconds=settings.PAYOUT_RETRY_AFTER),
+            confirm_above=settings.MPESA_CONFIRM_ABOVE,
+            settlement_chunk=settings.SETTLEMENT_CHUNK,
+        )

@@ -1,0 +1,117 @@
+"""Comparing our books with themselves: every invariant of the money as one query that must return nothing.
+
+They are what the tests assert after each test, what `manage.py reconcile` runs, and what an auditor reads first.
+"""
+
+from dataclasses import dataclass
+
+from django.db import connection
+
+INVARIANTS: dict[str, str] = {
+    "A wallet's cached balance is the sum of its transfers": """
+        SELECT 'member ' || u.id || ' has ' || u.balance || ', transfers say ' || coalesce(w.total, 0)
+        FROM users_customuser u LEFT JOIN (
+            SELECT a.user_id, sum(s.delta) AS total
+            FROM payments_ledgeraccount a JOIN (
+                SELECT credit_id AS account_id, amount AS delta FROM payments_transfer
+                UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
+            WHERE a.kind = 'wallet' GROUP BY a.user_id) w ON w.user_id = u.id
+        WHERE u.balance <> coalesce(w.total, 0)""",
+    "After its settlement a pool is exactly empty": """
+        SELECT 'market ' || m.id || ' still holds ' || sum(s.delta)
+        FROM markets_market m JOIN payments_ledgeraccount a ON a.market_id = m.id AND a.kind = 'pool' JOIN (
+            SELECT credit_id AS account_id, amount AS delta FROM payments_transfer
+            UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
+        WHERE m.status IN ('SETTLED', 'VOID') GROUP BY m.id HAVING sum(s.delta) <> 0""",
+    "A settlement pays out what its stakes brought in, less the fee": """
+        SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || ', transactions '
+            || coalesce(t.total, 0) || ', dividends ' || b.dividends
+        FROM payments_settlement s
+        JOIN LATERAL (SELECT coalesce(sum(amount), 0) AS stakes, coalesce(sum(payout), 0) AS dividends
+            FROM markets_bet WHERE market_id = s.market_id) b ON true
+        JOIN LATERAL (SELECT sum(amount) AS total FROM payments_transaction WHERE settlement_id = s.id) t ON true
+        WHERE s.state = 'SETTLED'
+          AND (b.stakes, b.dividends, coalesce(t.total, 0)) IS DISTINCT FROM (s.pool, s.net, s.pool - s.fee)""",
+    "Each member's transactions of a settlement sum to their dividends": """
+        SELECT 'settlement ' || settlement_id || ' member ' || user_id || ': transactions ' || sum(paid)
+            || ', dividends ' || sum(won)
+        FROM (SELECT settlement_id, user_id, amount AS paid, 0 AS won FROM payments_transaction
+              UNION ALL
+              SELECT s.id, b.user_id, 0, b.payout FROM markets_bet b
+              JOIN payments_settlement s ON s.market_id = b.market_id WHERE b.payout > 0) x
+        WHERE settlement_id IN (SELECT id FROM payments_settlement WHERE state = 'SETTLED')
+        GROUP BY settlement_id, user_id HAVING sum(paid) <> sum(won)""",
+    "Verdicts follow the outcome": """
+        SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result
+        FROM markets_bet b JOIN payments_settlement s ON s.market_id = b.market_id AND s.state = 'SETTLED'
+        WHERE b.result <> CASE WHEN s.refund THEN 'REFUNDED' WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END""",
+    "The money in flight is that of the open attempts": """
+        SELECT 'in_flight holds ' || f.total || ', open attempts ' || o.total
+        FROM (SELECT coalesce(sum(CASE WHEN c.code = 'in_flight' THEN t.amount ELSE -t.amount END), 0) AS total
+              FROM payments_transfer t JOIN payments_ledgeraccount d ON d.id = t.debit_id
+              JOIN payments_ledgeraccount c ON c.id = t.credit_id
+              WHERE d.code = 'in_flight' OR c.code = 'in_flight') f,
+             (SELECT coalesce(sum(amount), 0) AS total FROM payments_attempt
+              WHERE state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) o
+        WHERE f.total <> o.total""",
+    "What is payable is owed on unfinished payouts without an open attempt": """
+        SELECT 'payable holds ' || p.total || ', unfinished payouts ' || u.total
+        FROM (SELECT coalesce(sum(CASE WHEN c.code = 'payable' THEN t.amount ELSE -t.amount END), 0) AS total
+              FROM payments_transfer t JOIN payments_ledgeraccount d ON d.id = t.debit_id
+              JOIN payments_ledgeraccount c ON c.id = t.credit_id
+              WHERE d.code = 'payable' OR c.code = 'payable') p,
+             (SELECT coalesce(sum(t.amount), 0) AS total FROM payments_transaction t
+              WHERE t.destination = 'mpesa' AND t.type IN ('PAYOUT', 'WITHDRAWAL')
+                AND t.status NOT IN ('COMPLETED', 'CANCELLED')
+                AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
+                    AND a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT'))) u
+        WHERE p.total <> u.total""",
+    "A paid attempt left the M-Pesa account exactly once, with its own amount": """
+        SELECT 'attempt ' || a.originator_conversation_id || ' of ' || a.amount || ' is ' || a.state || ', '
+            || count(t.id) || ' payments of ' || coalesce(sum(t.amount), 0) || ' are booked'
+        FROM payments_attempt a
+        LEFT JOIN payments_transfer t ON t.key IN ('paid:' || a.id, 'late:' || a.id)
+        GROUP BY a.id HAVING count(t.id) <> (a.state = 'PAID')::int
+            OR coalesce(sum(t.amount), 0) <> CASE WHEN a.state = 'PAID' THEN a.amount ELSE 0 END""",
+    "An M-Pesa payout is completed by one paid attempt, or by its wallet": """
+        SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || x.paid || ' payments that settle it and '
+            || x.redirected || ' to the wallet'
+        FROM payments_transaction t JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE f.code = 'paid') AS paid,
+                count(*) FILTER (WHERE f.code = 'redirect') AS redirected
+            FROM payments_transfer f WHERE f.transaction_id = t.id) x ON true
+        WHERE t.destination = 'mpesa' AND t.type = 'PAYOUT'
+          AND x.paid + x.redirected <> (t.status = 'COMPLETED')::int""",
+    "What was sent is what was owed, to whom it was owed": """
+        SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
+        FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
+        WHERE (a.amount, a.phone_number) <> (t.amount, t.phone_number)""",
+    "No receipt pays two attempts": """
+        SELECT 'receipt ' || receipt || ' stands on ' || count(*) || ' attempts' FROM payments_attempt
+        WHERE state = 'PAID' AND receipt <> '' GROUP BY receipt HAVING count(*) > 1""",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row that breaks an invariant."""
+
+    invariant: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.what}"
+
+
+def differences() -> list[Difference]:
+    """Check every invariant now and return what breaks one; an empty list means that the books close.
+
+    One snapshot serves all of them where the caller opened a REPEATABLE READ transaction; in a running system a single
+    statement is one snapshot too, and each invariant is one statement.
+    """
+    found = []
+    with connection.cursor() as cursor:
+        for invariant, sql in INVARIANTS.items():
+            cursor.execute(sql)
+            found += [Difference(invariant, what) for (what,) in cursor.fetchall()]
+    return found

@@ -1,0 +1,174 @@
+"""The Celery tasks: each reads the clock and the settings, calls one service, and hints at what comes next.
+
+A message is a hint: the sweeps (beat runs them every few seconds) find in the database whatever a lost one was about,
+and doubling one does no harm. No task runs for more than about five seconds.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import cache
+
+import redis
+from celery import Task, shared_task
+from django.conf import settings
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from payments import callbacks, daraja, payouts, settlement
+from payments.addresses import Addresses
+from payments.limiter import Limiter
+from payments.policy import Policy
+from payments.pump import Pump
+
+log = logging.getLogger(__name__)
+
+FOR_SECONDS = 4.0
+# A few winners are sent by a task each, as the guide shows; more than that by the pump.
+IN_FLIGHT = 32
+
+
+@shared_task(name="payments.settlement_tasks.settle_market")
+def settle_market(market_id: int) -> None:
+    """Settle one resolved market as far as a few seconds allow, then hint at sending its payouts."""
+    progress = settlement.settle(
+        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=_for_seconds(FOR_SECONDS)
+    )
+    if progress.found and not progress.settled:
+        hint(settle_market, market_id)
+    elif progress.more_to_send:
+        nudge(send_due_payouts)
+    else:
+        for transaction_id in progress.to_send:
+            hint(send_b2c_payout, transaction_id)
+
+
+@shared_task(name="payments.settlement_tasks.send_b2c_payout")
+def send_b2c_payout(transaction_id: int) -> None:
+    """Send one payout, if it is due and no other worker has it; otherwise the sweep will."""
+    pump().send_one(transaction_id)
+
+
+@shared_task(name="payments.settlement_tasks.settle_resolved_markets")
+def settle_resolved_markets() -> None:
+    """Sweep: settle the markets whose message was lost."""
+    keep_going = _for_seconds(FOR_SECONDS)
+    for market_id in settlement.to_settle(limit=100):
+        if not keep_going():
+            break
+        settle_market(market_id)
+
+
+@shared_task(name="payments.settlement_tasks.send_due_payouts")
+def send_due_payouts() -> None:
+    """Sweep: send what is due, at the shared pace, for a few seconds; then hint at going on where more is due."""
+    began(send_due_payouts)
+    if pump().send_due(for_seconds=FOR_SECONDS) and payouts.any_due(at=timezone.now()):
+        nudge(send_due_payouts)
+
+
+@shared_task(name="payments.settlement_tasks.apply_stored_callbacks")
+def apply_stored_callbacks() -> None:
+    """Sweep: apply the callbacks that are stored and not applied."""
+    began(apply_stored_callbacks)
+    keep_going = _for_seconds(FOR_SECONDS)
+    while ids := callbacks.to_apply(limit=200):
+        for callback_id in ids:
+            if not keep_going():
+                nudge(apply_stored_callbacks)
+                return
+            callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=policy())
+        if len(ids) < 200:
+            return
+
+
+@shared_task(name="payments.settlement_tasks.ask_about_doubts")
+def ask_about_doubts() -> None:
+    """Sweep: ask M-Pesa about the requests that have gone without proof for too long."""
+    keep_going = _for_seconds(FOR_SECONDS)
+    while keep_going():
+        questions = payouts.ask(at=timezone.now(), policy=policy(), addresses=addresses(), limit=1)
+        for question in questions:
+            payouts.put(question, gateway=gateway(), addresses=addresses())
+        if not questions:
+            return
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------
+
+
+def hint(task: Task, *arguments: int, task_id: str | None = None) -> None:
+    """Publish a message if the broker can be reached; if not, a sweep does the same within half a minute."""
+    try:
+        task.apply_async(arguments, task_id=task_id)
+    except (OperationalError, redis.RedisError) as error:
+        log.warning("Broker not reached, the sweep will run %s: %s", task.name, error)
+
+
+def nudge(task: Task) -> None:
+    """Hint at a sweep that takes no argument, unless one hinted at has not begun yet: the queue stays short."""
+    try:
+        if broker().set(f"kasoko:nudged:{task.name}", 1, nx=True, ex=30):
+            hint(task)
+    except redis.RedisError as error:
+        log.warning("Redis not reached, the sweep will run %s: %s", task.name, error)
+
+
+def began(task: Task) -> None:
+    """From here on a nudge is a new one: whatever was committed before it, this run may have missed."""
+    broker().delete(f"kasoko:nudged:{task.name}")
+
+
+# --- what the edges build from the settings --------------------------------------------------------------------------
+
+
+@cache
+def policy() -> Policy:
+    return Policy.from_settings(settings)
+
+
+@cache
+def addresses() -> Addresses:
+    return Addresses(callback_url=settings.MPESA_CALLBACK_URL, key=settings.SECRET_KEY)
+
+
+@cache
+def broker() -> redis.Redis:
+    return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=2)
+
+
+@cache
+def gateway() -> daraja.Gateway:
+    credentials = daraja.Credentials(
+        base_url=settings.MPESA_BASE_URL,
+        consumer_key=settings.MPESA_CONSUMER_KEY,
+        consumer_secret=settings.MPESA_CONSUMER_SECRET,
+        initiator_name=settings.MPESA_INITIATOR_NAME,
+        security_credential=settings.MPESA_SECURITY_CREDENTIAL_ENCRYPTED,
+        shortcode=settings.MPESA_PAYBILL,
+        passkey=settings.MPESA_PASSKEY,
+        transaction_command=settings.MPESA_COMMAND_ID,
+    )
+    return daraja.Gateway(
+        credentials,
+        tokens=daraja.SharedTokens(broker(), name=credentials.token_name),
+        timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
+        pool_size=IN_FLIGHT,
+    )
+
+
+@cache
+def pump() -> Pump:
+    return Pump(
+        gateway=gateway(),
+        limiter=Limiter(connection=broker(), name="b2c", per_second=settings.PAYOUT_TPS),
+        addresses=addresses(),
+        policy=policy(),
+        clock=timezone.now,
+        in_flight=IN_FLIGHT,
+    )
+
+
+def _for_seconds(seconds: float) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() < until

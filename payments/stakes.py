@@ -1,0 +1,74 @@
+"""Placing a bet: the entry and the money in one transaction."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from django.db import transaction
+
+from markets.models import Bet, Market
+from payments import ledger
+from payments.settlement import MarketNotFound
+from users.models import CustomUser
+
+
+class MarketNotOpen(Exception):
+    """The market takes no bets any more."""
+
+
+class OutcomeNotInMarket(ValueError):
+    """The outcome is none of the market's."""
+
+
+class InsufficientFunds(Exception):
+    """The wallet holds less than the stake."""
+
+
+class ClientRefReused(Exception):
+    """The Idempotency-Key was used before, for another bet."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A bet, its wallet's balance after it in shillings, and whether this very call placed it."""
+
+    bet: Bet
+    balance: Decimal
+    new: bool
+
+
+def place(
+    *, user_id: int, market_id: int, outcome: str, amount: Decimal, client_ref: str | None, at: datetime
+) -> Placed:
+    """Stake `amount` shillings of a member's wallet on an outcome of an open market.
+
+    Idempotent: by `client_ref`; the same bet again returns the one placed.
+    Locks: the market FOR SHARE (by trigger, so bets do not wait for each other), the member's wallet.
+    Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
+    """
+    with transaction.atomic(durable=True):
+        # The wallet's lock also makes two requests with one client_ref take turns.
+        member = CustomUser.objects.select_for_update(no_key=True).get(pk=user_id)
+        if client_ref:
+            placed = Bet.objects.filter(user=member, client_ref=client_ref).first()
+            if placed is not None:
+                if (placed.market_id, placed.outcome, placed.amount) != (market_id, outcome, amount):
+                    raise ClientRefReused("This Idempotency-Key was used for another bet.")
+                return Placed(bet=placed, balance=member.balance, new=False)
+        # FOR SHARE before anything is decided: a resolve waits for us or we for it.
+        market = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
+        found = next(iter(market), None)
+        if found is None:
+            raise MarketNotFound(f"There is no market {market_id}.")
+        if found.status != Market.Status.OPEN or found.end_date <= at:
+            raise MarketNotOpen(f"Market {market_id} takes no bets any more.")
+        if outcome not in found.outcome_names:
+            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(found.outcome_names)}.")
+        if member.balance < amount:
+            raise InsufficientFunds(f"The wallet holds {member.balance}, less than the stake of {amount}.")
+        bet = Bet.objects.create(
+            user=member, market=found, outcome=outcome, amount=amount, client_ref=client_ref or None, placed_at=at
+        )
+        stake = ledger.Entry(f"stake:{bet.pk}", ledger.wallet(user_id), ledger.pool(market_id), amount)
+        ledger.post([stake], at=at)
+    return Placed(bet=bet, balance=member.balance - amount, new=True)
