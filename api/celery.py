@@ -27,12 +27,13 @@ SWEEPS = {
 def _is_news(record: logging.LogRecord) -> bool:
     """A sweep that came and went is no news: four of them run every few seconds and would bury the rest."""
     about = record.args if isinstance(record.args, dict) else {}
-    return record.levelno > logging.INFO or about.get("name") not in SWEEPS
+    scheduled = record.args if isinstance(record.args, tuple) else ()
+    return record.levelno > logging.INFO or (about.get("name") not in SWEEPS and SWEEPS.isdisjoint(scheduled))
 
 
 @after_setup_logger.connect
 def _mask_and_quieten(logger: logging.Logger, format: str, **_: Any) -> None:  # noqa: A002 - Celery's name for it
     for handler in logger.handlers:
         handler.setFormatter(MaskingFormatter(format))
-    for name in ("celery.worker.strategy", "celery.app.trace"):
+    for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(name).addFilter(_is_news)

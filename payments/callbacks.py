@@ -58,9 +58,10 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
     return stored[0].pk
 
 
-def to_apply(limit: int) -> list[int]:
-    """Ids of the stored callbacks that have not been applied yet, oldest first."""
-    return list(Callback.objects.filter(applied_at=None).order_by("pk").values_list("pk", flat=True)[:limit])
+def to_apply(*, after: int, limit: int) -> list[int]:
+    """Ids above `after` of the stored callbacks that have not been applied yet, oldest first."""
+    waiting = Callback.objects.filter(applied_at=None, pk__gt=after).order_by("pk")
+    return list(waiting.values_list("pk", flat=True)[:limit])
 
 
 def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:

@@ -209,6 +209,9 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     attempt.save()
     entry = ledger.Entry(f"return:{attempt.pk}", ledger.IN_FLIGHT, ledger.PAYABLE, attempt.amount, payout.pk)
     ledger.post([entry], at=at)
+    if payout.status == Status.PENDING:  # Its request waited to leave, or was a manual one.
+        payout.status = Status.PROCESSING
+        payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
     if daraja_messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
         payout.status = Status.PENDING
@@ -267,18 +270,7 @@ def hear_plain(
         return attempt.pk, _pay(payout, attempt, receipt=result.receipt or "", at=at)
     if attempt.first_sent_at is not None:
         return attempt.pk, _claimed(attempt, result, "failed, to be confirmed by a status query", at)
-    if payout.status in (Status.PENDING, Status.FAILED):
-        _as_sent(payout)
     return attempt.pk, fail(payout, attempt, code=result.result_code, words=result.result_desc, at=at, policy=policy)
-
-
-def _as_sent(payout: Transaction) -> None:
-    """Walk a payout to PROCESSING by the legal moves, as sending would have."""
-    if payout.status == Status.FAILED:
-        payout.status = Status.PENDING
-        payout.save(update_fields=["status"])
-    payout.status = Status.PROCESSING
-    payout.save(update_fields=["status"])
 
 
 # --- attempts --------------------------------------------------------------------------------------------------------

@@ -288,6 +288,8 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
                 attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
             asked = attempt.queries.count()
             attempt.next_query_at = at + min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
+            if attempt.state == State.FAILED and at - (attempt.closed_at or at) >= policy.review_after:
+                attempt.next_query_at = None  # It claimed to be paid after all, and nothing bore it out for so long.
             attempt.save()
             token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
             query = StatusQuery.objects.create(
@@ -298,8 +300,11 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
     return questions
 
 
-def put(question: Question, *, gateway: daraja.Gateway, addresses: Addresses) -> None:
-    """POST one question. What goes wrong with it changes nothing: the next question is due already."""
+def put(question: Question, *, gateway: daraja.Gateway, addresses: Addresses) -> str | None:
+    """POST one question and return Daraja's id of it. Touches no database.
+
+    What goes wrong with it (None) changes nothing: the next question is due already.
+    """
     try:
         accepted = gateway.ask_status(
             originator_conversation_id=question.originator_conversation_id,
@@ -309,8 +314,13 @@ def put(question: Question, *, gateway: daraja.Gateway, addresses: Addresses) ->
         )
     except daraja.GatewayError as error:
         log.warning("Question about %s not taken: %s", question.originator_conversation_id, error)
-    else:
-        StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=accepted.conversation_id[:64])
+        return None
+    return accepted.conversation_id
+
+
+def record_question(question: Question, conversation_id: str) -> None:
+    """Keep Daraja's id of a question, for whoever looks into it later; its answer comes by its own address."""
+    StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=conversation_id[:64])
 
 
 def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:
@@ -377,6 +387,10 @@ def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transac
         raise PayoutNotRetryable(f"{rule}; transaction {transaction_id} is a {payout.type}, {payout.status}.")
     if payout.attempts.filter(state__in=Attempt.OPEN).exists():
         raise PayoutNotRetryable(f"Transaction {transaction_id} has a request whose fate is not known yet.")
+    if payout.attempts.filter(next_query_at__isnull=False).exists():
+        raise PayoutNotRetryable(
+            f"A message claims that transaction {transaction_id} was paid after all: we are asking."
+        )
     if ledger.owed(payout.pk) != payout.amount:
         raise PayoutNotRetryable(f"The books no longer owe transaction {transaction_id} its whole amount.")
     return payout

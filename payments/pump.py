@@ -18,6 +18,9 @@ from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
+LONGEST_QUERY_WAIT = 2.0
+# Few at a time: each is committed as asked before it is put, and a killed worker leaves them unasked until the next.
+QUESTIONS = 8
 Said = daraja.Accepted | daraja.GatewayError
 
 
@@ -27,6 +30,7 @@ class Pump:
 
     gateway: daraja.Gateway
     limiter: Limiter
+    query_limiter: Limiter
     addresses: Addresses
     policy: Policy
     clock: Callable[[], datetime]
@@ -73,6 +77,30 @@ class Pump:
                 while under_way:
                     self._record(under_way, patience_seconds=1.0)
         return sent
+
+    def ask_due(self, *, for_seconds: float) -> int:
+        """Ask about the attempts that have gone without proof for too long; return how many questions were put.
+
+        Raises: redis.RedisError.
+        """
+        until = time.monotonic() + for_seconds
+        asked = 0
+        with ThreadPoolExecutor(max_workers=self.in_flight, thread_name_prefix="ask") as threads:
+            while time.monotonic() < until:
+                questions = payouts.ask(at=self.clock(), policy=self.policy, addresses=self.addresses, limit=QUESTIONS)
+                if not questions:
+                    break
+                under_way = {}
+                for question in questions:
+                    # However long the queue: a question that waits for its slot is late, not lost.
+                    time.sleep(self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT) or 0)
+                    put = threads.submit(payouts.put, question, gateway=self.gateway, addresses=self.addresses)
+                    under_way[put] = question
+                for put, question in under_way.items():
+                    if conversation_id := put.result():
+                        payouts.record_question(question, conversation_id)
+                asked += len(questions)
+        return asked
 
     def _next(self, *, limit: int) -> list[payouts.Claim]:
         if limit < 1:

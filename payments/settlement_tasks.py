@@ -6,7 +6,8 @@ and doubling one does no harm. No task runs for more than about five seconds.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import redis
@@ -22,6 +23,7 @@ from payments.policy import Policy
 from payments.pump import Pump
 
 log = logging.getLogger(__name__)
+alarm = logging.getLogger("kasoko.alarm")
 
 FOR_SECONDS = 4.0
 # A few winners are sent by a task each, as the guide shows; more than that by the pump.
@@ -56,7 +58,8 @@ def settle_resolved_markets() -> None:
     for market_id in settlement.to_settle(limit=100):
         if not keep_going():
             break
-        settle_market(market_id)
+        with _apart(f"Market {market_id}"):
+            settle_market(market_id)
 
 
 @shared_task(name="payments.settlement_tasks.send_due_payouts")
@@ -72,26 +75,20 @@ def apply_stored_callbacks() -> None:
     """Sweep: apply the callbacks that are stored and not applied."""
     began(apply_stored_callbacks)
     keep_going = _for_seconds(FOR_SECONDS)
-    while ids := callbacks.to_apply(limit=200):
-        for callback_id in ids:
+    last = 0
+    while ids := callbacks.to_apply(after=last, limit=200):
+        for last in ids:
             if not keep_going():
                 nudge(apply_stored_callbacks)
                 return
-            callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=policy())
-        if len(ids) < 200:
-            return
+            with _apart(f"Callback {last}"):
+                callbacks.apply(callback_id=last, at=timezone.now(), policy=policy())
 
 
 @shared_task(name="payments.settlement_tasks.ask_about_doubts")
 def ask_about_doubts() -> None:
     """Sweep: ask M-Pesa about the requests that have gone without proof for too long."""
-    keep_going = _for_seconds(FOR_SECONDS)
-    while keep_going():
-        questions = payouts.ask(at=timezone.now(), policy=policy(), addresses=addresses(), limit=1)
-        for question in questions:
-            payouts.put(question, gateway=gateway(), addresses=addresses())
-        if not questions:
-            return
+    pump().ask_due(for_seconds=FOR_SECONDS)
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -162,11 +159,24 @@ def pump() -> Pump:
     return Pump(
         gateway=gateway(),
         limiter=Limiter(connection=broker(), name="b2c", per_second=settings.PAYOUT_TPS),
+        query_limiter=Limiter(connection=broker(), name="status", per_second=settings.PAYOUT_TPS),
         addresses=addresses(),
         policy=policy(),
         clock=timezone.now,
         in_flight=IN_FLIGHT,
     )
+
+
+@contextmanager
+def _apart(subject: str) -> Iterator[None]:
+    """Keep one item's failure from stopping the sweep for all that come after it; the next sweep tries it again.
+
+    The one place that catches everything: what it is, nobody foresaw, so it goes to the log whole and raises the alarm.
+    """
+    try:
+        yield
+    except Exception:
+        alarm.exception("%s could not be dealt with; the sweep goes on and will try it again", subject)
 
 
 def _for_seconds(seconds: float) -> Callable[[], bool]:

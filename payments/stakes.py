@@ -47,6 +47,12 @@ def place(
     Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
     """
     with transaction.atomic(durable=True):
+        # FOR SHARE before anything is decided: a resolve waits for us or we for it. The market comes before the wallet
+        # in the lock order, or a settlement that credits this member could wait for us while we wait for it.
+        rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
+        market = next(iter(rows), None)
+        if market is None:
+            raise MarketNotFound(f"There is no market {market_id}.")
         # The wallet's lock also makes two requests with one client_ref take turns.
         member = CustomUser.objects.select_for_update(no_key=True).get(pk=user_id)
         if client_ref:
@@ -55,19 +61,14 @@ def place(
                 if (placed.market_id, placed.outcome, placed.amount) != (market_id, outcome, amount):
                     raise ClientRefReused("This Idempotency-Key was used for another bet.")
                 return Placed(bet=placed, balance=member.balance, new=False)
-        # FOR SHARE before anything is decided: a resolve waits for us or we for it.
-        market = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
-        found = next(iter(market), None)
-        if found is None:
-            raise MarketNotFound(f"There is no market {market_id}.")
-        if found.status != Market.Status.OPEN or found.end_date <= at:
+        if market.status != Market.Status.OPEN or market.end_date <= at:
             raise MarketNotOpen(f"Market {market_id} takes no bets any more.")
-        if outcome not in found.outcome_names:
-            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(found.outcome_names)}.")
+        if outcome not in market.outcome_names:
+            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(market.outcome_names)}.")
         if member.balance < amount:
             raise InsufficientFunds(f"The wallet holds {member.balance}, less than the stake of {amount}.")
         bet = Bet.objects.create(
-            user=member, market=found, outcome=outcome, amount=amount, client_ref=client_ref or None, placed_at=at
+            user=member, market=market, outcome=outcome, amount=amount, client_ref=client_ref or None, placed_at=at
         )
         stake = ledger.Entry(f"stake:{bet.pk}", ledger.wallet(user_id), ledger.pool(market_id), amount)
         ledger.post([stake], at=at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -27,6 +27,15 @@ class PhoneField(models.CharField):
     """A phone number, stored as twelve digits however it was typed or looked up."""
 
     default_validators = [_is_phone_number]
+
+    def formfield(self, **options: Any) -> Any:
+        return super().formfield(**{"max_length": 20, **options})  # As typed it may be longer than as stored.
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return phone.normalise(value)
+        except phone.NotAPhoneNumber:
+            return value  # The validator says what is wrong with it.
 
     def get_prep_value(self, value: Any) -> Any:
         value = super().get_prep_value(value)
@@ -101,9 +110,11 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
         user._remember_balance()
         return user
 
-    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
-        super().refresh_from_db(*args, **kwargs)
-        self._remember_balance()
+    def refresh_from_db(self, using: str | None = None, fields: Iterable[str] | None = None, **more: Any) -> None:
+        names = None if fields is None else list(fields)
+        super().refresh_from_db(using=using, fields=names, **more)
+        if names is None or "balance" in names:
+            self._remember_balance()
 
     def _remember_balance(self) -> None:
         # A deferred balance was never read, so nothing can have been assigned over it.
@@ -123,9 +134,9 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
                 self._assign_balance(assigned)
 
     def _assign_balance(self, assigned: Any) -> None:
-        if hasattr(assigned, "resolve_expression"):
+        if hasattr(assigned, "resolve_expression") or self._loaded_balance is None:
             balance = assigned
         else:
-            balance = F("balance") + (Decimal(assigned) - (self._loaded_balance or Decimal(0)))
+            balance = F("balance") + (Decimal(assigned) - self._loaded_balance)
         CustomUser.objects.filter(pk=self.pk).update(balance=balance)
         self.refresh_from_db(fields=["balance"])

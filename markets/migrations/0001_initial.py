@@ -79,9 +79,7 @@ class Migration(migrations.Migration):
                 ("placed_at", models.DateTimeField(default=django.utils.timezone.now)),
                 (
                     "client_ref",
-                    models.CharField(
-                        blank=True, help_text="Its Idempotency-Key.", max_length=80, null=True
-                    ),
+                    models.CharField(blank=True, help_text="Its Idempotency-Key.", max_length=80, null=True),
                 ),
                 (
                     "user",
