@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Collection, Iterable
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,6 +17,7 @@ from django.utils.dateparse import parse_date
 
 NAIROBI = ZoneInfo("Africa/Nairobi")
 DEFAULT_OUTCOMES = ("Yes", "No")
+WRITTEN_BY_SETTLEMENT = ("status", "resolved_outcome", "resolved_at", "settled_at")
 
 
 def default_fee_pct() -> Decimal:
@@ -88,17 +90,49 @@ class Market(models.Model):
         ]
         indexes = [models.Index(fields=["status", "-end_date"], name="market_by_status")]
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._as_read: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
     def __str__(self) -> str:
         return f"Market {self.pk}: {self.question}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         new = self._state.adding
+        if not new and kwargs.get("update_fields") is None:
+            # A form or a shell may have read the market before it was settled: of what settlement writes, only what
+            # was changed here is saved, so that a stale copy undoes nothing.
+            unchanged = {name for name, value in self._as_read.items() if self.__dict__.get(name) == value}
+            columns = {field.name for field in self._meta.concrete_fields} - self.get_deferred_fields()
+            kwargs["update_fields"] = columns - {"id"} - unchanged
         with transaction.atomic(using=kwargs.get("using")):
             super().save(*args, **kwargs)
             if new:
                 names = self._outcome_names or DEFAULT_OUTCOMES
                 self._outcome_names = None
                 Outcome.objects.bulk_create([Outcome(market=self, name=name) for name in names])
+        self._remember(kwargs.get("update_fields"))
+
+    @classmethod
+    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any], **more: Any) -> Market:
+        market = super().from_db(db, field_names, values, **more)
+        market._remember()
+        return market
+
+    def refresh_from_db(
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[Market] | None = None,
+    ) -> None:
+        names = None if fields is None else list(fields)
+        super().refresh_from_db(using, names, from_queryset)
+        self._remember(names)
+
+    def _remember(self, names: Iterable[str] | None = None) -> None:
+        for name in WRITTEN_BY_SETTLEMENT if names is None else set(WRITTEN_BY_SETTLEMENT).intersection(names):
+            if name in self.__dict__:
+                self._as_read[name] = self.__dict__[name]
 
     @property
     def outcome_names(self) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class MarketList(APIView):
         if wanted is not None and wanted not in Market.Status.values:
             raise ValidationError({"status": [f"Must be one of {', '.join(Market.Status.values)}."]})
         before = request.query_params.get("before", str(LARGEST_ID))
-        if not (before.isascii() and before.isdigit() and int(before) <= LARGEST_ID):
+        if not (before.isascii() and before.isdigit() and len(before) < 20 and int(before) <= LARGEST_ID):
             raise ValidationError({"before": ["Must be the id of a market."]})
         markets = list(queries.listed(wanted).filter(pk__lt=int(before))[:PAGE])
         pools = queries.pools([market.pk for market in markets])

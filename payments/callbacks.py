@@ -26,8 +26,8 @@ class UnknownReference(LookupError):
     """No payout has the external reference that a plain callback names."""
 
 
-def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted: bool, at: datetime) -> int | None:
-    """Keep a callback that came to one of our addresses, to be applied; None where the very same came before.
+def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted: bool, at: datetime) -> None:
+    """Keep a callback that came to one of our addresses, to be applied; once, where the very same came before.
 
     A timeout may be about a request or about a query: both are given such an address.
     Raises: UnknownAddress, and stores nothing.
@@ -40,7 +40,7 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
         query_id = StatusQuery.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
     if attempt_id is None and query_id is None:
         raise UnknownAddress("There is nothing at this address.")
-    stored = Callback.objects.bulk_create(
+    Callback.objects.bulk_create(
         [
             Callback(
                 kind=kind,
@@ -55,7 +55,6 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
         ],
         ignore_conflicts=True,
     )
-    return stored[0].pk
 
 
 def to_apply(*, after: int, limit: int) -> list[int]:
@@ -117,7 +116,7 @@ def apply_plain(*, body: bytes, source_ip: str | None, at: datetime, policy: Pol
         attempt_id, verdict = heard
         Callback.objects.create(
             kind=Callback.Kind.PLAIN,
-            attempt_id=attempt_id or None,
+            attempt_id=attempt_id,
             body=body,
             digest=hashlib.sha256(body).hexdigest(),
             received_at=at,

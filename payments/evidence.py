@@ -12,8 +12,6 @@ changes no state. The caller owns the database transaction. Lock order: Transact
 import logging
 from datetime import datetime, timedelta
 
-from django.db.models import Max
-
 from markets.models import NAIROBI
 from payments import daraja_messages, ledger, tariff
 from payments.addresses import Addresses, token_hash
@@ -23,6 +21,8 @@ from payments.policy import Policy
 alarm = logging.getLogger("kasoko.alarm")
 
 LONGEST_WAIT = timedelta(minutes=5)
+# A second answer to one question may say more than the first; what these said stays.
+DECISIVE = (StatusQuery.Verdict.COMPLETED, StatusQuery.Verdict.FAILED)
 
 State = Attempt.State
 Status = Transaction.Status
@@ -89,11 +89,15 @@ def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: date
         receiver is None or daraja_messages.phone_is_compatible(receiver, attempt.phone_number)
     ):
         return _mismatch(attempt, "the answer names another phone", at)
-    if not query.verdict:
+    if query.verdict not in DECISIVE:
         query.verdict, query.answered_at = answer.verdict, at
         query.save(update_fields=["verdict", "answered_at"])
     if answer.verdict == "completed":
         return _pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at)
+    if attempt.state == State.FAILED and answer.verdict == "failed" and attempt.next_query_at is not None:
+        attempt.next_query_at = None
+        attempt.save(update_fields=["next_query_at"])
+        return "failed already; the claim that it was paid after all is refuted"
     if attempt.state in (State.PAID, State.FAILED):
         return f"{attempt.state} already"
     # A question asked before the latest POST says nothing about that POST.
@@ -169,7 +173,7 @@ def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime) -
         payout.receipt, payout.reason = receipt, ""
         payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
         return "paid"
-    if payout.status == Status.PROCESSING:
+    if payout.status in (Status.PENDING, Status.PROCESSING):
         payout.status = Status.HELD
         payout.reason = f"An earlier request of it, {attempt}, was paid after all."
         payout.save(update_fields=["status", "reason"])
@@ -213,6 +217,9 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
+    late = payout.attempts.filter(state=State.PAID).order_by("number").last()
+    if late is not None:
+        return _set_off(payout, late, at)
     if daraja_messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
         payout.status = Status.PENDING
         payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
@@ -221,6 +228,22 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         payout.status, payout.failed_at = Status.FAILED, at
     payout.save(update_fields=["status", "reason", "due_at", "failed_at"])
     return f"failed: {payout.reason}"
+
+
+def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
+    """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
+    wallet, owes = ledger.wallet(payout.user_id), ledger.receivable(payout.user_id)
+    ledger.post(
+        [
+            ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk),
+            ledger.Entry(f"setoff:{late.pk}", wallet, owes, payout.amount, payout.pk),
+        ],
+        at=at,
+    )
+    payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, late.receipt
+    payout.reason = f"Paid by {late}, which had been held to have failed."
+    payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
+    return "failed; an earlier request had paid, so the debt is settled"
 
 
 def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
@@ -237,7 +260,7 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
 
 def hear_plain(
     result: daraja_messages.Result, *, at: datetime, policy: Policy, addresses: Addresses
-) -> tuple[int, str] | None:
+) -> tuple[int | None, str] | None:
     """Apply a callback that names a payout by its external reference alone, in the caller's transaction.
 
     Only for trying things out: the edge offers it when MPESA_PRODUCTION is False. Returns the attempt and what came of
@@ -252,20 +275,22 @@ def hear_plain(
     )
     if payout is None:
         return None
-    attempt = open_attempt(payout)
-    if attempt is None and ledger.owed(payout.pk) == payout.amount:
-        number = (payout.attempts.aggregate(last=Max("number"))["last"] or 0) + 1
-        attempt = new_attempt(payout, number, at, policy, addresses, kind=Attempt.Kind.MANUAL)
+    attempt = open_attempt(payout) or payout.attempts.order_by("number").last()
+    if result.amount not in (None, payout.amount):
+        alarm.error("Mismatch on %s: a plain callback says %s", payout, result.amount)
+        return (
+            attempt.pk if attempt else None
+        ), f"mismatch: the result says {result.amount} instead of {payout.amount}"
+    if attempt is None or attempt.state not in Attempt.OPEN:
+        if ledger.owed(payout.pk) != payout.amount:
+            return (attempt.pk if attempt else None), f"{payout.status} already"
+        attempt = new_attempt(
+            payout, attempt.number + 1 if attempt else 1, at, policy, addresses, kind=Attempt.Kind.MANUAL
+        )
         attempt.first_sent_at = attempt.next_query_at = None
         attempt.save()
-        ledger.post(
-            [ledger.Entry(f"send:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, attempt.amount, payout.pk)], at=at
-        )
-    elif attempt is None:
-        last = payout.attempts.order_by("number").last()
-        return (last.pk if last else 0), f"{payout.status} already"
-    if result.amount not in (None, attempt.amount):
-        return attempt.pk, _mismatch(attempt, f"the result says {result.amount} instead of {attempt.amount}", at)
+        sent = ledger.Entry(f"send:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, attempt.amount, payout.pk)
+        ledger.post([sent], at=at)
     if result.result_code == "0":
         return attempt.pk, _pay(payout, attempt, receipt=result.receipt or "", at=at)
     if attempt.first_sent_at is not None:

@@ -110,9 +110,14 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
         user._remember_balance()
         return user
 
-    def refresh_from_db(self, using: str | None = None, fields: Iterable[str] | None = None, **more: Any) -> None:
+    def refresh_from_db(
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[CustomUser] | None = None,
+    ) -> None:
         names = None if fields is None else list(fields)
-        super().refresh_from_db(using=using, fields=names, **more)
+        super().refresh_from_db(using, names, from_queryset)
         if names is None or "balance" in names:
             self._remember_balance()
 
