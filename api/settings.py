@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from api import embedded
+from payments import crashpoints
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 STATE_DIR = BASE_DIR / ".kasoko"
@@ -378,3 +379,7 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": "INFO"},
     "loggers": {"django.server": {"handlers": ["console"], "level": "INFO", "propagate": False}},
 }
+
+# --- places to die at, for tests -------------------------------------------------------------------------------------
+
+crashpoints.arm_from_environment(production=MPESA_PRODUCTION)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from payments import daraja_messages, evidence
+from payments import crashpoints, daraja_messages, evidence
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, Callback, StatusQuery
 from payments.policy import Policy
@@ -40,6 +40,7 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
         query_id = StatusQuery.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
     if attempt_id is None and query_id is None:
         raise UnknownAddress("There is nothing at this address.")
+    crashpoints.reach("callback before store")
     Callback.objects.bulk_create(
         [
             Callback(
@@ -55,6 +56,7 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
         ],
         ignore_conflicts=True,
     )
+    crashpoints.reach("callback after store")
 
 
 def to_apply(*, after: int, limit: int) -> list[int]:
@@ -76,9 +78,11 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         )
         if callback is None:
             return "applied already"
+        crashpoints.reach("apply before evidence")
         callback.verdict = _verdict(callback, at, policy)[:200]
         callback.applied_at = at
         callback.save(update_fields=["applied_at", "verdict"])
+        crashpoints.reach("apply before commit")
     return callback.verdict
 
 

@@ -28,6 +28,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from payments import crashpoints
 from payments.daraja_messages import NAIROBI, Unreadable, read_object, redact
 
 MAX_BODY_BYTES = 64 * 1024
@@ -270,6 +271,7 @@ class _Watched:
                 raise TimeoutError("connecting took too long")
             _exchange.sent = True
         super().send(payload)  # type: ignore[misc]
+        crashpoints.reach("request written")
 
 
 class _WatchedHTTPConnection(_Watched, HTTPConnection):

@@ -16,7 +16,7 @@ from django.db import transaction
 from django.db.models import Max, Q, Sum
 
 from markets.models import NAIROBI
-from payments import daraja, evidence, ledger
+from payments import crashpoints, daraja, evidence, ledger
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.policy import Policy
@@ -104,6 +104,8 @@ def claim(
             for payout in payouts
             if (attempt := attempts[payout.pk]).state == State.SENDING
         ]
+        crashpoints.reach("claim before commit")
+    crashpoints.reach("claim after commit")
     return claims
 
 
@@ -229,6 +231,7 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
 
     Locks: Transaction, Attempt.
     """
+    crashpoints.reach("answer read")
     with transaction.atomic(durable=True):
         payout, attempt = evidence.locked(claim.attempt_id)
         if isinstance(said, daraja.Accepted) and not attempt.conversation_id:
@@ -246,6 +249,7 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
         else:
             attempt.result_words = str(said)[:300]
             evidence.doubt(attempt, ask_at=at + policy.query_after, at=at)
+    crashpoints.reach("record after commit")
 
 
 def _wait(payout: Transaction, attempt: Attempt, said: daraja.NotSent, at: datetime, policy: Policy) -> None:
@@ -297,6 +301,7 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             )
             questions.append(Question(query.pk, attempt.originator_conversation_id, token))
             _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
+    crashpoints.reach("question after commit")
     return questions
 
 
@@ -320,6 +325,7 @@ def put(question: Question, *, gateway: daraja.Gateway, addresses: Addresses) ->
 
 def record_question(question: Question, conversation_id: str) -> None:
     """Keep Daraja's id of a question, for whoever looks into it later; its answer comes by its own address."""
+    crashpoints.reach("question put")
     StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=conversation_id[:64])
 
 

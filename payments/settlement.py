@@ -22,7 +22,7 @@ from django.db.models import Count, Max, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import ledger
+from payments import crashpoints, ledger
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
@@ -125,7 +125,8 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
             _freeze(settlement, at)
         if (settlement.bet_count or 0) <= policy.settlement_chunk:
             while not _step(settlement, at=at, policy=policy, chunk=None):
-                pass
+                crashpoints.reach("settlement step before commit")
+    crashpoints.reach("settlement step after commit")
     while settlement.state == Settlement.State.DIVIDING and keep_going():
         with transaction.atomic(durable=True):
             locked = _locked_settlement(market_id)
@@ -134,6 +135,8 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
             else:
                 settlement = locked
                 _step(settlement, at=at, policy=policy, chunk=policy.settlement_chunk)
+                crashpoints.reach("settlement step before commit")
+        crashpoints.reach("settlement step after commit")
     if settlement.state != Settlement.State.SETTLED:
         return Progress(found=True, settled=False)
     sendable = Transaction.objects.filter(

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from payments import callbacks, daraja, payouts, settlement
+from payments import callbacks, crashpoints, daraja, payouts, settlement
 from payments.addresses import Addresses
 from payments.limiter import Limiter
 from payments.policy import Policy
@@ -83,6 +83,7 @@ def apply_stored_callbacks() -> None:
                 return
             with _apart(f"Callback {last}"):
                 callbacks.apply(callback_id=last, at=timezone.now(), policy=policy())
+            crashpoints.reach("sweep between rows")
 
 
 @shared_task(name="payments.settlement_tasks.ask_about_doubts")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from django.db import transaction
 
 from markets.models import Bet, Market
-from payments import ledger
+from payments import crashpoints, ledger
 from payments.settlement import MarketNotFound
 from users.models import CustomUser
 
@@ -72,4 +72,6 @@ def place(
         )
         stake = ledger.Entry(f"stake:{bet.pk}", ledger.wallet(user_id), ledger.pool(market_id), amount)
         ledger.post([stake], at=at)
+        crashpoints.reach("bet before commit")
+    crashpoints.reach("bet after commit")
     return Placed(bet=bet, balance=member.balance - amount, new=True)
