@@ -1,0 +1,263 @@
+"""Markets and bets as rows: what saving makes, and what PostgreSQL refuses whoever asks."""
+
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
+
+from markets.models import NAIROBI, Bet, Market, Outcome
+from payments import ledger, settlement, stakes
+from payments.models import Settlement, Transfer
+from payments.tests.builders import AT, at_once, bet, market, member, nothing_moved, orm_bet, resolve, settle
+from users.models import CustomUser
+
+END_OF_17_FEBRUARY = datetime(2026, 2, 17, 20, 59, 59, 999999, tzinfo=UTC)
+
+
+def change(model: type, pk: int, column: str, value: object) -> None:
+    with transaction.atomic():
+        model.objects.filter(pk=pk).update(**{column: value})
+
+
+# --- outcomes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_market_saved_without_outcomes_gets_yes_and_no(db: None) -> None:
+    made = Market.objects.create(question="Will it rain tomorrow?", end_date="2026-02-17")
+    assert made.outcome_names == ("Yes", "No")
+    made.question = "Will it rain the day after?"
+    made.save()
+    assert list(Outcome.objects.order_by("pk").values_list("name", flat=True)) == ["Yes", "No"]
+
+
+def test_named_outcomes_are_made_in_their_order(db: None) -> None:
+    made = market(outcomes=("Gor Mahia", "AFC Leopards", "Draw"))
+    assert made.outcome_names == ("Gor Mahia", "AFC Leopards", "Draw")
+    assert Market.objects.get().outcome_names == ("Gor Mahia", "AFC Leopards", "Draw")
+
+
+def test_an_outcome_is_in_a_market_once_and_has_a_name(db: None) -> None:
+    for outcomes in (("Yes", "Yes"), ("Yes", "")):
+        with pytest.raises(IntegrityError), transaction.atomic():
+            market(outcomes=outcomes)
+    assert Market.objects.count() == 0
+
+
+def test_the_platform_fee_is_the_settings_default_and_a_percentage(db: None) -> None:
+    assert Market.objects.create(question="?", end_date=AT).platform_fee_pct == Decimal("5.00")
+    for fee_pct in ("-0.01", "100.01"):
+        with pytest.raises(IntegrityError, match="fee_is_a_percentage"), transaction.atomic():
+            market(fee_pct=fee_pct)
+
+
+# --- the end date ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["2026-02-17", " 2026-02-17 ", date(2026, 2, 17)])
+def test_a_bare_end_date_is_the_end_of_that_day_in_nairobi_without_a_warning(db: None, typed: object) -> None:
+    made = Market.objects.create(question="?", status="OPEN", end_date=typed)
+    assert made.end_date == END_OF_17_FEBRUARY
+    assert Market.objects.get(end_date=typed).end_date == END_OF_17_FEBRUARY
+
+
+@pytest.mark.parametrize(
+    ("typed", "moment"),
+    [
+        ("2026-02-17T18:00:00+03:00", datetime(2026, 2, 17, 15, tzinfo=UTC)),
+        ("2026-02-17 18:00:00Z", datetime(2026, 2, 17, 18, tzinfo=UTC)),
+        (datetime(2026, 2, 17, 18, tzinfo=NAIROBI), datetime(2026, 2, 17, 15, tzinfo=UTC)),
+    ],
+)
+def test_a_moment_with_a_zone_is_kept(db: None, typed: object, moment: datetime) -> None:
+    Market.objects.create(question="?", end_date=typed)
+    assert Market.objects.get().end_date == moment
+
+
+def test_a_moment_without_a_zone_is_nairobis_and_django_warns(db: None) -> None:
+    with pytest.warns(RuntimeWarning, match="naive datetime"):
+        Market.objects.create(question="?", end_date="2026-02-17 18:00")
+    assert Market.objects.get().end_date == datetime(2026, 2, 17, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("typed", ["2026-02-30", "tomorrow", ""])
+def test_what_is_no_date_is_refused(db: None, typed: str) -> None:
+    with pytest.raises(ValidationError), transaction.atomic():
+        Market.objects.create(question="?", end_date=typed)
+
+
+# --- bets ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["CLOSED", "RESOLVED", "SETTLED", "VOID"])
+def test_a_market_that_is_not_open_takes_no_bet_of_any_kind(db: None, at: datetime, status: str) -> None:
+    # given
+    closed, user = market(), member(balance=100)
+    if status == "CLOSED":
+        change(Market, closed.pk, "status", "CLOSED")
+    else:
+        resolve(closed, rule="VOID" if status == "VOID" else None)
+        if status != "RESOLVED":
+            settle(closed)
+
+    # when, then
+    with nothing_moved():
+        with pytest.raises(IntegrityError, match=f"is {status} and takes no bets"), transaction.atomic():
+            orm_bet(closed, user)
+        with pytest.raises(IntegrityError, match="takes no bets"), transaction.atomic():
+            Bet.objects.bulk_create([Bet(market=closed, user=user, outcome="No", amount=1)])
+        with pytest.raises(stakes.MarketNotOpen):
+            bet(closed, user, at=at)
+
+
+def test_a_bulk_of_bets_is_refused_whole_where_one_market_is_closed(db: None) -> None:
+    open_one, closed, user = market(), market(), member()
+    change(Market, closed.pk, "status", "CLOSED")
+    with nothing_moved(), pytest.raises(IntegrityError, match="is CLOSED"), transaction.atomic():
+        Bet.objects.bulk_create([Bet(market=one, user=user, outcome="Yes", amount=1) for one in (open_one, closed)])
+
+
+def test_a_market_past_its_end_still_takes_the_guides_bets_through_the_orm(db: None) -> None:
+    past = market(end_date="2020-01-01")
+    assert orm_bet(past, member()).result == "PENDING"
+
+
+def test_a_bets_outcome_is_one_of_its_own_markets(db: None) -> None:
+    rain, match, user = market(), market(outcomes=("Home", "Away")), member()
+    for outcome in ("Home", "yes", "", "Yes "):
+        with nothing_moved(), pytest.raises(IntegrityError, match="bet_outcome_is_its_markets"), transaction.atomic():
+            orm_bet(rain, user, outcome)
+    assert orm_bet(match, user, "Home").outcome == "Home"
+
+
+def test_an_outcome_with_bets_is_neither_renamed_nor_removed(db: None) -> None:
+    placed = orm_bet(market(), member())
+    with pytest.raises(IntegrityError, match="bet_outcome_is_its_markets"), transaction.atomic():
+        Outcome.objects.filter(name="Yes").update(name="Perhaps")
+    with pytest.raises(IntegrityError, match="bet_outcome_is_its_markets"), transaction.atomic():
+        Outcome.objects.filter(name="Yes").delete()
+    assert placed.market.outcome_names == ("Yes", "No")
+
+
+def test_a_resolved_outcome_is_one_of_the_markets(db: None) -> None:
+    made = market()
+    market(outcomes=("Home", "Away"))
+    with pytest.raises(IntegrityError, match="resolved_outcome_is_the_markets"):
+        change(Market, made.pk, "resolved_outcome", "Home")
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "-0.01"])
+def test_a_stake_is_positive(db: None, amount: str) -> None:
+    made, user = market(), member()
+    with nothing_moved(), pytest.raises(IntegrityError, match="stake_is_positive"), transaction.atomic():
+        orm_bet(made, user, "Yes", amount)
+
+
+def test_a_bet_begins_pending_without_a_dividend(db: None) -> None:
+    made, user = market(), member()
+    for begun in ({"result": "WON"}, {"payout": Decimal(1)}):
+        with nothing_moved(), pytest.raises(IntegrityError, match="begins PENDING"), transaction.atomic():
+            Bet.objects.create(market=made, user=user, outcome="Yes", amount=1, **begun)
+
+
+def test_a_placed_bet_is_fixed(db: None, at: datetime) -> None:
+    placed = bet(market(), member(balance=100))
+    other = market()
+    for column, value in (
+        ("amount", Decimal("99")),
+        ("outcome", "No"),
+        ("user", member()),
+        ("market", other),
+        ("placed_at", at.replace(year=2020)),
+        ("public_id", "00000000-0000-0000-0000-000000000000"),
+        ("client_ref", "late"),
+    ):
+        with pytest.raises(IntegrityError, match="A placed bet is not changed"):
+            change(Bet, placed.pk, column, value)
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM markets_{}", "TRUNCATE markets_{} CASCADE"])
+@pytest.mark.parametrize("table", ["bet", "market"])
+def test_bets_and_markets_are_not_removed(db: None, table: str, sql: str) -> None:
+    bet(market(), member(balance=100))
+    connection.check_constraints()  # PostgreSQL truncates no table that has deferred checks to make.
+    with nothing_moved(), pytest.raises(IntegrityError, match="not deleted"), transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(sql.format(table))
+
+
+def test_one_client_ref_is_one_bet_of_a_member(db: None) -> None:
+    made, user = market(), member()
+    Bet.objects.create(market=made, user=user, outcome="Yes", amount=1, client_ref="a")
+    Bet.objects.create(market=made, user=member(), outcome="Yes", amount=1, client_ref="a")
+    with pytest.raises(IntegrityError, match="bet_once_a_client_ref"), transaction.atomic():
+        Bet.objects.create(market=made, user=user, outcome="No", amount=2, client_ref="a")
+
+
+# --- stale copies ----------------------------------------------------------------------------------------------------
+
+
+def test_a_market_read_before_its_settlement_and_saved_after_it_stays_settled(db: None) -> None:
+    # given: someone read the market while it was CLOSED, to correct its question
+    made = market()
+    orm_bet(made, member(), "Yes", 100)
+    change(Market, made.pk, "status", "CLOSED")
+    stale = Market.objects.get()
+    resolve(made)
+    settle(made)
+
+    # when: they save it after it was settled
+    stale.question = "Will it rain in Nairobi tomorrow?"
+    with suppress(IntegrityError), transaction.atomic():  # Refusing it is right, too.
+        stale.save()
+
+    # then
+    made.refresh_from_db()
+    assert (made.status, made.resolved_outcome, made.settled_at) == ("SETTLED", "Yes", AT)
+
+
+# --- races -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bet_races_a_resolve_and_is_either_in_the_pool_or_refused(transactional_db: None) -> None:
+    for turn in range(8):
+        # given
+        made, member_betting, member_by_orm = market(), member(balance=100), member()
+        orm_bet(made, member(), "No", 50)
+
+        # when: a bet by the service, one by the ORM and the resolve come at the same moment
+        by_service, by_orm, resolved = at_once(
+            lambda on=made, user=member_betting: bet(on, user, "Yes", 30),
+            lambda on=made, user=member_by_orm: orm_bet(on, user, "Yes", 20),
+            lambda on=made: resolve(on),
+        )
+        settle(made)
+
+        # then
+        assert isinstance(by_service, Bet | stakes.MarketNotOpen), f"turn {turn}: {by_service!r}"
+        assert isinstance(by_orm, Bet | IntegrityError), f"turn {turn}: {by_orm!r}"
+        assert isinstance(resolved, settlement.Resolved), f"turn {turn}: {resolved!r}"
+        pool = 50 + 30 * isinstance(by_service, Bet) + 20 * isinstance(by_orm, Bet)
+        assert Settlement.objects.get(market=made).pool == pool
+        assert Bet.objects.filter(market=made, result="PENDING").count() == 0
+        assert ledger.balance(ledger.pool(made.pk)) == 0
+        left = Decimal(70) if isinstance(by_service, Bet) else Decimal(100)
+        staked = CustomUser.objects.get(pk=member_betting.pk).balance
+        assert staked - left < 30 and staked >= left
+
+
+def test_two_resolves_at_once_declare_one_outcome(transactional_db: None) -> None:
+    made = market()
+    orm_bet(made, member())
+
+    answers = at_once(lambda: resolve(made, "Yes"), lambda: resolve(made, "No"), lambda: resolve(made, rule="VOID"))
+
+    assert sorted(type(answer).__name__ for answer in answers) == [
+        "MarketAlreadyResolved",
+        "MarketAlreadyResolved",
+        "Resolved",
+    ]
+    assert Settlement.objects.count() == 1
+    assert Transfer.objects.count() == 0

@@ -1,0 +1,345 @@
+"""PostgreSQL holds what Python promises: every pair of states, every fixed column, no row removed."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection, models, transaction
+from django.db.models import F
+
+from markets.models import Market
+from payments.models import Attempt, Callback, Settlement, StatusQuery, Transaction
+from payments.tests.builders import AT, market, member, nothing_moved, payout, resolve
+
+MACHINES = {
+    "market": (Market, "status", "OPEN"),
+    "settlement": (Settlement, "state", "PENDING"),
+    "transaction": (Transaction, "status", "PENDING"),
+    "attempt": (Attempt, "state", "SENDING"),
+}
+STARTS = [(name, start) for name, (model, _, _) in MACHINES.items() for start in model.TRANSITIONS]
+
+
+def attempt(of: Transaction, number: int = 1, **fields: Any) -> Attempt:
+    return Attempt(
+        **{
+            "transaction": of,
+            "number": number,
+            "originator_conversation_id": f"{of.external_ref}-{number}",
+            "token_hash": f"{of.pk}-{number}",
+            "amount": of.amount,
+            "phone_number": of.phone_number,
+            "opened_at": AT,
+            **fields,
+        }
+    )
+
+
+def first_row(name: str) -> models.Model:
+    """A row of the machine in the state it begins with; an attempt is not saved yet, as it would move money."""
+    if name == "market":
+        return market()
+    if name == "settlement":
+        resolve(market())
+        return Settlement.objects.get()
+    return payout() if name == "transaction" else attempt(payout())
+
+
+def ways(transitions: Mapping[str, set[str]], first: str) -> dict[str, list[str]]:
+    """For each state that can be reached, the shortest series of legal moves from the first one."""
+    found: dict[str, list[str]] = {first: []}
+    reached = [first]
+    for state in reached:
+        for following in sorted(transitions[state] - set(found)):
+            found[following] = [*found[state], following]
+            reached.append(following)
+    return found
+
+
+@pytest.mark.parametrize(("name", "start"), STARTS)
+def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, name: str, start: str) -> None:
+    model, column, first = MACHINES[name]
+    row = first_row(name)
+    with transaction.atomic():
+        # given: a row driven to `start` by legal moves
+        if row.pk is None:
+            row.save()
+        rows = model.objects.filter(pk=row.pk)
+        for state in ways(model.TRANSITIONS, first)[start]:
+            rows.update(**{column: state})
+
+        for end in model.TRANSITIONS:
+            # when
+            with transaction.atomic():
+                try:
+                    with transaction.atomic():
+                        rows.update(**{column: end})
+                    moved = True
+                except IntegrityError as error:
+                    assert f"cannot move {start}>{end}" in str(error)
+                    moved = False
+                transaction.set_rollback(True)
+            # then: staying is no move
+            assert moved == (end in model.TRANSITIONS[start] or end == start), f"{start}>{end}"
+        transaction.set_rollback(True)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_every_state_is_in_the_table_and_can_be_reached(name: str) -> None:
+    model, column, first = MACHINES[name]
+    choices = [value for value, _ in model._meta.get_field(column).choices]
+    assert sorted(model.TRANSITIONS) == sorted(choices)
+    assert sorted(ways(model.TRANSITIONS, first)) == sorted(choices)
+    assert model._meta.get_field(column).default == first
+
+
+@pytest.mark.parametrize("status", [state for state in Market.Status.values if state != "OPEN"])
+def test_a_market_begins_open(db: None, status: str) -> None:
+    with nothing_moved(), pytest.raises(IntegrityError, match="A market begins OPEN"), transaction.atomic():
+        market(status=status)
+
+
+@pytest.mark.parametrize("state", [state for state in Settlement.State.values if state != "PENDING"])
+def test_a_settlement_begins_pending(db: None, state: str) -> None:
+    made = market()
+    with nothing_moved(), pytest.raises(IntegrityError, match="A settlement begins PENDING"), transaction.atomic():
+        Settlement.objects.create(
+            market=made, number=1, rule="VOID", state=state, resolved_at=AT, fee_pct=5, protect_stake=True
+        )
+
+
+@pytest.mark.parametrize("state", [state for state in Attempt.State.values if state != "SENDING"])
+def test_an_attempt_begins_sending(db: None, state: str) -> None:
+    made = payout()
+    with nothing_moved(), pytest.raises(IntegrityError, match="An attempt begins SENDING"), transaction.atomic():
+        attempt(made, state=state).save()
+
+
+@pytest.mark.parametrize("status", Transaction.Status.values)
+@pytest.mark.parametrize("destination", Transaction.Destination.values)
+def test_a_transaction_begins_pending_or_completed_in_a_wallet(db: None, status: str, destination: str) -> None:
+    row = Transaction(
+        user=member(),
+        type="PAYOUT",
+        status=status,
+        amount=50,
+        destination=destination,
+        external_ref="KASOKO-1-1-00000000",
+        phone_number="254712345678",
+        due_at=AT,
+    )
+    legal = status == "PENDING" or (status, destination) == ("COMPLETED", "wallet")
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                row.save()
+            assert legal
+        except IntegrityError as error:
+            assert "A transaction begins PENDING" in str(error) and not legal
+        transaction.set_rollback(True)
+
+
+# --- frozen columns --------------------------------------------------------------------------------------------------
+
+
+def assert_fixed(model: type[models.Model], pk: int, changes: Mapping[str, Any], words: str) -> None:
+    for column, value in changes.items():
+        with pytest.raises(IntegrityError, match=words), transaction.atomic():
+            model.objects.filter(pk=pk).update(**{column: value})
+
+
+def test_what_a_transaction_pays_to_whom_and_where_is_fixed(db: None) -> None:
+    made, other = payout(), payout()
+    with nothing_moved():
+        assert_fixed(
+            Transaction,
+            made.pk,
+            {
+                "user": other.user,
+                "settlement": other.settlement,
+                "type": "REFUND",
+                "amount": Decimal(286),
+                "destination": "wallet",
+                "tranche": 2,
+                "external_ref": "KASOKO-1-1-ffffffff",
+                "phone_number": "254712345678",
+                "public_id": "00000000-0000-0000-0000-000000000000",
+                "created_at": AT + timedelta(seconds=1),
+            },
+            "Whom a transaction pays",
+        )
+
+
+def test_what_an_attempt_sends_is_fixed(db: None) -> None:
+    made, other = attempt(payout()), payout()
+    with transaction.atomic():
+        made.save()
+        assert_fixed(
+            Attempt,
+            made.pk,
+            {
+                "transaction": other,
+                "number": 2,
+                "kind": "manual",
+                "originator_conversation_id": "KASOKO-1-1-ffffffff-1",
+                "token_hash": "x",
+                "amount": Decimal(286),
+                "phone_number": "254712345678",
+                "opened_at": AT + timedelta(seconds=1),
+            },
+            "What an attempt sends",
+        )
+        transaction.set_rollback(True)
+
+
+def test_a_resolution_is_fixed_when_made_and_its_totals_when_frozen(db: None) -> None:
+    resolve(market())
+    run = Settlement.objects.get()
+    decided = {
+        "market": market(),
+        "number": 2,
+        "rule": "VOID",
+        "weights": {"No": "100"},
+        "fee_pct": Decimal(6),
+        "protect_stake": False,
+    }
+    totals = {
+        "bet_count": 2,
+        "winning_pool": Decimal(7),
+        "refund": True,
+        "funds": {"Yes": {}},
+    }
+    assert_fixed(Settlement, run.pk, decided, "totals of a settlement are frozen")
+    with transaction.atomic():
+        Settlement.objects.filter(pk=run.pk).update(**totals, pool=10, fee=1, net=9)
+        Settlement.objects.filter(pk=run.pk).update(state="DIVIDING")
+        changed = {"bet_count": 3, "winning_pool": Decimal(8), "refund": False, "funds": {}}
+        assert_fixed(Settlement, run.pk, decided | changed, "totals of a settlement are frozen")
+        with pytest.raises(IntegrityError, match="totals of a settlement are frozen"), transaction.atomic():
+            Settlement.objects.filter(pk=run.pk).update(pool=F("pool") + 1, net=F("net") + 1)
+        transaction.set_rollback(True)
+
+
+def test_what_strangers_told_us_is_fixed(db: None) -> None:
+    sent = attempt(payout())
+    with transaction.atomic():
+        sent.save()
+        row = Callback.objects.create(
+            kind="result",
+            attempt=sent,
+            body=b"{}",
+            digest="x",
+            received_at=AT,
+            source_ip="196.201.214.200",
+            trusted=True,
+        )
+        query = StatusQuery.objects.create(attempt=sent, number=1, token_hash="x", asked_at=AT)
+        assert_fixed(
+            Callback,
+            row.pk,
+            {
+                "kind": "status",
+                "attempt": None,
+                "query": query,
+                "body": b"{ }",
+                "digest": "y",
+                "received_at": AT + timedelta(seconds=1),
+                "source_ip": None,
+                "trusted": False,
+            },
+            "A stored callback is not changed",
+        )
+        Callback.objects.filter(pk=row.pk).update(applied_at=AT, verdict="paid")
+        transaction.set_rollback(True)
+
+
+# --- what there is once ----------------------------------------------------------------------------------------------
+
+
+def test_a_transaction_has_one_open_attempt_at_most(db: None) -> None:
+    made = payout()
+    with transaction.atomic():
+        attempt(made, 1).save()
+        for state in Attempt.OPEN:
+            if state != "SENDING":
+                Attempt.objects.filter(number=1).update(state=state)
+            with pytest.raises(IntegrityError, match="one_open_attempt_a_transaction"), transaction.atomic():
+                attempt(made, 2).save()
+            if state == "WAITING":
+                Attempt.objects.filter(number=1).update(state="SENDING")
+        Attempt.objects.filter(number=1).update(state="FAILED")
+        attempt(made, 2).save()
+        transaction.set_rollback(True)
+
+
+@pytest.mark.parametrize(
+    ("same", "broken"),
+    [
+        ({"external_ref": "KASOKO-1-1-00000000"}, "external_ref_once"),
+        ({"tranche": 1}, "one_transaction_a_member_and_tranche"),
+    ],
+)
+def test_a_member_has_one_transaction_a_settlement_and_tranche(db: None, same: dict[str, Any], broken: str) -> None:
+    made = payout()
+    row = {
+        "user": made.user,
+        "settlement": made.settlement,
+        "type": "PAYOUT",
+        "amount": 50,
+        "destination": "mpesa",
+        "phone_number": made.phone_number,
+        "due_at": AT,
+    }
+    with transaction.atomic():
+        Transaction.objects.create(**row, external_ref="KASOKO-1-1-00000000", tranche=2)
+        with pytest.raises(IntegrityError, match=broken), transaction.atomic():
+            Transaction.objects.create(**row | {"external_ref": "KASOKO-1-1-00000001", "tranche": 3} | same)
+        transaction.set_rollback(True)
+
+
+def test_mpesa_carries_whole_shillings_and_nothing_carries_nothing(db: None) -> None:
+    row = {"user": member(), "type": "PAYOUT", "phone_number": "254712345678", "due_at": AT, "external_ref": "K"}
+    for amount, destination, broken in (
+        ("285.37", "mpesa", "mpesa_carries_whole_shillings"),
+        ("0", "wallet", "transaction_amount_is_positive"),
+        ("-5", "wallet", "transaction_amount_is_positive"),
+    ):
+        with nothing_moved(), pytest.raises(IntegrityError, match=broken), transaction.atomic():
+            Transaction.objects.create(**row, amount=Decimal(amount), destination=destination)
+
+
+def test_a_market_has_one_live_settlement(db: None) -> None:
+    made = market()
+    resolve(made)
+    row = {"market": made, "rule": "VOID", "resolved_at": AT, "fee_pct": 5, "protect_stake": True}
+    with nothing_moved():
+        with pytest.raises(IntegrityError, match="one_live_settlement_a_market"), transaction.atomic():
+            Settlement.objects.create(**row, number=2)
+        with pytest.raises(IntegrityError, match="settlement_number_once_a_market"), transaction.atomic():
+            Settlement.objects.update(state="WITHDRAWN")
+            Settlement.objects.create(**row, number=1)
+
+
+# --- nothing is removed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["settlement", "transaction", "attempt", "callback"])
+@pytest.mark.parametrize(
+    "sql", ["DELETE FROM payments_{} WHERE false", "DELETE FROM payments_{}", "TRUNCATE payments_{} CASCADE"]
+)
+def test_no_row_of_the_money_is_removed(db: None, table: str, sql: str) -> None:
+    payout()
+    connection.check_constraints()  # PostgreSQL truncates no table that has deferred checks to make.
+    with nothing_moved(), pytest.raises(IntegrityError, match="not deleted|not changed"), transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(sql.format(table))
+
+
+def test_a_member_with_money_is_not_removed(db: None) -> None:
+    user = member(balance=5)
+    with nothing_moved(), pytest.raises(IntegrityError), transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("DELETE FROM users_customuser WHERE id = %s", [user.pk])
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")

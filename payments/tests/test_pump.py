@@ -1,0 +1,387 @@
+"""The pump, against the simulator over HTTP and a real Redis: all sent once, few at a time, everything written down."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.db.models import QuerySet
+
+from payments import daraja
+from payments.addresses import Addresses
+from payments.limiter import Limiter
+from payments.models import Attempt, StatusQuery, Transaction
+from payments.pump import Pump
+from payments.sandbox.provider import Terms
+from payments.sandbox.server import Options, Sandbox
+from payments.tests import builders, stories
+from payments.tests.builders import AT, nothing_moved
+from payments.tests.stories import after
+
+pytestmark = pytest.mark.django_db
+
+# Nobody listens there, and the simulator's results are due long after any test: what is tested is the sending.
+ADDRESSES = Addresses(callback_url="http://127.0.0.1:9/api/payments/b2c-callback/", key="k" * 40)
+FOR_SECONDS = 60.0
+# An open breaker lets one probe through at a time, and here the next one at once.
+PROBING = replace(stories.POLICY, breaker_pause=timedelta(0), breaker_longest_pause=timedelta(0))
+
+
+class Clock:
+    """A clock that a test moves; every reading is a millisecond after the one before."""
+
+    def __init__(self) -> None:
+        self.now = after(1)
+
+    def __call__(self) -> Any:
+        self.now += timedelta(milliseconds=1)
+        return self.now
+
+
+class CountingGateway(daraja.Gateway):
+    """The real gateway, counting how many requests are under way at once."""
+
+    lock = threading.Lock()
+    under_way = most = 0
+
+    def pay(self, **request: Any) -> daraja.Accepted:
+        with self.lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            return super().pay(**request)
+        finally:
+            with self.lock:
+                self.under_way -= 1
+
+
+class LimiterThatLosesRedis(Limiter):
+    """Reserves `left` slots, and then cannot reach Redis any more."""
+
+    left = 5
+
+    def reserve(self, *, longest_wait_seconds: float) -> float | None:
+        object.__setattr__(self, "left", self.left - 1)
+        if self.left < 0:
+            raise redis.ConnectionError("Connection refused.")
+        return super().reserve(longest_wait_seconds=longest_wait_seconds)
+
+
+@pytest.fixture
+def connection() -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(settings.REDIS_URL) as connection:
+        yield connection
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(Options(latency=0.02, terms=Terms(callback_delay=600))) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[CountingGateway]:
+    credentials = daraja.Credentials(
+        base_url=sandbox.base_url,
+        consumer_key="key",
+        consumer_secret="secret",
+        initiator_name="testapi",
+        security_credential="credential==",
+        shortcode="600000",
+    )
+    tokens = daraja.SharedTokens(connection, name=credentials.token_name)
+    gateway = CountingGateway(credentials, tokens=tokens, timeout_seconds=20.0, pool_size=32)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def pump(gateway: CountingGateway, connection: redis.Redis) -> Pump:
+    def limiter(name: str) -> Limiter:
+        return Limiter(connection=connection, name=name, per_second=Decimal(2_000))
+
+    return Pump(
+        gateway=gateway,
+        limiter=limiter("b2c"),
+        query_limiter=limiter("status"),
+        addresses=ADDRESSES,
+        policy=stories.POLICY,
+        clock=Clock(),
+        in_flight=8,
+    )
+
+
+def winners(count: int) -> QuerySet[Transaction]:
+    """The pending payouts of so many members, 100 shillings each."""
+    members = [builders.member() for _ in range(count)]
+    made = builders.settled_market([(member, "Yes", 100) for member in members], fee_pct=0)
+    return Transaction.objects.filter(settlement__market=made)
+
+
+def states() -> Counter[tuple[str, str]]:
+    return Counter(Attempt.objects.values_list("transaction__status", "state"))
+
+
+def requests_of(sandbox: Sandbox) -> dict[str, int]:
+    """How many requests reached the simulator, accepted or not, by the id of the accepted ones."""
+    return {ocid: sandbox.book.requests_of(ocid) for ocid in list(sandbox.book.payments)}
+
+
+def test_everything_due_is_sent_once_with_few_requests_under_way(
+    pump: Pump, gateway: CountingGateway, sandbox: Sandbox
+) -> None:
+    # given
+    payouts = winners(60)
+
+    # when
+    sent = pump.send_due(for_seconds=FOR_SECONDS)
+
+    # then
+    references = set(payouts.values_list("external_ref", flat=True))
+    assert sent == 60
+    assert 1 < gateway.most <= 8
+    assert states() == {("PROCESSING", "ACCEPTED"): 60}
+    assert requests_of(sandbox) == {f"{reference}-1": 1 for reference in references}
+    assert Attempt.objects.filter(conversation_id="").count() == 0
+    assert pump.send_due(for_seconds=FOR_SECONDS) == 0
+
+
+def test_one_request_at_a_time_is_a_bound_too(pump: Pump, gateway: CountingGateway) -> None:
+    # given
+    winners(6)
+
+    # when
+    sent = replace(pump, in_flight=1).send_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert (sent, gateway.most) == (6, 1)
+
+
+def test_a_pace_of_less_than_four_a_second_is_kept_up_until_all_is_sent(pump: Pump, connection: redis.Redis) -> None:
+    # given
+    winners(4)
+    slow = replace(pump, limiter=Limiter(connection=connection, name="slow", per_second=Decimal(2)))
+
+    # when
+    sent = slow.send_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert sent == 4
+
+
+def test_nothing_is_sent_after_its_time_is_up(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    winners(3)
+
+    # then
+    with nothing_moved():
+        assert pump.send_due(for_seconds=0.0) == 0
+    assert requests_of(sandbox) == {}
+
+
+def test_what_redis_stops_is_written_down_first(pump: Pump, sandbox: Sandbox, connection: redis.Redis) -> None:
+    # given
+    payouts = winners(12)
+    losing = LimiterThatLosesRedis(connection=connection, name="b2c", per_second=Decimal(2_000))
+
+    # when
+    with pytest.raises(redis.RedisError):
+        replace(pump, limiter=losing).send_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert states() == {("PROCESSING", "ACCEPTED"): 5}
+    assert payouts.filter(status="PENDING").count() == 7
+    assert len(requests_of(sandbox)) == 5
+    assert pump.send_due(for_seconds=FOR_SECONDS) == 7
+    assert list(requests_of(sandbox).values()) == [1] * 12
+
+
+def test_without_redis_nothing_is_claimed(pump: Pump) -> None:
+    # given
+    (payout,) = winners(1)
+    with redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=2, socket_timeout=2) as down:
+        losing = replace(pump, limiter=Limiter(connection=down, name="b2c", per_second=Decimal(5)))
+
+        # then
+        with nothing_moved(), pytest.raises(redis.RedisError):
+            losing.send_due(for_seconds=FOR_SECONDS)
+        with nothing_moved(), pytest.raises(redis.RedisError):
+            losing.send_one(payout.pk)
+
+
+def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(pump: Pump) -> None:
+    # given
+    payouts = winners(12)
+    broken = payouts.order_by("pk")[3].external_ref
+
+    class Gateway(stories.FakeGateway):
+        def pay(self, **request: Any) -> daraja.Accepted:
+            if broken in request["originator_conversation_id"]:
+                raise ValueError("remarks must have at least two letters or digits.")
+            return super().pay(**request)
+
+    # when
+    for _ in range(3):
+        try:
+            replace(pump, gateway=Gateway()).send_due(for_seconds=FOR_SECONDS)
+        except ValueError:
+            continue  # However loud it is about it, the others are not to suffer.
+
+    # then
+    left = Attempt.objects.exclude(state="ACCEPTED").values_list("transaction__external_ref", flat=True)
+    assert list(left) == [broken]
+    assert Attempt.objects.filter(state="ACCEPTED").count() == 11
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (stories.NO_CONNECTION, ("PENDING", "WAITING")),
+        (stories.THROTTLED, ("PENDING", "WAITING")),
+        (stories.READ_TIMEOUT, ("PROCESSING", "IN_DOUBT")),
+        (stories.DUPLICATE, ("PROCESSING", "IN_DOUBT")),
+        (stories.REJECTED, ("FAILED", "FAILED")),
+    ],
+    ids=str,
+)
+def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
+    pump: Pump, said: daraja.GatewayError, expected: tuple[str, str]
+) -> None:
+    # given
+    winners(10)
+    gateway = stories.FakeGateway(*[said] * 10)
+
+    # when
+    sent = replace(pump, gateway=gateway, policy=PROBING).send_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert (sent, len(gateway.payments)) == (10, 10)
+    assert states() == {expected: 10}
+
+
+def test_throttled_requests_go_again_under_their_ids_until_they_are_taken(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    payouts = winners(10)
+    for phone in payouts.values_list("phone_number", flat=True):
+        sandbox.schedule.add(phone, "spike_arrestx2")
+    clock = Clock()
+
+    # when
+    rounds = []
+    for pause in (60, 120, 0):
+        rounds.append((replace(pump, clock=clock, policy=PROBING).send_due(for_seconds=FOR_SECONDS), dict(states())))
+        clock.now += timedelta(seconds=pause)
+
+    # then
+    throttled = {("PENDING", "WAITING"): 10}
+    assert rounds == [(10, throttled), (10, throttled), (10, {("PROCESSING", "ACCEPTED"): 10})]
+    assert requests_of(sandbox) == {f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)}
+
+
+def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    (payout,) = winners(1)
+    attempt = stories.sent(payout, stories.READ_TIMEOUT)
+    stories.ask_and_hear(attempt, stories.not_found_body(), after(20))
+    later = Clock()
+    later.now = after(30)
+
+    # when
+    sent = replace(pump, clock=later).send_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert sent == 1
+    assert states() == {("PROCESSING", "ACCEPTED"): 1}
+    assert requests_of(sandbox) == {attempt.originator_conversation_id: 1}
+
+
+# --- one payout ------------------------------------------------------------------------------------------------------
+
+
+def test_one_payout_is_sent_by_itself(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    first, second = winners(2).order_by("pk")
+
+    # when
+    answers = [pump.send_one(second.pk), pump.send_one(second.pk)]
+
+    # then
+    assert answers == [True, False]
+    assert requests_of(sandbox) == {f"{second.external_ref}-1": 1}
+    first.refresh_from_db()
+    assert first.status == "PENDING"
+
+
+def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(pump: Pump, connection: redis.Redis) -> None:
+    # given
+    (payout,) = winners(1)
+    limiter = Limiter(connection=connection, name="far", per_second=Decimal("0.1"))
+    connection.delete("kasoko:pace:far")
+    limiter.reserve(longest_wait_seconds=0)
+
+    # then
+    with nothing_moved():
+        assert not replace(pump, limiter=limiter).send_one(payout.pk)
+
+
+def test_one_payout_that_is_not_there_is_not_sent(pump: Pump) -> None:
+    assert pump.send_one(2**62) is False
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def in_doubt(count: int) -> None:
+    for payout in winners(count):
+        stories.sent(payout, stories.READ_TIMEOUT)
+
+
+def later(pump: Pump, **changes: Any) -> Pump:
+    """The pump when the first questions are due."""
+    clock = Clock()
+    clock.now = after(30)
+    return replace(pump, clock=clock, **changes)
+
+
+def test_every_doubt_is_asked_about_once(pump: Pump) -> None:
+    # given
+    in_doubt(20)
+
+    # when
+    asked = later(pump).ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert asked == 20
+    assert StatusQuery.objects.count() == 20
+    assert StatusQuery.objects.filter(conversation_id="").count() == 0
+    assert set(Attempt.objects.values_list("queries__number", flat=True)) == {1}
+
+
+def test_questions_that_are_not_taken_are_asked_again_later(pump: Pump) -> None:
+    # given
+    in_doubt(3)
+    gateway = stories.FakeGateway(*[stories.NO_CONNECTION] * 3)
+
+    # when
+    asked = later(pump, gateway=gateway).ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert (asked, len(gateway.questions)) == (3, 3)
+    assert StatusQuery.objects.filter(conversation_id="").count() == 3
+    assert set(Attempt.objects.values_list("state", flat=True)) == {"IN_DOUBT"}
+    assert AT < min(Attempt.objects.values_list("next_query_at", flat=True)) > after(60)
+
+
+def test_nothing_is_asked_when_nothing_is_in_doubt(pump: Pump) -> None:
+    # given
+    winners(2)
+
+    # then
+    with nothing_moved():
+        assert later(pump).ask_due(for_seconds=FOR_SECONDS) == 0
