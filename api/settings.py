@@ -361,6 +361,11 @@ PAYOUT_QUERY_GAP = whole("PAYOUT_QUERY_GAP", 60, low=1, high=86_400)
 PAYOUT_REVIEW_AFTER = whole("PAYOUT_REVIEW_AFTER", 86_400, low=1, high=30 * 86_400)
 PAYOUT_RESEND_HORIZON = whole("PAYOUT_RESEND_HORIZON", 1_800, low=0, high=86_400)
 PAYOUT_RETRY_AFTER = whole("PAYOUT_RETRY_AFTER", 15, low=1, high=3_600)
+PAYOUTS_PAUSED = flag("PAYOUTS_PAUSED", False)
+BREAKER_PAUSE = whole("BREAKER_PAUSE", 1, low=1, high=3_600)
+BREAKER_LONGEST_PAUSE = whole("BREAKER_LONGEST_PAUSE", 20, low=1, high=3_600)
+BREAKER_WINDOW = whole("BREAKER_WINDOW", 20, low=1, high=10_000)
+BREAKER_SHARE = decimal("BREAKER_SHARE", "0.5", low="0.01", high="1")
 SETTLEMENT_CHUNK = whole("SETTLEMENT_CHUNK", 20_000, low=1, high=1_000_000)
 
 # --- log -------------------------------------------------------------------------------------------------------------

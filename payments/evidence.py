@@ -13,7 +13,7 @@ import logging
 from datetime import datetime, timedelta
 
 from markets.models import NAIROBI
-from payments import daraja_messages, ledger, tariff
+from payments import breakers, daraja_messages, ledger, tariff
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.policy import Policy
@@ -47,7 +47,7 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
             return _mismatch(attempt, "the result names another phone", at)
         complete = None not in (result.amount, receiver, result.receipt)
         if (trusted and complete and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
-            return _pay(payout, attempt, receipt=result.receipt or "", at=at)
+            return _pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
         return _claimed(attempt, result, "paid, to be confirmed by a status query", at)
     if attempt.state == State.PAID:
         alarm.warning("Attempt %s is paid; a result with code %s came after it", attempt, result.result_code)
@@ -55,6 +55,7 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
     if attempt.state == State.FAILED:
         return "failed already"
     if daraja_messages.meaning(result.result_code).definite and result.is_final:
+        breakers.trip_by_code(result.result_code, reason=result.result_desc, at=at, policy=policy)
         return _claimed(attempt, result, "failed, to be confirmed by a status query", at)
     attempt.result_words = f"{result.result_code} {result.result_desc}"[:300]
     doubt(attempt, ask_at=at + policy.query_after, at=at)
@@ -93,7 +94,7 @@ def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: date
         query.verdict, query.answered_at = answer.verdict, at
         query.save(update_fields=["verdict", "answered_at"])
     if answer.verdict == "completed":
-        return _pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at)
+        return _pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
     if attempt.state == State.FAILED and answer.verdict == "failed" and attempt.next_query_at is not None:
         attempt.next_query_at = None
         attempt.save(update_fields=["next_query_at"])
@@ -151,7 +152,7 @@ def _mismatch(attempt: Attempt, what: str, at: datetime) -> str:
     return f"mismatch: {what}"
 
 
-def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime) -> str:
+def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
     """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
     receipt = receipt[:64]
     if attempt.state == State.PAID:
@@ -165,6 +166,7 @@ def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime) -
     attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
     attempt.resend_at = None
     attempt.save()
+    breakers.paid(attempt.posted_at)
     _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
         alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)
@@ -173,6 +175,9 @@ def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime) -
         payout.receipt, payout.reason = receipt, ""
         payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
         return "paid"
+    waiting = payout.attempts.filter(state=State.WAITING, first_sent_at=None).first()
+    if waiting is not None:  # It never left, and now it must not.
+        return fail(payout, waiting, code="", words="An earlier request was paid after all", at=at, policy=policy)
     if payout.status in (Status.PENDING, Status.PROCESSING):
         payout.status = Status.HELD
         payout.reason = f"An earlier request of it, {attempt}, was paid after all."
@@ -217,13 +222,14 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
+    breakers.watch(at=at, policy=policy)
     late = payout.attempts.filter(state=State.PAID).order_by("number").last()
     if late is not None:
         return _set_off(payout, late, at)
     if daraja_messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
         payout.status = Status.PENDING
         payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
-        alarm.error("Payouts fail by a fault of ours: %s", payout.reason)
+        breakers.trip_by_code(code, reason=words, at=at, policy=policy)
     else:
         payout.status, payout.failed_at = Status.FAILED, at
     payout.save(update_fields=["status", "reason", "due_at", "failed_at"])
@@ -292,7 +298,7 @@ def hear_plain(
         sent = ledger.Entry(f"send:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, attempt.amount, payout.pk)
         ledger.post([sent], at=at)
     if result.result_code == "0":
-        return attempt.pk, _pay(payout, attempt, receipt=result.receipt or "", at=at)
+        return attempt.pk, _pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
     if attempt.first_sent_at is not None:
         return attempt.pk, _claimed(attempt, result, "failed, to be confirmed by a status query", at)
     return attempt.pk, fail(payout, attempt, code=result.result_code, words=result.result_desc, at=at, policy=policy)

@@ -279,6 +279,33 @@ class Attempt(models.Model):
         return self.originator_conversation_id
 
 
+class Breaker(models.Model):
+    """A reason for not sending at the moment: open from `opened_at` until something proves it gone.
+
+    While it is open one payout goes out as a probe whenever `probe_at` has come, at pauses that double. `switch` is the
+    operator's own and has no probe.
+    """
+
+    class Cause(models.TextChoices):
+        SWITCH = "switch"
+        NO_FLOAT = "no_float"
+        CREDENTIALS = "credentials"
+        THROTTLE = "throttle"
+        NETWORK = "network"
+        DOUBT = "doubt"
+        FAILURES = "failures"
+
+    cause = models.CharField(max_length=12, choices=Cause.choices, unique=True)
+    opened_at = models.DateTimeField(null=True, blank=True)
+    probe_at = models.DateTimeField(null=True, blank=True)
+    probes = models.PositiveIntegerField(default=0, help_text="Made since it opened.")
+    reason = models.CharField(max_length=300, blank=True)
+    opened_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.cause} ({'open' if self.opened_at else 'closed'})"
+
+
 class StatusQuery(models.Model):
     """One question to Daraja what became of an attempt; it has a token of its own, and so its answer is its own."""
 

@@ -16,14 +16,19 @@ from django.db import transaction
 from django.db.models import Max, Q, Sum
 
 from markets.models import NAIROBI
-from payments import crashpoints, daraja, evidence, ledger
+from payments import breakers, crashpoints, daraja, evidence, ledger
 from payments.addresses import Addresses, token_hash
-from payments.models import Attempt, StatusQuery, Transaction
+from payments.models import Attempt, Breaker, StatusQuery, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
 
+CAUSES = {
+    "network": Breaker.Cause.NETWORK,
+    "auth": Breaker.Cause.CREDENTIALS,
+    "throttle": Breaker.Cause.THROTTLE,
+}
 LONGEST_QUERY_GAP = timedelta(hours=1)
 
 State = Attempt.State
@@ -95,6 +100,8 @@ def claim(
             rows = rows.filter(pk=transaction_id)
         payouts = list(rows.select_for_update(skip_locked=True, no_key=True, of=("self",))[:limit])
         payouts = _within_day_limit(payouts, at, policy)
+        if payouts:
+            payouts = payouts[: breakers.allowance(at=at, policy=policy)]
         attempts = _attempts_for(payouts, at, policy, addresses)
         for payout in payouts:
             payout.status, payout.reason = Status.PROCESSING, ""
@@ -117,7 +124,10 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
     """
     with transaction.atomic(durable=True):
         ids = Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).order_by("resend_at")
-        payouts = Transaction.objects.filter(pk__in=list(ids.values_list("transaction", flat=True)[:limit]))
+        doubtful = list(ids.values_list("transaction", flat=True)[:limit])
+        if doubtful:
+            doubtful = doubtful[: breakers.allowance(at=at, policy=policy)]
+        payouts = Transaction.objects.filter(pk__in=doubtful)
         claims = []
         for payout in payouts.order_by("pk").select_for_update(skip_locked=True, no_key=True, of=("self",)):
             attempt = evidence.open_attempt(payout)
@@ -242,6 +252,7 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
         if isinstance(said, daraja.Accepted):
             attempt.state, attempt.next_query_at = State.ACCEPTED, at + policy.query_after
             attempt.save()
+            breakers.acknowledged(attempt.posted_at)
         elif isinstance(said, daraja.NotSent) and attempt.doubted_at is None:
             _wait(payout, attempt, said, at, policy)
         elif isinstance(said, daraja.Rejected) and attempt.doubted_at is None:
@@ -249,6 +260,7 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
         else:
             attempt.result_words = str(said)[:300]
             evidence.doubt(attempt, ask_at=at + policy.query_after, at=at)
+            breakers.watch(at=at, policy=policy)
     crashpoints.reach("record after commit")
 
 
@@ -264,6 +276,7 @@ def _wait(payout: Transaction, attempt: Attempt, said: daraja.NotSent, at: datet
     payout.reason = f"Not sent yet: {said}"[:300]
     payout.status = Status.PENDING
     payout.save(update_fields=["due_at", "reason", "status"])
+    breakers.trip(CAUSES[said.reason], reason=str(said), at=at, policy=policy)
 
 
 # --- doubt: asking what became of a request --------------------------------------------------------------------------

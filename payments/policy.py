@@ -23,6 +23,11 @@ class Policy:
     retry_after: timedelta
     confirm_above: Decimal
     settlement_chunk: int
+    paused: bool = False
+    breaker_pause: timedelta = timedelta(seconds=1)
+    breaker_longest_pause: timedelta = timedelta(seconds=20)
+    breaker_window: int = 20
+    breaker_share: Decimal = Decimal("0.5")
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -40,4 +45,9 @@ class Policy:
             retry_after=timedelta(seconds=settings.PAYOUT_RETRY_AFTER),
             confirm_above=settings.MPESA_CONFIRM_ABOVE,
             settlement_chunk=settings.SETTLEMENT_CHUNK,
+            paused=settings.PAYOUTS_PAUSED,
+            breaker_pause=timedelta(seconds=settings.BREAKER_PAUSE),
+            breaker_longest_pause=timedelta(seconds=settings.BREAKER_LONGEST_PAUSE),
+            breaker_window=settings.BREAKER_WINDOW,
+            breaker_share=settings.BREAKER_SHARE,
         )

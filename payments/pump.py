@@ -18,6 +18,7 @@ from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
+LONGEST_PAUSE = 1.0
 LONGEST_QUERY_WAIT = 2.0
 # Few at a time: each is committed as asked before it is put, and a killed worker leaves them unasked until the next.
 QUESTIONS = 8
@@ -65,13 +66,14 @@ class Pump:
         with ThreadPoolExecutor(max_workers=self.in_flight, thread_name_prefix="pump") as threads:
             try:
                 while time.monotonic() < until:
-                    claims = self._next(limit=self.in_flight - len(under_way))
+                    is_due = payouts.any_due(at=self.clock())
+                    if not is_due and not under_way:
+                        break
+                    claims = self._next(until) if is_due and len(under_way) < self.in_flight else []
                     for claim in claims:
                         call = threads.submit(payouts.call, claim, gateway=self.gateway, addresses=self.addresses)
                         under_way[call] = claim
                     sent += len(claims)
-                    if not claims and not under_way:
-                        break
                     self._record(under_way, patience_seconds=0.0 if claims else 0.05)
             finally:
                 while under_way:
@@ -92,8 +94,10 @@ class Pump:
                     break
                 under_way = {}
                 for question in questions:
-                    # However long the queue: a question that waits for its slot is late, not lost.
-                    time.sleep(self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT) or 0)
+                    pause = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
+                    if pause is None:  # No slot in time: it counts as a question without an answer; the next is due.
+                        continue
+                    time.sleep(pause)
                     put = threads.submit(payouts.put, question, gateway=self.gateway, addresses=self.addresses)
                     under_way[put] = question
                 for put, question in under_way.items():
@@ -102,13 +106,10 @@ class Pump:
                 asked += len(questions)
         return asked
 
-    def _next(self, *, limit: int) -> list[payouts.Claim]:
-        if limit < 1:
-            return []
-        if not payouts.any_due(at=self.clock()):
-            return []
-        pause = self.limiter.reserve(longest_wait_seconds=0.25)
+    def _next(self, until: float) -> list[payouts.Claim]:
+        pause = self.limiter.reserve(longest_wait_seconds=max(0.0, min(LONGEST_PAUSE, until - time.monotonic())))
         if pause is None:
+            time.sleep(0.05)
             return []
         time.sleep(pause)
         at = self.clock()

@@ -28,6 +28,8 @@ alarm = logging.getLogger("kasoko.alarm")
 FOR_SECONDS = 4.0
 # A few winners are sent by a task each, as the guide shows; more than that by the pump.
 IN_FLIGHT = 32
+BROKER_REST_SECONDS = 5.0
+_broker_gone_until = 0.0
 
 
 @shared_task(name="payments.settlement_tasks.settle_market")
@@ -96,10 +98,17 @@ def ask_about_doubts() -> None:
 
 
 def hint(task: Task, *arguments: int, task_id: str | None = None) -> None:
-    """Publish a message if the broker can be reached; if not, a sweep does the same within half a minute."""
+    """Publish a message if the broker can be reached; if not, a sweep does the same within half a minute.
+
+    A broker that did not answer is left alone for a few seconds, so that many hints do not each wait for it.
+    """
+    global _broker_gone_until
+    if time.monotonic() < _broker_gone_until:
+        return
     try:
         task.apply_async(arguments, task_id=task_id)
     except (OperationalError, redis.RedisError) as error:
+        _broker_gone_until = time.monotonic() + BROKER_REST_SECONDS
         log.warning("Broker not reached, the sweep will run %s: %s", task.name, error)
 
 

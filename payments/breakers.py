@@ -1,0 +1,126 @@
+"""Breakers: a fault that is ours, or everyone's, pauses the sending instead of failing one winner at a time.
+
+Each cause has one row. An open one lets a single payout through as a probe whenever its pause is over; the pauses
+double up to `breaker_longest_pause`. What closes it is evidence about a request that was POSTed after it opened: an
+acknowledgement for causes on the way to M-Pesa, a payment for causes inside it. The operator's switch closes only by
+the operator. Settling, callbacks and questions go on whatever is open.
+"""
+
+import logging
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import Q
+
+from payments.models import Attempt, Breaker
+from payments.policy import Policy
+
+log = logging.getLogger(__name__)
+alarm = logging.getLogger("kasoko.alarm")
+
+Cause = Breaker.Cause
+
+# What an acknowledgement proves gone; a payment proves every cause gone but the operator's.
+ON_THE_WAY = (Cause.THROTTLE, Cause.NETWORK, Cause.DOUBT)
+BY_CODE = {
+    "1": Cause.NO_FLOAT,
+    "21": Cause.CREDENTIALS,
+    "2001": Cause.CREDENTIALS,
+    "8006": Cause.CREDENTIALS,
+}
+
+
+def allowance(*, at: datetime, policy: Policy) -> int | None:
+    """How many payouts may be claimed now, in the caller's transaction: None for any number, 1 for a probe, or 0.
+
+    A probe taken is a probe less: the next is due after the pause.
+    Locks: the open Breakers (where another worker holds one, it is making the probe: 0).
+    """
+    if policy.paused:
+        return 0
+    opened = list(Breaker.objects.filter(opened_at__isnull=False).order_by("pk"))
+    if not opened:
+        return None
+    if any(breaker.probe_at is None or breaker.probe_at > at for breaker in opened):
+        return 0
+    held = Breaker.objects.filter(opened_at__isnull=False).order_by("pk")
+    locked = list(held.select_for_update(skip_locked=True, no_key=True))
+    if len(locked) != len(opened) or any(b.probe_at is None or b.probe_at > at for b in locked):
+        return 0
+    for breaker in locked:
+        breaker.probes += 1
+        breaker.probe_at = at + min(policy.breaker_pause * 2 ** min(breaker.probes, 10), policy.breaker_longest_pause)
+        breaker.save(update_fields=["probes", "probe_at"])
+    return 1
+
+
+def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> None:
+    """Open a breaker, in the caller's transaction; one that is open stays as it is.
+
+    Locks: the Breaker.
+    """
+    breaker = _locked(cause)
+    if breaker.opened_at is not None:
+        return
+    breaker.opened_at, breaker.probes, breaker.reason = at, 0, reason[:300]
+    breaker.probe_at = at + policy.breaker_pause
+    breaker.save()
+    alarm.error("Sending is paused (%s): %s", cause, reason)
+
+
+def trip_by_code(code: str, *, reason: str, at: datetime, policy: Policy) -> None:
+    """Open the breaker that a result code calls for, if any: a claim is enough, for pausing harms nobody."""
+    cause = BY_CODE.get(code)
+    if cause is not None:
+        trip(cause, reason=f"M-Pesa's code {code}: {reason}", at=at, policy=policy)
+
+
+def watch(*, at: datetime, policy: Policy) -> None:
+    """Open `doubt` or `failures` where too many of the latest requests ended so, in the caller's transaction."""
+    states = list(Attempt.objects.order_by("-pk").values_list("state", "doubted_at")[: policy.breaker_window])
+    if len(states) < policy.breaker_window:
+        return
+    enough = policy.breaker_share * policy.breaker_window
+    doubtful = sum(state == Attempt.State.IN_DOUBT and doubted_at is not None for state, doubted_at in states)
+    failed = sum(state == Attempt.State.FAILED for state, _ in states)
+    if doubtful >= enough:
+        trip(Cause.DOUBT, reason=f"{doubtful} of the latest {len(states)} requests are in doubt", at=at, policy=policy)
+    if failed >= enough:
+        trip(Cause.FAILURES, reason=f"{failed} of the latest {len(states)} requests failed", at=at, policy=policy)
+
+
+def acknowledged(posted_at: datetime | None) -> None:
+    """A request POSTed at `posted_at` was acknowledged: the way to M-Pesa is open."""
+    _close(Q(cause__in=ON_THE_WAY), posted_at)
+
+
+def paid(posted_at: datetime | None) -> None:
+    """A request POSTed at `posted_at` was paid: nothing is wrong but what the operator says is."""
+    _close(~Q(cause=Cause.SWITCH), posted_at)
+
+
+def switch_off(*, reason: str, by_user_id: int | None, at: datetime) -> None:
+    """Stop sending until `switch_on`; settling goes on. Idempotent."""
+    with transaction.atomic(durable=True):
+        breaker = _locked(Cause.SWITCH)
+        if breaker.opened_at is None:
+            breaker.opened_at, breaker.probe_at, breaker.reason = at, None, reason[:300]
+            breaker.opened_by_id = by_user_id
+            breaker.save()
+            alarm.error("Sending is switched off by member %s: %s", by_user_id, reason)
+
+
+def switch_on(*, at: datetime) -> None:
+    """Let payouts leave again. Idempotent."""
+    if Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False).update(opened_at=None, reason=""):
+        log.warning("Sending is switched on at %s", at.isoformat())
+
+
+def _close(which: Q, posted_at: datetime | None) -> None:
+    if posted_at is not None:
+        Breaker.objects.filter(which, opened_at__lt=posted_at).update(opened_at=None, probe_at=None, probes=0)
+
+
+def _locked(cause: Breaker.Cause) -> Breaker:
+    Breaker.objects.bulk_create([Breaker(cause=cause)], ignore_conflicts=True)
+    return Breaker.objects.select_for_update(no_key=True).get(cause=cause)
