@@ -45,8 +45,9 @@ def _quick_pins_and_no_static_files(settings: Settings) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _built_anew() -> Iterator[None]:
-    """What the edges built from one test's settings is not the next one's."""
+def _built_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the edges built from one test's settings, or learnt of its broker, is not the next one's."""
+    monkeypatch.setattr(settlement_tasks, "_broker_gone_until", 0.0)
     yield
     for name in BUILT_FROM_SETTINGS:
         getattr(settlement_tasks, name).cache_clear()

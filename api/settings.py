@@ -361,6 +361,14 @@ PAYOUT_QUERY_GAP = whole("PAYOUT_QUERY_GAP", 60, low=1, high=86_400)
 PAYOUT_REVIEW_AFTER = whole("PAYOUT_REVIEW_AFTER", 86_400, low=1, high=30 * 86_400)
 PAYOUT_RESEND_HORIZON = whole("PAYOUT_RESEND_HORIZON", 1_800, low=0, high=86_400)
 PAYOUT_RETRY_AFTER = whole("PAYOUT_RETRY_AFTER", 15, low=1, high=3_600)
+try:
+    PAYOUT_CANARY = tuple(int(size) for size in words("PAYOUT_CANARY", "1,10") if size != "off")
+except ValueError:
+    raise ImproperlyConfigured(
+        "PAYOUT_CANARY must be whole numbers with commas between, such as 1,10, or off."
+    ) from None
+if any(size < 1 for size in PAYOUT_CANARY):
+    raise ImproperlyConfigured("PAYOUT_CANARY must have stages of at least one payout each, or be off.")
 PAYOUTS_PAUSED = flag("PAYOUTS_PAUSED", False)
 BREAKER_PAUSE = whole("BREAKER_PAUSE", 1, low=1, high=3_600)
 BREAKER_LONGEST_PAUSE = whole("BREAKER_LONGEST_PAUSE", 20, low=1, high=3_600)

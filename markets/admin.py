@@ -8,7 +8,7 @@ from django.template.response import TemplateResponse
 from django.utils import timezone
 
 from markets import parimutuel, queries
-from markets.models import Bet, Market, Outcome
+from markets.models import DEFAULT_OUTCOMES, Bet, Market, Outcome
 from payments import settlement, settlement_tasks
 
 
@@ -60,6 +60,16 @@ class MarketAdmin(admin.ModelAdmin):
         fixed = ("question", "platform_fee_pct") if obj is not None else ()
         return (*self.readonly_fields, *fixed)
 
+    def save_model(self, request: HttpRequest, obj: Market, form: Any, change: bool) -> None:
+        if not change:
+            obj.outcome_names = ()  # Those that were typed come with the formset, after the market.
+        super().save_model(request, obj, form, change)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        if not form.instance.outcomes.exists():
+            Outcome.objects.bulk_create([Outcome(market=form.instance, name=name) for name in DEFAULT_OUTCOMES])
+
     @admin.action(description="Decide: resolve or void", permissions=["change"])
     def decide(self, request: HttpRequest, chosen: QuerySet[Market]) -> HttpResponse | None:
         market = chosen.first()
@@ -69,6 +79,9 @@ class MarketAdmin(admin.ModelAdmin):
         decision, _, value = request.POST.get("decision", "").partition(":")
         if not decision or not request.POST.get("sure"):
             return self._ask(request, market)
+        if decision not in ("win", "void"):
+            messages.error(request, "Choose an outcome, or a reason to void. Nothing was decided.")
+            return None
         try:
             resolved = settlement.resolve(
                 market_id=market.pk,

@@ -106,6 +106,16 @@ def settlement_status(request: Request, market_id: int) -> Response:
             "in_doubt_payouts": f"{amounts['in_doubt']:.2f}",
             "held_payouts": f"{amounts['held']:.2f}",
             "payout_count": {name: count for name, (_, count) in found.by_state.items()},
+            "limbo": [
+                {
+                    "transaction_id": one.transaction_id,
+                    "amount": f"{one.amount:.2f}",
+                    "since": one.since,
+                    "last_asked_at": one.last_asked_at,
+                    "next_question_at": one.next_question_at,
+                }
+                for one in queries.limbo(market_id)[:100]
+            ],
         }
     )
 
@@ -116,6 +126,7 @@ def retry_payout(request: Request) -> Response:
     """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
     body = checked(RetryBody(data=request.data))
     payout = payouts.retry(transaction_id=body["transaction_id"], at=timezone.now())
+    settlement_tasks.hint(settlement_tasks.ask_about_doubts)
     settlement_tasks.hint(settlement_tasks.send_b2c_payout, payout.pk)
     return Response({"status": "retried", "transaction_id": payout.pk, "new_status": payout.status})
 
@@ -128,5 +139,6 @@ def retry_failed_payouts_batch(request: Request) -> Response:
     at = timezone.now()
     retried, skipped = payouts.retry_failed(since=at - timedelta(hours=body["hours"]), at=at)
     if retried:
+        settlement_tasks.hint(settlement_tasks.ask_about_doubts)
         settlement_tasks.nudge(settlement_tasks.send_due_payouts)
     return Response({"status": "retried", "count": len(retried), "transaction_ids": retried, "skipped": skipped})

@@ -108,7 +108,7 @@ class Market(models.Model):
         with transaction.atomic(using=kwargs.get("using")):
             super().save(*args, **kwargs)
             if new:
-                names = self._outcome_names or DEFAULT_OUTCOMES
+                names = DEFAULT_OUTCOMES if self._outcome_names is None else self._outcome_names
                 self._outcome_names = None
                 Outcome.objects.bulk_create([Outcome(market=self, name=name) for name in names])
         self._remember(kwargs.get("update_fields"))

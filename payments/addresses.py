@@ -25,6 +25,10 @@ class Addresses:
     def token(self, subject: str) -> str:
         return hmac.new(self.key.encode(), f"kasoko.callback:{subject}".encode(), hashlib.sha256).hexdigest()
 
+    def owns(self, token: str, subject: str) -> bool:
+        """Whether `token` is the one that `subject` was given."""
+        return hmac.compare_digest(token.encode(), self.token(subject).encode())
+
     def result(self, token: str) -> str:
         return urljoin(self.callback_url, f"{token}/")
 

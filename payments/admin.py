@@ -8,9 +8,10 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from payments import payouts, settlement_tasks
+from payments import breakers, payouts, settlement_tasks
 from payments.models import (
     Attempt,
+    Breaker,
     Callback,
     LedgerAccount,
     Settlement,
@@ -80,6 +81,28 @@ class TransactionAdmin(ReadOnlyAdmin):
             except payouts.PayoutNotRetryable as refusal:
                 messages.warning(request, str(refusal))
         return done
+
+
+@admin.register(Breaker)
+class BreakerAdmin(ReadOnlyAdmin):
+    """What pauses the sending, and the operator's own switch."""
+
+    list_display = ("cause", "opened_at", "probe_at", "probes", "reason", "opened_by")
+    actions = ("switch_off", "switch_on")
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("payments.change_breaker")
+
+    @admin.action(description="Switch all sending off", permissions=["act"])
+    def switch_off(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
+        breakers.switch_off(reason="Switched off in the console.", by_user_id=request.user.pk, at=timezone.now())
+        messages.warning(request, "Sending is off. Settling, callbacks and questions go on.")
+
+    @admin.action(description="Switch sending on again", permissions=["act"])
+    def switch_on(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
+        breakers.switch_on(at=timezone.now())
+        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+        messages.success(request, "Sending is on.")
 
 
 @admin.register(Settlement)

@@ -9,6 +9,7 @@ import logging
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from payments import crashpoints, daraja_messages, evidence
 from payments.addresses import Addresses, token_hash
@@ -26,8 +27,12 @@ class UnknownReference(LookupError):
     """No payout has the external reference that a plain callback names."""
 
 
-def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted: bool, at: datetime) -> None:
+def store(
+    *, kind: str, token: str, body: bytes, source_ip: str | None, trusted: bool, at: datetime, addresses: Addresses
+) -> None:
     """Keep a callback that came to one of our addresses, to be applied; once, where the very same came before.
+
+    A result whose token is ours although we have no such request (a restore lost it) is parked until it is there.
 
     A timeout may be about a request or about a query: both are given such an address.
     Raises: UnknownAddress, and stores nothing.
@@ -38,8 +43,12 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
         attempt_id = Attempt.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
     if attempt_id is None and kind != Callback.Kind.RESULT:
         query_id = StatusQuery.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
+    orphan = ""
     if attempt_id is None and query_id is None:
-        raise UnknownAddress("There is nothing at this address.")
+        orphan = _orphan(kind, token, body, addresses)
+        if not orphan:
+            raise UnknownAddress("There is nothing at this address.")
+        alarm.critical("A result for request %s, which we sent and do not have: restored from a backup?", orphan)
     crashpoints.reach("callback before store")
     Callback.objects.bulk_create(
         [
@@ -47,6 +56,7 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
                 kind=kind,
                 attempt_id=attempt_id,
                 query_id=query_id,
+                originator_conversation_id=orphan,
                 body=body,
                 digest=hashlib.sha256(body).hexdigest(),
                 received_at=at,
@@ -59,9 +69,21 @@ def store(*, kind: str, token: str, body: bytes, source_ip: str | None, trusted:
     crashpoints.reach("callback after store")
 
 
+def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
+    """The id that a body names, if the token it came with is the one we would have given a request of that id."""
+    if kind != Callback.Kind.RESULT:
+        return ""
+    try:
+        named = daraja_messages.parse_result(body).originator_conversation_id or ""
+    except daraja_messages.Unreadable:
+        return ""
+    return named if len(named) <= 36 and addresses.owns(token, named) else ""
+
+
 def to_apply(*, after: int, limit: int) -> list[int]:
     """Ids above `after` of the stored callbacks that have not been applied yet, oldest first."""
-    waiting = Callback.objects.filter(applied_at=None, pk__gt=after).order_by("pk")
+    parked = Q(attempt=None, query=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
+    waiting = Callback.objects.filter(applied_at=None, pk__gt=after).exclude(parked).order_by("pk")
     return list(waiting.values_list("pk", flat=True)[:limit])
 
 
@@ -79,11 +101,19 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         if callback is None:
             return "applied already"
         crashpoints.reach("apply before evidence")
+        if callback.attempt_id is None and callback.query_id is None:
+            callback.attempt_id = _attempt_of(callback.originator_conversation_id).values_list("pk", flat=True).first()
+            if callback.attempt_id is None:
+                return "parked: its request is not here"
         callback.verdict = _verdict(callback, at, policy)[:200]
         callback.applied_at = at
-        callback.save(update_fields=["applied_at", "verdict"])
+        callback.save(update_fields=["attempt", "applied_at", "verdict"])
         crashpoints.reach("apply before commit")
     return callback.verdict
+
+
+def _attempt_of(originator_conversation_id: object) -> QuerySet[Attempt]:
+    return Attempt.objects.filter(originator_conversation_id=originator_conversation_id)
 
 
 def _verdict(callback: Callback, at: datetime, policy: Policy) -> str:

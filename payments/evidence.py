@@ -13,7 +13,7 @@ import logging
 from datetime import datetime, timedelta
 
 from markets.models import NAIROBI
-from payments import breakers, daraja_messages, ledger, tariff
+from payments import breakers, daraja_messages, ledger, releases, tariff
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.policy import Policy
@@ -95,10 +95,14 @@ def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: date
         query.save(update_fields=["verdict", "answered_at"])
     if answer.verdict == "completed":
         return _pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
-    if attempt.state == State.FAILED and answer.verdict == "failed" and attempt.next_query_at is not None:
+    if (
+        attempt.state == State.FAILED
+        and attempt.next_query_at is not None
+        and (answer.verdict == "failed" or (answer.verdict == "not_found" and attempt.result_code != "0"))
+    ):
         attempt.next_query_at = None
         attempt.save(update_fields=["next_query_at"])
-        return "failed already; the claim that it was paid after all is refuted"
+        return "failed already, and M-Pesa says so again"
     if attempt.state in (State.PAID, State.FAILED):
         return f"{attempt.state} already"
     # A question asked before the latest POST says nothing about that POST.
@@ -167,6 +171,7 @@ def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, p
     attempt.resend_at = None
     attempt.save()
     breakers.paid(attempt.posted_at)
+    releases.widen(payout.settlement_id, policy)
     _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
         alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)

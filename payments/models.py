@@ -110,6 +110,10 @@ class Settlement(models.Model):
     bets_divided = models.BooleanField(default=False)
     settled_at = models.DateTimeField(null=True)
     release_at = models.DateTimeField(null=True)
+    release_stage = models.PositiveSmallIntegerField(default=0)
+    release_allowance = models.IntegerField(
+        null=True, help_text="Payouts that may still be claimed; null: all of them."
+    )
 
     class Meta:
         constraints = [
@@ -344,6 +348,9 @@ class Callback(models.Model):
         PLAIN = "plain"
 
     kind = models.CharField(max_length=10, choices=Kind.choices)
+    originator_conversation_id = models.CharField(
+        max_length=36, blank=True, help_text="Of a request we do not have (yet), though its token is ours."
+    )
     attempt = models.ForeignKey(Attempt, on_delete=models.PROTECT, null=True, related_name="callbacks")
     query = models.ForeignKey(StatusQuery, on_delete=models.PROTECT, null=True, related_name="callbacks")
     body = models.BinaryField()

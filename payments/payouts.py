@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Max, Q, Sum
+from django.db.models import Exists, Max, OuterRef, Q, Sum
 
 from markets.models import NAIROBI
-from payments import breakers, crashpoints, daraja, evidence, ledger
+from payments import breakers, crashpoints, daraja, evidence, ledger, releases
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, Breaker, StatusQuery, Transaction
 from payments.policy import Policy
@@ -70,9 +70,16 @@ class Question:
 
 def due(*, at: datetime) -> Q:
     """The payouts that may leave at `at`: over M-Pesa, pending, due, and released by their settlement."""
-    released = Q(settlement__isnull=True) | Q(settlement__release_at__lte=at)
+    open_to_all = Q(settlement__release_allowance__isnull=True) | Q(settlement__release_allowance__gt=0)
+    released = Q(settlement__isnull=True) | (Q(settlement__release_at__lte=at) & open_to_all)
+    # A retry asks first what became of the request that failed; so does a claim that it was paid after all.
+    asked = Attempt.objects.filter(transaction=OuterRef("pk"), state=State.FAILED, next_query_at__isnull=False)
     return released & Q(
-        status=Status.PENDING, destination=Transaction.Destination.MPESA, type=Transaction.Type.PAYOUT, due_at__lte=at
+        ~Exists(asked),
+        status=Status.PENDING,
+        destination=Transaction.Destination.MPESA,
+        type=Transaction.Type.PAYOUT,
+        due_at__lte=at,
     )
 
 
@@ -102,6 +109,7 @@ def claim(
         payouts = _within_day_limit(payouts, at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
+        payouts = [payout for payout in payouts if releases.take(payout.settlement_id)]
         attempts = _attempts_for(payouts, at, policy, addresses)
         for payout in payouts:
             payout.status, payout.reason = Status.PROCESSING, ""
@@ -253,7 +261,11 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
             attempt.state, attempt.next_query_at = State.ACCEPTED, at + policy.query_after
             attempt.save()
             breakers.acknowledged(attempt.posted_at)
-        elif isinstance(said, daraja.NotSent) and attempt.doubted_at is None:
+            releases.widen(payout.settlement_id, policy)
+            return
+        if attempt.doubted_at is None:
+            releases.give_back(payout.settlement_id)
+        if isinstance(said, daraja.NotSent) and attempt.doubted_at is None:
             _wait(payout, attempt, said, at, policy)
         elif isinstance(said, daraja.Rejected) and attempt.doubted_at is None:
             evidence.fail(payout, attempt, code=said.code, words=str(said), at=at, policy=policy)
@@ -302,11 +314,15 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
         questions = []
         for attempt in attempts.select_for_update(no_key=True, of=("self",)).order_by("pk"):
             if attempt.state in (State.SENDING, State.ACCEPTED):
+                if attempt.doubted_at is None and attempt.state == State.SENDING:
+                    releases.give_back(payouts[attempt.transaction_id].settlement_id)
                 attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
             asked = attempt.queries.count()
             attempt.next_query_at = at + min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
-            if attempt.state == State.FAILED and at - (attempt.closed_at or at) >= policy.review_after:
-                attempt.next_query_at = None  # It claimed to be paid after all, and nothing bore it out for so long.
+            if attempt.state == State.FAILED and _asked_enough(payouts[attempt.transaction_id], attempt, at, policy):
+                attempt.next_query_at = None
+                attempt.save(update_fields=["next_query_at"])
+                continue
             attempt.save()
             token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
             query = StatusQuery.objects.create(
@@ -316,6 +332,13 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
     crashpoints.reach("question after commit")
     return questions
+
+
+def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
+    """Whether a proven failure has been asked about in vain: a claim that it was paid for long, before a retry once."""
+    if attempt.result_code == "0":
+        return at - (attempt.closed_at or at) >= policy.review_after
+    return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
 
 
 def put(question: Question, *, gateway: daraja.Gateway, addresses: Addresses) -> str | None:
@@ -365,6 +388,12 @@ def retry(*, transaction_id: int, at: datetime) -> Transaction:
         payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
         payout.reason = ""
         payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
+        # A request that M-Pesa had taken is asked about once more before another one leaves.
+        taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
+        last = taken.order_by("number").last()
+        if last is not None:
+            last.next_query_at = at
+            last.save(update_fields=["next_query_at"])
     return payout
 
 

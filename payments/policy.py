@@ -23,6 +23,7 @@ class Policy:
     retry_after: timedelta
     confirm_above: Decimal
     settlement_chunk: int
+    canary: tuple[int, ...] = ()
     paused: bool = False
     breaker_pause: timedelta = timedelta(seconds=1)
     breaker_longest_pause: timedelta = timedelta(seconds=20)
@@ -45,6 +46,7 @@ class Policy:
             retry_after=timedelta(seconds=settings.PAYOUT_RETRY_AFTER),
             confirm_above=settings.MPESA_CONFIRM_ABOVE,
             settlement_chunk=settings.SETTLEMENT_CHUNK,
+            canary=settings.PAYOUT_CANARY,
             paused=settings.PAYOUTS_PAUSED,
             breaker_pause=timedelta(seconds=settings.BREAKER_PAUSE),
             breaker_longest_pause=timedelta(seconds=settings.BREAKER_LONGEST_PAUSE),

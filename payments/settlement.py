@@ -22,7 +22,7 @@ from django.db.models import Count, Max, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import crashpoints, ledger
+from payments import crashpoints, ledger, releases
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
@@ -266,7 +266,7 @@ def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | 
     if not settlement.bets_divided:
         _divide_bets(settlement, chunk)
     elif _book_members(settlement, at=at, policy=policy, chunk=chunk):
-        _finish(settlement, at)
+        _finish(settlement, at, policy)
         return True
     return False
 
@@ -408,7 +408,7 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
     return high == 2**62
 
 
-def _finish(settlement: Settlement, at: datetime) -> None:
+def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
     """Take the fee, check that the pool is empty to the cent, and close the market."""
     market = settlement.market
     fee = settlement.fee or ledger.ZERO
@@ -426,7 +426,8 @@ def _finish(settlement: Settlement, at: datetime) -> None:
         )
     settlement.state = Settlement.State.SETTLED
     settlement.settled_at = settlement.release_at = at
-    settlement.save(update_fields=["state", "settled_at", "release_at"])
+    releases.begin(settlement, policy)
+    settlement.save(update_fields=["state", "settled_at", "release_at", "release_stage", "release_allowance"])
     void = settlement.rule == Settlement.Rule.VOID
     market.status = Market.Status.VOID if void else Market.Status.SETTLED
     market.settled_at = at

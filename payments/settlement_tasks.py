@@ -50,7 +50,8 @@ def settle_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.send_b2c_payout")
 def send_b2c_payout(transaction_id: int) -> None:
     """Send one payout, if it is due and no other worker has it; otherwise the sweep will."""
-    pump().send_one(transaction_id)
+    if pump().send_one(transaction_id) and payouts.any_due(at=timezone.now()):
+        nudge(send_due_payouts)
 
 
 @shared_task(name="payments.settlement_tasks.settle_resolved_markets")
@@ -86,6 +87,8 @@ def apply_stored_callbacks() -> None:
             with _apart(f"Callback {last}"):
                 callbacks.apply(callback_id=last, at=timezone.now(), policy=policy())
             crashpoints.reach("sweep between rows")
+    if last and payouts.any_due(at=timezone.now()):
+        nudge(send_due_payouts)
 
 
 @shared_task(name="payments.settlement_tasks.ask_about_doubts")

@@ -71,7 +71,13 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
     source = source_address(request)
     try:
         callbacks.store(
-            kind=kind, token=token, body=body, source_ip=source, trusted=_is_mpesa(source), at=timezone.now()
+            kind=kind,
+            token=token,
+            body=body,
+            source_ip=source,
+            trusted=_is_mpesa(source),
+            at=timezone.now(),
+            addresses=settlement_tasks.addresses(),
         )
     except callbacks.UnknownAddress:
         return _nothing_here()

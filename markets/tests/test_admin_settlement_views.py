@@ -317,6 +317,7 @@ def test_the_status_of_an_unresolved_market_is_its_pool_and_no_payouts(db: None,
         "in_doubt_payouts": "0.00",
         "held_payouts": "0.00",
         "payout_count": {"pending": 0, "processing": 0, "in_doubt": 0, "held": 0, "completed": 0, "failed": 0},
+        "limbo": [],
     }
 
 
@@ -368,7 +369,8 @@ def test_a_failed_payout_is_retried_under_both_prefixes(db: None, api: Client, q
     failed.refresh_from_db()
     assert failed.status == "PENDING"
     assert [(task, arguments) for task, _, arguments in queued()] == [
-        ("payments.settlement_tasks.send_b2c_payout", [failed.pk])
+        ("payments.settlement_tasks.ask_about_doubts", []),
+        ("payments.settlement_tasks.send_b2c_payout", [failed.pk]),
     ]
 
 
@@ -421,7 +423,10 @@ def test_all_that_failed_within_the_hours_is_retried(db: None, api: Client, queu
     }
     assert again.json() == {"status": "retried", "count": 0, "transaction_ids": [], "skipped": 0}
     assert week.json()["transaction_ids"] == [old.pk]
-    assert {task for task, _, _ in queued()} == {"payments.settlement_tasks.send_due_payouts"}
+    assert {task for task, _, _ in queued()} == {
+        "payments.settlement_tasks.ask_about_doubts",
+        "payments.settlement_tasks.send_due_payouts",
+    }
 
 
 @pytest.mark.parametrize("path", RETRY_FAILED)

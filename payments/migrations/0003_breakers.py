@@ -44,4 +44,10 @@ class Migration(migrations.Migration):
                 ),
             ],
         ),
+        # A row each, so that the console shows them all; one that is missing is made when it first opens.
+        migrations.RunSQL(
+            "INSERT INTO payments_breaker (cause, probes, reason) SELECT unnest(ARRAY['switch', 'no_float', "
+            "'credentials', 'throttle', 'network', 'doubt', 'failures']), 0, ''",
+            migrations.RunSQL.noop,
+        ),
     ]

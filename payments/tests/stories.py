@@ -172,7 +172,15 @@ def deliver(
     kind: str, token: str, body: bytes, at: datetime, *, policy: Policy = POLICY, trusted: bool = True
 ) -> str | None:
     """Bring a callback to one of our addresses and apply it: what came of it, or None where it came before."""
-    callbacks.store(kind=kind, token=token, body=body, source_ip="196.201.214.200", trusted=trusted, at=at)
+    callbacks.store(
+        kind=kind,
+        token=token,
+        body=body,
+        source_ip="196.201.214.200",
+        trusted=trusted,
+        at=at,
+        addresses=ADDRESSES,
+    )
     hashed = token_hash(token)
     stored = Callback.objects.get(
         Q(attempt__token_hash=hashed) | Q(query__token_hash=hashed), kind=kind, digest=hashlib.sha256(body).hexdigest()

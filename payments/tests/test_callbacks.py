@@ -120,6 +120,7 @@ def test_the_very_same_callback_is_stored_once(attempt: Attempt) -> None:
         "source_ip": None,
         "trusted": True,
         "at": after(1),
+        "addresses": ADDRESSES,
     }
 
     # when
@@ -483,7 +484,7 @@ def test_callbacks_are_applied_oldest_first_and_once(attempt: Attempt) -> None:
     for code in (17, 26, 0):
         callbacks.store(
             kind="result", token=own(attempt), body=result_body(attempt, code), source_ip=None, trusted=True,
-            at=datetime(2026, 2, 16, 8, 0, tzinfo=UTC),
+            at=datetime(2026, 2, 16, 8, 0, tzinfo=UTC), addresses=ADDRESSES,
         )  # fmt: skip
 
     # when

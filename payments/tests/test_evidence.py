@@ -171,7 +171,15 @@ def test_workers_that_apply_one_callback_at_once_apply_it_once() -> None:
     payout = builders.payout(285)
     attempt = sent(payout)
     token = ADDRESSES.token(attempt.originator_conversation_id)
-    callbacks.store(kind="result", token=token, body=result_body(attempt), source_ip=None, trusted=True, at=after(1))
+    callbacks.store(
+        kind="result",
+        token=token,
+        body=result_body(attempt),
+        source_ip=None,
+        trusted=True,
+        at=after(1),
+        addresses=stories.ADDRESSES,
+    )
     stored = Callback.objects.get().pk
 
     # when
@@ -965,9 +973,10 @@ def test_a_late_success_that_is_asked_about_for_a_day_in_vain_is_let_go(payout: 
     hear(attempt, result_body(attempt), after(60), policy=PRODUCTION, trusted=False)
 
     # when
-    question(attempt, after(86_400), PRODUCTION)
+    asked = payouts.ask(at=after(86_400), policy=PRODUCTION, addresses=stories.ADDRESSES, limit=10)
 
     # then
+    assert asked == []
     assert states(payout, attempt) == ("FAILED", "FAILED")
     assert attempt.next_query_at is None
 
