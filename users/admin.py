@@ -4,8 +4,13 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
 from django.http import HttpRequest
+from knox.models import AuthToken
 
 from users.models import CustomUser
+
+
+# Tokens are made by logging in and are shown once: there is nothing to see or to add in the console.
+admin.site.unregister(AuthToken)
 
 
 class MemberCreationForm(AdminUserCreationForm):
