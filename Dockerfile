@@ -18,4 +18,4 @@ USER kasoko
 RUN DATABASE_URL=postgresql://none/none CELERY_BROKER_URL=redis://none/0 DJANGO_SECRET_KEY=none \
     python manage.py collectstatic --noinput
 EXPOSE 8000
-CMD ["gunicorn", "api.wsgi", "--bind=0.0.0.0:8000", "--workers=2", "--threads=8", "--no-control-socket", "--access-logfile=-"]
+CMD ["gunicorn", "api.wsgi", "--bind=0.0.0.0:8000", "--workers=2", "--threads=8", "--no-control-socket"]

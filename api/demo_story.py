@@ -349,7 +349,9 @@ class Story:
                 under_way = counts["pending"] + counts["processing"] + counts["in_doubt"]
                 return status["status"] in {"SETTLED", "VOID"} and not under_way
 
-            self.running.until(done, what=f"the payouts of market {market_id}", seconds=PAID_WITHIN_SECONDS)
+            # Where nothing moves, the worker's log says why.
+            worker = next(program for program in self.running.programs if program.name == "worker")
+            self.running.until(done, what=f"the payouts of market {market_id}", seconds=PAID_WITHIN_SECONDS, of=worker)
         return statuses[-1]
 
     def _failed(self, market: Market) -> list[Transaction]:

@@ -23,7 +23,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     phone.NotAPhoneNumber: (400, "not_a_phone_number"),
     parimutuel.UnknownOutcome: (400, "unknown_outcome"),
     parimutuel.BadWeights: (400, "bad_weights"),
-    settlement.MarketNotFound: (404, "market_not_found"),
+    stakes.MarketNotFound: (404, "market_not_found"),
     settlement.UnknownReason: (400, "unknown_reason"),
     settlement.MarketAlreadyResolved: (409, "market_already_resolved"),
     stakes.MarketNotOpen: (409, "market_not_open"),

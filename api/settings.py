@@ -152,6 +152,7 @@ TEMPLATES = [
     }
 ]
 AUTH_USER_MODEL = "users.CustomUser"
+AUTHENTICATION_BACKENDS = ["users.backends.PinBackend"]
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
@@ -193,6 +194,10 @@ def _database(url: str) -> dict[str, object]:
         raise ImproperlyConfigured(
             f"DATABASE_URL must begin with postgres:// (KASOKO runs on PostgreSQL), not {url[:8]!r}…."
         )
+    try:
+        port = parts.port
+    except ValueError:
+        raise ImproperlyConfigured("DATABASE_URL must have a port from 0 to 65535.") from None
     options = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -200,7 +205,7 @@ def _database(url: str) -> dict[str, object]:
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(options.pop("host", parts.hostname or "")),
-        "PORT": str(parts.port or ""),
+        "PORT": str(port or ""),
         "CONN_MAX_AGE": 600,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
@@ -220,8 +225,10 @@ DATABASES = {"default": _database(text("DATABASE_URL"))}
 REDIS_URL = text("CACHE_URL") or (
     text("CELERY_BROKER_URL") if text("CELERY_BROKER_URL").startswith(("redis://", "rediss://", "unix://")) else ""
 )
-if not REDIS_URL:
-    raise ImproperlyConfigured("CACHE_URL must be a redis:// URL when CELERY_BROKER_URL is not one.")
+if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
+    raise ImproperlyConfigured(
+        "CACHE_URL must be a redis:// URL (it defaults to CELERY_BROKER_URL, which may be another broker's)."
+    )
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
@@ -261,14 +268,15 @@ STATE_DIR.mkdir(mode=0o700, exist_ok=True)
 SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
 
 
-def _every_sweep(task: str) -> dict[str, object]:
-    # A sweep that could not run in time is dropped rather than queued: the next one does the same.
-    return {"task": task, "schedule": SWEEP_EVERY_SECONDS, "options": {"expires": SWEEP_EVERY_SECONDS}}
+def _every_sweep(task: str, expires: int = 60) -> dict[str, object]:
+    # A sweep that could not run in time is dropped: the next one does the same. Only the sending, which runs for
+    # seconds at a time, expires at once; the others must find their turn between two of its runs, even with one worker.
+    return {"task": task, "schedule": SWEEP_EVERY_SECONDS, "options": {"expires": expires}}
 
 
 CELERY_BEAT_SCHEDULE = {
     "settle what is resolved": _every_sweep("payments.settlement_tasks.settle_resolved_markets"),
-    "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts"),
+    "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
     "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
     "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
 }
@@ -276,7 +284,7 @@ CELERY_BEAT_SCHEDULE = {
 # --- REST ------------------------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["knox.auth.TokenAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["users.backends.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_PARSER_CLASSES": ["api.errors.StrictJSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
@@ -321,11 +329,15 @@ for _address in MPESA_CALLBACK_SOURCES:
 _callback = urlsplit(MPESA_CALLBACK_URL)
 if _callback.scheme not in {"http", "https"} or not _callback.hostname or _callback.query or _callback.fragment:
     raise ImproperlyConfigured(f"MPESA_CALLBACK_URL must be a plain http(s) URL, not {MPESA_CALLBACK_URL!r}.")
-if not _callback.path.endswith("/b2c-callback/"):
+if not _callback.path.endswith("/api/payments/b2c-callback/"):
     raise ImproperlyConfigured("MPESA_CALLBACK_URL must end in /api/payments/b2c-callback/ (the slash included).")
 for _word in ("mpesa", "m-pesa", "safaricom", "exe", "exec", "cmd", "sql", "query"):
     if _word in MPESA_CALLBACK_URL.lower():
         raise ImproperlyConfigured(f"MPESA_CALLBACK_URL contains {_word!r}, which M-Pesa refuses in callback URLs.")
+if not MPESA_PRODUCTION and urlsplit(MPESA_BASE_URL).hostname == urlsplit(MPESA_HOSTS[True]).hostname:
+    raise ImproperlyConfigured("MPESA_BASE_URL is M-Pesa's production: it needs MPESA_PRODUCTION=True.")
+if urlsplit(MPESA_BASE_URL).scheme not in {"http", "https"} or not urlsplit(MPESA_BASE_URL).hostname:
+    raise ImproperlyConfigured(f"MPESA_BASE_URL must be an http(s) URL, not {MPESA_BASE_URL!r}.")
 if MPESA_PRODUCTION:
     if MPESA_BASE_URL != MPESA_HOSTS[True]:
         raise ImproperlyConfigured(f"MPESA_BASE_URL must be {MPESA_HOSTS[True]} when MPESA_PRODUCTION is True.")

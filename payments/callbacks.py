@@ -118,14 +118,14 @@ def _attempt_of(originator_conversation_id: object) -> QuerySet[Attempt]:
 
 def _verdict(callback: Callback, at: datetime, policy: Policy) -> str:
     body = bytes(callback.body)
+    trusted = callback.trusted or not policy.production
     try:
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
             result = daraja_messages.parse_result(body)
-            trusted = callback.trusted or not policy.production
             return evidence.hear_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = daraja_messages.parse_status(body)
-            return evidence.hear_status(callback.query_id, answer, at=at, policy=policy)
+            return evidence.hear_status(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
         if callback.attempt_id:
             return evidence.hear_timeout(callback.attempt_id, at=at, policy=policy)
     except daraja_messages.Unreadable as error:

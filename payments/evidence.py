@@ -13,7 +13,7 @@ import logging
 from datetime import datetime, timedelta
 
 from markets.models import NAIROBI
-from payments import breakers, daraja_messages, ledger, releases, tariff
+from payments import breakers, daraja_messages, ledger, tariff
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.policy import Policy
@@ -23,6 +23,11 @@ alarm = logging.getLogger("kasoko.alarm")
 LONGEST_WAIT = timedelta(minutes=5)
 # A second answer to one question may say more than the first; what these said stays.
 DECISIVE = (StatusQuery.Verdict.COMPLETED, StatusQuery.Verdict.FAILED)
+
+# Kept as an attempt's result code: a result says paid, and only waits for a query to agree; or it is not to be trusted
+# so far (a strange address, or no amount), and then queries decide alone.
+SAYS_PAID = "0"
+MAY_SAY_PAID = "0?"
 
 State = Attempt.State
 Status = Transaction.Status
@@ -48,7 +53,8 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
         complete = None not in (result.amount, receiver, result.receipt)
         if (trusted and complete and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
             return _pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
-        return _claimed(attempt, result, "paid, to be confirmed by a status query", at)
+        code = SAYS_PAID if trusted and complete else MAY_SAY_PAID
+        return _claimed(attempt, result, "paid, to be confirmed by a status query", at, code)
     if attempt.state == State.PAID:
         alarm.warning("Attempt %s is paid; a result with code %s came after it", attempt, result.result_code)
         return "kept as paid: a failure after proof of payment changes nothing"
@@ -74,8 +80,13 @@ def hear_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
     return "in doubt: a queue timeout proves nothing"
 
 
-def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: datetime, policy: Policy) -> str:
+def hear_status(
+    query_id: int, answer: daraja_messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
+) -> str:
     """Apply the answer to one status query, in the caller's transaction, and say what came of it.
+
+    One that comes from an address that is not M-Pesa's proves nothing by itself: a failure never, a payment only beside
+    another voice.
 
     Locks: Transaction, Attempt.
     """
@@ -90,6 +101,14 @@ def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: date
         receiver is None or daraja_messages.phone_is_compatible(receiver, attempt.phone_number)
     ):
         return _mismatch(attempt, "the answer names another phone", at)
+    if not trusted and (answer.verdict == "failed" or not _corroborated(attempt, query)):
+        alarm.error("An answer about attempt %s came from a strange address: %s", attempt, answer.verdict)
+        if attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT):
+            doubt(attempt, ask_at=at + policy.query_gap, at=at)
+        if answer.verdict == "completed":
+            query.verdict, query.answered_at = answer.verdict, at
+            query.save(update_fields=["verdict", "answered_at"])
+        return f"in doubt: {answer.verdict}, from an address that is not M-Pesa's"
     if query.verdict not in DECISIVE:
         query.verdict, query.answered_at = answer.verdict, at
         query.save(update_fields=["verdict", "answered_at"])
@@ -98,7 +117,10 @@ def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: date
     if (
         attempt.state == State.FAILED
         and attempt.next_query_at is not None
-        and (answer.verdict == "failed" or (answer.verdict == "not_found" and attempt.result_code != "0"))
+        and (
+            answer.verdict == "failed"
+            or (answer.verdict == "not_found" and attempt.result_code not in (SAYS_PAID, MAY_SAY_PAID))
+        )
     ):
         attempt.next_query_at = None
         attempt.save(update_fields=["next_query_at"])
@@ -117,6 +139,12 @@ def hear_status(query_id: int, answer: daraja_messages.StatusAnswer, *, at: date
     return f"in doubt: {answer.verdict} proves nothing"
 
 
+def _corroborated(attempt: Attempt, query: StatusQuery) -> bool:
+    """Whether a result, or another query's answer, says as well that the attempt was paid."""
+    others = attempt.queries.exclude(pk=query.pk).filter(verdict=StatusQuery.Verdict.COMPLETED)
+    return attempt.result_code in (SAYS_PAID, MAY_SAY_PAID) or others.exists()
+
+
 def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> str:
     """A status query says failed. It takes a second voice: a definite code in a callback, or another query, later."""
     if daraja_messages.meaning(attempt.result_code).definite:
@@ -126,6 +154,8 @@ def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: 
         .order_by("asked_at")
         .values_list("asked_at", flat=True)
     )
+    if asked[-1] - asked[0] >= policy.query_gap and attempt.result_code == SAYS_PAID:
+        return _hold_contradiction(payout, attempt)
     if asked[-1] - asked[0] >= policy.query_gap:
         return fail(payout, attempt, code="", words="M-Pesa's records say it failed", at=at, policy=policy)
     again = asked[0] + policy.query_gap
@@ -133,9 +163,19 @@ def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: 
     return "in doubt: one status query says failed, a second one is due"
 
 
-def _claimed(attempt: Attempt, result: daraja_messages.Result, what: str, at: datetime) -> str:
+def _hold_contradiction(payout: Transaction, attempt: Attempt) -> str:
+    """A result says paid, the queries say failed: a person must look; paid evidence is never overruled."""
+    alarm.critical("Attempt %s: its result says paid, the status queries say failed", attempt)
+    if payout.status == Status.PROCESSING:
+        payout.status = Status.HELD
+        payout.reason = "M-Pesa's result says paid, its records say failed: look at the statement."
+        payout.save(update_fields=["status", "reason"])
+    return "held: the result says paid, the queries say failed"
+
+
+def _claimed(attempt: Attempt, result: daraja_messages.Result, what: str, at: datetime, code: str = "") -> str:
     """Keep what a callback claims and ask at once."""
-    attempt.result_code = result.result_code[:20]
+    attempt.result_code = code or result.result_code[:20]
     attempt.result_words = result.result_desc[:300]
     attempt.receipt = (result.receipt or "")[:64]
     if attempt.state == State.FAILED:
@@ -160,6 +200,11 @@ def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, p
     """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
     receipt = receipt[:64]
     if attempt.state == State.PAID:
+        if receipt and not attempt.receipt:
+            attempt.receipt = payout.receipt = receipt
+            attempt.save(update_fields=["receipt"])
+            payout.save(update_fields=["receipt"])
+            return "paid already; its receipt is known now"
         if receipt and receipt != attempt.receipt:
             alarm.critical("Attempt %s has a second receipt %s beside %s", attempt, receipt, attempt.receipt)
             return f"a second receipt {receipt}: M-Pesa may have paid twice"
@@ -171,7 +216,6 @@ def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, p
     attempt.resend_at = None
     attempt.save()
     breakers.paid(attempt.posted_at)
-    releases.widen(payout.settlement_id, policy)
     _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
         alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)

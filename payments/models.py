@@ -110,10 +110,7 @@ class Settlement(models.Model):
     bets_divided = models.BooleanField(default=False)
     settled_at = models.DateTimeField(null=True)
     release_at = models.DateTimeField(null=True)
-    release_stage = models.PositiveSmallIntegerField(default=0)
-    release_allowance = models.IntegerField(
-        null=True, help_text="Payouts that may still be claimed; null: all of them."
-    )
+    release_open = models.BooleanField(default=False, help_text="Its canary has passed: all its payouts may leave.")
 
     class Meta:
         constraints = [
@@ -127,6 +124,7 @@ class Settlement(models.Model):
         ]
         indexes = [
             models.Index(fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING"]), name="settlement_to_do"),
+            models.Index(fields=["id"], condition=Q(state="SETTLED", release_open=False), name="settlement_in_canary"),
         ]
 
     def __str__(self) -> str:

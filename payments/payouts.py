@@ -68,10 +68,11 @@ class Question:
 # --- claiming: what may be sent now ----------------------------------------------------------------------------------
 
 
-def due(*, at: datetime) -> Q:
+def due(*, at: datetime, policy: Policy) -> Q:
     """The payouts that may leave at `at`: over M-Pesa, pending, due, and released by their settlement."""
-    open_to_all = Q(settlement__release_allowance__isnull=True) | Q(settlement__release_allowance__gt=0)
-    released = Q(settlement__isnull=True) | (Q(settlement__release_at__lte=at) & open_to_all)
+    in_canary = releases.in_canary(at=at, policy=policy)
+    released = Q(settlement__isnull=True) | Q(settlement__release_at__lte=at, settlement__release_open=True)
+    released |= Q(settlement__in=in_canary)
     # A retry asks first what became of the request that failed; so does a claim that it was paid after all.
     asked = Attempt.objects.filter(transaction=OuterRef("pk"), state=State.FAILED, next_query_at__isnull=False)
     return released & Q(
@@ -83,10 +84,10 @@ def due(*, at: datetime) -> Q:
     )
 
 
-def any_due(*, at: datetime) -> bool:
+def any_due(*, at: datetime, policy: Policy) -> bool:
     """Whether there is a payout to claim or a request to send again."""
     return (
-        Transaction.objects.filter(due(at=at)).exists()
+        Transaction.objects.filter(due(at=at, policy=policy)).exists()
         or Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).exists()
     )
 
@@ -102,14 +103,16 @@ def claim(
     Locks: Transactions (skipping locked ones), then their open Attempts.
     """
     with transaction.atomic(durable=True):
-        rows = Transaction.objects.filter(due(at=at)).select_related("settlement").order_by("due_at", "pk")
+        rows = (
+            Transaction.objects.filter(due(at=at, policy=policy)).select_related("settlement").order_by("due_at", "pk")
+        )
         if transaction_id is not None:
             rows = rows.filter(pk=transaction_id)
         payouts = list(rows.select_for_update(skip_locked=True, no_key=True, of=("self",))[:limit])
         payouts = _within_day_limit(payouts, at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
-        payouts = [payout for payout in payouts if releases.take(payout.settlement_id)]
+        payouts = releases.within(payouts, policy)
         attempts = _attempts_for(payouts, at, policy, addresses)
         for payout in payouts:
             payout.status, payout.reason = Status.PROCESSING, ""
@@ -142,7 +145,7 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             if attempt is None or attempt.state != State.IN_DOUBT or attempt.resend_at is None:
                 continue
             attempt.resend_at = None
-            if evidence.within_horizon(attempt, at, policy):
+            if payout.status == Status.PROCESSING and evidence.within_horizon(attempt, at, policy):
                 attempt.state, attempt.posted_at = State.SENDING, at
                 attempt.next_query_at = at + policy.query_after
                 claims.append(_claim_of(attempt, payout, addresses))
@@ -255,19 +258,19 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
         if isinstance(said, daraja.Accepted) and not attempt.conversation_id:
             attempt.conversation_id = said.conversation_id[:64]
             attempt.save(update_fields=["conversation_id"])
+        sure = attempt.doubted_at is None
         if attempt.state != State.SENDING:
-            return
-        if isinstance(said, daraja.Accepted):
+            log.info("A callback was faster than the answer for %s", attempt)
+        elif isinstance(said, daraja.Accepted):
             attempt.state, attempt.next_query_at = State.ACCEPTED, at + policy.query_after
             attempt.save()
             breakers.acknowledged(attempt.posted_at)
-            releases.widen(payout.settlement_id, policy)
-            return
-        if attempt.doubted_at is None:
-            releases.give_back(payout.settlement_id)
-        if isinstance(said, daraja.NotSent) and attempt.doubted_at is None:
+        elif isinstance(said, daraja.NotSent) and sure and payout.status == Status.HELD:
+            # An earlier request was paid meanwhile: this one did not leave, and must not.
+            evidence.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
+        elif isinstance(said, daraja.NotSent) and sure:
             _wait(payout, attempt, said, at, policy)
-        elif isinstance(said, daraja.Rejected) and attempt.doubted_at is None:
+        elif isinstance(said, daraja.Rejected) and sure:
             evidence.fail(payout, attempt, code=said.code, words=str(said), at=at, policy=policy)
         else:
             attempt.result_words = str(said)[:300]
@@ -314,8 +317,6 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
         questions = []
         for attempt in attempts.select_for_update(no_key=True, of=("self",)).order_by("pk"):
             if attempt.state in (State.SENDING, State.ACCEPTED):
-                if attempt.doubted_at is None and attempt.state == State.SENDING:
-                    releases.give_back(payouts[attempt.transaction_id].settlement_id)
                 attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
             asked = attempt.queries.count()
             attempt.next_query_at = at + min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
@@ -336,8 +337,9 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
 
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
     """Whether a proven failure has been asked about in vain: a claim that it was paid for long, before a retry once."""
-    if attempt.result_code == "0":
-        return at - (attempt.closed_at or at) >= policy.review_after
+    if attempt.result_code in (evidence.SAYS_PAID, evidence.MAY_SAY_PAID):
+        claimed_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
+        return at - claimed_at >= policy.review_after
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
 
 
@@ -367,7 +369,7 @@ def record_question(question: Question, conversation_id: str) -> None:
 
 def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:
     since = attempt.first_sent_at or attempt.opened_at
-    if payout.status == Status.PROCESSING and at - since >= policy.review_after:
+    if attempt.state in Attempt.OPEN and payout.status == Status.PROCESSING and at - since >= policy.review_after:
         payout.status = Status.HELD
         payout.reason = "In doubt for too long: a person must look at M-Pesa's statement."
         payout.save(update_fields=["status", "reason"])
@@ -384,7 +386,7 @@ def retry(*, transaction_id: int, at: datetime) -> Transaction:
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout = _owing(transaction_id, (Status.FAILED,), "Only a failed payout can be retried")
+        payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
         payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
         payout.reason = ""
         payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
@@ -418,7 +420,9 @@ def redirect_to_wallet(*, transaction_id: int, at: datetime) -> Transaction:
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout = _owing(transaction_id, (Status.FAILED,), "Only a failed payout can go to the wallet instead")
+        payout = _owing(
+            transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
+        )
         wallet = ledger.wallet(payout.user_id)
         ledger.post([ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
         payout.status, payout.completed_at, payout.reason = Status.COMPLETED, at, "Paid into the wallet instead."

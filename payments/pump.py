@@ -66,7 +66,7 @@ class Pump:
         with ThreadPoolExecutor(max_workers=self.in_flight, thread_name_prefix="pump") as threads:
             try:
                 while time.monotonic() < until:
-                    is_due = payouts.any_due(at=self.clock())
+                    is_due = payouts.any_due(at=self.clock(), policy=self.policy)
                     if not is_due and not under_way:
                         break
                     claims = self._next(until) if is_due and len(under_way) < self.in_flight else []

@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Case, Count, Max, QuerySet, Sum, Value, When
+from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from markets.models import Market
@@ -107,7 +107,9 @@ def limbo(market_id: int | None = None) -> list[Limbo]:
 
 
 def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:
-    return Attempt.objects.filter(state=Attempt.State.IN_DOUBT, transaction__settlement=run).values("transaction")
+    # A doubtful request that is being sent again is as doubtful as before.
+    doubtful = Q(state=Attempt.State.IN_DOUBT) | Q(state__in=Attempt.OPEN, doubted_at__isnull=False)
+    return Attempt.objects.filter(doubtful, transaction__settlement=run).values("transaction")
 
 
 def _stakes(market: Market) -> Decimal:

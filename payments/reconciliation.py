@@ -86,6 +86,12 @@ INVARIANTS: dict[str, str] = {
         SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
         FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
         WHERE (a.amount, a.phone_number) <> (t.amount, t.phone_number)""",
+    "A payout under way has one open request, and a finished or failed one has none": """
+        SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || count(a.id) || ' open requests'
+        FROM payments_transaction t LEFT JOIN payments_attempt a ON a.transaction_id = t.id
+            AND a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')
+        WHERE t.destination = 'mpesa' AND t.status IN ('PROCESSING', 'FAILED', 'COMPLETED', 'CANCELLED')
+        GROUP BY t.id HAVING count(a.id) <> (t.status = 'PROCESSING')::int""",
     "No receipt pays two attempts": """
         SELECT 'receipt ' || receipt || ' stands on ' || count(*) || ' attempts' FROM payments_attempt
         WHERE state = 'PAID' AND receipt <> '' GROUP BY receipt HAVING count(*) > 1""",

@@ -22,17 +22,13 @@ from django.db.models import Count, Max, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import crashpoints, ledger, releases
+from payments import crashpoints, ledger, stakes
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
 VOID_REASONS = ("cancelled", "postponed", "ambiguous", "no_result", "error")
-
-
-class MarketNotFound(LookupError):
-    """There is no market with that id."""
 
 
 class MarketAlreadyResolved(Exception):
@@ -78,7 +74,8 @@ def resolve(
 
     Units: weights are percentages that sum to 100, empty for VOID.
     Locks: Market.
-    Raises: MarketNotFound; MarketAlreadyResolved; UnknownReason; parimutuel.UnknownOutcome; parimutuel.BadWeights.
+    Raises: stakes.MarketNotFound; MarketAlreadyResolved; UnknownReason; parimutuel.UnknownOutcome;
+    parimutuel.BadWeights.
     """
     if (rule == "VOID") != (reason in VOID_REASONS):
         raise UnknownReason(f"reason must be one of {', '.join(VOID_REASONS)}, for a void market only.")
@@ -153,9 +150,13 @@ def to_settle(limit: int) -> list[int]:
 
 
 def _locked_market(market_id: int) -> Market:
+    """The market under lock. Bets share its advisory lock: it queues fairly, where a stream of sharers of the row's own
+    lock would keep us waiting for as long as they bet.
+    """
+    _execute("SELECT pg_advisory_xact_lock(%(lock)s)", {"lock": stakes.market_lock(market_id)})
     market = Market.objects.select_for_update(no_key=True, of=("self",)).filter(pk=market_id).first()
     if market is None:
-        raise MarketNotFound(f"There is no market {market_id}.")
+        raise stakes.MarketNotFound(f"There is no market {market_id}.")
     return market
 
 
@@ -426,8 +427,8 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
         )
     settlement.state = Settlement.State.SETTLED
     settlement.settled_at = settlement.release_at = at
-    releases.begin(settlement, policy)
-    settlement.save(update_fields=["state", "settled_at", "release_at", "release_stage", "release_allowance"])
+    settlement.release_open = not policy.canary
+    settlement.save(update_fields=["state", "settled_at", "release_at", "release_open"])
     void = settlement.rule == Settlement.Rule.VOID
     market.status = Market.Status.VOID if void else Market.Status.SETTLED
     market.settled_at = at

@@ -50,7 +50,7 @@ def settle_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.send_b2c_payout")
 def send_b2c_payout(transaction_id: int) -> None:
     """Send one payout, if it is due and no other worker has it; otherwise the sweep will."""
-    if pump().send_one(transaction_id) and payouts.any_due(at=timezone.now()):
+    if pump().send_one(transaction_id) and payouts.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
 
@@ -69,7 +69,7 @@ def settle_resolved_markets() -> None:
 def send_due_payouts() -> None:
     """Sweep: send what is due, at the shared pace, for a few seconds; then hint at going on where more is due."""
     began(send_due_payouts)
-    if pump().send_due(for_seconds=FOR_SECONDS) and payouts.any_due(at=timezone.now()):
+    if pump().send_due(for_seconds=FOR_SECONDS) and payouts.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
 
@@ -87,7 +87,7 @@ def apply_stored_callbacks() -> None:
             with _apart(f"Callback {last}"):
                 callbacks.apply(callback_id=last, at=timezone.now(), policy=policy())
             crashpoints.reach("sweep between rows")
-    if last and payouts.any_due(at=timezone.now()):
+    if last and payouts.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
 

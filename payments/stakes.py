@@ -4,12 +4,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from markets.models import Bet, Market
 from payments import crashpoints, ledger
-from payments.settlement import MarketNotFound
 from users.models import CustomUser
+
+
+def market_lock(market_id: int) -> int:
+    """The number of a market's advisory lock; the trigger that guards bets has the same."""
+    return (7 << 56) + market_id % (1 << 56)
+
+
+class MarketNotFound(LookupError):
+    """There is no market with that id."""
 
 
 class MarketNotOpen(Exception):
@@ -47,6 +55,8 @@ def place(
     Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
     """
     with transaction.atomic(durable=True):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [market_lock(market_id)])
         # FOR SHARE before anything is decided: a resolve waits for us or we for it. The market comes before the wallet
         # in the lock order, or a settlement that credits this member could wait for us while we wait for it.
         rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])

@@ -8,7 +8,6 @@ from knox.models import AuthToken
 
 from users.models import CustomUser
 
-
 # Tokens are made by logging in and are shown once: there is nothing to see or to add in the console.
 admin.site.unregister(AuthToken)
 

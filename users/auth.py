@@ -23,7 +23,7 @@ class WrongCredentials(Exception):
 
 
 class TooManyTries(Exception):
-    """The number is locked for a while after wrong PINs."""
+    """The number is locked for a while after wrong PINs. Only a number that is a member's can be locked."""
 
     def __init__(self, until: datetime) -> None:
         super().__init__(f"Too many wrong PINs. Try again after {until.isoformat(timespec='seconds')}.")
@@ -39,6 +39,17 @@ class Login:
 
 def log_in(*, phone_number: str, pin: str, at: datetime) -> Login:
     """Exchange a phone number and a PIN for a token, shown once; only its digest is kept.
+
+    Locks: the member's row.
+    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
+    """
+    user = check_pin(phone_number=phone_number, pin=pin, at=at)
+    token, secret = AuthToken.objects.create(user=user)
+    return Login(token=secret, expires_at=token.expiry, user_id=user.pk)
+
+
+def check_pin(*, phone_number: str, pin: str, at: datetime) -> CustomUser:
+    """Return the member whose number and PIN these are.
 
     Counts wrong PINs in PostgreSQL, under the row's lock, so that neither a race nor a lost cache resets the count.
     Locks: the member's row.
@@ -59,8 +70,7 @@ def log_in(*, phone_number: str, pin: str, at: datetime) -> Login:
             refusal = _count_wrong_pin(user, at)
     if user is None or not right:
         raise refusal or WrongCredentials("The phone number or the PIN is wrong.")
-    token, secret = AuthToken.objects.create(user=user)
-    return Login(token=secret, expires_at=token.expiry, user_id=user.pk)
+    return user
 
 
 def _count_wrong_pin(user: CustomUser, at: datetime) -> TooManyTries | None:

@@ -44,12 +44,16 @@ ALTER TABLE markets_market ADD CONSTRAINT resolved_outcome_is_the_markets
 -- Room in each page for the verdict that settlement writes once: no index of the bet is touched then.
 ALTER TABLE markets_bet SET (fillfactor = 45);
 
+-- The advisory lock queues fairly, where a stream of bets that share the row's own lock would keep a resolve waiting;
+-- 504403158265495552 is 7 << 56, as in payments.stakes.market_lock.
 -- FOR SHARE and a resolve's FOR NO KEY UPDATE exclude each other, so a bet is in before the pool is counted or not at
 -- all; bets on one market do not wait for each other.
 CREATE FUNCTION markets_require_open() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     market record;
 BEGIN
+    PERFORM pg_advisory_xact_lock_shared(504403158265495552 + market_id)
+        FROM (SELECT DISTINCT market_id FROM placed ORDER BY market_id) m;
     FOR market IN
         SELECT id, status FROM markets_market WHERE id IN (SELECT DISTINCT market_id FROM placed) ORDER BY id FOR SHARE
     LOOP
@@ -72,6 +76,10 @@ CREATE TRIGGER bet_is_fixed BEFORE UPDATE OF user_id, market_id, outcome, amount
         IS DISTINCT FROM
         (NEW.user_id, NEW.market_id, NEW.outcome, NEW.amount, NEW.placed_at, NEW.public_id, NEW.client_ref))
     EXECUTE FUNCTION kasoko_refuse('A placed bet is not changed.');
+CREATE TRIGGER bet_verdict_stands BEFORE UPDATE OF result, payout ON markets_bet
+    FOR EACH ROW WHEN (OLD.result <> 'PENDING' AND NEW.result <> 'PENDING'
+        AND (OLD.result, OLD.payout) IS DISTINCT FROM (NEW.result, NEW.payout))
+    EXECUTE FUNCTION kasoko_refuse('The verdict on a bet is not changed; only an undo takes it back to PENDING.');
 CREATE TRIGGER bet_stays BEFORE DELETE ON markets_bet
     FOR EACH STATEMENT EXECUTE FUNCTION kasoko_refuse('Bets are not deleted; void the market.');
 CREATE TRIGGER bet_is_not_truncated BEFORE TRUNCATE ON markets_bet

@@ -151,18 +151,23 @@ CREATE TRIGGER attempt_stays BEFORE DELETE ON payments_attempt
 CREATE TRIGGER attempt_is_not_truncated BEFORE TRUNCATE ON payments_attempt
     FOR EACH STATEMENT EXECUTE FUNCTION kasoko_refuse('Attempts are not deleted.');
 
--- What strangers told us is kept as they told it.
-CREATE TRIGGER callback_is_fixed BEFORE UPDATE OF kind, attempt_id, query_id, body, digest, received_at, source_ip,
-        trusted ON payments_callback
+-- What strangers told us is kept as they told it; a parked one may find its attempt later.
+CREATE TRIGGER callback_is_fixed BEFORE UPDATE OF kind, attempt_id, query_id, originator_conversation_id, body, digest,
+        received_at, source_ip, trusted ON payments_callback
     FOR EACH ROW WHEN (
-        (OLD.kind, OLD.attempt_id, OLD.query_id, OLD.body, OLD.digest, OLD.received_at, OLD.source_ip, OLD.trusted)
-        IS DISTINCT FROM
-        (NEW.kind, NEW.attempt_id, NEW.query_id, NEW.body, NEW.digest, NEW.received_at, NEW.source_ip, NEW.trusted))
+        (OLD.kind, coalesce(OLD.attempt_id, NEW.attempt_id), OLD.query_id, OLD.originator_conversation_id, OLD.body,
+         OLD.digest, OLD.received_at, OLD.source_ip, OLD.trusted) IS DISTINCT FROM
+        (NEW.kind, NEW.attempt_id, NEW.query_id, NEW.originator_conversation_id, NEW.body,
+         NEW.digest, NEW.received_at, NEW.source_ip, NEW.trusted))
     EXECUTE FUNCTION kasoko_refuse('A stored callback is not changed.');
 CREATE TRIGGER callback_stays BEFORE DELETE ON payments_callback
     FOR EACH STATEMENT EXECUTE FUNCTION kasoko_refuse('Callbacks are not deleted.');
 CREATE TRIGGER callback_is_not_truncated BEFORE TRUNCATE ON payments_callback
     FOR EACH STATEMENT EXECUTE FUNCTION kasoko_refuse('Callbacks are not deleted.');
+
+-- A row for each breaker, so that the console shows them all; one that is missing is made when it first opens.
+INSERT INTO payments_breaker (cause, probes, reason)
+    SELECT unnest(ARRAY['switch', 'no_float', 'credentials', 'throttle', 'network', 'doubt', 'failures']), 0, '';
 """
 
 

@@ -9,9 +9,9 @@ import pytest
 from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F
 
-from markets.models import Market
-from payments.models import Attempt, Callback, Settlement, StatusQuery, Transaction
-from payments.tests.builders import AT, market, member, nothing_moved, payout, resolve
+from markets.models import Bet, Market
+from payments.models import Attempt, Callback, LedgerAccount, Settlement, StatusQuery, Transaction, Transfer
+from payments.tests.builders import AT, market, member, nothing_moved, orm_bet, payout, resolve, settle
 
 MACHINES = {
     "market": (Market, "status", "OPEN"),
@@ -343,3 +343,33 @@ def test_a_member_with_money_is_not_removed(db: None) -> None:
         with connection.cursor() as cursor:
             cursor.execute("DELETE FROM users_customuser WHERE id = %s", [user.pk])
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+@pytest.mark.parametrize("model", [LedgerAccount, Settlement, Transaction, Attempt, Callback, Transfer, Market, Bet])
+def test_what_money_stands_on_is_not_truncated(db: None, model: type[models.Model]) -> None:
+    # given: each table has a guard of its own, for a TRUNCATE that cascades is refused by any of them
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = %s::regclass"
+            " AND t.tgtype & 32 <> 0 AND t.tgenabled = 'O' AND p.proname = 'kasoko_refuse'",
+            [model._meta.db_table],
+        )
+        assert cursor.fetchone() == (1,)
+
+    # then
+    with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {model._meta.db_table} CASCADE")
+
+
+def test_a_verdict_is_not_changed_after_it_was_given(db: None) -> None:
+    # given
+    settled = market()
+    orm_bet(settled, member(), "Yes", 100)
+    orm_bet(settled, member(), "No", 100)
+    resolve(settled)
+    settle(settled)
+    lost = settled.bets.get(result="LOST")
+
+    # then
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Bet.objects.filter(pk=lost.pk).update(result="WON", payout=500)

@@ -93,8 +93,8 @@ def test_a_payout_that_is_not_due_is_not_claimed(payout: Transaction) -> None:
 
     # then
     assert claims(after(59)) == []
-    assert not payouts.any_due(at=after(59))
-    assert payouts.any_due(at=after(60))
+    assert not payouts.any_due(at=after(59), policy=stories.POLICY)
+    assert payouts.any_due(at=after(60), policy=stories.POLICY)
     assert pks(claims(after(60))) == [payout.pk]
 
 
@@ -108,7 +108,7 @@ def test_a_payout_whose_settlement_is_not_released_is_not_claimed(
     # then
     assert claims(after(3_599)) == []
     assert claims(after(3_599), transaction_id=payout.pk) == []
-    assert not payouts.any_due(at=after(3_599))
+    assert not payouts.any_due(at=after(3_599), policy=stories.POLICY)
     assert len(claims(after(3_600))) == (1 if release_at else 0)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import ledger, payouts, settlement, settlement_tasks
+from payments import ledger, payouts, settlement, settlement_tasks, stakes
 from payments.ledger import Entry
 from payments.models import Settlement, Transaction, Transfer
 from payments.tests.builders import (
@@ -158,9 +158,9 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
                 )
         with pytest.raises(settlement.MarketAlreadyResolved):
             resolve(resolved, "No")
-        with pytest.raises(settlement.MarketNotFound):
+        with pytest.raises(stakes.MarketNotFound):
             resolve(Market(pk=999_999))
-        with pytest.raises(settlement.MarketNotFound):
+        with pytest.raises(stakes.MarketNotFound):
             settle(Market(pk=999_999))
 
 
@@ -508,7 +508,7 @@ def test_a_settlement_in_chunks_interrupted_after_each_gives_the_same_cents(db: 
             break
         # then: nothing of it may leave before the last step
         assert progress == settlement.Progress(found=True, settled=False)
-        assert not payouts.any_due(at=AT + timedelta(days=1)) or _due_of(made) == []
+        assert not payouts.any_due(at=AT + timedelta(days=1), policy=policy()) or _due_of(made) == []
         assert settlement.to_settle(limit=10) == [made.pk]
         made.refresh_from_db()
         assert made.status == "RESOLVED"
@@ -520,7 +520,7 @@ def test_a_settlement_in_chunks_interrupted_after_each_gives_the_same_cents(db: 
 
 
 def _due_of(of: Market) -> list[int]:
-    found = Transaction.objects.filter(payouts.due(at=AT + timedelta(days=1)), settlement__market=of)
+    found = Transaction.objects.filter(payouts.due(at=AT + timedelta(days=1), policy=policy()), settlement__market=of)
     return list(found.values_list("pk", flat=True))
 
 

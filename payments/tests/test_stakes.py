@@ -7,7 +7,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from markets.models import Bet, Market
-from payments import ledger, settlement, stakes
+from payments import ledger, stakes
 from payments.ledger import Entry
 from payments.tests.builders import (
     AT,
@@ -62,7 +62,7 @@ def test_what_cannot_be_bet_on_is_named(db: None) -> None:
     with nothing_moved():
         with pytest.raises(stakes.OutcomeNotInMarket, match="Yes, No"):
             bet(made, user, "Maybe")
-        with pytest.raises(settlement.MarketNotFound):
+        with pytest.raises(stakes.MarketNotFound):
             stakes.place(user_id=user.pk, market_id=999_999, outcome="Yes", amount=Decimal(1), client_ref=None, at=AT)
 
 

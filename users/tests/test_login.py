@@ -181,3 +181,25 @@ def test_one_members_wrong_pins_lock_nobody_else(db: None, at: datetime) -> None
 def test_the_login_service_refuses_what_is_no_phone_number(db: None, at: datetime) -> None:
     with pytest.raises(phone.NotAPhoneNumber):
         log_in(at, phone_number="admin")
+
+
+# --- the console and the header --------------------------------------------------------------------------------------
+
+
+def test_the_console_counts_wrong_pins_as_the_api_does(db: None, client: Client) -> None:
+    # given
+    staff = CustomUser.objects.create_user(phone_number="0712345670", pin="1234", is_staff=True)
+
+    # when
+    for _ in range(5):
+        client.post("/admin/login/", {"username": "0712345670", "password": "0000"})
+    right = client.post("/admin/login/", {"username": "0712345670", "password": "1234"})
+
+    # then
+    staff.refresh_from_db()
+    assert staff.failed_logins == 5 and staff.locked_until is not None
+    assert right.status_code == 200 and "_auth_user_id" not in client.session
+
+
+def test_a_header_that_is_not_ascii_is_a_wrong_token(db: None, client: Client) -> None:
+    assert client.get("/api/users/me/", HTTP_AUTHORIZATION="Bearer \u00e9").status_code == 401

@@ -1,0 +1,154 @@
+"""Every named crash point: a real process dies there by SIGKILL, and everybody is still paid exactly once.
+
+One installation lives through all of it. In each round the web process or the worker is armed to die at one place while
+a small market goes from stakes to payouts; a supervisor then starts it again, unarmed, and the sweeps do the rest.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from api.tests.running import PIN, until
+from api.tests.supervised import Supervised, supervised
+from payments import crashpoints
+
+pytestmark = pytest.mark.journey
+
+# Where the worker dies, and where in the same round, at another moment, the web process does.
+ROUNDS = (
+    ("settlement step before commit", "bet before commit"),
+    ("settlement step after commit", "bet after commit"),
+    ("claim before commit", "callback before store"),
+    ("claim after commit", "callback after store"),
+    ("request written", ""),
+    ("answer read", ""),
+    ("record after commit", ""),
+    ("apply before evidence", ""),
+    ("apply before commit", ""),
+    ("sweep between rows", ""),
+    ("question after commit", ""),
+    ("question put", ""),
+)
+STAKES = (("254700000101", "Yes", "100"), ("254700000102", "Yes", "100"), ("254700000103", "No", "200"))
+DIVIDEND = 190  # The pool of 400, less five per cent, halved.
+MEMBERS_AND_MARKETS = f"""
+from markets.models import Market
+from users.models import CustomUser
+for phone, _, _ in {STAKES}:
+    CustomUser.objects.create_user(phone_number=phone, full_name="Member", pin="{PIN}", balance=10_000)
+for number in range({len(ROUNDS)}):
+    Market.objects.create(question=f"Will it rain on day {{number}}?", end_date="2099-12-31", platform_fee_pct=5)
+"""
+SHORT = {
+    "PAYOUT_TPS": "20",
+    "SWEEP_EVERY_SECONDS": "1",
+    "PAYOUT_QUERY_AFTER": "1",
+    "PAYOUT_QUERY_GAP": "1",
+    "PAYOUT_RETRY_AFTER": "1",
+    "PAYOUT_CANARY": "off",
+}
+FIRST_WINNER = STAKES[0][0]
+# What M-Pesa does to the first winner's payment, so that the worker comes past the place.
+FAULTS = {
+    "record after commit": "spike_arrestx1",
+    "question after commit": "callback_lost",
+    "question put": "callback_lost",
+}
+
+
+class Members:
+    """The members over HTTP, each with a token of their own; a bet whose answer never came is placed again."""
+
+    def __init__(self, place: Supervised) -> None:
+        self._place = place
+        self._tokens = {
+            phone: place.post("/api/users/login/", {"phone_number": phone, "pin": PIN}).json()["token"]
+            for phone, _, _ in STAKES
+        }
+
+    def bet(self, market_id: int, phone: str, outcome: str, amount: str) -> int:
+        """POST a bet under a key that is the same each time; the status of the answer."""
+        answered = requests.post(
+            f"{self._place.url}/api/markets/{market_id}/bets/",
+            json={"outcome": outcome, "amount": amount},
+            headers={"Authorization": f"Bearer {self._tokens[phone]}", "Idempotency-Key": f"{market_id}-{phone}"},
+            timeout=30,
+        )
+        return answered.status_code
+
+
+def place_bets(place: Supervised, members: Members, market_id: int, web_dies: str) -> None:
+    """All bets of a market; where the web process is to die at a bet, it does at the first, which then comes again."""
+    for phone, outcome, amount in STAKES:
+        if phone == FIRST_WINNER and web_dies.startswith("bet"):
+            deaths = place.deaths_in_web()
+            with pytest.raises(requests.ConnectionError):
+                members.bet(market_id, phone, outcome, amount)
+            place.await_death_in_web(deaths)
+            place.start_web()
+            # Placed and never answered, or never placed: the same key tells.
+            assert members.bet(market_id, phone, outcome, amount) == (200 if "after" in web_dies else 201)
+        else:
+            assert members.bet(market_id, phone, outcome, amount) == 201
+
+
+def payments_agree(place: Supervised, rounds: int) -> None:
+    """The provider paid each winner of each market once, and our books say the same, receipt by receipt."""
+    book: dict[str, Any] = place.book()
+    assert book["double_paid"] == []
+    theirs = [(one["ocid"], one["amount"], one["phone"], one["receipt"], one["state"]) for one in book["payments"]]
+    ours = place.sql(
+        "SELECT originator_conversation_id, amount::int, phone_number, receipt, lower(state) FROM payments_attempt"
+    )
+    assert sorted(theirs) == sorted(ours)
+    winners = {phone for phone, outcome, _ in STAKES if outcome == "Yes"}
+    assert book["totals"]["by_phone"].keys() == winners
+    assert book["totals"]["paid_total"] == rounds * len(winners) * DIVIDEND
+    assert "The books close" in place.manage("reconcile")
+
+
+def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_paid_twice(tmp_path: Path) -> None:
+    visited = []
+    with supervised(tmp_path, **SHORT) as place:
+        # given
+        place.start_simulator("--callback-delay", "0.1", "--latency", "0.02")
+        place.manage("shell", typed=MEMBERS_AND_MARKETS)
+        place.start_beat()
+        place.start_web()
+        place.log_in()
+        members = Members(place)
+
+        for market_id, (worker_dies, web_dies) in enumerate(ROUNDS, start=1):
+            # when
+            if web_dies:
+                place.kill("web")
+                place.start_web(crash_at=web_dies)
+            place_bets(place, members, market_id, web_dies)
+            place.set_fault(FIRST_WINNER, FAULTS.get(worker_dies))
+            place.start_worker(crash_at=worker_dies)
+            deaths = place.deaths_in_web()
+            place.post("/api/markets/admin/resolve/", {"market_id": market_id, "outcome": "Yes"})
+            died_by = place.await_death_of_worker()
+            place.start_worker()
+            if web_dies.startswith("callback"):
+                place.await_death_in_web(deaths)
+                place.start_web()
+
+            # then
+            assert died_by == -signal.SIGKILL, worker_dies
+            visited += [name for name in (worker_dies, web_dies) if name]
+            until(
+                lambda market_id=market_id: place.status(market_id)["completed_payouts"] == f"{2 * DIVIDEND}.00",
+                f"everybody to be paid after a death at {worker_dies!r}",
+                lambda: place.log("worker")[-4000:],
+            )
+            place.kill("worker")
+
+        # then
+        bets = place.sql("SELECT market_id, count(*) FROM markets_bet GROUP BY 1 ORDER BY 1")
+        assert bets == [(market_id, len(STAKES)) for market_id in range(1, len(ROUNDS) + 1)]
+        payments_agree(place, len(ROUNDS))
+    assert sorted(visited) == sorted(crashpoints.NAMES)

@@ -1,0 +1,169 @@
+"""What a review found: late, large and strange evidence, while another request is under way."""
+
+import json
+
+import pytest
+
+from payments import payouts
+from payments.models import Attempt, Transaction
+from payments.tests import builders, stories
+from payments.tests.stories import (
+    NO_CONNECTION,
+    POLICY,
+    READ_TIMEOUT,
+    after,
+    ask_and_hear,
+    balances,
+    claims,
+    hear,
+    not_found_body,
+    question,
+    resends,
+    result_body,
+    sent,
+    states,
+    status_body,
+)
+
+pytestmark = pytest.mark.django_db
+PRODUCTION = builders.policy(production=True)
+
+
+def refused_and_retried(amount: int = 285) -> tuple[Transaction, Attempt]:
+    payout = builders.payout(amount)
+    first = stories.failed(payout)
+    payouts.retry(transaction_id=payout.pk, at=after(20))
+    return payout, first
+
+
+def test_a_second_request_that_did_not_leave_is_not_sent_after_the_first_was_paid() -> None:
+    # given
+    payout, first = refused_and_retried()
+    (claim,) = claims(after(30))
+    hear(first, result_body(first), after(31))
+
+    # when
+    payouts.record(claim, NO_CONNECTION, at=after(32), policy=POLICY)
+
+    # then
+    assert claims(after(600)) == []
+    assert states(payout, first) == ("COMPLETED", "PAID")
+    assert balances(payout)["mpesa_utility"] == -285
+
+
+@pytest.mark.parametrize("not_found_first", [True, False])
+def test_a_doubtful_second_request_is_not_sent_again_after_the_first_was_paid(not_found_first: bool) -> None:
+    # given
+    payout, first = refused_and_retried()
+    second = sent(payout, READ_TIMEOUT, after(30))
+
+    # when
+    if not_found_first:
+        ask_and_hear(second, not_found_body(), after(60))
+        hear(first, result_body(first), after(62))
+    else:
+        hear(first, result_body(first), after(35))
+        ask_and_hear(second, not_found_body(), after(60))
+
+    # then
+    assert resends(after(63)) == []
+    assert states(payout, second) == ("HELD", "IN_DOUBT")
+
+
+def test_a_large_late_payment_stops_the_next_request_until_it_is_asked_about() -> None:
+    payout, first = refused_and_retried(60_000)
+    hear(first, result_body(first), after(25))
+    assert claims(after(30)) == []
+
+
+def test_a_large_result_that_says_paid_is_never_overruled_by_queries() -> None:
+    # given
+    payout = builders.payout(60_000)
+    attempt = sent(payout)
+    hear(attempt, result_body(attempt), after(2))
+
+    # when
+    ask_and_hear(attempt, status_body(attempt, "Failed"), after(3))
+    ask_and_hear(attempt, status_body(attempt, "Failed"), after(90))
+
+    # then
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+
+
+def test_a_receipt_that_comes_after_the_proof_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+    body = json.loads(status_body(attempt))
+    parameters = body["Result"]["ResultParameters"]
+    parameters["ResultParameter"] = [one for one in parameters["ResultParameter"] if one["Key"] != "ReceiptNo"]
+    ask_and_hear(attempt, json.dumps(body).encode(), after(30))
+
+    # when
+    hear(attempt, result_body(attempt), after(33))
+
+    # then
+    attempt.refresh_from_db()
+    payout.refresh_from_db()
+    assert (attempt.receipt, payout.receipt) == (stories.RECEIPT, stories.RECEIPT)
+    assert "second receipt" not in caplog.text
+
+
+def test_answers_from_strange_addresses_fail_nothing() -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+
+    # when
+    for seconds in (30, 95, 300):
+        asked = question(attempt, after(seconds), PRODUCTION)
+        body = status_body(attempt, "Failed")
+        stories.deliver("status", asked.token, body, after(seconds), policy=PRODUCTION, trusted=False)
+
+    # then
+    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+
+
+def test_a_payment_that_a_strange_address_tells_of_needs_a_second_voice() -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+
+    # when
+    told = []
+    for seconds in (30, 95):
+        asked = question(attempt, after(seconds), PRODUCTION)
+        stories.deliver("status", asked.token, status_body(attempt), after(seconds), policy=PRODUCTION, trusted=False)
+        told.append(states(payout, attempt))
+
+    # then
+    assert told == [("PROCESSING", "IN_DOUBT"), ("COMPLETED", "PAID")]
+
+
+def test_a_claim_that_comes_a_day_later_is_asked_about_for_a_day() -> None:
+    # given
+    payout = builders.payout(60_000)
+    first = stories.failed(payout)
+    hear(first, result_body(first), after(86_500))
+
+    # when
+    question(first, after(86_501))
+
+    # then
+    with pytest.raises(payouts.PayoutNotRetryable):
+        payouts.retry(transaction_id=payout.pk, at=after(86_502))
+
+
+def test_an_old_request_that_is_asked_about_does_not_hold_the_new_one() -> None:
+    # given
+    payout = builders.payout(60_000)
+    first = stories.failed(payout)
+    payouts.retry(transaction_id=payout.pk, at=after(80_000))
+    second = sent(payout, at=after(86_410))
+    hear(first, result_body(first), after(86_411))
+
+    # when
+    question(first, after(86_412))
+
+    # then
+    assert states(payout, second) == ("PROCESSING", "ACCEPTED")
