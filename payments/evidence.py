@@ -10,7 +10,10 @@ changes no state. The caller owns the database transaction. Lock order: Transact
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+
+from django.db import transaction
 
 from markets.models import NAIROBI
 from payments import breakers, daraja_messages, ledger, tariff
@@ -308,6 +311,38 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
     attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
     attempt.save()
     Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
+
+
+# --- a person's word -------------------------------------------------------------------------------------------------
+
+
+class NotToBeDecided(Exception):
+    """The payout is not held with a request in doubt, or the people are not those who may decide it."""
+
+
+def decide(
+    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[int], at: datetime, policy: Policy
+) -> Transaction:
+    """Close a HELD payout's doubtful request by a person's word: paid, with M-Pesa's `receipt`, or not paid (empty).
+
+    From `confirm_above` shillings on it takes two people; `by` are their ids. `grounds` says what the statement shows.
+    Locks: Transaction, Attempt.
+    Raises: NotToBeDecided.
+    """
+    with transaction.atomic(durable=True):
+        payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
+        attempt = open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
+        if payout is None or attempt is None:
+            raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
+        people = 2 if payout.amount >= policy.confirm_above else 1
+        if len(set(by)) < people or not grounds.strip():
+            raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
+        alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, list(by), receipt or "not paid", grounds)
+        if receipt:
+            _pay(payout, attempt, receipt=receipt, at=at, policy=policy)
+        else:
+            fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
+    return payout
 
 
 # --- outside production: the guide's plain callback ------------------------------------------------------------------

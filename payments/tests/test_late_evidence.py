@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from payments import payouts
+from payments import evidence, payouts
 from payments.models import Attempt, Transaction
 from payments.tests import builders, stories
 from payments.tests.stories import (
@@ -167,3 +167,55 @@ def test_an_old_request_that_is_asked_about_does_not_hold_the_new_one() -> None:
 
     # then
     assert states(payout, second) == ("PROCESSING", "ACCEPTED")
+
+
+# --- a person's word -------------------------------------------------------------------------------------------------
+
+
+def held(amount: int = 285) -> tuple[Transaction, Attempt]:
+    payout = builders.payout(amount)
+    attempt = sent(payout, READ_TIMEOUT)
+    question(attempt, after(86_400))
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+    return payout, attempt
+
+
+def decide(payout: Transaction, by: list[int], receipt: str = "", grounds: str = "statement of 17 February") -> None:
+    at = after(90_000)
+    evidence.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=by, at=at, policy=POLICY)
+
+
+def test_a_person_with_a_statement_closes_a_held_payout_as_paid() -> None:
+    payout, attempt = held()
+    decide(payout, [builders.operator().pk], receipt="SGL12AB34C")
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert payout.receipt == "SGL12AB34C"
+    assert balances(payout)["mpesa_utility"] == -285
+
+
+def test_a_person_with_a_statement_closes_a_held_payout_as_not_paid() -> None:
+    payout, attempt = held()
+    decide(payout, [builders.operator().pk])
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    assert balances(payout) == {"payable": 285}
+
+
+def test_a_large_held_payout_takes_two_people_and_their_grounds() -> None:
+    # given
+    payout, attempt = held(50_000)
+    one, two = builders.operator().pk, builders.operator().pk
+
+    # then
+    for by, grounds in (([one], "statement"), ([one, one], "statement"), ([one, two], " ")):
+        with pytest.raises(evidence.NotToBeDecided), builders.nothing_moved():
+            decide(payout, by, receipt="SGL12AB34C", grounds=grounds)
+    decide(payout, [one, two], receipt="SGL12AB34C")
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+
+
+def test_only_a_held_payout_is_decided_by_a_person() -> None:
+    payout = builders.payout(285)
+    attempt = sent(payout)
+    with pytest.raises(evidence.NotToBeDecided), builders.nothing_moved():
+        decide(payout, [builders.operator().pk], receipt="SGL12AB34C")
+    assert states(payout, attempt) == ("PROCESSING", "ACCEPTED")

@@ -1,0 +1,49 @@
+"""`python manage.py decide_payout 42 --receipt SGL12AB34C | --not-paid`: a person's word on a held payout."""
+
+import getpass
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from payments import evidence
+from payments.policy import Policy
+from users import auth, phone
+
+
+class Command(BaseCommand):
+    help = "Close the doubtful request of a HELD payout by what M-Pesa's statement shows. Large ones take two people."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("transaction_id", type=int)
+        verdict = parser.add_mutually_exclusive_group(required=True)
+        verdict.add_argument("--receipt", default="", help="It was paid: M-Pesa's receipt in the statement.")
+        verdict.add_argument("--not-paid", action="store_true", help="The statement shows that it was not paid.")
+        parser.add_argument("--grounds", required=True, help="What was looked at, in words.")
+        parser.add_argument("--by", nargs="+", required=True, metavar="PHONE", help="Who decides; PINs are asked for.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        at = timezone.now()
+        people = []
+        for number in options["by"]:
+            try:
+                person = auth.check_pin(phone_number=number, pin=getpass.getpass(f"PIN of {number}: "), at=at)
+            except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber) as refusal:
+                raise CommandError(f"{refusal} Nothing was decided.") from refusal
+            if not person.is_staff:
+                raise CommandError(f"{person} is no member of staff. Nothing was decided.")
+            people.append(person.pk)
+        try:
+            payout = evidence.decide(
+                transaction_id=options["transaction_id"],
+                receipt=options["receipt"],
+                grounds=options["grounds"],
+                by=people,
+                at=at,
+                policy=Policy.from_settings(settings),
+            )
+        except evidence.NotToBeDecided as refusal:
+            raise CommandError(f"{refusal} Nothing was decided.") from refusal
+        payout.refresh_from_db()
+        self.stdout.write(f"Transaction {payout.pk} is {payout.status}.")
