@@ -63,6 +63,9 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
         return "kept as paid: a failure after proof of payment changes nothing"
     if attempt.state == State.FAILED:
         return "failed already"
+    if _never_left(attempt):
+        alarm.error("A result with code %s for attempt %s, which never left us", result.result_code, attempt)
+        return "nothing: this request never left us"
     if daraja_messages.meaning(result.result_code).definite and result.is_final:
         breakers.trip_by_code(result.result_code, reason=result.result_desc, at=at, policy=policy)
         return _claimed(attempt, result, "failed, to be confirmed by a status query", at)
@@ -79,8 +82,15 @@ def hear_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
     _, attempt = locked(attempt_id)
     if attempt.state in (State.PAID, State.FAILED):
         return f"{attempt.state} already"
+    if _never_left(attempt):
+        return "nothing: this request never left us"
     doubt(attempt, ask_at=at + policy.query_after, at=at)
     return "in doubt: a queue timeout proves nothing"
+
+
+def _never_left(attempt: Attempt) -> bool:
+    """Whether every POST of it is known not to have left: then only proof of payment can mean anything."""
+    return attempt.state == State.WAITING and attempt.first_sent_at is None
 
 
 def hear_status(
@@ -134,8 +144,9 @@ def hear_status(
     current = attempt.posted_at is None or query.asked_at >= attempt.posted_at
     if answer.verdict == "failed" and current:
         return _weigh_failure(payout, attempt, at, policy)
-    if answer.verdict == "not_found" and current and not attempt.result_code and within_horizon(attempt, at, policy):
-        if attempt.state == State.IN_DOUBT:
+    if answer.verdict == "not_found" and current and attempt.result_code != SAYS_PAID:
+        # Whatever else a callback claimed: within the horizon the same id is safe, for M-Pesa refuses it twice.
+        if attempt.state == State.IN_DOUBT and within_horizon(attempt, at, policy):
             attempt.resend_at = at
             attempt.save(update_fields=["resend_at"])
             return "not found: the same request goes again"

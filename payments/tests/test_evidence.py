@@ -693,18 +693,31 @@ def test_a_resend_that_is_claimed_too_late_does_not_go(payout: Transaction) -> N
     assert attempt.resend_at is None
 
 
-@pytest.mark.parametrize("code", [2040, 1])
-def test_not_found_does_not_send_again_what_a_callback_said_had_failed(payout: Transaction, code: int) -> None:
-    # given
+def test_not_found_sends_the_same_id_again_whatever_a_callback_claimed(payout: Transaction) -> None:
+    # given: a failure that a forger may have claimed about a request that never arrived
     attempt = sent(payout)
-    hear(attempt, result_body(attempt, code), after(2))
+    hear(attempt, result_body(attempt, 2040), after(2))
 
     # when
     verdict = ask_and_hear(attempt, not_found_body(), after(2))
 
     # then
-    assert verdict == "in doubt: not_found proves nothing"
-    assert stories.resends(after(4)) == []
+    assert verdict == "not found: the same request goes again"
+    (claim,) = stories.resends(after(4))
+    assert claim.originator_conversation_id == attempt.originator_conversation_id
+
+
+def test_a_failure_claimed_of_a_request_that_never_left_means_nothing(payout: Transaction) -> None:
+    # given
+    attempt = sent(payout, stories.NO_CONNECTION)
+
+    # when
+    with nothing_moved_but_callbacks():
+        verdict = hear(attempt, result_body(attempt, 2040), after(2))
+
+    # then
+    assert verdict == "nothing: this request never left us"
+    assert states(payout, attempt) == ("PENDING", "WAITING")
 
 
 def test_a_failure_that_is_claimed_stops_a_resend_that_was_due(payout: Transaction) -> None:
