@@ -58,6 +58,10 @@ class Supervised(Running):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait(PATIENCE_SECONDS)
 
+    def runs(self, name: str) -> bool:
+        """Whether a process was started and has not been buried."""
+        return name in self._children
+
     def names_of_the_dead(self) -> list[str]:
         """The processes that have ended by themselves."""
         return [name for name, child in self._children.items() if child.poll() is not None]
