@@ -1,0 +1,184 @@
+"""`python -m payments.tests.simulation`: run seeds, replay one, or switch each guard off and see which seed notices.
+
+--seeds 0:1000          these seeds; exits 1 when one of them finds something wrong
+--seed 17 -v            one seed with its trace
+--bug NAME              the same with one guard switched off
+--bugs                  each guard in turn until a seed catches it; prints the table kept in docs/simulation.md
+--jobs 2                in so many processes, each with a scratch database of its own
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import testservices
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "api.settings"
+# ruff: noqa: E402 - Django must be set up before anything that defines or uses a model is imported.
+import django
+
+django.setup()
+
+from payments.tests.simulation import world
+from payments.tests.simulation.bugs import BUGS
+
+MOST_SEEDS = 1_000
+SHARE_OF = 50
+CLEAR_EVERY = 10
+# From so many seeds on, each fault must have struck, and no more than this share be left to a person.
+ENOUGH = 200
+MOST_HELD = 0.01
+
+
+def with_database(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Go through `found` with a scratch database that is made before and removed after."""
+    with world.scratch_database():
+        yield from found
+
+
+def run_seeds(seeds: Iterable[int], bug: str | None, *, keep_trace: bool) -> Iterator[dict[str, Any]]:
+    """Run each seed: what it came to, as JSON can carry it."""
+    for number, seed in enumerate(seeds):
+        if number % CLEAR_EVERY == 0:
+            world.forget_dead_rows()
+        outcome = BUGS[bug].run(seed, keep_trace=keep_trace) if bug else world.run(seed, keep_trace=keep_trace)
+        yield {
+            "seed": seed,
+            "trace_hash": outcome.trace_hash,
+            "violations": [str(violation) for violation in outcome.violations],
+            "rules": [violation.rule for violation in outcome.violations],
+            "stats": dict(outcome.stats),
+            "trace": list(outcome.trace),
+        }
+
+
+def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Switch each guard off: the first seed that notices, by which rule, and the share of the first seeds that do."""
+    for name in names:
+        first: dict[str, Any] | None = None
+        caught = 0
+        for tried in run_seeds(range(MOST_SEEDS), name, keep_trace=False):
+            caught += bool(tried["violations"])
+            if first is None and tried["violations"] and not BUGS[name].run(tried["seed"], planted=False).violations:
+                first = tried
+            if first and tried["seed"] >= SHARE_OF - 1:
+                break
+        yield {"bug": name, "first": first, "share": caught / SHARE_OF if first and first["seed"] < SHARE_OF else None}
+
+
+def in_processes(jobs: int, arguments: list[str]) -> Iterator[dict[str, Any]]:
+    """The same command in `jobs` processes, each with its part of the work; what they found, as they find it."""
+    command = [sys.executable, "-m", "payments.tests.simulation", *arguments, "--part"]
+    running = [subprocess.Popen([*command, f"{job}/{jobs}"], stdout=subprocess.PIPE, text=True) for job in range(jobs)]
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def read(part: subprocess.Popen[str]) -> None:
+        for line in part.stdout or ():
+            lines.put(line)
+
+    # All of them are read at once: one whose pipe is full would wait for the others to end.
+    readers = [Thread(target=read, args=[part]) for part in running]
+    for reader in readers:
+        reader.start()
+    while any(reader.is_alive() for reader in readers) or not lines.empty():
+        try:
+            yield json.loads(lines.get(timeout=0.2))
+        except Empty:
+            continue
+    if any(each.wait() for each in running):
+        raise SystemExit(2)
+
+
+def report_seeds(found: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool) -> int:
+    """Print what the seeds came to; 1 when one of them found something wrong."""
+    began = time.monotonic()
+    stats: Counter[str] = Counter()
+    failed = []
+    seeds = 0
+    for each in found:
+        seeds += 1
+        stats.update(each["stats"])
+        if verbose:
+            print(*each["trace"], sep="\n")
+            print(f"seed {each['seed']}: {each['trace_hash']}")
+        if each["violations"]:
+            failed.append(each["seed"])
+            print(f"seed {each['seed']} found something wrong:", *each["violations"][:5], sep="\n    ")
+            planted = f' --bug "{bug}"' if bug else ""
+            print(f"    replay: python -m payments.tests.simulation --seed {each['seed']}{planted} -v", flush=True)
+        elif seeds % 50 == 0:
+            print(f"{seeds} seeds, {len(failed)} with something wrong", flush=True)
+    seconds = time.monotonic() - began
+    payouts = {status: stats[status] for status in world.FINAL}
+    total = sum(payouts.values()) or 1
+    held = stats["held, lost for too long"] / total
+    unseen = sorted({*world.WORLD_RATES, *world.RATES} - {fault for fault, times in stats.items() if times})
+    print(f"{seeds} seeds in {seconds:.0f} s, {stats['steps']} steps, payouts {payouts}", end=", ")
+    print(f"held as lost {held:.2%}, after a forgery {stats['held after a forgery'] / total:.2%}", end=", ")
+    print(f"{len(failed)} seeds found something wrong")
+    if seeds < ENOUGH or bug:
+        return int(bool(failed))
+    if unseen:
+        print(f"Faults that never struck: {', '.join(unseen)}")
+    if held >= MOST_HELD:
+        print(f"More than {MOST_HELD:.0%} of the payouts were left to a person.")
+    return int(bool(failed or unseen) or held >= MOST_HELD)
+
+
+def report_bugs(found: Iterable[dict[str, Any]]) -> int:
+    """Print the table of bugs; 1 when one of them got through."""
+    print(f"| Guard switched off | Rule | First seed | Of {SHARE_OF} | Caught by |\n|---|---|---|---|---|")
+    missed = 0
+    for each in found:
+        first = each["first"]
+        missed += first is None
+        share = "" if each["share"] is None else f"{each['share']:.0%}"
+        seed, rule = (first["seed"], first["rules"][0]) if first else ("none", "**nothing**")
+        print(f"| {each['bug']} | {BUGS[each['bug']].rule} | {seed} | {share} | {rule} |", flush=True)
+    return int(bool(missed))
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and do what it says; the exit status."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0:100")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--bug", choices=sorted(BUGS))
+    parser.add_argument("--bugs", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    first, _, last = given.seeds.partition(":")
+    seeds = [given.seed] if given.seed is not None else list(range(int(first), int(last or int(first) + 1)))
+    part, _, parts = (given.part or "0/1").partition("/")
+    mine = slice(int(part), None, int(parts))
+
+    found: Iterator[dict[str, Any]]
+    if given.jobs > 1 and given.part is None:
+        found = in_processes(given.jobs, argv)
+    elif given.bugs:
+        found = with_database(run_bugs(list(BUGS)[mine]))
+    else:
+        found = with_database(run_seeds(seeds[mine], given.bug, keep_trace=given.verbose))
+    try:
+        if given.part is not None:
+            for each in found:
+                print(json.dumps(each), flush=True)
+            return 0
+        return report_bugs(found) if given.bugs else report_seeds(found, given.bug, verbose=given.verbose)
+    finally:
+        testservices.embedded.leave(testservices.BASE_DIR, "fast")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
