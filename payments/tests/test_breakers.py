@@ -184,6 +184,22 @@ def test_a_lost_acknowledgement_does_not_stall_a_release_that_pays() -> None:
     assert len(claimed()) == 3
 
 
+def test_a_callback_that_is_faster_than_the_answer_does_not_stall_the_release() -> None:
+    # given
+    release(10)
+    (first,) = claimed()
+    attempt = Transaction.objects.get(pk=first.transaction_id).attempts.get()
+
+    # when: it fails by proof before the acknowledgement is written down
+    hear(attempt, result_body(attempt, 2040), after(1), policy=CANARY)
+    ask_and_hear(attempt, status_body(attempt, "Failed"), after(1))
+    say(first, stories.ACCEPTED)
+
+    # then
+    assert stories.states(Transaction.objects.get(pk=first.transaction_id), attempt) == ("FAILED", "FAILED")
+    assert len(claimed()) == 3
+
+
 def test_a_canary_killed_before_its_answer_does_not_stall_the_release() -> None:
     # given
     release(10)
