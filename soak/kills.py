@@ -1,0 +1,182 @@
+"""Thousands of payouts while something is killed every few seconds: web, worker, beat, PostgreSQL, Redis, or all.
+
+The provider's simulator alone is spared: it is not ours. A supervisor starts again what died; nothing else helps.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from api.tests.running import until
+from api.tests.supervised import Servers, Supervised
+from soak.figures import Figure, Progress, hand_over
+
+VICTIMS = ("web", "worker", "beat", "PostgreSQL", "Redis", "all of them")
+SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 5.0
+LONGEST_RECOVERY_SECONDS = 30.0
+DIVIDEND = 190  # Each stakes 100, the loser as much as all winners; five per cent of the pool is the fee.
+SETTINGS = {
+    "PAYOUT_TPS": "200",
+    "SWEEP_EVERY_SECONDS": "1",
+    "PAYOUT_QUERY_AFTER": "5",
+    "PAYOUT_QUERY_GAP": "5",
+    "PAYOUT_RETRY_AFTER": "1",
+    "BREAKER_LONGEST_PAUSE": "5",
+}
+MARKET = """
+from markets.models import Bet, Market
+from users.models import CustomUser
+market = Market.objects.create(question="Will it rain tomorrow?", end_date="2026-02-17", platform_fee_pct=5)
+users = CustomUser.objects.bulk_create(
+    [CustomUser(phone_number=f"25470{{number:07d}}", password="!") for number in range(100, 100 + {winners} + 1)]
+)
+Bet.objects.bulk_create([Bet(user=user, market=market, outcome="Yes", amount=100) for user in users[:-1]])
+Bet.objects.create(user=users[-1], market=market, outcome="No", amount={winners} * 100)
+"""
+PAID = "SELECT count(*) FROM payments_transaction WHERE destination = 'mpesa' AND status = 'COMPLETED'"
+POSTED = "SELECT count(*) FROM payments_attempt"
+OURS = "SELECT originator_conversation_id, amount::int, phone_number, receipt, lower(state) FROM payments_attempt"
+
+
+def run(*, winners: int, at_most_seconds: float, seed: int) -> list[Figure]:
+    """Pay `winners` payouts under random kills; the figures of promises 1 and 2 and of the recovery.
+
+    Raises: AssertionError, where what was killed cannot be started again or the books do not close.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        # Root's servers run as another user, who must be able to enter.
+        Path(directory).chmod(0o711)
+        servers = Servers(Path(directory))
+        logs = Path(directory) / "logs"
+        logs.mkdir()
+        place = Supervised(logs, servers.urls["DATABASE_URL"], {**servers.urls, **SETTINGS})
+        try:
+            return _Run(place, servers, winners, random.Random(seed)).figures(at_most_seconds)  # noqa: S311
+        finally:
+            place.stop_all()
+            servers.stop()
+
+
+class _Run:
+    def __init__(self, place: Supervised, servers: Servers, winners: int, chance: random.Random) -> None:
+        self.place, self.servers, self.winners, self.chance = place, servers, winners, chance
+        self.kills: Counter[str] = Counter()
+        self.longest_recovery = 0.0
+
+    def figures(self, at_most_seconds: float) -> list[Figure]:
+        place = self.place
+        place.manage("migrate", "--verbosity", "0")
+        place.start_simulator("--callback-delay", "0.2")
+        for name in ("web", "beat", "worker"):
+            self._start(name)
+        place.log_in()
+        place.manage("shell", typed=MARKET.format(winners=self.winners))
+        place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
+        seconds = self._pay(at_most_seconds)
+        return self._compared(seconds)
+
+    def _pay(self, at_most_seconds: float) -> float:
+        """Kill until everybody is paid or time is up; then let it come to rest. Returns the seconds it took."""
+        progress = Progress("kills", self.winners)
+        victims: list[str] = []
+        while (paid := self._count(PAID)) < self.winners and progress.seconds < at_most_seconds:
+            progress.at(paid, f"{self.kills.total()} kills")
+            # Each once before any of them again, so that a short run has killed everything too.
+            victims = victims or self.chance.sample(VICTIMS, len(VICTIMS))
+            next_kill = time.monotonic() + self.chance.uniform(SHORTEST_PAUSE, LONGEST_PAUSE)
+            self._kill(victims.pop())
+            time.sleep(max(0.0, next_kill - time.monotonic()))
+        until(self._at_rest, "the last payouts", lambda: self.place.log("worker")[-4000:])
+        return progress.seconds
+
+    def _at_rest(self) -> bool:
+        self._tend()
+        return self._count(PAID) == self.winners
+
+    def _kill(self, victim: str) -> None:
+        """kill -9, start again, and wait until the next request is made: how long that took is the recovery."""
+        self.kills[victim] += 1
+        posted = self._count(POSTED)
+        everything = victim == "all of them"
+        for name in ("web", "worker", "beat"):
+            if everything or name == victim:
+                self.place.kill(name)
+        if everything or victim == "PostgreSQL":
+            self.servers.crash_postgres()
+        if everything or victim == "Redis":
+            self.servers.lose_redis()
+        self.servers.restart()
+        self._tend()
+        recovering = time.monotonic()
+        while (
+            self._count(POSTED) == posted < self.winners
+            and time.monotonic() - recovering < 4 * LONGEST_RECOVERY_SECONDS
+        ):
+            time.sleep(0.05)
+        self.longest_recovery = max(self.longest_recovery, time.monotonic() - recovering)
+
+    def _tend(self) -> None:
+        for name in self.place.names_of_the_dead():
+            self.place.bury(name)
+        for name in ("web", "beat", "worker"):
+            if not self.place.runs(name):
+                self._start(name)
+
+    def _start(self, name: str) -> None:
+        start = {"web": self.place.start_web, "beat": self.place.start_beat, "worker": self.place.start_worker}
+        start[name]()
+
+    def _count(self, statement: str) -> int:
+        try:
+            ((count,),) = self.place.sql(statement)
+        except psycopg2.OperationalError:
+            return 0
+        return int(count)
+
+    def _compared(self, seconds: float) -> list[Figure]:
+        book: dict[str, Any] = self.place.book()
+        theirs = sorted((p["ocid"], p["amount"], p["phone"], p["receipt"], p["state"]) for p in book["payments"])
+        ours = sorted(self.place.sql(OURS))
+        paid, double = self._count(PAID), len(book["double_paid"])
+        agree = [one for one in ours if one[-1] == "paid"] == [one for one in theirs if one[-1] == "paid"]
+        total = book["totals"]["paid_total"]
+        closed = self.place.manage("reconcile").strip().rpartition("\n")[2]
+        struck = ", ".join(f"{name} {count}" for name, count in self.kills.most_common())
+        recovered = self.longest_recovery
+        return [
+            Figure(
+                f"{self.winners:,} payouts under kill -9 every few seconds",
+                "0 lost, 0 paid twice, finishes",
+                f"{self.winners - paid} lost, {double} paid twice, in {seconds:.0f} s; "
+                f"{self.kills.total()} kills: {struck}",
+                paid == self.winners and double == 0,
+            ),
+            Figure(
+                "The provider's book and ours",
+                "the same payments, receipt by receipt",
+                f"{'the same' if agree else 'different'}; the provider paid {total:,} shillings",
+                agree and total == self.winners * DIVIDEND,
+            ),
+            Figure("The books after it", "every invariant holds", closed, closed.startswith("The books close")),
+            Figure(
+                "From a kill, all started again, to the next request",
+                f"at most {LONGEST_RECOVERY_SECONDS:.0f} s",
+                f"at most {recovered:.1f} s",
+                recovered <= LONGEST_RECOVERY_SECONDS,
+            ),
+        ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--winners", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=1_200)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    hand_over(run(winners=asked.winners, at_most_seconds=asked.seconds, seed=asked.seed))

@@ -1,0 +1,158 @@
+"""The parser of M-Pesa's messages under fire: anything but a record or `Unreadable` is a find.
+
+Hypothesis writes messages of the right shape; atheris, where it is installed, breaks bytes by what code they reach.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from payments import daraja_messages
+from soak.figures import Figure, hand_over, say
+
+PARSERS = ("parse_result", "parse_status", "parse_timeout", "parse_balance", "parse_stk")
+BATCH = 5_000
+ATHERIS = find_spec("atheris") is not None
+KEYS = (
+    "Result", "ResultType", "ResultCode", "ResultDesc", "OriginatorConversationID", "ConversationID", "TransactionID",
+    "ResultParameters", "ResultParameter", "Key", "Value", "TransactionAmount", "TransactionReceipt", "ReceiptNo",
+    "ReceiverPartyPublicName", "CreditPartyName", "DebitPartyName", "TransactionStatus", "DebitPartyCharges", "Amount",
+    "AccountBalance", "FinalisedTime", "Body", "stkCallback", "CallbackMetadata", "Item", "Name", "CheckoutRequestID",
+    "resultCode", "ExternalReference",
+)  # fmt: skip
+TEXTS = ("0", "Completed", "254712345678 - JOHN", "2547****678", "Fee For B2C Payment|KES|22.40", "16.02.2026 10:30:05",
+         "Utility Account|KES|1.00|1.00|0.00|0.00", "SKG7ABCDEF", "20260216103005", "\u0660")  # fmt: skip
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from(TEXTS),
+    st.sampled_from(TEXTS), st.integers(0, 300),
+)  # fmt: skip
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), inner),
+    max_leaves=12,
+)
+PAIRS = st.lists(st.fixed_dictionaries({"Key": st.sampled_from(KEYS), "Value": SCALARS}), max_size=6)
+RESULTS = st.fixed_dictionaries(
+    {"ResultCode": st.sampled_from([0, "0", 1, "17", "SFC_IC0003", None])},
+    optional={
+        **{name: SCALARS for name in ("ResultType", *KEYS[3:7])},
+        "ResultParameters": st.fixed_dictionaries({"ResultParameter": PAIRS}) | TREES,
+    },
+).map(lambda result: {"Result": result})
+CALLBACKS = st.fixed_dictionaries({"CheckoutRequestID": SCALARS, "ResultCode": SCALARS, "CallbackMetadata": TREES}).map(
+    lambda callback: {"Body": {"stkCallback": callback}}
+)
+BODIES = st.one_of(
+    st.binary(max_size=200), (TREES | RESULTS | RESULTS | CALLBACKS).map(lambda tree: json.dumps(tree).encode())
+)
+
+
+def read(body: bytes) -> None:
+    """Read a body in every way that the project does, and look at all that was read. Raises: whatever is a find."""
+    for name in PARSERS:
+        try:
+            found = getattr(daraja_messages, name)(body)
+        except daraja_messages.Unreadable:
+            continue
+        for attribute in dir(type(found)):
+            if not attribute.startswith("_"):
+                getattr(found, attribute)
+        daraja_messages.meaning(getattr(found, "result_code", ""))
+
+
+def run(*, seconds: float) -> list[Figure]:
+    """As many bodies as fit into the time, half of it for each fuzzer, each in a process that a find ends."""
+    bar = "0 uncaught"
+    by_hypothesis = Figure("Bodies made by Hypothesis, each read by five parsers", bar, "", None)
+    by_atheris = Figure("Bodies made by atheris, each read by five parsers", bar, "not run: it is not installed", None)
+    share = seconds / 2 if ATHERIS else seconds
+    found = [_measured(by_hypothesis, ["hypothesis", f"--seconds={share:.0f}"], r"bodies: (\d+)", share)]
+    if not ATHERIS:
+        return [*found, by_atheris]
+    with tempfile.TemporaryDirectory() as directory:
+        corpus, words = Path(directory) / "corpus", Path(directory) / "words"
+        corpus.mkdir()
+        for number, body in enumerate(_genuine()):
+            (corpus / str(number)).write_bytes(json.dumps(body).encode())
+        words.write_text("".join(f'"{word}"\n' for word in (*KEYS, *TEXTS[:-1])))
+        limits = [f"-max_total_time={share:.0f}", "-max_len=4096", "-print_final_stats=1", f"-dict={words}"]
+        arguments = ["atheris", *limits, f"-artifact_prefix={directory}/", str(corpus)]
+        return [*found, _measured(by_atheris, arguments, r"number_of_executed_units: (\d+)", share)]
+
+
+def _measured(figure: Figure, arguments: list[str], counted: str, seconds: float) -> Figure:
+    """Run one of the fuzzers and read off what it printed how many bodies it made, and whether one was a find."""
+    say(f"parser: {arguments[0]} for {seconds:.0f} s")
+    command = [sys.executable, "-m", "soak.parser", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300, check=False)
+    count = re.search(counted, ended.stdout + ended.stderr)
+    find = "" if ended.returncode == 0 else f"; found {ended.stdout[-500:]} {ended.stderr[-2000:]}"
+    seen = f"{int(count[1]):,} in {seconds:.0f} s" if count else "none counted"
+    return replace(figure, seen=seen + find, passed=ended.returncode == 0 and count is not None)
+
+
+def _by_hypothesis(seconds: float) -> None:
+    bodies, until = 0, time.monotonic() + seconds
+
+    @settings(max_examples=BATCH, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(BODIES)
+    def every_body_is_read_or_refused(body: bytes) -> None:
+        nonlocal bodies
+        bodies += 1
+        read(body)
+
+    while time.monotonic() < until:
+        every_body_is_read_or_refused()
+    say(f"bodies: {bodies}")
+
+
+def _genuine() -> list[dict[str, Any]]:
+    pairs = {"TransactionAmount": 285, "TransactionReceipt": "SKG7ABCDEF", "ReceiverPartyPublicName": TEXTS[2],
+             "TransactionCompletedDateTime": TEXTS[5], "TransactionStatus": "Completed", "Amount": "285.00",
+             "DebitPartyCharges": TEXTS[4], "AccountBalance": TEXTS[6], "CreditPartyName": TEXTS[3]}  # fmt: skip
+    listed = [{"Key": key, "Value": value} for key, value in pairs.items()]
+    ids = {"OriginatorConversationID": "KASOKO-1-1-0a1b2c3d-1", "ConversationID": "AG_1", "TransactionID": "SKG7ABCDEF"}
+    head = {"ResultType": 0, "ResultCode": 0, "ResultDesc": "Accepted.", **ids}
+    stk = {"MerchantRequestID": "1-2-3", "CheckoutRequestID": "ws_CO_1", "ResultCode": 0, "ResultDesc": "",
+           "CallbackMetadata": {"Item": [{"Name": "Amount", "Value": 10.0}]}}  # fmt: skip
+    return [
+        {"Result": {**head, "ResultParameters": {"ResultParameter": listed}}},
+        {"Result": {**head, "ResultCode": "2040"}},
+        {"resultType": "0", "resultCode": "0", "Amount": "285.0", **ids},
+        {"Body": {"stkCallback": stk}},
+    ]
+
+
+def _by_atheris(arguments: list[str]) -> None:
+    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    for name, function in list(vars(daraja_messages).items()):
+        if getattr(function, "__module__", "") == daraja_messages.__name__ and hasattr(function, "__code__"):
+            setattr(daraja_messages, name, atheris.instrument_func(function))
+    atheris.Setup([sys.argv[0], *arguments], read)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["atheris"]:
+        _by_atheris(sys.argv[2:])
+    else:
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("fuzzer", nargs="?", choices=["hypothesis", "atheris"], help="one of them, in this process")
+        parser.add_argument("--seconds", type=float, default=300)
+        asked = parser.parse_args()
+        if asked.fuzzer:
+            _by_hypothesis(asked.seconds)
+        else:
+            hand_over(run(seconds=asked.seconds))
