@@ -10,6 +10,7 @@ from django.utils import timezone
 from markets import parimutuel, queries
 from markets.models import DEFAULT_OUTCOMES, Bet, Market, Outcome
 from payments import settlement, settlement_tasks
+from payments.admin import ReadOnlyAdmin
 
 
 class OutcomeInline(admin.TabularInline):
@@ -22,23 +23,13 @@ class OutcomeInline(admin.TabularInline):
 
 
 @admin.register(Bet)
-class BetAdmin(admin.ModelAdmin):
+class BetAdmin(ReadOnlyAdmin):
     """Bets are read here; they are placed by members and decided by settlement."""
 
     list_display = ("id", "market", "user", "outcome", "amount", "result", "payout", "placed_at")
     list_filter = ("result",)
     search_fields = ("public_id", "user__phone_number")
     list_select_related = ("market", "user")
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Market)

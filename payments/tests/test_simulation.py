@@ -12,7 +12,7 @@ from payments.tests.simulation import world
 from payments.tests.simulation.bugs import BUGS
 
 HERE = Path(__file__).resolve().parent
-FRESH = 30
+FRESH = 60
 BATCH = 10
 PATIENCE = 50
 
