@@ -8,7 +8,8 @@ PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-UV := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
+# Extras stay in the lock: pip's resolver would otherwise look at a newer release of them first, which has no hash here.
+UV := uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
 # pip writes its cache and settings under HOME, which some users do not have.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-cache-dir
 
