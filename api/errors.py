@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from markets import parimutuel
-from payments import callbacks, daraja_messages, payouts, settlement, stakes
+from payments import callbacks, daraja_messages, interventions, resolutions, stakes
 from users import auth, phone
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     parimutuel.UnknownOutcome: (400, "unknown_outcome"),
     parimutuel.BadWeights: (400, "bad_weights"),
     stakes.MarketNotFound: (404, "market_not_found"),
-    settlement.UnknownReason: (400, "unknown_reason"),
-    settlement.MarketAlreadyResolved: (409, "market_already_resolved"),
+    resolutions.UnknownReason: (400, "unknown_reason"),
+    resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),
     stakes.MarketNotOpen: (409, "market_not_open"),
     stakes.OutcomeNotInMarket: (400, "unknown_outcome"),
     stakes.InsufficientFunds: (409, "insufficient_funds"),
     stakes.ClientRefReused: (409, "idempotency_key_reused"),
-    payouts.TransactionNotFound: (404, "transaction_not_found"),
-    payouts.PayoutNotRetryable: (409, "payout_not_retryable"),
+    interventions.TransactionNotFound: (404, "transaction_not_found"),
+    interventions.PayoutNotRetryable: (409, "payout_not_retryable"),
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
     daraja_messages.Unreadable: (400, "unreadable_body"),

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from markets import parimutuel, queries
 from markets.models import DEFAULT_OUTCOMES, Bet, Market, Outcome
-from payments import settlement, settlement_tasks
+from payments import resolutions, settlement_tasks
 from payments.admin import ReadOnlyAdmin
 
 
@@ -74,7 +74,7 @@ class MarketAdmin(admin.ModelAdmin):
             messages.error(request, "Choose an outcome, or a reason to void. Nothing was decided.")
             return None
         try:
-            resolved = settlement.resolve(
+            resolved = resolutions.resolve(
                 market_id=market.pk,
                 rule="WINNER" if decision == "win" else "VOID",
                 weights={value: Decimal(100)} if decision == "win" else {},
@@ -83,7 +83,7 @@ class MarketAdmin(admin.ModelAdmin):
                 policy=settlement_tasks.policy(),
                 reason="" if decision == "win" else value,
             )
-        except (settlement.MarketAlreadyResolved, parimutuel.UnknownOutcome, settlement.UnknownReason) as refusal:
+        except (resolutions.MarketAlreadyResolved, parimutuel.UnknownOutcome, resolutions.UnknownReason) as refusal:
             messages.error(request, f"{refusal} Nothing was decided.")
             return None
         settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
@@ -101,6 +101,6 @@ class MarketAdmin(admin.ModelAdmin):
             "title": f"Decide market {market.pk}",
             "market": market,
             "outcomes": outcomes,
-            "void_reasons": settlement.VOID_REASONS,
+            "void_reasons": resolutions.VOID_REASONS,
         }
         return TemplateResponse(request, "admin/markets/decide.html", context)

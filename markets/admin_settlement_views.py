@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from api.bodies import LARGEST_ID, Body, StrictInteger, StrictText, checked
-from payments import payouts, queries, settlement, settlement_tasks
+from payments import interventions, queries, resolutions, settlement_tasks
 
 
 class ResolveBody(Body):
@@ -22,7 +22,7 @@ class ResolveBody(Body):
 
 class VoidBody(Body):
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
-    reason = serializers.ChoiceField(choices=settlement.VOID_REASONS)
+    reason = serializers.ChoiceField(choices=resolutions.VOID_REASONS)
 
 
 class RetryBody(Body):
@@ -38,7 +38,7 @@ class RetryFailedBody(Body):
 def resolve_market(request: Request) -> Response:
     """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome; the rest follows by itself."""
     body = checked(ResolveBody(data=request.data))
-    resolved = settlement.resolve(
+    resolved = resolutions.resolve(
         market_id=body["market_id"],
         rule="WINNER",
         weights={body["outcome"]: Decimal(100)},
@@ -62,7 +62,7 @@ def resolve_market(request: Request) -> Response:
 def void_market(request: Request) -> Response:
     """`POST /api/markets/admin/void/` {market_id, reason}: cancel the market; every stake goes back to its wallet."""
     body = checked(VoidBody(data=request.data))
-    resolved = settlement.resolve(
+    resolved = resolutions.resolve(
         market_id=body["market_id"],
         rule="VOID",
         weights={},
@@ -125,7 +125,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
 def retry_payout(request: Request) -> Response:
     """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
     body = checked(RetryBody(data=request.data))
-    payout = payouts.retry(transaction_id=body["transaction_id"], at=timezone.now())
+    payout = interventions.retry(transaction_id=body["transaction_id"], at=timezone.now())
     settlement_tasks.hint(settlement_tasks.ask_about_doubts)
     settlement_tasks.hint(settlement_tasks.send_b2c_payout, payout.pk)
     return Response({"status": "retried", "transaction_id": payout.pk, "new_status": payout.status})
@@ -137,7 +137,7 @@ def retry_failed_payouts_batch(request: Request) -> Response:
     """`POST …/admin/retry-failed-payouts/` {hours}: send every payout again that failed within so many hours."""
     body = checked(RetryFailedBody(data=request.data))
     at = timezone.now()
-    retried, skipped = payouts.retry_failed(since=at - timedelta(hours=body["hours"]), at=at)
+    retried, skipped = interventions.retry_failed(since=at - timedelta(hours=body["hours"]), at=at)
     if retried:
         settlement_tasks.hint(settlement_tasks.ask_about_doubts)
         settlement_tasks.nudge(settlement_tasks.send_due_payouts)

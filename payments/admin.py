@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from payments import breakers, payouts, settlement_tasks
+from payments import breakers, interventions, settlement_tasks
 from payments.models import (
     Attempt,
     Breaker,
@@ -61,14 +61,14 @@ class TransactionAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Send the failed payouts chosen again", permissions=["act"])
     def send_again(self, request: HttpRequest, chosen: QuerySet[Transaction]) -> None:
-        done = self._each(request, chosen, payouts.retry)
+        done = self._each(request, chosen, interventions.retry)
         if done:
             settlement_tasks.nudge(settlement_tasks.send_due_payouts)
             messages.success(request, f"{done} of the payouts chosen will be sent again.")
 
     @admin.action(description="Pay the failed payouts chosen into the wallet instead", permissions=["act"])
     def pay_to_wallet(self, request: HttpRequest, chosen: QuerySet[Transaction]) -> None:
-        done = self._each(request, chosen, payouts.redirect_to_wallet)
+        done = self._each(request, chosen, interventions.redirect_to_wallet)
         if done:
             messages.success(request, f"{done} of the payouts chosen were paid into the wallet.")
 
@@ -78,7 +78,7 @@ class TransactionAdmin(ReadOnlyAdmin):
             try:
                 decide(transaction_id=transaction_id, at=timezone.now())
                 done += 1
-            except payouts.PayoutNotRetryable as refusal:
+            except interventions.PayoutNotRetryable as refusal:
                 messages.warning(request, str(refusal))
         return done
 

@@ -10,10 +10,7 @@ changes no state. The caller owns the database transaction. Lock order: Transact
 """
 
 import logging
-from collections.abc import Sequence
 from datetime import datetime, timedelta
-
-from django.db import transaction
 
 from markets.models import NAIROBI
 from payments import breakers, daraja_messages, ledger, tariff
@@ -55,7 +52,7 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
             return _mismatch(attempt, "the result names another phone", at)
         complete = None not in (result.amount, receiver, result.receipt)
         if (trusted and complete and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
-            return _pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
+            return pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
         code = SAYS_PAID if trusted and complete else MAY_SAY_PAID
         return _claimed(attempt, result, "paid, to be confirmed by a status query", at, code)
     if attempt.state == State.PAID:
@@ -126,7 +123,7 @@ def hear_status(
         query.verdict, query.answered_at = answer.verdict, at
         query.save(update_fields=["verdict", "answered_at"])
     if answer.verdict == "completed":
-        return _pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
+        return pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
     if (
         attempt.state == State.FAILED
         and attempt.next_query_at is not None
@@ -210,7 +207,7 @@ def _mismatch(attempt: Attempt, what: str, at: datetime) -> str:
     return f"mismatch: {what}"
 
 
-def _pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
+def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
     """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
     receipt = receipt[:64]
     if attempt.state == State.PAID:
@@ -324,38 +321,6 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
     Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
 
 
-# --- a person's word -------------------------------------------------------------------------------------------------
-
-
-class NotToBeDecided(Exception):
-    """The payout is not held with a request in doubt, or the people are not those who may decide it."""
-
-
-def decide(
-    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[int], at: datetime, policy: Policy
-) -> Transaction:
-    """Close a HELD payout's doubtful request by a person's word: paid, with M-Pesa's `receipt`, or not paid (empty).
-
-    From `confirm_above` shillings on it takes two people; `by` are their ids. `grounds` says what the statement shows.
-    Locks: Transaction, Attempt.
-    Raises: NotToBeDecided.
-    """
-    with transaction.atomic(durable=True):
-        payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-        attempt = open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
-        if payout is None or attempt is None:
-            raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
-        people = 2 if payout.amount >= policy.confirm_above else 1
-        if len(set(by)) < people or not grounds.strip():
-            raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
-        alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, list(by), receipt or "not paid", grounds)
-        if receipt:
-            _pay(payout, attempt, receipt=receipt, at=at, policy=policy)
-        else:
-            fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
-    return payout
-
-
 # --- outside production: the guide's plain callback ------------------------------------------------------------------
 
 
@@ -393,7 +358,7 @@ def hear_plain(
         sent = ledger.Entry(f"send:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, attempt.amount, payout.pk)
         ledger.post([sent], at=at)
     if result.result_code == "0":
-        return attempt.pk, _pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
+        return attempt.pk, pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
     if attempt.first_sent_at is not None:
         return attempt.pk, _claimed(attempt, result, "failed, to be confirmed by a status query", at)
     return attempt.pk, fail(payout, attempt, code=result.result_code, words=result.result_desc, at=at, policy=policy)

@@ -35,14 +35,6 @@ State = Attempt.State
 Status = Transaction.Status
 
 
-class TransactionNotFound(LookupError):
-    """There is no transaction with that id."""
-
-
-class PayoutNotRetryable(Exception):
-    """The payout has not failed for good, or money of it may be on its way: sending it again could pay twice."""
-
-
 @dataclass(frozen=True)
 class Claim:
     """A request to be POSTed now, its attempt committed as SENDING. Amount in whole shillings."""
@@ -374,75 +366,3 @@ def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Po
         payout.reason = "In doubt for too long: a person must look at M-Pesa's statement."
         payout.save(update_fields=["status", "reason"])
         alarm.error("Transaction %s is held: in doubt since %s", payout.pk, since.isoformat())
-
-
-# --- the operator's decisions ----------------------------------------------------------------------------------------
-
-
-def retry(*, transaction_id: int, at: datetime) -> Transaction:
-    """Put a failed payout back to be sent, with a new attempt.
-
-    Locks: Transaction.
-    Raises: TransactionNotFound; PayoutNotRetryable.
-    """
-    with transaction.atomic(durable=True):
-        payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
-        payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
-        payout.reason = ""
-        payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
-        # A request that M-Pesa had taken is asked about once more before another one leaves.
-        taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
-        last = taken.order_by("number").last()
-        if last is not None:
-            last.next_query_at = at
-            last.save(update_fields=["next_query_at"])
-    return payout
-
-
-def retry_failed(*, since: datetime, at: datetime) -> tuple[list[int], int]:
-    """Retry every payout that failed at or after `since`: the ids retried, and how many could not be."""
-    failed = Transaction.objects.filter(
-        status=Status.FAILED, failed_at__gte=since, type=Transaction.Type.PAYOUT
-    ).order_by("pk")
-    retried, skipped = [], 0
-    for transaction_id in list(failed.values_list("pk", flat=True)):
-        try:
-            retried.append(retry(transaction_id=transaction_id, at=at).pk)
-        except PayoutNotRetryable:
-            skipped += 1
-    return retried, skipped
-
-
-def redirect_to_wallet(*, transaction_id: int, at: datetime) -> Transaction:
-    """Pay a payout that failed for good into the member's wallet instead.
-
-    Locks: Transaction, the wallet.
-    Raises: TransactionNotFound; PayoutNotRetryable.
-    """
-    with transaction.atomic(durable=True):
-        payout = _owing(
-            transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
-        )
-        wallet = ledger.wallet(payout.user_id)
-        ledger.post([ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
-        payout.status, payout.completed_at, payout.reason = Status.COMPLETED, at, "Paid into the wallet instead."
-        payout.save(update_fields=["status", "completed_at", "reason"])
-    return payout
-
-
-def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
-    """The payout under lock, if nothing of it is on its way and the ledger still owes all of it."""
-    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-    if payout is None:
-        raise TransactionNotFound(f"There is no transaction {transaction_id}.")
-    if payout.type != Transaction.Type.PAYOUT or payout.status not in statuses:
-        raise PayoutNotRetryable(f"{rule}; transaction {transaction_id} is a {payout.type}, {payout.status}.")
-    if payout.attempts.filter(state__in=Attempt.OPEN).exists():
-        raise PayoutNotRetryable(f"Transaction {transaction_id} has a request whose fate is not known yet.")
-    if payout.attempts.filter(next_query_at__isnull=False).exists():
-        raise PayoutNotRetryable(
-            f"A message claims that transaction {transaction_id} was paid after all: we are asking."
-        )
-    if ledger.owed(payout.pk) != payout.amount:
-        raise PayoutNotRetryable(f"The books no longer owe transaction {transaction_id} its whole amount.")
-    return payout

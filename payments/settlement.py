@@ -1,9 +1,9 @@
-"""Resolving a market and dividing its pool: set-based, resumable at any line, frozen before the first bet is touched.
+"""Dividing a resolved market's pool: set-based, resumable at any line, frozen before the first bet is touched.
 
-`resolve` declares the outcome and opens a Settlement. `settle` takes it from there in steps that each leave the books
-whole: freeze the totals and the rule's numbers; write the verdict and dividend of each bet; write each member's
-Transactions and transfers; take the fee and close. A market of up to one chunk settles in one transaction; a larger one
-a chunk at a time, and nothing of it can be sent before the last step commits.
+`resolutions.resolve` declares the outcome and opens a Settlement. `settle` takes it from there in steps that each leave
+the books whole: freeze the totals and the rule's numbers; write the verdict and dividend of each bet; write each
+member's Transactions and transfers; take the fee and close. A market of up to one chunk settles in one transaction; a
+larger one a chunk at a time, and nothing of it can be sent before the last step commits.
 
 A dividend is stake × fund ÷ stakes on the outcome, floored to the cent; the left-over cents go to the largest
 remainders, ties to the lowest bet id. Freezing finds, for each outcome, the last bet that gets such a cent (its
@@ -11,14 +11,14 @@ remainder and id: the cutoff), so each bet's dividend can then be computed by it
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, cast
 
 from django.db import connection, transaction
-from django.db.models import Count, Max, Sum
+from django.db.models import Count, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
@@ -28,26 +28,9 @@ from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
-VOID_REASONS = ("cancelled", "postponed", "ambiguous", "no_result", "error")
-
-
-class MarketAlreadyResolved(Exception):
-    """The market's outcome has been declared; only undoing it opens it again."""
-
-
-class UnknownReason(ValueError):
-    """A market is void for one of VOID_REASONS, and nothing but a void market has a reason."""
-
 
 class BooksDisagree(Exception):
     """What a settlement would book does not add up. Nothing of the step was booked; an engineer must look."""
-
-
-@dataclass(frozen=True)
-class Resolved:
-    market_id: int
-    settlement_id: int
-    public_id: str
 
 
 @dataclass(frozen=True)
@@ -58,53 +41,6 @@ class Progress:
     settled: bool
     to_send: tuple[int, ...] = ()
     more_to_send: bool = False
-
-
-def resolve(
-    *,
-    market_id: int,
-    rule: parimutuel.Rule,
-    weights: Mapping[str, Decimal],
-    by_user_id: int | None,
-    at: datetime,
-    policy: Policy,
-    reason: str = "",
-) -> Resolved:
-    """Declare a market's outcome; an OPEN market is closed by it. `settle` then divides the pool.
-
-    Units: weights are percentages that sum to 100, empty for VOID.
-    Locks: Market.
-    Raises: stakes.MarketNotFound; MarketAlreadyResolved; UnknownReason; parimutuel.UnknownOutcome;
-    parimutuel.BadWeights.
-    """
-    if (rule == "VOID") != (reason in VOID_REASONS):
-        raise UnknownReason(f"reason must be one of {', '.join(VOID_REASONS)}, for a void market only.")
-    with transaction.atomic(durable=True):
-        market = _locked_market(market_id)
-        if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
-            raise MarketAlreadyResolved(f"Market {market_id} is {market.status}: its outcome has been declared.")
-        parimutuel.check_weights(rule, weights, market.outcome_names)
-        number = (market.settlements.aggregate(last=Max("number"))["last"] or 0) + 1
-        settlement = Settlement.objects.create(
-            market=market,
-            number=number,
-            rule=rule,
-            weights={outcome: str(weight) for outcome, weight in weights.items()},
-            reason=reason,
-            resolved_by_id=by_user_id,
-            resolved_at=at,
-            fee_pct=market.platform_fee_pct,
-            protect_stake=policy.protect_stake,
-        )
-        if market.status == Market.Status.OPEN:
-            market.status = Market.Status.CLOSED
-            market.save(update_fields=["status"])
-        market.status = Market.Status.RESOLVED
-        market.resolved_at = at
-        market.resolved_outcome = next(iter(weights)) if rule == "WINNER" else None
-        market.save(update_fields=["status", "resolved_at", "resolved_outcome"])
-    log.info("Resolved market %s: settlement %s, rule %s", market_id, number, rule)
-    return Resolved(market_id=market_id, settlement_id=settlement.pk, public_id=str(settlement.public_id))
 
 
 def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> Progress:
@@ -149,19 +85,8 @@ def to_settle(limit: int) -> list[int]:
     return list(waiting.order_by("pk").values_list("market_id", flat=True)[:limit])
 
 
-def _locked_market(market_id: int) -> Market:
-    """The market under lock. Bets share its advisory lock: it queues fairly, where a stream of sharers of the row's own
-    lock would keep us waiting for as long as they bet.
-    """
-    _execute("SELECT pg_advisory_xact_lock(%(lock)s)", {"lock": stakes.market_lock(market_id)})
-    market = Market.objects.select_for_update(no_key=True, of=("self",)).filter(pk=market_id).first()
-    if market is None:
-        raise stakes.MarketNotFound(f"There is no market {market_id}.")
-    return market
-
-
 def _locked_settlement(market_id: int) -> Settlement | None:
-    market = _locked_market(market_id)
+    market = stakes.locked_market(market_id)
     settlement = (
         Settlement.objects.select_for_update(no_key=True, of=("self",))
         .filter(market=market, state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])

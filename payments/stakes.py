@@ -45,6 +45,18 @@ class Placed:
     new: bool
 
 
+def locked_market(market_id: int) -> Market:
+    """The market under lock. Bets share its advisory lock: it queues fairly, where a stream of sharers of the row's own
+    lock would keep us waiting for as long as they bet.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [market_lock(market_id)])
+    market = Market.objects.select_for_update(no_key=True, of=("self",)).filter(pk=market_id).first()
+    if market is None:
+        raise MarketNotFound(f"There is no market {market_id}.")
+    return market
+
+
 def place(
     *, user_id: int, market_id: int, outcome: str, amount: Decimal, client_ref: str | None, at: datetime
 ) -> Placed:

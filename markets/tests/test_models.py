@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
 
 from markets.models import NAIROBI, Bet, Market, Outcome
-from payments import ledger, settlement, stakes
+from payments import ledger, resolutions, stakes
 from payments.models import Settlement, Transfer
 from payments.tests.builders import AT, at_once, bet, market, member, nothing_moved, orm_bet, resolve, settle
 from users.models import CustomUser
@@ -238,7 +238,7 @@ def test_a_bet_races_a_resolve_and_is_either_in_the_pool_or_refused(transactiona
         # then
         assert isinstance(by_service, Bet | stakes.MarketNotOpen), f"turn {turn}: {by_service!r}"
         assert isinstance(by_orm, Bet | IntegrityError), f"turn {turn}: {by_orm!r}"
-        assert isinstance(resolved, settlement.Resolved), f"turn {turn}: {resolved!r}"
+        assert isinstance(resolved, resolutions.Resolved), f"turn {turn}: {resolved!r}"
         pool = 50 + 30 * isinstance(by_service, Bet) + 20 * isinstance(by_orm, Bet)
         assert Settlement.objects.get(market=made).pool == pool
         assert Bet.objects.filter(market=made, result="PENDING").count() == 0

@@ -20,7 +20,7 @@ from django.db.models import Count, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import settlement, stakes
+from payments import resolutions, settlement, stakes
 from payments.models import Attempt, Callback, LedgerAccount, Settlement, Transaction, Transfer
 from payments.policy import Policy
 from users.models import CustomUser
@@ -108,11 +108,11 @@ def resolve(
     by: CustomUser | None = None,
     at: datetime = AT,
     policy: Policy = _POLICY,
-) -> settlement.Resolved:
+) -> resolutions.Resolved:
     """Declare `outcome` the winner; or a JOINT or SPLIT resolution by `weights`; or VOID."""
     if weights is None:
         weights = {} if rule == "VOID" or outcome is None else {outcome: 100}
-    return settlement.resolve(
+    return resolutions.resolve(
         market_id=of.pk,
         rule=rule or "WINNER",
         weights={name: Decimal(weight) for name, weight in weights.items()},

@@ -13,7 +13,7 @@ import pytest
 from django.test import Client
 
 from markets.models import Bet
-from payments import callbacks, ledger, payouts, settlement, stakes
+from payments import callbacks, interventions, ledger, payouts, resolutions, settlement, stakes
 from payments.models import Attempt, Callback, Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import AT, at_once, transfers
@@ -83,7 +83,7 @@ def test_of_many_resolves_one_wins(_round: int) -> None:
     answers = at_once(*resolves)
 
     # then
-    (won,) = [number for number, answer in enumerate(answers) if isinstance(answer, settlement.Resolved)]
+    (won,) = [number for number, answer in enumerate(answers) if isinstance(answer, resolutions.Resolved)]
     assert kinds(answers) == {"Resolved": 1, "MarketAlreadyResolved": THREADS - 1}
     market.refresh_from_db()
     assert (market.status, market.resolved_outcome) == ("RESOLVED", ("Yes", "No")[won % 2])
@@ -190,7 +190,7 @@ def test_of_many_retries_of_one_failed_payout_one_wins(_round: int) -> None:
     failed(payout)
 
     # when
-    answers = at_once(*[partial(payouts.retry, transaction_id=payout.pk, at=after(60))] * THREADS)
+    answers = at_once(*[partial(interventions.retry, transaction_id=payout.pk, at=after(60))] * THREADS)
 
     # then
     assert kinds(answers) == {"Transaction": 1, "PayoutNotRetryable": THREADS - 1}
@@ -205,7 +205,10 @@ def test_of_retries_and_redirects_of_one_failed_payout_one_wins(_round: int) -> 
     failed(payout)
 
     # when
-    ways = [partial(way, transaction_id=payout.pk, at=after(60)) for way in (payouts.retry, payouts.redirect_to_wallet)]
+    ways = [
+        partial(way, transaction_id=payout.pk, at=after(60))
+        for way in (interventions.retry, interventions.redirect_to_wallet)
+    ]
     answers = at_once(*ways * (THREADS // 2))
 
     # then

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from payments import evidence, payouts
+from payments import interventions, payouts
 from payments.models import Attempt, Transaction
 from payments.tests import builders, stories
 from payments.tests.stories import (
@@ -32,7 +32,7 @@ PRODUCTION = builders.policy(production=True)
 def refused_and_retried(amount: int = 285) -> tuple[Transaction, Attempt]:
     payout = builders.payout(amount)
     first = stories.failed(payout)
-    payouts.retry(transaction_id=payout.pk, at=after(20))
+    interventions.retry(transaction_id=payout.pk, at=after(20))
     return payout, first
 
 
@@ -150,15 +150,15 @@ def test_a_claim_that_comes_a_day_later_is_asked_about_for_a_day() -> None:
     question(first, after(86_501))
 
     # then
-    with pytest.raises(payouts.PayoutNotRetryable):
-        payouts.retry(transaction_id=payout.pk, at=after(86_502))
+    with pytest.raises(interventions.PayoutNotRetryable):
+        interventions.retry(transaction_id=payout.pk, at=after(86_502))
 
 
 def test_an_old_request_that_is_asked_about_does_not_hold_the_new_one() -> None:
     # given
     payout = builders.payout(60_000)
     first = stories.failed(payout)
-    payouts.retry(transaction_id=payout.pk, at=after(80_000))
+    interventions.retry(transaction_id=payout.pk, at=after(80_000))
     second = sent(payout, at=after(86_410))
     hear(first, result_body(first), after(86_411))
 
@@ -182,7 +182,7 @@ def held(amount: int = 285) -> tuple[Transaction, Attempt]:
 
 def decide(payout: Transaction, by: list[int], receipt: str = "", grounds: str = "statement of 17 February") -> None:
     at = after(90_000)
-    evidence.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=by, at=at, policy=POLICY)
+    interventions.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=by, at=at, policy=POLICY)
 
 
 def test_a_person_with_a_statement_closes_a_held_payout_as_paid() -> None:
@@ -207,7 +207,7 @@ def test_a_large_held_payout_takes_two_people_and_their_grounds() -> None:
 
     # then
     for by, grounds in (([one], "statement"), ([one, one], "statement"), ([one, two], " ")):
-        with pytest.raises(evidence.NotToBeDecided), builders.nothing_moved():
+        with pytest.raises(interventions.NotToBeDecided), builders.nothing_moved():
             decide(payout, by, receipt="SGL12AB34C", grounds=grounds)
     decide(payout, [one, two], receipt="SGL12AB34C")
     assert states(payout, attempt) == ("COMPLETED", "PAID")
@@ -216,6 +216,6 @@ def test_a_large_held_payout_takes_two_people_and_their_grounds() -> None:
 def test_only_a_held_payout_is_decided_by_a_person() -> None:
     payout = builders.payout(285)
     attempt = sent(payout)
-    with pytest.raises(evidence.NotToBeDecided), builders.nothing_moved():
+    with pytest.raises(interventions.NotToBeDecided), builders.nothing_moved():
         decide(payout, [builders.operator().pk], receipt="SGL12AB34C")
     assert states(payout, attempt) == ("PROCESSING", "ACCEPTED")

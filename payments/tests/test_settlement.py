@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import ledger, payouts, settlement, settlement_tasks, stakes
+from payments import ledger, payouts, resolutions, settlement, settlement_tasks, stakes
 from payments.ledger import Entry
 from payments.models import Settlement, Transaction, Transfer
 from payments.tests.builders import (
@@ -112,7 +112,7 @@ def test_resolving_closes_an_open_market_and_opens_a_settlement(db: None, at: da
 
     run = Settlement.objects.get()
     made.refresh_from_db()
-    assert resolved == settlement.Resolved(made.pk, run.pk, str(run.public_id))
+    assert resolved == resolutions.Resolved(made.pk, run.pk, str(run.public_id))
     assert (made.status, made.resolved_outcome, made.resolved_at, made.settled_at) == ("RESOLVED", "No", at, None)
     assert (run.number, run.rule, run.weights, run.state, run.resolved_by) == (
         1,
@@ -146,8 +146,8 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
             ("VOID", {}, ""),
             ("WINNER", {"Yes": Decimal(100)}, "error"),
         ):
-            with pytest.raises(settlement.UnknownReason):
-                settlement.resolve(
+            with pytest.raises(resolutions.UnknownReason):
+                resolutions.resolve(
                     market_id=made.pk,
                     rule=rule,  # type: ignore[arg-type]
                     weights=weights,
@@ -156,7 +156,7 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
                     policy=policy(),
                     reason=reason,
                 )
-        with pytest.raises(settlement.MarketAlreadyResolved):
+        with pytest.raises(resolutions.MarketAlreadyResolved):
             resolve(resolved, "No")
         with pytest.raises(stakes.MarketNotFound):
             resolve(Market(pk=999_999))
@@ -386,7 +386,7 @@ def _accounts() -> set[str]:
 
 
 @st.composite
-def resolutions(draw: st.DrawFn) -> tuple[str, dict[str, Decimal]]:
+def rules_and_weights(draw: st.DrawFn) -> tuple[str, dict[str, Decimal]]:
     rule = draw(st.sampled_from(["WINNER", "WINNER", "JOINT", "JOINT", "SPLIT", "VOID"]))
     if rule == "VOID":
         return rule, {}
@@ -407,7 +407,7 @@ def test_settlement_agrees_with_the_rule_to_the_cent_in_chunks_of_any_size(db: N
     @settings(max_examples=60, deadline=None)
     @given(
         bets=entries,
-        resolution=resolutions(),
+        resolution=rules_and_weights(),
         fee_pct=FEES,
         protect=st.booleans(),
         chunk=st.sampled_from([1, 2, 3, 20_000]),

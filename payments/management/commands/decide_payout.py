@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from payments import evidence
+from payments import interventions
 from payments.policy import Policy
 from users import auth, phone
 
@@ -35,7 +35,7 @@ class Command(BaseCommand):
                 raise CommandError(f"{person} is no member of staff. Nothing was decided.")
             people.append(person.pk)
         try:
-            payout = evidence.decide(
+            payout = interventions.decide(
                 transaction_id=options["transaction_id"],
                 receipt=options["receipt"],
                 grounds=options["grounds"],
@@ -43,7 +43,7 @@ class Command(BaseCommand):
                 at=at,
                 policy=Policy.from_settings(settings),
             )
-        except evidence.NotToBeDecided as refusal:
+        except interventions.NotToBeDecided as refusal:
             raise CommandError(f"{refusal} Nothing was decided.") from refusal
         payout.refresh_from_db()
         self.stdout.write(f"Transaction {payout.pk} is {payout.status}.")

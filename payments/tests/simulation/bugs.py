@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from payments import callbacks, daraja, daraja_messages, evidence, ledger, payouts
+from payments import callbacks, daraja, daraja_messages, evidence, interventions, ledger, payouts
 from payments.addresses import Addresses
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.policy import Policy
@@ -231,7 +231,7 @@ def _(here: World) -> Iterator[None]:
     seed=4,
 )
 def _(here: World) -> Iterator[None]:
-    original = evidence._pay
+    original = evidence.pay
 
     def pay(payout: Transaction, attempt: Attempt, **more: Any) -> str:
         return "failed already" if attempt.state == State.FAILED else original(payout, attempt, **more)
@@ -408,7 +408,7 @@ def _(here: World) -> Iterator[None]:
     def owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
         payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
         if payout.status not in (Transaction.Status.PROCESSING, *statuses):
-            raise payouts.PayoutNotRetryable(rule)
+            raise interventions.PayoutNotRetryable(rule)
         return payout
 
     with instead_of(payouts, "_owing", owing):

@@ -25,7 +25,7 @@ from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
 from markets.models import Bet, Market
-from payments import callbacks, crashpoints, daraja, payouts, reconciliation, settlement
+from payments import callbacks, crashpoints, daraja, interventions, payouts, reconciliation, settlement
 from payments.addresses import Addresses
 from payments.models import Callback
 from payments.tests import builders
@@ -528,17 +528,17 @@ class World:
         self._touched = True
         try:
             if act == "retry":
-                payouts.retry(transaction_id=payout.id, at=self.now)
+                interventions.retry(transaction_id=payout.id, at=self.now)
             elif act == "retry all":
                 self._retry_failed()
             else:
-                payouts.redirect_to_wallet(transaction_id=payout.id, at=self.now)
-        except payouts.PayoutNotRetryable:
+                interventions.redirect_to_wallet(transaction_id=payout.id, at=self.now)
+        except interventions.PayoutNotRetryable:
             self.note("    refused")
 
     def _retry_failed(self) -> None:
         self._touched = True
-        retried, skipped = payouts.retry_failed(since=self.now - RECENT, at=self.now)
+        retried, skipped = interventions.retry_failed(since=self.now - RECENT, at=self.now)
         self.note(f"    retried {len(retried)}, skipped {skipped}")
 
     def _forge(self) -> None:
