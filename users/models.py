@@ -145,3 +145,29 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
             balance = F("balance") + (Decimal(assigned) - self._loaded_balance)
         CustomUser.objects.filter(pk=self.pk).update(balance=balance)
         self.refresh_from_db(fields=["balance"])
+
+
+class AuditEntry(models.Model):
+    """One decision, as it was recorded; see users/audit.py. The trigger gives it its number and its hashes.
+
+    `before` and `after` are canonical JSON, kept as text because the hash is over exactly this text.
+    """
+
+    number = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField()
+    action = models.CharField(max_length=60)
+    actor = models.ForeignKey(CustomUser, on_delete=models.PROTECT, null=True, related_name="decisions")
+    source = models.CharField(max_length=64)
+    subject = models.CharField(max_length=80)
+    before = models.TextField(default="{}")
+    after = models.TextField(default="{}")
+    reason = models.TextField(blank=True)
+    previous_hash = models.CharField(max_length=64, editable=False)
+    hash = models.CharField(max_length=64, editable=False)
+
+    class Meta:
+        verbose_name_plural = "audit entries"
+        indexes = [models.Index(fields=["subject", "number"], name="audit_by_subject")]
+
+    def __str__(self) -> str:
+        return f"{self.number}: {self.action} {self.subject}"
