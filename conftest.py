@@ -19,7 +19,7 @@ from payments import reconciliation, settlement_tasks
 from payments.policy import Policy
 from payments.tests import builders
 
-BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "pump", "broker")
+BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:

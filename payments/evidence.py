@@ -373,6 +373,7 @@ def new_attempt(
     ocid = f"{payout.external_ref}-{number}"
     return Attempt(
         transaction=payout,
+        settlement_id=payout.settlement_id,
         number=number,
         kind=kind,
         originator_conversation_id=ocid,

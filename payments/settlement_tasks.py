@@ -12,22 +12,23 @@ from functools import cache
 
 import redis
 from celery import Task, shared_task
+from celery.signals import worker_process_shutdown, worker_shutdown
 from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from payments import callbacks, crashpoints, daraja, payouts, settlement
 from payments.addresses import Addresses
+from payments.daraja_bulk import BulkGateway
 from payments.limiter import Limiter
 from payments.policy import Policy
-from payments.pump import Pump
+from payments.pump import QUESTIONS, Pump
+from payments.sender import Sender
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
 
 FOR_SECONDS = 4.0
-# A few winners are sent by a task each, as the guide shows; more than that by the pump.
-IN_FLIGHT = 32
 BROKER_REST_SECONDS = 5.0
 _broker_gone_until = 0.0
 
@@ -67,10 +68,9 @@ def settle_resolved_markets() -> None:
 
 @shared_task(name="payments.settlement_tasks.send_due_payouts")
 def send_due_payouts() -> None:
-    """Sweep: send what is due, at the shared pace, for a few seconds; then hint at going on where more is due."""
+    """Sweep: wake this process's sender, which sends what is due at the shared pace, for as long as something is."""
     began(send_due_payouts)
-    if pump().send_due(for_seconds=FOR_SECONDS) and payouts.any_due(at=timezone.now(), policy=policy()):
-        nudge(send_due_payouts)
+    sender().wake()
 
 
 @shared_task(name="payments.settlement_tasks.apply_stored_callbacks")
@@ -163,21 +163,41 @@ def gateway() -> daraja.Gateway:
         credentials,
         tokens=daraja.SharedTokens(broker(), name=credentials.token_name),
         timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
-        pool_size=IN_FLIGHT,
+        pool_size=QUESTIONS,
     )
+
+
+@cache
+def bulk_gateway() -> BulkGateway:
+    return BulkGateway(gateway(), in_flight=settings.PAYOUT_IN_FLIGHT)
 
 
 @cache
 def pump() -> Pump:
     return Pump(
         gateway=gateway(),
+        calls=bulk_gateway(),
         limiter=Limiter(connection=broker(), name="b2c", per_second=settings.PAYOUT_TPS),
         query_limiter=Limiter(connection=broker(), name="status", per_second=settings.PAYOUT_TPS),
         addresses=addresses(),
         policy=policy(),
         clock=timezone.now,
-        in_flight=IN_FLIGHT,
+        in_flight=settings.PAYOUT_IN_FLIGHT,
     )
+
+
+@cache
+def sender() -> Sender:
+    return Sender(pump)
+
+
+@worker_process_shutdown.connect
+@worker_shutdown.connect
+def _hear_out(**_: object) -> None:
+    """A worker that is asked to end still hears and writes down what its requests come to."""
+    if sender.cache_info().currsize:
+        sender().end(float(settings.MPESA_TIMEOUT_SECONDS) + 2)
+        bulk_gateway().close()
 
 
 @contextmanager

@@ -400,6 +400,18 @@ class Migration(migrations.Migration):
                 ),
             ],
         ),
+        migrations.AddField(
+            model_name="attempt",
+            name="settlement",
+            field=models.ForeignKey(
+                db_constraint=False,
+                db_index=False,
+                help_text="Its transaction's: how far a release is, without reading a million transactions.",
+                null=True,
+                on_delete=django.db.models.deletion.PROTECT,
+                to="payments.settlement",
+            ),
+        ),
         migrations.AddConstraint(
             model_name="ledgeraccount",
             constraint=models.UniqueConstraint(fields=("code",), name="account_code_once"),
@@ -481,7 +493,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="transaction",
             index=models.Index(
-                condition=models.Q(("status", "PENDING")), fields=["due_at", "id"], name="transaction_due"
+                condition=models.Q(("status", "PENDING")),
+                fields=["settlement", "due_at", "id"],
+                name="transaction_due",
             ),
         ),
         migrations.AddIndex(
@@ -542,6 +556,12 @@ class Migration(migrations.Migration):
             model_name="attempt",
             index=models.Index(
                 condition=models.Q(("receipt", ""), _negated=True), fields=["receipt"], name="attempt_by_receipt"
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="attempt",
+            index=models.Index(
+                condition=models.Q(("settlement__isnull", False)), fields=["settlement"], name="attempt_by_settlement"
             ),
         ),
         migrations.AddConstraint(

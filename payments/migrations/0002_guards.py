@@ -138,13 +138,13 @@ CREATE TRIGGER attempt_moves BEFORE UPDATE OF state ON payments_attempt
         'SENDING>WAITING SENDING>ACCEPTED SENDING>IN_DOUBT SENDING>PAID SENDING>FAILED WAITING>SENDING'
         ' WAITING>IN_DOUBT WAITING>PAID WAITING>FAILED ACCEPTED>IN_DOUBT ACCEPTED>PAID ACCEPTED>FAILED'
         ' IN_DOUBT>SENDING IN_DOUBT>PAID IN_DOUBT>FAILED FAILED>PAID');
-CREATE TRIGGER attempt_is_fixed BEFORE UPDATE OF transaction_id, number, kind, originator_conversation_id, token_hash,
+CREATE TRIGGER attempt_is_fixed BEFORE UPDATE OF transaction_id, settlement_id, number, kind, originator_conversation_id, token_hash,
         amount, phone_number, opened_at ON payments_attempt
     FOR EACH ROW WHEN (
-        (OLD.transaction_id, OLD.number, OLD.kind, OLD.originator_conversation_id, OLD.token_hash, OLD.amount,
-         OLD.phone_number, OLD.opened_at) IS DISTINCT FROM
-        (NEW.transaction_id, NEW.number, NEW.kind, NEW.originator_conversation_id, NEW.token_hash, NEW.amount,
-         NEW.phone_number, NEW.opened_at))
+        (OLD.transaction_id, OLD.settlement_id, OLD.number, OLD.kind, OLD.originator_conversation_id, OLD.token_hash,
+         OLD.amount, OLD.phone_number, OLD.opened_at) IS DISTINCT FROM
+        (NEW.transaction_id, NEW.settlement_id, NEW.number, NEW.kind, NEW.originator_conversation_id, NEW.token_hash,
+         NEW.amount, NEW.phone_number, NEW.opened_at))
     EXECUTE FUNCTION kasoko_refuse('What an attempt sends, and to whom, is not changed.');
 CREATE TRIGGER attempt_stays BEFORE DELETE ON payments_attempt
     FOR EACH STATEMENT EXECUTE FUNCTION kasoko_refuse('Attempts are not deleted.');
