@@ -5,6 +5,7 @@ and doubling one does no harm. No task runs for more than about five seconds.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
 
 FOR_SECONDS = 4.0
+BATCH = 500
+NUDGE_REST_SECONDS = 0.05
 BROKER_REST_SECONDS = 5.0
 _broker_gone_until = 0.0
 
@@ -79,14 +82,21 @@ def apply_stored_callbacks() -> None:
     began(apply_stored_callbacks)
     keep_going = _for_seconds(FOR_SECONDS)
     last = 0
-    while ids := callbacks.to_apply(after=last, limit=200):
-        for last in ids:
+    while ids := callbacks.to_apply(after=last, limit=BATCH):
+        last = ids[-1]
+        one_by_one = ids
+        with _apart(f"Callbacks {ids[0]} to {last} together"):
+            one_by_one = callbacks.apply_paid(callback_ids=ids, at=timezone.now(), policy=policy())
+        for callback_id in one_by_one:
             if not keep_going():
                 nudge(apply_stored_callbacks)
                 return
-            with _apart(f"Callback {last}"):
-                callbacks.apply(callback_id=last, at=timezone.now(), policy=policy())
+            with _apart(f"Callback {callback_id}"):
+                callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=policy())
             crashpoints.reach("sweep between rows")
+        if not keep_going():
+            nudge(apply_stored_callbacks)
+            return
     if last and payouts.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
@@ -122,6 +132,43 @@ def nudge(task: Task) -> None:
             hint(task)
     except redis.RedisError as error:
         log.warning("Redis not reached, the sweep will run %s: %s", task.name, error)
+
+
+class _Echo:
+    """Nudges for events that come by the thousand: at once after a rest, and one more when the next rest is over.
+
+    So nobody waits for more than a rest, what came last is never missed, and Redis hears of it twenty times a second.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._timer: threading.Timer | None = None
+
+    def nudge(self, task: Task) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._until:
+                if self._timer is None:
+                    self._timer = threading.Timer(self._until - now, self._once_more, [task])
+                    self._timer.daemon = True
+                    self._timer.start()
+                return
+            self._until = now + NUDGE_REST_SECONDS
+        nudge(task)
+
+    def _once_more(self, task: Task) -> None:
+        with self._lock:
+            self._timer, self._until = None, time.monotonic() + NUDGE_REST_SECONDS
+        nudge(task)
+
+
+_callbacks_came = _Echo()
+
+
+def callback_came() -> None:
+    """A callback is stored: have it applied."""
+    _callbacks_came.nudge(apply_stored_callbacks)
 
 
 def began(task: Task) -> None:
@@ -193,11 +240,14 @@ def sender() -> Sender:
 
 @worker_process_shutdown.connect
 @worker_shutdown.connect
-def _hear_out(**_: object) -> None:
-    """A worker that is asked to end still hears and writes down what its requests come to."""
+def hear_out(**_: object) -> None:
+    """A worker that is asked to end still hears, and writes down, what its requests come to. Idempotent."""
     if sender.cache_info().currsize:
         sender().end(float(settings.MPESA_TIMEOUT_SECONDS) + 2)
+        sender.cache_clear()
+    if bulk_gateway.cache_info().currsize:
         bulk_gateway().close()
+        bulk_gateway.cache_clear()
 
 
 @contextmanager
