@@ -184,6 +184,14 @@ class Migration(migrations.Migration):
                 ("last_bet_id", models.BigIntegerField(default=0)),
                 ("last_user_id", models.BigIntegerField(default=0)),
                 ("bets_divided", models.BooleanField(default=False)),
+                (
+                    "bets_done",
+                    models.PositiveBigIntegerField(default=0, help_text="Bets that have their verdict."),
+                ),
+                (
+                    "members_done",
+                    models.PositiveBigIntegerField(default=0, help_text="Members whose dividend is booked."),
+                ),
                 ("settled_at", models.DateTimeField(null=True)),
                 ("release_at", models.DateTimeField(null=True)),
                 (
@@ -374,6 +382,7 @@ class Migration(migrations.Migration):
                 (
                     "credit",
                     models.ForeignKey(
+                        db_constraint=False,
                         db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="credits",
@@ -383,6 +392,7 @@ class Migration(migrations.Migration):
                 (
                     "debit",
                     models.ForeignKey(
+                        db_constraint=False,
                         db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="debits",
@@ -392,6 +402,7 @@ class Migration(migrations.Migration):
                 (
                     "transaction",
                     models.ForeignKey(
+                        db_constraint=False,
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="transfers",
