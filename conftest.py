@@ -19,7 +19,7 @@ from payments import reconciliation, settlement_tasks
 from payments.policy import Policy
 from payments.tests import builders
 
-BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "pump", "broker")
+BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +48,9 @@ def _quick_pins_and_no_static_files(settings: Settings) -> None:
 def _built_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the edges built from one test's settings, or learnt of its broker, is not the next one's."""
     monkeypatch.setattr(settlement_tasks, "_broker_gone_until", 0.0)
+    monkeypatch.setattr(settlement_tasks, "_callbacks_came", settlement_tasks._Echo())
     yield
+    settlement_tasks.hear_out()
     for name in BUILT_FROM_SETTINGS:
         getattr(settlement_tasks, name).cache_clear()
 

@@ -368,6 +368,7 @@ PAYOUT_DAY_LIMIT = whole("PAYOUT_DAY_LIMIT", 500_000, low=1, high=10_000_000)
 if PAYOUT_DAY_LIMIT < PAYOUT_MAX_AMOUNT:
     raise ImproperlyConfigured("PAYOUT_DAY_LIMIT must not be less than PAYOUT_MAX_AMOUNT.")
 PAYOUT_TPS = decimal("PAYOUT_TPS", "5", low="0.1", high="10000")
+PAYOUT_IN_FLIGHT = whole("PAYOUT_IN_FLIGHT", 400, low=1, high=2_000)
 PAYOUT_QUERY_AFTER = whole("PAYOUT_QUERY_AFTER", 20, low=1, high=86_400)
 PAYOUT_QUERY_GAP = whole("PAYOUT_QUERY_GAP", 60, low=1, high=86_400)
 PAYOUT_REVIEW_AFTER = whole("PAYOUT_REVIEW_AFTER", 86_400, low=1, high=30 * 86_400)

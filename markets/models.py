@@ -193,7 +193,11 @@ class Bet(models.Model):
                 fields=["user", "client_ref"], condition=Q(client_ref__isnull=False), name="bet_once_a_client_ref"
             ),
         ]
-        indexes = [models.Index(fields=["market", "id"], name="bet_by_market")]
+        indexes = [
+            models.Index(fields=["market", "id"], name="bet_by_market"),
+            # A settlement books members by id, some thousand at a time, and reads only their bets.
+            models.Index(fields=["market", "user"], name="bet_by_market_and_member"),
+        ]
 
     def __str__(self) -> str:
         return f"Bet {self.pk}: {self.amount} on {self.outcome}"

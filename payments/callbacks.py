@@ -6,14 +6,17 @@ kept as it came, whatever it says, and `evidence` decides what it proves.
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Coalesce
 
-from payments import crashpoints, daraja_messages, evidence
+from payments import crashpoints, daraja_messages, evidence, paid
 from payments.addresses import Addresses, token_hash
-from payments.models import Attempt, Callback, StatusQuery
+from payments.models import Attempt, Callback, Transaction
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -37,36 +40,54 @@ def store(
     A timeout may be about a request or about a query: both are given such an address.
     Raises: UnknownAddress, and stores nothing.
     """
-    hashed = token_hash(token)
-    attempt_id = query_id = None
-    if kind != Callback.Kind.STATUS:
-        attempt_id = Attempt.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
-    if attempt_id is None and kind != Callback.Kind.RESULT:
-        query_id = StatusQuery.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
-    orphan = ""
-    if attempt_id is None and query_id is None:
-        orphan = _orphan(kind, token, body, addresses)
-        if not orphan:
-            raise UnknownAddress("There is nothing at this address.")
-        alarm.critical("A result for request %s, which we sent and do not have: restored from a backup?", orphan)
+    claimed = {
+        "kind": kind,
+        "token_hash": token_hash(token),
+        "body": body,
+        "digest": hashlib.sha256(body).hexdigest(),
+        "received_at": at,
+        "source_ip": source_ip,
+        "trusted": trusted,
+    }
     crashpoints.reach("callback before store")
+    with connection.cursor() as cursor:
+        cursor.execute(_STORE, claimed)
+        (is_known,) = cursor.fetchone()
+    if not is_known:
+        _park(kind, token, body, claimed, addresses)
+    crashpoints.reach("callback after store")
+
+
+# One statement, and so one commit and one round trip: M-Pesa waits for the answer.
+_STORE = """
+    WITH known AS (
+        SELECT id AS attempt_id, NULL::bigint AS query_id FROM payments_attempt
+        WHERE token_hash = %(token_hash)s AND %(kind)s <> 'status'
+        UNION ALL
+        SELECT NULL, id FROM payments_statusquery WHERE token_hash = %(token_hash)s AND %(kind)s <> 'result'
+        LIMIT 1
+    ), stored AS (
+        INSERT INTO payments_callback (kind, originator_conversation_id, attempt_id, query_id, body, digest,
+            received_at, source_ip, trusted, verdict)
+        SELECT %(kind)s, '', attempt_id, query_id, %(body)s, %(digest)s, %(received_at)s, %(source_ip)s::inet,
+            %(trusted)s, ''
+        FROM known ON CONFLICT DO NOTHING
+    )
+    SELECT EXISTS (SELECT FROM known)
+"""
+
+
+def _park(kind: str, token: str, body: bytes, claimed: dict[str, Any], addresses: Addresses) -> None:
+    """Keep a result of a request of ours that we do not have. Raises: UnknownAddress where it is none of ours."""
+    orphan = _orphan(kind, token, body, addresses)
+    if not orphan:
+        raise UnknownAddress("There is nothing at this address.")
+    alarm.critical("A result for request %s, which we sent and do not have: restored from a backup?", orphan)
+    fields = {name: value for name, value in claimed.items() if name != "token_hash"}
     Callback.objects.bulk_create(
-        [
-            Callback(
-                kind=kind,
-                attempt_id=attempt_id,
-                query_id=query_id,
-                originator_conversation_id=orphan,
-                body=body,
-                digest=hashlib.sha256(body).hexdigest(),
-                received_at=at,
-                source_ip=source_ip,
-                trusted=trusted,
-            )
-        ],
+        [Callback(originator_conversation_id=orphan, **fields)],
         ignore_conflicts=True,
     )
-    crashpoints.reach("callback after store")
 
 
 def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
@@ -85,6 +106,60 @@ def to_apply(*, after: int, limit: int) -> list[int]:
     parked = Q(attempt=None, query=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
     waiting = Callback.objects.filter(applied_at=None, pk__gt=after).exclude(parked).order_by("pk")
     return list(waiting.values_list("pk", flat=True)[:limit])
+
+
+def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> list[int]:
+    """Apply those of the callbacks that plainly prove a payment, all at once; return the others, for `apply`, in order.
+
+    Of the callbacks about one transaction only the first is looked at: what came before a proof has the first word.
+    Idempotent: an applied one is passed over.
+    Locks: the Callbacks, the Transactions by id (passing over locked ones), their Attempts.
+    """
+    with transaction.atomic(durable=True):
+        about = Coalesce("attempt__transaction", "query__attempt__transaction")
+        waiting = Callback.objects.filter(pk__in=callback_ids, applied_at=None).order_by("pk")
+        locked = waiting.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        first: dict[int, tuple[int, int, daraja_messages.Result, bool]] = {}
+        left = []
+        for pk, kind, attempt_id, body, trusted, payout_id in locked.annotate(payout=about).values_list(
+            "pk", "kind", "attempt", "body", "trusted", "payout"
+        ):
+            left.append(pk)
+            if payout_id is not None and payout_id not in first:
+                result = _result(kind, bytes(body)) if attempt_id else None
+                first[payout_id] = (pk, attempt_id, result, trusted or not policy.production)
+        crashpoints.reach("apply before evidence")
+        found = {payout_id: claim for payout_id, claim in first.items() if claim[2] is not None}
+        plain = _plainly_paid(found, policy)
+        paid.book(list(plain.values()), at=at)
+        Callback.objects.filter(pk__in=list(plain)).update(applied_at=at, verdict="paid")
+        crashpoints.reach("apply before commit")
+    return [pk for pk in left if pk not in plain]
+
+
+def _result(kind: str, body: bytes) -> daraja_messages.Result | None:
+    try:
+        return daraja_messages.parse_result(body) if kind == Callback.Kind.RESULT else None
+    except daraja_messages.Unreadable:
+        return None
+
+
+def _plainly_paid(
+    found: dict[int, tuple[int, int, daraja_messages.Result, bool]], policy: Policy
+) -> dict[int, paid.Proof]:
+    """The proofs, by callback. `found` has, by transaction: callback, attempt, result, and whether it is trusted."""
+    rows = Transaction.objects.filter(pk__in=list(found)).order_by("pk").only("status", "user")
+    payouts = {row.pk: row for row in rows.select_for_update(skip_locked=True, no_key=True, of=("self",))}
+    wanted = [attempt_id for payout_id, (_, attempt_id, _, _) in found.items() if payout_id in payouts]
+    columns = ("transaction", "state", "amount", "phone_number", "originator_conversation_id", "posted_at")
+    attempts = Attempt.objects.filter(pk__in=wanted).order_by("pk").only(*columns)
+    plain = {}
+    for attempt in attempts.select_for_update(no_key=True, of=("self",)):
+        payout = payouts[attempt.transaction_id]
+        callback_id, _, result, trusted = found[payout.pk]
+        if evidence.is_plainly_paid(payout, attempt, result, trusted=trusted, policy=policy):
+            plain[callback_id] = paid.Proof(attempt, payout.user_id, result.receipt or "")
+    return plain
 
 
 def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:

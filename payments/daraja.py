@@ -1,7 +1,8 @@
 """The Daraja gateway: one HTTP request per call, parsed, classified by what we then know of the money, and redacted.
 
 No retry loop, no sleep, no settings, no ORM: the caller commits its attempt before calling and decides what follows.
-Units: whole shillings, seconds. Thread-safe; one Gateway per process serves all its threads.
+Units: whole shillings, seconds. Thread-safe; one Gateway per process serves all its threads. What it knows of Daraja,
+how a payment is written and an answer read, serves the bulk client as well (daraja_bulk).
 Source: Daraja portal, pages Authorization, Business To Customer, Transaction Status, Account Balance, M-Pesa Express.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import redis
@@ -32,6 +33,7 @@ from payments import crashpoints
 from payments.daraja_messages import NAIROBI, Unreadable, read_object, redact
 
 MAX_BODY_BYTES = 64 * 1024
+PAYMENT_PATH = "/mpesa/b2c/v3/paymentrequest"
 CONNECT_SECONDS = 2.0
 
 Reason: TypeAlias = Literal["network", "auth", "throttle"]
@@ -154,12 +156,17 @@ class StkAnswer:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """An HTTP answer that came whole. `fields` is None where the body is no JSON object."""
 
     status: int
     fields: dict[str, Any] | None
     retry_after_seconds: float | None
+
+    @classmethod
+    def of(cls, status: int, body: bytes, retry_after: str) -> Self:
+        """Read an answer off the wire; a body longer than MAX_BODY_BYTES is none."""
+        return cls(status, _object_or_none(body), _seconds_or_none(retry_after))
 
     def text(self, name: str) -> str:
         value = (self.fields or {}).get(name)
@@ -191,6 +198,10 @@ class _Answer:
         if self.fields is None or self.is_2xx:
             return False
         return self.code in _AUTH_CODES or self.code.startswith("401.") or bool(_AUTH_WORDS.search(self.message))
+
+    @property
+    def refuses_token(self) -> bool:
+        return self.is_auth_error and not self.is_duplicate
 
     @property
     def is_throttle(self) -> bool:
@@ -410,9 +421,9 @@ class Gateway:
         timeout_seconds: float = 4.0,
         pool_size: int = 10,
     ) -> None:
-        self._credentials = credentials
+        self.credentials = credentials
         self._tokens = tokens
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._session = session or requests.Session()
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -421,7 +432,7 @@ class Gateway:
         self._session.mount("http://", adapter)
 
     def __repr__(self) -> str:
-        return f"Gateway({self._credentials!r})"
+        return f"Gateway({self.credentials!r})"
 
     def close(self) -> None:
         self._session.close()
@@ -439,18 +450,44 @@ class Gateway:
     ) -> Accepted:
         """Ask M-Pesa to pay whole shillings to a phone (`2547XXXXXXXX`). Acceptance is not payment.
 
-        Remarks and occasion are reduced to letters, digits and blanks: other characters made requests vanish.
         Idempotent: by `originator_conversation_id`, at Daraja; a repeat answers OutcomeUnknown(duplicate=True).
         Raises: NotSent; Rejected; OutcomeUnknown; ValueError; TypeError.
+        """
+        payload = self.payment(
+            originator_conversation_id=originator_conversation_id,
+            amount_shillings=amount_shillings,
+            phone_number=phone_number,
+            remarks=remarks,
+            occasion=occasion,
+            result_url=result_url,
+            timeout_url=timeout_url,
+        )
+        return self._accepted(PAYMENT_PATH, payload, originator_conversation_id)
+
+    def payment(
+        self,
+        *,
+        originator_conversation_id: str,
+        amount_shillings: int,
+        phone_number: str,
+        remarks: str,
+        occasion: str,
+        result_url: str,
+        timeout_url: str,
+    ) -> dict[str, Any]:
+        """The body of a B2C request, checked.
+
+        Remarks and occasion are reduced to letters, digits and blanks: other characters made requests vanish.
+        Raises: ValueError; TypeError.
         """
         # The three spellings InitiatorName, QueueTimeOutURL and Occassion are Daraja's.
         payload = {
             "OriginatorConversationID": _checked_ocid(originator_conversation_id),
-            "InitiatorName": self._credentials.initiator_name,
-            "SecurityCredential": self._credentials.security_credential,
-            "CommandID": self._credentials.transaction_command,
+            "InitiatorName": self.credentials.initiator_name,
+            "SecurityCredential": self.credentials.security_credential,
+            "CommandID": self.credentials.transaction_command,
             "Amount": _checked_amount(amount_shillings),
-            "PartyA": self._credentials.shortcode,
+            "PartyA": self.credentials.shortcode,
             "PartyB": _checked_phone(phone_number),
             "Remarks": _plain(remarks, "remarks"),
             "QueueTimeOutURL": _checked_url(timeout_url),
@@ -458,7 +495,7 @@ class Gateway:
         }
         if occasion.strip():
             payload["Occassion"] = _plain(occasion, "occasion")
-        return self._accepted("/mpesa/b2c/v3/paymentrequest", payload, originator_conversation_id)
+        return payload
 
     def ask_status(
         self,
@@ -513,7 +550,7 @@ class Gateway:
             "TransactionType": transaction_type,
             "Amount": _checked_amount(amount_shillings),
             "PartyA": phone,
-            "PartyB": self._credentials.shortcode,
+            "PartyB": self.credentials.shortcode,
             "PhoneNumber": phone,
             "CallBackURL": _checked_url(callback_url),
             "AccountReference": _short(account_reference, 12, "account_reference"),
@@ -547,10 +584,10 @@ class Gateway:
 
     def _question(self, command: str, result_url: str, timeout_url: str, remarks: str) -> dict[str, Any]:
         return {
-            "Initiator": self._credentials.initiator_name,
-            "SecurityCredential": self._credentials.security_credential,
+            "Initiator": self.credentials.initiator_name,
+            "SecurityCredential": self.credentials.security_credential,
             "CommandID": command,
-            "PartyA": self._credentials.shortcode,
+            "PartyA": self.credentials.shortcode,
             "IdentifierType": "4",
             "Remarks": _plain(remarks, "remarks"),
             "QueueTimeOutURL": _checked_url(timeout_url),
@@ -560,12 +597,12 @@ class Gateway:
     def _stk_login(self, at: datetime) -> dict[str, Any]:
         if at.tzinfo is None:
             raise ValueError("`at` must be an aware time.")
-        if not self._credentials.passkey:
+        if not self.credentials.passkey:
             raise ValueError("STK push needs the passkey of the shortcode.")
         timestamp = at.astimezone(NAIROBI).strftime("%Y%m%d%H%M%S")
-        login = f"{self._credentials.shortcode}{self._credentials.passkey}{timestamp}".encode()
+        login = f"{self.credentials.shortcode}{self.credentials.passkey}{timestamp}".encode()
         return {
-            "BusinessShortCode": self._credentials.shortcode,
+            "BusinessShortCode": self.credentials.shortcode,
             "Password": base64.b64encode(login).decode("ascii"),
             "Timestamp": timestamp,
         }
@@ -573,22 +610,26 @@ class Gateway:
     # -------- classification
 
     def _accepted(self, path: str, payload: dict[str, Any], own_id: str = "") -> Accepted:
-        answer = self._acknowledged(path, payload)
+        return self.acceptance(self._authorised_post(path, payload), own_id)
+
+    def acceptance(self, answer: Answer, own_id: str = "") -> Accepted:
+        """Read the answer to a request that is queued. Raises: NotSent; Rejected; OutcomeUnknown."""
+        self._refuse_unless_acknowledged(answer)
         conversation_id = answer.text("ConversationID")
         if not conversation_id:
             raise OutcomeUnknown(answer.code, "accepted without a ConversationID")
         return Accepted(conversation_id, answer.text("OriginatorConversationID") or own_id)
 
-    def _acknowledged(self, path: str, payload: dict[str, Any]) -> _Answer:
+    def _acknowledged(self, path: str, payload: dict[str, Any]) -> Answer:
         answer = self._authorised_post(path, payload)
         self._refuse_unless_acknowledged(answer)
         return answer
 
-    def _refuse_unless_acknowledged(self, answer: _Answer) -> None:
+    def _refuse_unless_acknowledged(self, answer: Answer) -> None:
         """Return only on HTTP 2xx with ResponseCode "0"; the order of the questions is from most to least doubt."""
-        code, message = self._clean(answer.code), self._clean(answer.message)
         if answer.is_2xx and answer.text("ResponseCode") == "0" and not answer.text("errorCode"):
             return
+        code, message = self._clean(answer.code), self._clean(answer.message)
         if answer.is_duplicate:
             raise OutcomeUnknown(code, message, duplicate=True)
         if answer.is_throttle:
@@ -598,30 +639,39 @@ class Gateway:
         raise OutcomeUnknown(code, message or f"HTTP {answer.status} without a code we know")
 
     def _clean(self, text: str, *secrets: str) -> str:
-        own = self._credentials
+        own = self.credentials
         known = (own.consumer_key, own.consumer_secret, own.security_credential, own.passkey, *secrets)
         return redact(text[:1000], *known)[:300]
 
     # -------- the call
 
-    def _authorised_post(self, path: str, payload: dict[str, Any]) -> _Answer:
-        deadline = time.monotonic() + self._timeout_seconds
-        token = self._token(deadline)
+    def _authorised_post(self, path: str, payload: dict[str, Any]) -> Answer:
+        deadline = time.monotonic() + self.timeout_seconds
+        token = self.token(deadline)
         answer = self._post(path, payload, token, deadline)
-        if not answer.is_auth_error or answer.is_duplicate:
+        if not answer.refuses_token:
             return answer
-        # An auth error proves that nothing was executed, so the same body may go once more with another token.
-        try:
-            self._tokens.drop(token)
-        except RedisError as error:
-            raise NotSent("network", message=f"the token store failed: {type(error).__name__}") from None
-        token = self._token(deadline)
+        # It proves that nothing was executed, so the same body may go once more with another token.
+        token = self.renewed_token(token, deadline)
         answer = self._post(path, payload, token, deadline)
-        if answer.is_auth_error and not answer.is_duplicate:
-            raise NotSent("auth", self._clean(answer.code), self._clean(answer.message, token))
+        if answer.refuses_token:
+            raise self.unauthorised(answer, token)
         return answer
 
-    def _token(self, deadline: float) -> str:
+    def unauthorised(self, answer: Answer, token: str) -> NotSent:
+        """What it is when a second token is refused as well."""
+        return NotSent("auth", self._clean(answer.code), self._clean(answer.message, token))
+
+    def renewed_token(self, refused: str, deadline: float) -> str:
+        """Another access token than the one that Daraja refused. Raises: NotSent."""
+        try:
+            self._tokens.drop(refused)
+        except RedisError as error:
+            raise NotSent("network", message=f"the token store failed: {type(error).__name__}") from None
+        return self.token(deadline)
+
+    def token(self, deadline: float) -> str:
+        """The shared access token, by `deadline` (seconds of time.monotonic). Raises: NotSent."""
         try:
             return self._tokens.get(lambda: self._fetch_token(deadline))
         except RedisError as error:
@@ -629,7 +679,7 @@ class Gateway:
 
     def _fetch_token(self, deadline: float) -> tuple[str, int]:
         """Get a token and its life in seconds. Asking for one moves no money, so every failure here is NotSent."""
-        own = self._credentials
+        own = self.credentials
         try:
             answer = self._send(
                 "GET",
@@ -650,10 +700,10 @@ class Gateway:
         reason: Reason = "auth" if answer.status in (400, 401) or answer.is_auth_error else "network"
         raise NotSent(reason, code, message or f"HTTP {answer.status} instead of an access token")
 
-    def _post(self, path: str, payload: dict[str, Any], token: str, deadline: float) -> _Answer:
+    def _post(self, path: str, payload: dict[str, Any], token: str, deadline: float) -> Answer:
         return self._send("POST", path, deadline, json=payload, headers={"Authorization": f"Bearer {token}"})
 
-    def _send(self, method: str, path: str, deadline: float, **request: Any) -> _Answer:
+    def _send(self, method: str, path: str, deadline: float, **request: Any) -> Answer:
         """Make one request and read its whole answer before the deadline (seconds of time.monotonic).
 
         Raises: NotSent where not a byte of the request left; OutcomeUnknown for everything else that goes wrong.
@@ -666,17 +716,13 @@ class Gateway:
         try:
             with self._session.request(
                 method,
-                self._credentials.base_url + path,
+                self.credentials.base_url + path,
                 timeout=(min(remaining, CONNECT_SECONDS), remaining),
                 allow_redirects=False,
                 stream=True,
                 **request,
             ) as response:
-                return _Answer(
-                    response.status_code,
-                    _object_or_none(_bounded_body(response)),
-                    _seconds_or_none(response.headers.get("Retry-After", "")),
-                )
+                return Answer.of(response.status_code, _bounded_body(response), response.headers.get("Retry-After", ""))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if _exchange.sent is False or isinstance(error, requests.ConnectTimeout):
                 raise NotSent("network", message=f"no connection: {type(error).__name__}") from None

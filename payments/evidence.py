@@ -42,18 +42,13 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
     Locks: Transaction, Attempt.
     """
     payout, attempt = locked(attempt_id)
-    if result.originator_conversation_id != attempt.originator_conversation_id:
-        return _mismatch(attempt, "the result names another request", at)
+    if wrong := _does_not_match(result, attempt):
+        return _mismatch(attempt, wrong, at)
     if result.says_paid:
-        if result.amount not in (None, attempt.amount):
-            return _mismatch(attempt, f"the result says {result.amount} instead of {attempt.amount}", at)
-        receiver = result.receiver_phone_visible
-        if receiver is not None and not daraja_messages.phone_is_compatible(receiver, attempt.phone_number):
-            return _mismatch(attempt, "the result names another phone", at)
-        complete = None not in (result.amount, receiver, result.receipt)
-        if (trusted and complete and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
+        believed = trusted and _is_complete(result)
+        if (believed and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
             return pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
-        code = SAYS_PAID if trusted and complete else MAY_SAY_PAID
+        code = SAYS_PAID if believed else MAY_SAY_PAID
         return _claimed(attempt, result, "paid, to be confirmed by a status query", at, code)
     if attempt.state == State.PAID:
         alarm.warning("Attempt %s is paid; a result with code %s came after it", attempt, result.result_code)
@@ -69,6 +64,43 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
     attempt.result_words = f"{result.result_code} {result.result_desc}"[:300]
     doubt(attempt, ask_at=at + policy.query_after, at=at)
     return f"in doubt: code {result.result_code} proves nothing"
+
+
+def is_plainly_paid(
+    payout: Transaction, attempt: Attempt, result: daraja_messages.Result, *, trusted: bool, policy: Policy
+) -> bool:
+    """Whether `hear_result` would do nothing but pay the open request of a payout that is under way.
+
+    Then many may be booked at once (paid.py); whatever else there is to a result, is weighed one by one. Both under
+    lock.
+    """
+    return (
+        payout.status == Status.PROCESSING
+        and attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT)
+        and result.says_paid
+        and not _does_not_match(result, attempt)
+        and trusted
+        and _is_complete(result)
+        and attempt.amount < policy.confirm_above
+    )
+
+
+def _does_not_match(result: daraja_messages.Result, attempt: Attempt) -> str:
+    """What a result has that is not the attempt's, in words; what it leaves out does not count."""
+    if result.originator_conversation_id != attempt.originator_conversation_id:
+        return "the result names another request"
+    if not result.says_paid:
+        return ""
+    if result.amount not in (None, attempt.amount):
+        return f"the result says {result.amount} instead of {attempt.amount}"
+    receiver = result.receiver_phone_visible
+    if receiver is not None and not daraja_messages.phone_is_compatible(receiver, attempt.phone_number):
+        return "the result names another phone"
+    return ""
+
+
+def _is_complete(result: daraja_messages.Result) -> bool:
+    return None not in (result.amount, result.receiver_phone_visible, result.receipt)
 
 
 def hear_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
@@ -247,25 +279,36 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
 
 def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
     amount, tx = attempt.amount, payout.pk
-    wallet = ledger.wallet(payout.user_id)
-    entries = []
-    if reopen:
-        entries.append(ledger.Entry(f"reopen:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, amount, tx))
     if debt_open:
-        entries.append(ledger.Entry(f"won:{attempt.pk}", ledger.IN_FLIGHT, wallet, amount, tx))
-        entries.append(ledger.Entry(f"paid:{attempt.pk}", wallet, ledger.MPESA_UTILITY, amount, tx))
+        entries = payment_entries(payout.user_id, attempt, at=at)
     else:
         owes = ledger.receivable(payout.user_id)
-        entries.append(ledger.Entry(f"late:{attempt.pk}", owes, ledger.MPESA_UTILITY, amount, tx))
+        entries = [ledger.Entry(f"late:{attempt.pk}", owes, ledger.MPESA_UTILITY, amount, tx), *_charge(attempt, at)]
+    if reopen:
+        entries.insert(0, ledger.Entry(f"reopen:{attempt.pk}", ledger.PAYABLE, ledger.IN_FLIGHT, amount, tx))
+    ledger.post(entries, at=at)
+
+
+def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[ledger.Entry]:
+    """What is booked when the money of an open attempt is proven to have reached the member."""
+    amount, tx, wallet = attempt.amount, attempt.transaction_id, ledger.wallet(user_id)
+    return [
+        ledger.Entry(f"won:{attempt.pk}", ledger.IN_FLIGHT, wallet, amount, tx),
+        ledger.Entry(f"paid:{attempt.pk}", wallet, ledger.MPESA_UTILITY, amount, tx),
+        *_charge(attempt, at),
+    ]
+
+
+def _charge(attempt: Attempt, at: datetime) -> list[ledger.Entry]:
     try:
-        charge = tariff.charge(amount, at.astimezone(NAIROBI).date())
+        charge = tariff.charge(attempt.amount, at.astimezone(NAIROBI).date())
     except tariff.NoTariff as error:  # Proof of payment is booked whatever it cost; the statement trues the charge up.
         alarm.error("Attempt %s: %s", attempt, error)
         charge = ledger.ZERO
-    if charge > 0:
-        key = f"charge:{attempt.pk}"
-        entries.append(ledger.Entry(key, ledger.CHARGE_EXPENSE, ledger.MPESA_CHARGES_PAID, charge, tx))
-    ledger.post(entries, at=at)
+    if charge <= 0:
+        return []
+    key, tx = f"charge:{attempt.pk}", attempt.transaction_id
+    return [ledger.Entry(key, ledger.CHARGE_EXPENSE, ledger.MPESA_CHARGES_PAID, charge, tx)]
 
 
 def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
@@ -373,6 +416,7 @@ def new_attempt(
     ocid = f"{payout.external_ref}-{number}"
     return Attempt(
         transaction=payout,
+        settlement_id=payout.settlement_id,
         number=number,
         kind=kind,
         originator_conversation_id=ocid,

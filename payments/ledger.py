@@ -78,8 +78,23 @@ def open_accounts(codes: Iterable[str]) -> dict[str, int]:
     return found
 
 
+# All of the entries or none: where an account has not been opened yet, it inserts nothing.
+_POST = """
+    WITH booked AS MATERIALIZED (
+        SELECT e.number, e.key, d.id AS debit_id, c.id AS credit_id, e.amount, e.code, e.transaction_id
+        FROM unnest(%(keys)s::text[], %(debits)s::text[], %(credits)s::text[], %(amounts)s::numeric[],
+                    %(codes)s::text[], %(transactions)s::bigint[])
+            WITH ORDINALITY AS e (key, debit, credit, amount, code, transaction_id, number)
+        JOIN payments_ledgeraccount d ON d.code = e.debit JOIN payments_ledgeraccount c ON c.code = e.credit
+    )
+    INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
+    SELECT key, debit_id, credit_id, amount, code, %(at)s, transaction_id FROM booked
+    WHERE (SELECT count(*) FROM booked) = %(count)s ORDER BY number
+"""
+
+
 def post(entries: Iterable[Entry], *, at: datetime) -> None:
-    """Book transfers, in the caller's transaction.
+    """Book transfers, in the caller's transaction: one statement, however many they are.
 
     Locks: the wallets moved, by id.
     Raises: django.db.IntegrityError, where a key is booked already, an amount is not positive or a wallet would go
@@ -90,19 +105,21 @@ def post(entries: Iterable[Entry], *, at: datetime) -> None:
         return
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("Transfers are booked inside a transaction.")
-    accounts = open_accounts(code for entry in booked for code in (entry.debit, entry.credit))
-    Transfer.objects.bulk_create(
-        Transfer(
-            key=entry.key,
-            debit_id=accounts[entry.debit],
-            credit_id=accounts[entry.credit],
-            amount=entry.amount,
-            code=entry.code,
-            at=at,
-            transaction_id=entry.transaction_id,
-        )
-        for entry in booked
-    )
+    columns = {
+        "keys": [entry.key for entry in booked],
+        "debits": [entry.debit for entry in booked],
+        "credits": [entry.credit for entry in booked],
+        "amounts": [entry.amount for entry in booked],
+        "codes": [entry.code for entry in booked],
+        "transactions": [entry.transaction_id for entry in booked],
+        "at": at,
+        "count": len(booked),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_POST, columns)
+        if cursor.rowcount != len(booked):
+            open_accounts(code for entry in booked for code in (entry.debit, entry.credit))
+            cursor.execute(_POST, columns)
 
 
 def balance(code: str) -> Decimal:

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, TypeAlias
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Exists, Max, OuterRef, Q, Sum
 
 from markets.models import NAIROBI
-from payments import breakers, crashpoints, daraja, evidence, ledger, releases
+from payments import breakers, crashpoints, daraja, evidence, ledger, releases, turns
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, Breaker, StatusQuery, Transaction
 from payments.policy import Policy
@@ -33,6 +34,7 @@ LONGEST_QUERY_GAP = timedelta(hours=1)
 
 State = Attempt.State
 Status = Transaction.Status
+Said: TypeAlias = daraja.Accepted | daraja.GatewayError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Claim:
 
     attempt_id: int
     transaction_id: int
+    settlement_id: int | None
     originator_conversation_id: str
     amount_shillings: int
     phone_number: str
@@ -61,7 +64,10 @@ class Question:
 
 
 def due(*, at: datetime, policy: Policy) -> Q:
-    """The payouts that may leave at `at`: over M-Pesa, pending, due, and released by their settlement."""
+    """The payouts that may leave at `at`: over M-Pesa, pending, due, and released by their settlement.
+
+    Of one payout it says whether; whose turn it is among all of them, is found by `turns`, which says the same in SQL.
+    """
     in_canary = releases.in_canary(at=at, policy=policy)
     released = Q(settlement__isnull=True) | Q(settlement__release_at__lte=at, settlement__release_open=True)
     released |= Q(settlement__in=in_canary)
@@ -79,36 +85,40 @@ def due(*, at: datetime, policy: Policy) -> Q:
 def any_due(*, at: datetime, policy: Policy) -> bool:
     """Whether there is a payout to claim or a request to send again."""
     return (
-        Transaction.objects.filter(due(at=at, policy=policy)).exists()
-        or Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).exists()
+        turns.any_due(at=at, policy=policy) or Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).exists()
     )
 
 
 def claim(
-    *, at: datetime, policy: Policy, addresses: Addresses, limit: int, transaction_id: int | None = None
+    *,
+    at: datetime,
+    policy: Policy,
+    addresses: Addresses,
+    limit: int,
+    transaction_id: int | None = None,
+    after: int = 0,
 ) -> list[Claim]:
-    """Claim up to `limit` due payouts for sending (or the one named, where it is due), oldest first.
+    """Claim up to `limit` due payouts for sending (or the one named, where it is due): each settlement's in turn.
 
+    `after` is the settlement that had the last turn before.
     A payout whose last request never left keeps its id; any other gets a new attempt. What would pass a member's limit
     of the day is put off to the next day in Nairobi.
     Idempotent: what another worker holds or has claimed is passed over.
     Locks: Transactions (skipping locked ones), then their open Attempts.
     """
     with transaction.atomic(durable=True):
-        rows = (
-            Transaction.objects.filter(due(at=at, policy=policy)).select_related("settlement").order_by("due_at", "pk")
-        )
-        if transaction_id is not None:
-            rows = rows.filter(pk=transaction_id)
-        payouts = list(rows.select_for_update(skip_locked=True, no_key=True, of=("self",))[:limit])
+        if transaction_id is None:
+            payouts = turns.take(at=at, policy=policy, limit=limit, after=after)
+        else:
+            named = Transaction.objects.filter(due(at=at, policy=policy), pk=transaction_id)
+            payouts = list(named.select_for_update(skip_locked=True, no_key=True, of=("self",)))
         payouts = _within_day_limit(payouts, at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
         payouts = releases.within(payouts, policy)
         attempts = _attempts_for(payouts, at, policy, addresses)
-        for payout in payouts:
-            payout.status, payout.reason = Status.PROCESSING, ""
-        Transaction.objects.bulk_update(payouts, ["status", "reason"])
+        claimed = [payout.pk for payout in payouts]
+        Transaction.objects.filter(pk__in=claimed).update(status=Status.PROCESSING, reason="")
         claims = [
             _claim_of(attempt, payout, addresses)
             for payout in payouts
@@ -211,6 +221,7 @@ def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses) -> Cl
     return Claim(
         attempt_id=attempt.pk,
         transaction_id=payout.pk,
+        settlement_id=payout.settlement_id,
         originator_conversation_id=attempt.originator_conversation_id,
         amount_shillings=int(attempt.amount),
         phone_number=attempt.phone_number,
@@ -222,24 +233,70 @@ def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses) -> Cl
 # --- sending: what the call left us knowing --------------------------------------------------------------------------
 
 
-def call(claim: Claim, *, gateway: daraja.Gateway, addresses: Addresses) -> daraja.Accepted | daraja.GatewayError:
-    """POST one claimed request and return what M-Pesa said: the answer or the error. Touches no database."""
+def request(claim: Claim, *, addresses: Addresses) -> dict[str, Any]:
+    """What the gateway is to be asked for a claimed payout; the log says that it is."""
     log.info("Initiating B2C payout for transaction %s, amount=%s", claim.transaction_id, claim.amount_shillings)
+    return {
+        "originator_conversation_id": claim.originator_conversation_id,
+        "amount_shillings": claim.amount_shillings,
+        "phone_number": claim.phone_number,
+        "remarks": f"Payout {claim.external_ref.replace('-', ' ')}",
+        "occasion": claim.external_ref.replace("-", " "),
+        "result_url": addresses.result(claim.token),
+        "timeout_url": addresses.timeout(claim.token),
+    }
+
+
+def call(claim: Claim, *, gateway: daraja.Gateway, addresses: Addresses) -> Said:
+    """POST one claimed request and return what M-Pesa said: the answer or the error. Touches no database."""
     try:
-        return gateway.pay(
-            originator_conversation_id=claim.originator_conversation_id,
-            amount_shillings=claim.amount_shillings,
-            phone_number=claim.phone_number,
-            remarks=f"Payout {claim.external_ref.replace('-', ' ')}",
-            occasion=claim.external_ref.replace("-", " "),
-            result_url=addresses.result(claim.token),
-            timeout_url=addresses.timeout(claim.token),
-        )
+        return gateway.pay(**request(claim, addresses=addresses))
     except daraja.GatewayError as error:
         return error
 
 
-def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: datetime, policy: Policy) -> None:
+_ACCEPT = """
+    UPDATE payments_attempt a
+    SET state = 'ACCEPTED', next_query_at = %(ask_at)s,
+        conversation_id = CASE WHEN a.conversation_id = '' THEN said.conversation_id ELSE a.conversation_id END
+    FROM unnest(%(attempts)s::bigint[], %(conversations)s::text[]) AS said (attempt_id, conversation_id)
+    WHERE a.id = said.attempt_id AND a.state = 'SENDING' AND a.transaction_id = ANY (%(locked)s::bigint[])
+    RETURNING a.id, a.posted_at
+"""
+
+
+def record_all(answers: Sequence[tuple[Claim, Said]], *, at: datetime, policy: Policy) -> None:
+    """Write down what many POSTs left us knowing: plain acknowledgements in one statement, the others one by one.
+
+    Plain is one whose attempt is still SENDING and whose transaction nobody else holds at the moment.
+    Locks: Transactions by id (passing over locked ones), their Attempts; then as `record`.
+    """
+    accepted = {claim.attempt_id: (claim, said) for claim, said in answers if isinstance(said, daraja.Accepted)}
+    recorded: set[int] = set()
+    if len(accepted) > 1:
+        crashpoints.reach("answer read")
+        with transaction.atomic(durable=True):
+            payouts = Transaction.objects.filter(pk__in=[claim.transaction_id for claim, _ in accepted.values()])
+            locked = payouts.order_by("pk").select_for_update(skip_locked=True, no_key=True, of=("self",))
+            spoken = {
+                "attempts": list(accepted),
+                "conversations": [said.conversation_id[:64] for _, said in accepted.values()],
+                "ask_at": at + policy.query_after,
+                "locked": list(locked.values_list("pk", flat=True)),
+            }
+            with connection.cursor() as cursor:
+                cursor.execute(_ACCEPT, spoken)
+                rows = cursor.fetchall()
+            if rows:
+                breakers.acknowledged(max(posted_at for _, posted_at in rows))
+            recorded = {attempt_id for attempt_id, _ in rows}
+        crashpoints.reach("record after commit")
+    for claim, said in answers:
+        if claim.attempt_id not in recorded:
+            record(claim, said, at=at, policy=policy)
+
+
+def record(claim: Claim, said: Said, *, at: datetime, policy: Policy) -> None:
     """Write down what a POST left us knowing. A callback that was faster has the last word: then nothing changes.
 
     Locks: Transaction, Attempt.

@@ -1,35 +1,54 @@
-"""The pump: sends due payouts at the shared pace with many requests in flight, from one process.
+"""The pump: sends due payouts at the shared pace with hundreds of requests in flight, from one process.
 
-Threads carry the HTTP calls only; claims and results are written by the caller's thread, so one database connection
-serves them all and none is held across the network.
+The bulk gateway's thread carries the requests. Claims and results are written by the thread that runs the pump, many in
+a statement, so one database connection serves them all and none is held across the network.
 """
 
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
+
+import redis
 
 from payments import daraja, payouts
 from payments.addresses import Addresses
+from payments.daraja_bulk import Ended, Payment
 from payments.limiter import Limiter
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 1.0
+# Slots are reserved so far ahead. Claims of a batch are written meanwhile, and what a killed worker had claimed and not
+# sent is no more than this.
+AHEAD_SECONDS = 0.15
+TICK_SECONDS = 0.05
+# The pace is two per cent below the allowed one: a slot may be used as late as that and no second has too many.
+LATE_SECONDS = 0.015
+LONGEST_REST = 1.0
+LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
 # Few at a time: each is committed as asked before it is put, and a killed worker leaves them unasked until the next.
 QUESTIONS = 8
-Said = daraja.Accepted | daraja.GatewayError
+
+
+class Calls(Protocol):
+    """What carries many requests at once: daraja_bulk.BulkGateway."""
+
+    def start(self, payments: Iterable[Payment]) -> None: ...
+
+    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]: ...
 
 
 @dataclass(frozen=True)
 class Pump:
-    """What sending needs: the gateway, the pace, the clock. `in_flight` bounds the requests under way at once."""
+    """What sending needs: the gateways, the pace, the clock. `in_flight` bounds the requests under way at once."""
 
     gateway: daraja.Gateway
+    calls: Calls
     limiter: Limiter
     query_limiter: Limiter
     addresses: Addresses
@@ -42,10 +61,10 @@ class Pump:
 
         Raises: redis.RedisError, and sends nothing.
         """
-        pause = self.limiter.reserve(longest_wait_seconds=1.0)
-        if pause is None:
+        slots = self.limiter.reserve(longest_wait_seconds=1.0)
+        if not slots:
             return False
-        time.sleep(pause)
+        time.sleep(slots[0])
         claims = payouts.claim(
             at=self.clock(), policy=self.policy, addresses=self.addresses, limit=1, transaction_id=transaction_id
         )
@@ -54,30 +73,33 @@ class Pump:
             payouts.record(claim, said, at=self.clock(), policy=self.policy)
         return bool(claims)
 
-    def send_due(self, *, for_seconds: float) -> int:
-        """Send what is due, oldest first, for a while; return how many requests were made.
+    def run(self, *, keep_going: Callable[[], bool]) -> int:
+        """Send until nothing is due any more, or `keep_going` says no; return how many requests were made.
 
-        A claim is made only when its slot has come, so what is killed in between has lost nothing but the slot.
-        Raises: redis.RedisError, once the requests under way are recorded.
+        Whatever ends it, the requests under way are heard out and written down first. A claim is made only when its
+        slot has been given, so what is killed in between has lost nothing but the slot.
+        Raises: redis.RedisError; what a request raised that could not even be made.
         """
-        until = time.monotonic() + for_seconds
-        sent = 0
-        under_way: dict[Future[Said], payouts.Claim] = {}
-        with ThreadPoolExecutor(max_workers=self.in_flight, thread_name_prefix="pump") as threads:
-            try:
-                while time.monotonic() < until:
-                    is_due = payouts.any_due(at=self.clock(), policy=self.policy)
-                    if not is_due and not under_way:
-                        break
-                    claims = self._next(until) if is_due and len(under_way) < self.in_flight else []
-                    for claim in claims:
-                        call = threads.submit(payouts.call, claim, gateway=self.gateway, addresses=self.addresses)
-                        under_way[call] = claim
+        sent, rest, last_turn = 0, 0.0, 0
+        under_way: dict[int, payouts.Claim] = {}
+        try:
+            while keep_going():
+                is_due = payouts.any_due(at=self.clock(), policy=self.policy)
+                if not is_due and not under_way:
+                    break
+                claims = self._claim(self.in_flight - len(under_way), last_turn) if is_due else []
+                if claims:
+                    under_way |= {claim.attempt_id: claim for claim in claims}
                     sent += len(claims)
-                    self._record(under_way, patience_seconds=0.0 if claims else 0.05)
-            finally:
-                while under_way:
-                    self._record(under_way, patience_seconds=1.0)
+                    last_turn, rest = claims[-1].settlement_id or 0, 0.0
+                if under_way:
+                    self._record(under_way, patience_seconds=TICK_SECONDS)
+                else:  # Something holds back what is due: a pause, a probe's time, the pace, another worker.
+                    rest = min(LONGEST_REST, rest + TICK_SECONDS)
+                    time.sleep(rest)
+        finally:
+            while under_way:
+                self._record(under_way, patience_seconds=LONGEST_REST)
         return sent
 
     def ask_due(self, *, for_seconds: float) -> int:
@@ -87,17 +109,17 @@ class Pump:
         """
         until = time.monotonic() + for_seconds
         asked = 0
-        with ThreadPoolExecutor(max_workers=self.in_flight, thread_name_prefix="ask") as threads:
+        with ThreadPoolExecutor(max_workers=QUESTIONS, thread_name_prefix="ask") as threads:
             while time.monotonic() < until:
                 questions = payouts.ask(at=self.clock(), policy=self.policy, addresses=self.addresses, limit=QUESTIONS)
                 if not questions:
                     break
                 under_way = {}
                 for question in questions:
-                    pause = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
-                    if pause is None:  # No slot in time: it counts as a question without an answer; the next is due.
+                    slots = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
+                    if not slots:  # No slot in time: it counts as a question without an answer; the next is due.
                         continue
-                    time.sleep(pause)
+                    time.sleep(slots[0])
                     put = threads.submit(payouts.put, question, gateway=self.gateway, addresses=self.addresses)
                     under_way[put] = question
                 for put, question in under_way.items():
@@ -106,20 +128,58 @@ class Pump:
                 asked += len(questions)
         return asked
 
-    def _next(self, until: float) -> list[payouts.Claim]:
-        pause = self.limiter.reserve(longest_wait_seconds=max(0.0, min(LONGEST_PAUSE, until - time.monotonic())))
-        if pause is None:
-            time.sleep(0.05)
+    def _claim(self, room: int, last_turn: int) -> list[payouts.Claim]:
+        """Claim what there are slots and room for, and start it; the slots come first."""
+        if room < 1:
             return []
-        time.sleep(pause)
-        at = self.clock()
-        return payouts.claim(at=at, policy=self.policy, addresses=self.addresses, limit=1) or payouts.claim_resends(
-            at=at, policy=self.policy, addresses=self.addresses, limit=1
+        slots = self._slots(room, AHEAD_SECONDS)
+        if not slots:
+            return []
+        at, limit = self.clock(), len(slots)
+        claims = payouts.claim(at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_turn)
+        if len(claims) < limit:
+            claims += payouts.claim_resends(
+                at=at, policy=self.policy, addresses=self.addresses, limit=limit - len(claims)
+            )
+        if claims and time.monotonic() > slots[0] + LATE_SECONDS:
+            slots = self._later_slots(slots[: len(claims)])
+        self.calls.start(
+            Payment(key=claim.attempt_id, at=slot, request=payouts.request(claim, addresses=self.addresses))
+            for claim, slot in zip(claims, slots, strict=False)
         )
+        return claims
 
-    def _record(self, under_way: dict[Future[Said], payouts.Claim], *, patience_seconds: float) -> None:
-        if not under_way:
-            return
-        done, _ = wait(under_way, timeout=patience_seconds, return_when=FIRST_COMPLETED)
-        for call in done:
-            payouts.record(under_way.pop(call), call.result(), at=self.clock(), policy=self.policy)
+    def _later_slots(self, missed: list[float]) -> list[float]:
+        """Other slots for requests that would all leave at once now, too many for one second; the missed are forgone.
+
+        Where Redis has just gone or has no more to give, they leave at the pace they had.
+        """
+        late = time.monotonic() - missed[0]
+        try:
+            slots = self._slots(len(missed), LONGEST_WAIT_FOR_SLOTS)
+        except redis.RedisError as error:
+            log.warning("No later slots for %s requests: %s", len(missed), error)
+            slots = []
+        return slots + [slot + late for slot in missed[len(slots) :]]
+
+    def _slots(self, count: int, within_seconds: float) -> list[float]:
+        """When requests may leave, as time.monotonic has it."""
+        now = time.monotonic()
+        return [now + wait for wait in self.limiter.reserve(count, longest_wait_seconds=within_seconds)]
+
+    def _record(self, under_way: dict[int, payouts.Claim], *, patience_seconds: float) -> None:
+        enough = 1 + len(under_way) // 16
+        ended = self.calls.collect(patience_seconds=patience_seconds, enough=enough)
+        answers: list[tuple[payouts.Claim, payouts.Said]] = []
+        unforeseen: list[Exception] = []
+        for end in ended:
+            claim = under_way.pop(end.key, None)
+            if claim is None:  # Of a run that ended before it could write this down: a question finds out.
+                continue
+            if isinstance(end.said, daraja.Accepted | daraja.GatewayError):
+                answers.append((claim, end.said))
+            else:
+                unforeseen.append(end.said)
+        payouts.record_all(answers, at=self.clock(), policy=self.policy)
+        if unforeseen:
+            raise unforeseen[0]

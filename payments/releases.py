@@ -6,9 +6,10 @@ theirs, and whatever ended otherwise has given its place to another. Acknowledge
 cannot stall it; payments do too, so a lost acknowledgement cannot either. The breakers decide when sending must stop.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 
-from django.db.models import Q
+from django.db.models import Count, Q
 
 from payments.models import Attempt, Settlement, Transaction
 from payments.policy import Policy
@@ -17,7 +18,8 @@ from payments.policy import Policy
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
     """Ids of the released settlements that are still in their canary and have a place for one more payout."""
     runs = Settlement.objects.filter(state=Settlement.State.SETTLED, release_open=False, release_at__lte=at)
-    return [run for run in runs.order_by("pk").values_list("pk", flat=True) if _room(run, policy) != 0]
+    ids = list(runs.order_by("pk").values_list("pk", flat=True))
+    return [run for run, room in _rooms(ids, policy).items() if room != 0]
 
 
 def within(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
@@ -25,29 +27,45 @@ def within(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
 
     Locks: the Settlements that are in their canary, by id; nothing waits for a Transaction while it holds one.
     """
-    room: dict[int | None, int | None] = {None: None}
-    for settlement_id in sorted({payout.settlement_id for payout in payouts if payout.settlement_id is not None}):
-        run = Settlement.objects.filter(pk=settlement_id, release_open=False)
-        locked = run.select_for_update(no_key=True, of=("self",)).first()
-        room[settlement_id] = None if locked is None else _room(settlement_id, policy)
+    ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
+    runs = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
+    locked = list(runs.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
+    rooms = _rooms(locked, policy)
     allowed = []
     for payout in payouts:
-        left = room[payout.settlement_id]
-        if left is None or left > 0:
+        room = rooms.get(payout.settlement_id or 0)
+        if room is None or room > 0:
             allowed.append(payout)
-            room[payout.settlement_id] = None if left is None else left - 1
+        if room is not None and payout.settlement_id is not None:
+            rooms[payout.settlement_id] = room - 1
     return allowed
 
 
-def _room(settlement_id: int, policy: Policy) -> int | None:
-    """How many more payouts the canary has places for; None once all are filled, which opens the release for good."""
-    attempts = Attempt.objects.filter(transaction__settlement=settlement_id)
-    filled = attempts.filter(~Q(conversation_id="") | Q(state=Attempt.State.PAID)).count()
-    under_way = attempts.filter(conversation_id="", state=Attempt.State.SENDING, doubted_at=None).count()
+def _rooms(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:
+    """How many more payouts each one's canary has places for; None once all are filled, which opens it for good."""
+    ids = list(settlement_ids)
+    if not ids:
+        return {}
+    State = Attempt.State
+    counts = {
+        settlement_id: (filled, under_way)
+        for settlement_id, filled, under_way in Attempt.objects.filter(settlement__in=ids)
+        .values_list("settlement")
+        .annotate(
+            filled=Count("pk", filter=~Q(conversation_id="") | Q(state=State.PAID)),
+            under_way=Count("pk", filter=Q(conversation_id="", state=State.SENDING, doubted_at=None)),
+        )
+        .order_by()
+    }
+    rooms = {settlement_id: _room(*counts.get(settlement_id, (0, 0)), policy) for settlement_id in ids}
+    Settlement.objects.filter(pk__in=[run for run, room in rooms.items() if room is None]).update(release_open=True)
+    return rooms
+
+
+def _room(filled: int, under_way: int, policy: Policy) -> int | None:
     places = 0
     for size in policy.canary:
         places += size
         if filled < places:
             return max(0, places - filled - under_way)
-    Settlement.objects.filter(pk=settlement_id).update(release_open=True)
     return None

@@ -142,18 +142,19 @@ def _book_bets_from_outside(market: Market, pool: Decimal, at: datetime) -> None
     In production such a bet cannot be made (a trigger refuses it), so a difference there is an error.
     """
     account = ledger.pool(market.pk)
-    if ledger.balance(account) != pool:
-        ids = ledger.open_accounts([ledger.OPENING, account])
-        _execute(
-            """
-            INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
-            SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
-            WHERE b.market_id = %(market)s AND current_setting('kasoko.production', true) IS DISTINCT FROM 'on'
-              AND NOT EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'stake:' || b.id)
-            ORDER BY b.id
-            """,
-            {"opening": ids[ledger.OPENING], "pool": ids[account], "market": market.pk, "at": at},
-        )
+    if ledger.balance(account) == pool:
+        return
+    ids = ledger.open_accounts([ledger.OPENING, account])
+    _execute(
+        """
+        INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
+        SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
+        WHERE b.market_id = %(market)s AND current_setting('kasoko.production', true) IS DISTINCT FROM 'on'
+          AND NOT EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'stake:' || b.id)
+        ORDER BY b.id
+        """,
+        {"opening": ids[ledger.OPENING], "pool": ids[account], "market": market.pk, "at": at},
+    )
     booked = ledger.balance(account)
     if booked != pool:
         raise BooksDisagree(f"Market {market.pk}: its bets sum to {pool}, its pool account holds {booked}.")
@@ -163,7 +164,8 @@ def _cutoff(market_id: int, outcome: str, stakes: int, fund: int) -> dict[str, A
     """The remainder and the id of the last bet on `outcome` that gets a left-over cent.
 
     Without left-over cents the remainder is one that no bet can have: remainders are less than the stakes' sum.
-    Numeric throughout: stake × fund overflows bigint for pools that one rich member can make.
+    Numeric throughout: stake × fund overflows bigint for pools that one rich member can make. A remainder by itself is
+    less than the stakes in cents, and sorts faster as a bigint.
     """
     numbers = {"market": market_id, "outcome": outcome, "stakes": stakes, "fund": fund}
     (floors,) = _row(
@@ -178,7 +180,7 @@ def _cutoff(market_id: int, outcome: str, stakes: int, fund: int) -> dict[str, A
         return {"cutoff_remainder": stakes, "cutoff_bet": 0}
     remainder, bet_id = _row(
         """
-        SELECT mod(amount * 100 * %(fund)s, %(stakes)s), id FROM markets_bet
+        SELECT mod(amount * 100 * %(fund)s, %(stakes)s)::bigint, id FROM markets_bet
         WHERE market_id = %(market)s AND outcome = %(outcome)s
         ORDER BY 1 DESC, id LIMIT 1 OFFSET %(before)s
         """,
@@ -198,14 +200,14 @@ def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | 
 
 
 def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
-    """Write result and dividend of the next `chunk` bets by id (all for None), in two statements whatever the size."""
+    """Write result and dividend of the next `chunk` bets by id (all for None), in one statement whatever the size."""
     low, high = settlement.last_bet_id, 2**62
     if chunk is not None:
         ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
         high = next(iter(ids[chunk - 1 : chunk]), high)
     span = {"market": settlement.market_id, "low": low, "high": high}
     if settlement.refund:
-        _execute(
+        settlement.bets_done += _execute(
             """
             UPDATE markets_bet SET result = 'REFUNDED', payout = amount
             WHERE market_id = %(market)s AND id > %(low)s AND id <= %(high)s
@@ -213,61 +215,44 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
             span,
         )
     else:
-        winning = list(settlement.funds)
-        _execute(
+        # A losing outcome has a fund of nothing: every floor and every remainder is 0, and no cutoff is reached.
+        lost = {"stakes": 1, "fund": 0, "cutoff_remainder": 1, "cutoff_bet": 0}
+        outcomes = settlement.market.outcome_names
+        shares = [settlement.funds.get(outcome, lost) for outcome in outcomes]
+        settlement.bets_done += _execute(
             """
-            UPDATE markets_bet b SET result = 'WON', payout = (
+            UPDATE markets_bet b SET result = CASE WHEN f.won THEN 'WON' ELSE 'LOST' END, payout = (
                 div(b.amount * 100 * f.fund, f.stakes) + CASE
                     WHEN mod(b.amount * 100 * f.fund, f.stakes) > f.cutoff_remainder THEN 1
                     WHEN mod(b.amount * 100 * f.fund, f.stakes) = f.cutoff_remainder AND b.id <= f.cutoff_bet THEN 1
                     ELSE 0 END) / 100
-            FROM unnest(%(outcomes)s::text[], %(stakes)s::numeric[], %(fund)s::numeric[], %(remainder)s::numeric[],
-                        %(bet)s::bigint[]) AS f (outcome, stakes, fund, cutoff_remainder, cutoff_bet)
+            FROM unnest(%(outcomes)s::text[], %(won)s::bool[], %(stakes)s::numeric[], %(fund)s::numeric[],
+                        %(cutoff_remainder)s::numeric[], %(cutoff_bet)s::bigint[])
+                AS f (outcome, won, stakes, fund, cutoff_remainder, cutoff_bet)
             WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s AND b.outcome = f.outcome
             """,
             span
-            | {"outcomes": winning}
-            | {
-                name: [settlement.funds[outcome][key] for outcome in winning]
-                for name, key in (
-                    ("stakes", "stakes"),
-                    ("fund", "fund"),
-                    ("remainder", "cutoff_remainder"),
-                    ("bet", "cutoff_bet"),
-                )
-            },
-        )
-        _execute(
-            """
-            UPDATE markets_bet SET result = 'LOST', payout = 0
-            WHERE market_id = %(market)s AND id > %(low)s AND id <= %(high)s AND outcome <> ALL (%(outcomes)s)
-            """,
-            span | {"outcomes": winning},
+            | {"outcomes": list(outcomes), "won": [outcome in settlement.funds for outcome in outcomes]}
+            | {key: [share[key] for share in shares] for key in lost},
         )
     settlement.last_bet_id = high
     settlement.bets_divided = high == 2**62
-    settlement.save(update_fields=["last_bet_id", "bets_divided"])
+    settlement.save(update_fields=["last_bet_id", "bets_divided", "bets_done"])
 
 
 def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
-    """Write the Transactions and transfers of the next `chunk` members by id, and say whether none is left after them.
+    """Write the Transactions and transfers of the next members by id, and say whether none is left after them.
 
+    At most the members of `chunk` bets at a time (all for None): no more wallets are locked, in the last statement.
     Of a dividend, whole shillings go by M-Pesa in tranches of at most `max_amount`; the cents, a sum or a last tranche
     under `min_amount`, refunds, and everything where the operator pays to wallets, go to the wallet at once.
     """
-    low, high = settlement.last_user_id, 2**62
-    if chunk is not None:
-        members = (
-            Bet.objects.filter(market=settlement.market_id, payout__gt=0, user_id__gt=low)
-            .order_by("user_id").values_list("user_id", flat=True).distinct()
-        )  # fmt: skip
-        high = next(iter(members[chunk - 1 : chunk]), high)
     accounts = ledger.open_accounts([ledger.pool(settlement.market_id), ledger.PAYABLE])
     span = {
         "settlement": settlement.pk,
         "market": settlement.market_id,
-        "low": low,
-        "high": high,
+        "low": settlement.last_user_id,
+        "bets": chunk or 2**62,
         "at": at,
         "type": Transaction.Type.REFUND if settlement.refund else Transaction.Type.PAYOUT,
         "by_mpesa": policy.destination == "mpesa" and not settlement.refund,
@@ -276,12 +261,15 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         "pool": accounts[ledger.pool(settlement.market_id)],
         "payable": accounts[ledger.PAYABLE],
     }
-    _execute(
+    # One strong random number a statement, and from it a public id and the eight hex digits of each row: drawing them
+    # row by row costs as much as writing the row.
+    bets, high, members = _row(
         """
-        WITH won AS (
-            SELECT user_id, sum(payout) AS amount FROM markets_bet
-            WHERE market_id = %(market)s AND payout > 0 AND user_id > %(low)s AND user_id <= %(high)s
-            GROUP BY user_id
+        WITH these AS MATERIALIZED (
+            SELECT user_id, payout FROM markets_bet WHERE market_id = %(market)s AND user_id > %(low)s
+            ORDER BY user_id FETCH FIRST %(bets)s ROWS WITH TIES
+        ), won AS (
+            SELECT user_id, sum(payout) AS amount FROM these WHERE payout > 0 GROUP BY user_id
         ), carried AS (
             SELECT user_id, amount,
                 CASE WHEN NOT %(by_mpesa)s THEN 0
@@ -294,28 +282,43 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
             FROM carried, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
             UNION ALL
             SELECT user_id, 'wallet', 'COMPLETED', 1, amount - by_mpesa, %(at)s FROM carried WHERE amount > by_mpesa
+        ), seed AS MATERIALIZED (
+            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn
+        ), drawn AS (
+            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex
+            FROM due, seed
+        ), booked AS (
+            INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination,
+                tranche, external_ref, phone_number, due_at, reason, receipt, created_at, completed_at)
+            SELECT left(drawn.hex, 32)::uuid, drawn.user_id, %(settlement)s, %(type)s, drawn.status, drawn.amount,
+                drawn.destination, drawn.tranche,
+                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || right(drawn.hex, 8),
+                member.phone_number, %(at)s, '', '', %(at)s, drawn.completed_at
+            FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
+            WHERE member.id > %(low)s AND member.id <= (SELECT max(user_id) FROM these)
+            ORDER BY drawn.user_id, drawn.destination, drawn.tranche
         )
-        INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination, tranche,
-            external_ref, phone_number, due_at, reason, receipt, created_at, completed_at)
-        SELECT gen_random_uuid(), due.user_id, %(settlement)s, %(type)s, due.status, due.amount, due.destination,
-            due.tranche, 'KASOKO-' || %(market)s || '-' || due.user_id || '-' || left(gen_random_uuid()::text, 8),
-            member.phone_number, %(at)s, '', '', %(at)s, due.completed_at
-        FROM due JOIN users_customuser member ON member.id = due.user_id
-        ORDER BY due.user_id, due.destination, due.tranche
+        SELECT count(*), coalesce(max(user_id), %(low)s), (SELECT count(*) FROM won) FROM these
         """,
         span,
     )
+    span["high"] = high
     _execute(
         """
         INSERT INTO payments_ledgeraccount (code, kind, user_id)
         SELECT 'wallet:' || t.user_id, 'wallet', t.user_id FROM payments_transaction t
         WHERE t.settlement_id = %(settlement)s AND t.destination = 'wallet' AND t.user_id > %(low)s
           AND t.user_id <= %(high)s
-          AND NOT EXISTS (SELECT FROM payments_ledgeraccount a WHERE a.code = 'wallet:' || t.user_id)
+          AND NOT EXISTS (SELECT FROM payments_ledgeraccount a WHERE a.kind = 'wallet' AND a.user_id = t.user_id)
         ORDER BY t.user_id ON CONFLICT (code) DO NOTHING
         """,
         span,
     )
+    settlement.last_user_id = high
+    settlement.members_done += members
+    settlement.save(update_fields=["last_user_id", "members_done"])
+    # What the foreign keys have to say is said now, and not at the commit, while wallets are locked.
+    _execute("SET CONSTRAINTS ALL IMMEDIATE", {})
     _execute(
         """
         INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
@@ -329,9 +332,7 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         """,
         span,
     )
-    settlement.last_user_id = high
-    settlement.save(update_fields=["last_user_id"])
-    return high == 2**62
+    return bets < span["bets"]
 
 
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
@@ -365,9 +366,10 @@ def _cents(amount: Decimal) -> int:
     return int(amount * 100)
 
 
-def _execute(sql: str, numbers: dict[str, Any]) -> None:
+def _execute(sql: str, numbers: dict[str, Any]) -> int:
     with connection.cursor() as cursor:
         cursor.execute(sql, numbers)
+        return cursor.rowcount
 
 
 def _row(sql: str, numbers: dict[str, Any]) -> tuple[Any, ...]:

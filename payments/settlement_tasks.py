@@ -5,6 +5,7 @@ and doubling one does no harm. No task runs for more than about five seconds.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,22 +13,25 @@ from functools import cache
 
 import redis
 from celery import Task, shared_task
+from celery.signals import worker_process_shutdown, worker_shutdown
 from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from payments import callbacks, crashpoints, daraja, payouts, settlement
 from payments.addresses import Addresses
+from payments.daraja_bulk import BulkGateway
 from payments.limiter import Limiter
 from payments.policy import Policy
-from payments.pump import Pump
+from payments.pump import QUESTIONS, Pump
+from payments.sender import Sender
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
 
 FOR_SECONDS = 4.0
-# A few winners are sent by a task each, as the guide shows; more than that by the pump.
-IN_FLIGHT = 32
+BATCH = 500
+NUDGE_REST_SECONDS = 0.05
 BROKER_REST_SECONDS = 5.0
 _broker_gone_until = 0.0
 
@@ -67,10 +71,9 @@ def settle_resolved_markets() -> None:
 
 @shared_task(name="payments.settlement_tasks.send_due_payouts")
 def send_due_payouts() -> None:
-    """Sweep: send what is due, at the shared pace, for a few seconds; then hint at going on where more is due."""
+    """Sweep: wake this process's sender, which sends what is due at the shared pace, for as long as something is."""
     began(send_due_payouts)
-    if pump().send_due(for_seconds=FOR_SECONDS) and payouts.any_due(at=timezone.now(), policy=policy()):
-        nudge(send_due_payouts)
+    sender().wake()
 
 
 @shared_task(name="payments.settlement_tasks.apply_stored_callbacks")
@@ -79,14 +82,21 @@ def apply_stored_callbacks() -> None:
     began(apply_stored_callbacks)
     keep_going = _for_seconds(FOR_SECONDS)
     last = 0
-    while ids := callbacks.to_apply(after=last, limit=200):
-        for last in ids:
+    while ids := callbacks.to_apply(after=last, limit=BATCH):
+        last = ids[-1]
+        one_by_one = ids
+        with _apart(f"Callbacks {ids[0]} to {last} together"):
+            one_by_one = callbacks.apply_paid(callback_ids=ids, at=timezone.now(), policy=policy())
+        for callback_id in one_by_one:
             if not keep_going():
                 nudge(apply_stored_callbacks)
                 return
-            with _apart(f"Callback {last}"):
-                callbacks.apply(callback_id=last, at=timezone.now(), policy=policy())
+            with _apart(f"Callback {callback_id}"):
+                callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=policy())
             crashpoints.reach("sweep between rows")
+        if not keep_going():
+            nudge(apply_stored_callbacks)
+            return
     if last and payouts.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
@@ -122,6 +132,43 @@ def nudge(task: Task) -> None:
             hint(task)
     except redis.RedisError as error:
         log.warning("Redis not reached, the sweep will run %s: %s", task.name, error)
+
+
+class _Echo:
+    """Nudges for events that come by the thousand: at once after a rest, and one more when the next rest is over.
+
+    So nobody waits for more than a rest, what came last is never missed, and Redis hears of it twenty times a second.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._timer: threading.Timer | None = None
+
+    def nudge(self, task: Task) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._until:
+                if self._timer is None:
+                    self._timer = threading.Timer(self._until - now, self._once_more, [task])
+                    self._timer.daemon = True
+                    self._timer.start()
+                return
+            self._until = now + NUDGE_REST_SECONDS
+        nudge(task)
+
+    def _once_more(self, task: Task) -> None:
+        with self._lock:
+            self._timer, self._until = None, time.monotonic() + NUDGE_REST_SECONDS
+        nudge(task)
+
+
+_callbacks_came = _Echo()
+
+
+def callback_came() -> None:
+    """A callback is stored: have it applied."""
+    _callbacks_came.nudge(apply_stored_callbacks)
 
 
 def began(task: Task) -> None:
@@ -163,21 +210,44 @@ def gateway() -> daraja.Gateway:
         credentials,
         tokens=daraja.SharedTokens(broker(), name=credentials.token_name),
         timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
-        pool_size=IN_FLIGHT,
+        pool_size=QUESTIONS,
     )
+
+
+@cache
+def bulk_gateway() -> BulkGateway:
+    return BulkGateway(gateway(), in_flight=settings.PAYOUT_IN_FLIGHT)
 
 
 @cache
 def pump() -> Pump:
     return Pump(
         gateway=gateway(),
+        calls=bulk_gateway(),
         limiter=Limiter(connection=broker(), name="b2c", per_second=settings.PAYOUT_TPS),
         query_limiter=Limiter(connection=broker(), name="status", per_second=settings.PAYOUT_TPS),
         addresses=addresses(),
         policy=policy(),
         clock=timezone.now,
-        in_flight=IN_FLIGHT,
+        in_flight=settings.PAYOUT_IN_FLIGHT,
     )
+
+
+@cache
+def sender() -> Sender:
+    return Sender(pump)
+
+
+@worker_process_shutdown.connect
+@worker_shutdown.connect
+def hear_out(**_: object) -> None:
+    """A worker that is asked to end still hears, and writes down, what its requests come to. Idempotent."""
+    if sender.cache_info().currsize:
+        sender().end(float(settings.MPESA_TIMEOUT_SECONDS) + 2)
+        sender.cache_clear()
+    if bulk_gateway.cache_info().currsize:
+        bulk_gateway().close()
+        bulk_gateway.cache_clear()
 
 
 @contextmanager

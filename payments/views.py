@@ -83,7 +83,7 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
         return _nothing_here()
     except (OperationalError, InterfaceError):
         return _unavailable()  # Never 200 for what is not stored: a status query will find it.
-    settlement_tasks.nudge(settlement_tasks.apply_stored_callbacks)
+    settlement_tasks.callback_came()
     return JsonResponse(ACCEPTED)
 
 

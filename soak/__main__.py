@@ -6,51 +6,19 @@ a tenth. --only NAME runs one part and leaves docs/soak.md alone. Exits 1 when a
 
 import argparse
 import os
-import platform
 import re
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 # Starts the tests' PostgreSQL and Redis, and takes a developer's settings out of the environment.
 import testservices
 from soak.figures import Figure, handed_over, say
+from soak.parts import ROOT, Ended, Part, commit, git, machine, run
 
-ROOT = Path(testservices.__file__).resolve().parent
 REPORT = ROOT / "docs" / "soak.md"
 SEED_DIGITS = 6
-
-
-@dataclass(frozen=True)
-class Part:
-    """One process of the soak: its command after `python -m`, and the minutes it may take."""
-
-    name: str
-    command: tuple[str, ...]
-    minutes: float
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What became of a part."""
-
-    lines: list[str]
-    status: int
-    seconds: float
-    in_time: bool
-
-    @property
-    def how(self) -> str:
-        took = f"{self.seconds:.0f} s"
-        return f"exit status {self.status} after {took}" if self.in_time else f"stopped after {took}, its time was up"
 
 
 def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
@@ -70,43 +38,6 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
         Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={calling}", chance), 5 if quick else 30),
         Part("parser", ("soak.parser", f"--seconds={parsing}"), 3 if quick else 8),
     )  # fmt: skip
-
-
-def run(part: Part) -> Ended:
-    """Run one part to its end, or to the end of its time; its lines are passed on as they come."""
-    say(f"--- {part.name}: at most {part.minutes:.0f} min")
-    began = time.monotonic()
-    child = subprocess.Popen(
-        [sys.executable, "-m", *part.command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    lines: list[str] = []
-    with _stopped_after(child, part.minutes * 60) as ran_out:
-        for line in child.stdout or ():
-            lines.append(line.rstrip())
-            if not handed_over(line):
-                say(f"  {line.rstrip()}")
-        status = child.wait()
-    return Ended(lines, status, time.monotonic() - began, not ran_out.is_set())
-
-
-@contextmanager
-def _stopped_after(child: "subprocess.Popen[str]", seconds: float) -> Iterator[threading.Event]:
-    """Stop a part with all its processes when its time is up, or when the soak itself is stopped."""
-    ran_out = threading.Event()
-
-    def stop() -> None:
-        ran_out.set()
-        os.killpg(child.pid, signal.SIGTERM)
-
-    timer = threading.Timer(seconds, stop)
-    timer.start()
-    try:
-        yield ran_out
-    finally:
-        timer.cancel()
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
 
 
 def figures(part: Part, ended: Ended) -> list[Figure]:
@@ -146,8 +77,8 @@ def report(measured: list[Figure], table: list[str], seconds: float, *, quick: b
         [
             "# What a soak saw",
             "",
-            f"Written by {kind} on {at:%d %B %Y at %H:%M} (Nairobi), commit {_commit()}, seed {seed}, in "
-            f"{seconds / 60:.0f} minutes on {_machine()}. Every figure is what this run saw, no more.",
+            f"Written by {kind} on {at:%d %B %Y at %H:%M} (Nairobi), commit {commit()}, seed {seed}, in "
+            f"{seconds / 60:.0f} minutes on {machine()}. Every figure is what this run saw, no more.",
             "",
             "| Figure | Passes at | Seen | Passed |",
             "|---|---|---|---|",
@@ -167,28 +98,6 @@ def _cell(words: str) -> str:
     return " ".join(words.replace("|", "/").split())[:600]
 
 
-def _commit() -> str:
-    head, changed = _git("rev-parse", "--short=10", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    return f"{head or 'unknown'}{' with changes' if changed else ''}"
-
-
-def _git(*words: str) -> str:
-    """What git says, or nothing where there is no git or no commit."""
-    try:
-        ended = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return ended.stdout.strip() if ended.returncode == 0 else ""
-
-
-def _machine() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.machine()}, "
-        f"Python {platform.python_version()}; the load before it was {os.getloadavg()[2]:.1f}"
-    )
-
-
 def main(arguments: list[str]) -> int:
     """Run the parts and write the report; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,7 +106,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", choices=names, help="this part alone, without a report")
     parser.add_argument("--seed", type=int, help="by default from the commit")
     asked = parser.parse_args(arguments)
-    seed = asked.seed if asked.seed is not None else int(_git("rev-parse", "HEAD")[:SEED_DIGITS] or "1", 16)
+    seed = asked.seed if asked.seed is not None else int(git("rev-parse", "HEAD")[:SEED_DIGITS] or "1", 16)
     began, measured, table = time.monotonic(), [], []
     for part in parts(quick=asked.quick, seed=seed):
         if asked.only in (None, part.name):

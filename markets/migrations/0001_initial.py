@@ -99,7 +99,10 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "indexes": [models.Index(fields=["market", "id"], name="bet_by_market")],
+                "indexes": [
+                    models.Index(fields=["market", "id"], name="bet_by_market"),
+                    models.Index(fields=["market", "user"], name="bet_by_market_and_member"),
+                ],
                 "constraints": [
                     models.CheckConstraint(condition=models.Q(("amount__gt", 0)), name="stake_is_positive"),
                     models.CheckConstraint(condition=models.Q(("payout__gte", 0)), name="dividend_is_not_negative"),

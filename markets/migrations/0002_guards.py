@@ -70,13 +70,15 @@ CREATE TRIGGER bet_needs_an_open_market AFTER INSERT ON markets_bet REFERENCING 
 CREATE TRIGGER bet_begins_pending BEFORE INSERT ON markets_bet
     FOR EACH ROW WHEN (NEW.result <> 'PENDING' OR NEW.payout <> 0)
     EXECUTE FUNCTION kasoko_refuse('A bet begins PENDING, without a dividend.');
-CREATE TRIGGER bet_is_fixed BEFORE UPDATE OF user_id, market_id, outcome, amount, placed_at, public_id, client_ref
+-- After the update, here and in payments: a trigger before it has PostgreSQL lock each row first, which costs as much WAL
+-- as the update itself.
+CREATE TRIGGER bet_is_fixed AFTER UPDATE OF user_id, market_id, outcome, amount, placed_at, public_id, client_ref
     ON markets_bet FOR EACH ROW
     WHEN ((OLD.user_id, OLD.market_id, OLD.outcome, OLD.amount, OLD.placed_at, OLD.public_id, OLD.client_ref)
         IS DISTINCT FROM
         (NEW.user_id, NEW.market_id, NEW.outcome, NEW.amount, NEW.placed_at, NEW.public_id, NEW.client_ref))
     EXECUTE FUNCTION kasoko_refuse('A placed bet is not changed.');
-CREATE TRIGGER bet_verdict_stands BEFORE UPDATE OF result, payout ON markets_bet
+CREATE TRIGGER bet_verdict_stands AFTER UPDATE OF result, payout ON markets_bet
     FOR EACH ROW WHEN (OLD.result <> 'PENDING' AND NEW.result <> 'PENDING'
         AND (OLD.result, OLD.payout) IS DISTINCT FROM (NEW.result, NEW.payout))
     EXECUTE FUNCTION kasoko_refuse('The verdict on a bet is not changed; only an undo takes it back to PENDING.');

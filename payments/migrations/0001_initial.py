@@ -184,6 +184,14 @@ class Migration(migrations.Migration):
                 ("last_bet_id", models.BigIntegerField(default=0)),
                 ("last_user_id", models.BigIntegerField(default=0)),
                 ("bets_divided", models.BooleanField(default=False)),
+                (
+                    "bets_done",
+                    models.PositiveBigIntegerField(default=0, help_text="Bets that have their verdict."),
+                ),
+                (
+                    "members_done",
+                    models.PositiveBigIntegerField(default=0, help_text="Members whose dividend is booked."),
+                ),
                 ("settled_at", models.DateTimeField(null=True)),
                 ("release_at", models.DateTimeField(null=True)),
                 (
@@ -374,6 +382,7 @@ class Migration(migrations.Migration):
                 (
                     "credit",
                     models.ForeignKey(
+                        db_constraint=False,
                         db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="credits",
@@ -383,6 +392,7 @@ class Migration(migrations.Migration):
                 (
                     "debit",
                     models.ForeignKey(
+                        db_constraint=False,
                         db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="debits",
@@ -392,6 +402,7 @@ class Migration(migrations.Migration):
                 (
                     "transaction",
                     models.ForeignKey(
+                        db_constraint=False,
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="transfers",
@@ -399,6 +410,18 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+        ),
+        migrations.AddField(
+            model_name="attempt",
+            name="settlement",
+            field=models.ForeignKey(
+                db_constraint=False,
+                db_index=False,
+                help_text="Its transaction's: how far a release is, without reading a million transactions.",
+                null=True,
+                on_delete=django.db.models.deletion.PROTECT,
+                to="payments.settlement",
+            ),
         ),
         migrations.AddConstraint(
             model_name="ledgeraccount",
@@ -481,7 +504,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="transaction",
             index=models.Index(
-                condition=models.Q(("status", "PENDING")), fields=["due_at", "id"], name="transaction_due"
+                condition=models.Q(("status", "PENDING")),
+                fields=["settlement", "due_at", "id"],
+                name="transaction_due",
             ),
         ),
         migrations.AddIndex(
@@ -542,6 +567,12 @@ class Migration(migrations.Migration):
             model_name="attempt",
             index=models.Index(
                 condition=models.Q(("receipt", ""), _negated=True), fields=["receipt"], name="attempt_by_receipt"
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="attempt",
+            index=models.Index(
+                condition=models.Q(("settlement__isnull", False)), fields=["settlement"], name="attempt_by_settlement"
             ),
         ),
         migrations.AddConstraint(

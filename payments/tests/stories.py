@@ -5,7 +5,7 @@ Messages are written as Daraja writes them; callbacks come in by their address's
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,6 +14,7 @@ from django.db.models import Q
 
 from payments import callbacks, daraja, ledger, payouts
 from payments.addresses import Addresses, token_hash
+from payments.daraja_bulk import Ended, Payment
 from payments.models import Attempt, Callback, Transaction
 from payments.policy import Policy
 from payments.tests import builders
@@ -60,13 +61,39 @@ class FakeGateway:
         return said
 
 
+class FakeCalls:
+    """Carries requests to a FakeGateway at once, as the bulk gateway carries them to M-Pesa."""
+
+    def __init__(self, gateway: Any) -> None:
+        self.gateway = gateway
+        self.ended: list[Ended] = []
+
+    def start(self, payments: Iterable[Payment]) -> None:
+        for payment in payments:
+            try:
+                said = self.gateway.pay(**payment.request)
+            except Exception as error:  # noqa: BLE001 - as the bulk gateway does, for the pump to raise
+                said = error
+            self.ended.append(Ended(payment.key, said))
+
+    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
+        ended, self.ended = self.ended, []
+        return ended
+
+
 # --- sending ---------------------------------------------------------------------------------------------------------
 
 
 def claims(
-    at: datetime = AT, policy: Policy = POLICY, limit: int = 100, transaction_id: int | None = None
+    at: datetime = AT,
+    policy: Policy = POLICY,
+    limit: int = 100,
+    transaction_id: int | None = None,
+    last_turn: int = 0,
 ) -> list[payouts.Claim]:
-    return payouts.claim(at=at, policy=policy, addresses=ADDRESSES, limit=limit, transaction_id=transaction_id)
+    return payouts.claim(
+        at=at, policy=policy, addresses=ADDRESSES, limit=limit, transaction_id=transaction_id, after=last_turn
+    )
 
 
 def resends(at: datetime, policy: Policy = POLICY) -> list[payouts.Claim]:

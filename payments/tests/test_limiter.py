@@ -34,7 +34,7 @@ def test_the_first_slot_is_now_and_the_next_ones_an_interval_apart(connection: r
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
 
     # when
-    waits = [limiter.reserve(longest_wait_seconds=1_000) for _ in range(6)]
+    waits = [limiter.reserve(longest_wait_seconds=1_000)[0] for _ in range(6)]
 
     # then
     assert waits[0] == 0.0
@@ -47,7 +47,7 @@ def test_an_interval_is_two_per_cent_longer_than_the_pace_allows(connection: red
     limiter.reserve(longest_wait_seconds=0)
 
     # when
-    wait = limiter.reserve(longest_wait_seconds=10_000)
+    (wait,) = limiter.reserve(longest_wait_seconds=10_000)
 
     # then
     assert 1_020.0 - SLACK < wait <= 1_020.0
@@ -62,8 +62,31 @@ def test_a_slot_beyond_the_longest_wait_is_not_taken(connection: redis.Redis) ->
     refused = [limiter.reserve(longest_wait_seconds=1.0) for _ in range(20)]
 
     # then
-    assert refused == [None] * 20
-    assert INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000) <= INTERVAL
+    assert refused == [[]] * 20
+    assert INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000)[0] <= INTERVAL
+
+
+def test_many_slots_are_taken_in_one_call_and_are_an_interval_apart(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+
+    # when
+    waits = limiter.reserve(4, longest_wait_seconds=1_000)
+
+    # then
+    assert waits == [0.0, 10.2, 20.4, 30.6]
+    assert 4 * INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000)[0] <= 4 * INTERVAL
+
+
+def test_of_many_slots_only_those_within_the_longest_wait_are_taken(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+
+    # when
+    first, second = limiter.reserve(100, longest_wait_seconds=25), limiter.reserve(100, longest_wait_seconds=25 - SLACK)
+
+    # then
+    assert (first, second) == ([0.0, 10.2, 20.4], [])
 
 
 def test_workers_share_one_pace(connection: redis.Redis) -> None:
@@ -72,7 +95,7 @@ def test_workers_share_one_pace(connection: redis.Redis) -> None:
 
     # when
     with ThreadPoolExecutor(8) as threads:
-        waits = sorted(threads.map(lambda limiter: limiter.reserve(longest_wait_seconds=1_000), limiters))
+        waits = sorted(threads.map(lambda limiter: limiter.reserve(longest_wait_seconds=1_000)[0], limiters))
 
     # then
     assert waits[0] == 0.0
@@ -84,10 +107,10 @@ def test_another_name_has_a_pace_of_its_own(connection: redis.Redis) -> None:
     Limiter(connection=connection, name="test", per_second=PER_SECOND).reserve(longest_wait_seconds=0)
 
     # when
-    wait = Limiter(connection=connection, name="other", per_second=PER_SECOND).reserve(longest_wait_seconds=0)
+    waits = Limiter(connection=connection, name="other", per_second=PER_SECOND).reserve(longest_wait_seconds=0)
 
     # then
-    assert wait == 0.0
+    assert waits == [0.0]
 
 
 def test_a_lost_key_loses_one_pause_only(connection: redis.Redis) -> None:
@@ -98,7 +121,7 @@ def test_a_lost_key_loses_one_pause_only(connection: redis.Redis) -> None:
     connection.delete("kasoko:pace:test")
 
     # when
-    waits = [limiter.reserve(longest_wait_seconds=1_000) for _ in range(2)]
+    waits = [limiter.reserve(longest_wait_seconds=1_000)[0] for _ in range(2)]
 
     # then
     assert waits[0] == 0.0

@@ -54,6 +54,7 @@ def test_a_claim_commits_its_attempt_and_moves_the_money_in_flight(payout: Trans
     assert claim == payouts.Claim(
         attempt_id=attempt.pk,
         transaction_id=payout.pk,
+        settlement_id=payout.settlement_id,
         originator_conversation_id=f"{payout.external_ref}-1",
         amount_shillings=285,
         phone_number=payout.phone_number,
@@ -76,9 +77,12 @@ def test_a_claimed_payout_is_not_claimed_again(payout: Transaction) -> None:
         assert claims(after(100_000), transaction_id=payout.pk) == []
 
 
-def test_the_oldest_are_claimed_first_up_to_the_limit() -> None:
+def test_the_oldest_of_a_settlement_are_claimed_first_up_to_the_limit() -> None:
     # given
-    third, first, second = (builders.payout(285, at=after(seconds)) for seconds in (3, 1, 2))
+    market = builders.settled_market([(builders.member(), "Yes", 285) for _ in range(3)], fee_pct=0)
+    third, first, second = Transaction.objects.filter(settlement__market=market).order_by("pk")
+    for payout, seconds in ((third, 3), (first, 1), (second, 2)):
+        Transaction.objects.filter(pk=payout.pk).update(due_at=after(seconds))
 
     # when
     found = [pks(claims(after(10), limit=2)), pks(claims(after(10), limit=2))]

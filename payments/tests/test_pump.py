@@ -1,8 +1,8 @@
 """The pump, against the simulator over HTTP and a real Redis: all sent once, few at a time, everything written down."""
 
-import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -15,6 +15,7 @@ from django.db.models import QuerySet
 
 from payments import daraja
 from payments.addresses import Addresses
+from payments.daraja_bulk import BulkGateway, Ended, Payment
 from payments.limiter import Limiter
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.pump import Pump
@@ -44,21 +45,21 @@ class Clock:
         return self.now
 
 
-class CountingGateway(daraja.Gateway):
-    """The real gateway, counting how many requests are under way at once."""
+class CountingCalls(BulkGateway):
+    """The real bulk gateway, counting how many requests are under way at once."""
 
-    lock = threading.Lock()
     under_way = most = 0
 
-    def pay(self, **request: Any) -> daraja.Accepted:
-        with self.lock:
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-        try:
-            return super().pay(**request)
-        finally:
-            with self.lock:
-                self.under_way -= 1
+    def start(self, payments: Iterable[Payment]) -> None:
+        due = list(payments)
+        self.under_way += len(due)
+        self.most = max(self.most, self.under_way)
+        super().start(due)
+
+    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
+        ended = super().collect(patience_seconds=patience_seconds, enough=enough)
+        self.under_way -= len(ended)
+        return ended
 
 
 class LimiterThatLosesRedis(Limiter):
@@ -66,11 +67,12 @@ class LimiterThatLosesRedis(Limiter):
 
     left = 5
 
-    def reserve(self, *, longest_wait_seconds: float) -> float | None:
-        object.__setattr__(self, "left", self.left - 1)
-        if self.left < 0:
+    def reserve(self, count: int = 1, *, longest_wait_seconds: float) -> list[float]:
+        if self.left < 1:
             raise redis.ConnectionError("Connection refused.")
-        return super().reserve(longest_wait_seconds=longest_wait_seconds)
+        slots = super().reserve(min(count, self.left), longest_wait_seconds=longest_wait_seconds)
+        object.__setattr__(self, "left", self.left - len(slots))
+        return slots
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[CountingGateway]:
+def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[daraja.Gateway]:
     credentials = daraja.Credentials(
         base_url=sandbox.base_url,
         consumer_key="key",
@@ -96,18 +98,26 @@ def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[CountingGatew
         shortcode="600000",
     )
     tokens = daraja.SharedTokens(connection, name=credentials.token_name)
-    gateway = CountingGateway(credentials, tokens=tokens, timeout_seconds=20.0, pool_size=32)
+    gateway = daraja.Gateway(credentials, tokens=tokens, timeout_seconds=20.0, pool_size=32)
     yield gateway
     gateway.close()
 
 
 @pytest.fixture
-def pump(gateway: CountingGateway, connection: redis.Redis) -> Pump:
+def calls(gateway: daraja.Gateway) -> Iterator[CountingCalls]:
+    calls = CountingCalls(gateway, in_flight=8)
+    yield calls
+    calls.close()
+
+
+@pytest.fixture
+def pump(gateway: daraja.Gateway, calls: CountingCalls, connection: redis.Redis) -> Pump:
     def limiter(name: str) -> Limiter:
         return Limiter(connection=connection, name=name, per_second=Decimal(2_000))
 
     return Pump(
         gateway=gateway,
+        calls=calls,
         limiter=limiter("b2c"),
         query_limiter=limiter("status"),
         addresses=ADDRESSES,
@@ -115,6 +125,12 @@ def pump(gateway: CountingGateway, connection: redis.Redis) -> Pump:
         clock=Clock(),
         in_flight=8,
     )
+
+
+def send_due(pump: Pump, for_seconds: float = FOR_SECONDS) -> int:
+    """Run the pump until nothing is due, or for so long."""
+    until = time.monotonic() + for_seconds
+    return pump.run(keep_going=lambda: time.monotonic() < until)
 
 
 def winners(count: int) -> QuerySet[Transaction]:
@@ -134,33 +150,33 @@ def requests_of(sandbox: Sandbox) -> dict[str, int]:
 
 
 def test_everything_due_is_sent_once_with_few_requests_under_way(
-    pump: Pump, gateway: CountingGateway, sandbox: Sandbox
+    pump: Pump, calls: CountingCalls, sandbox: Sandbox
 ) -> None:
     # given
     payouts = winners(60)
 
     # when
-    sent = pump.send_due(for_seconds=FOR_SECONDS)
+    sent = send_due(pump)
 
     # then
     references = set(payouts.values_list("external_ref", flat=True))
     assert sent == 60
-    assert 1 < gateway.most <= 8
+    assert 1 < calls.most <= 8
     assert states() == {("PROCESSING", "ACCEPTED"): 60}
     assert requests_of(sandbox) == {f"{reference}-1": 1 for reference in references}
     assert Attempt.objects.filter(conversation_id="").count() == 0
-    assert pump.send_due(for_seconds=FOR_SECONDS) == 0
+    assert send_due(pump) == 0
 
 
-def test_one_request_at_a_time_is_a_bound_too(pump: Pump, gateway: CountingGateway) -> None:
+def test_one_request_at_a_time_is_a_bound_too(pump: Pump, calls: CountingCalls) -> None:
     # given
     winners(6)
 
     # when
-    sent = replace(pump, in_flight=1).send_due(for_seconds=FOR_SECONDS)
+    sent = send_due(replace(pump, in_flight=1))
 
     # then
-    assert (sent, gateway.most) == (6, 1)
+    assert (sent, calls.most) == (6, 1)
 
 
 def test_a_pace_of_less_than_four_a_second_is_kept_up_until_all_is_sent(pump: Pump, connection: redis.Redis) -> None:
@@ -169,7 +185,7 @@ def test_a_pace_of_less_than_four_a_second_is_kept_up_until_all_is_sent(pump: Pu
     slow = replace(pump, limiter=Limiter(connection=connection, name="slow", per_second=Decimal(2)))
 
     # when
-    sent = slow.send_due(for_seconds=FOR_SECONDS)
+    sent = send_due(slow)
 
     # then
     assert sent == 4
@@ -181,7 +197,7 @@ def test_nothing_is_sent_after_its_time_is_up(pump: Pump, sandbox: Sandbox) -> N
 
     # then
     with nothing_moved():
-        assert pump.send_due(for_seconds=0.0) == 0
+        assert send_due(pump, 0.0) == 0
     assert requests_of(sandbox) == {}
 
 
@@ -192,13 +208,13 @@ def test_what_redis_stops_is_written_down_first(pump: Pump, sandbox: Sandbox, co
 
     # when
     with pytest.raises(redis.RedisError):
-        replace(pump, limiter=losing).send_due(for_seconds=FOR_SECONDS)
+        send_due(replace(pump, limiter=losing))
 
     # then
     assert states() == {("PROCESSING", "ACCEPTED"): 5}
     assert payouts.filter(status="PENDING").count() == 7
     assert len(requests_of(sandbox)) == 5
-    assert pump.send_due(for_seconds=FOR_SECONDS) == 7
+    assert send_due(pump) == 7
     assert list(requests_of(sandbox).values()) == [1] * 12
 
 
@@ -210,7 +226,7 @@ def test_without_redis_nothing_is_claimed(pump: Pump) -> None:
 
         # then
         with nothing_moved(), pytest.raises(redis.RedisError):
-            losing.send_due(for_seconds=FOR_SECONDS)
+            send_due(losing)
         with nothing_moved(), pytest.raises(redis.RedisError):
             losing.send_one(payout.pk)
 
@@ -229,7 +245,7 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(pump:
     # when
     for _ in range(3):
         try:
-            replace(pump, gateway=Gateway()).send_due(for_seconds=FOR_SECONDS)
+            send_due(replace(pump, calls=stories.FakeCalls(Gateway())))
         except ValueError:
             continue  # However loud it is about it, the others are not to suffer.
 
@@ -258,7 +274,7 @@ def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
     gateway = stories.FakeGateway(*[said] * 10)
 
     # when
-    sent = replace(pump, gateway=gateway, policy=PROBING).send_due(for_seconds=FOR_SECONDS)
+    sent = send_due(replace(pump, calls=stories.FakeCalls(gateway), policy=PROBING))
 
     # then
     assert (sent, len(gateway.payments)) == (10, 10)
@@ -275,7 +291,7 @@ def test_throttled_requests_go_again_under_their_ids_until_they_are_taken(pump: 
     # when
     rounds = []
     for pause in (60, 120, 0):
-        rounds.append((replace(pump, clock=clock, policy=PROBING).send_due(for_seconds=FOR_SECONDS), dict(states())))
+        rounds.append((send_due(replace(pump, clock=clock, policy=PROBING)), dict(states())))
         clock.now += timedelta(seconds=pause)
 
     # then
@@ -293,7 +309,7 @@ def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
     later.now = after(30)
 
     # when
-    sent = replace(pump, clock=later).send_due(for_seconds=FOR_SECONDS)
+    sent = send_due(replace(pump, clock=later))
 
     # then
     assert sent == 1

@@ -271,7 +271,7 @@ def test_a_payout_is_sent_by_its_message_once(provider: Sandbox) -> None:
     assert provider.book.requests_of(attempt.originator_conversation_id) == 1
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_the_sweep_sends_what_lost_messages_were_about(provider: Sandbox, settings: Any) -> None:
     # given
     settings.PAYOUT_TPS = 1_000
@@ -280,8 +280,10 @@ def test_the_sweep_sends_what_lost_messages_were_about(provider: Sandbox, settin
 
     # when
     settlement_tasks.send_due_payouts()
+    came_to_rest = settlement_tasks.sender().wait_until_idle(60)
 
     # then
+    assert came_to_rest
     assert Transaction.objects.filter(status="PROCESSING", attempts__state="ACCEPTED").count() == 5
     assert not payouts.any_due(at=timezone.now(), policy=stories.POLICY)
 

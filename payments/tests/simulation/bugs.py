@@ -236,7 +236,7 @@ def _(here: World) -> Iterator[None]:
     def pay(payout: Transaction, attempt: Attempt, **more: Any) -> str:
         return "failed already" if attempt.state == State.FAILED else original(payout, attempt, **more)
 
-    with instead_of(evidence, "_pay", pay):
+    with instead_of(evidence, "pay", pay):
         yield
 
 
@@ -287,6 +287,37 @@ def _(here: World) -> Iterator[None]:
         return original(attempt_id, result, trusted=True, at=at, policy=policy)
 
     with instead_of(evidence, "hear_result", hear_result):
+        yield
+
+
+@bug("paid together without a look", "D4: only what plainly matches is booked together", FORGED)
+def _(here: World) -> Iterator[None]:
+    def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **_: Any) -> bool:
+        return result.says_paid and attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT)
+
+    with instead_of(evidence, "is_plainly_paid", is_plainly_paid):
+        yield
+
+
+@bug("paid together while another request is open", "D3: what is not under way is weighed by itself", RESENT)
+def _(here: World) -> Iterator[None]:
+    original = evidence.is_plainly_paid
+
+    def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **more: Any) -> bool:
+        if attempt.state in (State.FAILED, State.PAID):
+            attempt.state, payout.status = State.SENDING, Transaction.Status.PROCESSING
+        return original(payout, attempt, result, **more)
+
+    without(NO_PAYOUT_GUARD, NO_ATTEMPT_GUARD)
+    with instead_of(evidence, "is_plainly_paid", is_plainly_paid):
+        yield
+
+
+@bug("acknowledged together whatever came first", "D3: an answer that comes after the result changes nothing")
+def _(here: World) -> Iterator[None]:
+    without(NO_ATTEMPT_GUARD)
+    unguarded = payouts._ACCEPT.replace("AND a.state = 'SENDING' ", "")
+    with instead_of(payouts, "_ACCEPT", unguarded):
         yield
 
 
@@ -411,7 +442,7 @@ def _(here: World) -> Iterator[None]:
             raise interventions.PayoutNotRetryable(rule)
         return payout
 
-    with instead_of(payouts, "_owing", owing):
+    with instead_of(interventions, "_owing", owing):
         yield
 
 

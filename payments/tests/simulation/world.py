@@ -452,36 +452,69 @@ class World:
         yield 0.01
 
     def _send_one(self, transaction_id: int) -> Task:
-        yield from self._send(self._claim(limit=1, transaction_id=transaction_id))
-
-    def _send_due(self) -> Task:
-        while claims := self._claim(limit=self.random.choice([1, 3])) or payouts.claim_resends(
-            at=self.now, policy=self.policy, addresses=self.addresses, limit=1
-        ):
-            yield from self._send(claims)
-
-    def _claim(self, *, limit: int, transaction_id: int | None = None) -> list[payouts.Claim]:
-        return payouts.claim(
-            at=self.now, policy=self.policy, addresses=self.addresses, limit=limit, transaction_id=transaction_id
-        )
-
-    def _send(self, claims: list[payouts.Claim]) -> Task:
-        yield 0.02
-        for claim in claims:
-            said = payouts.call(claim, gateway=self.provider, addresses=self.addresses)
-            self.note(f"    POST {claim.originator_conversation_id}: {said if _is_error(said) else 'accepted'}")
+        for claim in self._claim(limit=1, transaction_id=transaction_id):
+            yield 0.02
+            said = self._post_payment(claim)
             yield self.random.choice([0.02, 0.4, 3.0])
             payouts.record(claim, said, at=self.now, policy=self.policy)
+        yield 0.02
+
+    def _send_due(self) -> Task:
+        """The pump: claims as there is room, has many requests under way, and writes down together what has ended."""
+        in_flight, last_turn = self.random.choice([1, 3, 8]), 0
+        waiting: list[payouts.Claim] = []
+        answers: list[tuple[payouts.Claim, payouts.Said]] = []
+        while True:
+            room = self.random.randint(0, in_flight - len(waiting) - len(answers))
+            claims = self._claim(limit=room, after=last_turn) if room else []
+            if len(claims) < room:
+                claims += payouts.claim_resends(
+                    at=self.now, policy=self.policy, addresses=self.addresses, limit=room - len(claims)
+                )
+            if claims:
+                last_turn = claims[-1].settlement_id or 0
+            waiting += claims
+            if not waiting and not answers:
+                if room:
+                    return
+                continue
             yield 0.02
+            self.random.shuffle(waiting)
+            for _ in range(self.random.randint(0, len(waiting))):
+                claim = waiting.pop()
+                answers.append((claim, self._post_payment(claim)))
+            yield self.random.choice([0.02, 0.4, 3.0])
+            heard = self.random.randint(0, len(answers))
+            if heard:
+                payouts.record_all(answers[:heard], at=self.now, policy=self.policy)
+                answers = answers[heard:]
+
+    def _claim(self, *, limit: int, transaction_id: int | None = None, after: int = 0) -> list[payouts.Claim]:
+        return payouts.claim(
+            at=self.now,
+            policy=self.policy,
+            addresses=self.addresses,
+            limit=limit,
+            transaction_id=transaction_id,
+            after=after,
+        )
+
+    def _post_payment(self, claim: payouts.Claim) -> payouts.Said:
+        said = payouts.call(claim, gateway=self.provider, addresses=self.addresses)
+        self.note(f"    POST {claim.originator_conversation_id}: {said if _is_error(said) else 'accepted'}")
+        return said
 
     def _apply_stored(self) -> Task:
-        for callback_id in callbacks.to_apply(after=0, limit=50):
-            yield from self._apply(callback_id)
+        yield from self._apply(callbacks.to_apply(after=0, limit=50))
 
-    def _apply(self, callback_id: int) -> Task:
-        verdict = callbacks.apply(callback_id=callback_id, at=self.now, policy=self.policy)
-        self.note(f"    {verdict}")
+    def _apply(self, callback_ids: list[int]) -> Task:
+        left = callbacks.apply_paid(callback_ids=callback_ids, at=self.now, policy=self.policy)
+        if len(left) < len(callback_ids):
+            self.note("    paid together")
         yield 0.01
+        for callback_id in left:
+            self.note(f"    {callbacks.apply(callback_id=callback_id, at=self.now, policy=self.policy)}")
+            yield 0.01
 
     def _ask(self) -> Task:
         questions = payouts.ask(at=self.now, policy=self.policy, addresses=self.addresses, limit=50)
@@ -513,7 +546,7 @@ class World:
             )
         # Ids of callbacks only grow, so the one just stored is the last one that waits; a repeat stored none.
         if waiting := callbacks.to_apply(after=0, limit=200):
-            self._send_message("apply", partial(self._apply, waiting[-1]))
+            self._send_message("apply", partial(self._apply, waiting[-1:]))
 
     def _operate(self) -> None:
         """An operator who retries and redirects whatever comes before their eyes."""

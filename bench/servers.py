@@ -1,0 +1,131 @@
+"""The PostgreSQL and Redis that are measured: durable as in production, with the memory that production gives them.
+
+They are the checkout's own programs on a state directory of their own under `.kasoko/bench`; each part gets an empty,
+migrated database there. The server's settings are those that docs/scale.md recommends.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import psycopg2
+
+from api import embedded
+from soak.parts import ROOT
+
+PLACE = ROOT / ".kasoko" / "bench"
+# A developer's settings play no part, as in the tests.
+OF_A_DEVELOPER = (
+    "MPESA_",
+    "PAYOUT_",
+    "CELERY_",
+    "DJANGO_SECRET",
+    "DEBUG",
+    "ALLOWED_HOSTS",
+    "DATABASE_URL",
+    "CACHE_URL",
+)
+SHOWN = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "wal_compression")
+
+
+def _settings() -> dict[str, str]:
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return {
+        "shared_buffers": f"{min(2048, memory_mb // 8)}MB",
+        "effective_cache_size": f"{min(6144, memory_mb // 4)}MB",
+        "max_wal_size": "8GB",
+        "checkpoint_timeout": "15min",
+        "random_page_cost": "1.1",
+        "work_mem": "16MB",
+        "maintenance_work_mem": "256MB",
+        "jit": "off",
+    }
+
+
+@contextmanager
+def started() -> Iterator[dict[str, str]]:
+    """The environment that makes a process use these servers; they stop at the end.
+
+    Raises: embedded.EmbeddedServerError.
+    """
+    for directory in (PLACE.parent, PLACE):
+        directory.mkdir(mode=0o711, exist_ok=True)
+    try:
+        urls = embedded.ensure(PLACE, postgres=True, redis=True)
+        if _set(_root_url(urls["DATABASE_URL"])):
+            embedded.stop(PLACE, "durable")
+            urls = embedded.ensure(PLACE, postgres=True, redis=True)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_DEVELOPER)}
+        yield inherited | {
+            "KASOKO_ENV_FILE": os.devnull,
+            "KASOKO_BENCH_ROOT_URL": _root_url(urls["DATABASE_URL"]),
+            **urls,
+        }
+    finally:
+        embedded.leave(PLACE, "durable")
+
+
+def _root_url(url: str) -> str:
+    password = json.loads((embedded.state_dir(PLACE, "durable") / "secrets.json").read_text())["root"]
+    parts = urlsplit(url)
+    return parts._replace(
+        netloc=f"kasoko_root:{quote(password)}@{parts.hostname}:{parts.port}", path="/postgres"
+    ).geturl()
+
+
+def _set(root_url: str) -> bool:
+    """Write the settings into the server's configuration; whether it has to be started again for them."""
+    for name, value in _settings().items():
+        run_sql(root_url, f"ALTER SYSTEM SET {name} = '{value}'")
+    run_sql(root_url, "SELECT pg_reload_conf()")
+    return bool(run_sql(root_url, "SELECT name FROM pg_file_settings WHERE error IS NOT NULL"))
+
+
+def fresh_database(environment: dict[str, str], part: str) -> dict[str, str]:
+    """The environment of one part: an empty, migrated database of its own, and empty queues."""
+    name = f"bench_{part}"
+    root_url = environment["KASOKO_BENCH_ROOT_URL"]
+    run_sql(root_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    run_sql(root_url, f"CREATE DATABASE {name} OWNER kasoko")
+    for role in ("pg_read_server_files", "pg_write_server_files", "pg_checkpoint", "pg_monitor"):
+        # For the floor's COPY on the server, and the marks between runs.
+        run_sql(root_url, f"GRANT {role} TO kasoko")
+    url = urlsplit(environment["DATABASE_URL"])._replace(path=f"/{name}").geturl()
+    own = environment | {"DATABASE_URL": url}
+    command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+    subprocess.run(command, cwd=ROOT, env=own, check=True)
+    return own
+
+
+def drop_database(environment: dict[str, str], part: str) -> None:
+    run_sql(environment["KASOKO_BENCH_ROOT_URL"], f"DROP DATABASE IF EXISTS bench_{part} WITH (FORCE)")
+
+
+def conditions(environment: dict[str, str]) -> str:
+    """What the figures were measured on, in one sentence."""
+    root_url = environment["KASOKO_BENCH_ROOT_URL"]
+    shown = [f"{name} {run_sql(root_url, f'SHOW {name}')[0][0]}" for name in SHOWN]
+    return f"PostgreSQL with {', '.join(shown)}; Redis with an append-only file"
+
+
+def run_sql(url: str, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement in a connection of its own, outside a transaction."""
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def server_directory(root_url: str) -> Path:
+    """Where the server itself may write files for its COPY."""
+    ((directory,),) = run_sql(root_url, "SHOW data_directory")
+    return Path(str(directory))

@@ -1,0 +1,101 @@
+"""Whose turn it is to be sent: a few payouts of each settlement, so that ten do not wait behind a million.
+
+The index `transaction_due` begins with the settlement. One probe of it finds the next settlement that has something
+due, whatever the size of the ones before, and each of them gives its oldest. Where more settlements wait than there are
+places, a turn begins after the settlement with which the last one ended.
+"""
+
+from datetime import datetime
+from itertools import chain, zip_longest
+from typing import Any
+
+from django.db import connection
+
+from payments import releases
+from payments.models import Transaction
+from payments.policy import Policy
+
+LONGEST_TURN = 100
+
+# What may leave by itself; `payouts.due` says the same of one payout. A retry asks first what became of the request
+# that failed; so does a claim that it was paid after all.
+_DUE = """
+    t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
+    AND NOT EXISTS (SELECT FROM payments_attempt a
+        WHERE a.transaction_id = t.id AND a.state = 'FAILED' AND a.next_query_at IS NOT NULL)
+"""
+_NEXT = """
+    SELECT t.settlement_id FROM payments_transaction t
+    WHERE t.status = 'PENDING' AND t.due_at <= %(at)s AND t.settlement_id > {after}
+    ORDER BY t.settlement_id LIMIT 1
+"""
+_RELEASED = f"""
+    WITH RECURSIVE run (id) AS (
+        ({_NEXT.format(after="%(after)s")})
+        UNION ALL
+        SELECT ({_NEXT.format(after="run.id")}) FROM run WHERE run.id < %(last)s
+    )
+    SELECT s.id FROM run JOIN payments_settlement s ON s.id = run.id
+    WHERE run.id <= %(last)s AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+      AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})
+    LIMIT %(limit)s
+"""  # noqa: S608 - our own words
+# A payout without a settlement is in no release; all such have one turn together.
+_ALONE = f"SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {_DUE} LIMIT 1"  # noqa: S608
+_TAKE = """
+    SELECT taken.* FROM unnest(%(settlements)s::bigint[]) AS turn (id) CROSS JOIN LATERAL (
+        SELECT * FROM payments_transaction t
+        WHERE t.settlement_id {whose} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
+        ORDER BY t.due_at, t.id LIMIT %(each)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
+"""
+_TAKE_OF_SETTLEMENT = _TAKE.format(whose="= turn.id", due=_DUE)
+_TAKE_ALONE = _TAKE.format(whose="IS NULL", due=_DUE)
+ALONE = 0
+
+
+def any_due(*, at: datetime, policy: Policy) -> bool:
+    """Whether a payout may leave now."""
+    return bool(_waiting(at=at, policy=policy, after=0, limit=1))
+
+
+def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Transaction]:
+    """Up to `limit` payouts that may leave now, the settlements by turns, each one's oldest first.
+
+    `after` is the id of the settlement that had the last turn. In the caller's transaction.
+    Locks: those Transactions; what another worker holds is passed over.
+    """
+    turns = _waiting(at=at, policy=policy, after=after, limit=min(limit, LONGEST_TURN))
+    taken: dict[int, list[Transaction]] = {turn: [] for turn in turns}
+    already: list[int] = []
+    while turns and len(already) < limit:
+        each = -(-(limit - len(already)) // len(turns))
+        found = _take(turns, already, each, at)
+        for payout in found:
+            taken[payout.settlement_id or ALONE].append(payout)
+            already.append(payout.pk)
+        # Those that gave all they were asked for may have more; the others have not.
+        gave = [payout.settlement_id or ALONE for payout in found]
+        turns = [turn for turn in turns if gave.count(turn) == each]
+    rounds = chain.from_iterable(zip_longest(*taken.values()))
+    return [payout for payout in rounds if payout is not None][:limit]
+
+
+def _waiting(*, at: datetime, policy: Policy, after: int, limit: int) -> list[int]:
+    """Ids of settlements whose payouts may leave now, beginning after `after` and going round."""
+    span: dict[str, Any] = {"at": at, "in_canary": releases.in_canary(at=at, policy=policy)}
+    with connection.cursor() as cursor:
+        cursor.execute(_ALONE, span)
+        found = [ALONE] if cursor.fetchone() is not None else []
+        for first, last in ((after, 2**62), (0, after)):
+            if len(found) < limit and first < last:
+                cursor.execute(_RELEASED, span | {"after": first, "last": last, "limit": limit - len(found)})
+                found += [settlement_id for (settlement_id,) in cursor.fetchall()]
+    return found
+
+
+def _take(turns: list[int], already: list[int], each: int, at: datetime) -> list[Transaction]:
+    span = {"at": at, "already": already, "each": each}
+    found = list(Transaction.objects.raw(_TAKE_OF_SETTLEMENT, span | {"settlements": [t for t in turns if t != ALONE]}))
+    if ALONE in turns:
+        found += Transaction.objects.raw(_TAKE_ALONE, span | {"settlements": [ALONE]})
+    return found

@@ -1,0 +1,102 @@
+"""A part of a long run: a process of its own with a bound on its time, and what became of it."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from soak.figures import HANDED_OVER, say
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of a long run: its command after `python -m`, and the minutes it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a part."""
+
+    lines: list[str]
+    status: int
+    seconds: float
+    in_time: bool
+
+    @property
+    def how(self) -> str:
+        took = f"{self.seconds:.0f} s"
+        return f"exit status {self.status} after {took}" if self.in_time else f"stopped after {took}, its time was up"
+
+
+def run(part: Part, environment: Mapping[str, str] | None = None) -> Ended:
+    """Run one part to its end, or to the end of its time; its lines are passed on as they come."""
+    say(f"--- {part.name}: at most {part.minutes:.0f} min")
+    began = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, "-m", *part.command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env=environment,
+    )  # fmt: skip
+    lines: list[str] = []
+    with _stopped_after(child, part.minutes * 60) as ran_out:
+        for line in child.stdout or ():
+            lines.append(line.rstrip())
+            if not line.startswith(HANDED_OVER):
+                say(f"  {line.rstrip()}")
+        status = child.wait()
+    return Ended(lines, status, time.monotonic() - began, not ran_out.is_set())
+
+
+@contextmanager
+def _stopped_after(child: "subprocess.Popen[str]", seconds: float) -> Iterator[threading.Event]:
+    """Stop a part with all its processes when its time is up, or when the long run itself is stopped."""
+    ran_out = threading.Event()
+
+    def stop() -> None:
+        ran_out.set()
+        os.killpg(child.pid, signal.SIGTERM)
+
+    timer = threading.Timer(seconds, stop)
+    timer.start()
+    try:
+        yield ran_out
+    finally:
+        timer.cancel()
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def commit() -> str:
+    """The commit that is measured, and whether the tree differs from it."""
+    head, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return f"{head or 'unknown'}{' with changes' if changed else ''}"
+
+
+def git(*words: str) -> str:
+    """What git says, or nothing where there is no git or no commit."""
+    try:
+        ended = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return ended.stdout.strip() if ended.returncode == 0 else ""
+
+
+def machine() -> str:
+    """The machine in some words, and how busy it was before."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}; the load before it was {os.getloadavg()[2]:.1f}"
+    )
