@@ -14,6 +14,9 @@ from payments.models import (
     Attempt,
     Breaker,
     Callback,
+    Certificate,
+    Dispute,
+    DisputeEvent,
     LedgerAccount,
     Settlement,
     StatusQuery,
@@ -160,3 +163,31 @@ class TransferAdmin(ReadOnlyAdmin):
     list_filter = ("code",)
     search_fields = ("key",)
     list_select_related = ("debit", "credit")
+
+
+@admin.register(Certificate)
+class CertificateAdmin(ReadOnlyAdmin):
+    list_display = ("settlement", "issued_at", "bet_count", "hash")
+    list_select_related = ("settlement",)
+
+
+class DisputeEventInline(admin.TabularInline):
+    model = DisputeEvent
+    fields = ("at", "kind", "by", "text")
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Dispute)
+class DisputeAdmin(ReadOnlyAdmin):
+    list_display = ("public_id", "user", "state", "opened_at", "due_at", "remedy", "remedy_state", "closed_by")
+    list_filter = ("state", "remedy", "remedy_state")
+    list_select_related = ("user", "closed_by")
+    raw_id_fields = ("bet", "transaction", "settlement")
+    inlines = (DisputeEventInline,)
