@@ -62,8 +62,6 @@ def verify(body, lines):
     same("the list of fields", sorted(body), ["bets", "bets_file", "settlement", "settlement_hash"])
     s, bets = body["settlement"], [json.loads(line) for line in lines] if body["bets"] is None else body["bets"]
     same("bets_file", body["bets_file"], "bets.jsonl" if body["bets"] is None else None)
-    same("settlement_hash", body["settlement_hash"], sha(b"kasoko-settlement-1\n", text(s)).hex())
-    same("merkle_root", s["merkle_root"], root([leaf(text(bet)) for bet in bets]))
     # Which stakes go back before anything is divided, and which count, by outcome.
     named, cents = {one["name"]: one for one in s["outcomes"]}, [int(bet["stake"].replace(".", "")) for bet in bets]
     back = [named[bet["outcome"]]["scratched"] or bet["placed_at"] > (s["effective_close_at"] or "~") for bet in bets]
@@ -97,12 +95,17 @@ def verify(body, lines):
     sums = {key: money(value) for key, value in (sums | {"net": sum(funds.values()), "refunds": refunds}).items()}
     sums["equation"] = "pool {pool} = dividends {net} + fee {fee} + refunds {refunds}".format(**sums)
     same("settlement", s, s | sums | {"bets": len(bets), "format": "kasoko-certificate-1"})
+    same("merkle_root", s["merkle_root"], root([leaf(text(bet)) for bet in bets]))
+    same("settlement_hash", body["settlement_hash"], sha(b"kasoko-settlement-1\n", text(s)).hex())
 
 
 if __name__ == "__main__":
-    content = json.load(open(sys.argv[1], encoding="utf-8"))
-    if "proof" in content:
-        same("merkle_root", content["proof"]["merkle_root"], root_by_path(content["proof"]))
-    else:
-        verify(content, open(sys.argv[2], encoding="utf-8") if content["bets"] is None else ())
+    try:
+        content = json.load(open(sys.argv[1], encoding="utf-8"))
+        if "proof" in content:
+            same("merkle_root", content["proof"]["merkle_root"], root_by_path(content["proof"]))
+        else:
+            verify(content, open(sys.argv[2], encoding="utf-8") if content["bets"] is None else ())
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        sys.exit(f"it cannot be read: {error!r}")
     print("It holds.")

@@ -107,7 +107,7 @@ def check(body: Any, lines: Iterable[str] | None = None) -> None:
     """
     try:
         _check(body, lines)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise Differs(f"it cannot be read: {type(error).__name__} {error}") from error
 
 
@@ -126,7 +126,6 @@ def _check(body: Any, lines: Iterable[str] | None) -> None:
     _same("the fields of the certificate", sorted(body), ["bets", "bets_file", "settlement", "settlement_hash"])
     stated = body["settlement"]
     _same("settlement.format", stated["format"], FORMAT)
-    _same("settlement_hash", body["settlement_hash"], settlement_hash(canonical(stated)))
     _same("bets_file", body["bets_file"], None if body["bets"] is not None else "bets.jsonl")
     if body["bets"] is not None:
         lines = (canonical(bet) for bet in body["bets"])
@@ -135,8 +134,10 @@ def _check(body: Any, lines: Iterable[str] | None) -> None:
     outcomes = {outcome["name"]: outcome for outcome in stated["outcomes"]}
     entries, tree = _read(lines, outcomes)
     _same("settlement.bets", stated["bets"], len(entries))
-    _same("settlement.merkle_root", stated["merkle_root"], tree)
     _check_division(stated, outcomes, entries)
+    # Last, so that a line is named where one is wrong.
+    _same("settlement.merkle_root", stated["merkle_root"], tree)
+    _same("settlement_hash", body["settlement_hash"], settlement_hash(canonical(stated)))
 
 
 def _read(lines: Iterable[str], outcomes: Mapping[str, Any]) -> tuple[list[Entry], str]:

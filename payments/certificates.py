@@ -272,7 +272,8 @@ def compare_with_books(body: Any, bets: Iterable[str] | None) -> None:
         raise certificate.Differs(f"settlement {stated['id']} is {issued.settlement.state} in the books")
     if issued.hash != body["settlement_hash"]:
         raise certificate.Differs(f"settlement_hash: the books have {issued.hash}")
-    given = (certificate.canonical(bet) for bet in body["bets"]) if bets is None else (bet.rstrip("\n") for bet in bets)
+    inline = body["bets"] is not None
+    given = map(certificate.canonical, body["bets"]) if inline else (bet.rstrip("\n") for bet in bets or ())
     for number, (ours, theirs) in enumerate(zip_longest(lines(issued.settlement.market_id), given), start=1):
         if ours != theirs:
             raise certificate.Differs(f"bet {number}: the books have {ours}")
