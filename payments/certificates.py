@@ -76,10 +76,11 @@ def _step(settlement_id: int, at: datetime) -> bool:
     with transaction.atomic(durable=True):
         run = (
             Settlement.objects.select_for_update(no_key=True, of=("self",))
-            .filter(pk=settlement_id, state=Settlement.State.SETTLED, certificate__isnull=True)
+            .filter(pk=settlement_id, state=Settlement.State.SETTLED)
             .first()
         )
-        if run is None:
+        # Asked once the lock is ours: a condition of the locking statement itself would be as old as its wait.
+        if run is None or Certificate.objects.filter(settlement=run).exists():
             return True
         last = CertificateBlock.objects.filter(settlement=run).order_by("number").last()
         begun, after = (0, 0) if last is None else (last.number + 1, last.last_bet_id)
