@@ -91,9 +91,9 @@ def verify(body, lines):
         sums = {key: money(value) for key, value in (sums | {"fund": funds.get(name, 0)}).items()}
         same(f"outcome {name}", one, one | sums | {"bets": len(of)})
     refunds = sum(cents[i] for i in range(len(bets)) if back[i])
-    sums = {"pool": sum(cents), "winning_pool": sum(stakes[name] for name in funds), "fee": fee}
+    sums = {"staked": sum(cents), "pool": pool, "winning_pool": sum(stakes[name] for name in funds), "fee": fee}
     sums = {key: money(value) for key, value in (sums | {"net": sum(funds.values()), "refunds": refunds}).items()}
-    sums["equation"] = "pool {pool} = dividends {net} + fee {fee} + refunds {refunds}".format(**sums)
+    sums["equation"] = "stakes {staked} = dividends {net} + fee {fee} + refunds {refunds}".format(**sums)
     same("settlement", s, s | sums | {"bets": len(bets), "format": "kasoko-certificate-1"})
     same("merkle_root", s["merkle_root"], root([leaf(text(bet)) for bet in bets]))
     same("settlement_hash", body["settlement_hash"], sha(b"kasoko-settlement-1\n", text(s)).hex())

@@ -92,8 +92,8 @@ def settlement_hash(statement: str) -> str:
     return hashlib.sha256(SETTLEMENT_DOMAIN + statement.encode()).hexdigest()
 
 
-def equation(*, pool: str, net: str, fee: str, refunds: str) -> str:
-    return f"pool {pool} = dividends {net} + fee {fee} + refunds {refunds}"
+def equation(*, staked: str, net: str, fee: str, refunds: str) -> str:
+    return f"stakes {staked} = dividends {net} + fee {fee} + refunds {refunds}"
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -193,7 +193,8 @@ def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entr
         return money(sum(one.stake for one in entries if which(one)))
 
     figures = {
-        "pool": total(lambda one: True),
+        "staked": total(lambda one: True),
+        "pool": money(divided.pool),
         "refunds": total(lambda one: one.result == "REFUNDED"),
         "winning_pool": money(divided.winning_pool),
         "fee": money(divided.fee),
@@ -201,7 +202,7 @@ def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entr
     }
     for name, figure in figures.items():
         _same(f"settlement.{name}", stated[name], figure)
-    balance = equation(**{name: figures[name] for name in ("pool", "net", "fee", "refunds")})
+    balance = equation(**{name: figures[name] for name in ("staked", "net", "fee", "refunds")})
     _same("settlement.equation", stated["equation"], balance)
     _same("settlement.rule_in_words", stated["rule_in_words"], RULES[stated["rule"]])
     on: dict[str, list[Entry]] = {name: [] for name in outcomes}

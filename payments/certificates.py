@@ -118,35 +118,28 @@ def _blocks(bets: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
 def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
     """What the certificate states, from the bets as they stand; sums that the rule does not give are refused."""
     market = Market.objects.get(pk=run.market_id)
-    rows = Bet.objects.filter(market=market).values("outcome", "result")
-    sums: dict[tuple[str, str], tuple[int, Decimal, Decimal]] = {
-        (row["outcome"], row["result"]): (row["bets"], row["staked"], row["paid"])
-        for row in rows.annotate(bets=Count("pk"), staked=Sum("amount"), paid=Sum("payout")).order_by()
-    }
-
-    def total(place: int, outcome: str | None = None, results: Iterable[str] = Bet.Result.values) -> Any:
-        found = (row[place] for (on, result), row in sums.items() if outcome in (None, on) and result in results)
-        return sum(found, Decimal("0.00") if place else 0)
-
+    bets = Bet.objects.filter(market=market).values("outcome", "result").order_by()
+    summed = bets.annotate(bets=Count("pk"), staked=Sum("amount"), paid=Sum("payout"))
+    rows: list[dict[str, Any]] = [dict(row) for row in summed]
     weights = {outcome: Decimal(weight) for outcome, weight in run.weights.items()}
-    fee = run.fee or Decimal("0.00")
-    figures = {
-        "pool": f"{total(1):.2f}",
-        "net": f"{total(2, results=('WON', 'LOST')):.2f}",
-        "fee": f"{fee:.2f}",
-        "refunds": f"{total(1, results=('REFUNDED',)):.2f}",
-    }
     divided = parimutuel.funds(
         rule=cast(parimutuel.Rule, run.rule),
-        stakes_by_outcome={name: int(total(1, name, ("WON", "LOST")) * 100) for name in market.outcome_names},
+        stakes_by_outcome={name: _cents(rows, "staked", name) for name in market.outcome_names},
         weights=weights,
         fee_pct=run.fee_pct,
         protect_stake=run.protect_stake,
     )
-    written = {name: int(total(2, name, ("WON",)) * 100) for name in market.outcome_names}
+    written = {name: _cents(rows, "paid", name, ("WON",)) for name in market.outcome_names}
     due = {name: divided.by_outcome.get(name, 0) for name in market.outcome_names}
-    if written != due or int(fee * 100) != divided.fee or total(0, results=("PENDING",)):
+    fee = int((run.fee or 0) * 100)
+    if (written, fee) != (due, divided.fee) or any(row["result"] == Bet.Result.PENDING for row in rows):
         raise settlement.BooksDisagree(f"{run}: dividends {written} and fee {fee}, the rule says {due}, {divided.fee}.")
+    figures = {
+        "staked": certificate.money(_cents(rows, "staked")),
+        "net": certificate.money(_cents(rows, "paid", results=("WON",))),
+        "fee": certificate.money(fee),
+        "refunds": certificate.money(_cents(rows, "staked", results=("REFUNDED",))),
+    }
     return {
         "format": certificate.FORMAT,
         "id": str(run.public_id),
@@ -160,8 +153,9 @@ def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
         "effective_close_at": None,
         "resolved_at": certificate.moment(run.resolved_at),
         "settled_at": certificate.moment(cast(datetime, run.settled_at)),
-        "bets": total(0),
-        "winning_pool": f"{total(1, results=('WON',)):.2f}",
+        "bets": sum(row["bets"] for row in rows),
+        "pool": certificate.money(divided.pool),
+        "winning_pool": certificate.money(divided.winning_pool),
         **figures,
         "equation": certificate.equation(**figures),
         "outcomes": [
@@ -169,16 +163,23 @@ def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
                 "name": name,
                 "weight": f"{weights[name]:f}" if name in weights else None,
                 "scratched": False,
-                "bets": total(0, name),
-                "stakes": f"{total(1, name):.2f}",
-                "refunded": f"{total(1, name, ('REFUNDED',)):.2f}",
-                "fund": f"{total(2, name, ('WON',)):.2f}",
+                "bets": sum(row["bets"] for row in rows if row["outcome"] == name),
+                "stakes": certificate.money(_cents(rows, "staked", name)),
+                "refunded": certificate.money(_cents(rows, "staked", name, ("REFUNDED",))),
+                "fund": certificate.money(written[name]),
             }
             for name in market.outcome_names
         ],
         "earlier_runs": runs_of(market.pk, before=run.number),
         "merkle_root": root,
     }
+
+
+def _cents(
+    rows: Iterable[dict[str, Any]], what: str, outcome: str | None = None, results: Iterable[str] = Bet.Result.values
+) -> int:
+    found = (row[what] for row in rows if outcome in (None, row["outcome"]) and row["result"] in results)
+    return int(sum(found, Decimal(0)) * 100)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def certified(
         return certificate.money(sum(certificate.cents(bet["stake"]) for bet in of))
 
     figures = {
-        "pool": staked(),
+        "staked": staked(),
         "net": certificate.money(0 if divided.refund else divided.net),
         "fee": certificate.money(divided.fee),
         "refunds": staked(result="REFUNDED"),
@@ -97,6 +97,7 @@ def certified(
         "settled_at": certificate.moment(BEGAN),
         "bets": len(bets),
         "winning_pool": certificate.money(divided.winning_pool),
+        "pool": certificate.money(divided.pool),
         **figures,
         "equation": certificate.equation(**figures),
         "outcomes": [

@@ -71,7 +71,19 @@ def test_a_certificate_holds_and_each_single_change_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_forger_who_makes_the_hashes_anew_is_found_too(name: str) -> None:
     # given: each figure and each bet's verdict changed, and sealed again
-    figures = ("pool", "winning_pool", "fee", "net", "refunds", "bets", "equation", "stakes", "refunded", "fund")
+    figures = (
+        "staked",
+        "pool",
+        "winning_pool",
+        "fee",
+        "net",
+        "refunds",
+        "bets",
+        "equation",
+        "stakes",
+        "refunded",
+        "fund",
+    )
     of_bets = ("stake", "dividend", "result", "number")
     body = EXAMPLES[name]()
     forged = 0

@@ -93,12 +93,13 @@ def test_the_guides_market_is_certified_to_everyone(db: None, client: Client) ->
         "resolved_at": "2026-02-16T07:30:00.000000Z",
         "settled_at": "2026-02-16T07:30:00.000000Z",
         "bets": 2,
+        "staked": "300.00",
         "pool": "300.00",
         "winning_pool": "100.00",
         "fee": "15.00",
         "net": "285.00",
         "refunds": "0.00",
-        "equation": "pool 300.00 = dividends 285.00 + fee 15.00 + refunds 0.00",
+        "equation": "stakes 300.00 = dividends 285.00 + fee 15.00 + refunds 0.00",
         "outcomes": [
             {
                 "name": "Yes", "weight": "100", "scratched": False, "bets": 1, "stakes": "100.00", "refunded": "0.00",
@@ -162,7 +163,7 @@ def test_every_rule_is_certified_and_verified_three_ways(
     # then
     certificate.check(answer.json())
     script().verify(answer.json(), ())
-    assert verify(save(answer.content), "--books").startswith("It holds: 5 bets, pool 7897.81 = ")
+    assert verify(save(answer.content), "--books").startswith("It holds: 5 bets, stakes 7897.81 = ")
 
 
 @pytest.mark.parametrize("kind", ["anonymous", "member", "operator"])
@@ -363,7 +364,7 @@ def test_a_market_without_bets_has_one_too(db: None, client: Client) -> None:
     certificate.check(body)
     assert (body["bets"], body["settlement"]["equation"]) == (
         [],
-        "pool 0.00 = dividends 0.00 + fee 0.00 + refunds 0.00",
+        "stakes 0.00 = dividends 0.00 + fee 0.00 + refunds 0.00",
     )
 
 
