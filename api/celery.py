@@ -21,11 +21,13 @@ SWEEPS = {
     "payments.settlement_tasks.send_due_payouts",
     "payments.settlement_tasks.apply_stored_callbacks",
     "payments.settlement_tasks.ask_about_doubts",
+    "payments.settlement_tasks.issue_certificates",
+    "payments.settlement_tasks.close_remedied_disputes",
 }
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """A sweep that came and went is no news: four of them run every few seconds and would bury the rest."""
+    """A sweep that came and went is no news: they run every few seconds and would bury the rest."""
     about = record.args if isinstance(record.args, dict) else {}
     scheduled = record.args if isinstance(record.args, tuple) else ()
     return record.levelno > logging.INFO or (about.get("name") not in SWEEPS and SWEEPS.isdisjoint(scheduled))

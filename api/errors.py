@@ -12,7 +12,16 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from markets import parimutuel
-from payments import callbacks, daraja_messages, interventions, resolutions, stakes
+from payments import (
+    callbacks,
+    certificates,
+    daraja_messages,
+    disputes,
+    interventions,
+    resolutions,
+    settlement,
+    stakes,
+)
 from users import auth, phone
 
 log = logging.getLogger(__name__)
@@ -32,6 +41,14 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     stakes.ClientRefReused: (409, "idempotency_key_reused"),
     interventions.TransactionNotFound: (404, "transaction_not_found"),
     interventions.PayoutNotRetryable: (409, "payout_not_retryable"),
+    certificates.NotSettled: (404, "not_settled"),
+    certificates.NotIssuedYet: (409, "certificate_not_ready"),
+    settlement.BooksDisagree: (409, "books_disagree"),
+    disputes.DisputeNotFound: (404, "dispute_not_found"),
+    disputes.NotDisputable: (409, "not_disputable"),
+    disputes.DisputeMoved: (409, "dispute_moved"),
+    disputes.OwnDispute: (403, "own_dispute"),
+    disputes.NoSuchRemedy: (409, "no_such_remedy"),
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
     daraja_messages.Unreadable: (400, "unreadable_body"),
@@ -64,7 +81,7 @@ def answer(error: Exception, context: dict[str, Any]) -> Response | None:
             if code_status == 503:
                 log.error("Database not available: %s", error)
                 return Response(envelope(code, "The service is not available at the moment."), status=code_status)
-            return Response(envelope(code, str(error)), status=code_status)
+            return Response(envelope(code, str(error), getattr(error, "details", None)), status=code_status)
     if isinstance(error, Http404):
         error = exceptions.NotFound()
     elif isinstance(error, PermissionDenied):

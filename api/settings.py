@@ -279,6 +279,8 @@ CELERY_BEAT_SCHEDULE = {
     "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
     "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
     "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
+    "issue certificates": _every_sweep("payments.settlement_tasks.issue_certificates"),
+    "close remedied disputes": _every_sweep("payments.settlement_tasks.close_remedied_disputes"),
 }
 
 # --- REST ------------------------------------------------------------------------------------------------------------
@@ -388,6 +390,11 @@ BREAKER_LONGEST_PAUSE = whole("BREAKER_LONGEST_PAUSE", 20, low=1, high=3_600)
 BREAKER_WINDOW = whole("BREAKER_WINDOW", 20, low=1, high=10_000)
 BREAKER_SHARE = decimal("BREAKER_SHARE", "0.5", low="0.01", high="1")
 SETTLEMENT_CHUNK = whole("SETTLEMENT_CHUNK", 20_000, low=1, high=1_000_000)
+
+# --- disputes --------------------------------------------------------------------------------------------------------
+
+DISPUTE_WINDOW_DAYS = whole("DISPUTE_WINDOW_DAYS", 30, low=1, high=3_650)
+DISPUTE_ANSWER_HOURS = whole("DISPUTE_ANSWER_HOURS", 72, low=1, high=8_760)
 
 # --- log -------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from markets import views
+from markets import certificate_views, views
 from markets.admin_settlement_views import (
     resolve_market,
     retry_failed_payouts_batch,
@@ -8,11 +8,20 @@ from markets.admin_settlement_views import (
     settlement_status,
     void_market,
 )
+from payments import dispute_views
 
 urlpatterns = [
     path("", views.MarketList.as_view(), name="markets"),
     path("<int:market_id>/", views.MarketDetail.as_view(), name="market"),
     path("<int:market_id>/bets/", views.MarketBets.as_view(), name="market_bets"),
+    path(
+        "<int:market_id>/bets/<uuid:bet_id>/explanation/",
+        certificate_views.BetExplanation.as_view(),
+        name="explanation",
+    ),
+    path("<int:market_id>/bets/<uuid:bet_id>/disputes/", dispute_views.BetDisputes.as_view(), name="bet_disputes"),
+    path("<int:market_id>/settlement/", certificate_views.SettlementCertificate.as_view(), name="certificate"),
+    path("<int:market_id>/settlement/bets.jsonl", certificate_views.SettlementBets.as_view(), name="certificate_bets"),
     path("admin/resolve/", resolve_market, name="resolve_market"),
     path("admin/void/", void_market, name="void_market"),
     path("admin/settlement-status/<int:market_id>/", settlement_status, name="settlement_status"),

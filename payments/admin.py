@@ -8,11 +8,15 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
+from api.bodies import actor
 from payments import breakers, interventions, settlement_tasks
 from payments.models import (
     Attempt,
     Breaker,
     Callback,
+    Certificate,
+    Dispute,
+    DisputeEvent,
     LedgerAccount,
     Settlement,
     StatusQuery,
@@ -76,7 +80,7 @@ class TransactionAdmin(ReadOnlyAdmin):
         done = 0
         for transaction_id in chosen.order_by("pk").values_list("pk", flat=True):
             try:
-                decide(transaction_id=transaction_id, at=timezone.now())
+                decide(transaction_id=transaction_id, by=actor(request), at=timezone.now())
                 done += 1
             except interventions.PayoutNotRetryable as refusal:
                 messages.warning(request, str(refusal))
@@ -95,12 +99,12 @@ class BreakerAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Switch all sending off", permissions=["act"])
     def switch_off(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
-        breakers.switch_off(reason="Switched off in the console.", by_user_id=request.user.pk, at=timezone.now())
+        breakers.switch_off(reason="Switched off in the console.", by=actor(request), at=timezone.now())
         messages.warning(request, "Sending is off. Settling, callbacks and questions go on.")
 
     @admin.action(description="Switch sending on again", permissions=["act"])
     def switch_on(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
-        breakers.switch_on(at=timezone.now())
+        breakers.switch_on(by=actor(request), at=timezone.now())
         settlement_tasks.nudge(settlement_tasks.send_due_payouts)
         messages.success(request, "Sending is on.")
 
@@ -159,3 +163,31 @@ class TransferAdmin(ReadOnlyAdmin):
     list_filter = ("code",)
     search_fields = ("key",)
     list_select_related = ("debit", "credit")
+
+
+@admin.register(Certificate)
+class CertificateAdmin(ReadOnlyAdmin):
+    list_display = ("settlement", "issued_at", "bet_count", "hash")
+    list_select_related = ("settlement",)
+
+
+class DisputeEventInline(admin.TabularInline):
+    model = DisputeEvent
+    fields = ("at", "kind", "by", "text")
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Dispute)
+class DisputeAdmin(ReadOnlyAdmin):
+    list_display = ("public_id", "user", "state", "opened_at", "due_at", "remedy", "remedy_state", "closed_by")
+    list_filter = ("state", "remedy", "remedy_state")
+    list_select_related = ("user", "closed_by")
+    raw_id_fields = ("bet", "transaction", "settlement")
+    inlines = (DisputeEventInline,)

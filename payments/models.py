@@ -12,6 +12,23 @@ from django.db.models.functions import Floor
 from django.utils import timezone
 
 from markets.models import Market
+from payments.certificate_models import Certificate, CertificateBlock
+from payments.dispute_models import Dispute, DisputeEvent
+
+__all__ = [
+    "Attempt",
+    "Breaker",
+    "Callback",
+    "Certificate",
+    "CertificateBlock",
+    "Dispute",
+    "DisputeEvent",
+    "LedgerAccount",
+    "Settlement",
+    "StatusQuery",
+    "Transaction",
+    "Transfer",
+]
 
 
 def shillings(**options: object) -> models.DecimalField:

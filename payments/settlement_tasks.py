@@ -18,7 +18,7 @@ from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from payments import callbacks, crashpoints, daraja, payouts, settlement
+from payments import callbacks, certificates, crashpoints, daraja, disputes, payouts, settlement
 from payments.addresses import Addresses
 from payments.daraja_bulk import BulkGateway
 from payments.limiter import Limiter
@@ -40,7 +40,7 @@ _broker_gone_until = 0.0
 def settle_market(market_id: int) -> None:
     """Settle one resolved market as far as a few seconds allow, then hint at sending its payouts."""
     progress = settlement.settle(
-        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=_for_seconds(FOR_SECONDS)
+        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=for_seconds(FOR_SECONDS)
     )
     if progress.found and not progress.settled:
         hint(settle_market, market_id)
@@ -61,7 +61,7 @@ def send_b2c_payout(transaction_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.settle_resolved_markets")
 def settle_resolved_markets() -> None:
     """Sweep: settle the markets whose message was lost."""
-    keep_going = _for_seconds(FOR_SECONDS)
+    keep_going = for_seconds(FOR_SECONDS)
     for market_id in settlement.to_settle(limit=100):
         if not keep_going():
             break
@@ -80,7 +80,7 @@ def send_due_payouts() -> None:
 def apply_stored_callbacks() -> None:
     """Sweep: apply the callbacks that are stored and not applied."""
     began(apply_stored_callbacks)
-    keep_going = _for_seconds(FOR_SECONDS)
+    keep_going = for_seconds(FOR_SECONDS)
     last = 0
     while ids := callbacks.to_apply(after=last, limit=BATCH):
         last = ids[-1]
@@ -105,6 +105,25 @@ def apply_stored_callbacks() -> None:
 def ask_about_doubts() -> None:
     """Sweep: ask M-Pesa about the requests that have gone without proof for too long."""
     pump().ask_due(for_seconds=FOR_SECONDS)
+
+
+@shared_task(name="payments.settlement_tasks.issue_certificates")
+def issue_certificates() -> None:
+    """Sweep: issue the certificates of what is settled, for a few seconds."""
+    keep_going = for_seconds(FOR_SECONDS)
+    for settlement_id in certificates.to_issue(limit=100):
+        if not keep_going():
+            break
+        with _apart(f"The certificate of settlement {settlement_id}"):
+            certificates.issue(settlement_id=settlement_id, at=timezone.now(), keep_going=keep_going)
+
+
+@shared_task(name="payments.settlement_tasks.close_remedied_disputes")
+def close_remedied_disputes() -> None:
+    """Sweep: tell the members whose dispute was upheld that what was promised has been done."""
+    for dispute_id in disputes.remedied(limit=100):
+        with _apart(f"Dispute {dispute_id}"):
+            disputes.close_remedied(dispute_id=dispute_id, at=timezone.now())
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -262,6 +281,7 @@ def _apart(subject: str) -> Iterator[None]:
         alarm.exception("%s could not be dealt with; the sweep goes on and will try it again", subject)
 
 
-def _for_seconds(seconds: float) -> Callable[[], bool]:
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    """What says whether so many seconds have not passed yet."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() < until

@@ -8,8 +8,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from api.bodies import Body, StrictText, caller, checked
-from users import auth
+from api.bodies import Body, StrictText, caller, checked, source_address
+from users import auth, notices
+
+PAGE = 100
 
 
 class LoginBody(Body):
@@ -24,7 +26,8 @@ class Login(APIView):
     permission_classes = (AllowAny,)
 
     def post(self, request: Request) -> Response:
-        login = auth.log_in(**checked(LoginBody(data=request.data)), at=timezone.now())
+        source = source_address(request) or "unknown"
+        login = auth.log_in(**checked(LoginBody(data=request.data)), source=source, at=timezone.now())
         return Response({"token": login.token, "expires_at": login.expires_at})
 
 
@@ -47,5 +50,27 @@ class Me(APIView):
                 "full_name": user.full_name,
                 "balance": str(user.balance),
                 "is_staff": user.is_staff,
+            }
+        )
+
+
+class Notices(APIView):
+    """`GET /api/users/me/notices/`: what I was told, newest first."""
+
+    def get(self, request: Request) -> Response:
+        told = notices.of(caller(request).pk)[:PAGE]
+        return Response(
+            {
+                "notices": [
+                    {
+                        "id": notice.pk,
+                        "kind": notice.kind,
+                        "subject": notice.subject,
+                        "text": notice.text,
+                        "created_at": notice.created_at,
+                        "sent_at": notice.sent_at,
+                    }
+                    for notice in told
+                ]
             }
         )

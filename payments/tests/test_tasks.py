@@ -60,16 +60,18 @@ def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
         "payments.settlement_tasks.send_due_payouts",
         "payments.settlement_tasks.apply_stored_callbacks",
         "payments.settlement_tasks.ask_about_doubts",
+        "payments.settlement_tasks.issue_certificates",
+        "payments.settlement_tasks.close_remedied_disputes",
     }
 
 
-def test_beat_runs_the_four_sweeps_and_each_message_expires() -> None:
+def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
     # given
     schedule = app.conf.beat_schedule
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
-    assert len(schedule) == 4
+    assert len(schedule) == len(SWEEPS) == 6
     for entry in schedule.values():
         assert entry["schedule"] <= 30
         assert entry["options"]["expires"] <= 60
