@@ -236,7 +236,7 @@ def _(here: World) -> Iterator[None]:
     def pay(payout: Transaction, attempt: Attempt, **more: Any) -> str:
         return "failed already" if attempt.state == State.FAILED else original(payout, attempt, **more)
 
-    with instead_of(evidence, "_pay", pay):
+    with instead_of(evidence, "pay", pay):
         yield
 
 
