@@ -17,8 +17,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from payments import daraja, interventions, payouts
-from payments.models import Attempt as RealAttempt
-from payments.models import Breaker, StatusQuery, Transaction
+from payments.models import Breaker, Transaction
 from payments.tests import builders, stories
 from payments.tests.simulation.machine import Machine, Refused
 from payments.tests.simulation.outcome import Outcome, Violation
@@ -40,13 +39,23 @@ ANSWERS: tuple[daraja.Accepted | daraja.GatewayError, ...] = (
 )
 CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711")
 STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}
-BALANCES = """
-SELECT account, sum(delta) FROM (
-    SELECT CASE WHEN a.kind IN ('wallet', 'receivable') THEN a.code ELSE a.kind END AS account, f.amount AS delta
-    FROM payments_transfer f JOIN payments_ledgeraccount a ON a.id = f.credit_id
-    UNION ALL SELECT CASE WHEN a.kind IN ('wallet', 'receivable') THEN a.code ELSE a.kind END, -f.amount
-    FROM payments_transfer f JOIN payments_ledgeraccount a ON a.id = f.debit_id) x
-WHERE account LIKE 'wallet:%' OR account LIKE 'receivable:%' OR account IN ('payable', 'in_flight', 'mpesa_utility')
+# All that is compared, as text, in one query: times as seconds since the epoch, amounts as whole shillings.
+LOOK = """
+SELECT 'payout', external_ref, status, CASE status WHEN 'PENDING' THEN extract(epoch FROM due_at)::float8 END,
+    NULL::float8, NULL::float8, NULL::float8, NULL::float8, '', false
+FROM payments_transaction WHERE destination = 'mpesa'
+UNION ALL SELECT 'attempt', originator_conversation_id, state, extract(epoch FROM posted_at)::float8,
+    extract(epoch FROM first_sent_at)::float8, extract(epoch FROM doubted_at)::float8,
+    extract(epoch FROM next_query_at)::float8, extract(epoch FROM resend_at)::float8, receipt, conversation_id <> ''
+FROM payments_attempt
+UNION ALL SELECT 'question', a.originator_conversation_id, q.verdict, q.number, NULL, NULL, NULL, NULL, '', false
+FROM payments_statusquery q JOIN payments_attempt a ON a.id = q.attempt_id
+UNION ALL SELECT 'balance', account, '', sum(delta)::float8, NULL, NULL, NULL, NULL, '', false FROM (
+    SELECT CASE WHEN a.kind IN ('wallet', 'receivable') THEN a.code ELSE a.kind END AS account, side.delta
+    FROM payments_transfer f
+    CROSS JOIN LATERAL (VALUES (f.credit_id, f.amount), (f.debit_id, -f.amount)) AS side (account_id, delta)
+    JOIN payments_ledgeraccount a ON a.id = side.account_id
+    WHERE a.kind IN ('wallet', 'receivable', 'payable', 'in_flight', 'mpesa_utility')) x
 GROUP BY account HAVING sum(delta) <> 0
 """
 
@@ -173,8 +182,8 @@ class Pair:
         trusted = self.random.random() < 0.7
         self.note(f"result {code} {amount} {shown} {receipt} {ocid} {without} {final=} {trusted=} for {about.ocid}")
         body = stories.result_body(
-            _as_real(about), int(code) if code.isdigit() else code, amount=amount, phone=shown, receipt=receipt, ocid=ocid,
-            result_type=0 if final else 1, without=without,
+            _as_real(about), int(code) if code.isdigit() else code, result_type=0 if final else 1,
+            amount=amount, phone=shown, receipt=receipt, ocid=ocid, without=without,
         )  # fmt: skip
         if code == "0" and final:
             said = Result(ocid, code, shown, None if without else amount, phone, receipt)
@@ -259,36 +268,27 @@ class Pair:
             raise Disagreement(f"services {sorted(real - pure, key=str)}, machine {sorted(pure - real, key=str)}")
 
     def _what_is_real(self) -> set[tuple[Any, ...]]:
-        found: set[tuple[Any, ...]] = set()
-        for ref, status, due_at in Transaction.objects.filter(destination="mpesa").values_list(
-            "external_ref", "status", "due_at"
-        ):
-            found.add(("payout", ref, status, due_at if status == "PENDING" else None))
-        for row in RealAttempt.objects.values_list(
-            "originator_conversation_id", "state", "posted_at", "first_sent_at", "doubted_at", "next_query_at",
-            "resend_at", "receipt", "conversation_id",
-        ):  # fmt: skip
-            found.add(("attempt", *row[:-1], bool(row[-1])))
-        for row in StatusQuery.objects.values_list("attempt__originator_conversation_id", "number", "verdict"):
-            found.add(("question", *row))
         with connection.cursor() as cursor:
-            cursor.execute(BALANCES)
-            found.update(("balance", account.replace("mpesa_", ""), int(held)) for account, held in cursor.fetchall())
-        return found
+            cursor.execute(LOOK)
+            return set(cursor.fetchall())
 
     def _what_is_pure(self) -> set[tuple[Any, ...]]:
+        nothing = (None,) * 4
         found: set[tuple[Any, ...]] = set()
         book = self.machine.book
         for payout in self.machine.payouts:
-            found.add(("payout", payout.ref, payout.status, payout.due_at if payout.status == "PENDING" else None))
+            due_at = payout.due_at.timestamp() if payout.status == "PENDING" else None
+            found.add(("payout", payout.ref, payout.status, due_at, *nothing, "", False))
             for a in payout.attempts:
                 times = (a.posted_at, a.first_sent_at, a.doubted_at, a.ask_at, a.resend_at)
-                found.add(("attempt", a.ocid, a.state, *times, a.receipt, a.acknowledged))
-                found.update(("question", a.ocid, number, q.said) for number, q in enumerate(a.questions, start=1))
-        for account, held in book.held.items():
-            if account.startswith(("wallet", "receivable", "utility")) and held:
-                found.add(("balance", account, held))
-        found.update(("balance", kind, book.total[kind]) for kind in ("payable", "in_flight") if book.total[kind])
+                seconds = (time and time.timestamp() for time in times)
+                found.add(("attempt", a.ocid, a.state, *seconds, a.receipt, a.acknowledged))
+                for number, question in enumerate(a.questions, start=1):
+                    found.add(("question", a.ocid, question.said, number, *nothing, "", False))
+        held = {account: sum_ for account, sum_ in book.held.items() if account.startswith(("wallet", "receivable"))}
+        held |= {kind: book.total[kind] for kind in ("payable", "in_flight")}
+        held["mpesa_utility"] = book.held["utility"]
+        found.update(("balance", account, "", sum_, *nothing, "", False) for account, sum_ in held.items() if sum_)
         return found
 
     def _real(self, payout: Payout) -> Transaction:
