@@ -16,6 +16,7 @@ from payments.tests.simulation.rows import OPEN, UNDECIDED, Answer, Attempt, Boo
 # The codes that say that no money moved; every other code, however it sounds, says nothing. Of these, ours to mend:
 DEFINITE = frozenset("1 2 3 4 8 11 21 2001 2006 2028 2040 8006 SFC_IC0003".split())
 OURS = frozenset("1 11 21 2001 2006 2028 8006".split())
+ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_WAIT = timedelta(minutes=5)
 LONGEST_GAP = timedelta(hours=1)
 # What a result claims beside a code: paid, and a question is to confirm it; or perhaps paid, and questions alone count.
@@ -52,9 +53,9 @@ class Machine:
 
     def sendable(self, payout: Payout) -> bool:
         """Whether only its time has to come: a retry, or a claim that it was paid after all, first has its answer."""
-        return payout.status == "PENDING" and not any(
-            attempt.state == "FAILED" and attempt.ask_at is not None for attempt in payout.attempts
-        )
+        if payout.status != "PENDING":
+            return False
+        return not any(attempt.state == "FAILED" and attempt.ask_at is not None for attempt in payout.attempts)
 
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
         """What to POST now: under the id of a request that never left, or else under a new one, written down first."""
@@ -176,6 +177,7 @@ class Machine:
         """Keep a message that came to one of our addresses; None where the very same came before."""
         if isinstance(about, Attempt):
             about.heard_at = at
+        self.touched.add(about.payout if isinstance(about, Attempt) else about.attempt.payout)
         if (id(about), content) in self._stored:
             return None
         self._stored.add((id(about), content))
@@ -388,14 +390,19 @@ class Machine:
 
     # --- what a sweep would find -------------------------------------------------------------------------------------
 
-    def next_send_at(self) -> datetime | None:
-        due = [payout.due_at for payout in self.payouts if self.sendable(payout)]
-        due += [a.resend_at for a in self._attempts() if a.resend_at is not None and a.state == "IN_DOUBT"]
-        return min(due, default=None)
-
-    def next_ask_at(self) -> datetime | None:
-        due = (a.ask_at for a in self._attempts() if a.ask_at is not None and a.state in ("FAILED", *UNDECIDED))
-        return min(due, default=None)
+    def next_due(self) -> tuple[datetime | None, datetime | None]:
+        """When there is next something to send, and something to ask; None where there is nothing."""
+        send: list[datetime] = []
+        ask: list[datetime] = []
+        for payout in self.payouts:
+            if self.sendable(payout):
+                send.append(payout.due_at)
+            for attempt in payout.attempts:
+                if attempt.ask_at is not None and attempt.state in ASKABLE:
+                    ask.append(attempt.ask_at)
+                if attempt.resend_at is not None and attempt.state == "IN_DOUBT":
+                    send.append(attempt.resend_at)
+        return min(send, default=None), min(ask, default=None)
 
     def _attempts(self) -> Iterable[Attempt]:
         return (attempt for payout in self.payouts for attempt in payout.attempts)

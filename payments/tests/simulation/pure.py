@@ -115,6 +115,8 @@ class World:
         self._beat_dead_until = self._last_beat = START
         self._fruitless = 0
         self._passes = 0
+        self._booked: Counter[str] = Counter()
+        self._read = 0
         self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
         self.by_ref: dict[str, Payout] = {}
         self.provider = PureProvider(
@@ -192,7 +194,9 @@ class World:
             for payout in sorted(self.machine.touched, key=lambda one: one.ref):
                 self._judge(payout)
             self.machine.touched.clear()
-        self._plan_beat()
+            self._plan_beat()
+        elif self._beat_at is None:
+            self._plan_beat()
 
     def _begin(self) -> None:
         numbers = range(self.random.randint(4, 8))
@@ -217,7 +221,7 @@ class World:
 
     def heal(self) -> None:
         self.provider.heal()
-        self._beat_dead_until = self.now
+        self._beat_dead_until, self._beat_at = self.now, None
 
     def _is_quiet(self) -> bool:
         machine = self.machine
@@ -264,7 +268,7 @@ class World:
 
     def _plan_beat(self) -> None:
         """Let beat fire when a sweep would find something; one that found nothing to do comes back later and later."""
-        times = [at for at in (self.machine.next_send_at(), self.machine.next_ask_at()) if at is not None]
+        times = [at for at in self.machine.next_due() if at is not None]
         if self.machine.unapplied:
             times.append(self.now)
         if not times or not self.has_beat:
@@ -283,7 +287,7 @@ class World:
         if self.strikes("beat dies"):
             self._beat_dead_until = self.now + timedelta(seconds=self.random.choice([60, 300, 2_400]))
             return
-        send_at, ask_at = self.machine.next_send_at(), self.machine.next_ask_at()
+        send_at, ask_at = self.machine.next_due()
         if send_at is not None and send_at <= self.now:
             self._send_message("send due", self._send_due)
         if self.machine.unapplied:
@@ -350,9 +354,8 @@ class World:
     # --- what comes from outside -------------------------------------------------------------------------------------
 
     def post(self, about: Attempt | Question, content: Result | Answer | bytes) -> None:
-        """M-Pesa's own message; the list of its addresses may be out of date, the web process may die before it is kept."""
-        lost = self.strikes("callback lost")
-        if not lost:
+        """M-Pesa's own message: the web may die before it keeps it, the list of M-Pesa's addresses be out of date."""
+        if not self.strikes("callback lost"):
             self._bring(about, content, trusted=not self.strikes("strange address"))
 
     def _bring(self, about: Attempt | Question, content: Result | Answer | bytes, *, trusted: bool) -> None:
@@ -452,18 +455,18 @@ class World:
 
     def _judge_by_statement(self, payout: Payout) -> None:
         provider, ref = self.provider, payout.ref
-        times = 0
+        while self._read < len(provider.book):
+            self._booked[payout_of(provider.book[self._read].ocid)] += 1
+            self._read += 1
         for attempt in payout.attempts:
             request = provider.requests.get(attempt.ocid)
-            is_paid = request is not None and request.state == "paid"
-            times += is_paid
-            if attempt.state == "PAID" and not is_paid:
+            if attempt.state == "PAID" and (request is None or request.state != "paid"):
                 self.accuse("What the books call paid is paid", attempt.ocid)
             if attempt.state == "FAILED" and not provider.lies_at_will and provider.may_still_pay(attempt.ocid):
                 self.accuse("What the books call failed is not paid and cannot be any more", attempt.ocid)
         if provider.lies_at_will:
             return  # Two voices that wrongly agree on a failure are believed; what is left to judge is what follows.
-        booked = sum(payment.ocid.startswith(f"{ref}-") for payment in provider.book)
+        booked = self._booked[ref]
         if booked > 1:
             self.accuse("Nobody is paid twice", f"{ref} was paid {booked} times")
         if payout.status == "COMPLETED" and payout.redirected == bool(booked):
