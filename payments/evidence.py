@@ -143,11 +143,11 @@ def hear_status(
         receiver is None or daraja_messages.phone_is_compatible(receiver, attempt.phone_number)
     ):
         return _mismatch(attempt, "the answer names another phone", at)
-    if not trusted and (answer.verdict == "failed" or not _corroborated(attempt, query)):
+    if not trusted and (answer.verdict != "completed" or not _corroborated(attempt, query)):
         alarm.error("An answer about attempt %s came from a strange address: %s", attempt, answer.verdict)
         if attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT):
             doubt(attempt, ask_at=at + policy.query_gap, at=at)
-        if answer.verdict == "completed":
+        if answer.verdict == "completed" and query.verdict not in DECISIVE:
             query.verdict, query.answered_at = answer.verdict, at
             query.save(update_fields=["verdict", "answered_at"])
         return f"in doubt: {answer.verdict}, from an address that is not M-Pesa's"
@@ -197,6 +197,8 @@ def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: 
         .order_by("asked_at")
         .values_list("asked_at", flat=True)
     )
+    if not asked:  # A stranger's word had come to the same address before: it is no voice at all.
+        asked = [at]
     if asked[-1] - asked[0] >= policy.query_gap and attempt.result_code == SAYS_PAID:
         return _hold_contradiction(payout, attempt)
     if asked[-1] - asked[0] >= policy.query_gap:
@@ -218,9 +220,10 @@ def _hold_contradiction(payout: Transaction, attempt: Attempt) -> str:
 
 def _claimed(attempt: Attempt, result: daraja_messages.Result, what: str, at: datetime, code: str = "") -> str:
     """Keep what a callback claims and ask at once."""
-    attempt.result_code = code or result.result_code[:20]
-    attempt.result_words = result.result_desc[:300]
-    attempt.receipt = (result.receipt or "")[:64]
+    if attempt.result_code != SAYS_PAID:  # A claim that it was paid is not overruled by what comes after it.
+        attempt.result_code = code or result.result_code[:20]
+        attempt.result_words = result.result_desc[:300]
+        attempt.receipt = (result.receipt or "")[:64]
     if attempt.state == State.FAILED:
         attempt.next_query_at = at
         attempt.save()

@@ -149,6 +149,7 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             attempt.resend_at = None
             if payout.status == Status.PROCESSING and evidence.within_horizon(attempt, at, policy):
                 attempt.state, attempt.posted_at = State.SENDING, at
+                attempt.first_sent_at = attempt.first_sent_at or at
                 attempt.next_query_at = at + policy.query_after
                 claims.append(_claim_of(attempt, payout, addresses))
             attempt.save()

@@ -220,3 +220,86 @@ def test_only_a_held_payout_is_decided_by_a_person() -> None:
     with pytest.raises(interventions.NotToBeDecided), builders.nothing_moved():
         decide(payout, [builders.operator().pk], receipt="SGL12AB34C")
     assert states(payout, attempt) == ("PROCESSING", "ACCEPTED")
+
+
+def test_two_words_of_one_answer_from_a_stranger_and_from_m_pesa_prove_nothing_and_it_is_asked_again() -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+    asked = question(attempt, after(30), PRODUCTION)
+    stories.deliver("status", asked.token, status_body(attempt), after(31), policy=PRODUCTION, trusted=False)
+
+    # when
+    said = stories.answer(asked, status_body(attempt, "Failed"), after(32), PRODUCTION)
+
+    # then
+    assert said == "in doubt: one status query says failed, a second one is due"
+    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+    assert attempt.next_query_at == after(90)
+
+
+def test_what_m_pesa_answered_is_not_unsaid_by_a_stranger() -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+    asked = question(attempt, after(30), PRODUCTION)
+    stories.answer(asked, status_body(attempt, "Failed"), after(31), PRODUCTION)
+
+    # when
+    stories.deliver("status", asked.token, status_body(attempt), after(32), policy=PRODUCTION, trusted=False)
+
+    # then
+    assert attempt.queries.get().verdict == "failed"
+
+
+@pytest.mark.parametrize("said", ["not found", "Pending"])
+def test_beside_a_claim_that_it_was_paid_a_stranger_can_only_have_us_ask_again(said: str) -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+    hear(attempt, result_body(attempt), after(25), policy=PRODUCTION, trusted=False)
+    asked = question(attempt, after(26), PRODUCTION)
+    body = not_found_body() if said == "not found" else status_body(attempt, said)
+
+    # when
+    stories.deliver("status", asked.token, body, after(27), policy=PRODUCTION, trusted=False)
+
+    # then
+    assert resends(after(28), PRODUCTION) == []
+    assert attempt.queries.get().verdict == ""
+
+
+def test_a_claim_that_it_was_paid_is_not_overruled_by_a_claimed_failure_and_one_answer() -> None:
+    # given
+    payout = builders.payout(60_000)
+    attempt = sent(payout)
+    hear(attempt, result_body(attempt), after(5))
+    hear(attempt, result_body(attempt, 2040), after(6))
+
+    # when
+    ask_and_hear(attempt, status_body(attempt, "Failed"), after(7))
+    in_between = states(payout, attempt)
+    ask_and_hear(attempt, status_body(attempt, "Failed"), after(140))
+
+    # then
+    assert in_between == ("PROCESSING", "IN_DOUBT")
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+    assert attempt.receipt == stories.RECEIPT
+
+
+def test_the_horizon_of_a_request_that_had_never_left_begins_when_it_goes_again() -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, NO_CONNECTION)
+    hear(attempt, result_body(attempt), after(5), policy=PRODUCTION, trusted=False)
+    ask_and_hear(attempt, not_found_body(), after(6), PRODUCTION)
+    (again,) = resends(after(10), PRODUCTION)
+    stories.put_through(again, READ_TIMEOUT, after(10), PRODUCTION)
+
+    # when
+    ask_and_hear(attempt, not_found_body(), after(10 + 1_801), PRODUCTION)
+
+    # then
+    attempt.refresh_from_db()
+    assert attempt.first_sent_at == after(10)
+    assert resends(after(10 + 1_802), PRODUCTION) == []

@@ -252,7 +252,7 @@ class Provider:
     # --- what it tells -----------------------------------------------------------------------------------------------
 
     def _tell(self, request: Request, code: str) -> None:
-        body = result_body(request, code, conversation_id=self._id("AG"))
+        body = self.result(request, code)
         if self.strikes("result lost"):
             return
         wait = self._random.choice([0.01, 0.3, 1.0])
@@ -280,17 +280,25 @@ class Provider:
     def _answer(self, ocid: str) -> bytes:
         request = self.requests.get(ocid)
         if request is None or self.strikes("not found, untruly"):
-            return status_body(None, self._random.choice(["49", "SFC_IC0003"]))
+            return self.status(None, self._random.choice(["49", "SFC_IC0003"]))
         if request.state in ("queued", "paid") and self.strikes("failed, untruly"):
             # One answer, however often it is posted: each question is a voice of its own.
             if self.may_be_denied(ocid, f"answer {self._id('Q')}"):
-                return status_body(request, "Failed")
+                return self.status(request, "Failed")
         status = {
             "queued": self._random.choice(["Initiated", "Pending", "Authorized"]),
             "paid": "Completed",
             "refused": self._random.choice(["Failed", "Declined"]),
             "expired": "Expired",
         }[request.state]
+        return self.status(request, status)
+
+    def result(self, request: Request, code: str) -> Any:
+        """A result, written as it is posted."""
+        return result_body(request, code, conversation_id=self._id("AG"))
+
+    def status(self, request: Request | None, status: str) -> Any:
+        """The answer to a question, written as it is posted."""
         return status_body(request, status)
 
     def _id(self, prefix: str) -> str:

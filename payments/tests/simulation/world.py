@@ -15,7 +15,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -29,6 +29,7 @@ from payments import callbacks, crashpoints, daraja, interventions, payouts, rec
 from payments.addresses import Addresses
 from payments.models import Callback
 from payments.tests import builders
+from payments.tests.simulation.outcome import Outcome, Violation
 from payments.tests.simulation.provider import (
     RATES,
     UNREGISTERED_SHARE,
@@ -68,29 +69,6 @@ Plant = Callable[["World"], AbstractContextManager[None]]
 
 class Crash(BaseException):
     """The process died here. No service may catch it."""
-
-
-@dataclass(frozen=True)
-class Violation:
-    """What must never be and was: the rule, what broke it, and the step of the trace after which it showed."""
-
-    rule: str
-    what: str
-    step: int
-
-    def __str__(self) -> str:
-        return f"step {self.step}: {self.rule}: {self.what}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one seed came to. `stats` counts steps, payouts by their last status, and each fault that struck."""
-
-    seed: int
-    trace_hash: str
-    violations: tuple[Violation, ...]
-    stats: Counter[str]
-    trace: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
