@@ -141,14 +141,14 @@ class Market(models.Model):
     def outcome_names(self) -> tuple[str, ...]:
         return self._outcome_names or tuple(self.outcomes.order_by("pk").values_list("name", flat=True))
 
+    @outcome_names.setter
+    def outcome_names(self, names: tuple[str, ...]) -> None:
+        self._outcome_names = tuple(names)
+
     @property
     def running_outcomes(self) -> tuple[str, ...]:
         """The outcomes that can win: all but the scratched ones."""
         return tuple(self.outcomes.filter(scratched_at=None).order_by("pk").values_list("name", flat=True))
-
-    @outcome_names.setter
-    def outcome_names(self, names: tuple[str, ...]) -> None:
-        self._outcome_names = tuple(names)
 
 
 class Outcome(models.Model):

@@ -29,6 +29,16 @@ class Policy:
     breaker_longest_pause: timedelta = timedelta(seconds=20)
     breaker_window: int = 20
     breaker_share: Decimal = Decimal("0.5")
+    holds: tuple[tuple[Decimal, timedelta], ...] = ()
+    approval_above: Decimal | None = None
+
+    def hold_for(self, pool: Decimal) -> timedelta:
+        """How long a settlement's payouts wait before they leave, by its pool in shillings."""
+        return next((hold for least, hold in sorted(self.holds, reverse=True) if pool >= least), timedelta(0))
+
+    def needs_approval(self, pool: Decimal) -> bool:
+        """Whether a decision about a pool of so many shillings takes a second person."""
+        return self.approval_above is not None and pool > self.approval_above
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -52,4 +62,6 @@ class Policy:
             breaker_longest_pause=timedelta(seconds=settings.BREAKER_LONGEST_PAUSE),
             breaker_window=settings.BREAKER_WINDOW,
             breaker_share=settings.BREAKER_SHARE,
+            holds=tuple((least, timedelta(minutes=minutes)) for least, minutes in settings.SETTLEMENT_HOLD_MINUTES),
+            approval_above=settings.RESOLVE_APPROVAL_ABOVE,
         )

@@ -20,6 +20,7 @@ from payments.models import Settlement, Transaction, Transfer
 from payments.tests.builders import (
     AT,
     Amount,
+    actor,
     at_once,
     bet,
     market,
@@ -151,7 +152,7 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
                     market_id=made.pk,
                     rule=rule,  # type: ignore[arg-type]
                     weights=weights,
-                    by_user_id=None,
+                    by=actor(),
                     at=AT,
                     policy=policy(),
                     reason=reason,
