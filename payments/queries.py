@@ -125,4 +125,5 @@ def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:
 
 def _stakes(market: Market) -> Decimal:
     scratched = market.outcomes.exclude(scratched_at=None).values_list("name", flat=True)
-    return market.bets.exclude(outcome__in=list(scratched)).aggregate(total=Coalesce(Sum("amount"), ledger.ZERO))["total"]
+    staked = market.bets.exclude(outcome__in=list(scratched))
+    return staked.aggregate(total=Coalesce(Sum("amount"), ledger.ZERO))["total"]
