@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Coalesce
 
-from payments import crashpoints, daraja_messages, evidence, paid
+from payments import crashpoints, daraja_messages, evidence, float_readings, paid
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, Callback, Transaction
 from payments.policy import Policy
@@ -61,16 +61,20 @@ def store(
 # One statement, and so one commit and one round trip: M-Pesa waits for the answer.
 _STORE = """
     WITH known AS (
-        SELECT id AS attempt_id, NULL::bigint AS query_id FROM payments_attempt
-        WHERE token_hash = %(token_hash)s AND %(kind)s <> 'status'
+        SELECT id AS attempt_id, NULL::bigint AS query_id, NULL::bigint AS reading_id FROM payments_attempt
+        WHERE token_hash = %(token_hash)s AND %(kind)s IN ('result', 'timeout')
         UNION ALL
-        SELECT NULL, id FROM payments_statusquery WHERE token_hash = %(token_hash)s AND %(kind)s <> 'result'
+        SELECT NULL, id, NULL FROM payments_statusquery
+        WHERE token_hash = %(token_hash)s AND %(kind)s IN ('status', 'timeout')
+        UNION ALL
+        SELECT NULL, NULL, id FROM payments_floatreading
+        WHERE token_hash = %(token_hash)s AND %(kind)s IN ('balance', 'timeout')
         LIMIT 1
     ), stored AS (
-        INSERT INTO payments_callback (kind, originator_conversation_id, attempt_id, query_id, body, digest,
+        INSERT INTO payments_callback (kind, originator_conversation_id, attempt_id, query_id, reading_id, body, digest,
             received_at, source_ip, trusted, verdict)
-        SELECT %(kind)s, '', attempt_id, query_id, %(body)s, %(digest)s, %(received_at)s, %(source_ip)s::inet,
-            %(trusted)s, ''
+        SELECT %(kind)s, '', attempt_id, query_id, reading_id, %(body)s, %(digest)s, %(received_at)s,
+            %(source_ip)s::inet, %(trusted)s, ''
         FROM known ON CONFLICT DO NOTHING
     )
     SELECT EXISTS (SELECT FROM known)
@@ -103,7 +107,7 @@ def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
 
 def to_apply(*, after: int, limit: int) -> list[int]:
     """Ids above `after` of the stored callbacks that have not been applied yet, oldest first."""
-    parked = Q(attempt=None, query=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
+    parked = Q(attempt=None, query=None, reading=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
     waiting = Callback.objects.filter(applied_at=None, pk__gt=after).exclude(parked).order_by("pk")
     return list(waiting.values_list("pk", flat=True)[:limit])
 
@@ -132,6 +136,9 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
         found = {payout_id: claim for payout_id, claim in first.items() if claim[2] is not None}
         plain = _plainly_paid(found, policy)
         paid.book(list(plain.values()), at=at)
+        if plain:
+            last = max(plain)
+            float_readings.note(next(c[2] for c in found.values() if c[0] == last).utility_available, at=at)
         Callback.objects.filter(pk__in=list(plain)).update(applied_at=at, verdict="paid")
         crashpoints.reach("apply before commit")
     return [pk for pk in left if pk not in plain]
@@ -176,7 +183,7 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         if callback is None:
             return "applied already"
         crashpoints.reach("apply before evidence")
-        if callback.attempt_id is None and callback.query_id is None:
+        if callback.attempt_id is None and callback.query_id is None and callback.reading_id is None:
             callback.attempt_id = _attempt_of(callback.originator_conversation_id).values_list("pk", flat=True).first()
             if callback.attempt_id is None:
                 return "parked: its request is not here"
@@ -197,7 +204,12 @@ def _verdict(callback: Callback, at: datetime, policy: Policy) -> str:
     try:
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
             result = daraja_messages.parse_result(body)
-            return evidence.hear_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
+            verdict = evidence.hear_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
+            if trusted and result.says_paid:
+                float_readings.note(result.utility_available, at=at)
+            return verdict
+        if callback.kind == Callback.Kind.BALANCE and callback.reading_id:
+            return float_readings.hear(callback.reading_id, body, trusted=trusted, at=at)
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = daraja_messages.parse_status(body)
             return evidence.hear_status(callback.query_id, answer, trusted=trusted, at=at, policy=policy)

@@ -17,7 +17,9 @@ from payments.policy import Policy
 
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
     """Ids of the released settlements that are still in their canary and have a place for one more payout."""
-    runs = Settlement.objects.filter(state=Settlement.State.SETTLED, release_open=False, release_at__lte=at)
+    runs = Settlement.objects.filter(
+        state=Settlement.State.SETTLED, release_open=False, release_at__lte=at, stopped_at=None
+    )
     ids = list(runs.order_by("pk").values_list("pk", flat=True))
     return [run for run, room in _rooms(ids, policy).items() if room != 0]
 

@@ -5,9 +5,8 @@ the books whole: freeze the totals and the rule's numbers; write the verdict and
 member's Transactions and transfers; take the fee and close. A market of up to one chunk settles in one transaction; a
 larger one a chunk at a time, and nothing of it can be sent before the last step commits.
 
-A dividend is stake × fund ÷ stakes on the outcome, floored to the cent; the left-over cents go to the largest
-remainders, ties to the lowest bet id. Freezing finds, for each outcome, the last bet that gets such a cent (its
-remainder and id: the cutoff), so each bet's dividend can then be computed by itself, in any chunk, after any crash.
+What it comes to is division.py's, which the preview of it asks too. A scratched outcome's stakes go back by a run of
+their own while the market goes on; runs of one market are settled in the order of their numbers.
 """
 
 import logging
@@ -18,11 +17,11 @@ from decimal import Decimal
 from typing import Any, cast
 
 from django.db import connection, transaction
-from django.db.models import Count, Sum
+from django.db.models import QuerySet, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import crashpoints, ledger, stakes
+from payments import crashpoints, division, ledger, recoveries, stakes
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
@@ -47,7 +46,7 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
     """Divide a resolved market's pool and book it, as far as `keep_going` allows; call again to go on.
 
     Idempotent: a market that is settled, or not resolved, is left as it is. Safe to kill at any line.
-    Locks: Market, Settlement, then a chunk of Bets by id, then of wallets by id.
+    Locks: Market, Settlement, then a chunk of Bets by id, then of Recoveries and of wallets by id.
     Raises: BooksDisagree, and the step that found it books nothing.
     """
     with transaction.atomic(durable=True):
@@ -63,15 +62,17 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
     while settlement.state == Settlement.State.DIVIDING and keep_going():
         with transaction.atomic(durable=True):
             locked = _locked_settlement(market_id)
-            if locked is None:  # Another worker finished it.
+            if locked is None or locked.pk != settlement.pk:  # Another worker finished it.
                 settlement.refresh_from_db()
             else:
                 settlement = locked
                 _step(settlement, at=at, policy=policy, chunk=policy.settlement_chunk)
                 crashpoints.reach("settlement step before commit")
         crashpoints.reach("settlement step after commit")
-    if settlement.state != Settlement.State.SETTLED:
+    if settlement.state != Settlement.State.SETTLED or _waiting().filter(market=market_id).exists():
         return Progress(found=True, settled=False)
+    if settlement.release_at is None or settlement.release_at > at:
+        return Progress(found=True, settled=True)
     sendable = Transaction.objects.filter(
         settlement=settlement, status=Transaction.Status.PENDING, due_at__lte=at
     ).order_by("pk")
@@ -81,16 +82,18 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
 
 def to_settle(limit: int) -> list[int]:
     """Ids of the markets that are resolved and not settled yet, oldest first."""
-    waiting = Settlement.objects.filter(state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
-    return list(waiting.order_by("pk").values_list("market_id", flat=True)[:limit])
+    waiting = _waiting().order_by("pk").values_list("market_id", flat=True)[:limit]
+    return list(dict.fromkeys(waiting))
+
+
+def _waiting() -> QuerySet[Settlement]:
+    return Settlement.objects.filter(state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
 
 
 def _locked_settlement(market_id: int) -> Settlement | None:
     market = stakes.locked_market(market_id)
     settlement = (
-        Settlement.objects.select_for_update(no_key=True, of=("self",))
-        .filter(market=market, state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
-        .first()
+        _waiting().filter(market=market).order_by("number").select_for_update(no_key=True, of=("self",)).first()
     )
     if settlement is not None:
         settlement.market = market
@@ -100,29 +103,28 @@ def _locked_settlement(market_id: int) -> Settlement | None:
 def _freeze(settlement: Settlement, at: datetime) -> None:
     """Write down the totals, the funds and the cutoffs; from here on the division is only carried out."""
     market = settlement.market
-    rows = Bet.objects.filter(market=market).values_list("outcome").annotate(total=Sum("amount"), bets=Count("pk"))
-    found = {outcome: (total, bets) for outcome, total, bets in rows.order_by()}
-    stakes = {name: _cents(found[name][0]) if name in found else 0 for name in market.outcome_names}
-    pool = Decimal(sum(stakes.values())) / 100
-    _book_bets_from_outside(market, pool, at)
-
-    divided = parimutuel.funds(
-        rule=cast(parimutuel.Rule, settlement.rule),
-        stakes_by_outcome=stakes,
-        weights={outcome: Decimal(weight) for outcome, weight in settlement.weights.items()},
-        fee_pct=settlement.fee_pct,
-        protect_stake=settlement.protect_stake,
-    )
-    settlement.bet_count = sum(bets for _, bets in found.values())
-    settlement.pool = pool
-    settlement.winning_pool = Decimal(divided.winning_pool) / 100
-    settlement.fee = Decimal(divided.fee) / 100
-    settlement.net = Decimal(divided.net) / 100
-    settlement.refund = divided.refund
-    settlement.funds = {
-        outcome: {"stakes": stakes[outcome], "fund": fund, **_cutoff(market.pk, outcome, stakes[outcome], fund)}
-        for outcome, fund in divided.by_outcome.items()
-    }
+    staked = division.staked(market)
+    _book_bets_from_outside(market, staked, at)
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        figures = division.scratch(staked, settlement.scratched)
+    else:
+        figures = division.divide(
+            market,
+            staked,
+            rule=cast(parimutuel.Rule, settlement.rule),
+            weights={outcome: Decimal(weight) for outcome, weight in settlement.weights.items()},
+            fee_pct=settlement.fee_pct,
+            protect_stake=settlement.protect_stake,
+            effective_close_at=settlement.effective_close_at,
+        )
+    settlement.bet_count = figures.bet_count
+    settlement.pool = Decimal(figures.pool) / 100
+    settlement.winning_pool = Decimal(figures.winning_pool) / 100
+    settlement.fee = Decimal(figures.fee) / 100
+    settlement.net = Decimal(figures.net) / 100
+    settlement.late_refund = Decimal(figures.late_refund) / 100
+    settlement.refund = figures.refund
+    settlement.funds = dict(figures.funds)
     settlement.state = Settlement.State.DIVIDING
     settlement.save()
     log.info(
@@ -136,13 +138,14 @@ def _freeze(settlement: Settlement, at: datetime) -> None:
     )
 
 
-def _book_bets_from_outside(market: Market, pool: Decimal, at: datetime) -> None:
+def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetime) -> None:
     """Book the bets that were made straight through the ORM: their stakes came from outside the books, from `opening`.
 
     In production such a bet cannot be made (a trigger refuses it), so a difference there is an error.
     """
     account = ledger.pool(market.pk)
-    if ledger.balance(account) == pool:
+    held = stakes_held(market, staked)
+    if ledger.balance(account) == held:
         return
     ids = ledger.open_accounts([ledger.OPENING, account])
     _execute(
@@ -156,37 +159,22 @@ def _book_bets_from_outside(market: Market, pool: Decimal, at: datetime) -> None
         {"opening": ids[ledger.OPENING], "pool": ids[account], "market": market.pk, "at": at},
     )
     booked = ledger.balance(account)
-    if booked != pool:
-        raise BooksDisagree(f"Market {market.pk}: its bets sum to {pool}, its pool account holds {booked}.")
+    if booked != held:
+        raise BooksDisagree(f"Market {market.pk}: its bets sum to {held}, its pool account holds {booked}.")
 
 
-def _cutoff(market_id: int, outcome: str, stakes: int, fund: int) -> dict[str, Any]:
-    """The remainder and the id of the last bet on `outcome` that gets a left-over cent.
+def stakes_held(market: Market, staked: division.Staked) -> Decimal:
+    """What the pool must hold before the market is decided: every stake but those that a scratch has given back."""
+    runs = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
+    given_back = set(runs.values_list("scratched", flat=True))
+    return sum((total for outcome, (total, _) in staked.items() if outcome not in given_back), ledger.ZERO)
 
-    Without left-over cents the remainder is one that no bet can have: remainders are less than the stakes' sum.
-    Numeric throughout: stake × fund overflows bigint for pools that one rich member can make. A remainder by itself is
-    less than the stakes in cents, and sorts faster as a bigint.
-    """
-    numbers = {"market": market_id, "outcome": outcome, "stakes": stakes, "fund": fund}
-    (floors,) = _row(
-        """
-        SELECT coalesce(sum(div(amount * 100 * %(fund)s, %(stakes)s)), 0) FROM markets_bet
-        WHERE market_id = %(market)s AND outcome = %(outcome)s
-        """,
-        numbers,
-    )
-    left_over = fund - int(floors)
-    if left_over == 0:
-        return {"cutoff_remainder": stakes, "cutoff_bet": 0}
-    remainder, bet_id = _row(
-        """
-        SELECT mod(amount * 100 * %(fund)s, %(stakes)s)::bigint, id FROM markets_bet
-        WHERE market_id = %(market)s AND outcome = %(outcome)s
-        ORDER BY 1 DESC, id LIMIT 1 OFFSET %(before)s
-        """,
-        {**numbers, "before": left_over - 1},
-    )
-    return {"cutoff_remainder": int(remainder), "cutoff_bet": bet_id}
+
+def _outcomes(settlement: Settlement) -> list[str]:
+    """The outcomes whose bets this run decides; bets on the others have their stakes back, or keep waiting."""
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        return [settlement.scratched]
+    return list(settlement.market.running_outcomes)
 
 
 def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
@@ -205,35 +193,26 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
     if chunk is not None:
         ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
         high = next(iter(ids[chunk - 1 : chunk]), high)
-    span = {"market": settlement.market_id, "low": low, "high": high}
+    outcomes = _outcomes(settlement)
+    these = "b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s"
+    back = f"""
+        UPDATE markets_bet b SET result = 'REFUNDED', payout = amount
+        WHERE {these} AND b.outcome = ANY (%(outcomes)s)"""  # noqa: S608 - our own words
+    span: dict[str, Any] = {"market": settlement.market_id, "low": low, "high": high, "outcomes": outcomes}
     if settlement.refund:
-        settlement.bets_done += _execute(
-            """
-            UPDATE markets_bet SET result = 'REFUNDED', payout = amount
-            WHERE market_id = %(market)s AND id > %(low)s AND id <= %(high)s
-            """,
-            span,
-        )
+        settlement.bets_done += _execute(back, span)
     else:
-        # A losing outcome has a fund of nothing: every floor and every remainder is 0, and no cutoff is reached.
-        lost = {"stakes": 1, "fund": 0, "cutoff_remainder": 1, "cutoff_bet": 0}
-        outcomes = settlement.market.outcome_names
-        shares = [settlement.funds.get(outcome, lost) for outcome in outcomes]
+        in_time = ""
+        if settlement.late_refund:
+            span["closed_at"] = settlement.effective_close_at
+            in_time = "AND b.placed_at <= %(closed_at)s"
+            settlement.bets_done += _execute(f"{back} AND b.placed_at > %(closed_at)s", span)
         settlement.bets_done += _execute(
-            """
-            UPDATE markets_bet b SET result = CASE WHEN f.won THEN 'WON' ELSE 'LOST' END, payout = (
-                div(b.amount * 100 * f.fund, f.stakes) + CASE
-                    WHEN mod(b.amount * 100 * f.fund, f.stakes) > f.cutoff_remainder THEN 1
-                    WHEN mod(b.amount * 100 * f.fund, f.stakes) = f.cutoff_remainder AND b.id <= f.cutoff_bet THEN 1
-                    ELSE 0 END) / 100
-            FROM unnest(%(outcomes)s::text[], %(won)s::bool[], %(stakes)s::numeric[], %(fund)s::numeric[],
-                        %(cutoff_remainder)s::numeric[], %(cutoff_bet)s::bigint[])
-                AS f (outcome, won, stakes, fund, cutoff_remainder, cutoff_bet)
-            WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s AND b.outcome = f.outcome
-            """,
-            span
-            | {"outcomes": list(outcomes), "won": [outcome in settlement.funds for outcome in outcomes]}
-            | {key: [share[key] for share in shares] for key in lost},
+            f"""
+            UPDATE markets_bet b SET result = CASE WHEN f.won THEN 'WON' ELSE 'LOST' END, payout = {division.DIVIDEND}
+            FROM {division.FUNDS} WHERE {these} AND b.outcome = f.outcome {in_time}
+            """,  # noqa: S608 - our own words
+            span | division.fund_rows(settlement.funds, outcomes),
         )
     settlement.last_bet_id = high
     settlement.bets_divided = high == 2**62
@@ -244,73 +223,43 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
     """Write the Transactions and transfers of the next members by id, and say whether none is left after them.
 
     At most the members of `chunk` bets at a time (all for None): no more wallets are locked, in the last statement.
-    Of a dividend, whole shillings go by M-Pesa in tranches of at most `max_amount`; the cents, a sum or a last tranche
-    under `min_amount`, refunds, and everything where the operator pays to wallets, go to the wallet at once.
+    What goes by M-Pesa and what to the wallet is division.py's. Refunds go to the wallet they came from. A member who
+    owes from an earlier settlement, and whose debt is to be set off, leaves a part of the dividend.
     """
     accounts = ledger.open_accounts([ledger.pool(settlement.market_id), ledger.PAYABLE])
-    span = {
+    span: dict[str, Any] = {
         "settlement": settlement.pk,
         "market": settlement.market_id,
+        "outcomes": _outcomes(settlement),
         "low": settlement.last_user_id,
         "bets": chunk or 2**62,
         "at": at,
-        "type": Transaction.Type.REFUND if settlement.refund else Transaction.Type.PAYOUT,
-        "by_mpesa": policy.destination == "mpesa" and not settlement.refund,
         "min": policy.min_amount,
         "max": policy.max_amount,
         "pool": accounts[ledger.pool(settlement.market_id)],
         "payable": accounts[ledger.PAYABLE],
     }
-    # One strong random number a statement, and from it a public id and the eight hex digits of each row: drawing them
-    # row by row costs as much as writing the row.
-    bets, high, members = _row(
-        """
-        WITH these AS MATERIALIZED (
-            SELECT user_id, payout FROM markets_bet WHERE market_id = %(market)s AND user_id > %(low)s
-            ORDER BY user_id FETCH FIRST %(bets)s ROWS WITH TIES
-        ), won AS (
-            SELECT user_id, sum(payout) AS amount FROM these WHERE payout > 0 GROUP BY user_id
-        ), carried AS (
-            SELECT user_id, amount,
-                CASE WHEN NOT %(by_mpesa)s THEN 0
-                     WHEN mod(floor(amount), %(max)s) >= %(min)s THEN floor(amount)
-                     ELSE floor(amount) - mod(floor(amount), %(max)s) END AS by_mpesa
-            FROM won
-        ), due AS (
-            SELECT user_id, 'mpesa' AS destination, 'PENDING' AS status, tranche,
-                least(%(max)s, by_mpesa - (tranche - 1) * %(max)s) AS amount, NULL::timestamptz AS completed_at
-            FROM carried, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
-            UNION ALL
-            SELECT user_id, 'wallet', 'COMPLETED', 1, amount - by_mpesa, %(at)s FROM carried WHERE amount > by_mpesa
-        ), seed AS MATERIALIZED (
-            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn
-        ), drawn AS (
-            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex
-            FROM due, seed
-        ), booked AS (
-            INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination,
-                tranche, external_ref, phone_number, due_at, reason, receipt, created_at, completed_at)
-            SELECT left(drawn.hex, 32)::uuid, drawn.user_id, %(settlement)s, %(type)s, drawn.status, drawn.amount,
-                drawn.destination, drawn.tranche,
-                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || right(drawn.hex, 8),
-                member.phone_number, %(at)s, '', '', %(at)s, drawn.completed_at
-            FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
-            WHERE member.id > %(low)s AND member.id <= (SELECT max(user_id) FROM these)
-            ORDER BY drawn.user_id, drawn.destination, drawn.tranche
-        )
-        SELECT count(*), coalesce(max(user_id), %(low)s), (SELECT count(*) FROM won) FROM these
-        """,
-        span,
-    )
+    back = {"type": Transaction.Type.REFUND, "result": Bet.Result.REFUNDED, "by_mpesa": False}
+    kept: list[recoveries.SetOff] = []
+    if settlement.refund:
+        bets, high, members = _owe(span | back, kept)
+    else:
+        if recoveries.any_to_set_off():
+            kept = recoveries.to_set_off(_dividends_of_debtors(span))
+        by_mpesa = policy.destination == Transaction.Destination.MPESA
+        won = {"type": Transaction.Type.PAYOUT, "result": Bet.Result.WON, "by_mpesa": by_mpesa}
+        bets, high, members = _owe(span | won, kept)
+        if settlement.late_refund:
+            members += _owe(span | back, [])[2]
     span["high"] = high
     _execute(
         """
         INSERT INTO payments_ledgeraccount (code, kind, user_id)
-        SELECT 'wallet:' || t.user_id, 'wallet', t.user_id FROM payments_transaction t
+        SELECT DISTINCT 'wallet:' || t.user_id, 'wallet', t.user_id FROM payments_transaction t
         WHERE t.settlement_id = %(settlement)s AND t.destination = 'wallet' AND t.user_id > %(low)s
           AND t.user_id <= %(high)s
           AND NOT EXISTS (SELECT FROM payments_ledgeraccount a WHERE a.kind = 'wallet' AND a.user_id = t.user_id)
-        ORDER BY t.user_id ON CONFLICT (code) DO NOTHING
+        ORDER BY 3 ON CONFLICT (code) DO NOTHING
         """,
         span,
     )
@@ -332,11 +281,67 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         """,
         span,
     )
-    return bets < span["bets"]
+    recoveries.set_off(settlement.pk, kept, at=at)
+    return bool(bets < span["bets"])
+
+
+# The bets of the next members by id, and of no member only a part.
+_THESE = """these AS MATERIALIZED (
+        SELECT user_id, result, payout FROM markets_bet
+        WHERE market_id = %(market)s AND user_id > %(low)s AND outcome = ANY (%(outcomes)s)
+        ORDER BY user_id FETCH FIRST %(bets)s ROWS WITH TIES
+    )"""
+_WON = "SELECT user_id, sum(payout) AS amount FROM these WHERE payout > 0 AND result = %(result)s GROUP BY user_id"
+
+
+def _owe(span: dict[str, Any], kept: list[recoveries.SetOff]) -> tuple[int, int, int]:
+    """Write the Transactions of one type for the next members: how many bets, the last member's id, how many members.
+
+    One strong random number a statement, and from it a public id and the eight hex digits of each row: drawing them row
+    by row costs as much as writing the row.
+    """
+    bets, high, members = _row(
+        f"""
+        WITH {_THESE}, {division.due(_WON, debtors=bool(kept))}, seed AS MATERIALIZED (
+            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn
+        ), drawn AS (
+            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex
+            FROM due, seed
+        ), booked AS (
+            INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination,
+                tranche, external_ref, phone_number, due_at, reason, receipt, created_at, completed_at)
+            SELECT left(drawn.hex, 32)::uuid, drawn.user_id, %(settlement)s, %(type)s,
+                CASE drawn.destination WHEN 'mpesa' THEN 'PENDING' ELSE 'COMPLETED' END, drawn.amount,
+                drawn.destination, drawn.tranche,
+                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || right(drawn.hex, 8),
+                member.phone_number, %(at)s, '', '', %(at)s,
+                CASE drawn.destination WHEN 'wallet' THEN %(at)s::timestamptz END
+            FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
+            WHERE member.id > %(low)s AND member.id <= (SELECT max(user_id) FROM these)
+            ORDER BY drawn.user_id, drawn.destination, drawn.tranche
+        )
+        SELECT count(*), coalesce(max(user_id), %(low)s), (SELECT count(*) FROM won) FROM these
+        """,  # noqa: S608 - our own words
+        span | recoveries.by_member(kept),
+    )
+    return bets, high, members
+
+
+def _dividends_of_debtors(span: dict[str, Any]) -> dict[int, Decimal]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH {_THESE}, won AS ({_WON})
+            SELECT user_id, amount FROM won
+            WHERE user_id IN (SELECT user_id FROM payments_recovery WHERE decision = 'SET_OFF')
+            """,  # noqa: S608 - our own words
+            span | {"result": Bet.Result.WON},
+        )
+        return dict(cursor.fetchall())
 
 
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
-    """Take the fee, check that the pool is empty to the cent, and close the market."""
+    """Take the fee, check that the pool is empty to the cent, and close the market; a scratch leaves it as it is."""
     market = settlement.market
     fee = settlement.fee or ledger.ZERO
     if fee > 0:
@@ -344,26 +349,30 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
             [ledger.Entry(f"fee:{settlement.pk}", debit=ledger.pool(market.pk), credit=ledger.FEE_INCOME, amount=fee)],
             at=at,
         )
-    left = ledger.balance(ledger.pool(market.pk))
+    owed = (settlement.net or ledger.ZERO) + (settlement.late_refund or ledger.ZERO)
     paid = Transaction.objects.filter(settlement=settlement).aggregate(total=Sum("amount"))["total"] or ledger.ZERO
-    if left != 0 or paid != settlement.net:
-        raise BooksDisagree(
-            f"Market {market.pk}: {left} would stay in its pool, and transactions of {paid} against a net of "
-            f"{settlement.net}."
-        )
     settlement.state = Settlement.State.SETTLED
-    settlement.settled_at = settlement.release_at = at
+    settlement.settled_at, settlement.release_at = at, at + policy.hold_for(settlement.pool or ledger.ZERO)
     settlement.release_open = not policy.canary
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        settlement.release_at, settlement.release_open = at, True
     settlement.save(update_fields=["state", "settled_at", "release_at", "release_open"])
-    void = settlement.rule == Settlement.Rule.VOID
-    market.status = Market.Status.VOID if void else Market.Status.SETTLED
-    market.settled_at = at
-    market.save(update_fields=["status", "settled_at"])
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        _book_bets_from_outside(
+            market, division.staked(market), at
+        )  # It checks the pool against the stakes that stay, too.
+        left = ledger.ZERO
+    else:
+        left = ledger.balance(ledger.pool(market.pk))
+        void = settlement.rule == Settlement.Rule.VOID
+        market.status = Market.Status.VOID if void else Market.Status.SETTLED
+        market.settled_at = at
+        market.save(update_fields=["status", "settled_at"])
+    if left != 0 or paid != owed:
+        raise BooksDisagree(
+            f"Market {market.pk}: {left} would stay in its pool, and transactions of {paid} against {owed} owed."
+        )
     log.info("Settled market %s: paid_out=%.2f, platform_fee=%.2f", market.pk, paid, fee)
-
-
-def _cents(amount: Decimal) -> int:
-    return int(amount * 100)
 
 
 def _execute(sql: str, numbers: dict[str, Any]) -> int:

@@ -36,7 +36,8 @@ _RELEASED = f"""
         SELECT ({_NEXT.format(after="run.id")}) FROM run WHERE run.id < %(last)s
     )
     SELECT s.id FROM run JOIN payments_settlement s ON s.id = run.id
-    WHERE run.id <= %(last)s AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+    WHERE run.id <= %(last)s AND s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
+      AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})
     LIMIT %(limit)s
 """  # noqa: S608 - our own words
