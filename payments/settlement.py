@@ -27,6 +27,8 @@ from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
+# The members of so many bets are booked in one transaction of a settlement in chunks: their wallets wait for its commit.
+BETS_WHOSE_WALLETS_WAIT = 5_000
 
 
 class BooksDisagree(Exception):
@@ -243,7 +245,7 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
 def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
     """Write the Transactions and transfers of the next members by id, and say whether none is left after them.
 
-    At most the members of `chunk` bets at a time (all for None): no more wallets are locked, in the last statement.
+    In chunks, the members of at most BETS_WHOSE_WALLETS_WAIT bets at a time; wallets are locked by the last statement.
     Of a dividend, whole shillings go by M-Pesa in tranches of at most `max_amount`; the cents, a sum or a last tranche
     under `min_amount`, refunds, and everything where the operator pays to wallets, go to the wallet at once.
     """
@@ -252,7 +254,7 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         "settlement": settlement.pk,
         "market": settlement.market_id,
         "low": settlement.last_user_id,
-        "bets": chunk or 2**62,
+        "bets": 2**62 if chunk is None else min(chunk, BETS_WHOSE_WALLETS_WAIT),
         "at": at,
         "type": Transaction.Type.REFUND if settlement.refund else Transaction.Type.PAYOUT,
         "by_mpesa": policy.destination == "mpesa" and not settlement.refund,
@@ -326,7 +328,8 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
             coalesce(a.id, %(payable)s), t.amount, CASE t.destination WHEN 'mpesa' THEN 'payout' ELSE 'wallet' END,
             %(at)s, t.id
         FROM payments_transaction t
-        LEFT JOIN payments_ledgeraccount a ON t.destination = 'wallet' AND a.kind = 'wallet' AND a.user_id = t.user_id
+        LEFT JOIN payments_ledgeraccount a
+          ON a.kind = 'wallet' AND a.user_id = CASE t.destination WHEN 'wallet' THEN t.user_id END
         WHERE t.settlement_id = %(settlement)s AND t.user_id > %(low)s AND t.user_id <= %(high)s
         ORDER BY t.id
         """,
