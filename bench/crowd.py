@@ -28,8 +28,8 @@ class Crowd:
 def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
     """Make `twins` markets of `bets` bets each, and beside each of them as many bets on `others` markets.
 
-    Three bets a member, on Yes and No alike, of 10 to 1,000 shillings. A twin's bets alternate with those of the others,
-    so they are spread over twice their pages, as when they were placed over a day. The others' stakes are not booked:
+    Three bets a member, on Yes and No alike, of 10 to 1,000 shillings. A twin's bets alternate with the others', so
+    they are spread over twice their pages, as when they were placed over a day. The others' stakes are not booked:
     what they are here for is to lie in between.
     """
     members = max(2, bets // 3)

@@ -27,7 +27,7 @@ from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
-# The members of so many bets are booked in one transaction of a settlement in chunks: their wallets wait for its commit.
+# In chunks, the members of so many bets are booked in one transaction: their wallets are locked until it commits.
 BETS_WHOSE_WALLETS_WAIT = 5_000
 
 
