@@ -1,7 +1,7 @@
 """Members, markets and bets by the million, written the way the services would have left them.
 
-In bulk and past the triggers, which would only say that all is well: stakes are booked, wallets open, markets OPEN. What
-is measured later goes through the services.
+In bulk and past the triggers, which would only say that all is well: the twins' stakes are booked, wallets are open,
+markets OPEN. What is measured later goes through the services.
 """
 
 import os
@@ -26,10 +26,11 @@ class Crowd:
 
 
 def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
-    """Make `twins` markets of `bets` bets each, and about as many bets as one of them has on `others` markets.
+    """Make `twins` markets of `bets` bets each, and beside each of them as many bets on `others` markets.
 
-    Three bets a member, on Yes and No alike, of 10 to 1,000 shillings. Bets of all markets alternate, so the bets of one
-    market are on every page of the table, as they are when they were placed over a day.
+    Three bets a member, on Yes and No alike, of 10 to 1,000 shillings. A twin's bets alternate with the others', so
+    they are spread over twice their pages, as when they were placed over a day. The others' stakes are not booked:
+    what they are here for is to lie in between.
     """
     members = max(2, bets // 3)
     # A role that may pass the triggers by; nothing else here may.
@@ -76,20 +77,35 @@ def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
             CASE WHEN random() < 0.5 THEN 'Yes' ELSE 'No' END AS outcome,
             (1000 + floor(random() * 99001))::numeric / 100 AS amount, floor(random() * {others})::int AS other
         FROM generate_series(1, {bets}) i;
-        CREATE TEMP TABLE from_bet AS SELECT coalesce(max(id), 0) AS id FROM markets_bet;
         INSERT INTO markets_bet (public_id, user_id, market_id, outcome, amount, result, payout, placed_at)
-        SELECT gen_random_uuid(), user_id, CASE WHEN twin < {twins} THEN {before} + 1 + twin
-            ELSE {before} + 1 + {twins} + other END, outcome, amount, 'PENDING', 0, now()
-        FROM drawn, generate_series(0, {twins if others else twins - 1}) twin ORDER BY i, twin;
+        SELECT gen_random_uuid(), user_id, {before} + CASE WHEN own THEN twin ELSE {twins + 1} + other END, outcome,
+            amount, 'PENDING', 0, now()
+        FROM drawn, generate_series(1, {twins}) twin, (VALUES (true), ({"false" if others else "NULL"})) o (own)
+        WHERE own IS NOT NULL ORDER BY twin, i, own DESC;
         INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
         SELECT 'stake:' || b.id, {opening}, a.id, b.amount, 'stake', now()
         FROM markets_bet b JOIN payments_ledgeraccount a ON a.code = 'pool:' || b.market_id
-        WHERE b.id > (SELECT id FROM from_bet) ORDER BY b.id;
+        WHERE b.market_id > {before} AND b.market_id <= {before + twins} ORDER BY b.id;
         """,
     )
     for table in ("users_customuser", "markets_bet", "payments_transfer", "payments_ledgeraccount", "markets_market"):
         run_sql(root, f"VACUUM (ANALYZE) {table}")
     return Crowd(twins=every[:twins], others=every[twins:], members=(first, last))
+
+
+def fill_wallets(*, members: int, crowd: Crowd) -> list[int]:
+    """Put ten million shillings into the wallets of some of the crowd, spread over all of it; their ids."""
+    first, last = crowd.members
+    ids = list(range(first, last + 1, max(1, (last - first) // members)))[:members]
+    opening = ledger.open_accounts([ledger.OPENING])[ledger.OPENING]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)"
+            " SELECT 'opening:' || user_id || ':1', %s, id, 10000000, 'opening', now() FROM payments_ledgeraccount"
+            " WHERE kind = 'wallet' AND user_id = ANY (%s) ORDER BY user_id",
+            [opening, ids],
+        )
+    return ids
 
 
 def _ids(root: str, statement: str) -> int:

@@ -1,17 +1,436 @@
-"""Settling a market, beside the cheapest way to write the same rows."""
+"""Settling a market of 1,000 to 1,000,000 bets, beside the cheapest way to write the same rows.
 
+`python -m bench.settle [--full]`, on the database that `python -m bench` made. Twin markets have the same bets in the
+same order, so each run settles a fresh one, and all of them must end in the same cents. A run is a process of its own;
+what it costs in memory is its own too.
+"""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
-from bench.figures import Line, Measured, Row, alternated, hand_over
-from soak.figures import Progress
+import django
+from django.db import connection
+
+from bench.figures import Line, Measured, Row, at_least, at_most, hand_over, median_ratio
+from soak.figures import say
+
+TIMES = {1_000: 7, 10_000: 5, 100_000: 3, 1_000_000: 2}
+ROW_BY_ROW = {1_000: 3, 10_000: 1}
+WARM_UP = 30
+KILLS = 5
+BETTORS = 4
+BETTING_SECONDS = 10.0
 
 
-def main() -> None:
-    progress = Progress("settle", 1)
-    seen = alternated({"ours": lambda: time.perf_counter(), "floor": lambda: time.perf_counter()}, 2)
-    progress.at(1)
-    hand_over(Measured([Row("", "nothing yet", str(seen))], [Line("settle", "x", [(1, 2), (3, 4)], "t", "a", "u")]))
+@dataclass(frozen=True)
+class Run:
+    """One settlement in a process of its own: seconds, of which in the database; the longest that wallets were locked;
+    the most memory its Python had, in MB; bytes of WAL."""
+
+    seconds: float
+    in_database: float
+    longest_lock: float
+    memory_mb: float
+    wal: int
+
+
+# --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def settle_one(market_id: int, warm_up: int | None) -> None:
+    """Settle one market through the service and print what it cost.
+
+    A small one first, where one is named: a worker that has been running has its connection, plans and catalog at hand.
+    """
+    from django.utils import timezone
+
+    from payments import settlement, settlement_tasks
+
+    spent, locked, locked_at = 0.0, [0.0], 0.0
+
+    def watch(call: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        nonlocal spent, locked_at
+        began = time.perf_counter()
+        if locked_at:  # The statement after the one that locked wallets comes after the commit.
+            locked.append(began - locked_at)
+            locked_at = 0.0
+        try:
+            return call(sql, params, many, context)
+        finally:
+            spent += time.perf_counter() - began
+            if "INSERT INTO payments_transfer" in sql:
+                # Too long by what the statement does before it: its rows are written first, then wallets are locked.
+                locked_at = began
+
+    policy = settlement_tasks.policy()
+    if warm_up:
+        settlement.settle(market_id=warm_up, at=timezone.now(), policy=policy, keep_going=lambda: True)
+    with connection.execute_wrapper(watch):
+        began = time.perf_counter()
+        progress = settlement.settle(market_id=market_id, at=timezone.now(), policy=policy, keep_going=lambda: True)
+        seconds = time.perf_counter() - began
+    if not progress.settled:
+        raise SystemExit(f"Market {market_id} did not settle: {progress}.")
+    status = Path("/proc/self/status").read_text()
+    memory_mb = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    found = {"seconds": seconds, "in_database": spent, "longest_lock": max(locked), "memory_mb": memory_mb}
+    say(json.dumps(found))
+
+
+def bet_on(markets: list[int], members: list[int], seconds: float) -> None:
+    """Place bets through the service, one after another, and print how long each took, in seconds."""
+    from django.utils import timezone
+
+    from payments import stakes
+
+    took: list[float] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        stakes.place(
+            user_id=secrets.choice(members),
+            market_id=secrets.choice(markets),
+            outcome="Yes",
+            amount=Decimal(10),
+            client_ref=None,
+            at=timezone.now(),
+        )
+        took.append(time.perf_counter() - began)
+    say(json.dumps(took))
+
+
+def _spawn(*words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "bench.settle", *words], stdout=subprocess.PIPE, text=True)
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+
+def settled(market_id: int, warm_up: int) -> Run:
+    """Resolve a market and settle it in a process of its own, after a small one that does not count."""
+    from bench import floor
+
+    resolve(warm_up)
+    resolve(market_id)
+    floor.rested()
+    wal = floor.wal_position()
+    child = _spawn("--one", str(market_id), "--warm-up", str(warm_up))
+    output, _ = child.communicate()
+    if child.returncode:
+        raise SystemExit(f"Settling market {market_id} ended with {child.returncode}.")
+    return Run(**json.loads(output.strip().splitlines()[-1]), wal=floor.wal_position() - wal)
+
+
+def resolve(market_id: int) -> None:
+    from django.utils import timezone
+
+    from payments import resolutions, settlement_tasks
+
+    resolutions.resolve(
+        market_id=market_id,
+        rule="WINNER",
+        weights={"Yes": Decimal(100)},
+        by_user_id=None,
+        at=timezone.now(),
+        policy=settlement_tasks.policy(),
+    )
+
+
+def row_by_row(market_id: int) -> float:
+    """What the ORM takes to write the same rows one by one, in seconds; nothing of it is kept."""
+    from django.db import transaction
+    from django.utils import timezone
+
+    from markets.models import Bet
+    from payments import ledger
+    from payments.models import Settlement, Transaction
+
+    resolve(market_id)
+    run = Settlement.objects.get(market=market_id)
+    at = timezone.now()
+    began = time.perf_counter()
+    with transaction.atomic():
+        bets = list(Bet.objects.filter(market=market_id).select_related("user"))
+        pool = sum(bet.amount for bet in bets)
+        won = sum(bet.amount for bet in bets if bet.outcome == "Yes")
+        for bet in bets:
+            if bet.outcome != "Yes":
+                bet.result = "LOST"
+                bet.save(update_fields=["result"])
+                continue
+            bet.result = "WON"
+            bet.payout = (bet.amount * pool * Decimal("0.95") / won).quantize(Decimal("0.01"))
+            bet.save(update_fields=["result", "payout"])
+            due = Transaction.objects.create(
+                user=bet.user, settlement=run, type="PAYOUT", amount=int(bet.payout), destination="mpesa",
+                tranche=bet.pk % 32_768, external_ref=f"KASOKO-{market_id}-{bet.user_id}-{bet.pk}",
+                phone_number=bet.user.phone_number, due_at=at,
+            )  # fmt: skip
+            accounts = (ledger.pool(market_id), ledger.PAYABLE)
+            ledger.post([ledger.Entry(f"payout:{due.pk}", *accounts, due.amount, due.pk)], at=at)
+        transaction.set_rollback(True)
+    return time.perf_counter() - began
+
+
+def digest(market_id: int) -> str:
+    """All verdicts, dividends and transactions of a market, in the order of its bets, as one number."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT (SELECT md5(string_agg(result || payout, ',' ORDER BY id)) FROM markets_bet WHERE market_id = %(id)s)
+                || (SELECT md5(string_agg(t.user_id || t.destination || t.tranche || t.amount || t.status, ','
+                        ORDER BY t.user_id, t.destination, t.tranche))
+                    FROM payments_transaction t JOIN payments_settlement s ON s.id = t.settlement_id
+                    WHERE s.market_id = %(id)s)
+                || (SELECT s.fee || ' of ' || s.pool FROM payments_settlement s WHERE s.market_id = %(id)s)
+            """,
+            {"id": market_id},
+        )
+        return str(cursor.fetchone()[0])
+
+
+def cents_left(market_id: int) -> Decimal:
+    """Dividends + fee − pool, and what the pool's account still holds, in shillings: their magnitudes' sum."""
+    from payments import ledger
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT abs((SELECT sum(payout) FROM markets_bet WHERE market_id = s.market_id) + s.fee - s.pool)"
+            " FROM payments_settlement s WHERE s.market_id = %s",
+            [market_id],
+        )
+        return Decimal(cursor.fetchone()[0]) + abs(ledger.balance(ledger.pool(market_id)))
+
+
+def killed(market_id: int, expected_seconds: float) -> int:
+    """Settle a market with kill -9 at random moments, then to its end; how often it was killed."""
+    resolve(market_id)
+    kills = 0
+    for _ in range(KILLS):
+        child = _spawn("--one", str(market_id))
+        start_up = 1.0
+        wait = start_up + expected_seconds / KILLS * secrets.SystemRandom().uniform(0.3, 1.0)
+        try:
+            child.wait(wait)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            kills += 1
+        else:
+            return kills
+    child = _spawn("--one", str(market_id))
+    child.communicate()
+    return kills
+
+
+@dataclass(frozen=True)
+class Betting:
+    """What some seconds of betting by BETTORS processes saw: bets a second, and the times a bet took, sorted."""
+
+    per_second: float
+    took: list[float]
+
+    def quantile(self, share: float) -> float:
+        return self.took[min(len(self.took) - 1, int(share * len(self.took)))]
+
+
+def betting(markets: list[int], members: list[int], seconds: float) -> Callable[[], Betting]:
+    """Begin to bet; the call returned waits for the end."""
+    words = ["--bet", str(seconds), json.dumps(markets), json.dumps(members)]
+    children = [_spawn(*words) for _ in range(BETTORS)]
+
+    def ended() -> Betting:
+        took = [one for child in children for one in json.loads(child.communicate()[0].strip().splitlines()[-1])]
+        return Betting(len(took) / seconds, sorted(took))
+
+    return ended
+
+
+def main(*, full: bool) -> None:
+    from bench import crowd, floor
+    from bench.servers import server_directory
+
+    place = server_directory(os.environ["KASOKO_BENCH_ROOT_URL"])
+    floor.make_twins()
+    warm_ups = iter(crowd.gather(bets=WARM_UP, twins=sum(TIMES.values()) + 1, others=0).twins)
+    sizes = [size for size in TIMES if full or size < 1_000_000]
+    rows: list[Row] = []
+    seen: dict[int, list[Run]] = {}
+    floors: dict[int, list[floor.Cost]] = {}
+    by_row: dict[int, float] = {}
+    for size in sizes:
+        last = size == sizes[-1]
+        gathered = crowd.gather(bets=size, twins=TIMES[size] + ROW_BY_ROW.get(size, 0) + 2 * last)
+        say(f"settle: {size:,} bets on each of {len(gathered.twins)} markets are there")
+        twins = iter(gathered.twins)
+        seen[size], floors[size] = [], []
+        done = []
+        for _ in range(TIMES[size]):
+            market = next(twins)
+            done.append(market)
+            seen[size].append(settled(market, next(warm_ups)))
+            floors[size].append(floor.measure(market, place))
+            one, other = seen[size][-1], floors[size][-1]
+            say(
+                f"settle: {size:,} in {one.seconds:.3f} s, floor {other.seconds:.3f} s, ratio "
+                f"{one.seconds / other.seconds:.2f}; WAL {one.wal / 1e6:.1f} over {other.wal / 1e6:.1f} MB; wallets "
+                f"locked {one.longest_lock * 1000:.0f} ms; Python {one.memory_mb:.0f} MB"
+            )
+        for _ in range(ROW_BY_ROW.get(size, 0)):
+            by_row[size] = min(by_row.get(size, 1e9), row_by_row(next(twins)))
+            say(f"settle: {size:,} row by row in {by_row[size]:.1f} s")
+        rows.append(_cost(size, seen[size], floors[size], by_row.get(size)))
+        if last:
+            rows += _largest(size, gathered, list(twins), done, seen[size], next(warm_ups))
+    rows += _across(sizes, seen, floors)
+    lines = [
+        Line("settle", name, [(size, statistics.median(seconds)) for size, seconds in points.items()],
+             "Settling a market: time against size", "bets", "seconds")
+        for name, points in {
+            "ours": {size: [run.seconds for run in runs] for size, runs in seen.items()},
+            "floor: COPY of the same rows": {size: [cost.seconds for cost in costs] for size, costs in floors.items()},
+            "row by row": {size: [seconds] for size, seconds in by_row.items()},
+        }.items()
+    ]  # fmt: skip
+    lines += [
+        Line("settle-memory", "Python, at most", [(size, statistics.median(run.memory_mb for run in runs))
+             for size, runs in seen.items()], "Settling a market: memory against size", "bets", "MB")
+    ]  # fmt: skip
+    hand_over(Measured(rows, lines, [WORDS]))
+
+
+WORDS = (
+    "The floor is one aggregate over the market's bets, COPY by the server of the very rows that the settlement wrote "
+    "(verdicts as rows of their own; transactions and transfers into twins with the same columns, checks, indexes and "
+    "foreign keys, without triggers) and the winners' balances in one UPDATE, in one transaction. Both begin from a "
+    "checkpoint, so ours pays for full images of the bets' pages, which the floor's new pages do not need."
+)
+
+
+def _cost(size: int, runs: list[Run], costs: "list[Any]", by_row: float | None) -> Row:
+    ratio = median_ratio([run.seconds for run in runs], [cost.seconds for cost in costs])
+    ours = statistics.median(run.seconds for run in runs)
+    least = statistics.median(cost.seconds for cost in costs)
+    words = f"row by row {by_row:.1f} s, {by_row / ours:.0f} times ours" if by_row else ""
+    bars = size >= 100_000
+    met, stretched = at_most(ratio, 3.0, 2.0) if bars else (None, None)
+    return Row(
+        {100_000: "S1", 1_000_000: "S2"}.get(size, ""),
+        f"settle {size:,} bets (median of {len(runs)})",
+        f"{ours:.3f} s",
+        f"{least:.3f} s",
+        ratio,
+        "≤ 3" if bars else "",
+        "≤ 2" if bars else "",
+        met,
+        stretched,
+        words,
+    )
+
+
+def _largest(size: int, gathered: Any, left: list[int], done: list[int], runs: list[Run], warm_up: int) -> list[Row]:
+    """What is looked at on the largest market only: locks, the other markets' bettors, and kills."""
+    from bench import crowd
+
+    calm, victim = left
+    longest = statistics.median(run.longest_lock for run in runs) * 1000
+    met, stretched = at_most(longest, 150.0, 50.0)
+    rows = [
+        Row("S5", f"longest that a wallet is locked while {size:,} bets settle", f"{longest:.0f} ms", must="≤ 150 ms",
+            stretch="≤ 50 ms", met=met, stretched=stretched,
+            how_far="from the start of the statement that ends by locking them to the commit: no wallet waits longer")
+    ]  # fmt: skip
+    members = crowd.fill_wallets(members=400, crowd=gathered)
+    before = betting(gathered.others, members, BETTING_SECONDS)()
+    took = statistics.median(run.seconds for run in runs)
+    during_whole = betting(gathered.others, members, max(3.0, took))
+    time.sleep(1.0)  # They are all under way.
+    settled(calm, warm_up)
+    during = during_whole()
+    after = betting(gathered.others, members, BETTING_SECONDS)()
+    ratio = during.per_second / ((before.per_second + after.per_second) / 2)
+    p99 = during.quantile(0.99) * 1000
+    met, stretched = at_least(ratio, 0.75, 0.9)
+    say(f"settle: bets a second {before.per_second:.0f}, {during.per_second:.0f} during, {after.per_second:.0f} after")
+    rows.append(
+        Row("S6", f"bets/s of {BETTORS} processes on {len(gathered.others)} other markets while {size:,} settle",
+            f"{during.per_second:.0f}/s, p99 {p99:.0f} ms, longest {during.took[-1] * 1000:.0f} ms",
+            f"{before.per_second:.0f}/s before, p99 {before.quantile(0.99) * 1000:.0f} ms; "
+            f"{after.per_second:.0f}/s after",
+            ratio, "≥ 0.75, p99 < 50 ms", "≥ 0.9", met and p99 < 50, stretched and p99 < 50,
+            "the bettors' wallets are among those credited; all share the machine's cores")
+    )  # fmt: skip
+    kills = killed(victim, took)
+    expected = digest(done[0])
+    same = all(digest(market) == expected for market in [*done, calm, victim])
+    off = sum((cents_left(market) for market in [*done, calm, victim]), Decimal(0))
+    rows.append(
+        Row("S7", f"dividends + fee − pool of {len(done) + 2} markets of {size:,}, one of them under {kills} kill -9",
+            f"{off:.2f} shillings; {'the same cents in all' if same else 'DIFFERENT cents'}", must="0", stretch="0",
+            met=same and off == 0 and kills > 0, stretched=same and off == 0 and kills > 0,
+            how_far="each verdict, dividend and transaction is compared with an undisturbed twin's")
+    )  # fmt: skip
+    return rows
+
+
+def _across(sizes: list[int], seen: dict[int, list[Run]], floors: "dict[int, list[Any]]") -> list[Row]:
+    """What is compared between sizes, or belongs to no one of them."""
+    small = statistics.median(run.in_database for run in seen[1_000]) * 1000
+    met, stretched = at_most(small, 50.0, 20.0)
+    rows = [
+        Row("S3", "settle 1,000 bets, in the database", f"{small:.1f} ms", must="< 50 ms", stretch="< 20 ms", met=met,
+            stretched=stretched, how_far="a time, not a ratio: it depends on the machine and who else uses it")
+    ]  # fmt: skip
+    wide = [size for size in sizes if size >= 10_000]
+    for size in wide:
+        wal = median_ratio([run.wal for run in seen[size]], [cost.wal for cost in floors[size]])
+        met, stretched = at_most(wal, 1.6, 1.2)
+        ours, least = (statistics.median(one.wal for one in side[size]) / 1e6 for side in (seen, floors))
+        rows.append(Row("S4", f"WAL of settling {size:,} bets", f"{ours:.1f} MB", f"{least:.1f} MB", wal, "≤ 1.6",
+                        "≤ 1.2", met, stretched, "after a checkpoint, with full page images"))  # fmt: skip
+    first, largest = sizes[0], sizes[-1]
+    growth = max(run.memory_mb for run in seen[largest]) - min(run.memory_mb for run in seen[first])
+    met, stretched = at_most(growth, 20.0, 10.0)
+    peak = max(run.memory_mb for run in seen[largest])
+    rows.append(
+        Row("S8", f"growth of the worker's memory from {first:,} to {largest:,} bets", f"{growth:.1f} MB",
+            must="≤ 20 MB", stretch="≤ 10 MB", met=met, stretched=stretched, how_far=f"at most {peak:.0f} MB in all")
+    )  # fmt: skip
+    if largest == 1_000_000:
+        times = statistics.median(r.seconds for r in seen[largest]) / statistics.median(
+            r.seconds for r in seen[100_000]
+        )
+        rows.append(Row("S2", "time of 1,000,000 bets ÷ of 100,000", f"{times:.1f} times", must="≤ 12 times",
+                        met=times <= 12))  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--one", type=int)
+    parser.add_argument("--warm-up", type=int)
+    parser.add_argument("--bet", nargs=3)
+    asked = parser.parse_args()
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    django.setup()
+    logging.disable(logging.INFO)
+    if asked.one:
+        settle_one(asked.one, asked.warm_up)
+    elif asked.bet:
+        bet_on(json.loads(asked.bet[1]), json.loads(asked.bet[2]), float(asked.bet[0]))
+    else:
+        main(full=asked.full)

@@ -1,5 +1,6 @@
 """The operator's settlement calls: resolve, void, watch, retry. Staff only; each calls one service."""
 
+from dataclasses import asdict
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -154,6 +155,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
             "in_doubt_payouts": f"{amounts['in_doubt']:.2f}",
             "held_payouts": f"{amounts['held']:.2f}",
             "payout_count": {name: count for name, (_, count) in found.by_state.items()},
+            "progress": asdict(found.progress),
             "limbo": [
                 {
                     "transaction_id": one.transaction_id,

@@ -215,7 +215,10 @@ class Transaction(models.Model):
 
     public_id = models.UUIDField(default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="transactions")
-    settlement = models.ForeignKey(Settlement, on_delete=models.PROTECT, null=True, blank=True, db_index=False)
+    # A settlement is never removed, so a trigger's look at each statement's rows is enough; a member may be.
+    settlement = models.ForeignKey(
+        Settlement, on_delete=models.PROTECT, null=True, blank=True, db_index=False, db_constraint=False
+    )
     type = models.CharField(max_length=10, choices=Type.choices)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
     amount = shillings()

@@ -17,6 +17,18 @@ SIX = ("pending", "processing", "in_doubt", "held", "completed", "failed")
 
 
 @dataclass(frozen=True)
+class SettlementProgress:
+    """How far the division has come: bets with their verdict, of how many, and members whose dividend is booked.
+
+    All 0 until the totals are frozen. Each chunk moves them when it commits; verdicts come first, then the members.
+    """
+
+    bets_done: int = 0
+    bets_total: int = 0
+    members_done: int = 0
+
+
+@dataclass(frozen=True)
 class SettlementStatus:
     """Where a market's money is: amounts in shillings and counts by state; `by_state` has exactly the keys of SIX."""
 
@@ -29,6 +41,7 @@ class SettlementStatus:
     pool: Decimal
     platform_fee: Decimal
     by_state: dict[str, tuple[Decimal, int]]
+    progress: SettlementProgress = SettlementProgress()
 
     @property
     def total_payouts(self) -> Decimal:
@@ -70,7 +83,14 @@ def settlement_status(market_id: int) -> SettlementStatus | None:
         pool=pool,
         platform_fee=(run.fee if run is not None else None) or ledger.ZERO,
         by_state=by_state,
+        progress=SettlementProgress() if run is None else _progress(run),
     )
+
+
+def settlement_progress(market_id: int) -> SettlementProgress:
+    """How far the latest settlement of a market has come; one row is read, so it may be asked for all the time."""
+    run = Settlement.objects.filter(market=market_id).order_by("-number").first()
+    return SettlementProgress() if run is None else _progress(run)
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,10 @@ def provisional(market_ids: Iterable[int], at: datetime) -> set[int]:
     runs = Settlement.objects.filter(market__in=list(market_ids)).exclude(rule=Settlement.Rule.SCRATCH)
     unsettled = Q(state__in=[State.PENDING, State.DIVIDING, State.UNDOING])
     return set(runs.filter(unsettled | Q(state=State.SETTLED, release_at__gt=at)).values_list("market_id", flat=True))
+
+
+def _progress(run: Settlement) -> SettlementProgress:
+    return SettlementProgress(run.bets_done, run.bet_count or 0, run.members_done)
 
 
 def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:

@@ -26,6 +26,8 @@ from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
+# In chunks, the members of so many bets are booked in one transaction: their wallets are locked until it commits.
+BETS_WHOSE_WALLETS_WAIT = 5_000
 
 
 class BooksDisagree(Exception):
@@ -222,7 +224,7 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
 def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
     """Write the Transactions and transfers of the next members by id, and say whether none is left after them.
 
-    At most the members of `chunk` bets at a time (all for None): no more wallets are locked, in the last statement.
+    In chunks, the members of at most BETS_WHOSE_WALLETS_WAIT bets at a time; wallets are locked by the last statement.
     What goes by M-Pesa and what to the wallet is division.py's. Refunds go to the wallet they came from. A member who
     owes from an earlier settlement, and whose debt is to be set off, leaves a part of the dividend.
     """
@@ -232,7 +234,7 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         "market": settlement.market_id,
         "outcomes": _outcomes(settlement),
         "low": settlement.last_user_id,
-        "bets": chunk or 2**62,
+        "bets": 2**62 if chunk is None else min(chunk, BETS_WHOSE_WALLETS_WAIT),
         "at": at,
         "min": policy.min_amount,
         "max": policy.max_amount,
@@ -275,7 +277,8 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
             coalesce(a.id, %(payable)s), t.amount, CASE t.destination WHEN 'mpesa' THEN 'payout' ELSE 'wallet' END,
             %(at)s, t.id
         FROM payments_transaction t
-        LEFT JOIN payments_ledgeraccount a ON t.destination = 'wallet' AND a.kind = 'wallet' AND a.user_id = t.user_id
+        LEFT JOIN payments_ledgeraccount a
+          ON a.kind = 'wallet' AND a.user_id = CASE t.destination WHEN 'wallet' THEN t.user_id END
         WHERE t.settlement_id = %(settlement)s AND t.user_id > %(low)s AND t.user_id <= %(high)s
         ORDER BY t.id
         """,

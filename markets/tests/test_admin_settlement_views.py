@@ -318,6 +318,7 @@ def test_the_status_of_an_unresolved_market_is_its_pool_and_no_payouts(db: None,
         "in_doubt_payouts": "0.00",
         "held_payouts": "0.00",
         "payout_count": {"pending": 0, "processing": 0, "in_doubt": 0, "held": 0, "completed": 0, "failed": 0},
+        "progress": {"bets_done": 0, "bets_total": 0, "members_done": 0},
         "limbo": [],
     }
 

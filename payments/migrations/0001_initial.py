@@ -348,6 +348,7 @@ class Migration(migrations.Migration):
                     "settlement",
                     models.ForeignKey(
                         blank=True,
+                        db_constraint=False,
                         db_index=False,
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,

@@ -130,6 +130,17 @@ CREATE TRIGGER settlement_is_not_truncated BEFORE TRUNCATE ON payments_settlemen
     FOR EACH STATEMENT EXECUTE FUNCTION kasoko_refuse('Settlements are not deleted.');
 
 -- Transactions.
+CREATE FUNCTION payments_require_settlement() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM (SELECT DISTINCT settlement_id AS id FROM made WHERE settlement_id IS NOT NULL) named
+               WHERE NOT EXISTS (SELECT FROM payments_settlement s WHERE s.id = named.id)) THEN
+        RAISE EXCEPTION 'A transaction names a settlement that is not there.'
+            USING ERRCODE = 'foreign_key_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER transaction_has_its_settlement AFTER INSERT ON payments_transaction REFERENCING NEW TABLE AS made
+    FOR EACH STATEMENT EXECUTE FUNCTION payments_require_settlement();
 CREATE TRIGGER transaction_begins BEFORE INSERT ON payments_transaction
     FOR EACH ROW WHEN (NEW.status <> 'PENDING' AND NOT (NEW.status = 'COMPLETED' AND NEW.destination = 'wallet'))
     EXECUTE FUNCTION kasoko_refuse('A transaction begins PENDING, or COMPLETED where it goes to a wallet.');

@@ -1,5 +1,7 @@
 """Dividing a pool in SQL: to the cent what the rule says, whatever interrupts it, and booked once."""
 
+import io
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -8,13 +10,14 @@ from itertools import count
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, transaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments import ledger, payouts, resolutions, settlement, settlement_tasks, stakes
+from payments import ledger, payouts, queries, resolutions, settlement, settlement_tasks, stakes
 from payments.ledger import Entry
 from payments.models import Settlement, Transaction, Transfer
 from payments.tests.builders import (
@@ -38,6 +41,7 @@ from users.models import CustomUser
 
 OUTCOMES = ("A", "B", "C")
 Staked = tuple[CustomUser, str, Amount]
+Queued = Callable[[], list[tuple[str, str, list[Any]]]]
 
 
 class Crash(Exception):
@@ -733,3 +737,114 @@ def test_a_bet_cannot_slip_in_after_the_totals_are_frozen(transactional_db: None
     assert isinstance(refused, IntegrityError)
     settle(made)
     assert dividends(made) == [Decimal("142.50"), 0]
+
+
+# --- progress and cost -----------------------------------------------------------------------------------------------
+
+
+def test_each_step_shows_in_the_progress(db: None) -> None:
+    # given: seven bets of three members, of whom each wins something
+    users = [member() for _ in range(3)]
+    made = opened(seven_bets(users))
+    assert queries.settlement_progress(made.pk) == queries.SettlementProgress(0, 0, 0)
+    resolve(made, rule="JOINT", weights={"A": "70", "B": "30"})
+    rules = policy(settlement_chunk=3)
+
+    # when
+    seen = []
+    while not settlement.settle(market_id=made.pk, at=AT, policy=rules, keep_going=steps(1)).settled:
+        seen.append(queries.settlement_progress(made.pk))
+    seen.append(queries.settlement_progress(made.pk))
+
+    # then
+    assert [(one.bets_done, one.members_done) for one in seen] == [(3, 0), (6, 0), (7, 0), (7, 1), (7, 3), (7, 3)]
+    assert {one.bets_total for one in seen} == {7}
+    found = queries.settlement_status(made.pk)
+    assert found is not None and found.progress == seen[-1]
+
+
+def test_a_market_can_be_settled_from_the_command_line(db: None, queued: Queued) -> None:
+    made = opened([(member(), "A", 100), (member(), "A", 200), (member(), "B", 50)])
+    said = io.StringIO()
+    with pytest.raises(CommandError, match="nothing to settle"):
+        call_command("settle_market", made.pk)
+    with pytest.raises(CommandError, match="no market 999999"):
+        call_command("settle_market", 999_999)
+    resolve(made, "A")
+
+    call_command("settle_market", made.pk, stdout=said)
+
+    made.refresh_from_db()
+    assert made.status == "SETTLED"
+    assert said.getvalue() == f"Market {made.pk}: 3 of 3 bets divided, 2 members booked.\n"
+    assert [name for name, _, _ in queued()] == ["payments.settlement_tasks.send_due_payouts"]
+    with pytest.raises(CommandError, match="nothing to settle"):
+        call_command("settle_market", made.pk)
+
+
+def test_writing_verdicts_and_balances_touches_no_index(transactional_db: None) -> None:
+    # given: 600 bets that fill their pages, and wallets that exist
+    users = [member(balance=1) for _ in range(60)]
+    made = market(fee_pct="7.50")
+    Bet.objects.bulk_create(
+        Bet(user=users[number % 60], market=made, outcome="Yes" if number % 3 else "No", amount=Decimal("33.33"))
+        for number in range(600)
+    )
+    resolve(made, "Yes")
+
+    # when
+    before = updates()
+    settle(made, policy=policy(settlement_chunk=100))
+    after = updates()
+
+    # then: heap-only updates, each and every one; an index on result or payout, or full pages, would end that
+    moved = {table: tuple(a - b for a, b in zip(after[table], before[table], strict=True)) for table in after}
+    assert moved["markets_bet"] == (600, 600)
+    assert moved["users_customuser"][0] > 0
+    assert moved["users_customuser"][0] == moved["users_customuser"][1]
+
+
+def updates() -> dict[str, tuple[int, int]]:
+    """By table: rows updated so far, and those of them that no index heard of."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute("SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables")
+        return {table: (updated, hot) for table, updated, hot in cursor.fetchall()}
+
+
+def test_a_settlement_keeps_no_rows_in_python(db: None) -> None:
+    # given: two markets, one with fifty times the bets
+    small, large = market(), market()
+    users = [member() for _ in range(10)]
+    for made, bets in ((small, 20), (large, 1_000)):
+        Bet.objects.bulk_create(
+            Bet(user=users[number % 10], market=made, outcome="Yes", amount=Decimal(100)) for number in range(bets)
+        )
+        resolve(made, "Yes")
+
+    # when: what Python allocates at most while each settles, in chunks
+    peaks = []
+    for made in (small, large):
+        tracemalloc.start()
+        settle(made, policy=policy(settlement_chunk=10 if made is small else 500))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    # then: not by the bet
+    assert peaks[1] < 1.5 * peaks[0] + 200_000
+
+
+def test_the_members_of_five_thousand_bets_are_the_most_that_wait_for_one_commit(db: None) -> None:
+    made = market()
+    users = [member() for _ in range(3)]
+    Bet.objects.bulk_create(
+        Bet(user=users[number % 3], market=made, outcome="Yes", amount=Decimal(10)) for number in range(9)
+    )
+    resolve(made, "Yes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settlement, "BETS_WHOSE_WALLETS_WAIT", 3)
+        rules = policy(settlement_chunk=8)
+        seen = []
+        while not settlement.settle(market_id=made.pk, at=AT, policy=rules, keep_going=steps(1)).settled:
+            seen.append(queries.settlement_progress(made.pk).members_done)
+    assert seen == [0, 0, 1, 2, 3]

@@ -1,0 +1,50 @@
+"""`python manage.py settle_market MARKET`: settle a resolved market here, with a line of progress."""
+
+import time
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from payments import queries, settlement, settlement_tasks, stakes
+
+SECONDS_BETWEEN_LINES = 1.0
+
+
+class Command(BaseCommand):
+    help = (
+        "Settle a resolved market in the foreground. Safe beside the workers and to stop and call again at any moment."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("market_id", type=int)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        market_id = options["market_id"]
+        while not self._settled(market_id):
+            self._say_progress(market_id)
+        self._say_progress(market_id)
+        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+
+    def _settled(self, market_id: int) -> bool:
+        """Go on for a second."""
+        until = time.monotonic() + SECONDS_BETWEEN_LINES
+        try:
+            progress = settlement.settle(
+                market_id=market_id,
+                at=timezone.now(),
+                policy=settlement_tasks.policy(),
+                keep_going=lambda: time.monotonic() < until,
+            )
+        except stakes.MarketNotFound as error:
+            raise CommandError(str(error)) from error
+        if not progress.found:
+            raise CommandError(f"Market {market_id} has nothing to settle: it is not resolved, or is settled already.")
+        return progress.settled
+
+    def _say_progress(self, market_id: int) -> None:
+        found = queries.settlement_progress(market_id)
+        self.stdout.write(
+            f"Market {market_id}: {found.bets_done:,} of {found.bets_total:,} bets divided, "
+            f"{found.members_done:,} members booked."
+        )
