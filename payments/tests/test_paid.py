@@ -105,7 +105,12 @@ def prepare(random: Random, policy: Any) -> None:
             for question in payouts.ask(at=after(25 + number), policy=policy, addresses=ADDRESSES, limit=10):
                 about = Attempt.objects.get(originator_conversation_id=question.originator_conversation_id)
                 said_of_it = random.choice(["Completed", "Failed", "Initiated"])
-                come("status", question.token, status_body(about, said_of_it, receipt=f"SKG7{about.pk:06}"), trusted=random.random() < 0.8)
+                come(
+                    "status",
+                    question.token,
+                    status_body(about, said_of_it, receipt=f"SKG7{about.pk:06}"),
+                    trusted=random.random() < 0.8,
+                )
     for _ in range(random.randint(1, 12)):
         random.choice(says)(random.choice(attempts))
 
