@@ -80,18 +80,20 @@ class Pump:
         slot has been given, so what is killed in between has lost nothing but the slot.
         Raises: redis.RedisError; what a request raised that could not even be made.
         """
-        sent, rest, last_turn = 0, 0.0, 0
+        sent, rest, last_turn, is_due = 0, 0.0, 0, False
         under_way: dict[int, payouts.Claim] = {}
         try:
             while keep_going():
-                is_due = payouts.any_due(at=self.clock(), policy=self.policy)
+                is_due = is_due or payouts.any_due(at=self.clock(), policy=self.policy)
                 if not is_due and not under_way:
                     break
-                claims = self._claim(self.in_flight - len(under_way), last_turn) if is_due else []
+                claims, is_due = self._claim(self.in_flight - len(under_way), last_turn) if is_due else ([], False)
                 if claims:
                     under_way |= {claim.attempt_id: claim for claim in claims}
                     sent += len(claims)
-                    last_turn, rest = claims[-1].settlement_id or 0, 0.0
+                    # Where each came from another settlement, more of them may wait than there were places.
+                    turns = {claim.settlement_id or 0 for claim in claims}
+                    last_turn, rest = (claims[-1].settlement_id or 0) if len(turns) == len(claims) else 0, 0.0
                 if under_way:
                     self._record(under_way, patience_seconds=TICK_SECONDS)
                 else:  # Something holds back what is due: a pause, a probe's time, the pace, another worker.
@@ -128,13 +130,11 @@ class Pump:
                 asked += len(questions)
         return asked
 
-    def _claim(self, room: int, last_turn: int) -> list[payouts.Claim]:
-        """Claim what there are slots and room for, and start it; the slots come first."""
-        if room < 1:
-            return []
-        slots = self._slots(room, AHEAD_SECONDS)
+    def _claim(self, room: int, last_turn: int) -> tuple[list[payouts.Claim], bool]:
+        """Claim what there are slots and room for, and start it; the slots come first. Second: more may be due."""
+        slots = self._slots(room, AHEAD_SECONDS) if room > 0 else []
         if not slots:
-            return []
+            return [], True
         at, limit = self.clock(), len(slots)
         claims = payouts.claim(at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_turn)
         if len(claims) < limit:
@@ -147,7 +147,7 @@ class Pump:
             Payment(key=claim.attempt_id, at=slot, request=payouts.request(claim, addresses=self.addresses))
             for claim, slot in zip(claims, slots, strict=False)
         )
-        return claims
+        return claims, len(claims) == limit
 
     def _later_slots(self, missed: list[float]) -> list[float]:
         """Other slots for requests that would all leave at once now, too many for one second; the missed are forgone.
@@ -168,7 +168,7 @@ class Pump:
         return [now + wait for wait in self.limiter.reserve(count, longest_wait_seconds=within_seconds)]
 
     def _record(self, under_way: dict[int, payouts.Claim], *, patience_seconds: float) -> None:
-        enough = 1 + len(under_way) // 16
+        enough = 1 + len(under_way) // 10
         ended = self.calls.collect(patience_seconds=patience_seconds, enough=enough)
         answers: list[tuple[payouts.Claim, payouts.Said]] = []
         unforeseen: list[Exception] = []

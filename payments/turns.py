@@ -5,6 +5,7 @@ due, whatever the size of the ones before, and each of them gives its oldest. Wh
 places, a turn begins after the settlement with which the last one ended.
 """
 
+from collections import Counter
 from datetime import datetime
 from itertools import chain, zip_longest
 from typing import Any
@@ -29,29 +30,38 @@ _NEXT = """
     WHERE t.status = 'PENDING' AND t.due_at <= %(at)s AND t.settlement_id > {after}
     ORDER BY t.settlement_id LIMIT 1
 """
-_RELEASED = f"""
+# A payout without a settlement is in no release; all such have one turn together, as settlement 0.
+ALONE = 0
+_WAITING = f"""
     WITH RECURSIVE run (id) AS (
         ({_NEXT.format(after="%(after)s")})
         UNION ALL
         SELECT ({_NEXT.format(after="run.id")}) FROM run WHERE run.id < %(last)s
     )
-    SELECT s.id FROM run JOIN payments_settlement s ON s.id = run.id
-    WHERE run.id <= %(last)s AND s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
-      AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
-      AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})
+    (SELECT {ALONE}::bigint WHERE %(after)s = 0
+       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {_DUE}))
+    UNION ALL
+    (SELECT s.id FROM run JOIN payments_settlement s ON s.id = run.id
+     WHERE run.id <= %(last)s AND s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
+       AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})
+     LIMIT %(limit)s)
     LIMIT %(limit)s
 """  # noqa: S608 - our own words
-# A payout without a settlement is in no release; all such have one turn together.
-_ALONE = f"SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {_DUE} LIMIT 1"  # noqa: S608
+# What a claim needs to know of a payout, and no more; the two last are of its earlier attempts.
 _TAKE = """
-    SELECT taken.* FROM unnest(%(settlements)s::bigint[]) AS turn (id) CROSS JOIN LATERAL (
-        SELECT * FROM payments_transaction t
-        WHERE t.settlement_id {whose} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
+    SELECT taken.*, coalesce(tried.last_number, 0) AS last_number, coalesce(tried.is_open, false) AS has_open_attempt
+    FROM unnest(%(whose)s::bigint[]) AS turn (id) CROSS JOIN LATERAL (
+        SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at
+        FROM payments_transaction t WHERE {whose} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
         ORDER BY t.due_at, t.id LIMIT %(each)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
+    CROSS JOIN LATERAL (
+        SELECT max(a.number) AS last_number, bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
+        FROM payments_attempt a WHERE a.transaction_id = taken.id) AS tried
 """
-_TAKE_OF_SETTLEMENT = _TAKE.format(whose="= turn.id", due=_DUE)
-_TAKE_ALONE = _TAKE.format(whose="IS NULL", due=_DUE)
-ALONE = 0
+_TAKE_OF_SETTLEMENT = _TAKE.format(whose="t.settlement_id = turn.id", due=_DUE)
+_TAKE_ALONE = _TAKE.format(whose="t.settlement_id IS NULL", due=_DUE)
+_TAKE_NAMED = _TAKE.format(whose="t.id = turn.id", due=_DUE)
 
 
 def any_due(*, at: datetime, policy: Policy) -> bool:
@@ -62,7 +72,8 @@ def any_due(*, at: datetime, policy: Policy) -> bool:
 def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Transaction]:
     """Up to `limit` payouts that may leave now, the settlements by turns, each one's oldest first.
 
-    `after` is the id of the settlement that had the last turn. In the caller's transaction.
+    `after` is the id of the settlement that had the last turn. In the caller's transaction. Each has besides
+    `last_number` and `has_open_attempt`, of its attempts so far; columns that a claim does not need are deferred.
     Locks: those Transactions; what another worker holds is passed over.
     """
     turns = _waiting(at=at, policy=policy, after=after, limit=min(limit, LONGEST_TURN))
@@ -70,33 +81,42 @@ def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Transa
     already: list[int] = []
     while turns and len(already) < limit:
         each = -(-(limit - len(already)) // len(turns))
-        found = _take(turns, already, each, at)
+        found = _of_settlements(turns, already, each, at)
         for payout in found:
             taken[payout.settlement_id or ALONE].append(payout)
             already.append(payout.pk)
         # Those that gave all they were asked for may have more; the others have not.
-        gave = [payout.settlement_id or ALONE for payout in found]
-        turns = [turn for turn in turns if gave.count(turn) == each]
+        gave = Counter(payout.settlement_id or ALONE for payout in found)
+        turns = [turn for turn in turns if gave[turn] == each]
     rounds = chain.from_iterable(zip_longest(*taken.values()))
     return [payout for payout in rounds if payout is not None][:limit]
+
+
+def take_named(transaction_id: int, *, at: datetime) -> list[Transaction]:
+    """The payout of this id where it is due, as `take` gives it; whether it is released is for the caller to see.
+
+    Locks: that Transaction; none where another worker holds it.
+    """
+    return list(Transaction.objects.raw(_TAKE_NAMED, {"at": at, "whose": [transaction_id], "already": [], "each": 1}))
 
 
 def _waiting(*, at: datetime, policy: Policy, after: int, limit: int) -> list[int]:
     """Ids of settlements whose payouts may leave now, beginning after `after` and going round."""
     span: dict[str, Any] = {"at": at, "in_canary": releases.in_canary(at=at, policy=policy)}
+    found: list[int] = []
     with connection.cursor() as cursor:
-        cursor.execute(_ALONE, span)
-        found = [ALONE] if cursor.fetchone() is not None else []
         for first, last in ((after, 2**62), (0, after)):
             if len(found) < limit and first < last:
-                cursor.execute(_RELEASED, span | {"after": first, "last": last, "limit": limit - len(found)})
+                cursor.execute(_WAITING, span | {"after": first, "last": last, "limit": limit - len(found)})
                 found += [settlement_id for (settlement_id,) in cursor.fetchall()]
     return found
 
 
-def _take(turns: list[int], already: list[int], each: int, at: datetime) -> list[Transaction]:
+def _of_settlements(turns: list[int], already: list[int], each: int, at: datetime) -> list[Transaction]:
     span = {"at": at, "already": already, "each": each}
-    found = list(Transaction.objects.raw(_TAKE_OF_SETTLEMENT, span | {"settlements": [t for t in turns if t != ALONE]}))
+    found: list[Transaction] = []
+    if settled := [turn for turn in turns if turn != ALONE]:
+        found += Transaction.objects.raw(_TAKE_OF_SETTLEMENT, span | {"whose": settled})
     if ALONE in turns:
-        found += Transaction.objects.raw(_TAKE_ALONE, span | {"settlements": [ALONE]})
+        found += Transaction.objects.raw(_TAKE_ALONE, span | {"whose": [ALONE]})
     return found

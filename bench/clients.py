@@ -1,0 +1,115 @@
+"""The clients that are measured, each in a process of its own: the pump, and what sends the same without any books.
+
+    python -m bench.clients pump <seconds>
+    python -m bench.clients aiohttp <url> <requests> <in flight>
+    python -m bench.clients requests <url> <requests> <in flight>
+
+The last line that one prints is JSON: requests made, seconds, CPU seconds of its process.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import requests
+
+BODY = {
+    "InitiatorName": "testapi",
+    "SecurityCredential": "c" * 344,
+    "CommandID": "BusinessPayment",
+    "Amount": 100,
+    "PartyA": "600000",
+    "PartyB": "254712345678",
+    "Remarks": "Payout KASOKO 1 1 00000000",
+    "QueueTimeOutURL": f"https://kasoko.app/api/payments/b2c-timeout/{'a' * 64}/",
+    "ResultURL": f"https://kasoko.app/api/payments/b2c-callback/{'a' * 64}/",
+    "Occassion": "KASOKO 1 1 00000000",
+}
+HEADERS = {"Authorization": "Bearer stub-token", "Content-Type": "application/json"}
+
+
+def body(number: int) -> bytes:
+    return json.dumps({"OriginatorConversationID": f"BARE-{number}", **BODY}).encode()
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def measured(work: Callable[[], int]) -> None:
+    """Do it, and print what it took."""
+    began, used = time.monotonic(), cpu_seconds()
+    made = work()
+    took = {"requests": made, "seconds": time.monotonic() - began, "cpu": cpu_seconds() - used}
+    sys.stdout.write(json.dumps(took) + "\n")
+
+
+def bare_aiohttp(url: str, count: int, in_flight: int) -> int:
+    """One event loop that keeps so many requests under way, and reads each answer as JSON."""
+
+    async def lane(session: aiohttp.ClientSession, numbers: list[int]) -> None:
+        while numbers:
+            number = numbers.pop()
+            async with session.post(url, data=body(number), headers=HEADERS) as answer:
+                json.loads(await answer.read())
+
+    async def run() -> None:
+        numbers = list(range(count))
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session:
+            await asyncio.gather(*[lane(session, numbers) for _ in range(in_flight)])
+
+    asyncio.run(run())
+    return count
+
+
+def bare_requests(url: str, count: int, in_flight: int) -> int:
+    """So many threads, each with a session of its own."""
+    own = threading.local()
+
+    def post(number: int) -> None:
+        if not hasattr(own, "session"):
+            own.session = requests.Session()
+            own.session.trust_env = False
+        answered = own.session.post(url, data=body(number), headers=HEADERS, timeout=30)
+        json.loads(answered.content)
+
+    with ThreadPoolExecutor(in_flight) as threads:
+        list(threads.map(post, range(count)))
+    return count
+
+
+def pump(seconds: float) -> int:
+    """What a worker process's sender runs, for at most so long."""
+    import django
+
+    django.setup()
+    from payments import settlement_tasks
+
+    until = time.monotonic() + seconds
+    sent = settlement_tasks.pump().run(keep_going=lambda: time.monotonic() < until)
+    settlement_tasks.bulk_gateway().close()
+    return sent
+
+
+def main(arguments: list[str]) -> None:
+    which, *rest = arguments
+    if which == "pump":
+        import django
+
+        django.setup()  # What it takes to start is no part of a payout.
+        measured(lambda: pump(float(rest[0])))
+    else:
+        url, count, in_flight = rest[0], int(rest[1]), int(rest[2])
+        work = bare_aiohttp if which == "aiohttp" else bare_requests
+        measured(lambda: work(url, count, in_flight))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
