@@ -115,6 +115,8 @@ class World:
         self._beat_dead_until = self._last_beat = START
         self._fruitless = 0
         self._passes = 0
+        # The ids of which proof of payment reached us, whatever an M-Pesa that lies at will says of them later.
+        self._proven: set[str] = set()
         self._booked: Counter[str] = Counter()
         self._read = 0
         self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
@@ -242,8 +244,14 @@ class World:
         elif failed and self._passes < 6:
             self._take("operator retries what failed", self._retry_failed)
         elif failed:
-            self._take("to the wallet", lambda: [self.machine.redirect(payout, at=self.now) for payout in failed])
+            self._take("to the wallet", lambda: [self._give_up(payout) for payout in failed])
         return bool(held or failed) and self._passes < 12
+
+    def _give_up(self, payout: Payout) -> None:
+        self.stats["to the wallet at last"] += 1
+        if payout.phone not in self.provider.unregistered and not self.provider.lies_at_will:
+            self.accuse("Only a member's fault fails for good", payout.ref)
+        self.machine.redirect(payout, at=self.now)
 
     # --- messages, workers, beat -------------------------------------------------------------------------------------
 
@@ -355,15 +363,24 @@ class World:
 
     def post(self, about: Attempt | Question, content: Result | Answer | bytes) -> None:
         """M-Pesa's own message: the web may die before it keeps it, the list of M-Pesa's addresses be out of date."""
-        if not self.strikes("callback lost"):
-            self._bring(about, content, trusted=not self.strikes("strange address"))
+        if self.strikes("callback lost"):
+            return
+        message = self._bring(about, content, trusted=not self.strikes("strange address"))
+        if message is not None and message.trusted and isinstance(content, Result) and content.code == "0":
+            if about.payout.amount < self.machine.policy.confirm_above:
+                self._proven.add(content.ocid)
 
-    def _bring(self, about: Attempt | Question, content: Result | Answer | bytes, *, trusted: bool) -> None:
+    def _bring(self, about: Attempt | Question, content: Result | Answer | bytes, *, trusted: bool) -> Message | None:
+        """Bring a message to one of our addresses, as the web does; None where the very same came before."""
         said = None if isinstance(content, bytes) else content
+        said_what = said.code if isinstance(said, Result) else said.verdict if said else "queue timeout"
+        whose = about.ocid if isinstance(about, Attempt) else about.attempt.ocid
+        self.note(f"    {'M-Pesa' if trusted else 'a stranger'} says {said_what} of {whose}")
         message = self.machine.store(about, said, trusted=trusted, at=self.now)
         if message is not None:
             self._fruitless = 0
             self._send_message("apply", partial(self._apply, message))
+        return message
 
     def _operate(self) -> None:
         """An operator who retries, redirects and decides whatever comes before their eyes."""
@@ -479,7 +496,7 @@ class World:
         theirs = {
             (payment.ocid, payment.receipt)
             for payment in provider.book
-            if payment.ocid in provider.told or not provider.lies_at_will
+            if payment.ocid in self._proven or not provider.lies_at_will
         }
         if provider.lies_at_will:
             ours &= theirs
@@ -489,11 +506,6 @@ class World:
             self._judge(payout)
             if payout.status != "COMPLETED":
                 self.accuse("Everything becomes final once the faults stop", f"{payout.ref} is {payout.status}")
-            elif payout.redirected and self._passes >= 6 and not provider.lies_at_will:
-                self.stats["to the wallet at last"] += 1
-                request = provider.requests.get(payout.attempts[-1].ocid) if payout.attempts else None
-                if request is not None and request.phone not in provider.unregistered and request.state != "refused":
-                    self.accuse("Only a member's fault fails for good", payout.ref)
         if machine.unapplied:
             self.accuse("Everything becomes final once the faults stop", "a callback is left over")
 
