@@ -118,6 +118,7 @@ class World:
         self._passes = 0
         self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
         self.by_ref: dict[str, Payout] = {}
+        self._due: dict[Payout, tuple[datetime | None, datetime | None]] = {}
         self.provider = PureProvider(
             self,
             Random(seed * 2 + 1),
@@ -191,8 +192,10 @@ class World:
             self.accuse("Nothing is refused that nobody foresaw", f"{label}: {type(error).__name__} {error}")
             return
         if self.machine.touched:
-            for payout in sorted(self.machine.touched, key=lambda one: one.ref):
+            touched = self.machine.touched
+            for payout in touched if len(touched) == 1 else sorted(touched, key=lambda one: one.ref):
                 self.judge.payout(payout)
+                self._due[payout] = self.machine.next_due(payout)
             self.machine.touched.clear()
             self._plan_beat()
         elif self._beat_at is None:
@@ -274,7 +277,7 @@ class World:
 
     def _plan_beat(self) -> None:
         """Let beat fire when a sweep would find something; one that found nothing to do comes back later and later."""
-        times = [at for at in self.machine.next_due() if at is not None]
+        times = [at for due in self._due.values() for at in due if at is not None]
         if self.machine.unapplied:
             times.append(self.now)
         if not times or not self.has_beat:
@@ -293,12 +296,12 @@ class World:
         if self.strikes("beat dies"):
             self._beat_dead_until = self.now + timedelta(seconds=self.random.choice([60, 300, 2_400]))
             return
-        send_at, ask_at = self.machine.next_due()
-        if send_at is not None and send_at <= self.now:
+        due = [[at is not None and at <= self.now for at in ats] for ats in self._due.values()]
+        if any(send for send, _ in due):
             self._send_message("send due", self._send_due)
         if self.machine.unapplied:
             self._send_message("apply callbacks", self._apply_stored)
-        if ask_at is not None and ask_at <= self.now:
+        if any(ask for _, ask in due):
             self._send_message("ask", self._ask)
 
     # --- tasks, a transaction at a time ------------------------------------------------------------------------------
