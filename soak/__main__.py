@@ -19,11 +19,22 @@ from soak.parts import ROOT, Ended, Part, commit, git, machine, run
 
 REPORT = ROOT / "docs" / "soak.md"
 SEED_DIGITS = 6
+NOTHING_WRONG = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants after every step"
+# The parts that run seeds: what each is called in the report, and what it passes at.
+SEEDED = {
+    "simulation": ("Simulation of the services on PostgreSQL", NOTHING_WRONG),
+    "pure machine": ("The payout machine stated a second time, in memory", NOTHING_WRONG),
+    "conformance": (
+        "The services beside that machine, event by event",
+        "0 disagreements on any state, time, question or balance",
+    ),
+}
 
 
 def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     """What is run, in this order. The simulation's seeds and all chances come from `seed`."""
     seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
+    pure, sequences = (10_000, 200) if quick else (100_000, 2_000)
     struck, striking = (200, 300) if quick else (2_000, 900)
     killing, calling, parsing = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
@@ -33,6 +44,9 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     return (
         Part("simulation", (*simulation, f"--seeds={seed}:{seed + seeds}"), 4 if quick else 20),
         Part("planted bugs", (*simulation, "--bugs"), 20 if quick else 45),
+        Part("pure machine", (*simulation, "--pure", f"--seeds={seed}:{seed + pure}"), 5 if quick else 25),
+        Part("planted bugs of the pure machine", (*simulation, "--pure", "--bugs"), 5),
+        Part("conformance", (*simulation, "--conform", f"--seeds={seed}:{seed + sequences}"), 5 if quick else 25),
         Part("kills", ("soak.kills", f"--winners={winners}", f"--seconds={killing}", chance), 10 if quick else 30),
         Part("faults", ("soak.faults", f"--winners={struck}", f"--seconds={striking}", chance), 7 if quick else 20),
         Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={calling}", chance), 5 if quick else 30),
@@ -43,16 +57,21 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
 def figures(part: Part, ended: Ended) -> list[Figure]:
     """What a part measured; where it ended before it could say, that is the figure."""
     found = [figure for line in ended.lines for figure in handed_over(line)]
-    if part.name == "simulation":
-        summary = next((line for line in reversed(ended.lines) if re.match(r"\d+ seeds in", line)), ended.how)
-        bar = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants after every step"
-        return [Figure(f"Simulation, {part.command[-1].removeprefix('--')}", bar, summary, _passed(ended))]
-    if part.name == "planted bugs":
+    if part.name in SEEDED:
+        name, bar = SEEDED[part.name]
+        summary = next((line for line in reversed(ended.lines) if re.match(r"\d+ \w+ in", line)), ended.how)
+        return [Figure(f"{name}, {part.command[-1].removeprefix('--')}", bar, summary, _passed(ended))]
+    if part.name.startswith("planted bugs"):
         table = bug_table(ended.lines)
         missed = sum("**nothing**" in row for row in table)
         seen = f"{max(0, len(table) - 2)} planted, {missed} not caught; {ended.how}"
         return [
-            Figure("Guards switched off, one at a time", "each is noticed within 1,000 seeds", seen, _passed(ended))
+            Figure(
+                f"Guards switched off, one at a time: {part.name}",
+                "each is noticed within 1,000 seeds",
+                seen,
+                _passed(ended),
+            )
         ]
     if found:
         return found
@@ -88,7 +107,7 @@ def report(measured: list[Figure], table: list[str], seconds: float, *, quick: b
             "",
             "Each guard is switched off in the simulation, and the first seed that notices is written down.",
             "",
-            *(table or ["Not run."]),
+            *(table[1:] or ["Not run."]),
             "",
         ]
     )
@@ -112,7 +131,7 @@ def main(arguments: list[str]) -> int:
         if asked.only in (None, part.name):
             ended = run(part)
             measured += figures(part, ended)
-            table += bug_table(ended.lines)
+            table += ["", *found] if (found := bug_table(ended.lines)) else []
     for figure in measured:
         say(f"{'-' if figure.passed is None else 'ok' if figure.passed else 'NO'}  {figure.name}: {figure.seen}")
     if asked.only is None:

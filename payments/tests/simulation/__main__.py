@@ -5,30 +5,36 @@
 --bug NAME              the same with one guard switched off
 --bugs                  each guard in turn until a seed catches it; prints the table kept in docs/simulation.md
 --jobs 2                in so many processes, each with a scratch database of its own
+--conform               the services beside the pure machine, event by event: each seed is one sequence
+--pure                  the pure machine in its own world, in memory: with --seeds, --seed -v, --bug, --bugs, --jobs
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from queue import Empty, SimpleQueue
-from threading import Thread
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from payments.tests.simulation import pure_runs
+from payments.tests.simulation.processes import in_processes
+
+if __name__ == "__main__" and "--pure" in sys.argv:  # It needs neither Django nor servers.
+    sys.exit(pure_runs.main(sys.argv[1:]))
 
 import testservices
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "api.settings"
-# ruff: noqa: E402 - Django must be set up before anything that defines or uses a model is imported.
+# ruff: noqa: E402 - Django must be set up before anything that defines or uses a model is imported, servers before it.
 import django
 
 django.setup()
 
-from payments.tests.simulation import world
+from payments.tests.simulation import conformance, world
 from payments.tests.simulation.bugs import BUGS
+from payments.tests.simulation.outcome import Outcome
 
 MOST_SEEDS = 1_000
 SHARE_OF = 50
@@ -44,12 +50,14 @@ def with_database(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from found
 
 
-def run_seeds(seeds: Iterable[int], bug: str | None, *, keep_trace: bool) -> Iterator[dict[str, Any]]:
+def run_seeds(
+    seeds: Iterable[int], bug: str | None, *, keep_trace: bool, live: Callable[..., Outcome] = world.run
+) -> Iterator[dict[str, Any]]:
     """Run each seed: what it came to, as JSON can carry it."""
     for number, seed in enumerate(seeds):
         if number % CLEAR_EVERY == 0:
             world.forget_dead_rows()
-        outcome = BUGS[bug].run(seed, keep_trace=keep_trace) if bug else world.run(seed, keep_trace=keep_trace)
+        outcome = BUGS[bug].run(seed, keep_trace=keep_trace) if bug else live(seed, keep_trace=keep_trace)
         yield {
             "seed": seed,
             "trace_hash": outcome.trace_hash,
@@ -74,30 +82,7 @@ def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield {"bug": name, "first": first, "share": caught / SHARE_OF if first and first["seed"] < SHARE_OF else None}
 
 
-def in_processes(jobs: int, arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """The same command in `jobs` processes, each with its part of the work; what they found, as they find it."""
-    command = [sys.executable, "-m", "payments.tests.simulation", *arguments, "--part"]
-    running = [subprocess.Popen([*command, f"{job}/{jobs}"], stdout=subprocess.PIPE, text=True) for job in range(jobs)]
-    lines: SimpleQueue[str] = SimpleQueue()
-
-    def read(part: subprocess.Popen[str]) -> None:
-        for line in part.stdout or ():
-            lines.put(line)
-
-    # All of them are read at once: one whose pipe is full would wait for the others to end.
-    readers = [Thread(target=read, args=[part]) for part in running]
-    for reader in readers:
-        reader.start()
-    while any(reader.is_alive() for reader in readers) or not lines.empty():
-        try:
-            yield json.loads(lines.get(timeout=0.2))
-        except Empty:
-            continue
-    if any(each.wait() for each in running):
-        raise SystemExit(2)
-
-
-def report_seeds(found: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool) -> int:
+def report_seeds(found: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, conform: bool = False) -> int:
     """Print what the seeds came to; 1 when one of them found something wrong."""
     began = time.monotonic()
     stats: Counter[str] = Counter()
@@ -112,11 +97,16 @@ def report_seeds(found: Iterable[dict[str, Any]], bug: str | None, *, verbose: b
         if each["violations"]:
             failed.append(each["seed"])
             print(f"seed {each['seed']} found something wrong:", *each["violations"][:5], sep="\n    ")
-            planted = f' --bug "{bug}"' if bug else ""
+            planted = f' --bug "{bug}"' if bug else " --conform" if conform else ""
             print(f"    replay: python -m payments.tests.simulation --seed {each['seed']}{planted} -v", flush=True)
         elif seeds % 50 == 0:
             print(f"{seeds} seeds, {len(failed)} with something wrong", flush=True)
     seconds = time.monotonic() - began
+    if conform:
+        print(
+            f"{seeds} sequences in {seconds:.0f} s, {stats['steps']} events, {len(failed)} of them with a disagreement"
+        )
+        return int(bool(failed))
     payouts = {status: stats[status] for status in world.FINAL}
     total = sum(payouts.values()) or 1
     held = stats["held, lost for too long"] / total
@@ -154,6 +144,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--bug", choices=sorted(BUGS))
     parser.add_argument("--bugs", action="store_true")
+    parser.add_argument("--conform", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("-v", "--verbose", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -169,13 +160,18 @@ def main(argv: list[str]) -> int:
     elif given.bugs:
         found = with_database(run_bugs(list(BUGS)[mine]))
     else:
-        found = with_database(run_seeds(seeds[mine], given.bug, keep_trace=given.verbose))
+        live = conformance.run if given.conform else world.run
+        found = with_database(run_seeds(seeds[mine], given.bug, keep_trace=given.verbose, live=live))
     try:
         if given.part is not None:
             for each in found:
                 print(json.dumps(each), flush=True)
             return 0
-        return report_bugs(found) if given.bugs else report_seeds(found, given.bug, verbose=given.verbose)
+        return (
+            report_bugs(found)
+            if given.bugs
+            else report_seeds(found, given.bug, verbose=given.verbose, conform=given.conform)
+        )
     finally:
         testservices.embedded.leave(testservices.BASE_DIR, "fast")
 

@@ -116,7 +116,7 @@ class Pair:
         event()
 
     def _wait(self) -> None:
-        soon = [at for at in self.machine.next_due() if at and at > self.now]
+        soon = [at for payout in self.machine.payouts for at in self.machine.next_due(payout) if at and at > self.now]
         if soon and self.random.random() < 0.6:
             self.now = min(soon)
         else:

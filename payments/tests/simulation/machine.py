@@ -390,19 +390,16 @@ class Machine:
 
     # --- what a sweep would find -------------------------------------------------------------------------------------
 
-    def next_due(self) -> tuple[datetime | None, datetime | None]:
-        """When there is next something to send, and something to ask; None where there is nothing."""
-        send: list[datetime] = []
-        ask: list[datetime] = []
-        for payout in self.payouts:
-            if self.sendable(payout):
-                send.append(payout.due_at)
-            for attempt in payout.attempts:
-                if attempt.ask_at is not None and attempt.state in ASKABLE:
-                    ask.append(attempt.ask_at)
-                if attempt.resend_at is not None and attempt.state == "IN_DOUBT":
-                    send.append(attempt.resend_at)
-        return min(send, default=None), min(ask, default=None)
+    def next_due(self, payout: Payout) -> tuple[datetime | None, datetime | None]:
+        """When there is next something of it to send, and something to ask; None where there is nothing."""
+        send = payout.due_at if self.sendable(payout) else None
+        ask = None
+        for attempt in payout.attempts:
+            if attempt.ask_at is not None and attempt.state in ASKABLE:
+                ask = attempt.ask_at if ask is None else min(ask, attempt.ask_at)
+            if attempt.resend_at is not None and attempt.state == "IN_DOUBT":
+                send = attempt.resend_at  # Its request is open, so no other one is due.
+        return send, ask
 
     def _attempts(self) -> Iterable[Attempt]:
         return (attempt for payout in self.payouts for attempt in payout.attempts)

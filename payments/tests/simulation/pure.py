@@ -20,10 +20,11 @@ from random import Random
 
 from payments import daraja
 from payments.policy import Policy
+from payments.tests.simulation.judge import Judge
 from payments.tests.simulation.machine import Machine, Refused
 from payments.tests.simulation.outcome import Outcome, Violation
 from payments.tests.simulation.provider import RATES, UNREGISTERED_SHARE, Provider, Request, payout_of
-from payments.tests.simulation.rows import OPEN, Answer, Attempt, Forbidden, Message, Payout, Question, Result
+from payments.tests.simulation.rows import Answer, Attempt, Forbidden, Message, Payout, Question, Result
 
 START = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
 HEAL_FOR = timedelta(hours=52)
@@ -115,16 +116,16 @@ class World:
         self._beat_dead_until = self._last_beat = START
         self._fruitless = 0
         self._passes = 0
-        self._booked: Counter[str] = Counter()
-        self._read = 0
         self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
         self.by_ref: dict[str, Payout] = {}
+        self._due: dict[Payout, tuple[datetime | None, datetime | None]] = {}
         self.provider = PureProvider(
             self,
             Random(seed * 2 + 1),
             self._draw_rates(RATES, likely),
             lies_at_will=self.random.random() < LIARS_SHARE,
         )
+        self.judge = Judge(self.machine, self.provider, self.accuse)
         minutes = self.random.uniform(40, 90) if self.random.random() < 0.1 else self.random.uniform(1, 15)
         self._heal_at = START + timedelta(minutes=minutes)
 
@@ -150,7 +151,7 @@ class World:
                 if not self._one_more_pass():
                     break
         if not self.violations:
-            self._judge_the_end()
+            self.judge.the_end()
         self.stats["steps"] = self.steps
         self.stats.update(payout.status for payout in self.machine.payouts)
         self.stats.update({fault: count for fault, count in self.provider.struck.items() if count})
@@ -191,8 +192,10 @@ class World:
             self.accuse("Nothing is refused that nobody foresaw", f"{label}: {type(error).__name__} {error}")
             return
         if self.machine.touched:
-            for payout in sorted(self.machine.touched, key=lambda one: one.ref):
-                self._judge(payout)
+            touched = self.machine.touched
+            for payout in touched if len(touched) == 1 else sorted(touched, key=lambda one: one.ref):
+                self.judge.payout(payout)
+                self._due[payout] = self.machine.next_due(payout)
             self.machine.touched.clear()
             self._plan_beat()
         elif self._beat_at is None:
@@ -242,8 +245,14 @@ class World:
         elif failed and self._passes < 6:
             self._take("operator retries what failed", self._retry_failed)
         elif failed:
-            self._take("to the wallet", lambda: [self.machine.redirect(payout, at=self.now) for payout in failed])
+            self._take("to the wallet", lambda: [self._give_up(payout) for payout in failed])
         return bool(held or failed) and self._passes < 12
+
+    def _give_up(self, payout: Payout) -> None:
+        self.stats["to the wallet at last"] += 1
+        if payout.phone not in self.provider.unregistered and not self.provider.lies_at_will:
+            self.accuse("Only a member's fault fails for good", payout.ref)
+        self.machine.redirect(payout, at=self.now)
 
     # --- messages, workers, beat -------------------------------------------------------------------------------------
 
@@ -268,7 +277,7 @@ class World:
 
     def _plan_beat(self) -> None:
         """Let beat fire when a sweep would find something; one that found nothing to do comes back later and later."""
-        times = [at for at in self.machine.next_due() if at is not None]
+        times = [at for due in self._due.values() for at in due if at is not None]
         if self.machine.unapplied:
             times.append(self.now)
         if not times or not self.has_beat:
@@ -287,12 +296,12 @@ class World:
         if self.strikes("beat dies"):
             self._beat_dead_until = self.now + timedelta(seconds=self.random.choice([60, 300, 2_400]))
             return
-        send_at, ask_at = self.machine.next_due()
-        if send_at is not None and send_at <= self.now:
+        due = [[at is not None and at <= self.now for at in ats] for ats in self._due.values()]
+        if any(send for send, _ in due):
             self._send_message("send due", self._send_due)
         if self.machine.unapplied:
             self._send_message("apply callbacks", self._apply_stored)
-        if ask_at is not None and ask_at <= self.now:
+        if any(ask for _, ask in due):
             self._send_message("ask", self._ask)
 
     # --- tasks, a transaction at a time ------------------------------------------------------------------------------
@@ -355,15 +364,24 @@ class World:
 
     def post(self, about: Attempt | Question, content: Result | Answer | bytes) -> None:
         """M-Pesa's own message: the web may die before it keeps it, the list of M-Pesa's addresses be out of date."""
-        if not self.strikes("callback lost"):
-            self._bring(about, content, trusted=not self.strikes("strange address"))
+        if self.strikes("callback lost"):
+            return
+        message = self._bring(about, content, trusted=not self.strikes("strange address"))
+        if message is not None and message.trusted and isinstance(content, Result) and content.code == "0":
+            if about.payout.amount < self.machine.policy.confirm_above:
+                self.judge.proven.add(content.ocid)
 
-    def _bring(self, about: Attempt | Question, content: Result | Answer | bytes, *, trusted: bool) -> None:
+    def _bring(self, about: Attempt | Question, content: Result | Answer | bytes, *, trusted: bool) -> Message | None:
+        """Bring a message to one of our addresses, as the web does; None where the very same came before."""
         said = None if isinstance(content, bytes) else content
+        said_what = said.code if isinstance(said, Result) else said.verdict if said else "queue timeout"
+        whose = about.ocid if isinstance(about, Attempt) else about.attempt.ocid
+        self.note(f"    {'M-Pesa' if trusted else 'a stranger'} says {said_what} of {whose}")
         message = self.machine.store(about, said, trusted=trusted, at=self.now)
         if message is not None:
             self._fruitless = 0
             self._send_message("apply", partial(self._apply, message))
+        return message
 
     def _operate(self) -> None:
         """An operator who retries, redirects and decides whatever comes before their eyes."""
@@ -425,77 +443,6 @@ class World:
         elif how == "answer" and production and attempt.questions:
             verdict = self.random.choice(["failed", "not_found", "unknown"])
             self._bring(attempt.questions[-1], Answer(verdict, request.ocid), trusted=False)
-
-    # --- judging -----------------------------------------------------------------------------------------------------
-
-    def _judge(self, payout: Payout) -> None:
-        """The books' own rules of one payout, and what M-Pesa's book says of it."""
-        held, ref, status = self.machine.book.held, payout.ref, payout.status
-        open_ones = [attempt for attempt in payout.attempts if attempt.state in OPEN]
-        paid = [attempt for attempt in payout.attempts if attempt.state == "PAID"]
-        unfinished = status not in ("COMPLETED", "CANCELLED")
-        if len(open_ones) > 1:
-            self.accuse("At most one request of a payout is open", ref)
-        if any(attempt.state in OPEN for attempt in payout.attempts[:-1]):
-            self.accuse("A new id only after a proven failure", ref)
-        if held[f"in_flight:{ref}"] != payout.amount * len(open_ones):
-            self.accuse("In flight is what has an open request", f"{ref}: {held[f'in_flight:{ref}']}")
-        if held[f"payable:{ref}"] != (payout.amount if unfinished and not open_ones else 0):
-            self.accuse("Payable is what is unfinished without one", f"{ref}: {held[f'payable:{ref}']}")
-        if held[f"wallet:{payout.member}"] < 0:
-            self.accuse("A wallet is never below zero", payout.member)
-        waits = bool(open_ones) and open_ones[0].state == "WAITING"
-        if open_ones and (status not in ("PROCESSING", "HELD") and not (status == "PENDING" and waits)):
-            self.accuse("What has an open request is neither sendable nor final", f"{ref} is {status}")
-        if status == "PROCESSING" and not open_ones:
-            self.accuse("What is being paid has an open request", ref)
-        if status == "COMPLETED" and not (paid or payout.redirected):
-            self.accuse("What is completed was paid or went to the wallet", ref)
-        self._judge_by_statement(payout)
-
-    def _judge_by_statement(self, payout: Payout) -> None:
-        provider, ref = self.provider, payout.ref
-        while self._read < len(provider.book):
-            self._booked[payout_of(provider.book[self._read].ocid)] += 1
-            self._read += 1
-        for attempt in payout.attempts:
-            request = provider.requests.get(attempt.ocid)
-            if attempt.state == "PAID" and (request is None or request.state != "paid"):
-                self.accuse("What the books call paid is paid", attempt.ocid)
-            if attempt.state == "FAILED" and not provider.lies_at_will and provider.may_still_pay(attempt.ocid):
-                self.accuse("What the books call failed is not paid and cannot be any more", attempt.ocid)
-        if provider.lies_at_will:
-            return  # Two voices that wrongly agree on a failure are believed; what is left to judge is what follows.
-        booked = self._booked[ref]
-        if booked > 1:
-            self.accuse("Nobody is paid twice", f"{ref} was paid {booked} times")
-        if payout.status == "COMPLETED" and payout.redirected == bool(booked):
-            where = "and to the wallet" if booked else "but nowhere"
-            self.accuse("A completed payout is paid in one place", f"{ref} is completed {where}")
-
-    def _judge_the_end(self) -> None:
-        machine, provider = self.machine, self.provider
-        ours = {(a.ocid, a.receipt) for payout in machine.payouts for a in payout.attempts if a.state == "PAID"}
-        theirs = {
-            (payment.ocid, payment.receipt)
-            for payment in provider.book
-            if payment.ocid in provider.told or not provider.lies_at_will
-        }
-        if provider.lies_at_will:
-            ours &= theirs
-        for ocid, receipt in sorted(ours ^ theirs):
-            self.accuse("M-Pesa's book is ours", f"{ocid} {receipt} is in one only")
-        for payout in machine.payouts:
-            self._judge(payout)
-            if payout.status != "COMPLETED":
-                self.accuse("Everything becomes final once the faults stop", f"{payout.ref} is {payout.status}")
-            elif payout.redirected and self._passes >= 6 and not provider.lies_at_will:
-                self.stats["to the wallet at last"] += 1
-                request = provider.requests.get(payout.attempts[-1].ocid) if payout.attempts else None
-                if request is not None and request.phone not in provider.unregistered and request.state != "refused":
-                    self.accuse("Only a member's fault fails for good", payout.ref)
-        if machine.unapplied:
-            self.accuse("Everything becomes final once the faults stop", "a callback is left over")
 
 
 def run(
