@@ -13,14 +13,18 @@ from rest_framework.views import set_rollback
 
 from markets import parimutuel
 from payments import (
+    approvals,
     callbacks,
     certificates,
     daraja_messages,
     disputes,
     interventions,
+    proposals,
+    recoveries,
     resolutions,
     settlement,
     stakes,
+    undo,
 )
 from users import auth, phone
 
@@ -34,7 +38,23 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     parimutuel.BadWeights: (400, "bad_weights"),
     stakes.MarketNotFound: (404, "market_not_found"),
     resolutions.UnknownReason: (400, "unknown_reason"),
+    resolutions.BadCloseTime: (400, "bad_close_time"),
     resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),
+    resolutions.NothingToWithdraw: (409, "nothing_to_withdraw"),
+    resolutions.BeingSettled: (409, "being_settled"),
+    resolutions.AlreadyReleased: (409, "already_released"),
+    resolutions.TooFewOutcomes: (409, "too_few_outcomes"),
+    proposals.StakeInMarket: (403, "stake_in_market"),
+    proposals.PersonNeeded: (403, "person_needed"),
+    proposals.ProposalWaits: (409, "proposal_waits"),
+    proposals.PreviewMoved: (409, "preview_moved"),
+    approvals.ProposalNotFound: (404, "proposal_not_found"),
+    approvals.ProposalDecided: (409, "proposal_decided"),
+    approvals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
+    undo.NotUndoable: (409, "not_undoable"),
+    recoveries.RecoveryNotFound: (404, "recovery_not_found"),
+    recoveries.NothingOwed: (409, "nothing_owed"),
+    recoveries.OwnDebt: (403, "own_debt"),
     stakes.MarketNotOpen: (409, "market_not_open"),
     stakes.OutcomeNotInMarket: (400, "unknown_outcome"),
     stakes.InsufficientFunds: (409, "insufficient_funds"),
