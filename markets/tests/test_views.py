@@ -41,9 +41,9 @@ def test_a_market_is_read_with_its_pool_by_anyone(db: None, api: Client) -> None
         "platform_fee_pct": "5.00",
         "pool": "2011.50",
         "outcomes": [
-            {"name": "Home", "staked": "11.50", "bets": 2},
-            {"name": "Away", "staked": "0.00", "bets": 0},
-            {"name": "Draw", "staked": "2000.00", "bets": 1},
+            {"name": "Home", "staked": "11.50", "bets": 2, "scratched": False},
+            {"name": "Away", "staked": "0.00", "bets": 0, "scratched": False},
+            {"name": "Draw", "staked": "2000.00", "bets": 1, "scratched": False},
         ],
         "resolved_outcome": None,
         "resolved_at": None,
