@@ -113,6 +113,8 @@ CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 # --- Django ----------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
+    # Before the admin, whose templates it replaces; the site is ours, so it must not put its own in our place.
+    "unfold.apps.BasicAppConfig",
     "api.console.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -122,6 +124,9 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "knox",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
     "users",
     "markets",
     "payments",
@@ -135,6 +140,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "api.console.content_security_policy",
 ]
 ROOT_URLCONF = "api.urls"
 WSGI_APPLICATION = "api.wsgi.application"
@@ -280,6 +286,34 @@ CELERY_BEAT_SCHEDULE = {
     "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
     "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
 }
+
+# --- the console -----------------------------------------------------------------------------------------------------
+
+# Staff prove themselves to the console by a code of their phone's app as well; see docs/decisions/0020.
+STAFF_TOTP = flag("STAFF_TOTP", not DEBUG)
+if MPESA_PRODUCTION and not STAFF_TOTP:
+    raise ImproperlyConfigured("STAFF_TOTP must be on when MPESA_PRODUCTION is True: the console moves real money.")
+STEP_UP_MINUTES = whole("STEP_UP_MINUTES", 5, low=1, high=60)
+OTP_TOTP_ISSUER = "KASOKO"
+UNFOLD = {
+    "SITE_TITLE": "KASOKO",
+    "SITE_HEADER": "KASOKO",
+    "SITE_URL": None,
+    "SITE_SYMBOL": "payments",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "users.console.menu.favicon"}],
+    "STYLES": ["users.console.menu.stylesheet"],
+    "SCRIPTS": ["users.console.menu.script"],
+    "ENVIRONMENT": "users.console.menu.environment",
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {"navigation": "users.console.menu.navigation"},
+    "COLORS": {
+        "primary": {
+            "50": "#eefbf4", "100": "#d6f5e3", "200": "#b0eacb", "300": "#7cd8ab", "400": "#46be87", "500": "#23a26c",
+            "600": "#158257", "700": "#116848", "800": "#10523a", "900": "#0e4431", "950": "#06261c",
+        },
+    },
+}  # fmt: skip
 
 # --- REST ------------------------------------------------------------------------------------------------------------
 
