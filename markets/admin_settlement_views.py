@@ -11,7 +11,7 @@ from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api.bodies import LARGEST_ID, Body, StrictInteger, StrictText, checked
+from api.bodies import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
 from payments import interventions, queries, resolutions, settlement_tasks
 
 
@@ -125,7 +125,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
 def retry_payout(request: Request) -> Response:
     """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
     body = checked(RetryBody(data=request.data))
-    payout = interventions.retry(transaction_id=body["transaction_id"], at=timezone.now())
+    payout = interventions.retry(transaction_id=body["transaction_id"], by=actor(request), at=timezone.now())
     settlement_tasks.hint(settlement_tasks.ask_about_doubts)
     settlement_tasks.hint(settlement_tasks.send_b2c_payout, payout.pk)
     return Response({"status": "retried", "transaction_id": payout.pk, "new_status": payout.status})
@@ -137,7 +137,7 @@ def retry_failed_payouts_batch(request: Request) -> Response:
     """`POST …/admin/retry-failed-payouts/` {hours}: send every payout again that failed within so many hours."""
     body = checked(RetryFailedBody(data=request.data))
     at = timezone.now()
-    retried, skipped = interventions.retry_failed(since=at - timedelta(hours=body["hours"]), at=at)
+    retried, skipped = interventions.retry_failed(since=at - timedelta(hours=body["hours"]), by=actor(request), at=at)
     if retried:
         settlement_tasks.hint(settlement_tasks.ask_about_doubts)
         settlement_tasks.nudge(settlement_tasks.send_due_payouts)

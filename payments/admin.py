@@ -8,6 +8,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
+from api.bodies import actor
 from payments import breakers, interventions, settlement_tasks
 from payments.models import (
     Attempt,
@@ -76,7 +77,7 @@ class TransactionAdmin(ReadOnlyAdmin):
         done = 0
         for transaction_id in chosen.order_by("pk").values_list("pk", flat=True):
             try:
-                decide(transaction_id=transaction_id, at=timezone.now())
+                decide(transaction_id=transaction_id, by=actor(request), at=timezone.now())
                 done += 1
             except interventions.PayoutNotRetryable as refusal:
                 messages.warning(request, str(refusal))
@@ -95,12 +96,12 @@ class BreakerAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Switch all sending off", permissions=["act"])
     def switch_off(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
-        breakers.switch_off(reason="Switched off in the console.", by_user_id=request.user.pk, at=timezone.now())
+        breakers.switch_off(reason="Switched off in the console.", by=actor(request), at=timezone.now())
         messages.warning(request, "Sending is off. Settling, callbacks and questions go on.")
 
     @admin.action(description="Switch sending on again", permissions=["act"])
     def switch_on(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
-        breakers.switch_on(at=timezone.now())
+        breakers.switch_on(by=actor(request), at=timezone.now())
         settlement_tasks.nudge(settlement_tasks.send_due_payouts)
         messages.success(request, "Sending is on.")
 

@@ -14,6 +14,7 @@ from django.db.models import Q
 
 from payments.models import Attempt, Breaker
 from payments.policy import Policy
+from users import audit
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
@@ -99,21 +100,31 @@ def paid(posted_at: datetime | None) -> None:
     _close(~Q(cause=Cause.SWITCH), posted_at)
 
 
-def switch_off(*, reason: str, by_user_id: int | None, at: datetime) -> None:
+def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
     """Stop sending until `switch_on`; settling goes on. Idempotent."""
     with transaction.atomic(durable=True):
         breaker = _locked(Cause.SWITCH)
         if breaker.opened_at is None:
             breaker.opened_at, breaker.probe_at, breaker.reason = at, None, reason[:300]
-            breaker.opened_by_id = by_user_id
+            breaker.opened_by_id = by.user_id
             breaker.save()
-            alarm.error("Sending is switched off by member %s: %s", by_user_id, reason)
+            alarm.error("Sending is switched off by member %s: %s", by.user_id, reason)
+            _record("sending.switch_off", "off", by=by, at=at, reason=reason)
 
 
-def switch_on(*, at: datetime) -> None:
+def switch_on(*, by: audit.Actor, at: datetime) -> None:
     """Let payouts leave again. Idempotent."""
-    if Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False).update(opened_at=None, reason=""):
-        log.warning("Sending is switched on at %s", at.isoformat())
+    with transaction.atomic(durable=True):
+        if Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False).update(opened_at=None, reason=""):
+            log.warning("Sending is switched on by member %s", by.user_id)
+            _record("sending.switch_on", "on", by=by, at=at)
+
+
+def _record(action: str, sending: str, *, by: audit.Actor, at: datetime, reason: str = "") -> None:
+    before = {"sending": "on" if sending == "off" else "off"}
+    audit.record(
+        action=action, by=by, subject="breaker:switch", before=before, after={"sending": sending}, at=at, reason=reason
+    )
 
 
 def _close(which: Q, posted_at: datetime | None) -> None:

@@ -1,7 +1,7 @@
 """What an operator may do about one payout: send it again, pay it to the wallet instead, say what became of it.
 
 Nothing is done while money of the payout may be on its way, or after the books have stopped owing it.
-Lock order: Transaction, Attempt, then wallets (ledger).
+Lock order: Transaction, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
 import logging
@@ -13,6 +13,7 @@ from django.db import transaction
 from payments import evidence, ledger
 from payments.models import Attempt, Transaction
 from payments.policy import Policy
+from users import audit
 
 alarm = logging.getLogger("kasoko.alarm")
 
@@ -31,27 +32,39 @@ class NotToBeDecided(Exception):
     """The payout is not held with a request in doubt, or the people are not those who may decide it."""
 
 
-def retry(*, transaction_id: int, at: datetime) -> Transaction:
+def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     """Put a failed payout back to be sent, with a new attempt.
 
     Locks: Transaction.
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
-        payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
-        payout.reason = ""
-        payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
-        # A request that M-Pesa had taken is asked about once more before another one leaves.
-        taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
-        last = taken.order_by("number").last()
-        if last is not None:
-            last.next_query_at = at
-            last.save(update_fields=["next_query_at"])
+        payout, was = put_back(transaction_id, at=at)
+        record("payout.retry", payout, was, by=by, at=at)
     return payout
 
 
-def retry_failed(*, since: datetime, at: datetime) -> tuple[list[int], int]:
+def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
+    """What `retry` does, in the caller's transaction, which records it: the payout, and what it was before.
+
+    Locks: Transaction.
+    Raises: TransactionNotFound; PayoutNotRetryable.
+    """
+    payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
+    was = _as_it_is(payout)
+    payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
+    payout.reason = ""
+    payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
+    # A request that M-Pesa had taken is asked about once more before another one leaves.
+    taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
+    last = taken.order_by("number").last()
+    if last is not None:
+        last.next_query_at = at
+        last.save(update_fields=["next_query_at"])
+    return payout, was
+
+
+def retry_failed(*, since: datetime, by: audit.Actor, at: datetime) -> tuple[list[int], int]:
     """Retry every payout that failed at or after `since`: the ids retried, and how many could not be."""
     failed = Transaction.objects.filter(
         status=Status.FAILED, failed_at__gte=since, type=Transaction.Type.PAYOUT
@@ -59,27 +72,58 @@ def retry_failed(*, since: datetime, at: datetime) -> tuple[list[int], int]:
     retried, skipped = [], 0
     for transaction_id in list(failed.values_list("pk", flat=True)):
         try:
-            retried.append(retry(transaction_id=transaction_id, at=at).pk)
+            retried.append(retry(transaction_id=transaction_id, by=by, at=at).pk)
         except PayoutNotRetryable:
             skipped += 1
     return retried, skipped
 
 
-def redirect_to_wallet(*, transaction_id: int, at: datetime) -> Transaction:
+def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     """Pay a payout that failed for good into the member's wallet instead.
 
     Locks: Transaction, the wallet.
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout = _owing(
-            transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
-        )
-        wallet = ledger.wallet(payout.user_id)
-        ledger.post([ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
-        payout.status, payout.completed_at, payout.reason = Status.COMPLETED, at, "Paid into the wallet instead."
-        payout.save(update_fields=["status", "completed_at", "reason"])
+        payout, was = pay_into_wallet(transaction_id, at=at)
+        record("payout.to_wallet", payout, was, by=by, at=at)
     return payout
+
+
+def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
+    """What `redirect_to_wallet` does, in the caller's transaction, which records it; returns what `put_back` does.
+
+    Locks: Transaction, the wallet.
+    Raises: TransactionNotFound; PayoutNotRetryable.
+    """
+    payout = _owing(
+        transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
+    )
+    was = _as_it_is(payout)
+    wallet = ledger.wallet(payout.user_id)
+    ledger.post([ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
+    payout.status, payout.completed_at, payout.reason = Status.COMPLETED, at, "Paid into the wallet instead."
+    payout.save(update_fields=["status", "completed_at", "reason"])
+    return payout, was
+
+
+def _as_it_is(payout: Transaction) -> dict[str, str]:
+    return {"status": payout.status, "reason": payout.reason, "receipt": payout.receipt}
+
+
+def record(
+    action: str, payout: Transaction, was: dict[str, str], *, by: audit.Actor, at: datetime, reason: str = ""
+) -> None:
+    """Add what was done about a payout to the audit trail, as the last thing in the caller's transaction."""
+    audit.record(
+        action=action,
+        by=by,
+        subject=f"transaction:{payout.pk}",
+        before=was,
+        after=_as_it_is(payout) | {"amount": payout.amount},
+        at=at,
+        reason=reason,
+    )
 
 
 def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
@@ -101,11 +145,11 @@ def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transac
 
 
 def decide(
-    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[int], at: datetime, policy: Policy
+    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
 ) -> Transaction:
     """Close a HELD payout's doubtful request by a person's word: paid, with M-Pesa's `receipt`, or not paid (empty).
 
-    From `confirm_above` shillings on it takes two people; `by` are their ids. `grounds` says what the statement shows.
+    From `confirm_above` shillings on it takes two people. `grounds` says what the statement shows.
     Locks: Transaction, Attempt.
     Raises: NotToBeDecided.
     """
@@ -115,11 +159,15 @@ def decide(
         if payout is None or attempt is None:
             raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
         people = 2 if payout.amount >= policy.confirm_above else 1
-        if len(set(by)) < people or not grounds.strip():
+        deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
+        if len(deciders) < people or not grounds.strip():
             raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
-        alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, list(by), receipt or "not paid", grounds)
+        alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
+        was = _as_it_is(payout)
         if receipt:
             evidence.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
         else:
             evidence.fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
+        for person in dict.fromkeys(by):
+            record(f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds)
     return payout

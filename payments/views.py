@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
+from api.bodies import source_address
 from api.errors import envelope
 from payments import callbacks, daraja_messages, settlement_tasks
 from payments.models import Callback
@@ -90,17 +91,6 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
 def _body(request: HttpRequest) -> bytes | None:
     body = request.read(LONGEST_BODY + 1)
     return body if len(body) <= LONGEST_BODY else None
-
-
-def source_address(request: HttpRequest) -> str | None:
-    """The caller's address: the peer's, or the one our own outermost trusted proxy saw."""
-    hops = settings.TRUSTED_PROXY_HOPS
-    forwarded = [hop.strip() for hop in request.headers.get("X-Forwarded-For", "").split(",")]
-    address = forwarded[-hops] if hops and len(forwarded) >= hops else request.META.get("REMOTE_ADDR", "")
-    try:
-        return str(ipaddress.ip_address(address))
-    except ValueError:
-        return None
 
 
 @cache

@@ -7,7 +7,7 @@ from django.contrib.auth.hashers import check_password, make_password
 from django.db import transaction
 from knox.models import AuthToken
 
-from users import phone
+from users import audit, phone
 from users.models import CustomUser
 
 # Five wrong PINs lock the number for a quarter of an hour, and twice as long at each further five.
@@ -37,22 +37,24 @@ class Login:
     user_id: int
 
 
-def log_in(*, phone_number: str, pin: str, at: datetime) -> Login:
+def log_in(*, phone_number: str, pin: str, source: str, at: datetime) -> Login:
     """Exchange a phone number and a PIN for a token, shown once; only its digest is kept.
 
     Locks: the member's row.
     Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
     """
-    user = check_pin(phone_number=phone_number, pin=pin, at=at)
+    user = check_pin(phone_number=phone_number, pin=pin, source=source, at=at)
     token, secret = AuthToken.objects.create(user=user)
     return Login(token=secret, expires_at=token.expiry, user_id=user.pk)
 
 
-def check_pin(*, phone_number: str, pin: str, at: datetime) -> CustomUser:
-    """Return the member whose number and PIN these are.
+def check_pin(*, phone_number: str, pin: str, source: str, at: datetime) -> CustomUser:
+    """Return the member whose number and PIN these are; `source` is where they were typed.
 
+    The audit trail has each login of a member of staff and each wrong PIN; not the tries while the number is locked, so
+    that a stranger cannot fill it.
     Counts wrong PINs in PostgreSQL, under the row's lock, so that neither a race nor a lost cache resets the count.
-    Locks: the member's row.
+    Locks: the member's row, then for staff the end of the audit trail.
     Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
     """
     number = phone.normalise(phone_number)
@@ -68,9 +70,22 @@ def check_pin(*, phone_number: str, pin: str, at: datetime) -> CustomUser:
                 user.save(update_fields=["failed_logins", "locked_until"])
         elif user is not None:
             refusal = _count_wrong_pin(user, at)
+        if user is not None and user.is_staff:
+            _record(user, right=right, source=source, at=at)
     if user is None or not right:
         raise refusal or WrongCredentials("The phone number or the PIN is wrong.")
     return user
+
+
+def _record(user: CustomUser, *, right: bool, source: str, at: datetime) -> None:
+    audit.record(
+        action="login.accepted" if right else "login.refused",
+        by=audit.Actor(user_id=user.pk, source=source),
+        subject=f"member:{user.pk}",
+        before={},
+        after={"failed_logins": user.failed_logins, "locked_until": user.locked_until},
+        at=at,
+    )
 
 
 def _count_wrong_pin(user: CustomUser, at: datetime) -> TooManyTries | None:

@@ -9,6 +9,7 @@ from knox.auth import TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
+from api.bodies import source_address
 from users import auth, phone
 from users.models import CustomUser
 
@@ -23,6 +24,7 @@ class PinBackend(ModelBackend):
             return auth.check_pin(
                 phone_number=username or named.get(CustomUser.USERNAME_FIELD) or "",
                 pin=password or "",
+                source=(source_address(request) if request is not None else None) or "unknown",
                 at=timezone.now(),
             )
         except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber):

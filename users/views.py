@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from api.bodies import Body, StrictText, caller, checked
+from api.bodies import Body, StrictText, caller, checked, source_address
 from users import auth
 
 
@@ -24,7 +24,8 @@ class Login(APIView):
     permission_classes = (AllowAny,)
 
     def post(self, request: Request) -> Response:
-        login = auth.log_in(**checked(LoginBody(data=request.data)), at=timezone.now())
+        source = source_address(request) or "unknown"
+        login = auth.log_in(**checked(LoginBody(data=request.data)), source=source, at=timezone.now())
         return Response({"token": login.token, "expires_at": login.expires_at})
 
 

@@ -10,6 +10,7 @@ from payments import breakers, interventions, payouts
 from payments.models import Breaker, Settlement, Transaction
 from payments.tests import builders, stories
 from payments.tests.stories import ADDRESSES, POLICY, after, ask_and_hear, claims, hear, result_body, sent, status_body
+from users.audit import MACHINE
 
 pytestmark = pytest.mark.django_db
 
@@ -228,7 +229,7 @@ def test_a_retry_asks_about_the_request_that_failed_before_another_leaves() -> N
     attempt = refused_by_mpesa(payout)
 
     # when
-    interventions.retry(transaction_id=payout.pk, at=after(60))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
 
     # then
     assert claims(after(60)) == []
@@ -240,7 +241,7 @@ def test_a_retry_of_what_was_paid_after_all_sends_nothing() -> None:
     # given
     payout = builders.payout(285)
     attempt = refused_by_mpesa(payout)
-    interventions.retry(transaction_id=payout.pk, at=after(60))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
 
     # when
     ask_and_hear(attempt, status_body(attempt, "Completed"), after(61))
@@ -254,7 +255,7 @@ def test_a_retry_whose_question_is_not_answered_goes_on_after_one_gap() -> None:
     # given
     payout = builders.payout(285)
     refused_by_mpesa(payout)
-    interventions.retry(transaction_id=payout.pk, at=after(60))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
     payouts.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)
 
     # when

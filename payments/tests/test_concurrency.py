@@ -18,6 +18,7 @@ from payments.models import Attempt, Callback, Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import AT, at_once, transfers
 from payments.tests.stories import ADDRESSES, POLICY, after, failed, result_body, sent, states
+from users.audit import MACHINE
 from users.models import CustomUser
 
 THREADS = 64
@@ -190,7 +191,7 @@ def test_of_many_retries_of_one_failed_payout_one_wins(_round: int) -> None:
     failed(payout)
 
     # when
-    answers = at_once(*[partial(interventions.retry, transaction_id=payout.pk, at=after(60))] * THREADS)
+    answers = at_once(*[partial(interventions.retry, transaction_id=payout.pk, by=MACHINE, at=after(60))] * THREADS)
 
     # then
     assert kinds(answers) == {"Transaction": 1, "PayoutNotRetryable": THREADS - 1}
@@ -206,7 +207,7 @@ def test_of_retries_and_redirects_of_one_failed_payout_one_wins(_round: int) -> 
 
     # when
     ways = [
-        partial(way, transaction_id=payout.pk, at=after(60))
+        partial(way, transaction_id=payout.pk, by=MACHINE, at=after(60))
         for way in (interventions.retry, interventions.redirect_to_wallet)
     ]
     answers = at_once(*ways * (THREADS // 2))

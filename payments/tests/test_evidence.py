@@ -29,6 +29,7 @@ from payments.tests.stories import (
     states,
     status_body,
 )
+from users.audit import MACHINE
 
 pytestmark = pytest.mark.django_db
 
@@ -845,7 +846,7 @@ def test_a_late_success_after_failure_reopens_the_debt_and_pays_it(
 def test_a_late_success_after_a_retry_that_has_not_left_yet_is_the_payment(payout: Transaction) -> None:
     # given
     attempt = failed_by_refusal(payout)
-    interventions.retry(transaction_id=payout.pk, at=after(30))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(30))
 
     # when
     hear(attempt, result_body(attempt), after(31))
@@ -859,7 +860,7 @@ def test_a_late_success_after_a_retry_that_has_not_left_yet_is_the_payment(payou
 def retried(payout: Transaction, said: stories.Said = stories.ACCEPTED) -> tuple[Attempt, Attempt]:
     """A payout that failed and was sent again: both its attempts."""
     first = failed_by_refusal(payout)
-    interventions.retry(transaction_id=payout.pk, at=after(30))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(30))
     second = sent(payout, said, after(31))
     assert second.originator_conversation_id == f"{payout.external_ref}-2"
     return first, second
@@ -945,9 +946,9 @@ def test_after_a_late_success_a_second_request_that_fails_settles_the_debt_with_
     ]
     assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.retry(transaction_id=payout.pk, at=after(70))
+        interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(70))
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(70))
+        interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(70))
 
 
 @pytest.mark.parametrize("code", [1, 2001])
@@ -973,11 +974,11 @@ def test_while_a_late_success_is_asked_about_the_payout_is_not_retried(payout: T
 
     # then
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.retry(transaction_id=payout.pk, at=after(61))
+        interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(61))
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(61))
+        interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(61))
     ask_and_hear(attempt, status_body(attempt, "Failed"), after(61), PRODUCTION)
-    assert interventions.retry(transaction_id=payout.pk, at=after(70)).status == "PENDING"
+    assert interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(70)).status == "PENDING"
 
 
 def test_a_late_success_that_is_asked_about_for_a_day_in_vain_is_let_go(payout: Transaction) -> None:
@@ -1024,7 +1025,7 @@ def test_a_late_success_after_redirection_to_the_wallet_is_owed_back(
 ) -> None:
     # given
     attempt = failed_by_refusal(payout)
-    interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(30))
+    interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(30))
 
     # when
     verdict = hear(attempt, result_body(attempt), after(60))
@@ -1240,7 +1241,7 @@ def test_a_plain_callback_about_a_completed_payout_moves_nothing(payout: Transac
 def test_a_plain_callback_about_a_redirected_payout_moves_nothing(payout: Transaction) -> None:
     # given
     failed_by_refusal(payout)
-    interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(30))
+    interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(30))
 
     # when
     with nothing_moved_but_callbacks():
@@ -1279,7 +1280,7 @@ def test_a_plain_failure_is_believed_where_nothing_has_left(payout: Transaction)
     attempt = payout.attempts.get()
     assert (attempt.kind, *states(payout, attempt)) == ("manual", "FAILED", "FAILED")
     assert balances(payout) == {"payable": KES_285}
-    assert interventions.retry(transaction_id=payout.pk, at=after(60)).status == "PENDING"
+    assert interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60)).status == "PENDING"
 
 
 def test_a_plain_failure_is_believed_of_a_request_that_never_left(payout: Transaction) -> None:

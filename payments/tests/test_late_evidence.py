@@ -24,6 +24,7 @@ from payments.tests.stories import (
     states,
     status_body,
 )
+from users.audit import MACHINE, Actor
 
 pytestmark = pytest.mark.django_db
 PRODUCTION = builders.policy(production=True)
@@ -32,7 +33,7 @@ PRODUCTION = builders.policy(production=True)
 def refused_and_retried(amount: int = 285) -> tuple[Transaction, Attempt]:
     payout = builders.payout(amount)
     first = stories.failed(payout)
-    interventions.retry(transaction_id=payout.pk, at=after(20))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
     return payout, first
 
 
@@ -151,14 +152,14 @@ def test_a_claim_that_comes_a_day_later_is_asked_about_for_a_day() -> None:
 
     # then
     with pytest.raises(interventions.PayoutNotRetryable):
-        interventions.retry(transaction_id=payout.pk, at=after(86_502))
+        interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(86_502))
 
 
 def test_an_old_request_that_is_asked_about_does_not_hold_the_new_one() -> None:
     # given
     payout = builders.payout(60_000)
     first = stories.failed(payout)
-    interventions.retry(transaction_id=payout.pk, at=after(80_000))
+    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(80_000))
     second = sent(payout, at=after(86_410))
     hear(first, result_body(first), after(86_411))
 
@@ -181,8 +182,8 @@ def held(amount: int = 285) -> tuple[Transaction, Attempt]:
 
 
 def decide(payout: Transaction, by: list[int], receipt: str = "", grounds: str = "statement of 17 February") -> None:
-    at = after(90_000)
-    interventions.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=by, at=at, policy=POLICY)
+    at, people = after(90_000), [Actor(pk, "192.0.2.1") for pk in by]
+    interventions.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=people, at=at, policy=POLICY)
 
 
 def test_a_person_with_a_statement_closes_a_held_payout_as_paid() -> None:

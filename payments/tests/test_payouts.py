@@ -25,6 +25,7 @@ from payments.tests.stories import (
     states,
     status_body,
 )
+from users.audit import MACHINE
 
 pytestmark = pytest.mark.django_db
 
@@ -210,7 +211,7 @@ def test_the_day_is_nairobis_and_what_failed_does_not_count() -> None:
 
     # then
     assert found == [payout.pk for payout in today]
-    interventions.retry(transaction_id=refused.pk, at=after(2))
+    interventions.retry(transaction_id=refused.pk, by=MACHINE, at=after(2))
     assert claims(after(2)) == []
     refused.refresh_from_db()
     assert (refused.status, refused.due_at) == ("PENDING", TOMORROW)
@@ -632,7 +633,7 @@ def test_a_failed_payout_is_retried_under_a_new_id(payout: Transaction) -> None:
     first = stories.failed(payout)
 
     # when
-    retried = interventions.retry(transaction_id=payout.pk, at=after(60))
+    retried = interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
     second = sent(payout, at=after(60))
 
     # then
@@ -666,10 +667,10 @@ def brought_to(state: str, payout: Transaction) -> None:
             hear(attempt, result_body(attempt))
         case "REDIRECTED":
             stories.failed(payout)
-            interventions.redirect_to_wallet(transaction_id=payout.pk, at=AT)
+            interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=AT)
         case "RETRIED":
             stories.failed(payout)
-            interventions.retry(transaction_id=payout.pk, at=AT)
+            interventions.retry(transaction_id=payout.pk, by=MACHINE, at=AT)
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -679,7 +680,7 @@ def test_only_a_failed_payout_is_retried(payout: Transaction, state: str) -> Non
 
     # then
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.retry(transaction_id=payout.pk, at=after(100_000))
+        interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(100_000))
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -689,7 +690,7 @@ def test_only_a_failed_payout_goes_to_the_wallet_instead(payout: Transaction, st
 
     # then
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(100_000))
+        interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(100_000))
 
 
 def test_neither_a_refund_nor_a_payout_to_the_wallet_is_retried() -> None:
@@ -700,14 +701,14 @@ def test_neither_a_refund_nor_a_payout_to_the_wallet_is_retried() -> None:
     # then
     for pk in Transaction.objects.values_list("pk", flat=True):
         with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-            interventions.retry(transaction_id=pk, at=after(60))
+            interventions.retry(transaction_id=pk, by=MACHINE, at=after(60))
 
 
 def test_an_unknown_transaction_is_said_to_be_unknown() -> None:
     with pytest.raises(interventions.TransactionNotFound):
-        interventions.retry(transaction_id=2**62, at=AT)
+        interventions.retry(transaction_id=2**62, by=MACHINE, at=AT)
     with pytest.raises(interventions.TransactionNotFound):
-        interventions.redirect_to_wallet(transaction_id=2**62, at=AT)
+        interventions.redirect_to_wallet(transaction_id=2**62, by=MACHINE, at=AT)
 
 
 @pytest.mark.broken_books
@@ -721,7 +722,7 @@ def test_a_failed_payout_with_an_open_request_is_not_retried(payout: Transaction
 
     # then
     with nothing_moved(), pytest.raises(interventions.PayoutNotRetryable):
-        interventions.retry(transaction_id=payout.pk, at=after(60))
+        interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
 
 
 @pytest.mark.django_db(transaction=True)
@@ -732,9 +733,9 @@ def test_two_operators_at_once_retry_or_redirect_but_not_both() -> None:
 
     # when
     answers = builders.at_once(
-        lambda: interventions.retry(transaction_id=payout.pk, at=after(60)).status,
-        lambda: interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(60)).status,
-        lambda: interventions.retry(transaction_id=payout.pk, at=after(60)).status,
+        lambda: interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60)).status,
+        lambda: interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(60)).status,
+        lambda: interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60)).status,
     )
 
     # then
@@ -752,12 +753,12 @@ def test_all_that_failed_lately_is_retried() -> None:
     sent(fine)
 
     # when
-    retried = interventions.retry_failed(since=after(3_600), at=after(9_000))
+    retried = interventions.retry_failed(since=after(3_600), by=MACHINE, at=after(9_000))
 
     # then
     assert retried == ([at_the_edge.pk, lately.pk], 0)
     assert set(pks(claims(after(9_000)))) == {at_the_edge.pk, lately.pk}
-    assert interventions.retry_failed(since=after(3_600), at=after(9_001)) == ([], 0)
+    assert interventions.retry_failed(since=after(3_600), by=MACHINE, at=after(9_001)) == ([], 0)
 
 
 @pytest.mark.broken_books
@@ -772,7 +773,7 @@ def test_what_cannot_be_retried_is_counted() -> None:
     )  # fmt: skip
 
     # then
-    assert interventions.retry_failed(since=AT, at=after(60)) == ([good.pk], 1)
+    assert interventions.retry_failed(since=AT, by=MACHINE, at=after(60)) == ([good.pk], 1)
 
 
 def test_a_failed_payout_goes_to_the_wallet_instead(payout: Transaction) -> None:
@@ -780,7 +781,7 @@ def test_a_failed_payout_goes_to_the_wallet_instead(payout: Transaction) -> None
     attempt = stories.failed(payout)
 
     # when
-    interventions.redirect_to_wallet(transaction_id=payout.pk, at=after(60))
+    interventions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(60))
 
     # then
     wallet = f"wallet:{payout.user_id}"

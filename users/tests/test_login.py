@@ -15,7 +15,7 @@ NUMBER = "254712345678"
 
 
 def log_in(at: datetime, pin: str = PIN, phone_number: str = NUMBER) -> auth.Login:
-    return auth.log_in(phone_number=phone_number, pin=pin, at=at)
+    return auth.log_in(phone_number=phone_number, pin=pin, source="192.0.2.7", at=at)
 
 
 def miss(at: datetime, times: int) -> None:

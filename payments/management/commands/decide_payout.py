@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from payments import interventions
 from payments.policy import Policy
-from users import auth, phone
+from users import audit, auth, phone
 
 
 class Command(BaseCommand):
@@ -28,12 +28,13 @@ class Command(BaseCommand):
         people = []
         for number in options["by"]:
             try:
-                person = auth.check_pin(phone_number=number, pin=getpass.getpass(f"PIN of {number}: "), at=at)
+                pin = getpass.getpass(f"PIN of {number}: ")
+                person = auth.check_pin(phone_number=number, pin=pin, source="command", at=at)
             except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber) as refusal:
                 raise CommandError(f"{refusal} Nothing was decided.") from refusal
             if not person.is_staff:
                 raise CommandError(f"{person} is no member of staff. Nothing was decided.")
-            people.append(person.pk)
+            people.append(audit.Actor(user_id=person.pk, source="command"))
         try:
             payout = interventions.decide(
                 transaction_id=options["transaction_id"],

@@ -1,11 +1,16 @@
-"""`python manage.py sending off --reason WHY | on`: the kill switch."""
+"""`python manage.py sending off --reason WHY | on`: the kill switch.
 
+It asks for no PIN: whoever can run it holds the machine. The audit trail names the account on the machine.
+"""
+
+import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 from django.utils import timezone
 
 from payments import breakers
+from users import audit
 
 
 class Command(BaseCommand):
@@ -16,9 +21,9 @@ class Command(BaseCommand):
         parser.add_argument("--reason", default="", help="Why it is switched off; shown to whoever looks.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        at = timezone.now()
+        at, by = timezone.now(), audit.Actor(user_id=None, source=f"command by {getpass.getuser()}"[:64])
         if options["state"] == "off":
-            breakers.switch_off(reason=options["reason"], by_user_id=None, at=at)
+            breakers.switch_off(reason=options["reason"], by=by, at=at)
         else:
-            breakers.switch_on(at=at)
+            breakers.switch_on(by=by, at=at)
         self.stdout.write(f"Sending is {options['state']}.")

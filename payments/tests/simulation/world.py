@@ -37,6 +37,7 @@ from payments.tests.simulation.provider import (
     result_body,
     status_body,
 )
+from users.audit import MACHINE
 from users.models import CustomUser
 
 START = builders.AT
@@ -528,17 +529,17 @@ class World:
         self._touched = True
         try:
             if act == "retry":
-                interventions.retry(transaction_id=payout.id, at=self.now)
+                interventions.retry(transaction_id=payout.id, by=MACHINE, at=self.now)
             elif act == "retry all":
                 self._retry_failed()
             else:
-                interventions.redirect_to_wallet(transaction_id=payout.id, at=self.now)
+                interventions.redirect_to_wallet(transaction_id=payout.id, by=MACHINE, at=self.now)
         except interventions.PayoutNotRetryable:
             self.note("    refused")
 
     def _retry_failed(self) -> None:
         self._touched = True
-        retried, skipped = interventions.retry_failed(since=self.now - RECENT, at=self.now)
+        retried, skipped = interventions.retry_failed(since=self.now - RECENT, by=MACHINE, at=self.now)
         self.note(f"    retried {len(retried)}, skipped {skipped}")
 
     def _forge(self) -> None:
