@@ -39,8 +39,9 @@ def policy() -> Policy:
 
 @pytest.fixture(autouse=True)
 def _quick_pins_and_no_static_files(settings: Settings) -> None:
-    """PINs are hashed fast, and no directory of collected static files is looked for."""
+    """PINs are hashed fast, no directory of collected static files is looked for, a PIN opens the console."""
     settings.STATIC_ROOT = None
+    settings.STAFF_TOTP = False
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
 
 

@@ -15,12 +15,16 @@ app = Celery("kasoko")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # Celery looks for modules called tasks.py; ours are named for their subject, as the guide's log lines have it.
 app.autodiscover_tasks(related_name="settlement_tasks")
+app.autodiscover_tasks(related_name="overview_tasks")
 
 SWEEPS = {
     "payments.settlement_tasks.settle_resolved_markets",
     "payments.settlement_tasks.send_due_payouts",
     "payments.settlement_tasks.apply_stored_callbacks",
     "payments.settlement_tasks.ask_about_doubts",
+    "payments.overview_tasks.heartbeat",
+    "payments.overview_tasks.measure",
+    "payments.overview_tasks.check_books",
 }
 
 

@@ -4,10 +4,8 @@ A page is a plain view of an app's `console` package; the site wraps each in its
 logged in, with their second factor where one is asked for.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-from django.contrib.admin.apps import AdminConfig
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -18,15 +16,6 @@ from payments.console import markets as market_pages
 from users.console import access, audit, login
 
 PAGES = (home, market_pages, payouts, limbo, ledger, members, audit, sending)
-# Everything is served by us. Alpine, which the theme uses, compiles its expressions; styles are set by scripts.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
-
-
-class ConsoleConfig(AdminConfig):
-    default_site = "api.console.Console"
 
 
 class Console(UnfoldAdminSite):
@@ -62,16 +51,3 @@ class Console(UnfoldAdminSite):
 
     def _guarded(self, pattern: URLPattern) -> URLPattern:
         return URLPattern(pattern.pattern, self.admin_view(pattern.callback), pattern.default_args, pattern.name)
-
-
-def content_security_policy(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: the console's pages load nothing from elsewhere, and are framed by nobody."""
-
-    def answer(request: HttpRequest) -> HttpResponse:
-        response = get_response(request)
-        if request.path.startswith("/admin/"):
-            response.headers["Content-Security-Policy"] = POLICY
-            response.headers["Cache-Control"] = "no-store"
-        return response
-
-    return answer

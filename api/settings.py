@@ -115,7 +115,7 @@ CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 INSTALLED_APPS = [
     # Before the admin, whose templates it replaces; the site is ours, so it must not put its own in our place.
     "unfold.apps.BasicAppConfig",
-    "api.console.ConsoleConfig",
+    "api.apps.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -140,7 +140,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "api.console.content_security_policy",
+    "api.security.content_security_policy",
 ]
 ROOT_URLCONF = "api.urls"
 WSGI_APPLICATION = "api.wsgi.application"
@@ -285,6 +285,13 @@ CELERY_BEAT_SCHEDULE = {
     "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
     "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
     "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
+    "show that we live": _every_sweep("payments.overview_tasks.heartbeat"),
+    "take the home page's figures": {
+        "task": "payments.overview_tasks.measure",
+        "schedule": 60,
+        "options": {"expires": 60},
+    },
+    "check the books": {"task": "payments.overview_tasks.check_books", "schedule": 30, "options": {"expires": 30}},
 }
 
 # --- the console -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
 
 from markets import parimutuel, queries
 from markets.models import DEFAULT_OUTCOMES, Bet, Market, Outcome
@@ -13,7 +14,7 @@ from payments import resolutions, settlement_tasks
 from payments.admin import ReadOnlyAdmin
 
 
-class OutcomeInline(admin.TabularInline):
+class OutcomeInline(TabularInline):
     model = Outcome
     extra = 0
     can_delete = False
@@ -33,7 +34,7 @@ class BetAdmin(ReadOnlyAdmin):
 
 
 @admin.register(Market)
-class MarketAdmin(admin.ModelAdmin):
+class MarketAdmin(ModelAdmin):
     """Markets, and the decision on each: choose one in the list, then the action `decide`."""
 
     list_display = ("id", "question", "category", "status", "resolved_outcome", "end_date", "settled_at")

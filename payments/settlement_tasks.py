@@ -36,7 +36,7 @@ _broker_gone_until = 0.0
 def settle_market(market_id: int) -> None:
     """Settle one resolved market as far as a few seconds allow, then hint at sending its payouts."""
     progress = settlement.settle(
-        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=_for_seconds(FOR_SECONDS)
+        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=for_seconds(FOR_SECONDS)
     )
     if progress.found and not progress.settled:
         hint(settle_market, market_id)
@@ -57,7 +57,7 @@ def send_b2c_payout(transaction_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.settle_resolved_markets")
 def settle_resolved_markets() -> None:
     """Sweep: settle the markets whose message was lost."""
-    keep_going = _for_seconds(FOR_SECONDS)
+    keep_going = for_seconds(FOR_SECONDS)
     for market_id in settlement.to_settle(limit=100):
         if not keep_going():
             break
@@ -77,7 +77,7 @@ def send_due_payouts() -> None:
 def apply_stored_callbacks() -> None:
     """Sweep: apply the callbacks that are stored and not applied."""
     began(apply_stored_callbacks)
-    keep_going = _for_seconds(FOR_SECONDS)
+    keep_going = for_seconds(FOR_SECONDS)
     last = 0
     while ids := callbacks.to_apply(after=last, limit=200):
         for last in ids:
@@ -192,6 +192,6 @@ def _apart(subject: str) -> Iterator[None]:
         alarm.exception("%s could not be dealt with; the sweep goes on and will try it again", subject)
 
 
-def _for_seconds(seconds: float) -> Callable[[], bool]:
+def for_seconds(seconds: float) -> Callable[[], bool]:
     until = time.monotonic() + seconds
     return lambda: time.monotonic() < until

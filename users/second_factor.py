@@ -71,8 +71,8 @@ def confirm(*, user: CustomUser, code: str, by: audit.Actor, at: datetime) -> li
     return codes
 
 
-def check(*, user: CustomUser, code: str) -> None:
-    """Accept a code of the member's app, or one of the recovery codes; either is good once.
+def check(*, user: CustomUser, code: str, by: audit.Actor, at: datetime) -> None:
+    """Accept a code of the member's app, or one of the recovery codes; either is good once. A wrong one is recorded.
 
     Locks: the device.
     Raises: WrongCode.
@@ -81,6 +81,9 @@ def check(*, user: CustomUser, code: str) -> None:
     with transaction.atomic(durable=True):
         device = kind.objects.select_for_update(no_key=True).filter(user=user, confirmed=True).first()
         right = device is not None and _verify(device, code)
+        if not right:
+            subject = f"member:{user.pk}"
+            audit.record(action="login.code_refused", by=by, subject=subject, before={}, after={}, at=at)
     if not right:
         raise WrongCode("The code is not right, was used already, or comes too soon after wrong ones.")
 

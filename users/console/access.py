@@ -6,6 +6,7 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils import timezone
 
+from api import bodies
 from users import auth, phone, second_factor
 from users.models import CustomUser
 
@@ -41,12 +42,12 @@ def step_up(request: HttpRequest) -> str:
     wanted = asks_for(request)
     if not wanted:
         return ""
-    member, proof = _member(request), request.POST.get("proof", "")
+    member, proof, by = _member(request), request.POST.get("proof", ""), bodies.actor(request)
     try:
         if wanted == "code":
-            second_factor.check(user=member, code=proof)
+            second_factor.check(user=member, code=proof, by=by, at=timezone.now())
         else:
-            auth.check_pin(phone_number=member.phone_number, pin=proof, at=timezone.now())
+            auth.check_pin(phone_number=member.phone_number, pin=proof, source=by.source, at=timezone.now())
     except second_factor.WrongCode as refusal:
         return f"{refusal} Nothing was done."
     except auth.TooManyTries as refusal:

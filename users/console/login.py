@@ -14,7 +14,8 @@ from django.utils.safestring import mark_safe
 from unfold.forms import AuthenticationForm
 from unfold.widgets import INPUT_CLASSES
 
-from users import second_factor
+from api import bodies
+from users import audit, second_factor
 from users.console import access, shell
 from users.models import CustomUser
 
@@ -52,7 +53,9 @@ class LoginForm(AuthenticationForm):
             raise forms.ValidationError(NOT_LET_IN, code="invalid_login")
         if second_factor.enrolled(user):
             try:
-                second_factor.check(user=user, code=self.cleaned_data.get("code", ""))
+                source = bodies.source_address(self.request) if self.request is not None else None
+                by = audit.Actor(user_id=user.pk, source=source or "unknown")
+                second_factor.check(user=user, code=self.cleaned_data.get("code", ""), by=by, at=timezone.now())
             except second_factor.WrongCode:
                 raise forms.ValidationError(NOT_LET_IN, code="invalid_login") from None
             user.proved_by_code = True
@@ -74,7 +77,8 @@ def _ask(request: HttpRequest, user: CustomUser) -> HttpResponse:
     problem = ""
     if request.method == "POST":
         try:
-            second_factor.check(user=user, code=request.POST.get("code", ""))
+            code = request.POST.get("code", "")
+            second_factor.check(user=user, code=code, by=shell.actor(request), at=timezone.now())
         except second_factor.WrongCode as refusal:
             problem = str(refusal)
         else:

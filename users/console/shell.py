@@ -122,7 +122,7 @@ def ask(
     context = {
         "title": question.title,
         "question": question,
-        "answers": answers,
+        "fields_shown": [{"field": one, "value": answers.get(one.name, one.value)} for one in question.fields],
         "problems": problems,
         "proof": access.asks_for(request) if question.money else "",
         **question.more,
