@@ -29,7 +29,7 @@ BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "pump", "broker")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broken_books: leaves books behind that do not close, and means to")
-    # No directory of collected static files is looked for, by the live server neither, which outlives a test's settings.
+    # No directory of collected static files is looked for, not even by the live server, which outlives a test.
     django_settings.STATIC_ROOT = None
 
 

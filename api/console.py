@@ -7,6 +7,7 @@ logged in, with their second factor where one is asked for.
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from unfold.sites import UnfoldAdminSite
@@ -31,9 +32,14 @@ class Console(UnfoldAdminSite):
     def get_urls(self) -> list[Any]:
         pages = [self._guarded(pattern) for module in PAGES for pattern in module.urls]
         # These are for those who are logged in and have yet to prove themselves.
-        return [*pages, *login.urls, path("records/", self.admin_view(self.records), name="records"), *super().get_urls()]
+        return [
+            *pages,
+            *login.urls,
+            path("records/", self.admin_view(self.records), name="records"),
+            *super().get_urls(),
+        ]
 
-    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseBase:
         return home.home(request)
 
     def records(self, request: HttpRequest) -> HttpResponse:

@@ -11,7 +11,9 @@ POLICY = (
 )
 
 
-def content_security_policy(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+def content_security_policy(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
     """Middleware: the console's pages load nothing from elsewhere, and are framed by nobody."""
 
     def answer(request: HttpRequest) -> HttpResponse:

@@ -67,31 +67,30 @@ def statement(account: LedgerAccount, *, before: int | None = None) -> Statement
     later = _sum_from(account, before) if before is not None else ledger.ZERO
     running = balance - (later if grows_by_debit else -later)
     # Each side has its own index, so each side's newest are read and the newest of both are kept.
-    sides = []
+    sides: list[Transfer] = []
     for side in ("debit", "credit"):
         rows = Transfer.objects.filter(**{side: account}).select_related("debit", "credit").order_by("-pk")
         sides += list((rows.filter(pk__lt=before) if before is not None else rows)[: PAGE + 1])
-    rows = sorted(sides, key=lambda transfer: -transfer.pk)[: PAGE + 1]
+    newest = sorted(sides, key=lambda transfer: -transfer.pk)[: PAGE + 1]
     lines = []
-    for transfer in rows[:PAGE]:
+    for transfer in newest[:PAGE]:
         debited = transfer.debit_id == account.pk
         change = transfer.amount if debited == grows_by_debit else -transfer.amount
         other = transfer.credit.code if debited else transfer.debit.code
         lines.append(
-            Line(
-                transfer.pk, transfer.at, transfer.key, transfer.code, other, transfer.transaction_id, change, running
-            )
+            Line(transfer.pk, transfer.at, transfer.key, transfer.code, other, transfer.transaction_id, change, running)
         )
         running -= change
-    return Statement(account, balance, lines, rows[PAGE - 1].pk if len(rows) > PAGE else None)
+    return Statement(account, balance, lines, newest[PAGE - 1].pk if len(newest) > PAGE else None)
 
 
 def _sum_from(account: LedgerAccount, first: int) -> Decimal:
     """Debits less credits of the transfers from the id `first` on."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT (SELECT coalesce(sum(amount), 0) FROM payments_transfer WHERE debit_id = %(account)s AND id >= %(first)s)"
-            " - (SELECT coalesce(sum(amount), 0) FROM payments_transfer WHERE credit_id = %(account)s AND id >= %(first)s)",
+            "SELECT (SELECT coalesce(sum(amount), 0) FROM payments_transfer"
+            " WHERE debit_id = %(account)s AND id >= %(first)s) - (SELECT coalesce(sum(amount), 0)"
+            " FROM payments_transfer WHERE credit_id = %(account)s AND id >= %(first)s)",
             {"account": account.pk, "first": first},
         )
         (total,) = cursor.fetchone()

@@ -1,10 +1,11 @@
-"""Failed payouts together: why they failed, in words with advice, and sending many again after a look at what it does."""
+"""Failed payouts together: why they failed, in words with advice, and sending many again after a look at it."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from django.db.models import Case, CharField, Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce
@@ -76,7 +77,7 @@ def failed() -> QuerySet[Transaction]:
     return Transaction.objects.filter(status=Transaction.Status.FAILED)
 
 
-def with_code(payouts: QuerySet[Transaction]) -> QuerySet[Transaction]:
+def with_code(payouts: QuerySet[Transaction]) -> QuerySet[Any]:
     """Payouts with the result code of their last attempt as `code`."""
     last = Attempt.objects.filter(transaction=OuterRef("pk")).order_by("-number").values("result_code")[:1]
     code = Coalesce(Subquery(last), Value(""), output_field=CharField())
@@ -85,9 +86,9 @@ def with_code(payouts: QuerySet[Transaction]) -> QuerySet[Transaction]:
     )
 
 
-def chosen(*, code: str = "", market_id: int | None = None, since: datetime | None = None) -> QuerySet[Transaction]:
+def chosen(*, code: str = "", market_id: int | None = None, since: datetime | None = None) -> QuerySet[Any]:
     """The failed payouts that a bulk retry is about: of one code, one market, or failed since a moment."""
-    payouts = failed()
+    payouts: QuerySet[Any] = failed()
     if code:
         payouts = with_code(payouts).filter(code=code)
     if market_id is not None:

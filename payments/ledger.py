@@ -145,7 +145,7 @@ class TrialLine:
 
 
 def trial_balance(*, at: datetime | None = None) -> list[TrialLine]:
-    """Every kind of account with the sums of its debits and credits, of all time or before `at`; the columns are equal."""
+    """Every kind of account with the sums of its debits and credits, of all or before `at`; the columns are equal."""
     lines: dict[str, list[Decimal]] = {}
     booked = Transfer.objects.all() if at is None else Transfer.objects.filter(at__lt=at)
     for side, place in (("debit", 0), ("credit", 1)):

@@ -65,7 +65,8 @@ def pools(market: Market) -> list[Pool]:
 def curve(market: Market) -> Curve:
     """How the shares moved, in at most POINTS steps between the first and the last bet; summed up in the database."""
     sql = """
-        WITH span AS (SELECT min(placed_at) AS first, max(placed_at) AS last FROM markets_bet WHERE market_id = %(market)s),
+        WITH span AS (
+            SELECT min(placed_at) AS first, max(placed_at) AS last FROM markets_bet WHERE market_id = %(market)s),
         steps AS (
             SELECT b.outcome, sum(b.amount) AS stakes, least(%(points)s, width_bucket(
                 extract(epoch FROM b.placed_at), extract(epoch FROM span.first),

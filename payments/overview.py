@@ -86,7 +86,9 @@ def now(*, at: datetime) -> Now:
         limbo=Total(sum(one.count for one in ages), sum((one.amount for one in ages), ledger.ZERO)),
         limbo_ages=ages,
         oldest_doubt=oldest,
-        breakers=list(Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at")),
+        breakers=list(
+            Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at")
+        ),
         due=sum((one.amount for one in sums.values()), ledger.ZERO),
         broken=[check for check in checks if check.broken_count],
         books_checked_at=checks[0].checked_at if len(checks) == len(reconciliation.INVARIANTS) else None,
@@ -122,12 +124,19 @@ def _limbo_ages(at: datetime) -> tuple[list[Bucket], datetime | None]:
 # --- figures that beat takes -----------------------------------------------------------------------------------------
 
 _BY_TIME = """
-    SELECT date_trunc(%(unit)s, coalesce(t.completed_at, t.failed_at) AT TIME ZONE 'Africa/Nairobi') AS moment,
-        count(*) FILTER (WHERE t.status = 'COMPLETED') AS paid, count(*) FILTER (WHERE t.status = 'FAILED') AS failed,
-        coalesce(sum(t.amount) FILTER (WHERE t.status = 'COMPLETED'), 0) AS amount
-    FROM payments_transaction t
-    WHERE t.destination = 'mpesa' AND t.type IN ('PAYOUT', 'WITHDRAWAL')
-      AND (t.status = 'COMPLETED' AND t.completed_at >= %(since)s OR t.status = 'FAILED' AND t.failed_at >= %(since)s)
+    SELECT steps.moment, count(t.id) FILTER (WHERE t.status = 'COMPLETED'),
+        count(t.id) FILTER (WHERE t.status = 'FAILED'),
+        coalesce(sum(t.amount) FILTER (WHERE t.status = 'COMPLETED'), 0)
+    FROM generate_series(
+        date_trunc(%(unit)s, %(since)s AT TIME ZONE 'Africa/Nairobi'),
+        date_trunc(%(unit)s, %(until)s AT TIME ZONE 'Africa/Nairobi'), ('1 ' || %(unit)s)::interval) AS steps(moment)
+    LEFT JOIN (
+        SELECT id, status, amount,
+            date_trunc(%(unit)s, coalesce(completed_at, failed_at) AT TIME ZONE 'Africa/Nairobi') AS moment
+        FROM payments_transaction
+        WHERE destination = 'mpesa' AND type IN ('PAYOUT', 'WITHDRAWAL')
+          AND (status = 'COMPLETED' AND completed_at >= %(since)s OR status = 'FAILED' AND failed_at >= %(since)s)
+        ) t ON t.moment = steps.moment
     GROUP BY 1 ORDER BY 1"""
 # A payout that went to the wallet after all did not succeed over M-Pesa: it has no receipt and no paid attempt.
 _QUALITY = """
@@ -151,18 +160,18 @@ def figures() -> Figures | None:
 def measure(*, at: datetime) -> None:
     """Take the figures of the last day, by the hour, and of the last month, by the day. Set-based. Idempotent."""
     value = {
-        "day": _series("hour", at - timedelta(hours=24)),
-        "month": _series("day", at - timedelta(days=30)),
+        "day": _series("hour", at - timedelta(hours=23), at),
+        "month": _series("day", at - timedelta(days=29), at),
         "quality_day": _quality(at - timedelta(hours=24)),
         "quality_month": _quality(at - timedelta(days=30)),
     }
     Figures.objects.update_or_create(name="payouts", defaults={"at": at, "value": value})
 
 
-def _series(unit: str, since: datetime) -> list[dict[str, Any]]:
+def _series(unit: str, since: datetime, until: datetime) -> list[dict[str, Any]]:
     return [
         {"moment": moment.isoformat(), "paid": paid, "failed": failed, "amount": str(amount)}
-        for moment, paid, failed, amount in _rows(_BY_TIME, {"unit": unit, "since": since})
+        for moment, paid, failed, amount in _rows(_BY_TIME, {"unit": unit, "since": since, "until": until})
     ]
 
 

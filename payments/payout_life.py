@@ -13,6 +13,7 @@ from payments.models import Attempt, Callback, StatusQuery, Transaction, Transfe
 from users import phone
 from users.models import AuditEntry, CustomUser
 
+DESTINATIONS = {"mpesa": "M-Pesa", "wallet": "the wallet"}
 # What a message of M-Pesa's may show as it is: ids, codes, amounts, times. Everything else holds names and phones.
 SHOWN = {
     "Result", "ResultType", "ResultCode", "ResultDesc", "OriginatorConversationID", "ConversationID", "TransactionID",
@@ -124,9 +125,15 @@ def _explained(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
             else "Nothing yet: we ask M-Pesa by ourselves, and never pay again before we know.",
         )
     if status == Transaction.Status.HELD:
-        return f"It is held, and the money is still with us. {payout.reason}", "A person decides: release it, or pay it to the wallet."
+        return (
+            f"It is held, and the money is still with us. {payout.reason}",
+            "A person decides: release it, or pay it to the wallet.",
+        )
     if status == Transaction.Status.PENDING:
-        return f"It waits to be sent; the money is still with us. {payout.reason}".strip(), "Nothing to do: it leaves by itself."
+        return (
+            f"It waits to be sent; the money is still with us. {payout.reason}".strip(),
+            "Nothing to do: it leaves by itself.",
+        )
     if status == Transaction.Status.CANCELLED:
         return "It was cancelled and will not be paid.", "Nothing to do."
     return "M-Pesa has the request; the money is on its way.", "Nothing to do: the result comes by itself."
@@ -135,7 +142,7 @@ def _explained(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
 def _born(payout: Transaction) -> Moment:
     details = [
         ("Amount", f"KES {payout.amount:,.2f}"),
-        ("To", f"{payout.get_destination_display()} · {phone.masked(payout.phone_number)}"),
+        ("To", f"{DESTINATIONS[payout.destination]} · {phone.masked(payout.phone_number)}"),
         ("Reference", payout.external_ref),
     ]
     if payout.settlement is not None:
@@ -196,7 +203,8 @@ def _of_callback(callback: Callback) -> Moment:
             callback.kind, "A plain callback came"
         ),
         "busy" if callback.trusted else "care",
-        (f"What came of it: {callback.verdict}." if callback.verdict else "Stored, not applied yet.") + strange,
+        (f"What came of it: {callback.verdict.rstrip('.')}." if callback.verdict else "Stored, not applied yet.")
+        + strange,
         (("From", callback.source_ip or "unknown"),),
         redacted(bytes(callback.body)),
     )
@@ -249,4 +257,3 @@ def _clean(text: str) -> str:
 def of_member(member: CustomUser) -> list[Transaction]:
     """A member's latest transactions, newest first."""
     return list(member.transactions.select_related("settlement").order_by("-pk")[:50])
-

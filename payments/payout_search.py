@@ -33,7 +33,7 @@ class Found:
 
 
 def search(typed: str = "", *, state: str = "", code: str = "", market_id: int | None = None) -> Found:
-    """Transactions over M-Pesa and to the wallet, narrowed by what was typed and chosen. Newest first is the caller's."""
+    """Transactions, narrowed by what was typed and chosen; the order is the caller's."""
     payouts = Transaction.objects.select_related("user", "settlement").defer("user__password")
     payouts, understood = _typed(payouts, typed.strip())
     if state == "in_doubt":

@@ -42,9 +42,13 @@ def give(
             )
             return None
         if payout.status != Transaction.Status.HELD or evidence.open_attempt(payout) is None:
-            raise interventions.NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose fate is open.")
+            raise interventions.NotToBeDecided(
+                f"Transaction {payout.pk} is not held with a request whose fate is open."
+            )
         if payout.verdicts.filter(closed_at__isnull=True).exists():
-            raise interventions.NotToBeDecided(f"A word on transaction {payout.pk} waits for its second person already.")
+            raise interventions.NotToBeDecided(
+                f"A word on transaction {payout.pk} waits for its second person already."
+            )
         if by.user_id is None or not grounds.strip():
             raise interventions.NotToBeDecided("It takes a person, and the grounds in words.")
         verdict = Verdict.objects.create(
@@ -97,7 +101,8 @@ def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> No
 
 def _open(verdict_id: int) -> Verdict:
     transaction_id = Verdict.objects.filter(pk=verdict_id).values_list("transaction", flat=True).first()
-    Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
+    if transaction_id is not None:
+        Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
     waiting = Verdict.objects.select_for_update(no_key=True, of=("self",)).filter(closed_at__isnull=True)
     verdict = waiting.filter(pk=verdict_id).first()
     if verdict is None:

@@ -105,6 +105,10 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     def __str__(self) -> str:
         return f"{self.full_name or 'Member'} ({phone.masked(self.phone_number)})"
 
+    def get_full_name(self) -> str:
+        """What the console's frame calls the one who is logged in."""
+        return self.full_name or phone.masked(self.phone_number)
+
     @classmethod
     def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any], **more: Any) -> CustomUser:
         user = super().from_db(db, field_names, values, **more)

@@ -20,8 +20,8 @@ def add(*, member_id: int, text: str, by: audit.Actor, at: datetime) -> MemberNo
     if not words or len(words) > LONGEST or "\x00" in words:
         raise NoteRefused(f"A note has words, at most {LONGEST} characters.")
     with transaction.atomic(durable=True):
-        if not CustomUser.objects.filter(pk=member_id).exists():
-            raise NoteRefused(f"There is no member {member_id}.")
+        if by.user_id is None or not CustomUser.objects.filter(pk=member_id).exists():
+            raise NoteRefused(f"A person writes a note, about a member; there is no member {member_id}.")
         note = MemberNote.objects.create(member_id=member_id, author_id=by.user_id, at=at, text=words)
         audit.record(
             action="member.note",

@@ -1,4 +1,4 @@
-"""What staff may do in the console: permissions, and the roles that bundle them. One table, which docs/console.md shows.
+"""What staff may do in the console: permissions, and the roles that bundle them. docs/console.md shows the table.
 
 A role is a group of Django's; a migration makes it, and a member of staff may have several. Superusers may do
 everything. The REST admin calls ask for `is_staff` only, as the guide has it; roles apply to the console.
@@ -46,7 +46,7 @@ FORMS: dict[str, set[tuple[str, str]]] = {
 
 
 def install(group: Any, permission: Any, content_type: Any) -> None:
-    """Make the roles, or bring them up to the table. Takes the model classes, as a migration has its own. Idempotent."""
+    """Make the roles, or bring them up to the table. Takes model classes, as a migration has its own. Idempotent."""
     member, _ = content_type.objects.get_or_create(app_label="users", model="customuser")
     for codename, name in PERMISSIONS.items():
         permission.objects.get_or_create(content_type=member, codename=codename, defaults={"name": name})

@@ -16,6 +16,17 @@ from users.console import shell
 
 log = logging.getLogger(__name__)
 STALE = timedelta(seconds=60)
+BARS = {
+    "responsive": True,
+    "maintainAspectRatio": False,
+    "animation": False,
+    "maxBarThickness": 26,
+    "scales": {
+        "x": {"stacked": True, "grid": {"display": False}, "ticks": {"maxTicksLimit": 8, "color": "#7b8694"}},
+        "y": {"stacked": True, "beginAtZero": True, "ticks": {"precision": 0, "color": "#7b8694"}},
+    },
+    "plugins": {"legend": {"display": True, "align": "end", "labels": {"boxWidth": 10, "color": "#7b8694"}}},
+}
 
 
 @shell.page("view_console")
@@ -51,12 +62,12 @@ def _chart(series: list[dict[str, Any]], form: str) -> dict[str, Any]:
         {"label": "Paid", "data": [one["paid"] for one in series], "backgroundColor": "#23a26c"},
         {"label": "Failed", "data": [one["failed"] for one in series], "backgroundColor": "#dc2626"},
     ]
-    for one in sets:
-        one |= {"displayYAxis": True, "maxTicksXLimit": 8}
     rows = [
-        (label, one["paid"], one["failed"], one["amount"]) for label, one in zip(labels, series, strict=True)
+        (label, one["paid"], one["failed"], one["amount"])
+        for label, one in zip(labels, series, strict=True)
+        if one["paid"] or one["failed"]
     ]
-    return {"data": {"labels": labels, "datasets": sets}, "rows": rows}
+    return {"data": {"labels": labels, "datasets": sets}, "rows": rows, "options": BARS, "empty": not rows}
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def _waiting() -> int | None:
         return 0
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1) as broker:
-            return int(broker.llen("celery"))  # type: ignore[arg-type]
+            return int(broker.llen("celery"))
     except redis.RedisError as error:
         log.warning("Redis not reached by the console: %s", error)
         return None

@@ -75,7 +75,7 @@ def trial_balance(request: HttpRequest) -> HttpResponse:
 
 
 @shell.page("export_books")
-def export_account(request: HttpRequest, account_id: int) -> HttpResponse | StreamingHttpResponse:
+def export_account(request: HttpRequest, account_id: int) -> StreamingHttpResponse:
     found = LedgerAccount.objects.filter(pk=account_id).first()
     if found is None:
         raise Http404("There is no such account.")
@@ -89,7 +89,7 @@ def export_account(request: HttpRequest, account_id: int) -> HttpResponse | Stre
 
 
 @shell.page("export_books")
-def export_trial_balance(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
+def export_trial_balance(request: HttpRequest) -> StreamingHttpResponse:
     day, _ = _day(request)
     lines = ledger.trial_balance(at=_end_of(day))
     rows = ((line.kind, line.accounts, line.debits, line.credits, line.balance) for line in lines)

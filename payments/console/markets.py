@@ -47,7 +47,7 @@ def markets(request: HttpRequest) -> HttpResponse:
         "tabs": TABS,
         "tab": tab,
         "typed": typed,
-        "may_add": request.user.has_perm("markets.add_market"),  # type: ignore[union-attr]
+        "may_add": request.user.has_perm("markets.add_market"),
     }
     return shell.render(request, "console/markets.html", context)
 
@@ -64,7 +64,7 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "progress": market_view.progress(found, at=timezone.now()),
         "overdue": found.status in ("OPEN", "CLOSED") and found.end_date < timezone.now(),
         "settlements": found.settlements.select_related("resolved_by").order_by("-number"),
-        "may_change": request.user.has_perm("markets.change_market"),  # type: ignore[union-attr]
+        "may_change": request.user.has_perm("markets.change_market"),
         "may_members": shell.may(request, "view_members"),
     }
     return shell.render(request, "console/market.html", context)

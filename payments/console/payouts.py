@@ -1,7 +1,6 @@
 """Payouts: finding them, one's whole life, and every action on one or many, each asked before it is done."""
 
 import hashlib
-from collections.abc import Callable
 from datetime import timedelta
 
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -357,7 +356,7 @@ def _found(transaction_id: int) -> Transaction:
     return found
 
 
-_ACTIONS: dict[str, Callable[..., HttpResponse]] = {
+_ACTIONS: dict[str, shell.View] = {
     "retry": retry,
     "ask": ask_now,
     "hold": hold,

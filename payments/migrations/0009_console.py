@@ -6,81 +6,99 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('payments', '0002_guards'),
+        ("payments", "0002_guards"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Figures',
+            name="Figures",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=40, unique=True)),
-                ('at', models.DateTimeField()),
-                ('value', models.JSONField()),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=40, unique=True)),
+                ("at", models.DateTimeField()),
+                ("value", models.JSONField()),
             ],
             options={
-                'verbose_name_plural': 'figures',
+                "verbose_name_plural": "figures",
             },
         ),
         migrations.CreateModel(
-            name='Heartbeat',
+            name="Heartbeat",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=120, unique=True)),
-                ('at', models.DateTimeField()),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=120, unique=True)),
+                ("at", models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
-            name='InvariantCheck',
+            name="InvariantCheck",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('invariant', models.CharField(max_length=120, unique=True)),
-                ('checked_at', models.DateTimeField()),
-                ('seconds', models.FloatField()),
-                ('broken_by', models.JSONField(default=list, help_text='The first rows that break it, in words.')),
-                ('broken_count', models.PositiveIntegerField(default=0)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("invariant", models.CharField(max_length=120, unique=True)),
+                ("checked_at", models.DateTimeField()),
+                ("seconds", models.FloatField()),
+                ("broken_by", models.JSONField(default=list, help_text="The first rows that break it, in words.")),
+                ("broken_count", models.PositiveIntegerField(default=0)),
             ],
         ),
         migrations.CreateModel(
-            name='Verdict',
+            name="Verdict",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('receipt', models.CharField(blank=True, help_text='Empty: M-Pesa did not pay it.', max_length=64)),
-                ('grounds', models.CharField(max_length=300)),
-                ('proposed_from', models.CharField(max_length=64)),
-                ('proposed_at', models.DateTimeField()),
-                ('closed_at', models.DateTimeField(null=True)),
-                ('confirmed', models.BooleanField(null=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("receipt", models.CharField(blank=True, help_text="Empty: M-Pesa did not pay it.", max_length=64)),
+                ("grounds", models.CharField(max_length=300)),
+                ("proposed_from", models.CharField(max_length=64)),
+                ("proposed_at", models.DateTimeField()),
+                ("closed_at", models.DateTimeField(null=True)),
+                ("confirmed", models.BooleanField(null=True)),
             ],
         ),
         migrations.AddIndex(
-            model_name='attempt',
-            index=models.Index(condition=models.Q(('state', 'IN_DOUBT')), fields=['first_sent_at', 'id'], name='attempt_in_doubt'),
+            model_name="attempt",
+            index=models.Index(
+                condition=models.Q(("state", "IN_DOUBT")), fields=["first_sent_at", "id"], name="attempt_in_doubt"
+            ),
         ),
         migrations.AddField(
-            model_name='verdict',
-            name='closed_by',
-            field=models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL),
+            model_name="verdict",
+            name="closed_by",
+            field=models.ForeignKey(
+                null=True, on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+            ),
         ),
         migrations.AddField(
-            model_name='verdict',
-            name='proposed_by',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL),
+            model_name="verdict",
+            name="proposed_by",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+            ),
         ),
         migrations.AddField(
-            model_name='verdict',
-            name='transaction',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='verdicts', to='payments.transaction'),
+            model_name="verdict",
+            name="transaction",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.PROTECT, related_name="verdicts", to="payments.transaction"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='verdict',
-            constraint=models.UniqueConstraint(condition=models.Q(('closed_at__isnull', True)), fields=('transaction',), name='one_open_verdict_a_transaction'),
+            model_name="verdict",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("closed_at__isnull", True)),
+                fields=("transaction",),
+                name="one_open_verdict_a_transaction",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='verdict',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('confirmed', True), _negated=True), models.Q(('closed_by', models.F('proposed_by')), _negated=True), _connector='OR'), name='two_people_confirm_a_verdict'),
+            model_name="verdict",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("confirmed", True), _negated=True),
+                    models.Q(("closed_by", models.F("proposed_by")), _negated=True),
+                    _connector="OR",
+                ),
+                name="two_people_confirm_a_verdict",
+            ),
         ),
     ]

@@ -45,7 +45,7 @@ class LoginForm(AuthenticationForm):
         number, pin = self.fields["username"], self.fields["password"]
         number.label, pin.label = "Phone number", "PIN"
         # As it is typed a number may be longer than as it is stored.
-        number.max_length = 20  # type: ignore[attr-defined]
+        number.max_length = 20
         number.widget.attrs |= {"maxlength": 20, "inputmode": "tel"}
 
     def confirm_login_allowed(self, user: Any) -> None:

@@ -53,7 +53,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                     "link": reverse(f"admin:{name}"),
                     "active": _is_here(request, reverse(f"admin:{name}")),
                     "permission": _always
-                    if (user.has_perm(f"users.{needs}") if needs else user.is_superuser)  # type: ignore[union-attr]
+                    if (user.has_perm(f"users.{needs}") if needs else user.is_superuser)
                     else _never,
                 }
                 for text, icon, name, needs in items

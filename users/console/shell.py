@@ -7,13 +7,14 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 
 from api import bodies
 from users import audit, roles
 from users.console import access
 
-View = Callable[..., HttpResponse]
+View = Callable[..., HttpResponseBase]
 
 
 def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
@@ -21,7 +22,7 @@ def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
 
     def wrap(view: View) -> View:
         @wraps(view)
-        def guarded(request: HttpRequest, *arguments: Any, **named: Any) -> HttpResponse:
+        def guarded(request: HttpRequest, *arguments: Any, **named: Any) -> HttpResponseBase:
             if not may(request, permission):
                 context = {"title": "Not for your role", "needed": roles.PERMISSIONS[permission]}
                 return render(request, "console/refused.html", context, status=403)
@@ -39,7 +40,7 @@ def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
 
 
 def may(request: HttpRequest, permission: str) -> bool:
-    return request.user.has_perm(f"users.{permission}")  # type: ignore[union-attr]
+    return request.user.has_perm(f"users.{permission}")
 
 
 def actor(request: HttpRequest) -> audit.Actor:

@@ -94,7 +94,7 @@ def masked(number: str) -> str:
 @register.filter
 def words(state: str) -> str:
     """A state as a person would say it: IN_DOUBT is “in doubt”."""
-    return str(state).replace("_", " ").lower()
+    return str(state).replace("_", " ").lower().replace("mpesa", "M-Pesa")
 
 
 @register.filter

@@ -25,6 +25,14 @@
         for (const button of form.querySelectorAll("button")) button.setAttribute("aria-disabled", "true");
       });
     }
+    // On a phone a row of a wide table becomes a block of named lines; the names come from the table's head.
+    for (const table of document.querySelectorAll(".k-scroll > .k-table")) {
+      const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
+      for (const row of table.querySelectorAll("tbody tr")) {
+        [...row.children].forEach((cell, place) => { cell.dataset.label = heads[place] || ""; });
+      }
+      table.classList.add("k-stacks");
+    }
     const names = { dock_to_right: "Show or hide the menu", close: "Close the menu", unfold_more: "Your account" };
     for (const icon of document.querySelectorAll("[x-on\\:click]")) {
       if (icon.matches("a, button, input, summary, [role]") || icon.querySelector("a, button, input")) continue;
