@@ -6,7 +6,7 @@ from django.db import transaction
 
 from markets.models import Market
 from payments import breakers, daraja, overview
-from payments.models import Transaction
+from payments.models import LedgerAccount, Transaction
 from payments.tests import builders, stories
 from users import audit, roles
 from users.models import CustomUser
@@ -107,6 +107,7 @@ def busy_day(at: datetime) -> dict[str, object]:
         "pending": payouts[5],
         "held": held,
         "member": people[3],
+        "account": LedgerAccount.objects.get(code="payable"),
     }
 
 
