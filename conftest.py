@@ -4,26 +4,33 @@ import base64
 import json
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
 import pytest
 import redis
 from django.conf import Settings
+from django.conf import settings as django_settings
 from django.db import connections, transaction
 from django.db.backends.postgresql.operations import DatabaseOperations
 from kombu import pools
+from playwright.sync_api import Browser, sync_playwright
 
 from api.celery import app as celery_app
+from api.tests import browsing
 from payments import reconciliation, settlement_tasks
 from payments.policy import Policy
 from payments.tests import builders
 
+LEFT_OUT = pytest.StashKey[int]()
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broken_books: leaves books behind that do not close, and means to")
+    # No directory of collected static files is looked for, not even by the live server, which outlives a test.
+    django_settings.STATIC_ROOT = None
 
 
 @pytest.fixture
@@ -38,9 +45,9 @@ def policy() -> Policy:
 
 
 @pytest.fixture(autouse=True)
-def _quick_pins_and_no_static_files(settings: Settings) -> None:
-    """PINs are hashed fast, and no directory of collected static files is looked for."""
-    settings.STATIC_ROOT = None
+def _quick_pins(settings: Settings) -> None:
+    """PINs are hashed fast, and a PIN alone opens the console where a test does not say otherwise."""
+    settings.STAFF_TOTP = False
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
 
 
@@ -132,3 +139,40 @@ def redis_down(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[
 def _forget_broker_connections() -> None:
     celery_app.amqp._producer_pool = None
     pools.reset()
+
+
+# --- a browser -------------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a Chromium the tests that need one are left out, and the last lines of the run say so."""
+    if browsing.find() is not None:
+        return
+    left_out = [item for item in items if item.get_closest_marker("browser")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+        config.stash[LEFT_OUT] = len(left_out)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if number := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.section("left out", sep="=", yellow=True)
+        terminalreporter.line(f"{number} tests in a browser were left out. {browsing.MISSING}")
+
+
+@pytest.fixture(scope="module")
+def _chromium() -> Iterator[Browser]:
+    # Playwright keeps a loop in this thread; the ORM is called beside it, never inside it.
+    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+        browser = browsing.launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(_chromium: Browser, live_server: Any) -> Iterator[Callable[..., browsing.Window]]:
+    """Opens browser windows on the test's own server: `opened(size=browsing.PHONE, dark=True)`."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(browsing.window(_chromium, live_server.url, **options))

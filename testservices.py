@@ -19,7 +19,17 @@ import pytest
 import redis
 
 BASE_DIR = Path(__file__).resolve().parent
-SETTINGS = ("MPESA_", "PAYOUT_", "CELERY_", "DJANGO_SECRET", "DEBUG", "ALLOWED_HOSTS", "DATABASE_URL", "CACHE_URL")
+SETTINGS = (
+    "MPESA_",
+    "PAYOUT_",
+    "CELERY_",
+    "DJANGO_SECRET",
+    "DEBUG",
+    "ALLOWED_HOSTS",
+    "DATABASE_URL",
+    "CACHE_URL",
+    "STAFF_",
+)
 
 _slots: list[int] = []
 

@@ -15,6 +15,7 @@ app = Celery("kasoko")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # Celery looks for modules called tasks.py; ours are named for their subject, as the guide's log lines have it.
 app.autodiscover_tasks(related_name="settlement_tasks")
+app.autodiscover_tasks(related_name="overview_tasks")
 
 SWEEPS = {
     "payments.settlement_tasks.settle_resolved_markets",
@@ -23,6 +24,9 @@ SWEEPS = {
     "payments.settlement_tasks.ask_about_doubts",
     "payments.settlement_tasks.issue_certificates",
     "payments.settlement_tasks.close_remedied_disputes",
+    "payments.overview_tasks.heartbeat",
+    "payments.overview_tasks.measure",
+    "payments.overview_tasks.check_books",
 }
 
 

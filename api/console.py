@@ -1,14 +1,59 @@
-"""The operator's console: Django's admin under our name, behind the members' own login by phone and PIN."""
+"""The operator's console: Django's admin under our name, with pages by task. This module only composes them.
 
-from django.contrib.admin import AdminSite
-from django.contrib.admin.apps import AdminConfig
+A page is a plain view of an app's `console` package; the site wraps each in its own check that a member of staff is
+logged in, with their second factor where one is asked for.
+"""
+
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from unfold.sites import UnfoldAdminSite
+
+from payments.console import home, ledger, limbo, members, payouts, sending
+from payments.console import markets as market_pages
+from users.console import access, audit, login
+
+PAGES = (home, market_pages, payouts, limbo, ledger, members, audit, sending)
 
 
-class ConsoleConfig(AdminConfig):
-    default_site = "api.console.Console"
-
-
-class Console(AdminSite):
+class Console(UnfoldAdminSite):
     site_header = site_title = "KASOKO"
-    index_title = "Console"
+    index_title = "Home"
     enable_nav_sidebar = True
+    login_form = login.LoginForm
+    login_template = "console/login.html"
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        return super().has_permission(request) and access.proven(request)
+
+    def get_urls(self) -> list[Any]:
+        pages = [self._guarded(pattern) for module in PAGES for pattern in module.urls]
+        # These are for those who are logged in and have yet to prove themselves.
+        return [
+            *pages,
+            *login.urls,
+            path("records/", self.admin_view(self.records), name="records"),
+            *super().get_urls(),
+        ]
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseBase:
+        return home.home(request)
+
+    def records(self, request: HttpRequest) -> HttpResponse:
+        """The tables behind the pages, for whoever may see them."""
+        return super().index(request, {"title": "Records"})
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if request.method == "GET" and super().has_permission(request) and not access.proven(request):
+            return HttpResponseRedirect(reverse("admin:second_factor"))
+        response = super().login(request, extra_context)
+        if request.method == "POST" and response.status_code == 302:
+            by_code = getattr(request.user, "proved_by_code", False)
+            access.remember(request, by_code=by_code, at=timezone.now())
+        return response
+
+    def _guarded(self, pattern: URLPattern) -> URLPattern:
+        return URLPattern(pattern.pattern, self.admin_view(pattern.callback), pattern.default_args, pattern.name)

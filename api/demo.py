@@ -70,6 +70,8 @@ def _run(console: Console, *, stay: bool) -> int:
         PACE,
         DJANGO_SETTINGS_MODULE="api.settings",
         MPESA_PRODUCTION="False",
+        # The demo's operator logs in with a PIN alone; an app may be set up all the same.
+        STAFF_TOTP="False",
         MPESA_BASE_URL=simulator,
         MPESA_CALLBACK_URL=f"{web}/api/payments/b2c-callback/",
     )

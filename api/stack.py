@@ -27,7 +27,7 @@ DEATHS_ALLOWED, DEATHS_WITHIN_SECONDS = 5, 60.0
 PAUSE_SECONDS = 0.05
 # What a developer has exported for another installation must not reach this one; the servers' URLs may.
 FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROXY", "SETTLEMENT_", "SWEEP_", "CELERY_",
-           "GUNICORN_", "TOKEN_HOURS")  # fmt: skip
+           "GUNICORN_", "TOKEN_HOURS", "STAFF_", "STEP_UP_")  # fmt: skip
 SERVERS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None

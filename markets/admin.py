@@ -6,6 +6,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
 
 from api.bodies import actor
 from markets import parimutuel, queries
@@ -22,7 +23,7 @@ REFUSALS = (
 )
 
 
-class OutcomeInline(admin.TabularInline):
+class OutcomeInline(TabularInline):
     model = Outcome
     exclude = ("scratched_at",)
     extra = 0
@@ -43,7 +44,7 @@ class BetAdmin(ReadOnlyAdmin):
 
 
 @admin.register(Market)
-class MarketAdmin(admin.ModelAdmin):
+class MarketAdmin(ModelAdmin):
     """Markets, and the decision on each: choose one in the list, then the action `decide`."""
 
     list_display = ("id", "question", "category", "status", "resolved_outcome", "end_date", "settled_at")

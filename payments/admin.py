@@ -1,15 +1,11 @@
-"""Money in the console: read-only, with actions that call the same services as the REST calls."""
+"""The tables of the money as records: read-only. What can be done about them is on the console's own pages."""
 
-from collections.abc import Callable
 from typing import Any
 
-from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.contrib import admin
 from django.http import HttpRequest
-from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
 
-from api.bodies import actor
-from payments import breakers, interventions, settlement_tasks
 from payments.models import (
     Attempt,
     Breaker,
@@ -25,10 +21,11 @@ from payments.models import (
     StatusQuery,
     Transaction,
     Transfer,
+    Verdict,
 )
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):
+class ReadOnlyAdmin(ModelAdmin):
     show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -41,7 +38,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return False
 
 
-class AttemptInline(admin.TabularInline):
+class AttemptInline(TabularInline):
     model = Attempt
     fields = ("originator_conversation_id", "kind", "state", "posted_at", "result_code", "result_words", "receipt")
     extra = 0
@@ -61,55 +58,11 @@ class TransactionAdmin(ReadOnlyAdmin):
     search_fields = ("external_ref", "receipt", "phone_number")
     list_select_related = ("user",)
     inlines = (AttemptInline,)
-    actions = ("send_again", "pay_to_wallet")
-
-    def has_act_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("payments.change_transaction")
-
-    @admin.action(description="Send the failed payouts chosen again", permissions=["act"])
-    def send_again(self, request: HttpRequest, chosen: QuerySet[Transaction]) -> None:
-        done = self._each(request, chosen, interventions.retry)
-        if done:
-            settlement_tasks.nudge(settlement_tasks.send_due_payouts)
-            messages.success(request, f"{done} of the payouts chosen will be sent again.")
-
-    @admin.action(description="Pay the failed payouts chosen into the wallet instead", permissions=["act"])
-    def pay_to_wallet(self, request: HttpRequest, chosen: QuerySet[Transaction]) -> None:
-        done = self._each(request, chosen, interventions.redirect_to_wallet)
-        if done:
-            messages.success(request, f"{done} of the payouts chosen were paid into the wallet.")
-
-    def _each(self, request: HttpRequest, chosen: QuerySet[Transaction], decide: Callable[..., Transaction]) -> int:
-        done = 0
-        for transaction_id in chosen.order_by("pk").values_list("pk", flat=True):
-            try:
-                decide(transaction_id=transaction_id, by=actor(request), at=timezone.now())
-                done += 1
-            except interventions.PayoutNotRetryable as refusal:
-                messages.warning(request, str(refusal))
-        return done
 
 
 @admin.register(Breaker)
 class BreakerAdmin(ReadOnlyAdmin):
-    """What pauses the sending, and the operator's own switch."""
-
     list_display = ("cause", "opened_at", "probe_at", "probes", "reason", "opened_by")
-    actions = ("switch_off", "switch_on")
-
-    def has_act_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("payments.change_breaker")
-
-    @admin.action(description="Switch all sending off", permissions=["act"])
-    def switch_off(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
-        breakers.switch_off(reason="Switched off in the console.", by=actor(request), at=timezone.now())
-        messages.warning(request, "Sending is off. Settling, callbacks and questions go on.")
-
-    @admin.action(description="Switch sending on again", permissions=["act"])
-    def switch_on(self, request: HttpRequest, chosen: QuerySet[Breaker]) -> None:
-        breakers.switch_on(by=actor(request), at=timezone.now())
-        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
-        messages.success(request, "Sending is on.")
 
 
 @admin.register(Settlement)
@@ -195,7 +148,7 @@ class CertificateAdmin(ReadOnlyAdmin):
     list_select_related = ("settlement",)
 
 
-class DisputeEventInline(admin.TabularInline):
+class DisputeEventInline(TabularInline):
     model = DisputeEvent
     fields = ("at", "kind", "by", "text")
     extra = 0
@@ -215,3 +168,9 @@ class DisputeAdmin(ReadOnlyAdmin):
     list_select_related = ("user", "closed_by")
     raw_id_fields = ("bet", "transaction", "settlement")
     inlines = (DisputeEventInline,)
+
+
+@admin.register(Verdict)
+class VerdictAdmin(ReadOnlyAdmin):
+    list_display = ("id", "transaction", "receipt", "grounds", "proposed_by", "proposed_at", "closed_by", "confirmed")
+    list_select_related = ("transaction", "proposed_by", "closed_by")

@@ -1,4 +1,5 @@
-"""What an operator may do about one payout: send it again, pay it to the wallet instead, say what became of it.
+"""What an operator may do about one payout: send it again, hold it, let it go, ask about it, pay it to the wallet
+instead, say what became of it.
 
 Nothing is done while money of the payout may be on its way, or after the books have stopped owing it.
 Lock order: Transaction, Attempt, then wallets (ledger), then the end of the audit trail.
@@ -30,6 +31,18 @@ class PayoutNotRetryable(Exception):
 
 class NotToBeDecided(Exception):
     """The payout is not held with a request in doubt, or the people are not those who may decide it."""
+
+
+class NotToBeHeld(Exception):
+    """The payout does not wait to be sent, so it cannot be held back."""
+
+
+class NotToBeReleased(Exception):
+    """The payout is neither held nor waiting, or money of it may be on its way."""
+
+
+class NothingToAsk(Exception):
+    """The payout has no request of which M-Pesa may know what we do not."""
 
 
 def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
@@ -126,11 +139,72 @@ def record(
     )
 
 
-def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
-    """The payout under lock, if nothing of it is on its way and the ledger still owes all of it."""
+def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> Transaction:
+    """Keep a payout that waits to be sent from leaving, until a person releases it.
+
+    Locks: Transaction.
+    Raises: TransactionNotFound; NotToBeHeld, where it has left already or needs no sending.
+    """
+    with transaction.atomic(durable=True):
+        payout = _locked(transaction_id)
+        if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
+            raise NotToBeHeld(f"Only a payout that waits to be sent can be held; {payout.pk} is {payout.status}.")
+        was = _as_it_is(payout)
+        payout.status, payout.reason = Status.HELD, f"Held by a person: {reason.strip()}"[:300]
+        payout.save(update_fields=["status", "reason"])
+        record("payout.hold", payout, was, by=by, at=at, reason=reason)
+    return payout
+
+
+def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
+    """Let a held payout go, or make a waiting one due now. The market's hold, the switch and the pace still apply.
+
+    Locks: Transaction.
+    Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable, as for a retry.
+    """
+    with transaction.atomic(durable=True):
+        payout = _locked(transaction_id)
+        was = _as_it_is(payout)
+        # A request that never left keeps its id and goes with the payout; any other open one forbids to let it go.
+        waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
+        if payout.status == Status.HELD and not waits:
+            payout, was = put_back(transaction_id, at=at)
+        elif payout.status in (Status.HELD, Status.PENDING) and payout.destination == Transaction.Destination.MPESA:
+            payout.status, payout.due_at, payout.reason = Status.PENDING, at, ""
+            payout.save(update_fields=["status", "due_at", "reason"])
+        else:
+            raise NotToBeReleased(f"Only a held or waiting payout can be let go; {payout.pk} is {payout.status}.")
+        record("payout.release", payout, was, by=by, at=at)
+    return payout
+
+
+def ask_now(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
+    """Make the question to M-Pesa about a payout's open request due now, rather than at its next turn. Idempotent.
+
+    Locks: Transaction, Attempt.
+    Raises: TransactionNotFound; NothingToAsk.
+    """
+    with transaction.atomic(durable=True):
+        payout = _locked(transaction_id)
+        attempt = evidence.open_attempt(payout)
+        if attempt is None or attempt.state not in (Attempt.State.ACCEPTED, Attempt.State.IN_DOUBT):
+            raise NothingToAsk(f"Transaction {payout.pk} has no request at M-Pesa whose fate is open.")
+        attempt.next_query_at = at
+        attempt.save(update_fields=["next_query_at"])
+        record("payout.ask", payout, _as_it_is(payout), by=by, at=at)
+    return payout
+
+
+def _locked(transaction_id: int) -> Transaction:
     payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
     if payout is None:
         raise TransactionNotFound(f"There is no transaction {transaction_id}.")
+    return payout
+
+
+def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
+    """The payout under lock, if nothing of it is on its way and the ledger still owes all of it."""
+    payout = _locked(transaction_id)
     if payout.type != Transaction.Type.PAYOUT or payout.status not in statuses:
         raise PayoutNotRetryable(f"{rule}; transaction {transaction_id} is a {payout.type}, {payout.status}.")
     if payout.attempts.filter(state__in=Attempt.OPEN).exists():
@@ -154,20 +228,33 @@ def decide(
     Raises: NotToBeDecided.
     """
     with transaction.atomic(durable=True):
-        payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-        attempt = evidence.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
-        if payout is None or attempt is None:
-            raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
-        people = 2 if payout.amount >= policy.confirm_above else 1
-        deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
-        if len(deciders) < people or not grounds.strip():
-            raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
-        alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
-        was = _as_it_is(payout)
-        if receipt:
-            evidence.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
-        else:
-            evidence.fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
-        for person in dict.fromkeys(by):
-            record(f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds)
+        return close_by_word(
+            transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=by, at=at, policy=policy
+        )
+
+
+def close_by_word(
+    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
+) -> Transaction:
+    """What `decide` does, in the caller's transaction.
+
+    Locks: Transaction, Attempt.
+    Raises: NotToBeDecided.
+    """
+    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
+    attempt = evidence.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
+    if payout is None or attempt is None:
+        raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
+    people = 2 if payout.amount >= policy.confirm_above else 1
+    deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
+    if len(deciders) < people or not grounds.strip():
+        raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
+    alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
+    was = _as_it_is(payout)
+    if receipt:
+        evidence.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
+    else:
+        evidence.fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
+    for person in dict.fromkeys(by):
+        record(f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds)
     return payout

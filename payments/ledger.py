@@ -162,11 +162,12 @@ class TrialLine:
         return difference if self.kind in LedgerAccount.GROWS_BY_DEBIT else -difference
 
 
-def trial_balance() -> list[TrialLine]:
-    """Every kind of account with the sums of its debits and credits; the two columns are equal."""
+def trial_balance(*, at: datetime | None = None) -> list[TrialLine]:
+    """Every kind of account with the sums of its debits and credits, of all or before `at`; the columns are equal."""
     lines: dict[str, list[Decimal]] = {}
+    booked = Transfer.objects.all() if at is None else Transfer.objects.filter(at__lt=at)
     for side, place in (("debit", 0), ("credit", 1)):
-        for kind, total in Transfer.objects.values_list(f"{side}__kind").annotate(total=Sum("amount")).order_by():
+        for kind, total in booked.values_list(f"{side}__kind").annotate(total=Sum("amount")).order_by():
             lines.setdefault(kind, [ZERO, ZERO])[place] = total
     counts = dict(LedgerAccount.objects.values_list("kind").annotate(count=Count("pk")).order_by())
     order = [kind.value for kind in LedgerAccount.Kind]

@@ -334,6 +334,7 @@ class Attempt(models.Model):
                 name="attempt_to_ask_about",
             ),
             models.Index(fields=["resend_at"], condition=Q(resend_at__isnull=False), name="attempt_to_resend"),
+            models.Index(fields=["first_sent_at", "id"], condition=Q(state="IN_DOUBT"), name="attempt_in_doubt"),
             models.Index(fields=["receipt"], condition=~Q(receipt=""), name="attempt_by_receipt"),
             models.Index(fields=["settlement"], condition=Q(settlement__isnull=False), name="attempt_by_settlement"),
         ]
@@ -471,3 +472,70 @@ class Transfer(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+class Verdict(models.Model):
+    """A person's word on a held payout, which waits for a second person's: paid, with M-Pesa's `receipt`, or not paid.
+
+    Kept for ever; open while it has neither been confirmed nor refused.
+    """
+
+    transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")
+    receipt = models.CharField(max_length=64, blank=True, help_text="Empty: M-Pesa did not pay it.")
+    grounds = models.CharField(max_length=300)
+    proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    proposed_from = models.CharField(max_length=64)
+    proposed_at = models.DateTimeField()
+    closed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")
+    closed_at = models.DateTimeField(null=True)
+    confirmed = models.BooleanField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["transaction"], condition=Q(closed_at__isnull=True), name="one_open_verdict_a_transaction"
+            ),
+            models.CheckConstraint(
+                condition=~Q(confirmed=True) | ~Q(closed_by=F("proposed_by")), name="two_people_confirm_a_verdict"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"Verdict {self.pk} on transaction {self.transaction_id}"
+
+
+class Heartbeat(models.Model):
+    """When a part of the machine was last seen at work: beat, or a worker by its name. Written by overview_tasks."""
+
+    name = models.CharField(max_length=120, unique=True)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Figures(models.Model):
+    """A set of figures that is dear to compute, as beat last had it computed: the home page reads it as it is."""
+
+    name = models.CharField(max_length=40, unique=True)
+    at = models.DateTimeField()
+    value = models.JSONField()
+
+    class Meta:
+        verbose_name_plural = "figures"
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.at:%Y-%m-%d %H:%M}"
+
+
+class InvariantCheck(models.Model):
+    """When an invariant of reconciliation.py was last checked, and what broke it then."""
+
+    invariant = models.CharField(max_length=120, unique=True)
+    checked_at = models.DateTimeField()
+    seconds = models.FloatField()
+    broken_by = models.JSONField(default=list, help_text="The first rows that break it, in words.")
+    broken_count = models.PositiveIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return self.invariant

@@ -108,8 +108,8 @@ class Limbo:
     words: str
 
 
-def limbo(market_id: int | None = None) -> list[Limbo]:
-    """The money in doubt, oldest first: of one market, or all of it. Amounts in shillings."""
+def limbo(market_id: int | None = None, *, limit: int | None = None) -> list[Limbo]:
+    """The money in doubt, oldest first: of one market, or all of it; the first `limit`. Amounts in shillings."""
     doubtful = Attempt.objects.filter(state=Attempt.State.IN_DOUBT).select_related("transaction__settlement")
     if market_id is not None:
         doubtful = doubtful.filter(transaction__settlement__market=market_id)
@@ -125,7 +125,7 @@ def limbo(market_id: int | None = None) -> list[Limbo]:
             next_question_at=attempt.next_query_at,
             words=attempt.result_words,
         )
-        for attempt in doubtful.annotate(last_asked_at=Max("queries__asked_at")).order_by("first_sent_at", "pk")
+        for attempt in doubtful.annotate(last_asked_at=Max("queries__asked_at")).order_by("first_sent_at", "pk")[:limit]
     ]
 
 

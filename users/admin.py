@@ -1,18 +1,31 @@
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.auth.admin import UserAdmin
-from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.models import Group
 from django.http import HttpRequest
+from django_otp.plugins.otp_static.models import StaticDevice
+from django_otp.plugins.otp_totp.models import TOTPDevice
 from knox.models import AuthToken
+from unfold.admin import ModelAdmin
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from users.models import CustomUser, Notice
 
 # Tokens are made by logging in and are shown once: there is nothing to see or to add in the console.
 admin.site.unregister(AuthToken)
+# The secrets of second factors are nobody's to see: they are set up by their owner, and removed by a command.
+admin.site.unregister(TOTPDevice)
+admin.site.unregister(StaticDevice)
+admin.site.unregister(Group)
 
 
-class MemberCreationForm(AdminUserCreationForm):
+@admin.register(Group)
+class RoleAdmin(GroupAdmin, ModelAdmin):
+    """The roles; a migration makes those that docs/console.md lists."""
+
+
+class MemberCreationForm(UserCreationForm):
     class Meta:
         model = CustomUser
         fields = ("phone_number", "full_name")
@@ -25,11 +38,12 @@ class MemberChangeForm(UserChangeForm):
 
 
 @admin.register(CustomUser)
-class CustomUserAdmin(UserAdmin):
+class CustomUserAdmin(UserAdmin, ModelAdmin):
     """Members and staff. The balance is read-only here: money moves by transfers."""
 
     form = MemberChangeForm
     add_form = MemberCreationForm
+    change_password_form = AdminPasswordChangeForm
     list_display = ("phone_number", "full_name", "balance", "is_staff", "is_active", "date_joined")
     list_filter = ("is_staff", "is_active")
     search_fields = ("phone_number", "full_name")

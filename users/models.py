@@ -13,7 +13,7 @@ from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from users import phone
+from users import phone, roles
 
 
 def _is_phone_number(typed: str) -> None:
@@ -96,6 +96,7 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
 
     class Meta:
         verbose_name = "member"
+        permissions = list(roles.PERMISSIONS.items())
         constraints = [
             models.CheckConstraint(condition=Q(phone_number__regex=phone.STORED), name="phone_is_a_kenyan_mobile"),
             models.CheckConstraint(condition=Q(balance__gte=0), name="wallet_is_never_negative"),
@@ -103,6 +104,10 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
 
     def __str__(self) -> str:
         return f"{self.full_name or 'Member'} ({phone.masked(self.phone_number)})"
+
+    def get_full_name(self) -> str:
+        """What the console's frame calls the one who is logged in."""
+        return self.full_name or phone.masked(self.phone_number)
 
     @classmethod
     def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any], **more: Any) -> CustomUser:
@@ -190,3 +195,15 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.subject}: {self.event}"
+
+
+class MemberNote(models.Model):
+    """What a member of staff wrote about a member; see users/notes.py. Never edited: a correction is a further note."""
+
+    member = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes")
+    author = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes_written")
+    at = models.DateTimeField()
+    text = models.TextField()
+
+    def __str__(self) -> str:
+        return f"Note {self.pk} about member {self.member_id}"

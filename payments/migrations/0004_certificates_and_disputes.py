@@ -51,7 +51,7 @@ CREATE TRIGGER dispute_event_is_not_truncated BEFORE TRUNCATE ON payments_disput
 class Migration(migrations.Migration):
     dependencies = [
         ("markets", "0003_decisions"),
-        ("payments", "0004_decisions"),
+        ("payments", "0003_decisions"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -1,0 +1,103 @@
+"""A headless Chromium against the test's own server. Chromium comes from the system's packages; see `find`."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright
+
+from users.models import CustomUser
+
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+QUIET = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--no-first-run",
+    "--metrics-recording-only",
+    "--disable-dev-shm-usage",
+    "--disable-features=OptimizationHints,Translate,MediaRouter",
+]
+DESKTOP, PHONE = (1280, 900), (390, 844)
+MISSING = "Chromium is not installed: sudo apt-get install chromium (or KASOKO_CHROMIUM=/path/to/it)"
+
+
+def find() -> str | None:
+    """The path of a Chromium: KASOKO_CHROMIUM, or the first that the system has."""
+    given = os.environ.get("KASOKO_CHROMIUM")
+    return given or next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def launch(playwright: Playwright) -> Browser:
+    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    return playwright.chromium.launch(executable_path=find(), args=[*QUIET, *root], timeout=60_000)
+
+
+class Window:
+    """One person's browser: its pages, what they asked the network for, and what went wrong in them."""
+
+    def __init__(self, context: BrowserContext, base: str) -> None:
+        self.context, self.base = context, base
+        self.hosts: set[str] = set()
+        self.errors: list[str] = []
+        context.on("request", lambda request: self._note(request.url))
+        self.page: Page = context.new_page()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda message: self._listen(message))
+        self.page.set_default_timeout(20_000)
+
+    def _note(self, url: str) -> None:
+        if not url.startswith(("data:", "blob:")):
+            self.hosts.add(urlsplit(url).netloc)
+
+    def _listen(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def go(self, path: str) -> Page:
+        self.page.goto(self.base + path)
+        return self.page
+
+    def log_in_as(self, user: CustomUser) -> None:
+        """Begin a session as Django's own login would have left it, so that not every test walks the door."""
+        from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+
+        session = SessionStore()
+        session[SESSION_KEY] = str(user.pk)
+        session[BACKEND_SESSION_KEY] = "users.backends.PinBackend"
+        session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+        session.save()
+        self.context.add_cookies(
+            [{"name": settings.SESSION_COOKIE_NAME, "value": str(session.session_key), "url": self.base}]
+        )
+
+    def shoot(self, path: Path, *, whole: bool = True) -> None:
+        """Take a picture of the page as it is."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.wait_for_load_state("networkidle")
+        self.page.screenshot(path=path, full_page=whole, animations="disabled")
+
+
+@contextmanager
+def window(browser: Browser, base: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Iterator[Window]:
+    """A fresh browser window; at its end nothing was asked of another host, and no script had failed."""
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme="dark" if dark else "light",
+        timezone_id="Africa/Nairobi",
+        locale="en-GB",
+    )
+    opened = Window(context, base)
+    try:
+        yield opened
+        assert opened.hosts <= {urlsplit(base).netloc}, f"asked of other hosts: {opened.hosts}"
+        assert [error for error in opened.errors if "409" not in error and "403" not in error] == []
+    finally:
+        context.close()

@@ -1,0 +1,224 @@
+"""The console in a real browser, as an operator uses it. Nothing leaves the server's host, and no script fails.
+
+With KASOKO_PICTURES (`make pictures`) the pictures of docs/console.md are taken into that directory on the way.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_core_python.sync_playwright import Axe
+from django.conf import Settings
+from django.utils import timezone
+from django_otp.oath import totp
+from django_otp.plugins.otp_totp.models import TOTPDevice
+
+from api.tests import browsing
+from payments.models import Transaction
+from payments.tests import builders, scenes
+from payments.tests.builders import PIN
+from users.models import CustomUser
+
+pytestmark = pytest.mark.browser
+Opened = Callable[..., browsing.Window]
+# What docs/console.md shows, and whether in dark.
+PICTURES = {
+    "home": False,
+    "market": False,
+    "settlement": True,
+    "payouts": False,
+    "payout": False,
+    "to-wallet": False,
+    "retry-many": False,
+    "limbo": True,
+    "trial-balance": False,
+    "member": False,
+}
+
+
+def type_in(page: Any, **fields: str) -> None:
+    for name, value in fields.items():
+        page.fill(f"[name={name}]", value)
+
+
+def code_of(user: CustomUser) -> str:
+    device = TOTPDevice.objects.get(user=user)
+    TOTPDevice.objects.filter(pk=device.pk).update(last_t=-1)  # So that tests need not wait for the app's next code.
+    return f"{totp(device.bin_key):06d}"
+
+
+def press(page: Any, words: str) -> None:
+    page.get_by_role("button", name=words).or_(page.get_by_role("link", name=words)).first.click()
+
+
+def test_an_operator_sets_up_an_app_logs_in_with_it_and_deals_with_failed_payouts(
+    opened: Opened, settings: Settings
+) -> None:
+    # given
+    settings.STAFF_TOTP = True
+    boss = scenes.staff("operator", full_name="Grace Wambui")
+    at = timezone.now()
+    first, second = builders.payout(285, at=at), builders.payout(410, at=at)
+    for one in (first, second):
+        scenes.not_registered(one, at)
+    screen = opened()
+
+    # when: the first login leads to the set-up of an app
+    page = screen.go("/admin/")
+    type_in(page, username=boss.phone_number, password=PIN)
+    press(page, "Log in")
+    page.wait_for_selector("text=Set up your app")
+    secret = page.inner_text(".k-mono").replace(" ", "")
+    assert len(secret) == 32 and page.locator(".k-qr svg").count() == 1
+    type_in(page, code=code_of(boss))
+    press(page, "Set up")
+    assert page.locator("#recovery-codes li").count() == 10
+    press(page, "I have kept them")
+    page.wait_for_selector("text=What needs you now")
+
+    # when: another browser needs the code beside the PIN
+    other = opened(size=browsing.PHONE)
+    page = other.go("/admin/")
+    type_in(page, username=boss.phone_number, password=PIN, code="000000")
+    press(page, "Log in")
+    page.wait_for_selector("text=You were not let in")
+    TOTPDevice.objects.update(throttling_failure_timestamp=None, throttling_failure_count=0)
+    type_in(page, username=boss.phone_number, password=PIN, code=code_of(boss))
+    press(page, "Log in")
+    page.wait_for_selector("text=What needs you now")
+
+    # when: from the home page to the cause, and to sending one again
+    page = screen.page
+    page.get_by_role("link", name=re.compile("failed payouts")).click()
+    page.wait_for_selector("text=The number is no registered M-Pesa customer.")
+    page.click(f"a[href='/admin/payouts/{first.pk}/']")
+    page.wait_for_selector("text=Its whole life")
+    press(page, "Send again…")
+    page.wait_for_selector("text=What this will do")
+    press(page, "Send again")
+    page.wait_for_selector("text=is pending and will be sent again")
+
+    # when: the other one goes to the wallet; the proof of the login has grown old meanwhile
+    settings.STEP_UP_MINUTES = 0
+    page.goto(f"{screen.base}/admin/payouts/{second.pk}/")
+    press(page, "To the wallet…")
+    type_in(page, typed="wallet", proof=code_of(boss))
+    press(page, "Pay to the wallet")
+    page.wait_for_selector("text=is in the member's wallet.")
+
+    # then
+    assert set(Transaction.objects.values_list("pk", "status")) == {(first.pk, "PENDING"), (second.pk, "COMPLETED")}
+
+
+def test_a_settlement_is_watched_until_it_is_done_without_touching_the_page(opened: Opened) -> None:
+    # given
+    made = builders.market(fee_pct=0)
+    for place in range(3):
+        builders.orm_bet(made, builders.member(), "Yes", 100 + place)
+    builders.resolve(made, "Yes", at=timezone.now())
+    screen = opened()
+    screen.log_in_as(scenes.staff("viewer"))
+    page = screen.go(f"/admin/markets/{made.pk}/")
+    page.wait_for_selector("text=0 of 3")
+
+    # when, then
+    builders.settle(made, at=timezone.now())
+    page.wait_for_selector("text=3 of 3")
+    for place, one in enumerate(Transaction.objects.filter(settlement__market=made)):
+        scenes.paid(one, timezone.now(), f"SKG7ABC00{place}", after=0)
+    page.wait_for_selector("text=Every payout has come to an end")
+    assert "3" in page.locator("tr", has_text="completed").inner_text()
+
+
+def test_limbo_is_read_and_sending_is_stopped_by_keyboard_alone(opened: Opened) -> None:
+    scenes.in_doubt(builders.payout(285, at=timezone.now()), timezone.now())
+    screen = opened()
+    screen.log_in_as(scenes.staff("operator"))
+    page = screen.go("/admin/limbo/")
+    assert "the machine asks" in page.inner_text("table")
+
+    page.goto(f"{screen.base}/admin/sending/")
+    page.get_by_role("link", name="Stop all sending…").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#id_reason")
+    page.focus("#id_reason")
+    for words in ("Odd receipts in the statement.", "stop", PIN):
+        page.keyboard.type(words)
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Sending is off.")
+    page.goto(f"{screen.base}/admin/")
+    page.wait_for_selector("text=Sending is paused (switch)")
+
+
+def addresses(scene: dict[str, Any]) -> dict[str, str]:
+    failed, held = scene["failed"].pk, scene["held"].pk
+    return {
+        "home": "/admin/",
+        "markets": "/admin/markets/",
+        "market": f"/admin/markets/{scene['football'].pk}/",
+        "settlement": f"/admin/markets/{scene['settled'].pk}/",
+        "payouts": "/admin/payouts/?state=failed",
+        "payout": f"/admin/payouts/{failed}/",
+        "held": f"/admin/payouts/{held}/",
+        "decide": f"/admin/payouts/{held}/decide/",
+        "to-wallet": f"/admin/payouts/{failed}/wallet/",
+        "retry-many": "/admin/payouts/retry/",
+        "limbo": "/admin/limbo/",
+        "accounts": "/admin/accounts/",
+        "account": f"/admin/accounts/{scene['account'].pk}/",
+        "trial-balance": "/admin/trial-balance/",
+        "members": "/admin/members/",
+        "member": f"/admin/members/{scene['member'].pk}/",
+        "audit": "/admin/audit/?verify=1",
+        "sending": "/admin/sending/",
+        "stop": "/admin/sending/stop/",
+        "records": "/admin/records/",
+    }
+
+
+def test_no_page_has_a_serious_barrier_in_light_or_dark_or_on_a_phone(opened: Opened) -> None:
+    scene = scenes.busy_day(timezone.now())
+    boss = scenes.staff(full_name="Grace Wambui")
+    axe, found = Axe(), []
+    for size, dark in ((browsing.DESKTOP, False), (browsing.PHONE, True)):
+        screen = opened(size=size, dark=dark)
+        screen.go("/admin/login/")
+        found += barriers(axe, screen, "login")
+        screen.log_in_as(boss)
+        for name, path in addresses(scene).items():
+            screen.go(path)
+            found += barriers(axe, screen, name)
+            wider = screen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wider <= 0, f"{name} is wider than its screen by {wider}"
+    assert found == []
+    if where := os.environ.get("KASOKO_PICTURES"):
+        take_pictures(opened, boss, addresses(scene), Path(where))
+
+
+def take_pictures(opened: Opened, boss: CustomUser, paths: dict[str, str], where: Path) -> None:
+    for name, dark in PICTURES.items():
+        screen = opened(size=(1180, 760), dark=dark)
+        screen.log_in_as(boss)
+        screen.go(paths[name])
+        screen.shoot(where / f"{name}.png", whole=False)
+    phone = opened(size=browsing.PHONE, dark=True)
+    phone.log_in_as(boss)
+    phone.go("/admin/")
+    phone.shoot(where / "home-phone.png", whole=False)
+
+
+def barriers(axe: Axe, screen: browsing.Window, name: str) -> list[str]:
+    """What axe finds that keeps people out, as lines: page, rule, where."""
+    screen.page.wait_for_load_state("networkidle")
+    seen = axe.run(screen.page)
+    assert len(seen["passes"]) > 10, "axe did not look"
+    return [
+        f"{name}: {one['id']} ({one['impact']}) at {node['target']}"
+        for one in seen["violations"]
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"][:3]
+    ]

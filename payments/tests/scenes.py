@@ -1,0 +1,125 @@
+"""What the console's tests look at: a small house on a busy day, with something of everything in it."""
+
+from datetime import datetime, timedelta
+
+from django.db import transaction
+
+from markets.models import Market
+from payments import breakers, daraja, overview
+from payments.models import LedgerAccount, Transaction
+from payments.tests import builders, stories
+from users import audit, roles
+from users.models import CustomUser
+
+TIMED_OUT = daraja.OutcomeUnknown(message="no whole answer: ReadTimeout")
+NOT_REGISTERED = 2040
+
+
+def staff(role: str | None = None, **fields: object) -> CustomUser:
+    """A member of staff with a role, or a superuser."""
+    from django.contrib.auth.models import Group, Permission
+    from django.contrib.contenttypes.models import ContentType
+
+    person = builders.operator(is_superuser=role is None, **fields)
+    if role is not None:
+        roles.install(Group, Permission, ContentType)
+        person.groups.add(Group.objects.get(name=role))
+    return person
+
+
+def paid(payout: Transaction, at: datetime, receipt: str, after: float = 4) -> None:
+    """Sent, acknowledged, and paid by a result that comes `after` seconds."""
+    attempt = stories.sent(payout, at=at)
+    body = stories.result_body(attempt, receipt=receipt)
+    stories.hear(attempt, body, at + timedelta(seconds=after))
+
+
+def not_registered(payout: Transaction, at: datetime) -> None:
+    """Failed for good: M-Pesa's result and its records both say so."""
+    attempt = stories.sent(payout, at=at)
+    stories.hear(attempt, stories.result_body(attempt, NOT_REGISTERED), at + timedelta(seconds=3))
+    stories.ask_and_hear(attempt, stories.status_body(attempt, "Failed"), at + timedelta(seconds=5))
+
+
+def refused(payout: Transaction, at: datetime) -> None:
+    stories.sent(payout, daraja.Rejected("400.002.02", "Bad Request - Invalid PartyB"), at=at)
+
+
+def in_doubt(payout: Transaction, at: datetime) -> None:
+    stories.sent(payout, TIMED_OUT, at=at)
+
+
+def held_in_doubt(amount: int, at: datetime) -> Transaction:
+    """A payout held after more than a day in doubt."""
+    long_ago = at - timedelta(days=2)
+    payout = builders.payout(amount, at=long_ago)
+    attempt = stories.sent(payout, TIMED_OUT, at=long_ago)
+    stories.question(attempt, at - timedelta(hours=1))
+    payout.refresh_from_db()
+    assert payout.status == Transaction.Status.HELD
+    return payout
+
+
+def busy_day(at: datetime) -> dict[str, object]:
+    """Markets open, due and settled; payouts paid, failed, held, pending and in doubt; figures and checks taken."""
+    names = ["Wanjiku Kamau", "Otieno Ouma", "Amina Yusuf", "Kiprop Cheruiyot", "Njeri Mwangi", "Baraka Mutua"]
+    people = [builders.member(balance=20_000, full_name=name) for name in names]
+    football = builders.market(
+        ["Gor Mahia", "Draw", "AFC Leopards"],
+        question="Who wins the Mashemeji derby on Sunday?",
+        category="Football",
+        description="Full time, without extra time. The result on the league's site counts.",
+    )
+    for place in range(36):
+        outcome = ["Gor Mahia", "AFC Leopards", "Gor Mahia", "Draw"][place % 4]
+        when = at - timedelta(hours=40 - place)
+        builders.bet(football, people[place % 6], outcome, 50 + 35 * (place % 7), at=when)
+    due = builders.market(question="Will the long rains begin before 25 March?", category="Weather")
+    builders.bet(due, people[0], "Yes", 300, at=at - timedelta(days=2))
+    builders.bet(due, people[1], "No", 450, at=at - timedelta(days=2))
+    Market.objects.filter(pk=due.pk).update(end_date=at - timedelta(hours=5))
+    settled = _settled(people, at)
+    payouts = list(Transaction.objects.filter(settlement__market=settled, destination="mpesa").order_by("pk"))
+    paid(payouts[0], at - timedelta(minutes=55), "SKG7ABC111", 4)
+    paid(payouts[1], at - timedelta(minutes=54), "SKG7ABC222", 7)
+    paid(payouts[2], at - timedelta(minutes=53), "SKG7ABC333", 21)
+    not_registered(payouts[3], at - timedelta(minutes=50))
+    in_doubt(payouts[4], at - timedelta(minutes=12))
+    held = held_in_doubt(60_000, at)
+    refused(builders.payout(410, at=at - timedelta(hours=3)), at - timedelta(hours=3))
+    with transaction.atomic():
+        breakers.trip(
+            breakers.Cause.NO_FLOAT,
+            reason="M-Pesa's code 1: The balance is insufficient for the transaction.",
+            at=at - timedelta(minutes=4),
+            policy=stories.POLICY,
+        )
+    overview.measure(at=at)
+    overview.check_books(at=at, keep_going=lambda: True)
+    overview.beat(worker="celery@kasoko", at=at)
+    return {
+        "football": football,
+        "due": due,
+        "settled": settled,
+        "paid": payouts[0],
+        "failed": payouts[3],
+        "in_doubt": payouts[4],
+        "pending": payouts[5],
+        "held": held,
+        "member": people[3],
+        "account": LedgerAccount.objects.get(code="payable"),
+    }
+
+
+def _settled(people: list[CustomUser], at: datetime) -> Market:
+    made = builders.market(question="Will the shilling close above 129 to the dollar?", category="Economy")
+    when = at - timedelta(hours=1)
+    for place, person in enumerate(people):
+        builders.bet(made, person, "Yes", 200 + 40 * place, at=when - timedelta(hours=place))
+    builders.bet(made, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
+    builders.resolve(made, "Yes", at=when, by=staff(full_name="Grace Operator"))
+    builders.settle(made, at=when)
+    return made
+
+
+ACTOR = audit.Actor(user_id=None, source="test")

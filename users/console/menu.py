@@ -1,0 +1,91 @@
+"""The frame around the pages: the menu by task, the environment's chip, our own files. The theme calls these."""
+
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest
+from django.templatetags.static import static
+from django.urls import reverse
+
+# (title, [(title, icon, name of the page, permission)]); None stands for superusers alone.
+MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
+    (
+        "",
+        [
+            ("Home", "home", "index", "view_console"),
+            ("Markets", "query_stats", "markets", "view_console"),
+            ("Payouts", "payments", "payouts", "view_console"),
+            ("Limbo", "hourglass_empty", "limbo", "view_console"),
+        ],
+    ),
+    (
+        "Books",
+        [
+            ("Accounts", "account_balance", "accounts", "view_ledger"),
+            ("Trial balance", "balance", "trial_balance", "view_ledger"),
+        ],
+    ),
+    (
+        "People",
+        [("Members", "group", "members", "view_members"), ("Audit trail", "history_edu", "audit", "view_audit")],
+    ),
+    (
+        "Settings",
+        [
+            ("Sending", "toggle_on", "sending", "view_console"),
+            ("Records", "database", "records", None),
+        ],
+    ),
+]
+
+
+def navigation(request: HttpRequest) -> list[dict[str, Any]]:
+    """The menu, with what the person may see."""
+    user = request.user
+    return [
+        {
+            "title": title,
+            "separator": bool(title),
+            "items": [
+                {
+                    "title": text,
+                    "icon": icon,
+                    "link": reverse(f"admin:{name}"),
+                    "active": _is_here(request, reverse(f"admin:{name}")),
+                    "permission": _always
+                    if (user.has_perm(f"users.{needs}") if needs else user.is_superuser)
+                    else _never,
+                }
+                for text, icon, name, needs in items
+            ],
+        }
+        for title, items in MENU
+    ]
+
+
+def _is_here(request: HttpRequest, link: str) -> bool:
+    return request.path == link if link == reverse("admin:index") else request.path.startswith(link)
+
+
+def _always(request: HttpRequest) -> bool:
+    return True
+
+
+def _never(request: HttpRequest) -> bool:
+    return False
+
+
+def environment(request: HttpRequest) -> tuple[str, str]:
+    return ("Live money", "danger") if settings.MPESA_PRODUCTION else ("Sandbox", "info")
+
+
+def favicon(request: HttpRequest) -> str:
+    return static("console/favicon.svg")
+
+
+def stylesheet(request: HttpRequest) -> str:
+    return static("console/console.css")
+
+
+def script(request: HttpRequest) -> str:
+    return static("console/console.js")
