@@ -91,6 +91,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
     policy = settlement_tasks.policy()
     if warm_up:
         settlement.settle(market_id=warm_up, at=timezone.now(), policy=policy, keep_going=lambda: True)
+    say("begun")
     wal, at = floor.wal_written(), time.monotonic()
     with connection.execute_wrapper(watch):
         began = time.perf_counter()
@@ -240,10 +241,11 @@ def killed(market_id: int, expected_seconds: float) -> int:
     kills = 0
     for _ in range(KILLS):
         child = _spawn("--one", str(market_id))
-        start_up = 1.0
-        wait = start_up + expected_seconds / KILLS * secrets.SystemRandom().uniform(0.3, 1.0)
+        # It says so when it begins, however long Python took to get there.
+        if child.stdout is None or child.stdout.readline() != "begun\n":
+            raise SystemExit(f"Settling market {market_id} did not begin.")
         try:
-            child.wait(wait)
+            child.wait(expected_seconds / KILLS * secrets.SystemRandom().uniform(0.3, 1.0))
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
@@ -252,6 +254,8 @@ def killed(market_id: int, expected_seconds: float) -> int:
             return kills
     child = _spawn("--one", str(market_id))
     child.communicate()
+    if child.returncode:
+        raise SystemExit(f"Market {market_id}, killed {kills} times, did not settle then.")
     return kills
 
 
