@@ -30,7 +30,7 @@ def parts(*, full: bool) -> tuple[Part, ...]:
     """What is run, in this order; each writes its rows through `bench.figures.hand_over`."""
     more = ("--full",) if full else ()
     return (
-        Part("settle", ("bench.settle", *more), 60 if full else 15),
+        Part("settle", ("bench.settle", *more), 120 if full else 30),
         Part("send", ("bench.send", *more), 25 if full else 15),
         Part("callbacks", ("bench.callbacks", *more), 15),
         Part("bets", ("bench.bets", *more), 10),

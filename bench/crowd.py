@@ -93,17 +93,17 @@ def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
     return Crowd(twins=every[:twins], others=every[twins:], members=(first, last))
 
 
-def fill_wallets(*, members: int, crowd: Crowd) -> list[int]:
+def fill_wallets(*, members: int, crowd: Crowd) -> range:
     """Put ten million shillings into the wallets of some of the crowd, spread over all of it; their ids."""
     first, last = crowd.members
-    ids = list(range(first, last + 1, max(1, (last - first) // members)))[:members]
+    ids = range(first, last + 1, max(1, (last - first) // members))
     opening = ledger.open_accounts([ledger.OPENING])[ledger.OPENING]
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)"
             " SELECT 'opening:' || user_id || ':1', %s, id, 10000000, 'opening', now() FROM payments_ledgeraccount"
             " WHERE kind = 'wallet' AND user_id = ANY (%s) ORDER BY user_id",
-            [opening, ids],
+            [opening, list(ids)],
         )
     return ids
 

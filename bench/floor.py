@@ -16,9 +16,10 @@ TABLES = ("payments_transaction", "payments_transfer")
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way of writing cost: seconds, bytes of WAL."""
+    """What one way of writing cost: seconds, of which on a processor; bytes of WAL."""
 
     seconds: float
+    cpu: float
     wal: int
 
 
@@ -74,7 +75,7 @@ def measure(market_id: int, place: Path) -> Cost:
         for name in ("floor_user", "floor_moved"):
             cursor.execute(f"VACUUM ANALYZE {name}")
     rested()
-    wal, began = wal_position(), time.perf_counter()
+    wal, cpu, began = wal_written(), cpu_spent(), time.perf_counter()
     with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute(
             "SELECT outcome, count(*), sum(amount) FROM markets_bet WHERE market_id = %s GROUP BY outcome", [market_id]
@@ -83,7 +84,7 @@ def measure(market_id: int, place: Path) -> Cost:
         for name, file in files.items():
             cursor.execute(f"COPY {name} FROM '{file}' (FORMAT binary)")
         cursor.execute("UPDATE floor_user u SET balance = u.balance + m.delta FROM floor_moved m WHERE m.id = u.id")
-    return Cost(time.perf_counter() - began, wal_position() - wal)
+    return Cost(time.perf_counter() - began, cpu_spent() - cpu, wal_written() - wal)
 
 
 def rested() -> None:
@@ -92,10 +93,20 @@ def rested() -> None:
         cursor.execute("CHECKPOINT")
 
 
-def wal_position() -> int:
+def wal_written() -> int:
+    """Bytes of WAL that this session has written so far; what autovacuum writes meanwhile is not ours."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute("SELECT wal_bytes FROM pg_stat_get_backend_wal(pg_backend_pid())")
         return int(cursor.fetchone()[0])
+
+
+def cpu_spent() -> float:
+    """Seconds that this session's process of the server, which runs on this machine, was on a processor so far."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (process,) = cursor.fetchone()
+    return int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) / 1e9
 
 
 def _twin(table: str) -> str:

@@ -66,16 +66,32 @@ class Running:
         self.simulator_url = self.environment["MPESA_BASE_URL"] = url_file.read_text().strip()
 
     def start_web(self) -> None:
-        command = [sys.executable, "-m", "gunicorn", "api.wsgi", "--bind", f"127.0.0.1:{self.port}", "--threads", "4"]
-        self._start("web", [*command, "--no-control-socket"])
-        until(self._web_is_ready, "the web process", lambda: self.log("web"))
+        self._start_web("web", self.url)
+
+    def start_second_web(self) -> str:
+        """A second web process beside the first, as on a second host; its URL."""
+        url = f"http://127.0.0.1:{_free_port()}"
+        self._start_web("second web", url)
+        return url
+
+    def _start_web(self, name: str, url: str) -> None:
+        command = [sys.executable, "-m", "gunicorn", "api.wsgi", "--bind", urlsplit(url).netloc, "--threads", "4"]
+        self._start(name, [*command, "--no-control-socket"])
+        until(lambda: self._web_is_ready(url), f"the {name} process", lambda: self.log(name))
 
     def start_worker(self) -> None:
         """The guide's worker of part 3.2, with beat inside."""
-        started = self.log("worker").count(" ready.")
-        command = [sys.executable, "-m", "celery", "-A", "api", "worker", "-l", "info", "--concurrency=1", "-B"]
-        self._start("worker", [*command, "-s", str(self.directory / "beat-schedule")])
-        until(lambda: self.log("worker").count(" ready.") > started, "the worker", lambda: self.log("worker"))
+        self._start_worker("worker", "-B", "-s", str(self.directory / "beat-schedule"))
+
+    def start_second_worker(self) -> None:
+        """A second worker beside the first, as on a second host; there is one beat."""
+        self._start_worker("second worker", "-n", "second@%h")
+
+    def _start_worker(self, name: str, *options: str) -> None:
+        started = self.log(name).count(" ready.")
+        command = [sys.executable, "-m", "celery", "-A", "api", "worker", "-l", "info", "--concurrency=1"]
+        self._start(name, [*command, *options])
+        until(lambda: self.log(name).count(" ready.") > started, f"the {name}", lambda: self.log(name))
 
     def kill(self, name: str) -> None:
         """kill -9 a process and everything it has started, at once."""
@@ -118,10 +134,10 @@ class Running:
                 start_new_session=True,
             )
 
-    def _web_is_ready(self) -> bool:
+    def _web_is_ready(self, url: str) -> bool:
         try:
-            return self._session.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except requests.ConnectionError:
+            return self._session.get(f"{url}/readyz", timeout=5).status_code == 200
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     # --- what people do
@@ -149,8 +165,9 @@ class Running:
         answered = self.post("/api/users/login/", {"phone_number": OPERATOR, "pin": PIN})
         self._session.headers["Authorization"] = f"Bearer {answered.json()['token']}"
 
-    def post(self, path: str, body: Json) -> requests.Response:
-        return self._session.post(f"{self.url}{path}", json=body, timeout=PATIENCE_SECONDS)
+    def post(self, path: str, body: Json, url: str = "") -> requests.Response:
+        """POST to the web process, or to the one at `url`."""
+        return self._session.post(f"{url or self.url}{path}", json=body, timeout=PATIENCE_SECONDS)
 
     def get(self, path: str) -> requests.Response:
         return self._session.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS)

@@ -10,6 +10,7 @@ from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F
 
 from markets.models import Bet, Market
+from payments import ledger
 from payments.models import (
     Attempt,
     Callback,
@@ -478,3 +479,52 @@ def test_a_verdict_is_not_changed_after_it_was_given(db: None) -> None:
     # then
     with pytest.raises(IntegrityError), transaction.atomic():
         Bet.objects.filter(pk=lost.pk).update(result="WON", payout=500)
+
+
+def test_a_transfer_names_accounts_and_a_transaction_that_are_there(db: None) -> None:
+    paid = payout()
+    wallet, opening = LedgerAccount.objects.get(kind="payable").pk, LedgerAccount.objects.get(kind="opening").pk
+    there = {"debit_id": opening, "credit_id": wallet, "transaction_id": paid.pk}
+    for wrong in ("debit_id", "credit_id", "transaction_id"):
+        rows = [
+            Transfer(key=f"test:{number}", amount=1, code="test", at=AT, **there | ({wrong: 2**40} if number else {}))
+            for number in range(2)
+        ]
+        with nothing_moved(), pytest.raises(IntegrityError, match="not there"), transaction.atomic():
+            Transfer.objects.bulk_create(rows)
+
+
+def test_a_transaction_names_a_settlement_that_is_there(db: None) -> None:
+    with nothing_moved(), pytest.raises(IntegrityError, match="not there"), transaction.atomic():
+        Transaction.objects.create(
+            user=member(), settlement_id=2**40, type="PAYOUT", amount=100, destination="mpesa",
+            external_ref="KASOKO-1-1-0a1b2c3d", phone_number="254712345678", due_at=AT,
+        )  # fmt: skip
+
+
+def test_a_session_that_moved_many_wallets_moves_one_by_an_index(db: None) -> None:
+    # given: one statement moved all wallets, for which reading the whole table is best, and the session keeps its plan
+    users = [member(balance=100) for _ in range(300)]
+    codes = [f"wallet:{user.pk}" for user in users]
+    many = ledger.open_accounts([*codes, "opening"])
+
+    def moved(members: int, key: str) -> None:
+        Transfer.objects.bulk_create(
+            Transfer(key=f"{key}:{code}", debit_id=many["opening"], credit_id=many[code], amount=1, code="test", at=AT)
+            for code in codes[:members]
+        )
+
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE users_customuser, payments_ledgeraccount")
+    moved(300, "many")
+
+    # when
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'users_customuser'")
+        ((before,),) = cursor.fetchall()
+        moved(1, "one")
+        cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'users_customuser'")
+        ((after,),) = cursor.fetchall()
+
+    # then
+    assert after == before
