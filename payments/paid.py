@@ -1,4 +1,4 @@
-"""Payments that are plainly proven, booked many at once: what `evidence.pay` writes for one, in a handful of statements.
+"""Payments that are plainly proven, booked many at once: what `evidence.pay` writes for one, in a few statements.
 
 Which ones are plain is `evidence.is_plainly_paid`. The caller owns the database transaction and holds the locks.
 """

@@ -55,7 +55,8 @@ _TAKE = """
         FROM payments_transaction t WHERE {whose} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
         ORDER BY t.due_at, t.id LIMIT %(each)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
     CROSS JOIN LATERAL (
-        SELECT max(a.number) AS last_number, bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
+        SELECT max(a.number) AS last_number,
+            bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
         FROM payments_attempt a WHERE a.transaction_id = taken.id) AS tried
 """
 _TAKE_OF_SETTLEMENT = _TAKE.format(whose="t.settlement_id = turn.id", due=_DUE)
