@@ -1,4 +1,4 @@
-"""The bulk gateway keeps the gateway's promise: each way an attempt to pay can end is named by what it says of the money.
+"""The bulk gateway keeps the gateway's promise: each end of a request is named by what it says of the money.
 
 Over real connections to a server on loopback that answers as told, breaks off, or is not there.
 """
