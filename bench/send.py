@@ -179,7 +179,7 @@ def against_the_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list
                 )  # fmt: skip
             )
     lines = [
-        Line("send", f"{name}, {IN_FLIGHT} in flight", found, "Payouts a second by M-Pesa's latency", "seconds", "a second")
+        Line("send", f"{name}, {IN_FLIGHT} in flight", found, "Payouts a second by M-Pesa's latency", "s", "a second")
         for name, found in points.items()
     ]  # fmt: skip
     return rows, lines, words

@@ -7,6 +7,7 @@ kept as it came, whatever it says, and `evidence` decides what it proves.
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +27,16 @@ class UnknownAddress(LookupError):
     """No request of ours was given that callback address."""
 
 
+@dataclass(frozen=True)
+class Claimed:
+    """What the first callback about one transaction claims."""
+
+    callback_id: int
+    attempt_id: int
+    result: daraja_messages.Result
+    is_trusted: bool
+
+
 class UnknownReference(LookupError):
     """No payout has the external reference that a plain callback names."""
 
@@ -40,7 +51,7 @@ def store(
     A timeout may be about a request or about a query: both are given such an address.
     Raises: UnknownAddress, and stores nothing.
     """
-    claimed = {
+    claimed: dict[str, Any] = {
         "kind": kind,
         "token_hash": token_hash(token),
         "body": body,
@@ -123,17 +134,18 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
         about = Coalesce("attempt__transaction", "query__attempt__transaction")
         waiting = Callback.objects.filter(pk__in=callback_ids, applied_at=None).order_by("pk")
         locked = waiting.select_for_update(skip_locked=True, no_key=True, of=("self",))
-        first: dict[int, tuple[int, int, daraja_messages.Result, bool]] = {}
+        found: dict[int, Claimed] = {}
+        seen: set[int] = set()
         left = []
         for pk, kind, attempt_id, body, trusted, payout_id in locked.annotate(payout=about).values_list(
             "pk", "kind", "attempt", "body", "trusted", "payout"
         ):
             left.append(pk)
-            if payout_id is not None and payout_id not in first:
-                result = _result(kind, bytes(body)) if attempt_id else None
-                first[payout_id] = (pk, attempt_id, result, trusted or not policy.production)
+            if payout_id is not None and payout_id not in seen:
+                seen.add(payout_id)
+                if (result := _result(kind, bytes(body)) if attempt_id else None) is not None:
+                    found[payout_id] = Claimed(pk, attempt_id, result, trusted or not policy.production)
         crashpoints.reach("apply before evidence")
-        found = {payout_id: claim for payout_id, claim in first.items() if claim[2] is not None}
         plain = _plainly_paid(found, policy)
         paid.book(list(plain.values()), at=at)
         if plain:
@@ -151,21 +163,19 @@ def _result(kind: str, body: bytes) -> daraja_messages.Result | None:
         return None
 
 
-def _plainly_paid(
-    found: dict[int, tuple[int, int, daraja_messages.Result, bool]], policy: Policy
-) -> dict[int, paid.Proof]:
-    """The proofs, by callback. `found` has, by transaction: callback, attempt, result, and whether it is trusted."""
+def _plainly_paid(found: dict[int, Claimed], policy: Policy) -> dict[int, paid.Proof]:
+    """The proofs, by callback, among what is claimed, by transaction."""
     rows = Transaction.objects.filter(pk__in=list(found)).order_by("pk").only("status", "user")
     payouts = {row.pk: row for row in rows.select_for_update(skip_locked=True, no_key=True, of=("self",))}
-    wanted = [attempt_id for payout_id, (_, attempt_id, _, _) in found.items() if payout_id in payouts]
+    wanted = [claimed.attempt_id for payout_id, claimed in found.items() if payout_id in payouts]
     columns = ("transaction", "state", "amount", "phone_number", "originator_conversation_id", "posted_at")
     attempts = Attempt.objects.filter(pk__in=wanted).order_by("pk").only(*columns)
     plain = {}
     for attempt in attempts.select_for_update(no_key=True, of=("self",)):
         payout = payouts[attempt.transaction_id]
-        callback_id, _, result, trusted = found[payout.pk]
-        if evidence.is_plainly_paid(payout, attempt, result, trusted=trusted, policy=policy):
-            plain[callback_id] = paid.Proof(attempt, payout.user_id, result.receipt or "")
+        claimed = found[payout.pk]
+        if evidence.is_plainly_paid(payout, attempt, claimed.result, trusted=claimed.is_trusted, policy=policy):
+            plain[claimed.callback_id] = paid.Proof(attempt, payout.user_id, claimed.result.receipt or "")
     return plain
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import Case, Count, DecimalField, F, Sum, When
@@ -106,7 +107,7 @@ def post(entries: Iterable[Entry], *, at: datetime) -> None:
         return
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("Transfers are booked inside a transaction.")
-    columns = {
+    columns: dict[str, Any] = {
         "keys": [entry.key for entry in booked],
         "debits": [entry.debit for entry in booked],
         "credits": [entry.credit for entry in booked],

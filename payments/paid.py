@@ -1,4 +1,4 @@
-"""Payments plainly proven, booked many at once: what `evidence.pay` writes for one, in a handful of statements.
+"""Payments that are plainly proven, booked many at once: what `evidence.pay` writes for one, in a few statements.
 
 Which ones are plain is `evidence.is_plainly_paid`. The caller owns the database transaction and holds the locks.
 """
@@ -6,6 +6,7 @@ Which ones are plain is `evidence.is_plainly_paid`. The caller owns the database
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.db import connection
 
@@ -42,7 +43,7 @@ def book(proofs: Sequence[Proof], *, at: datetime) -> None:
     """
     if not proofs:
         return
-    columns = {
+    columns: dict[str, Any] = {
         "attempts": [proof.attempt.pk for proof in proofs],
         "payouts": [proof.attempt.transaction_id for proof in proofs],
         "receipts": [proof.receipt[:64] for proof in proofs],

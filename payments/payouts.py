@@ -119,15 +119,17 @@ def claim(
     """
     with transaction.atomic(durable=True):
         if transaction_id is None:
-            payouts = turns.take(at=at, policy=policy, limit=limit, after=after)
+            taken = turns.take(at=at, policy=policy, limit=limit, after=after)
         else:
             is_due = Transaction.objects.filter(due(at=at, policy=policy), pk=transaction_id).exists()
-            payouts = turns.take_named(transaction_id, at=at) if is_due else []
-        payouts = _within_day_limit(payouts, at, policy)
+            taken = turns.take_named(transaction_id, at=at) if is_due else []
+        payouts = _within_day_limit([turn.payout for turn in taken], at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
         payouts = releases.within(payouts, policy)
-        attempts = _attempts_for(payouts, at, policy, addresses)
+        leaving = {payout.pk for payout in payouts}
+        taken = [turn for turn in taken if turn.payout.pk in leaving]
+        attempts = _attempts_for(taken, at, policy, addresses)
         claimed = [payout.pk for payout in payouts]
         Transaction.objects.filter(pk__in=claimed).update(status=Status.PROCESSING, reason="")
         claims = [
@@ -191,9 +193,9 @@ def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) 
 
 
 def _attempts_for(
-    payouts: Sequence[Transaction], at: datetime, policy: Policy, addresses: Addresses
+    taken: Sequence[turns.Turn], at: datetime, policy: Policy, addresses: Addresses
 ) -> dict[int, Attempt]:
-    reopened = [payout.pk for payout in payouts if payout.has_open_attempt]
+    reopened = [turn.payout.pk for turn in taken if turn.has_open_attempt]
     waiting = {
         attempt.transaction_id: attempt
         for attempt in Attempt.objects.select_for_update(no_key=True, of=("self",)).filter(
@@ -201,10 +203,11 @@ def _attempts_for(
         )
     }
     opened = []
-    for payout in payouts:
+    for turn in taken:
+        payout = turn.payout
         attempt = waiting.get(payout.pk)
         if attempt is None:
-            opened.append(evidence.new_attempt(payout, payout.last_number + 1, at, policy, addresses))
+            opened.append(evidence.new_attempt(payout, turn.last_number + 1, at, policy, addresses))
         elif evidence.within_horizon(attempt, at, policy):
             attempt.state, attempt.posted_at = State.SENDING, at
             attempt.first_sent_at = attempt.first_sent_at or at
@@ -244,7 +247,7 @@ def _insert(opened: Sequence[Attempt]) -> None:
     """Insert new attempts as `evidence.new_attempt` made them, all of the same moment, and give them their ids."""
     if not opened:
         return
-    columns = {
+    columns: dict[str, Any] = {
         "payouts": [attempt.transaction_id for attempt in opened],
         "numbers": [attempt.number for attempt in opened],
         "ids": [attempt.originator_conversation_id for attempt in opened],
@@ -326,7 +329,7 @@ def record_all(answers: Sequence[tuple[Claim, Said]], *, at: datetime, policy: P
     if len(accepted) > 1:
         crashpoints.reach("answer read")
         with transaction.atomic(durable=True):
-            spoken = {
+            spoken: dict[str, Any] = {
                 "attempts": list(accepted),
                 "payouts": [claim.transaction_id for claim, _ in accepted.values()],
                 "conversations": [said.conversation_id[:64] for _, said in accepted.values()],

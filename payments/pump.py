@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from decimal import Decimal
+from typing import Protocol, TypeAlias
 
 import redis
 
@@ -28,11 +29,15 @@ AHEAD_SECONDS = 0.15
 TICK_SECONDS = 0.05
 # The pace is two per cent below the allowed one: a slot may be used as late as that and no second has too many.
 LATE_SECONDS = 0.015
+MARGIN = Decimal("0.015")
 LONGEST_REST = 1.0
 LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
 # Few at a time: each is committed as asked before it is put, and a killed worker leaves them unasked until the next.
 QUESTIONS = 8
+
+
+Answers: TypeAlias = list[tuple[payouts.Claim, payouts.Said]]
 
 
 class Calls(Protocol):
@@ -82,26 +87,34 @@ class Pump:
         """
         sent, rest, last_turn, is_due = 0, 0.0, 0, False
         under_way: dict[int, payouts.Claim] = {}
+        answers: Answers = []
         try:
             while keep_going():
                 is_due = is_due or payouts.any_due(at=self.clock(), policy=self.policy)
-                if not is_due and not under_way:
+                if not is_due and not under_way and not answers:
                     break
-                claims, is_due = self._claim(self.in_flight - len(under_way), last_turn) if is_due else ([], False)
+                room = self.in_flight + self._queue() - len(under_way)
+                claims, is_due = self._claim(room, last_turn) if is_due else ([], False)
                 if claims:
                     under_way |= {claim.attempt_id: claim for claim in claims}
                     sent += len(claims)
                     # Where each came from another settlement, more of them may wait than there were places.
                     turns = {claim.settlement_id or 0 for claim in claims}
                     last_turn, rest = (claims[-1].settlement_id or 0) if len(turns) == len(claims) else 0, 0.0
+                # The lanes are filled again before what emptied them is written down.
+                answers = self._record(answers)
                 if under_way:
-                    self._record(under_way, patience_seconds=TICK_SECONDS)
-                else:  # Something holds back what is due: a pause, a probe's time, the pace, another worker.
+                    answers = self._hear(under_way, patience_seconds=TICK_SECONDS)
+                    if any(not isinstance(said, daraja.Accepted) for _, said in answers):
+                        # It may be a reason to send no more, so it is written down first.
+                        answers = self._record(answers)
+                elif not claims:  # Something holds back what is due: a pause, a probe's time, the pace, another worker.
                     rest = min(LONGEST_REST, rest + TICK_SECONDS)
                     time.sleep(rest)
         finally:
+            answers = self._record(answers)
             while under_way:
-                self._record(under_way, patience_seconds=LONGEST_REST)
+                self._record(self._hear(under_way, patience_seconds=LONGEST_REST))
         return sent
 
     def ask_due(self, *, for_seconds: float) -> int:
@@ -167,10 +180,14 @@ class Pump:
         now = time.monotonic()
         return [now + wait for wait in self.limiter.reserve(count, longest_wait_seconds=within_seconds)]
 
-    def _record(self, under_way: dict[int, payouts.Claim], *, patience_seconds: float) -> None:
-        enough = 1 + len(under_way) // 10
-        ended = self.calls.collect(patience_seconds=patience_seconds, enough=enough)
-        answers: list[tuple[payouts.Claim, payouts.Said]] = []
+    def _queue(self) -> int:
+        """How many claims may wait for a lane: so few that, should they leave at once, no second has too many."""
+        return min(self.in_flight // 2, int(self.limiter.per_second * MARGIN))
+
+    def _hear(self, under_way: dict[int, payouts.Claim], *, patience_seconds: float) -> Answers:
+        """What has ended meanwhile. Raises what could not even be requested, the others written down."""
+        ended = self.calls.collect(patience_seconds=patience_seconds, enough=1 + len(under_way) // 10)
+        answers: Answers = []
         unforeseen: list[Exception] = []
         for end in ended:
             claim = under_way.pop(end.key, None)
@@ -180,6 +197,13 @@ class Pump:
                 answers.append((claim, end.said))
             else:
                 unforeseen.append(end.said)
-        payouts.record_all(answers, at=self.clock(), policy=self.policy)
         if unforeseen:
+            self._record(answers)
             raise unforeseen[0]
+        return answers
+
+    def _record(self, answers: Answers) -> Answers:
+        """Write answers down; what is left of them is nothing."""
+        if answers:
+            payouts.record_all(answers, at=self.clock(), policy=self.policy)
+        return []

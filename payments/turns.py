@@ -6,6 +6,7 @@ places, a turn begins after the settlement with which the last one ended.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, zip_longest
 from typing import Any
@@ -17,6 +18,19 @@ from payments.models import Transaction
 from payments.policy import Policy
 
 LONGEST_TURN = 100
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A payout, locked, that may be sent now; the number of its last attempt, and whether that one is still open.
+
+    Columns of the payout that a claim does not need are deferred.
+    """
+
+    payout: Transaction
+    last_number: int
+    has_open_attempt: bool
+
 
 # What may leave by itself; `payouts.due` says the same of one payout. A retry asks first what became of the request
 # that failed; so does a claim that it was paid after all.
@@ -56,7 +70,8 @@ _TAKE = """
         FROM payments_transaction t WHERE {whose} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
         ORDER BY t.due_at, t.id LIMIT %(each)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
     CROSS JOIN LATERAL (
-        SELECT max(a.number) AS last_number, bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
+        SELECT max(a.number) AS last_number,
+            bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
         FROM payments_attempt a WHERE a.transaction_id = taken.id) AS tried
 """
 _TAKE_OF_SETTLEMENT = _TAKE.format(whose="t.settlement_id = turn.id", due=_DUE)
@@ -69,35 +84,35 @@ def any_due(*, at: datetime, policy: Policy) -> bool:
     return bool(_waiting(at=at, policy=policy, after=0, limit=1))
 
 
-def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Transaction]:
+def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Turn]:
     """Up to `limit` payouts that may leave now, the settlements by turns, each one's oldest first.
 
-    `after` is the id of the settlement that had the last turn. In the caller's transaction. Each has besides
-    `last_number` and `has_open_attempt`, of its attempts so far; columns that a claim does not need are deferred.
+    `after` is the id of the settlement that had the last turn. In the caller's transaction.
     Locks: those Transactions; what another worker holds is passed over.
     """
-    turns = _waiting(at=at, policy=policy, after=after, limit=min(limit, LONGEST_TURN))
-    taken: dict[int, list[Transaction]] = {turn: [] for turn in turns}
+    settlements = _waiting(at=at, policy=policy, after=after, limit=min(limit, LONGEST_TURN))
+    taken: dict[int, list[Turn]] = {settlement_id: [] for settlement_id in settlements}
     already: list[int] = []
-    while turns and len(already) < limit:
-        each = -(-(limit - len(already)) // len(turns))
-        found = _of_settlements(turns, already, each, at)
-        for payout in found:
-            taken[payout.settlement_id or ALONE].append(payout)
-            already.append(payout.pk)
+    while settlements and len(already) < limit:
+        each = -(-(limit - len(already)) // len(settlements))
+        gave: Counter[int] = Counter()
+        for turn in _of_settlements(settlements, already, each, at):
+            settlement_id = turn.payout.settlement_id or ALONE
+            taken[settlement_id].append(turn)
+            gave[settlement_id] += 1
+        already = [turn.payout.pk for turns in taken.values() for turn in turns]
         # Those that gave all they were asked for may have more; the others have not.
-        gave = Counter(payout.settlement_id or ALONE for payout in found)
-        turns = [turn for turn in turns if gave[turn] == each]
+        settlements = [settlement_id for settlement_id in settlements if gave[settlement_id] == each]
     rounds = chain.from_iterable(zip_longest(*taken.values()))
-    return [payout for payout in rounds if payout is not None][:limit]
+    return [turn for turn in rounds if turn is not None][:limit]
 
 
-def take_named(transaction_id: int, *, at: datetime) -> list[Transaction]:
+def take_named(transaction_id: int, *, at: datetime) -> list[Turn]:
     """The payout of this id where it is due, as `take` gives it; whether it is released is for the caller to see.
 
     Locks: that Transaction; none where another worker holds it.
     """
-    return list(Transaction.objects.raw(_TAKE_NAMED, {"at": at, "whose": [transaction_id], "already": [], "each": 1}))
+    return _taken(_TAKE_NAMED, {"at": at, "whose": [transaction_id], "already": [], "each": 1})
 
 
 def _waiting(*, at: datetime, policy: Policy, after: int, limit: int) -> list[int]:
@@ -112,11 +127,17 @@ def _waiting(*, at: datetime, policy: Policy, after: int, limit: int) -> list[in
     return found
 
 
-def _of_settlements(turns: list[int], already: list[int], each: int, at: datetime) -> list[Transaction]:
+def _of_settlements(settlements: list[int], already: list[int], each: int, at: datetime) -> list[Turn]:
     span = {"at": at, "already": already, "each": each}
-    found: list[Transaction] = []
-    if settled := [turn for turn in turns if turn != ALONE]:
-        found += Transaction.objects.raw(_TAKE_OF_SETTLEMENT, span | {"whose": settled})
-    if ALONE in turns:
-        found += Transaction.objects.raw(_TAKE_ALONE, span | {"whose": [ALONE]})
+    found: list[Turn] = []
+    if settled := [settlement_id for settlement_id in settlements if settlement_id != ALONE]:
+        found += _taken(_TAKE_OF_SETTLEMENT, span | {"whose": settled})
+    if ALONE in settlements:
+        found += _taken(_TAKE_ALONE, span | {"whose": [ALONE]})
     return found
+
+
+def _taken(sql: str, span: dict[str, Any]) -> list[Turn]:
+    return [
+        Turn(row, vars(row)["last_number"], vars(row)["has_open_attempt"]) for row in Transaction.objects.raw(sql, span)
+    ]

@@ -590,7 +590,7 @@ def read_request(connection: socket.socket) -> bytes:
         read += part
     head, _, rest = read.partition(b"\r\n\r\n")
     lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    while len(rest) < int(lengths[0]):
+    while len(rest) < int(lengths[0] if lengths else 0):
         rest += connection.recv(65_536)
     return head + b"\r\n\r\n" + rest
 

@@ -26,7 +26,7 @@ def market_of(winners: int, **more: Any) -> int:
 def taken(limit: int, after_settlement: int = 0) -> Counter[int | None]:
     with transaction.atomic():
         found = turns.take(at=after(1), policy=POLICY, limit=limit, after=after_settlement)
-    return Counter(payout.settlement_id for payout in found)
+    return Counter(turn.payout.settlement_id for turn in found)
 
 
 def test_a_market_of_ten_does_not_wait_behind_a_large_one() -> None:
@@ -105,7 +105,7 @@ def test_what_is_taken_is_exactly_what_may_leave(seed: int) -> None:
 
     # then
     due = Transaction.objects.filter(payouts.due(at=after(5), policy=policy))
-    assert sorted(payout.pk for payout in found) == sorted(due.values_list("pk", flat=True))
+    assert sorted(turn.payout.pk for turn in found) == sorted(due.values_list("pk", flat=True))
     assert is_due is bool(found)
 
 

@@ -1,0 +1,92 @@
+"""Bets on one hot market: members who bet at once do not queue behind each other."""
+
+import argparse
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import django
+
+from bench.figures import Measured, Row, alternated, hand_over, median_ratio
+from soak.figures import Progress
+
+STAKE = Decimal(10)
+
+
+class Bench:
+    """Members with money, and markets that are open."""
+
+    def __init__(self, members: int) -> None:
+        from bench import winners
+        from users.models import CustomUser
+
+        made = winners.members(members, Decimal(1_000_000))
+        self.members = list(CustomUser.objects.filter(pk__in=[m.pk for m in made]).values_list("pk", flat=True))
+
+    def bets(self, count: int, threads: int, markets: int) -> float:
+        """Bets placed in a second by so many threads, on so many markets."""
+        from django.db import connections
+        from django.utils import timezone
+
+        from bench import winners
+        from payments import stakes
+
+        ids = [winners.market().pk for _ in range(markets)]
+        share = count // threads
+
+        def bet(thread: int) -> None:
+            for number in range(share):
+                member = self.members[(thread * share + number) % len(self.members)]
+                stakes.place(
+                    user_id=member, market_id=ids[(thread + number) % markets], outcome="Yes", amount=STAKE,
+                    client_ref=None, at=timezone.now(),
+                )  # fmt: skip
+            connections.close_all()
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(bet, range(threads)))
+        return share * threads / (time.monotonic() - began)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--full", action="store_true")
+    full = parser.parse_args(arguments).full
+    django.setup()
+    times, count, threads = (7, 4_000, 8) if full else (3, 800, 8)
+    bench, progress = Bench(count), Progress("bets", 2 * times)
+
+    def side(many: int, markets: int) -> float:
+        progress.at(0)
+        return bench.bets(count, many, markets)
+
+    rates = alternated(
+        {
+            "one market": lambda: side(threads, 1),
+            "apart": lambda: side(threads, threads * 8),
+            "alone": lambda: side(1, 1),
+        },
+        times,
+    )
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    hand_over(
+        Measured(
+            [
+                Row(
+                    "",
+                    f"bets a second on one hot market, {threads} threads of one process",
+                    f"{middle['one market']:,.0f}/s",
+                    f"on {threads * 8} markets {middle['apart']:,.0f}/s",
+                    median_ratio(rates["one market"], rates["apart"]),
+                    how_far=f"one thread alone {middle['alone']:,.0f}/s; no row of a market is hot",
+                )  # fmt: skip
+            ]
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
