@@ -17,7 +17,10 @@ from payments.models import (
     Certificate,
     Dispute,
     DisputeEvent,
+    FloatReading,
     LedgerAccount,
+    Proposal,
+    Recovery,
     Settlement,
     StatusQuery,
     Transaction,
@@ -114,6 +117,27 @@ class SettlementAdmin(ReadOnlyAdmin):
     list_display = ("id", "market", "number", "rule", "state", "pool", "fee", "net", "resolved_by", "settled_at")
     list_filter = ("state", "rule")
     list_select_related = ("market", "resolved_by")
+
+
+@admin.register(Proposal)
+class ProposalAdmin(ReadOnlyAdmin):
+    list_display = ("id", "market", "kind", "rule", "weights", "pool", "state", "proposed_by", "decided_by", "words")
+    list_filter = ("state", "kind")
+    list_select_related = ("market", "proposed_by", "decided_by")
+
+
+@admin.register(Recovery)
+class RecoveryAdmin(ReadOnlyAdmin):
+    list_display = ("id", "user", "settlement", "amount", "recovered", "written_off", "decision", "pct", "decided_by")
+    list_filter = ("decision",)
+    list_select_related = ("user", "settlement", "decided_by")
+
+
+@admin.register(FloatReading)
+class FloatReadingAdmin(ReadOnlyAdmin):
+    list_display = ("id", "source", "amount", "read_at", "asked_at")
+    list_filter = ("source",)
+    exclude = ("token_hash",)
 
 
 @admin.register(Attempt)

@@ -14,7 +14,7 @@ from decimal import Decimal
 from itertools import zip_longest
 from typing import Any, cast
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Case, Count, Q, Sum, When
 
 from markets import certificate, merkle, parimutuel
@@ -64,7 +64,7 @@ def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -
     """Issue a settlement's certificate as far as `keep_going` allows, and say whether nothing is left to do.
 
     Idempotent: what is issued, or not settled (any more), is left as it is. Safe to kill at any line.
-    Locks: Settlement, a step at a time.
+    Locks: none but its own, so that one worker makes it at a time.
     Raises: settlement.BooksDisagree, where the bets were not divided by the rule; nothing is issued then.
     """
     while not _step(settlement_id, at):
@@ -75,12 +75,10 @@ def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -
 
 def _step(settlement_id: int, at: datetime) -> bool:
     with transaction.atomic(durable=True):
-        run = (
-            Settlement.objects.select_for_update(no_key=True, of=("self",))
-            .filter(pk=settlement_id, state=Settlement.State.SETTLED)
-            .first()
-        )
-        # Asked once the lock is ours: a condition of the locking statement itself would be as old as its wait.
+        # Not the row's lock: the sending waits for that one.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [(9 << 56) + settlement_id])
+        run = Settlement.objects.filter(pk=settlement_id, state=Settlement.State.SETTLED).first()
         if run is None or Certificate.objects.filter(settlement=run).exists():
             return True
         last = CertificateBlock.objects.filter(settlement=run).order_by("number").last()
@@ -99,7 +97,12 @@ def _step(settlement_id: int, at: datetime) -> bool:
         if len(bets) == limit:
             return False
         roots = CertificateBlock.objects.filter(settlement=run).order_by("number").values_list("root", flat=True)
-        stated = _statement(run, root=merkle.root([bytes.fromhex(root) for root in roots]).hex())
+        try:
+            stated = _statement(run, root=merkle.root([bytes.fromhex(root) for root in roots]).hex())
+        except settlement.BooksDisagree:
+            if Settlement.objects.filter(pk=run.pk, state=Settlement.State.SETTLED).exists():
+                raise
+            return True  # It was undone while we looked.
         text = certificate.canonical(stated)
         Certificate.objects.create(
             settlement=run,
@@ -213,7 +216,6 @@ def runs_of(market_id: int, *, before: int | None = None) -> list[dict[str, Any]
 def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> Certificate:
     """The certificate of the settlement that stands; made now, where the sweep has not come to it yet.
 
-    Locks: Settlement, only while it is made.
     Raises: stakes.MarketNotFound; NotSettled; NotIssuedYet; settlement.BooksDisagree.
     """
     run = queries.standing(market_id)
