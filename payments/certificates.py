@@ -14,12 +14,12 @@ from decimal import Decimal
 from itertools import zip_longest
 from typing import Any, cast
 
-from django.db import transaction
-from django.db.models import Count, Sum
+from django.db import connection, transaction
+from django.db.models import Case, Count, Q, Sum, When
 
 from markets import certificate, merkle, parimutuel
 from markets.models import Bet, Market
-from payments import settlement, stakes
+from payments import queries, settlement, stakes
 from payments.models import Certificate, CertificateBlock, Settlement
 
 BLOCKS_A_STEP = 16
@@ -56,6 +56,7 @@ class Proof:
 def to_issue(limit: int) -> list[int]:
     """Ids of the settlements that stand and have no certificate yet, oldest first."""
     waiting = Settlement.objects.filter(state=Settlement.State.SETTLED, certificate__isnull=True)
+    waiting = waiting.exclude(rule=Settlement.Rule.SCRATCH)
     return list(waiting.order_by("pk").values_list("pk", flat=True)[:limit])
 
 
@@ -63,7 +64,7 @@ def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -
     """Issue a settlement's certificate as far as `keep_going` allows, and say whether nothing is left to do.
 
     Idempotent: what is issued, or not settled (any more), is left as it is. Safe to kill at any line.
-    Locks: Settlement, a step at a time.
+    Locks: none but its own, so that one worker makes it at a time.
     Raises: settlement.BooksDisagree, where the bets were not divided by the rule; nothing is issued then.
     """
     while not _step(settlement_id, at):
@@ -74,12 +75,10 @@ def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -
 
 def _step(settlement_id: int, at: datetime) -> bool:
     with transaction.atomic(durable=True):
-        run = (
-            Settlement.objects.select_for_update(no_key=True, of=("self",))
-            .filter(pk=settlement_id, state=Settlement.State.SETTLED)
-            .first()
-        )
-        # Asked once the lock is ours: a condition of the locking statement itself would be as old as its wait.
+        # Not the row's lock: the sending waits for that one.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [(9 << 56) + settlement_id])
+        run = Settlement.objects.filter(pk=settlement_id, state=Settlement.State.SETTLED).first()
         if run is None or Certificate.objects.filter(settlement=run).exists():
             return True
         last = CertificateBlock.objects.filter(settlement=run).order_by("number").last()
@@ -98,7 +97,12 @@ def _step(settlement_id: int, at: datetime) -> bool:
         if len(bets) == limit:
             return False
         roots = CertificateBlock.objects.filter(settlement=run).order_by("number").values_list("root", flat=True)
-        stated = _statement(run, root=merkle.root([bytes.fromhex(root) for root in roots]).hex())
+        try:
+            stated = _statement(run, root=merkle.root([bytes.fromhex(root) for root in roots]).hex())
+        except settlement.BooksDisagree:
+            if Settlement.objects.filter(pk=run.pk, state=Settlement.State.SETTLED).exists():
+                raise
+            return True  # It was undone while we looked.
         text = certificate.canonical(stated)
         Certificate.objects.create(
             settlement=run,
@@ -118,19 +122,26 @@ def _blocks(bets: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
 def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
     """What the certificate states, from the bets as they stand; sums that the rule does not give are refused."""
     market = Market.objects.get(pk=run.market_id)
-    bets = Bet.objects.filter(market=market).values("outcome", "result").order_by()
-    summed = bets.annotate(bets=Count("pk"), staked=Sum("amount"), paid=Sum("payout"))
-    rows: list[dict[str, Any]] = [dict(row) for row in summed]
+    outcomes = list(market.outcomes.order_by("pk"))
+    late = Q(placed_at__gt=run.effective_close_at) if run.effective_close_at else Q(pk__in=[])
+    bets = Bet.objects.filter(market=market).annotate(late=Case(When(late, then=True), default=False))
+    summed = bets.values("outcome", "result", "late").order_by()
+    rows: list[dict[str, Any]] = [
+        dict(row) for row in summed.annotate(bets=Count("pk"), staked=Sum("amount"), paid=Sum("payout"))
+    ]
+    running = [row for row in rows if not row["late"]]
     weights = {outcome: Decimal(weight) for outcome, weight in run.weights.items()}
     divided = parimutuel.funds(
         rule=cast(parimutuel.Rule, run.rule),
-        stakes_by_outcome={name: _cents(rows, "staked", name) for name in market.outcome_names},
+        stakes_by_outcome={
+            one.name: 0 if one.scratched_at else _cents(running, "staked", one.name) for one in outcomes
+        },
         weights=weights,
         fee_pct=run.fee_pct,
         protect_stake=run.protect_stake,
     )
-    written = {name: _cents(rows, "paid", name, ("WON",)) for name in market.outcome_names}
-    due = {name: divided.by_outcome.get(name, 0) for name in market.outcome_names}
+    written = {one.name: _cents(rows, "paid", one.name, ("WON",)) for one in outcomes}
+    due = {one.name: divided.by_outcome.get(one.name, 0) for one in outcomes}
     fee = int((run.fee or 0) * 100)
     if (written, fee) != (due, divided.fee) or any(row["result"] == Bet.Result.PENDING for row in rows):
         raise settlement.BooksDisagree(f"{run}: dividends {written} and fee {fee}, the rule says {due}, {divided.fee}.")
@@ -150,7 +161,8 @@ def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
         "reason": run.reason,
         "fee_pct": f"{run.fee_pct:.2f}",
         "protect_stake": run.protect_stake,
-        "effective_close_at": None,
+        "effective_close_at": certificate.moment(run.effective_close_at) if run.effective_close_at else None,
+        "evidence": {"url": run.evidence_url, "note": run.evidence_note},
         "resolved_at": certificate.moment(run.resolved_at),
         "settled_at": certificate.moment(cast(datetime, run.settled_at)),
         "bets": sum(row["bets"] for row in rows),
@@ -160,15 +172,15 @@ def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
         "equation": certificate.equation(**figures),
         "outcomes": [
             {
-                "name": name,
-                "weight": f"{weights[name]:f}" if name in weights else None,
-                "scratched": False,
-                "bets": sum(row["bets"] for row in rows if row["outcome"] == name),
-                "stakes": certificate.money(_cents(rows, "staked", name)),
-                "refunded": certificate.money(_cents(rows, "staked", name, ("REFUNDED",))),
-                "fund": certificate.money(written[name]),
+                "name": one.name,
+                "weight": f"{weights[one.name]:f}" if one.name in weights else None,
+                "scratched": one.scratched_at is not None,
+                "bets": sum(row["bets"] for row in rows if row["outcome"] == one.name),
+                "stakes": certificate.money(_cents(rows, "staked", one.name)),
+                "refunded": certificate.money(_cents(rows, "staked", one.name, ("REFUNDED",))),
+                "fund": certificate.money(written[one.name]),
             }
-            for name in market.outcome_names
+            for one in outcomes
         ],
         "earlier_runs": runs_of(market.pk, before=run.number),
         "merkle_root": root,
@@ -193,7 +205,8 @@ def runs_of(market_id: int, *, before: int | None = None) -> list[dict[str, Any]
             "number": run.number,
             "state": run.state,
             "rule": run.rule,
-            "reason": run.reason,
+            "scratched": run.scratched or None,
+            "reason": run.undone_reason or run.reason,
             "resolved_at": certificate.moment(run.resolved_at),
         }
         for run in (runs if before is None else runs.filter(number__lt=before))
@@ -203,10 +216,9 @@ def runs_of(market_id: int, *, before: int | None = None) -> list[dict[str, Any]
 def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> Certificate:
     """The certificate of the settlement that stands; made now, where the sweep has not come to it yet.
 
-    Locks: Settlement, only while it is made.
     Raises: stakes.MarketNotFound; NotSettled; NotIssuedYet; settlement.BooksDisagree.
     """
-    run = Settlement.objects.filter(market=market_id, state=Settlement.State.SETTLED).first()
+    run = queries.standing(market_id)
     if run is None:
         if not Market.objects.filter(pk=market_id).exists():
             raise stakes.MarketNotFound(f"There is no market {market_id}.")
@@ -237,10 +249,11 @@ def lines(market_id: int) -> Iterator[str]:
         after, number = page[-1][0], number + len(page)
 
 
-def proof(bet: Bet, run: Settlement) -> Proof | None:
-    """That the bet is in its settlement's tree, from its block alone; None before the certificate is issued."""
-    issued = Certificate.objects.filter(settlement=run).first()
-    if issued is None:
+def proof(bet: Bet) -> Proof | None:
+    """That the bet is in the tree of its market's certificate, from its block alone; None before one is issued."""
+    run = queries.standing(bet.market_id)
+    issued = Certificate.objects.filter(settlement=run).first() if run is not None else None
+    if run is None or issued is None:
         return None
     blocks = list(CertificateBlock.objects.filter(settlement=run).order_by("number").values_list("last_bet_id", "root"))
     place = bisect_left([last for last, _ in blocks], bet.pk)

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 
 from markets.models import Bet
-from payments import interventions
+from payments import interventions, queries
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
 from payments.policy import Policy
 from users import audit, notices
@@ -70,7 +70,7 @@ def open_about_bet(
         )
         if bet is None:
             raise DisputeNotFound(f"You have no bet {bet_id} in market {market_id}.")
-        run = Settlement.objects.filter(market=bet.market_id, state=Settlement.State.SETTLED).first()
+        run = queries.run_of(bet)
         if run is None or run.settled_at is None or bet.result == Bet.Result.PENDING:
             raise NotDisputable("This bet has no result yet.")
         _require_open_window(run.settled_at, Dispute.objects.filter(bet=bet), at=at, policy=policy)
@@ -167,8 +167,9 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN, State.ANSWERED))
         was = _as_it_is(dispute)
-        if remedy == Remedy.RE_RESOLVE and dispute.settlement_id is None:
-            raise NoSuchRemedy(f"{_subject(dispute).capitalize()} belongs to no market that could be resolved anew.")
+        run = dispute.settlement
+        if remedy == Remedy.RE_RESOLVE and (run is None or run.rule in _FINAL):
+            raise NoSuchRemedy("It was decided by no resolution that could be undone.")
         payouts = _stuck_payouts(dispute) if remedy in (Remedy.PAY_TO_WALLET, Remedy.RESEND) else []
         act = interventions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else interventions.put_back
         done = [act(payout_id, at=at) for payout_id in payouts]
@@ -239,6 +240,8 @@ def _with_history() -> QuerySet[Dispute]:
 
 # --- the parts -------------------------------------------------------------------------------------------------------
 
+# A void is never undone, nor is the scratch of an outcome.
+_FINAL = (Settlement.Rule.VOID, Settlement.Rule.SCRATCH)
 _PROMISES: dict[str, str] = {
     Remedy.RE_RESOLVE: "The market will be resolved anew.",
     Remedy.PAY_TO_WALLET: "The money is in your wallet.",
@@ -301,7 +304,7 @@ def _done(due: QuerySet[Dispute]) -> QuerySet[Dispute]:
     """Those of the disputes whose remedy the books show as done."""
     settled_anew = Settlement.objects.filter(
         market=OuterRef("settlement__market"), number__gt=OuterRef("settlement__number"), state="SETTLED"
-    )
+    ).exclude(rule=Settlement.Rule.SCRATCH)
     paid = Transaction.objects.filter(pk=OuterRef("transaction"), status=Transaction.Status.COMPLETED)
     unpaid = Transaction.objects.filter(
         settlement=OuterRef("settlement"), user=OuterRef("user"), type=Transaction.Type.PAYOUT

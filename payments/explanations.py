@@ -5,11 +5,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Sum
+from django.db.models import Q, Sum
 
 from markets import sentences
 from markets.models import Bet, Market
-from payments import certificates, ledger
+from payments import certificates, ledger, queries
 from payments.models import Settlement, Transaction, Transfer
 
 Status = Transaction.Status
@@ -70,7 +70,7 @@ class Explanation:
 def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
     """Explain a bet as it stands at `at`; without `proven` the proof, which reads a block of bets, is left out."""
     market = bet.market
-    run = Settlement.objects.filter(market=market, state=Settlement.State.SETTLED).first()
+    run = queries.run_of(bet)
     if run is None or bet.result == Bet.Result.PENDING:
         return _pending(bet, market)
     parts = tuple(payment(one, at=at, run=run) for one in _transactions(bet, run))
@@ -95,7 +95,7 @@ def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
         sentence = sentences.lost(**asked, winners=winners, pool=pool)
         words = f"{' and '.join(winners)} won. A stake on another outcome goes to the winners, less the platform fee."
     else:
-        why = _why_refunded(run)
+        why = _why_refunded(bet, run)
         sentence = sentences.refunded(**asked, why=why)
         words = f"Your stake went back to your wallet whole, without any fee: {why}."
     return Explanation(
@@ -105,7 +105,7 @@ def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
         figures=figures,
         payments=parts,
         together=Bet.objects.filter(market=market, user=bet.user_id).aggregate(total=Sum("payout"))["total"],
-        proof=certificates.proof(bet, run) if proven else None,
+        proof=certificates.proof(bet) if proven else None,
     )
 
 
@@ -147,15 +147,20 @@ def _pending(bet: Bet, market: Market) -> Explanation:
     )
 
 
-def _why_refunded(run: Settlement) -> str:
+def _why_refunded(bet: Bet, run: Settlement) -> str:
+    if run.rule == Settlement.Rule.SCRATCH:
+        return "its outcome was scratched"
     if run.rule == Settlement.Rule.VOID:
-        return VOID_WORDS.get(run.reason, "the market is void")
-    return "nobody had backed what won" if run.refund else "it came too late or its outcome was withdrawn"
+        return VOID_WORDS[run.reason]
+    late = run.effective_close_at is not None and bet.placed_at > run.effective_close_at
+    return "it came after the event had ended" if late else "nobody had backed what won"
 
 
 def _transactions(bet: Bet, run: Settlement) -> list[Transaction]:
     """M-Pesa's parts first, then the wallet's."""
-    mine = Transaction.objects.filter(settlement=run, user=bet.user_id)
+    refunded = bet.result == Bet.Result.REFUNDED
+    kind = Transaction.Type.REFUND if refunded else Transaction.Type.PAYOUT
+    mine = Transaction.objects.filter(settlement=run, user=bet.user_id, type=kind)
     return list(mine.order_by("destination", "tranche"))
 
 
@@ -164,8 +169,11 @@ def _figures(bet: Bet, run: Settlement) -> Figures:
     stake, stakes, fund = int(bet.amount * 100), of["stakes"], of["fund"]
     floored, remainder = divmod(stake * fund, stakes)
     winning_pool = run.winning_pool or ledger.ZERO
+    # What is kept for an earlier debt leaves the wallet part; a set-off of an M-Pesa part settles a double payment.
     taken = Transfer.objects.filter(
-        code__in=("tax", "setoff"), transaction__settlement=run, transaction__user=bet.user_id
+        Q(code="tax") | Q(code="setoff", transaction__destination=Transaction.Destination.WALLET),
+        transaction__settlement=run,
+        transaction__user=bet.user_id,
     )
     sums = dict(taken.values_list("code").annotate(total=Sum("amount")).order_by())
     in_shillings = Decimal(fund).scaleb(-2), Decimal(stakes).scaleb(-2)

@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
-from markets.models import Market
+from markets.models import Bet, Market
 from payments import ledger
 from payments.models import Attempt, Settlement, Transaction
 
@@ -91,6 +91,20 @@ def settlement_progress(market_id: int) -> SettlementProgress:
     """How far the latest settlement of a market has come; one row is read, so it may be asked for all the time."""
     run = Settlement.objects.filter(market=market_id).order_by("-number").first()
     return SettlementProgress() if run is None else _progress(run)
+
+
+def standing(market_id: int) -> Settlement | None:
+    """The run that has decided a market and stands; one that gave back the stakes on a single outcome is none."""
+    runs = Settlement.objects.filter(market=market_id, state=Settlement.State.SETTLED)
+    return runs.exclude(rule=Settlement.Rule.SCRATCH).first()
+
+
+def run_of(bet: Bet) -> Settlement | None:
+    """The run that gave a bet its result: its market's, or the one that scratched its outcome."""
+    scratch = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome).first()
+    if scratch is None:
+        return standing(bet.market_id)
+    return scratch if scratch.state == Settlement.State.SETTLED else None
 
 
 @dataclass(frozen=True)

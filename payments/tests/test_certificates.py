@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from markets import certificate, certificate_views, merkle
 from markets.models import Bet, Market
 from markets.tests.certificates import SCRIPT, changes, script
 from markets.tests.rest import assert_refused
-from payments import certificates, explanations, settlement, settlement_tasks
+from payments import certificates, explanations, resolutions, settlement, settlement_tasks
 from payments.models import Certificate, CertificateBlock, Settlement
 from payments.tests import builders
 from payments.tests.builders import AT, at_once, bearer, market, member, operator, orm_bet, resolve, settled_market
@@ -90,6 +90,7 @@ def test_the_guides_market_is_certified_to_everyone(db: None, client: Client) ->
         "fee_pct": "5.00",
         "protect_stake": True,
         "effective_close_at": None,
+        "evidence": {"url": "", "note": ""},
         "resolved_at": "2026-02-16T07:30:00.000000Z",
         "settled_at": "2026-02-16T07:30:00.000000Z",
         "bets": 2,
@@ -197,13 +198,19 @@ def test_there_is_none_before_a_settlement_stands(db: None, client: Client) -> N
 
 
 def test_earlier_runs_are_listed_and_only_the_one_that_stands_is_certified(db: None, client: Client) -> None:
-    # given: a resolution that was withdrawn before anything was divided
-    made = market()
+    # given: a resolution that was withdrawn, and a settlement that was certified and undone
+    made, staff = market(), operator()
     orm_bet(made, member())
     orm_bet(made, member(), "No")
     resolve(made, "No")
-    Settlement.objects.update(state="WITHDRAWN")
-    Market.objects.filter(pk=made.pk).update(status="CLOSED", resolved_outcome=None, resolved_at=None)
+    resolutions.withdraw(market_id=made.pk, reason="Typed in a hurry.", by=builders.actor(staff), at=AT)
+    resolve(made, "No")
+    builders.settle(made)
+    undone = issue(made)
+    builders.undo(made, by=staff)
+    answer = client.get(f"/api/markets/{made.pk}/settlement/")
+    assert_refused(answer, 404, "not_settled")
+    runs = answer.json()["details"]["runs"]
     resolve(made, "Yes")
     builders.settle(made)
 
@@ -212,13 +219,59 @@ def test_earlier_runs_are_listed_and_only_the_one_that_stands_is_certified(db: N
 
     # then
     certificate.check(body)
-    assert body["settlement"]["number"] == 2
-    assert body["settlement"]["earlier_runs"] == [
-        {
-            "number": 1, "state": "WITHDRAWN", "rule": "WINNER", "reason": "",
-            "resolved_at": "2026-02-16T07:30:00.000000Z",
-        }
+    script().verify(body, ())
+    assert body["settlement"]["number"] == 3
+    assert body["settlement"]["earlier_runs"] == runs
+    assert [(run["number"], run["state"], run["rule"], run["reason"]) for run in runs] == [
+        (1, "WITHDRAWN", "WINNER", "Typed in a hurry."),
+        (2, "UNDONE", "WINNER", "The wrong outcome."),
+    ]
+    # The one that was issued is kept as it was, and is no longer shown.
+    undone.refresh_from_db()
+    assert undone.hash != body["settlement_hash"] and Certificate.objects.count() == 2
+
+
+def test_late_bets_and_a_scratched_outcome_are_certified_as_they_were_put_back(
+    db: None, client: Client, save: Save
+) -> None:
+    # given
+    made, staff = market(("A", "B", "C")), operator()
+    for on, amount, minute in (("A", "90.01", 0), ("B", 10, 1), ("C", 20, 2), ("A", 5, 4), ("C", 7, 5)):
+        orm_bet(made, member(), on, amount, at=AT + timedelta(minutes=minute))
+    by = builders.actor(staff)
+    resolutions.scratch(market_id=made.pk, outcome="B", reason="cancelled", by=by, at=AT, policy=builders.policy())
+    builders.settle(made)
+    settlement_tasks.issue_certificates()
+    assert not Certificate.objects.exists()  # Giving stakes back settles no market.
+    assert_refused(client.get(f"/api/markets/{made.pk}/settlement/"), 404, "not_settled")
+    resolve(
+        made,
+        "A",
+        at=AT + timedelta(hours=1),
+        effective_close_at=AT + timedelta(minutes=4),
+        grounds=resolutions.Grounds(url="https://example.com/report", note="Minute 4."),
+    )
+    builders.settle(made)
+
+    # when
+    answer = client.get(f"/api/markets/{made.pk}/settlement/")
+
+    # then
+    body = answer.json()
+    certificate.check(body)
+    script().verify(body, ())
+    assert verify(save(answer.content), "--books")
+    stated = body["settlement"]
+    assert stated["effective_close_at"] == "2026-02-16T07:34:00.000000Z"
+    assert stated["evidence"] == {"url": "https://example.com/report", "note": "Minute 4."}
+    assert [bet["result"] for bet in body["bets"]] == ["WON", "REFUNDED", "LOST", "WON", "REFUNDED"]
+    assert (stated["staked"], stated["pool"], stated["refunds"]) == ("132.01", "115.01", "17.00")
+    assert [(one["name"], one["scratched"], one["refunded"]) for one in stated["outcomes"]] == [
+        ("A", False, "0.00"), ("B", True, "10.00"), ("C", False, "7.00"),
     ]  # fmt: skip
+    assert [(run["rule"], run["scratched"], run["state"]) for run in stated["earlier_runs"]] == [
+        ("SCRATCH", "B", "SETTLED")
+    ]
 
 
 # --- verifying -------------------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import transaction
 from django.test import Client
 
 from markets import certificate
@@ -17,7 +17,7 @@ from markets.models import Bet, Market
 from markets.tests.certificates import SCRIPT, script
 from markets.tests.rest import assert_refused
 from markets.tests.test_sentences import assert_fits
-from payments import certificates, explanations, interventions, ledger
+from payments import certificates, explanations, interventions, recoveries, resolutions
 from payments.models import Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import AT, FAR, bearer, market, member, operator, orm_bet, settled_market
@@ -120,6 +120,34 @@ def test_a_refund_is_explained(db: None, client: Client, rule: Any, outcome: str
     assert said["payments"][0]["words"] == "KES 50.50 to your wallet."
 
 
+def test_a_scratched_outcome_and_a_late_bet_are_explained(db: None, client: Client) -> None:
+    # given
+    made, user = market(("A", "B", "C")), member()
+    scratched, late = orm_bet(made, member(), "B", 10), orm_bet(made, user, "A", 7, at=AT + timedelta(minutes=5))
+    in_time = orm_bet(made, user, "A", 90)
+    orm_bet(made, member(), "C", 20)
+    assert "stands: the market is open" in read(client, scratched)["sentence"]
+    by = builders.actor(operator())
+    resolutions.scratch(market_id=made.pk, outcome="B", reason="cancelled", by=by, at=AT, policy=builders.policy())
+
+    # then: put back before the market has a result
+    assert read(client, scratched)["bet"]["result"] == "PENDING"
+    builders.settle(made)
+    said = read(client, scratched)
+    assert said["sentence"].startswith('Your KES 10.00 on "B" is back in your wallet: its outcome was scratched.')
+    assert (said["payments"][0]["amount"], said["proof"]) == ("10.00", None)
+
+    # and: of one member's bets the late one came back, the other won
+    builders.resolve(made, "A", at=AT + timedelta(hours=1), effective_close_at=AT + timedelta(minutes=4))
+    builders.settle(made)
+    certify(made)
+    assert "it came after the event had ended" in read(client, late)["sentence"]
+    assert [(one["type"], one["amount"]) for one in read(client, late)["payments"]] == [("REFUND", "7.00")]
+    assert {one["type"] for one in read(client, in_time)["payments"]} == {"PAYOUT"}
+    for bet in (scratched, late, in_time):
+        assert certificate.check_proof(read(client, bet)["proof"])
+
+
 @pytest.mark.parametrize("state", ["open", "closed and waits for its result", "being settled"])
 def test_a_bet_without_a_result_is_told_what_it_waits_for(db: None, client: Client, state: str) -> None:
     # given
@@ -176,16 +204,20 @@ def test_a_payout_that_failed_or_went_to_the_wallet_says_so(db: None, client: Cl
 
 
 def test_what_was_set_off_is_in_the_figures(db: None, client: Client) -> None:
-    # given
-    made = settled_market([(member(balance=100), "Yes", 100), (member(), "No", 200)])
-    payout, bet = Transaction.objects.get(), bet_of(made)
-    with transaction.atomic():
-        debt = ledger.receivable(bet.user_id)
-        entry = ledger.Entry("setoff:900", ledger.wallet(bet.user_id), debt, Decimal("12.50"), payout.pk)
-        ledger.post([entry], at=AT)
+    # given: money of an undone settlement that M-Pesa has carried, and half of each later dividend kept for it
+    user = member()
+    undone = settled_market([(user, "Yes", 100), (member(), "No", 200)])
+    attempt = sent(Transaction.objects.get())
+    hear(attempt, result_body(attempt))
+    builders.undo(undone)
+    recoveries.decide_set_off(market_id=undone.pk, pct=50, by=builders.actor(operator()), at=AT)
 
-    # then
-    assert read(client, bet)["figures"]["set_off"] == "12.50"
+    # when
+    made = settled_market([(user, "Yes", 20), (member(), "No", 5)], fee_pct=0)
+
+    # then: 12.50 of 25.00, and the rest to the phone, less its cents
+    said = read(client, bet_of(made))
+    assert (said["figures"]["set_off"], said["figures"]["dividend"]) == ("12.50", "25.00")
 
 
 def test_the_longest_question_and_largest_amounts_fit_into_one_sms(db: None, client: Client) -> None:
