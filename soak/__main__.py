@@ -56,6 +56,7 @@ class Ended:
 def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     """What is run, in this order. The simulation's seeds and all chances come from `seed`."""
     seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
+    struck, striking = (200, 300) if quick else (2_000, 900)
     killing, calling, parsing = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
     simulation = ("payments.tests.simulation", jobs)
@@ -65,6 +66,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
         Part("simulation", (*simulation, f"--seeds={seed}:{seed + seeds}"), 4 if quick else 20),
         Part("planted bugs", (*simulation, "--bugs"), 20 if quick else 45),
         Part("kills", ("soak.kills", f"--winners={winners}", f"--seconds={killing}", chance), 10 if quick else 30),
+        Part("faults", ("soak.faults", f"--winners={struck}", f"--seconds={striking}", chance), 7 if quick else 20),
         Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={calling}", chance), 5 if quick else 30),
         Part("parser", ("soak.parser", f"--seconds={parsing}"), 3 if quick else 8),
     )  # fmt: skip

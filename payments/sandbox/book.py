@@ -206,6 +206,8 @@ class Book:
                 event |= {"state": "dropped", "code": ""}
             elif failure:
                 event |= {"code": failure}
+            elif payment.strikes.has("queue_timeout", "expired"):
+                event |= {"code": ""}
             elif payment.strikes.has("system_17", "dropped"):
                 event |= {"code": "17"}
             else:

@@ -51,8 +51,9 @@ class Fault:
     """One row of the table: what is seen on the wire, what became of the money, and where the fact comes from.
 
     `choices` are the variants, one group per aspect: a specification may name one of each group, the seed picks the
-    rest. `seconds` is the default of a fault that takes a time. By seed a fault strikes only the `first` requests
-    (or status answers) of an originator conversation id, so that an honest repetition gets through; None is always.
+    rest, but none of `named_only`. `seconds` is the default of a fault that takes a time. By seed a fault strikes only
+    the `first` requests (or status answers) of an originator conversation id, so that an honest repetition gets
+    through; None is always.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Fault:
     source: str
     stages: frozenset[Stage] = frozenset({"payment"})
     choices: tuple[tuple[str, ...], ...] = ()
+    named_only: frozenset[str] = frozenset()
     seconds: float | None = None
     first: int | None = None
 
@@ -153,9 +155,13 @@ TABLE: tuple[Fault, ...] = (
     Fault(
         "queue_timeout",
         "a post to QueueTimeOutURL: the flat request, or a Result envelope with code 1",
-        "result: moves, a result follows; silence: moves, no result; dropped: never moves, no result",
-        "Safaricom/Huawei broker B2C specification (notifyQueueTimeout); 121-platform mock; SDK fixtures",
-        choices=(("flat", "envelope"), ("result", "silence", "dropped")),
+        "result: moves, a result follows; silence: moves, no result; expired: never moves, no result, a status query"
+        " says Expired; dropped: never moves, no result, and a status query does not find it",
+        "Safaricom/Huawei broker B2C specification (notifyQueueTimeout); 121-platform mock; SDK fixtures; for Expired"
+        " the Daraja portal, Transaction Status page",
+        choices=(("flat", "envelope"), ("result", "silence", "expired", "dropped")),
+        # Nothing but M-Pesa's statement can tell what became of it: each of these waits on a person.
+        named_only=frozenset({"dropped"}),
     ),
     Fault(
         "duplicate_id",
@@ -337,7 +343,8 @@ def strikes_from(texts: Iterable[str]) -> Strikes:
 class Schedule:
     """Decides which faults strike. The same seed gives an originator conversation id the same faults.
 
-    `rate` is the share of payments struck: it is divided evenly among `names`, each drawn on its own.
+    `rate` is divided evenly among `names`, each drawn on its own; while it is small it is the share of
+    payments struck.
     """
 
     def __init__(
@@ -358,9 +365,9 @@ class Schedule:
             self.add(phone, text)
 
     def set_rate(self, rate: float, names: tuple[str, ...]) -> None:
-        """Change the seeded faults from now on. Raises: ValueError for a rate outside 0 to 1."""
-        if not 0 <= rate <= 1:
-            raise ValueError(f"a fault rate lies between 0 and 1, not {rate}")
+        """Change the seeded faults from now on. Raises: ValueError for a rate that gives a fault more than its all."""
+        if not 0 <= rate <= max(1, len(names)):
+            raise ValueError(f"a fault rate lies between 0 and the number of faults, not {rate}")
         with self._lock:
             self._rate, self._names = rate, names
 
@@ -420,6 +427,8 @@ class Schedule:
         groups = (SEEDED_FAILURES,) if fault.name == "fail" and not spec.options else fault.choices
         return tuple(
             next((option for option in spec.options if option in group), None)
-            or pick(group, self.seed, key, fault.name, number)
+            or pick(
+                tuple(option for option in group if option not in fault.named_only), self.seed, key, fault.name, number
+            )
             for number, group in enumerate(groups)
         )

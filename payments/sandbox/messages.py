@@ -168,7 +168,8 @@ def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, ob
 def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, shortcode: str) -> dict[str, object]:
     """Tell what became of a payment. The outer code only says that the query worked."""
     blanks = faults.fraction(payment.ocid, "blanks") < 0.25
-    status = {"paid": "Completed", "failed": "Failed"}.get(payment.state, "Authorized")
+    unpaid = "Expired" if payment.strikes.has("queue_timeout", "expired") else "Failed"
+    status = {"paid": "Completed", "failed": unpaid}.get(payment.state, "Authorized")
     paid = payment.state == "paid"
     initiated = f"{payment.accepted_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"
     finalised = payment.executed_at and f"{payment.executed_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"

@@ -239,7 +239,7 @@ class Provider:
     def _settle(self, ocid: str) -> None:
         payment = self.book.execute(ocid)
         strikes = payment.strikes
-        if "callback_lost" in strikes or strikes.has("queue_timeout", "silence"):
+        if "callback_lost" in strikes or any(strikes.has("queue_timeout", fate) for fate in ("silence", "expired")):
             self.book.note_callback(ocid, "result", "lost")
             return
         wait = strikes.seconds.get("callback_late", 0.0)

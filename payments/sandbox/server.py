@@ -272,7 +272,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency", type=float, default=0.05, help="seconds before each answer")
     parser.add_argument("--tps", type=int, default=0, help="payment requests a second before spike arrest; 0: no limit")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same faults")
-    parser.add_argument("--fault-rate", type=float, default=0.0, help="share of payments struck by a fault, 0 to 1")
+    parser.add_argument("--fault-rate", type=float, default=0.0, help="shared evenly among the faults")
     parser.add_argument("--faults", type=_argument(faults.parse_names), default="all", help="all, or name,name")
     parser.add_argument(
         "--phone-fault",

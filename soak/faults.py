@@ -1,0 +1,107 @@
+"""Thousands of payouts through an M-Pesa that strikes with every fault it knows, each as often as the others.
+
+Nothing is killed here. The operator retries what failed, as often as it fails; what a person would have to look at is
+HELD. At the end our book and the provider's are compared, receipt by receipt.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from api.tests.running import Running, running
+from payments.sandbox.faults import FAULTS
+from soak.figures import Figure, Progress, hand_over
+from soak.kills import DIVIDEND, MARKET
+
+SETTINGS = {
+    "PAYOUT_TPS": "100",
+    "SWEEP_EVERY_SECONDS": "1",
+    "PAYOUT_QUERY_AFTER": "2",
+    "PAYOUT_QUERY_GAP": "2",
+    "PAYOUT_RETRY_AFTER": "1",
+    "PAYOUT_RESEND_HORIZON": "120",
+    "PAYOUT_REVIEW_AFTER": "300",
+    "BREAKER_LONGEST_PAUSE": "2",
+}
+PAYOUTS = "payments_transaction WHERE destination = 'mpesa'"
+BY_STATUS = f"SELECT status, count(*) FROM {PAYOUTS} GROUP BY 1 ORDER BY 1"  # noqa: S608
+HELD_SILENTLY = f"SELECT count(*) FROM {PAYOUTS} AND status = 'HELD' AND reason = ''"  # noqa: S608
+OURS = (
+    "SELECT originator_conversation_id, amount::int, phone_number, receipt FROM payments_attempt WHERE state = 'PAID'"
+    " ORDER BY 1"
+)
+MOST_HELD = 0.01
+
+
+def run(*, winners: int, each: float, at_most_seconds: float, seed: int) -> list[Figure]:
+    """Pay `winners` payouts with each fault striking a share `each` of the requests; how the books compare."""
+    with tempfile.TemporaryDirectory() as directory:
+        with running(Path(directory), **SETTINGS) as place:
+            rate = str(each * len(FAULTS))
+            place.start_simulator(
+                "--callback-delay", "0.2", "--latency", "0.05", "--seed", str(seed), "--fault-rate", rate
+            )
+            place.start_web()
+            place.start_worker()
+            place.log_in()
+            place.manage("shell", typed=MARKET.format(winners=winners))
+            place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
+            seconds = _settle_down(place, winners, at_most_seconds)
+            return _compared(place, winners, each, seconds)
+
+
+def _settle_down(place: Running, winners: int, at_most_seconds: float) -> float:
+    """Retry what fails until every payout is completed or held, or time is up; the seconds it took."""
+    progress = Progress("faults", winners)
+    counts: dict[str, int] = {}
+    while progress.seconds < at_most_seconds and sum(map(counts.get, ("COMPLETED", "HELD"), (0, 0))) < winners:
+        counts = dict(place.sql(BY_STATUS))
+        if counts.get("FAILED"):
+            place.post("/api/markets/admin/retry-failed-payouts/", {"hours": 24})
+        progress.at(counts.get("COMPLETED", 0), ", ".join(f"{status} {count}" for status, count in counts.items()))
+        time.sleep(0.5)
+    return progress.seconds
+
+
+def _compared(place: Running, winners: int, each: float, seconds: float) -> list[Figure]:
+    book: dict[str, Any] = place.book()
+    counts = dict(place.sql(BY_STATUS))
+    completed, held = counts.get("COMPLETED", 0), counts.get("HELD", 0)
+    ((silent,),) = place.sql(HELD_SILENTLY)
+    theirs = sorted(
+        (p["ocid"], p["amount"], p["phone"], p["receipt"]) for p in book["payments"] if p["state"] == "paid"
+    )
+    ours = place.sql(OURS)
+    missing = len(set(theirs) ^ set(ours))
+    ((requests,),) = place.sql("SELECT count(*) FROM payments_attempt")
+    ((questions,),) = place.sql("SELECT count(*) FROM payments_statusquery")
+    closed = place.manage("reconcile").strip().rpartition("\n")[2]
+    return [
+        Figure(
+            f"{winners:,} payouts, every fault of the simulator at {each:.0%}",
+            "all completed, or under 1 % held with a reason",
+            f"{completed:,} completed, {held} held ({silent} without a reason), {winners - completed - held} under way "
+            f"after {seconds:.0f} s, by {requests:,} requests and {questions:,} questions",
+            completed + held == winners and silent == 0 and held < MOST_HELD * winners,
+        ),
+        Figure(
+            "The provider's book and ours, after the faults",
+            "the same payments, receipt by receipt; nobody paid twice",
+            f"{missing} differences, {len(book['double_paid'])} paid twice; the provider paid "
+            f"{book['totals']['paid_total']:,} shillings for {len(ours):,} dividends of {DIVIDEND}",
+            missing == 0 and not book["double_paid"] and book["totals"]["paid_total"] == len(ours) * DIVIDEND,
+        ),
+        Figure("The books after the faults", "every invariant holds", closed, closed.startswith("The books close")),
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--winners", type=int, default=2_000)
+    parser.add_argument("--each", type=float, default=0.05)
+    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    hand_over(run(winners=asked.winners, each=asked.each, at_most_seconds=asked.seconds, seed=asked.seed))
