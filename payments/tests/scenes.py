@@ -119,6 +119,7 @@ def _settled(people: list[CustomUser], at: datetime) -> Market:
     builders.bet(made, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
     builders.resolve(made, "Yes", at=when, by=staff(full_name="Grace Operator"))
     builders.settle(made, at=when)
+    Market.objects.filter(pk=made.pk).update(end_date=when - timedelta(minutes=5))
     return made
 
 
