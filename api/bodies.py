@@ -16,6 +16,7 @@ from users import audit
 from users.models import CustomUser
 
 LARGEST_ID = 2**63 - 1
+_PERCENTAGE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,4})?", re.ASCII)
 _AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,2})?", re.ASCII)
 
 
@@ -73,6 +74,31 @@ class Shillings(serializers.Field):
 
     def to_representation(self, value: Decimal) -> str:
         return f"{value:.2f}"
+
+
+class Weights(serializers.Field):
+    """Percentages by outcome, as an object such as {"A": 50, "B": "50"}; at most four decimals, at least one."""
+
+    default_error_messages = {
+        "invalid": "Must be an object with a percentage such as 50 or 33.3 for each outcome.",
+        "many": "May have at most {most} outcomes.",
+    }
+    most = 200
+
+    def to_internal_value(self, value: object) -> dict[str, Decimal]:
+        if not isinstance(value, dict) or not value:
+            self.fail("invalid")
+        if len(value) > self.most:
+            self.fail("many", most=self.most)
+        for weight in value.values():
+            if isinstance(weight, bool) or not isinstance(weight, str | int | Decimal):
+                self.fail("invalid")
+            if not _PERCENTAGE.fullmatch(str(weight)):
+                self.fail("invalid")
+        return {outcome: Decimal(str(weight)) for outcome, weight in value.items()}
+
+    def to_representation(self, value: dict[str, Decimal]) -> dict[str, str]:
+        return {outcome: str(weight) for outcome, weight in value.items()}
 
 
 def checked(body: serializers.Serializer) -> dict[str, Any]:

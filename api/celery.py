@@ -25,11 +25,13 @@ SWEEPS = {
     "payments.overview_tasks.heartbeat",
     "payments.overview_tasks.measure",
     "payments.overview_tasks.check_books",
+    "payments.settlement_tasks.issue_certificates",
+    "payments.settlement_tasks.close_remedied_disputes",
 }
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """A sweep that came and went is no news: four of them run every few seconds and would bury the rest."""
+    """A sweep that came and went is no news: they run every few seconds and would bury the rest."""
     about = record.args if isinstance(record.args, dict) else {}
     scheduled = record.args if isinstance(record.args, tuple) else ()
     return record.levelno > logging.INFO or (about.get("name") not in SWEEPS and SWEEPS.isdisjoint(scheduled))

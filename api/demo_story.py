@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from api import demo_proof
+from api import demo_openness, demo_proof
 from api.demo_client import Client
 from api.stack import Stack, StackError
 from markets.models import NAIROBI, Market
@@ -80,6 +80,9 @@ class Story:
         self._retry_what_failed(market)
         void = self._void_a_market()
         differences = self._prove(market, void)
+        self._step("What everyone can check")
+        member = (NAMES[0], self.tokens[NAMES[0]])
+        differences += demo_openness.show(self.client, self.console, market.pk, member, self.state / "demo")
         self._where_next("`make run` keeps all of it up, with this login, until Ctrl-C.")
         if differences:
             self.console.print(f"\nNOT PROVEN: {differences[0]}", style="bold red", markup=False)

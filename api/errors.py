@@ -12,7 +12,20 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from markets import parimutuel
-from payments import callbacks, daraja_messages, interventions, resolutions, stakes
+from payments import (
+    approvals,
+    callbacks,
+    certificates,
+    daraja_messages,
+    disputes,
+    interventions,
+    proposals,
+    recoveries,
+    resolutions,
+    settlement,
+    stakes,
+    undo,
+)
 from users import auth, phone
 
 log = logging.getLogger(__name__)
@@ -25,13 +38,37 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     parimutuel.BadWeights: (400, "bad_weights"),
     stakes.MarketNotFound: (404, "market_not_found"),
     resolutions.UnknownReason: (400, "unknown_reason"),
+    resolutions.BadCloseTime: (400, "bad_close_time"),
     resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),
+    resolutions.NothingToWithdraw: (409, "nothing_to_withdraw"),
+    resolutions.BeingSettled: (409, "being_settled"),
+    resolutions.AlreadyReleased: (409, "already_released"),
+    resolutions.TooFewOutcomes: (409, "too_few_outcomes"),
+    proposals.StakeInMarket: (403, "stake_in_market"),
+    proposals.PersonNeeded: (403, "person_needed"),
+    proposals.ProposalWaits: (409, "proposal_waits"),
+    proposals.PreviewMoved: (409, "preview_moved"),
+    approvals.ProposalNotFound: (404, "proposal_not_found"),
+    approvals.ProposalDecided: (409, "proposal_decided"),
+    approvals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
+    undo.NotUndoable: (409, "not_undoable"),
+    recoveries.RecoveryNotFound: (404, "recovery_not_found"),
+    recoveries.NothingOwed: (409, "nothing_owed"),
+    recoveries.OwnDebt: (403, "own_debt"),
     stakes.MarketNotOpen: (409, "market_not_open"),
     stakes.OutcomeNotInMarket: (400, "unknown_outcome"),
     stakes.InsufficientFunds: (409, "insufficient_funds"),
     stakes.ClientRefReused: (409, "idempotency_key_reused"),
     interventions.TransactionNotFound: (404, "transaction_not_found"),
     interventions.PayoutNotRetryable: (409, "payout_not_retryable"),
+    certificates.NotSettled: (404, "not_settled"),
+    certificates.NotIssuedYet: (409, "certificate_not_ready"),
+    settlement.BooksDisagree: (409, "books_disagree"),
+    disputes.DisputeNotFound: (404, "dispute_not_found"),
+    disputes.NotDisputable: (409, "not_disputable"),
+    disputes.DisputeMoved: (409, "dispute_moved"),
+    disputes.OwnDispute: (403, "own_dispute"),
+    disputes.NoSuchRemedy: (409, "no_such_remedy"),
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
     daraja_messages.Unreadable: (400, "unreadable_body"),
@@ -64,7 +101,7 @@ def answer(error: Exception, context: dict[str, Any]) -> Response | None:
             if code_status == 503:
                 log.error("Database not available: %s", error)
                 return Response(envelope(code, "The service is not available at the moment."), status=code_status)
-            return Response(envelope(code, str(error)), status=code_status)
+            return Response(envelope(code, str(error), getattr(error, "details", None)), status=code_status)
     if isinstance(error, Http404):
         error = exceptions.NotFound()
     elif isinstance(error, PermissionDenied):

@@ -68,6 +68,25 @@ def words(name: str, default: str = "") -> list[str]:
     return [word.strip() for word in text(name, default).split(",") if word.strip()]
 
 
+def by_pool(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:
+    """Minutes by the least pool they hold for: `30`, or `0,100000:30,1000000:120`."""
+    found: dict[Decimal, int] = {}
+    for part in words(name, default):
+        least, colon, minutes = part.rpartition(":")
+        try:
+            pool = Decimal(least) if colon else Decimal(0)
+        except InvalidOperation:
+            pool = Decimal(-1)
+        if not (pool.is_finite() and pool >= 0 and minutes.isascii() and minutes.isdigit() and int(minutes) <= 10_080):
+            raise ImproperlyConfigured(
+                f"{name} must be minutes up to 10080, or minutes by the least pool such as 0,100000:30, not {part!r}."
+            )
+        if pool in found:
+            raise ImproperlyConfigured(f"{name} has two numbers of minutes for pools from {pool}.")
+        found[pool] = int(minutes)
+    return tuple(sorted(found.items()))
+
+
 # --- what kind of place this is --------------------------------------------------------------------------------------
 
 MPESA_PRODUCTION = flag("MPESA_PRODUCTION", False)
@@ -285,6 +304,13 @@ CELERY_BEAT_SCHEDULE = {
     "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
     "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
     "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
+    "issue certificates": _every_sweep("payments.settlement_tasks.issue_certificates"),
+    "close remedied disputes": _every_sweep("payments.settlement_tasks.close_remedied_disputes"),
+    "ask for the float": {
+        "task": "payments.settlement_tasks.ask_for_the_float",
+        "schedule": 60 * whole("FLOAT_EVERY_MINUTES", 15, low=1, high=1_440),
+        "options": {"expires": 60},
+    },
     "show that we live": _every_sweep("payments.overview_tasks.heartbeat"),
     "take the home page's figures": {
         "task": "payments.overview_tasks.measure",
@@ -427,7 +453,16 @@ BREAKER_PAUSE = whole("BREAKER_PAUSE", 1, low=1, high=3_600)
 BREAKER_LONGEST_PAUSE = whole("BREAKER_LONGEST_PAUSE", 20, low=1, high=3_600)
 BREAKER_WINDOW = whole("BREAKER_WINDOW", 20, low=1, high=10_000)
 BREAKER_SHARE = decimal("BREAKER_SHARE", "0.5", low="0.01", high="1")
+SETTLEMENT_HOLD_MINUTES = by_pool("SETTLEMENT_HOLD_MINUTES", "0")
+RESOLVE_APPROVAL_ABOVE = (
+    decimal("RESOLVE_APPROVAL_ABOVE", "0", low="0", high="1000000000000") if text("RESOLVE_APPROVAL_ABOVE") else None
+)
 SETTLEMENT_CHUNK = whole("SETTLEMENT_CHUNK", 20_000, low=1, high=1_000_000)
+
+# --- disputes --------------------------------------------------------------------------------------------------------
+
+DISPUTE_WINDOW_DAYS = whole("DISPUTE_WINDOW_DAYS", 30, low=1, high=3_650)
+DISPUTE_ANSWER_HOURS = whole("DISPUTE_ANSWER_HOURS", 72, low=1, high=8_760)
 
 # --- log -------------------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,24 @@ from django.template.response import TemplateResponse
 from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
 
+from api.bodies import actor
 from markets import parimutuel, queries
 from markets.models import DEFAULT_OUTCOMES, Bet, Market, Outcome
-from payments import resolutions, settlement_tasks
+from payments import proposals, resolutions, settlement_tasks
 from payments.admin import ReadOnlyAdmin
+
+REFUSALS = (
+    resolutions.MarketAlreadyResolved,
+    resolutions.UnknownReason,
+    parimutuel.UnknownOutcome,
+    proposals.StakeInMarket,
+    proposals.ProposalWaits,
+)
 
 
 class OutcomeInline(TabularInline):
     model = Outcome
+    exclude = ("scratched_at",)
     extra = 0
     can_delete = False
 
@@ -40,6 +50,7 @@ class MarketAdmin(ModelAdmin):
     list_display = ("id", "question", "category", "status", "resolved_outcome", "end_date", "settled_at")
     list_filter = ("status", "category")
     search_fields = ("question",)
+    exclude = ("effective_close_at",)  # It comes with the resolution.
     readonly_fields = ("status", "resolved_outcome", "created_at", "resolved_at", "settled_at")
     inlines = (OutcomeInline,)
     actions = ("decide",)
@@ -79,13 +90,16 @@ class MarketAdmin(ModelAdmin):
                 market_id=market.pk,
                 rule="WINNER" if decision == "win" else "VOID",
                 weights={value: Decimal(100)} if decision == "win" else {},
-                by_user_id=request.user.pk,
+                by=actor(request),
                 at=timezone.now(),
                 policy=settlement_tasks.policy(),
                 reason="" if decision == "win" else value,
             )
-        except (resolutions.MarketAlreadyResolved, parimutuel.UnknownOutcome, resolutions.UnknownReason) as refusal:
+        except REFUSALS as refusal:
             messages.error(request, f"{refusal} Nothing was decided.")
+            return None
+        if isinstance(resolved, proposals.Proposed):
+            messages.warning(request, f"Proposal {resolved.proposal_id}: another member of staff must approve it.")
             return None
         settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
         messages.success(request, f"Market {market.pk} is decided. Its settlement runs now.")
@@ -95,7 +109,7 @@ class MarketAdmin(ModelAdmin):
         pools = queries.pools([market.pk]).get(market.pk, {})
         outcomes = [
             {"name": name, "staked": pools.get(name, (Decimal("0.00"), 0))[0], "bets": pools.get(name, (0, 0))[1]}
-            for name in market.outcome_names
+            for name in market.running_outcomes
         ]
         context = {
             **self.admin_site.each_context(request),

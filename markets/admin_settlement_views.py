@@ -2,7 +2,9 @@
 
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
+from django.core.validators import URLValidator
 from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
@@ -11,18 +13,36 @@ from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api.bodies import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
-from payments import interventions, queries, resolutions, settlement_tasks
+from api.bodies import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
+from payments import interventions, proposals, queries, resolutions, settlement_tasks
 
 
 class ResolveBody(Body):
+    """`outcome` for one winner; `weights` with `rule` JOINT or SPLIT for several."""
+
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
-    outcome = StrictText(max_length=120)
+    outcome = StrictText(max_length=120, required=False)
+    weights = Weights(required=False)
+    rule = serializers.ChoiceField(choices=("JOINT", "SPLIT"), required=False)
+    evidence_url = StrictText(
+        max_length=500, required=False, validators=[URLValidator(schemes=["http", "https"])], default=""
+    )
+    evidence_note = StrictText(max_length=1000, required=False, default="")
+    effective_close_at = serializers.DateTimeField(required=False, default=None)
+    preview_hash = StrictText(max_length=64, required=False, default=None)
+
+    def validate(self, body: dict[str, Any]) -> dict[str, Any]:
+        if ("outcome" in body) == ("weights" in body):
+            raise serializers.ValidationError({"outcome": ["Give either outcome, or weights and rule."]})
+        if ("weights" in body) != ("rule" in body):
+            raise serializers.ValidationError({"rule": ["Weights need a rule, JOINT or SPLIT; an outcome needs none."]})
+        return body
 
 
 class VoidBody(Body):
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
     reason = serializers.ChoiceField(choices=resolutions.VOID_REASONS)
+    preview_hash = StrictText(max_length=64, required=False, default=None)
 
 
 class RetryBody(Body):
@@ -36,22 +56,32 @@ class RetryFailedBody(Body):
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def resolve_market(request: Request) -> Response:
-    """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome; the rest follows by itself."""
+    """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome; the rest follows by itself.
+
+    Several winners: {market_id, weights, rule}. With evidence_url, evidence_note, effective_close_at, preview_hash, as
+    wanted. 202 where it takes a second person.
+    """
     body = checked(ResolveBody(data=request.data))
+    outcome = body.get("outcome")
     resolved = resolutions.resolve(
         market_id=body["market_id"],
-        rule="WINNER",
-        weights={body["outcome"]: Decimal(100)},
-        by_user_id=request.user.pk,
+        rule=body.get("rule", "WINNER"),
+        weights={outcome: Decimal(100)} if outcome is not None else body["weights"],
+        by=actor(request),
         at=timezone.now(),
         policy=settlement_tasks.policy(),
+        grounds=resolutions.Grounds(url=body["evidence_url"], note=body["evidence_note"]),
+        effective_close_at=body["effective_close_at"],
+        preview_hash=body["preview_hash"],
     )
+    if isinstance(resolved, proposals.Proposed):
+        return proposed(resolved)
     settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
     return Response(
         {
             "status": "resolved",
             "market_id": resolved.market_id,
-            "outcome": body["outcome"],
+            "outcome": outcome,
             "settlement_task_id": resolved.public_id,
         }
     )
@@ -66,11 +96,14 @@ def void_market(request: Request) -> Response:
         market_id=body["market_id"],
         rule="VOID",
         weights={},
-        by_user_id=request.user.pk,
+        by=actor(request),
         at=timezone.now(),
         policy=settlement_tasks.policy(),
         reason=body["reason"],
+        preview_hash=body["preview_hash"],
     )
+    if isinstance(resolved, proposals.Proposed):
+        return proposed(resolved)
     settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
     return Response(
         {
@@ -79,6 +112,20 @@ def void_market(request: Request) -> Response:
             "reason": body["reason"],
             "settlement_task_id": resolved.public_id,
         }
+    )
+
+
+def proposed(proposal: proposals.Proposed) -> Response:
+    """202: nothing is decided yet, a second member of staff approves it by the same hash."""
+    return Response(
+        {
+            "status": "proposed",
+            "proposal_id": proposal.proposal_id,
+            "market_id": proposal.market_id,
+            "kind": proposal.kind,
+            "preview_hash": proposal.preview_hash,
+        },
+        status=202,
     )
 
 
@@ -97,6 +144,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
             "outcome": found.outcome,
             "resolved_at": found.resolved_at,
             "settled_at": found.settled_at,
+            "release_at": found.release_at,
             "pool": f"{found.pool:.2f}",
             "platform_fee": f"{found.platform_fee:.2f}",
             "total_payouts": f"{found.total_payouts:.2f}",

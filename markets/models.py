@@ -76,6 +76,9 @@ class Market(models.Model):
     resolved_outcome = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - a key, absent until resolved
     platform_fee_pct = models.DecimalField(max_digits=5, decimal_places=2, default=default_fee_pct)
     end_date = EndDateField()
+    effective_close_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the event really ended: later bets get their stakes back."
+    )
     created_at = models.DateTimeField(default=timezone.now)
     resolved_at = models.DateTimeField(null=True, blank=True)
     settled_at = models.DateTimeField(null=True, blank=True)
@@ -142,12 +145,18 @@ class Market(models.Model):
     def outcome_names(self, names: tuple[str, ...]) -> None:
         self._outcome_names = tuple(names)
 
+    @property
+    def running_outcomes(self) -> tuple[str, ...]:
+        """The outcomes that can win: all but the scratched ones."""
+        return tuple(self.outcomes.filter(scratched_at=None).order_by("pk").values_list("name", flat=True))
+
 
 class Outcome(models.Model):
     """One answer to a market's question; bets name it by (market, name)."""
 
     market = models.ForeignKey(Market, on_delete=models.PROTECT, related_name="outcomes")
     name = models.CharField(max_length=120)
+    scratched_at = models.DateTimeField(null=True, blank=True, help_text="Since then it takes no bets and cannot win.")
 
     class Meta:
         constraints = [
@@ -162,8 +171,9 @@ class Outcome(models.Model):
 class Bet(models.Model):
     """One member's entry. `amount` is the stake, `payout` the dividend, both in shillings.
 
-    A trigger takes the market FOR SHARE at insert and refuses a market that is not OPEN. (market, outcome) references
-    the market's outcomes. `result` and `payout` are settlement's to write, everything else is fixed once placed.
+    A trigger takes the market FOR SHARE at insert and refuses a market that is not OPEN, and a scratched outcome.
+    (market, outcome) references the market's outcomes. `result` and `payout` are settlement's to write, everything else
+    is fixed once placed.
     """
 
     class Result(models.TextChoices):

@@ -1,6 +1,7 @@
 """Reading markets: lists, pools, one member's bets."""
 
 from decimal import Decimal
+from uuid import UUID
 
 from django.db.models import Count, Prefetch, QuerySet, Sum
 
@@ -30,3 +31,9 @@ def pools(market_ids: list[int]) -> dict[int, dict[str, tuple[Decimal, int]]]:
 def bets_of(*, user_id: int, market_id: int) -> QuerySet[Bet]:
     """A member's own bets on a market, newest first."""
     return Bet.objects.filter(user_id=user_id, market_id=market_id).order_by("-pk")
+
+
+def bet(*, public_id: UUID, market_id: int, user_id: int | None) -> Bet | None:
+    """One bet of a market with its market; only if it is this member's, where one is named."""
+    found = Bet.objects.select_related("market").filter(public_id=public_id, market_id=market_id)
+    return (found if user_id is None else found.filter(user_id=user_id)).first()

@@ -1,6 +1,14 @@
 from django.urls import path
 
-from markets import views
+from markets import certificate_views, views
+from markets.admin_decision_views import (
+    approve_proposal,
+    reject_proposal,
+    scratch_outcome,
+    settlement_preview,
+    undo_settlement,
+    withdraw_resolution,
+)
 from markets.admin_settlement_views import (
     resolve_market,
     retry_failed_payouts_batch,
@@ -8,13 +16,28 @@ from markets.admin_settlement_views import (
     settlement_status,
     void_market,
 )
+from payments import dispute_views
 
 urlpatterns = [
     path("", views.MarketList.as_view(), name="markets"),
     path("<int:market_id>/", views.MarketDetail.as_view(), name="market"),
     path("<int:market_id>/bets/", views.MarketBets.as_view(), name="market_bets"),
+    path(
+        "<int:market_id>/bets/<uuid:bet_id>/explanation/",
+        certificate_views.BetExplanation.as_view(),
+        name="explanation",
+    ),
+    path("<int:market_id>/bets/<uuid:bet_id>/disputes/", dispute_views.BetDisputes.as_view(), name="bet_disputes"),
+    path("<int:market_id>/settlement/", certificate_views.SettlementCertificate.as_view(), name="certificate"),
+    path("<int:market_id>/settlement/bets.jsonl", certificate_views.SettlementBets.as_view(), name="certificate_bets"),
     path("admin/resolve/", resolve_market, name="resolve_market"),
     path("admin/void/", void_market, name="void_market"),
+    path("admin/settlement-preview/<int:market_id>/", settlement_preview, name="settlement_preview"),
+    path("admin/approve/", approve_proposal, name="approve_proposal"),
+    path("admin/reject/", reject_proposal, name="reject_proposal"),
+    path("admin/withdraw/", withdraw_resolution, name="withdraw_resolution"),
+    path("admin/scratch/", scratch_outcome, name="scratch_outcome"),
+    path("admin/undo/", undo_settlement, name="undo_settlement"),
     path("admin/settlement-status/<int:market_id>/", settlement_status, name="settlement_status"),
     path("admin/retry-payout/", retry_payout, name="retry_payout"),
     path("admin/retry-failed-payouts/", retry_failed_payouts_batch, name="retry_failed_payouts"),

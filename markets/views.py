@@ -15,17 +15,23 @@ from api.bodies import LARGEST_ID, Body, Shillings, StrictText, caller, checked
 from markets import queries
 from markets.models import Bet, Market
 from payments import stakes
+from payments.queries import provisional
 
 PAGE = 100
 
 
-def market_body(market: Market, pools: dict[str, tuple[Decimal, int]]) -> dict[str, Any]:
-    """A market as members see it: each outcome with its stakes and number of bets."""
-    pool = sum((stake for stake, _ in pools.values()), Decimal("0.00"))
-    outcomes = []
+def market_body(market: Market, pools: dict[str, tuple[Decimal, int]], provisional: set[int]) -> dict[str, Any]:
+    """A market as members see it: each outcome with its stakes and number of bets.
+
+    Its result is provisional (it is in the set of such markets) while it may still be withdrawn.
+    """
+    pool, outcomes = Decimal("0.00"), []
     for outcome in market.outcomes.all():
         staked, bets = pools.get(outcome.name, (Decimal("0.00"), 0))
-        outcomes.append({"name": outcome.name, "staked": f"{staked:.2f}", "bets": bets})
+        scratched = outcome.scratched_at is not None
+        outcomes.append({"name": outcome.name, "staked": f"{staked:.2f}", "bets": bets, "scratched": scratched})
+        if not scratched:
+            pool += staked
     return {
         "id": market.pk,
         "question": market.question,
@@ -39,10 +45,11 @@ def market_body(market: Market, pools: dict[str, tuple[Decimal, int]]) -> dict[s
         "resolved_outcome": market.resolved_outcome,
         "resolved_at": market.resolved_at,
         "settled_at": market.settled_at,
+        "provisional": market.pk in provisional,
     }
 
 
-def bet_body(bet: Bet) -> dict[str, Any]:
+def bet_body(bet: Bet, provisional: set[int]) -> dict[str, Any]:
     return {
         "id": bet.public_id,
         "market_id": bet.market_id,
@@ -51,6 +58,7 @@ def bet_body(bet: Bet) -> dict[str, Any]:
         "result": bet.result,
         "payout": f"{bet.payout:.2f}",
         "placed_at": bet.placed_at,
+        "provisional": bet.market_id in provisional,
     }
 
 
@@ -67,8 +75,9 @@ class MarketList(APIView):
         if not (before.isascii() and before.isdigit() and len(before) < 20 and int(before) <= LARGEST_ID):
             raise ValidationError({"before": ["Must be the id of a market."]})
         markets = list(queries.listed(wanted).filter(pk__lt=int(before))[:PAGE])
-        pools = queries.pools([market.pk for market in markets])
-        return Response({"markets": [market_body(market, pools.get(market.pk, {})) for market in markets]})
+        ids = [market.pk for market in markets]
+        pools, unsure = queries.pools(ids), provisional(ids, timezone.now())
+        return Response({"markets": [market_body(market, pools.get(market.pk, {}), unsure) for market in markets]})
 
 
 class MarketDetail(APIView):
@@ -78,7 +87,8 @@ class MarketDetail(APIView):
 
     def get(self, request: Request, market_id: int) -> Response:
         market = _market(market_id)
-        return Response(market_body(market, queries.pools([market.pk]).get(market.pk, {})))
+        unsure = provisional([market.pk], timezone.now())
+        return Response(market_body(market, queries.pools([market.pk]).get(market.pk, {}), unsure))
 
 
 class BetBody(Body):
@@ -97,7 +107,8 @@ class MarketBets(APIView):
     def get(self, request: Request, market_id: int) -> Response:
         market = _market(market_id)
         bets = queries.bets_of(user_id=caller(request).pk, market_id=market.pk)[:PAGE]
-        return Response({"bets": [bet_body(bet) for bet in bets]})
+        unsure = provisional([market.pk], timezone.now())
+        return Response({"bets": [bet_body(bet, unsure) for bet in bets]})
 
     def post(self, request: Request, market_id: int) -> Response:
         key = request.headers.get("Idempotency-Key", "")
@@ -111,7 +122,7 @@ class MarketBets(APIView):
             **checked(BetBody(data=request.data)),
         )
         return Response(
-            {"bet": bet_body(placed.bet), "balance": f"{placed.balance:.2f}"},
+            {"bet": bet_body(placed.bet, set()), "balance": f"{placed.balance:.2f}"},
             status=status.HTTP_201_CREATED if placed.new else status.HTTP_200_OK,
         )
 

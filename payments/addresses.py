@@ -37,3 +37,6 @@ class Addresses:
 
     def status_result(self, token: str) -> str:
         return urljoin(self.callback_url, f"../status-result/{token}/")
+
+    def balance_result(self, token: str) -> str:
+        return urljoin(self.callback_url, f"../balance-result/{token}/")

@@ -10,7 +10,13 @@ from payments.models import (
     Attempt,
     Breaker,
     Callback,
+    Certificate,
+    Dispute,
+    DisputeEvent,
+    FloatReading,
     LedgerAccount,
+    Proposal,
+    Recovery,
     Settlement,
     StatusQuery,
     Transaction,
@@ -66,6 +72,27 @@ class SettlementAdmin(ReadOnlyAdmin):
     list_select_related = ("market", "resolved_by")
 
 
+@admin.register(Proposal)
+class ProposalAdmin(ReadOnlyAdmin):
+    list_display = ("id", "market", "kind", "rule", "weights", "pool", "state", "proposed_by", "decided_by", "words")
+    list_filter = ("state", "kind")
+    list_select_related = ("market", "proposed_by", "decided_by")
+
+
+@admin.register(Recovery)
+class RecoveryAdmin(ReadOnlyAdmin):
+    list_display = ("id", "user", "settlement", "amount", "recovered", "written_off", "decision", "pct", "decided_by")
+    list_filter = ("decision",)
+    list_select_related = ("user", "settlement", "decided_by")
+
+
+@admin.register(FloatReading)
+class FloatReadingAdmin(ReadOnlyAdmin):
+    list_display = ("id", "source", "amount", "read_at", "asked_at")
+    list_filter = ("source",)
+    exclude = ("token_hash",)
+
+
 @admin.register(Attempt)
 class AttemptAdmin(ReadOnlyAdmin):
     list_display = (
@@ -119,3 +146,31 @@ class TransferAdmin(ReadOnlyAdmin):
 class VerdictAdmin(ReadOnlyAdmin):
     list_display = ("id", "transaction", "receipt", "grounds", "proposed_by", "proposed_at", "closed_by", "confirmed")
     list_select_related = ("transaction", "proposed_by", "closed_by")
+
+
+@admin.register(Certificate)
+class CertificateAdmin(ReadOnlyAdmin):
+    list_display = ("settlement", "issued_at", "bet_count", "hash")
+    list_select_related = ("settlement",)
+
+
+class DisputeEventInline(TabularInline):
+    model = DisputeEvent
+    fields = ("at", "kind", "by", "text")
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Dispute)
+class DisputeAdmin(ReadOnlyAdmin):
+    list_display = ("public_id", "user", "state", "opened_at", "due_at", "remedy", "remedy_state", "closed_by")
+    list_filter = ("state", "remedy", "remedy_state")
+    list_select_related = ("user", "closed_by")
+    raw_id_fields = ("bet", "transaction", "settlement")
+    inlines = (DisputeEventInline,)

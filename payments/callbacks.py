@@ -11,9 +11,9 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from payments import crashpoints, daraja_messages, evidence
+from payments import crashpoints, daraja_messages, evidence, float_readings
 from payments.addresses import Addresses, token_hash
-from payments.models import Attempt, Callback, StatusQuery
+from payments.models import Attempt, Callback, FloatReading, StatusQuery
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -38,13 +38,15 @@ def store(
     Raises: UnknownAddress, and stores nothing.
     """
     hashed = token_hash(token)
-    attempt_id = query_id = None
-    if kind != Callback.Kind.STATUS:
+    attempt_id = query_id = reading_id = None
+    if kind == Callback.Kind.BALANCE:
+        reading_id = FloatReading.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
+    elif kind != Callback.Kind.STATUS:
         attempt_id = Attempt.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
-    if attempt_id is None and kind != Callback.Kind.RESULT:
+    if attempt_id is None and kind in (Callback.Kind.STATUS, Callback.Kind.TIMEOUT):
         query_id = StatusQuery.objects.filter(token_hash=hashed).values_list("pk", flat=True).first()
     orphan = ""
-    if attempt_id is None and query_id is None:
+    if attempt_id is None and query_id is None and reading_id is None:
         orphan = _orphan(kind, token, body, addresses)
         if not orphan:
             raise UnknownAddress("There is nothing at this address.")
@@ -56,6 +58,7 @@ def store(
                 kind=kind,
                 attempt_id=attempt_id,
                 query_id=query_id,
+                reading_id=reading_id,
                 originator_conversation_id=orphan,
                 body=body,
                 digest=hashlib.sha256(body).hexdigest(),
@@ -82,7 +85,7 @@ def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
 
 def to_apply(*, after: int, limit: int) -> list[int]:
     """Ids above `after` of the stored callbacks that have not been applied yet, oldest first."""
-    parked = Q(attempt=None, query=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
+    parked = Q(attempt=None, query=None, reading=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
     waiting = Callback.objects.filter(applied_at=None, pk__gt=after).exclude(parked).order_by("pk")
     return list(waiting.values_list("pk", flat=True)[:limit])
 
@@ -101,7 +104,7 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         if callback is None:
             return "applied already"
         crashpoints.reach("apply before evidence")
-        if callback.attempt_id is None and callback.query_id is None:
+        if callback.attempt_id is None and callback.query_id is None and callback.reading_id is None:
             callback.attempt_id = _attempt_of(callback.originator_conversation_id).values_list("pk", flat=True).first()
             if callback.attempt_id is None:
                 return "parked: its request is not here"
@@ -122,7 +125,12 @@ def _verdict(callback: Callback, at: datetime, policy: Policy) -> str:
     try:
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
             result = daraja_messages.parse_result(body)
-            return evidence.hear_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
+            verdict = evidence.hear_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
+            if trusted and result.says_paid:
+                float_readings.note(result.utility_available, at=at)
+            return verdict
+        if callback.reading_id:
+            return float_readings.hear(callback.reading_id, body, trusted=trusted, at=at)
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = daraja_messages.parse_status(body)
             return evidence.hear_status(callback.query_id, answer, trusted=trusted, at=at, policy=policy)

@@ -6,14 +6,15 @@
     in doubt  everything else: we ask, and send the same id again only within the resend horizon
 
 Paid evidence beats failure evidence, whenever it comes: what M-Pesa did is recorded, never refused. What does not match
-changes no state. The caller owns the database transaction. Lock order: Transaction, Attempt, then wallets (ledger).
+changes no state. The caller owns the database transaction. Lock order: Transaction, Attempt, Recovery, then wallets
+(ledger).
 """
 
 import logging
 from datetime import datetime, timedelta
 
 from markets.models import NAIROBI
-from payments import breakers, daraja_messages, ledger, tariff
+from payments import breakers, daraja_messages, ledger, recoveries, tariff
 from payments.addresses import Addresses, token_hash
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.policy import Policy
@@ -257,6 +258,7 @@ def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_o
     else:
         owes = ledger.receivable(payout.user_id)
         entries.append(ledger.Entry(f"late:{attempt.pk}", owes, ledger.MPESA_UTILITY, amount, tx))
+        recoveries.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=amount, at=at)
     try:
         charge = tariff.charge(amount, at.astimezone(NAIROBI).date())
     except tariff.NoTariff as error:  # Proof of payment is booked whatever it cost; the statement trues the charge up.
@@ -286,6 +288,8 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     late = payout.attempts.filter(state=State.PAID).order_by("number").last()
     if late is not None:
         return _set_off(payout, late, at)
+    if recoveries.was_recalled(payout.pk):
+        return _cancel(payout, at)
     if daraja_messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
         payout.status = Status.PENDING
         payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
@@ -299,6 +303,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
 def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
     wallet, owes = ledger.wallet(payout.user_id), ledger.receivable(payout.user_id)
+    recoveries.repaid(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
     ledger.post(
         [
             ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk),
@@ -310,6 +315,18 @@ def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     payout.reason = f"Paid by {late}, which had been held to have failed."
     payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
     return "failed; an earlier request had paid, so the debt is settled"
+
+
+def _cancel(payout: Transaction, at: datetime) -> str:
+    """Its settlement was undone while it was under way, and now we know that nothing was paid: nobody owes anybody."""
+    recoveries.not_owed_after_all(payout, at=at)
+    if payout.status == Status.PROCESSING:
+        payout.status = Status.FAILED
+        payout.save(update_fields=["status"])
+    payout.status = Status.CANCELLED
+    payout.reason = f"Its settlement was undone, and it was not paid: {payout.reason}"[:300]
+    payout.save(update_fields=["status", "reason"])
+    return "failed, and cancelled: its settlement was undone"
 
 
 def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:

@@ -23,6 +23,7 @@ OPENING = "opening"
 MPESA_UTILITY = "mpesa_utility"
 MPESA_CHARGES_PAID = "mpesa_charges_paid"
 CHARGE_EXPENSE = "charge_expense"
+BAD_DEBT = "bad_debt"
 ZERO = Decimal("0.00")
 
 

@@ -12,10 +12,28 @@ from django.db.models.functions import Floor
 from django.utils import timezone
 
 from markets.models import Market
+from payments.certificate_models import Certificate, CertificateBlock
+from payments.decision_models import FloatReading, Proposal, Recovery
+from payments.dispute_models import Dispute, DisputeEvent
+from payments.fields import shillings
 
-
-def shillings(**options: object) -> models.DecimalField:
-    return models.DecimalField(max_digits=16, decimal_places=2, **options)  # type: ignore[arg-type]
+__all__ = [
+    "Attempt",
+    "Breaker",
+    "Callback",
+    "Certificate",
+    "CertificateBlock",
+    "Dispute",
+    "DisputeEvent",
+    "FloatReading",
+    "LedgerAccount",
+    "Proposal",
+    "Recovery",
+    "Settlement",
+    "StatusQuery",
+    "Transaction",
+    "Transfer",
+]
 
 
 class LedgerAccount(models.Model):
@@ -63,7 +81,9 @@ class Settlement(models.Model):
     """One run of dividing one market's pool; its totals are frozen before the first bet is touched.
 
     Amounts are shillings; `weights` maps outcome to percentage text; `funds` maps outcome to integer cents and the
-    cutoff of the left-over cents (see settlement.py).
+    cutoff of the left-over cents (see division.py). `pool` is what is divided; the stakes of bets that were placed
+    after `effective_close_at` are not in it but in `late_refund`. A SCRATCH gives back the stakes on one outcome,
+    `scratched`, while the market goes on; every other run decides the market.
     """
 
     class Rule(models.TextChoices):
@@ -71,18 +91,21 @@ class Settlement(models.Model):
         JOINT = "JOINT"
         SPLIT = "SPLIT"
         VOID = "VOID"
+        SCRATCH = "SCRATCH"
 
     class State(models.TextChoices):
         PENDING = "PENDING"
         DIVIDING = "DIVIDING"
         SETTLED = "SETTLED"
+        UNDOING = "UNDOING"
         WITHDRAWN = "WITHDRAWN"
         UNDONE = "UNDONE"
 
     TRANSITIONS = {
         State.PENDING: {State.DIVIDING, State.WITHDRAWN},
         State.DIVIDING: {State.SETTLED},
-        State.SETTLED: {State.UNDONE},
+        State.SETTLED: {State.UNDOING},
+        State.UNDOING: {State.UNDONE},
         State.WITHDRAWN: set(),
         State.UNDONE: set(),
     }
@@ -93,9 +116,16 @@ class Settlement(models.Model):
     rule = models.CharField(max_length=10, choices=Rule.choices)
     weights = models.JSONField(default=dict)
     reason = models.CharField(max_length=20, blank=True)
+    scratched = models.CharField(max_length=120, blank=True)
+    effective_close_at = models.DateTimeField(null=True, blank=True)
+    evidence_url = models.CharField(max_length=500, blank=True)
+    evidence_note = models.CharField(max_length=1000, blank=True)
     state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
     resolved_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
     resolved_at = models.DateTimeField()
+    approved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
     fee_pct = models.DecimalField(max_digits=5, decimal_places=2)
     protect_stake = models.BooleanField()
     bet_count = models.PositiveBigIntegerField(null=True)
@@ -103,6 +133,7 @@ class Settlement(models.Model):
     winning_pool = shillings(null=True)
     fee = shillings(null=True)
     net = shillings(null=True)
+    late_refund = shillings(null=True)
     refund = models.BooleanField(null=True)
     funds = models.JSONField(default=dict)
     last_bet_id = models.BigIntegerField(default=0)
@@ -111,19 +142,34 @@ class Settlement(models.Model):
     settled_at = models.DateTimeField(null=True)
     release_at = models.DateTimeField(null=True)
     release_open = models.BooleanField(default=False, help_text="Its canary has passed: all its payouts may leave.")
+    stopped_at = models.DateTimeField(null=True, blank=True, help_text="Nothing of it leaves: its undo is proposed.")
+    undone_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    undone_at = models.DateTimeField(null=True, blank=True)
+    undone_reason = models.CharField(max_length=300, blank=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["market", "number"], name="settlement_number_once_a_market"),
             models.UniqueConstraint(
                 fields=["market"],
-                condition=Q(state__in=["PENDING", "DIVIDING", "SETTLED"]),
+                condition=Q(state__in=["PENDING", "DIVIDING", "SETTLED", "UNDOING"]) & ~Q(rule="SCRATCH"),
                 name="one_live_settlement_a_market",
+            ),
+            models.UniqueConstraint(
+                fields=["market", "scratched"], condition=Q(rule="SCRATCH"), name="outcome_scratched_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(rule="SCRATCH", scratched__gt="") | (~Q(rule="SCRATCH") & Q(scratched="")),
+                name="a_scratch_names_its_outcome",
             ),
             models.CheckConstraint(condition=Q(pool=F("fee") + F("net")), name="pool_is_fee_and_net"),
         ]
         indexes = [
-            models.Index(fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING"]), name="settlement_to_do"),
+            models.Index(
+                fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING", "UNDOING"]), name="settlement_to_do"
+            ),
             models.Index(fields=["id"], condition=Q(state="SETTLED", release_open=False), name="settlement_in_canary"),
         ]
 
@@ -160,7 +206,7 @@ class Transaction(models.Model):
         Status.PENDING: {Status.PROCESSING, Status.HELD, Status.COMPLETED, Status.CANCELLED},
         Status.PROCESSING: {Status.COMPLETED, Status.FAILED, Status.HELD, Status.PENDING},
         Status.HELD: {Status.PENDING, Status.FAILED, Status.COMPLETED, Status.CANCELLED},
-        Status.FAILED: {Status.PENDING, Status.COMPLETED},
+        Status.FAILED: {Status.PENDING, Status.COMPLETED, Status.CANCELLED},
         Status.COMPLETED: set(),
         Status.CANCELLED: set(),
     }
@@ -345,6 +391,7 @@ class Callback(models.Model):
         TIMEOUT = "timeout"
         STATUS = "status"
         PLAIN = "plain"
+        BALANCE = "balance"
 
     kind = models.CharField(max_length=10, choices=Kind.choices)
     originator_conversation_id = models.CharField(
@@ -352,6 +399,7 @@ class Callback(models.Model):
     )
     attempt = models.ForeignKey(Attempt, on_delete=models.PROTECT, null=True, related_name="callbacks")
     query = models.ForeignKey(StatusQuery, on_delete=models.PROTECT, null=True, related_name="callbacks")
+    reading = models.ForeignKey(FloatReading, on_delete=models.PROTECT, null=True, related_name="callbacks")
     body = models.BinaryField()
     digest = models.CharField(max_length=64)
     received_at = models.DateTimeField()
@@ -363,7 +411,7 @@ class Callback(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["kind", "attempt", "query", "digest"],
+                fields=["kind", "attempt", "query", "reading", "digest"],
                 condition=~Q(kind="plain"),
                 nulls_distinct=False,
                 name="callback_stored_once",

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Exists, Max, OuterRef, Q, Sum
+from django.db.models import Exists, Max, OuterRef, Q, QuerySet, Sum
 
 from markets.models import NAIROBI
-from payments import breakers, crashpoints, daraja, evidence, ledger, releases
+from payments import breakers, crashpoints, daraja, evidence, ledger, recoveries, releases
 from payments.addresses import Addresses, token_hash
-from payments.models import Attempt, Breaker, StatusQuery, Transaction
+from payments.models import Attempt, Breaker, Settlement, StatusQuery, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,12 @@ class Question:
 def due(*, at: datetime, policy: Policy) -> Q:
     """The payouts that may leave at `at`: over M-Pesa, pending, due, and released by their settlement."""
     in_canary = releases.in_canary(at=at, policy=policy)
-    released = Q(settlement__isnull=True) | Q(settlement__release_at__lte=at, settlement__release_open=True)
+    released = Q(settlement__isnull=True) | Q(
+        settlement__state=Settlement.State.SETTLED,
+        settlement__stopped_at=None,
+        settlement__release_at__lte=at,
+        settlement__release_open=True,
+    )
     released |= Q(settlement__in=in_canary)
     # A retry asks first what became of the request that failed; so does a claim that it was paid after all.
     asked = Attempt.objects.filter(transaction=OuterRef("pk"), state=State.FAILED, next_query_at__isnull=False)
@@ -78,10 +83,15 @@ def due(*, at: datetime, policy: Policy) -> Q:
 
 def any_due(*, at: datetime, policy: Policy) -> bool:
     """Whether there is a payout to claim or a request to send again."""
-    return (
-        Transaction.objects.filter(due(at=at, policy=policy)).exists()
-        or Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).exists()
+    return Transaction.objects.filter(due(at=at, policy=policy)).exists() or _resendable(at).exists()
+
+
+def _resendable(at: datetime) -> QuerySet[Attempt]:
+    """Doubtful attempts whose same id may go again; what is undone, or is to be, is only asked about."""
+    stands = Q(transaction__settlement=None) | Q(
+        transaction__settlement__state=Settlement.State.SETTLED, transaction__settlement__stopped_at=None
     )
+    return Attempt.objects.filter(stands, state=State.IN_DOUBT, resend_at__lte=at)
 
 
 def claim(
@@ -126,8 +136,7 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
     Locks: Transactions (skipping locked ones), then the Attempts.
     """
     with transaction.atomic(durable=True):
-        ids = Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).order_by("resend_at")
-        doubtful = list(ids.values_list("transaction", flat=True)[:limit])
+        doubtful = list(_resendable(at).order_by("resend_at").values_list("transaction", flat=True)[:limit])
         if doubtful:
             doubtful = doubtful[: breakers.allowance(at=at, policy=policy)]
         payouts = Transaction.objects.filter(pk__in=doubtful)
@@ -137,7 +146,8 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             if attempt is None or attempt.state != State.IN_DOUBT or attempt.resend_at is None:
                 continue
             attempt.resend_at = None
-            if payout.status == Status.PROCESSING and evidence.within_horizon(attempt, at, policy):
+            due = payout.status == Status.PROCESSING and not recoveries.was_recalled(payout.pk)
+            if due and evidence.within_horizon(attempt, at, policy):
                 attempt.state, attempt.posted_at = State.SENDING, at
                 attempt.next_query_at = at + policy.query_after
                 claims.append(_claim_of(attempt, payout, addresses))
@@ -257,8 +267,12 @@ def record(claim: Claim, said: daraja.Accepted | daraja.GatewayError, *, at: dat
             attempt.state, attempt.next_query_at = State.ACCEPTED, at + policy.query_after
             attempt.save()
             breakers.acknowledged(attempt.posted_at)
-        elif isinstance(said, daraja.NotSent) and sure and payout.status == Status.HELD:
-            # An earlier request was paid meanwhile: this one did not leave, and must not.
+        elif (
+            isinstance(said, daraja.NotSent)
+            and sure
+            and (payout.status == Status.HELD or recoveries.was_recalled(payout.pk))
+        ):
+            # An earlier request was paid meanwhile, or the settlement undone: this one did not leave, and must not.
             evidence.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
         elif isinstance(said, daraja.NotSent) and sure:
             _wait(payout, attempt, said, at, policy)

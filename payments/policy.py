@@ -8,7 +8,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Policy:
-    """What `.env.example` says of each PAYOUT_ and MPESA_ setting; amounts in shillings."""
+    """What `.env.example` says of each PAYOUT_, MPESA_ and DISPUTE_ setting; amounts in shillings."""
 
     production: bool
     protect_stake: bool
@@ -29,6 +29,18 @@ class Policy:
     breaker_longest_pause: timedelta = timedelta(seconds=20)
     breaker_window: int = 20
     breaker_share: Decimal = Decimal("0.5")
+    dispute_window: timedelta = timedelta(days=30)
+    dispute_answer: timedelta = timedelta(hours=72)
+    holds: tuple[tuple[Decimal, timedelta], ...] = ()
+    approval_above: Decimal | None = None
+
+    def hold_for(self, pool: Decimal) -> timedelta:
+        """How long a settlement's payouts wait before they leave, by its pool in shillings."""
+        return next((hold for least, hold in sorted(self.holds, reverse=True) if pool >= least), timedelta(0))
+
+    def needs_approval(self, pool: Decimal) -> bool:
+        """Whether a decision about a pool of so many shillings takes a second person."""
+        return self.approval_above is not None and pool > self.approval_above
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -52,4 +64,8 @@ class Policy:
             breaker_longest_pause=timedelta(seconds=settings.BREAKER_LONGEST_PAUSE),
             breaker_window=settings.BREAKER_WINDOW,
             breaker_share=settings.BREAKER_SHARE,
+            dispute_window=timedelta(days=settings.DISPUTE_WINDOW_DAYS),
+            dispute_answer=timedelta(hours=settings.DISPUTE_ANSWER_HOURS),
+            holds=tuple((least, timedelta(minutes=minutes)) for least, minutes in settings.SETTLEMENT_HOLD_MINUTES),
+            approval_above=settings.RESOLVE_APPROVAL_ABOVE,
         )

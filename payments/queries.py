@@ -1,5 +1,6 @@
 """Reading payments: where a market's money is, and what of it is in limbo."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -8,7 +9,7 @@ from typing import Any
 from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
-from markets.models import Market
+from markets.models import Bet, Market
 from payments import ledger
 from payments.models import Attempt, Settlement, Transaction
 
@@ -24,6 +25,7 @@ class SettlementStatus:
     outcome: str | None
     resolved_at: datetime | None
     settled_at: datetime | None
+    release_at: datetime | None
     pool: Decimal
     platform_fee: Decimal
     by_state: dict[str, tuple[Decimal, int]]
@@ -39,7 +41,7 @@ def settlement_status(market_id: int) -> SettlementStatus | None:
     if market is None:
         return None
     run = market.settlements.exclude(
-        state__in=[Settlement.State.WITHDRAWN, Settlement.State.UNDONE]
+        Q(state__in=[Settlement.State.WITHDRAWN, Settlement.State.UNDONE]) | Q(rule=Settlement.Rule.SCRATCH)
     ).order_by("-number").first()  # fmt: skip
     by_state = dict.fromkeys(SIX, (ledger.ZERO, 0))
     if run is not None:
@@ -64,10 +66,25 @@ def settlement_status(market_id: int) -> SettlementStatus | None:
         outcome=market.resolved_outcome,
         resolved_at=market.resolved_at,
         settled_at=market.settled_at,
+        release_at=run.release_at if run is not None else None,
         pool=pool,
         platform_fee=(run.fee if run is not None else None) or ledger.ZERO,
         by_state=by_state,
     )
+
+
+def standing(market_id: int) -> Settlement | None:
+    """The run that has decided a market and stands; one that gave back the stakes on a single outcome is none."""
+    runs = Settlement.objects.filter(market=market_id, state=Settlement.State.SETTLED)
+    return runs.exclude(rule=Settlement.Rule.SCRATCH).first()
+
+
+def run_of(bet: Bet) -> Settlement | None:
+    """The run that gave a bet its result: its market's, or the one that scratched its outcome."""
+    scratch = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome).first()
+    if scratch is None:
+        return standing(bet.market_id)
+    return scratch if scratch.state == Settlement.State.SETTLED else None
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,14 @@ def limbo(market_id: int | None = None, *, limit: int | None = None) -> list[Lim
     ]
 
 
+def provisional(market_ids: Iterable[int], at: datetime) -> set[int]:
+    """Of these markets, those whose result may still be withdrawn: resolved and not settled, held, or being undone."""
+    State = Settlement.State
+    runs = Settlement.objects.filter(market__in=list(market_ids)).exclude(rule=Settlement.Rule.SCRATCH)
+    unsettled = Q(state__in=[State.PENDING, State.DIVIDING, State.UNDOING])
+    return set(runs.filter(unsettled | Q(state=State.SETTLED, release_at__gt=at)).values_list("market_id", flat=True))
+
+
 def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:
     # A doubtful request that is being sent again is as doubtful as before.
     doubtful = Q(state=Attempt.State.IN_DOUBT) | Q(state__in=Attempt.OPEN, doubted_at__isnull=False)
@@ -113,4 +138,6 @@ def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:
 
 
 def _stakes(market: Market) -> Decimal:
-    return market.bets.aggregate(total=Coalesce(Sum("amount"), ledger.ZERO))["total"]
+    scratched = market.outcomes.exclude(scratched_at=None).values_list("name", flat=True)
+    staked = market.bets.exclude(outcome__in=list(scratched))
+    return staked.aggregate(total=Coalesce(Sum("amount"), ledger.ZERO))["total"]

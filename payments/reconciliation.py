@@ -27,24 +27,55 @@ INVARIANTS: dict[str, str] = {
         SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || ', transactions '
             || coalesce(t.total, 0) || ', dividends ' || b.dividends
         FROM payments_settlement s
-        JOIN LATERAL (SELECT coalesce(sum(amount), 0) AS stakes, coalesce(sum(payout), 0) AS dividends
-            FROM markets_bet WHERE market_id = s.market_id) b ON true
+        JOIN LATERAL (SELECT coalesce(sum(b.amount), 0) AS stakes, coalesce(sum(b.payout), 0) AS dividends
+            FROM markets_bet b JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
+            WHERE b.market_id = s.market_id
+              AND CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END) b ON true
         JOIN LATERAL (SELECT sum(amount) AS total FROM payments_transaction WHERE settlement_id = s.id) t ON true
-        WHERE s.state = 'SETTLED'
-          AND (b.stakes, b.dividends, coalesce(t.total, 0)) IS DISTINCT FROM (s.pool, s.net, s.pool - s.fee)""",
+        WHERE s.state = 'SETTLED' AND (b.stakes, b.dividends, coalesce(t.total, 0)) IS DISTINCT FROM
+            (s.pool + s.late_refund, s.net + s.late_refund, s.pool - s.fee + s.late_refund)""",
     "Each member's transactions of a settlement sum to their dividends": """
         SELECT 'settlement ' || settlement_id || ' member ' || user_id || ': transactions ' || sum(paid)
             || ', dividends ' || sum(won)
         FROM (SELECT settlement_id, user_id, amount AS paid, 0 AS won FROM payments_transaction
               UNION ALL
               SELECT s.id, b.user_id, 0, b.payout FROM markets_bet b
-              JOIN payments_settlement s ON s.market_id = b.market_id WHERE b.payout > 0) x
+              JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
+              JOIN payments_settlement s ON s.market_id = b.market_id AND
+                  CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END
+              WHERE b.payout > 0) x
         WHERE settlement_id IN (SELECT id FROM payments_settlement WHERE state = 'SETTLED')
         GROUP BY settlement_id, user_id HAVING sum(paid) <> sum(won)""",
     "Verdicts follow the outcome": """
         SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result
-        FROM markets_bet b JOIN payments_settlement s ON s.market_id = b.market_id AND s.state = 'SETTLED'
-        WHERE b.result <> CASE WHEN s.refund THEN 'REFUNDED' WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END""",
+        FROM markets_bet b JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
+        JOIN payments_settlement s ON s.market_id = b.market_id AND s.state = 'SETTLED' AND
+            CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END
+        WHERE b.result <> CASE WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
+            WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END""",
+    "After an undo a pool holds its stakes again": """
+        SELECT 'market ' || m.id || ' holds ' || coalesce(p.total, 0) || ' of ' || coalesce(b.total, 0) || ' staked'
+        FROM markets_market m
+        JOIN LATERAL (SELECT sum(b.amount) AS total FROM markets_bet b
+            JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
+            WHERE b.market_id = m.id AND b.result = 'PENDING'
+              AND EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'stake:' || b.id)) b ON true
+        JOIN LATERAL (SELECT sum(CASE WHEN t.credit_id = a.id THEN t.amount ELSE -t.amount END) AS total
+            FROM payments_ledgeraccount a JOIN payments_transfer t ON a.id IN (t.debit_id, t.credit_id)
+            WHERE a.kind = 'pool' AND a.market_id = m.id) p ON true
+        WHERE m.status IN ('OPEN', 'CLOSED')
+          AND EXISTS (SELECT FROM payments_settlement s WHERE s.market_id = m.id AND s.state = 'UNDONE')
+          AND NOT EXISTS (SELECT FROM payments_settlement s WHERE s.market_id = m.id AND s.rule = 'SCRATCH'
+              AND s.state <> 'SETTLED')
+          AND coalesce(p.total, 0) <> coalesce(b.total, 0)""",
+    "What members owe back is in their recoveries": """
+        SELECT 'member ' || user_id || ' owes ' || sum(booked) || ', recoveries say ' || sum(owed)
+        FROM (SELECT a.user_id, CASE WHEN t.debit_id = a.id THEN t.amount ELSE -t.amount END AS booked, 0 AS owed
+              FROM payments_ledgeraccount a JOIN payments_transfer t ON a.id IN (t.debit_id, t.credit_id)
+              WHERE a.kind = 'receivable'
+              UNION ALL
+              SELECT user_id, 0, amount - recovered - written_off FROM payments_recovery) x
+        GROUP BY user_id HAVING sum(booked) <> sum(owed)""",
     "The money in flight is that of the open attempts": """
         SELECT 'in_flight holds ' || f.total || ', open attempts ' || o.total
         FROM (SELECT coalesce(sum(CASE WHEN c.code = 'in_flight' THEN t.amount ELSE -t.amount END), 0) AS total

@@ -16,7 +16,9 @@ from payments.policy import Policy
 
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
     """Ids of the released settlements that are still in their canary and have a place for one more payout."""
-    runs = Settlement.objects.filter(state=Settlement.State.SETTLED, release_open=False, release_at__lte=at)
+    runs = Settlement.objects.filter(
+        state=Settlement.State.SETTLED, release_open=False, release_at__lte=at, stopped_at=None
+    )
     return [run for run in runs.order_by("pk").values_list("pk", flat=True) if _room(run, policy) != 0]
 
 

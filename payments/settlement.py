@@ -5,9 +5,8 @@ the books whole: freeze the totals and the rule's numbers; write the verdict and
 member's Transactions and transfers; take the fee and close. A market of up to one chunk settles in one transaction; a
 larger one a chunk at a time, and nothing of it can be sent before the last step commits.
 
-A dividend is stake × fund ÷ stakes on the outcome, floored to the cent; the left-over cents go to the largest
-remainders, ties to the lowest bet id. Freezing finds, for each outcome, the last bet that gets such a cent (its
-remainder and id: the cutoff), so each bet's dividend can then be computed by itself, in any chunk, after any crash.
+What it comes to is division.py's, which the preview of it asks too. A scratched outcome's stakes go back by a run of
+their own while the market goes on; runs of one market are settled in the order of their numbers.
 """
 
 import logging
@@ -18,11 +17,11 @@ from decimal import Decimal
 from typing import Any, cast
 
 from django.db import connection, transaction
-from django.db.models import Count, Sum
+from django.db.models import QuerySet, Sum
 
 from markets import parimutuel
-from markets.models import Bet, Market
-from payments import crashpoints, ledger, stakes
+from markets.models import Bet, Market, Outcome
+from payments import crashpoints, division, ledger, recoveries, stakes
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
@@ -47,7 +46,7 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
     """Divide a resolved market's pool and book it, as far as `keep_going` allows; call again to go on.
 
     Idempotent: a market that is settled, or not resolved, is left as it is. Safe to kill at any line.
-    Locks: Market, Settlement, then a chunk of Bets by id, then of wallets by id.
+    Locks: Market, Settlement, then a chunk of Bets by id, then of Recoveries and of wallets by id.
     Raises: BooksDisagree, and the step that found it books nothing.
     """
     with transaction.atomic(durable=True):
@@ -63,15 +62,17 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
     while settlement.state == Settlement.State.DIVIDING and keep_going():
         with transaction.atomic(durable=True):
             locked = _locked_settlement(market_id)
-            if locked is None:  # Another worker finished it.
+            if locked is None or locked.pk != settlement.pk:  # Another worker finished it.
                 settlement.refresh_from_db()
             else:
                 settlement = locked
                 _step(settlement, at=at, policy=policy, chunk=policy.settlement_chunk)
                 crashpoints.reach("settlement step before commit")
         crashpoints.reach("settlement step after commit")
-    if settlement.state != Settlement.State.SETTLED:
+    if settlement.state != Settlement.State.SETTLED or _waiting().filter(market=market_id).exists():
         return Progress(found=True, settled=False)
+    if settlement.release_at is None or settlement.release_at > at:
+        return Progress(found=True, settled=True)
     sendable = Transaction.objects.filter(
         settlement=settlement, status=Transaction.Status.PENDING, due_at__lte=at
     ).order_by("pk")
@@ -81,16 +82,18 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
 
 def to_settle(limit: int) -> list[int]:
     """Ids of the markets that are resolved and not settled yet, oldest first."""
-    waiting = Settlement.objects.filter(state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
-    return list(waiting.order_by("pk").values_list("market_id", flat=True)[:limit])
+    waiting = _waiting().order_by("pk").values_list("market_id", flat=True)[:limit]
+    return list(dict.fromkeys(waiting))
+
+
+def _waiting() -> QuerySet[Settlement]:
+    return Settlement.objects.filter(state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
 
 
 def _locked_settlement(market_id: int) -> Settlement | None:
     market = stakes.locked_market(market_id)
     settlement = (
-        Settlement.objects.select_for_update(no_key=True, of=("self",))
-        .filter(market=market, state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
-        .first()
+        _waiting().filter(market=market).order_by("number").select_for_update(no_key=True, of=("self",)).first()
     )
     if settlement is not None:
         settlement.market = market
@@ -100,29 +103,26 @@ def _locked_settlement(market_id: int) -> Settlement | None:
 def _freeze(settlement: Settlement, at: datetime) -> None:
     """Write down the totals, the funds and the cutoffs; from here on the division is only carried out."""
     market = settlement.market
-    rows = Bet.objects.filter(market=market).values_list("outcome").annotate(total=Sum("amount"), bets=Count("pk"))
-    found = {outcome: (total, bets) for outcome, total, bets in rows.order_by()}
-    stakes = {name: _cents(found[name][0]) if name in found else 0 for name in market.outcome_names}
-    pool = Decimal(sum(stakes.values())) / 100
-    _book_bets_from_outside(market, pool, at)
-
-    divided = parimutuel.funds(
-        rule=cast(parimutuel.Rule, settlement.rule),
-        stakes_by_outcome=stakes,
-        weights={outcome: Decimal(weight) for outcome, weight in settlement.weights.items()},
-        fee_pct=settlement.fee_pct,
-        protect_stake=settlement.protect_stake,
-    )
-    settlement.bet_count = sum(bets for _, bets in found.values())
-    settlement.pool = pool
-    settlement.winning_pool = Decimal(divided.winning_pool) / 100
-    settlement.fee = Decimal(divided.fee) / 100
-    settlement.net = Decimal(divided.net) / 100
-    settlement.refund = divided.refund
-    settlement.funds = {
-        outcome: {"stakes": stakes[outcome], "fund": fund, **_cutoff(market.pk, outcome, stakes[outcome], fund)}
-        for outcome, fund in divided.by_outcome.items()
-    }
+    _book_bets_from_outside(market, at)
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        figures = division.scratch(market, settlement.scratched)
+    else:
+        figures = division.divide(
+            market,
+            rule=cast(parimutuel.Rule, settlement.rule),
+            weights={outcome: Decimal(weight) for outcome, weight in settlement.weights.items()},
+            fee_pct=settlement.fee_pct,
+            protect_stake=settlement.protect_stake,
+            effective_close_at=settlement.effective_close_at,
+        )
+    settlement.bet_count = figures.bet_count
+    settlement.pool = Decimal(figures.pool) / 100
+    settlement.winning_pool = Decimal(figures.winning_pool) / 100
+    settlement.fee = Decimal(figures.fee) / 100
+    settlement.net = Decimal(figures.net) / 100
+    settlement.late_refund = Decimal(figures.late_refund) / 100
+    settlement.refund = figures.refund
+    settlement.funds = dict(figures.funds)
     settlement.state = Settlement.State.DIVIDING
     settlement.save()
     log.info(
@@ -136,13 +136,14 @@ def _freeze(settlement: Settlement, at: datetime) -> None:
     )
 
 
-def _book_bets_from_outside(market: Market, pool: Decimal, at: datetime) -> None:
+def _book_bets_from_outside(market: Market, at: datetime) -> None:
     """Book the bets that were made straight through the ORM: their stakes came from outside the books, from `opening`.
 
     In production such a bet cannot be made (a trigger refuses it), so a difference there is an error.
     """
     account = ledger.pool(market.pk)
-    if ledger.balance(account) != pool:
+    held = stakes_held(market)
+    if ledger.balance(account) != held:
         ids = ledger.open_accounts([ledger.OPENING, account])
         _execute(
             """
@@ -155,36 +156,24 @@ def _book_bets_from_outside(market: Market, pool: Decimal, at: datetime) -> None
             {"opening": ids[ledger.OPENING], "pool": ids[account], "market": market.pk, "at": at},
         )
     booked = ledger.balance(account)
-    if booked != pool:
-        raise BooksDisagree(f"Market {market.pk}: its bets sum to {pool}, its pool account holds {booked}.")
+    if booked != held:
+        raise BooksDisagree(f"Market {market.pk}: its bets sum to {held}, its pool account holds {booked}.")
 
 
-def _cutoff(market_id: int, outcome: str, stakes: int, fund: int) -> dict[str, Any]:
-    """The remainder and the id of the last bet on `outcome` that gets a left-over cent.
+def stakes_held(market: Market) -> Decimal:
+    """What the pool must hold before the market is decided: every stake but those that a scratch has given back."""
+    given_back = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
+    bets = Bet.objects.filter(market=market).exclude(outcome__in=list(given_back.values_list("scratched", flat=True)))
+    return bets.aggregate(total=Sum("amount"))["total"] or ledger.ZERO
 
-    Without left-over cents the remainder is one that no bet can have: remainders are less than the stakes' sum.
-    Numeric throughout: stake × fund overflows bigint for pools that one rich member can make.
-    """
-    numbers = {"market": market_id, "outcome": outcome, "stakes": stakes, "fund": fund}
-    (floors,) = _row(
-        """
-        SELECT coalesce(sum(div(amount * 100 * %(fund)s, %(stakes)s)), 0) FROM markets_bet
-        WHERE market_id = %(market)s AND outcome = %(outcome)s
-        """,
-        numbers,
-    )
-    left_over = fund - int(floors)
-    if left_over == 0:
-        return {"cutoff_remainder": stakes, "cutoff_bet": 0}
-    remainder, bet_id = _row(
-        """
-        SELECT mod(amount * 100 * %(fund)s, %(stakes)s), id FROM markets_bet
-        WHERE market_id = %(market)s AND outcome = %(outcome)s
-        ORDER BY 1 DESC, id LIMIT 1 OFFSET %(before)s
-        """,
-        {**numbers, "before": left_over - 1},
-    )
-    return {"cutoff_remainder": int(remainder), "cutoff_bet": bet_id}
+
+def _scratched(settlement: Settlement) -> list[str]:
+    """The outcomes whose bets this run leaves alone: they have their stakes back."""
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        others = Outcome.objects.filter(market=settlement.market_id).exclude(name=settlement.scratched)
+        return list(others.values_list("name", flat=True))
+    scratched = Outcome.objects.filter(market=settlement.market_id, scratched_at__isnull=False)
+    return list(scratched.values_list("name", flat=True))
 
 
 def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
@@ -203,46 +192,36 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
     if chunk is not None:
         ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
         high = next(iter(ids[chunk - 1 : chunk]), high)
-    span = {"market": settlement.market_id, "low": low, "high": high}
+    span: dict[str, Any] = {"market": settlement.market_id, "low": low, "high": high, "apart": _scratched(settlement)}
+    these = "b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s AND b.outcome <> ALL (%(apart)s)"
     if settlement.refund:
+        _execute(f"UPDATE markets_bet b SET result = 'REFUNDED', payout = amount WHERE {these}", span)  # noqa: S608
+    else:
+        span |= division.fund_rows(settlement.funds) | {"closed_at": settlement.effective_close_at}
+        in_time = ""
+        if settlement.late_refund:
+            in_time = "AND b.placed_at <= %(closed_at)s"
+            _execute(
+                f"""
+                UPDATE markets_bet b SET result = 'REFUNDED', payout = amount
+                WHERE {these} AND b.placed_at > %(closed_at)s
+                """,  # noqa: S608 - our own words
+                span,
+            )
         _execute(
-            """
-            UPDATE markets_bet SET result = 'REFUNDED', payout = amount
-            WHERE market_id = %(market)s AND id > %(low)s AND id <= %(high)s
-            """,
+            f"""
+            UPDATE markets_bet b SET result = 'WON', payout = {division.DIVIDEND}
+            FROM {division.FUNDS}
+            WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s AND b.outcome = f.outcome {in_time}
+            """,  # noqa: S608 - our own words
             span,
         )
-    else:
-        winning = list(settlement.funds)
         _execute(
-            """
-            UPDATE markets_bet b SET result = 'WON', payout = (
-                div(b.amount * 100 * f.fund, f.stakes) + CASE
-                    WHEN mod(b.amount * 100 * f.fund, f.stakes) > f.cutoff_remainder THEN 1
-                    WHEN mod(b.amount * 100 * f.fund, f.stakes) = f.cutoff_remainder AND b.id <= f.cutoff_bet THEN 1
-                    ELSE 0 END) / 100
-            FROM unnest(%(outcomes)s::text[], %(stakes)s::numeric[], %(fund)s::numeric[], %(remainder)s::numeric[],
-                        %(bet)s::bigint[]) AS f (outcome, stakes, fund, cutoff_remainder, cutoff_bet)
-            WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s AND b.outcome = f.outcome
-            """,
-            span
-            | {"outcomes": winning}
-            | {
-                name: [settlement.funds[outcome][key] for outcome in winning]
-                for name, key in (
-                    ("stakes", "stakes"),
-                    ("fund", "fund"),
-                    ("remainder", "cutoff_remainder"),
-                    ("bet", "cutoff_bet"),
-                )
-            },
-        )
-        _execute(
-            """
-            UPDATE markets_bet SET result = 'LOST', payout = 0
-            WHERE market_id = %(market)s AND id > %(low)s AND id <= %(high)s AND outcome <> ALL (%(outcomes)s)
-            """,
-            span | {"outcomes": winning},
+            f"""
+            UPDATE markets_bet b SET result = 'LOST', payout = 0
+            WHERE {these} AND b.outcome <> ALL (%(outcomes)s) {in_time}
+            """,  # noqa: S608 - our own words
+            span,
         )
     settlement.last_bet_id = high
     settlement.bets_divided = high == 2**62
@@ -252,13 +231,14 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
 def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
     """Write the Transactions and transfers of the next `chunk` members by id, and say whether none is left after them.
 
-    Of a dividend, whole shillings go by M-Pesa in tranches of at most `max_amount`; the cents, a sum or a last tranche
-    under `min_amount`, refunds, and everything where the operator pays to wallets, go to the wallet at once.
+    What goes by M-Pesa and what to the wallet is division.py's. Refunds go to the wallet they came from. A member who
+    owes from an earlier settlement, and whose debt is to be set off, leaves a part of the dividend.
     """
     low, high = settlement.last_user_id, 2**62
+    apart = _scratched(settlement)
     if chunk is not None:
         members = (
-            Bet.objects.filter(market=settlement.market_id, payout__gt=0, user_id__gt=low)
+            Bet.objects.filter(market=settlement.market_id, payout__gt=0, user_id__gt=low).exclude(outcome__in=apart)
             .order_by("user_id").values_list("user_id", flat=True).distinct()
         )  # fmt: skip
         high = next(iter(members[chunk - 1 : chunk]), high)
@@ -269,42 +249,19 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         "low": low,
         "high": high,
         "at": at,
-        "type": Transaction.Type.REFUND if settlement.refund else Transaction.Type.PAYOUT,
-        "by_mpesa": policy.destination == "mpesa" and not settlement.refund,
+        "apart": apart,
         "min": policy.min_amount,
         "max": policy.max_amount,
         "pool": accounts[ledger.pool(settlement.market_id)],
         "payable": accounts[ledger.PAYABLE],
     }
-    _execute(
-        """
-        WITH won AS (
-            SELECT user_id, sum(payout) AS amount FROM markets_bet
-            WHERE market_id = %(market)s AND payout > 0 AND user_id > %(low)s AND user_id <= %(high)s
-            GROUP BY user_id
-        ), carried AS (
-            SELECT user_id, amount,
-                CASE WHEN NOT %(by_mpesa)s THEN 0
-                     WHEN mod(floor(amount), %(max)s) >= %(min)s THEN floor(amount)
-                     ELSE floor(amount) - mod(floor(amount), %(max)s) END AS by_mpesa
-            FROM won
-        ), due AS (
-            SELECT user_id, 'mpesa' AS destination, 'PENDING' AS status, tranche,
-                least(%(max)s, by_mpesa - (tranche - 1) * %(max)s) AS amount, NULL::timestamptz AS completed_at
-            FROM carried, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
-            UNION ALL
-            SELECT user_id, 'wallet', 'COMPLETED', 1, amount - by_mpesa, %(at)s FROM carried WHERE amount > by_mpesa
-        )
-        INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination, tranche,
-            external_ref, phone_number, due_at, reason, receipt, created_at, completed_at)
-        SELECT gen_random_uuid(), due.user_id, %(settlement)s, %(type)s, due.status, due.amount, due.destination,
-            due.tranche, 'KASOKO-' || %(market)s || '-' || due.user_id || '-' || left(gen_random_uuid()::text, 8),
-            member.phone_number, %(at)s, '', '', %(at)s, due.completed_at
-        FROM due JOIN users_customuser member ON member.id = due.user_id
-        ORDER BY due.user_id, due.destination, due.tranche
-        """,
-        span,
-    )
+    kept: list[recoveries.SetOff] = []
+    if not settlement.refund:
+        if recoveries.any_to_set_off():
+            kept = recoveries.to_set_off(_dividends_of_debtors(span))
+        _owe(span | {"type": "PAYOUT", "result": "WON", "by_mpesa": policy.destination == "mpesa"}, kept)
+    if settlement.refund or settlement.late_refund:
+        _owe(span | {"type": "REFUND", "result": "REFUNDED", "by_mpesa": False}, [])
     _execute(
         """
         INSERT INTO payments_ledgeraccount (code, kind, user_id)
@@ -329,13 +286,55 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         """,
         span,
     )
+    recoveries.set_off(settlement.pk, kept, at=at)
     settlement.last_user_id = high
     settlement.save(update_fields=["last_user_id"])
     return high == 2**62
 
 
+_WON = """
+    SELECT user_id, sum(payout) AS amount FROM markets_bet
+    WHERE market_id = %(market)s AND payout > 0 AND result = %(result)s AND outcome <> ALL (%(apart)s)
+      AND user_id > %(low)s AND user_id <= %(high)s
+    GROUP BY user_id"""
+
+
+def _owe(span: dict[str, Any], kept: list[recoveries.SetOff]) -> None:
+    """Write the Transactions of one type for the members of a span."""
+    _execute(
+        f"""
+        {division.due(_WON, debtors=bool(kept))}
+        INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination, tranche,
+            external_ref, phone_number, due_at, reason, receipt, created_at, completed_at)
+        SELECT gen_random_uuid(), due.user_id, %(settlement)s, %(type)s,
+            CASE due.destination WHEN 'mpesa' THEN 'PENDING' ELSE 'COMPLETED' END, due.amount, due.destination,
+            due.tranche, 'KASOKO-' || %(market)s || '-' || due.user_id || '-' || left(gen_random_uuid()::text, 8),
+            member.phone_number, %(at)s, '', '', %(at)s,
+            CASE due.destination WHEN 'wallet' THEN %(at)s::timestamptz END
+        FROM due JOIN users_customuser member ON member.id = due.user_id
+        ORDER BY due.user_id, due.destination, due.tranche
+        """,  # noqa: S608 - our own words
+        span | recoveries.by_member(kept),
+    )
+
+
+def _dividends_of_debtors(span: dict[str, Any]) -> dict[int, Decimal]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT user_id, sum(payout) FROM markets_bet
+            WHERE market_id = %(market)s AND payout > 0 AND result = 'WON' AND user_id > %(low)s
+              AND user_id <= %(high)s AND outcome <> ALL (%(apart)s)
+              AND user_id IN (SELECT user_id FROM payments_recovery WHERE decision = 'SET_OFF')
+            GROUP BY user_id
+            """,
+            span,
+        )
+        return dict(cursor.fetchall())
+
+
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
-    """Take the fee, check that the pool is empty to the cent, and close the market."""
+    """Take the fee, check that the pool is empty to the cent, and close the market; a scratch leaves it as it is."""
     market = settlement.market
     fee = settlement.fee or ledger.ZERO
     if fee > 0:
@@ -343,34 +342,30 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
             [ledger.Entry(f"fee:{settlement.pk}", debit=ledger.pool(market.pk), credit=ledger.FEE_INCOME, amount=fee)],
             at=at,
         )
-    left = ledger.balance(ledger.pool(market.pk))
+    owed = (settlement.net or ledger.ZERO) + (settlement.late_refund or ledger.ZERO)
     paid = Transaction.objects.filter(settlement=settlement).aggregate(total=Sum("amount"))["total"] or ledger.ZERO
-    if left != 0 or paid != settlement.net:
-        raise BooksDisagree(
-            f"Market {market.pk}: {left} would stay in its pool, and transactions of {paid} against a net of "
-            f"{settlement.net}."
-        )
     settlement.state = Settlement.State.SETTLED
-    settlement.settled_at = settlement.release_at = at
+    settlement.settled_at, settlement.release_at = at, at + policy.hold_for(settlement.pool or ledger.ZERO)
     settlement.release_open = not policy.canary
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        settlement.release_at, settlement.release_open = at, True
     settlement.save(update_fields=["state", "settled_at", "release_at", "release_open"])
-    void = settlement.rule == Settlement.Rule.VOID
-    market.status = Market.Status.VOID if void else Market.Status.SETTLED
-    market.settled_at = at
-    market.save(update_fields=["status", "settled_at"])
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        _book_bets_from_outside(market, at)  # It checks the pool against the stakes that stay, too.
+        left = ledger.ZERO
+    else:
+        left = ledger.balance(ledger.pool(market.pk))
+        void = settlement.rule == Settlement.Rule.VOID
+        market.status = Market.Status.VOID if void else Market.Status.SETTLED
+        market.settled_at = at
+        market.save(update_fields=["status", "settled_at"])
+    if left != 0 or paid != owed:
+        raise BooksDisagree(
+            f"Market {market.pk}: {left} would stay in its pool, and transactions of {paid} against {owed} owed."
+        )
     log.info("Settled market %s: paid_out=%.2f, platform_fee=%.2f", market.pk, paid, fee)
-
-
-def _cents(amount: Decimal) -> int:
-    return int(amount * 100)
 
 
 def _execute(sql: str, numbers: dict[str, Any]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(sql, numbers)
-
-
-def _row(sql: str, numbers: dict[str, Any]) -> tuple[Any, ...]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, numbers)
-        return cursor.fetchone()

@@ -16,7 +16,17 @@ from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from payments import callbacks, crashpoints, daraja, payouts, settlement
+from payments import (
+    callbacks,
+    certificates,
+    crashpoints,
+    daraja,
+    disputes,
+    float_readings,
+    payouts,
+    settlement,
+    undo,
+)
 from payments.addresses import Addresses
 from payments.limiter import Limiter
 from payments.policy import Policy
@@ -47,6 +57,14 @@ def settle_market(market_id: int) -> None:
             hint(send_b2c_payout, transaction_id)
 
 
+@shared_task(name="payments.settlement_tasks.undo_market")
+def undo_market(market_id: int) -> None:
+    """Go on with an undo as far as a few seconds allow, then hint at what is left."""
+    at, keep_going = timezone.now(), for_seconds(FOR_SECONDS)
+    if not undo.carry_out(market_id=market_id, at=at, policy=policy(), keep_going=keep_going):
+        hint(undo_market, market_id)
+
+
 @shared_task(name="payments.settlement_tasks.send_b2c_payout")
 def send_b2c_payout(transaction_id: int) -> None:
     """Send one payout, if it is due and no other worker has it; otherwise the sweep will."""
@@ -56,13 +74,14 @@ def send_b2c_payout(transaction_id: int) -> None:
 
 @shared_task(name="payments.settlement_tasks.settle_resolved_markets")
 def settle_resolved_markets() -> None:
-    """Sweep: settle the markets whose message was lost."""
+    """Sweep: settle, or undo, the markets whose message was lost."""
     keep_going = for_seconds(FOR_SECONDS)
-    for market_id in settlement.to_settle(limit=100):
-        if not keep_going():
-            break
-        with _apart(f"Market {market_id}"):
-            settle_market(market_id)
+    for task, waiting in ((undo_market, undo.to_carry_out), (settle_market, settlement.to_settle)):
+        for market_id in waiting(limit=100):
+            if not keep_going():
+                return
+            with _apart(f"Market {market_id}"):
+                task(market_id)
 
 
 @shared_task(name="payments.settlement_tasks.send_due_payouts")
@@ -95,6 +114,32 @@ def apply_stored_callbacks() -> None:
 def ask_about_doubts() -> None:
     """Sweep: ask M-Pesa about the requests that have gone without proof for too long."""
     pump().ask_due(for_seconds=FOR_SECONDS)
+
+
+@shared_task(name="payments.settlement_tasks.issue_certificates")
+def issue_certificates() -> None:
+    """Sweep: issue the certificates of what is settled, for a few seconds."""
+    keep_going = for_seconds(FOR_SECONDS)
+    for settlement_id in certificates.to_issue(limit=100):
+        if not keep_going():
+            break
+        with _apart(f"The certificate of settlement {settlement_id}"):
+            certificates.issue(settlement_id=settlement_id, at=timezone.now(), keep_going=keep_going)
+
+
+@shared_task(name="payments.settlement_tasks.close_remedied_disputes")
+def close_remedied_disputes() -> None:
+    """Sweep: tell the members whose dispute was upheld that what was promised has been done."""
+    for dispute_id in disputes.remedied(limit=100):
+        with _apart(f"Dispute {dispute_id}"):
+            disputes.close_remedied(dispute_id=dispute_id, at=timezone.now())
+
+
+@shared_task(name="payments.settlement_tasks.ask_for_the_float")
+def ask_for_the_float() -> None:
+    """Ask M-Pesa what our Utility account holds; previews show the answer with its age."""
+    question = float_readings.ask(at=timezone.now(), addresses=addresses())
+    float_readings.put(question, gateway=gateway(), addresses=addresses())
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -193,5 +238,6 @@ def _apart(subject: str) -> Iterator[None]:
 
 
 def for_seconds(seconds: float) -> Callable[[], bool]:
+    """What says whether so many seconds have not passed yet."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() < until

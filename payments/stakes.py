@@ -85,8 +85,8 @@ def place(
                 return Placed(bet=placed, balance=member.balance, new=False)
         if market.status != Market.Status.OPEN or market.end_date <= at:
             raise MarketNotOpen(f"Market {market_id} takes no bets any more.")
-        if outcome not in market.outcome_names:
-            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(market.outcome_names)}.")
+        if outcome not in market.running_outcomes:
+            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
         if member.balance < amount:
             raise InsufficientFunds(f"The wallet holds {member.balance}, less than the stake of {amount}.")
         bet = Bet.objects.create(

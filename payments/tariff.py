@@ -32,6 +32,17 @@ _TARIFFS = (
 )
 
 
+def bands(on: date) -> tuple[tuple[Decimal, Decimal], ...]:
+    """The bands of the tariff of a day: (largest amount, price), in shillings, the lowest first.
+
+    Raises: NoTariff for a day before the published tables.
+    """
+    for tariff in _TARIFFS:
+        if on >= tariff.since:
+            return tariff.bands
+    raise NoTariff(f"no tariff on file for {on}")
+
+
 def charge(amount: Decimal, on: date) -> Decimal:
     """Price one payment.
 
@@ -42,10 +53,7 @@ def charge(amount: Decimal, on: date) -> Decimal:
     """
     if not amount.is_finite() or amount <= 0:
         raise NoTariff(f"no charge for an amount of {amount}")
-    for tariff in _TARIFFS:
-        if on >= tariff.since:
-            for largest, price in tariff.bands:
-                if amount <= largest:
-                    return price
-            raise NoTariff(f"the tariff of {tariff.since} has no band for {amount}")
-    raise NoTariff(f"no tariff on file for {on}")
+    for largest, price in bands(on):
+        if amount <= largest:
+            return price
+    raise NoTariff(f"the tariff of {on} has no band for {amount}")

@@ -65,6 +65,13 @@ def status_result_callback(request: HttpRequest, token: str) -> HttpResponse:
     return _store(request, Callback.Kind.STATUS, token)
 
 
+@csrf_exempt
+@require_POST
+def balance_result_callback(request: HttpRequest, token: str) -> HttpResponse:
+    """The answer to one question about our float, at the address that question was given."""
+    return _store(request, Callback.Kind.BALANCE, token)
+
+
 def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
     body = _body(request)
     if body is None:

@@ -10,7 +10,7 @@ from knox.models import AuthToken
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from users.models import CustomUser
+from users.models import CustomUser, Notice
 
 # Tokens are made by logging in and are shown once: there is nothing to see or to add in the console.
 admin.site.unregister(AuthToken)
@@ -56,6 +56,22 @@ class CustomUserAdmin(UserAdmin, ModelAdmin):
         ("History", {"fields": ("date_joined", "last_login", "failed_logins", "locked_until")}),
     )
     add_fieldsets = ((None, {"fields": ("phone_number", "full_name", "usable_password", "password1", "password2")}),)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Notice)
+class NoticeAdmin(admin.ModelAdmin):
+    list_display = ("created_at", "user", "kind", "text", "sent_at")
+    list_filter = ("kind",)
+    list_select_related = ("user",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

@@ -188,3 +188,22 @@ class MemberNote(models.Model):
 
     def __str__(self) -> str:
         return f"Note {self.pk} about member {self.member_id}"
+
+
+class Notice(models.Model):
+    """Something a member is told in plain words, once for each event about a subject; `sent_at` is for the SMS."""
+
+    user = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notices", db_index=False)
+    kind = models.CharField(max_length=20)
+    subject = models.CharField(max_length=80)
+    event = models.CharField(max_length=40)
+    text = models.CharField(max_length=500)
+    created_at = models.DateTimeField()
+    sent_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["kind", "subject", "event"], name="notice_once_an_event")]
+        indexes = [models.Index(fields=["user", "-id"], name="notice_by_member")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject}: {self.event}"

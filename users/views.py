@@ -9,7 +9,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from api.bodies import Body, StrictText, caller, checked, source_address
-from users import auth
+from users import auth, notices
+
+PAGE = 100
 
 
 class LoginBody(Body):
@@ -48,5 +50,27 @@ class Me(APIView):
                 "full_name": user.full_name,
                 "balance": str(user.balance),
                 "is_staff": user.is_staff,
+            }
+        )
+
+
+class Notices(APIView):
+    """`GET /api/users/me/notices/`: what I was told, newest first."""
+
+    def get(self, request: Request) -> Response:
+        told = notices.of(caller(request).pk)[:PAGE]
+        return Response(
+            {
+                "notices": [
+                    {
+                        "id": notice.pk,
+                        "kind": notice.kind,
+                        "subject": notice.subject,
+                        "text": notice.text,
+                        "created_at": notice.created_at,
+                        "sent_at": notice.sent_at,
+                    }
+                    for notice in told
+                ]
             }
         )

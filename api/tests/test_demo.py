@@ -104,6 +104,9 @@ def test_the_demo_proves_the_books_and_leaves_nothing_running(
     assert re.search(r"8,591\.57 +8,162\.00 +429\.57 +0\.00", told)
     assert re.search(r"245\.75 +0\.00 +0\.00 +245\.75", told)
     assert re.search(r"Paid out +KES 8,147\.00 +KES 8,147\.00", told)
+    assert "stakes 8591.57 = dividends 8162.00 + fee 429.57 + refunds 0.00" in told
+    assert re.search(r"Achieng, in one SMS: You won KES 510\.3\d on", told)
+    assert told.count("It holds.") == 2
     assert pids() == {}
     assert all(group_is_gone(pid) for pid in groups.values())
 

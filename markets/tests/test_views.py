@@ -41,13 +41,14 @@ def test_a_market_is_read_with_its_pool_by_anyone(db: None, api: Client) -> None
         "platform_fee_pct": "5.00",
         "pool": "2011.50",
         "outcomes": [
-            {"name": "Home", "staked": "11.50", "bets": 2},
-            {"name": "Away", "staked": "0.00", "bets": 0},
-            {"name": "Draw", "staked": "2000.00", "bets": 1},
+            {"name": "Home", "staked": "11.50", "bets": 2, "scratched": False},
+            {"name": "Away", "staked": "0.00", "bets": 0, "scratched": False},
+            {"name": "Draw", "staked": "2000.00", "bets": 1, "scratched": False},
         ],
         "resolved_outcome": None,
         "resolved_at": None,
         "settled_at": None,
+        "provisional": False,
     }
 
 
@@ -137,6 +138,7 @@ def test_a_bet_is_placed_from_the_wallet(db: None, api: Client) -> None:
         "amount": "60.25",
         "result": "PENDING",
         "payout": "0.00",
+        "provisional": False,
     }
     assert transfers(code="stake") == [(f"stake:{placed.pk}", f"wallet:{user.pk}", f"pool:{made.pk}", Decimal("60.25"))]
     user.refresh_from_db()

@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("payments", "0002_guards"),
+        ("payments", "0005_certificates_and_disputes"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

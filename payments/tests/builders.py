@@ -21,8 +21,10 @@ from django.db.models import Count, Sum
 from markets import parimutuel
 from markets.models import Bet, Market
 from payments import resolutions, settlement, stakes
-from payments.models import Attempt, Callback, LedgerAccount, Settlement, Transaction, Transfer
+from payments import undo as undoing
+from payments.models import Attempt, Callback, LedgerAccount, Proposal, Recovery, Settlement, Transaction, Transfer
 from payments.policy import Policy
+from users import audit
 from users.models import CustomUser
 
 AT = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)  # 10:30 in Nairobi
@@ -108,19 +110,33 @@ def resolve(
     by: CustomUser | None = None,
     at: datetime = AT,
     policy: Policy = _POLICY,
-) -> resolutions.Resolved:
-    """Declare `outcome` the winner; or a JOINT or SPLIT resolution by `weights`; or VOID."""
+    **more: Any,
+) -> Any:
+    """Declare `outcome` the winner; or a JOINT or SPLIT resolution by `weights`; or VOID. Resolved, or Proposed."""
     if weights is None:
         weights = {} if rule == "VOID" or outcome is None else {outcome: 100}
     return resolutions.resolve(
         market_id=of.pk,
         rule=rule or "WINNER",
         weights={name: Decimal(weight) for name, weight in weights.items()},
-        by_user_id=by.pk if by else None,
+        by=actor(by),
         at=at,
         policy=policy,
         reason="cancelled" if rule == "VOID" else "",
+        **more,
     )
+
+
+def actor(user: CustomUser | None = None) -> audit.Actor:
+    """Someone who decides, at a loopback address; nobody in particular where no user is given."""
+    return audit.Actor(user_id=user.pk if user else None, source="127.0.0.1")
+
+
+def undo(of: Market, *, by: CustomUser | None = None, at: datetime = AT, policy: Policy = _POLICY) -> None:
+    """Undo a settled market to the end, in as many chunks as the policy makes of it."""
+    undoing.undo(market_id=of.pk, reason="The wrong outcome.", by=actor(by), at=at, policy=policy)
+    undoing.carry_out(market_id=of.pk, at=at, policy=policy, keep_going=lambda: True)
+    of.refresh_from_db()
 
 
 def settle(of: Market, *, at: datetime = AT, policy: Policy = _POLICY) -> settlement.Progress:
@@ -190,6 +206,8 @@ def where_everything_is() -> dict[str, Any]:
         "transactions": tally(Transaction, "status", "amount"),
         "attempts": tally(Attempt, "state", "amount"),
         "callbacks": Callback.objects.count(),
+        "proposals": tally(Proposal, "state"),
+        "recoveries": tally(Recovery, "decision", "amount"),
         "settlements": tally(Settlement, "state", "pool"),
         "markets": tally(Market, "status"),
         "bets": tally(Bet, "result", "amount"),

@@ -10,7 +10,17 @@ from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F
 
 from markets.models import Bet, Market
-from payments.models import Attempt, Callback, LedgerAccount, Settlement, StatusQuery, Transaction, Transfer
+from payments.models import (
+    Attempt,
+    Callback,
+    LedgerAccount,
+    Proposal,
+    Recovery,
+    Settlement,
+    StatusQuery,
+    Transaction,
+    Transfer,
+)
 from payments.tests.builders import AT, market, member, nothing_moved, orm_bet, payout, resolve, settle
 
 MACHINES = {
@@ -18,6 +28,8 @@ MACHINES = {
     "settlement": (Settlement, "state", "PENDING"),
     "transaction": (Transaction, "status", "PENDING"),
     "attempt": (Attempt, "state", "SENDING"),
+    "proposal": (Proposal, "state", "OPEN"),
+    "recovery": (Recovery, "decision", "OPEN"),
 }
 STARTS = [(name, start) for name, (model, _, _) in MACHINES.items() for start in model.TRANSITIONS]
 
@@ -37,6 +49,22 @@ def attempt(of: Transaction, number: int = 1, **fields: Any) -> Attempt:
     )
 
 
+def proposal(**fields: Any) -> Proposal:
+    return Proposal.objects.create(
+        **{
+            "market": market(),
+            "kind": "RESOLVE",
+            "rule": "WINNER",
+            "weights": {"Yes": "100"},
+            "preview_hash": "a" * 64,
+            "pool": 5,
+            "proposed_by": member(),
+            "proposed_at": AT,
+            **fields,
+        }
+    )
+
+
 def first_row(name: str) -> models.Model:
     """A row of the machine in the state it begins with; an attempt is not saved yet, as it would move money."""
     if name == "market":
@@ -44,7 +72,16 @@ def first_row(name: str) -> models.Model:
     if name == "settlement":
         resolve(market())
         return Settlement.objects.get()
+    if name == "proposal":
+        return proposal(decided_by=member())
+    if name == "recovery":
+        return Recovery(user=member(), amount=5, created_at=AT)
     return payout() if name == "transaction" else attempt(payout())
+
+
+def beside(name: str, state: str) -> dict[str, Any]:
+    """What a state demands of another column."""
+    return {"pct": 30 if state == "SET_OFF" else None} if name == "recovery" else {}
 
 
 def ways(transitions: Mapping[str, set[str]], first: str) -> dict[str, list[str]]:
@@ -68,14 +105,14 @@ def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, n
             row.save()
         rows = model.objects.filter(pk=row.pk)
         for state in ways(model.TRANSITIONS, first)[start]:
-            rows.update(**{column: state})
+            rows.update(**{column: state}, **beside(name, state))
 
         for end in model.TRANSITIONS:
             # when
             with transaction.atomic():
                 try:
                     with transaction.atomic():
-                        rows.update(**{column: end})
+                        rows.update(**{column: end}, **beside(name, end))
                     moved = True
                 except IntegrityError as error:
                     assert f"cannot move {start}>{end}" in str(error)
@@ -108,6 +145,68 @@ def test_a_settlement_begins_pending(db: None, state: str) -> None:
         Settlement.objects.create(
             market=made, number=1, rule="VOID", state=state, resolved_at=AT, fee_pct=5, protect_stake=True
         )
+
+
+@pytest.mark.parametrize("state", ["APPROVED", "REJECTED", "STALE"])
+def test_a_proposal_begins_open(db: None, state: str) -> None:
+    with nothing_moved(), pytest.raises(IntegrityError, match="A proposal begins OPEN"), transaction.atomic():
+        proposal(state=state, decided_by=member())
+
+
+@pytest.mark.parametrize("decision", ["SET_OFF", "WRITTEN_OFF"])
+def test_a_recovery_begins_open(db: None, decision: str) -> None:
+    user = member()
+    with nothing_moved(), pytest.raises(IntegrityError, match="A recovery begins OPEN"), transaction.atomic():
+        Recovery.objects.create(user=user, amount=5, created_at=AT, decision=decision, **beside("recovery", decision))
+
+
+def test_a_proposal_is_approved_by_someone_else_than_who_made_it(db: None) -> None:
+    # given
+    made = proposal()
+    rows = Proposal.objects.filter(pk=made.pk)
+
+    # then
+    for decided_by in (None, made.proposed_by):
+        with pytest.raises(IntegrityError, match="proposer_is_not_approver"), transaction.atomic():
+            rows.update(state="APPROVED", decided_by=decided_by)
+    rows.update(state="APPROVED", decided_by=member())
+
+
+def test_what_was_proposed_is_fixed_and_waits_once_a_market(db: None) -> None:
+    made, other, someone = proposal(), market(), member()
+    with nothing_moved():
+        assert_fixed(
+            Proposal,
+            made.pk,
+            {
+                "market": other,
+                "kind": "UNDO",
+                "rule": "VOID",
+                "weights": {"No": "100"},
+                "reason": "x",
+                "evidence_url": "https://example.com/",
+                "evidence_note": "x",
+                "effective_close_at": AT,
+                "preview_hash": "b" * 64,
+                "pool": 6,
+                "closed_market": True,
+                "proposed_by": someone,
+                "proposed_at": AT + timedelta(seconds=1),
+            },
+            "What was proposed is not changed",
+        )
+        with pytest.raises(IntegrityError, match="one_open_proposal_a_market"), transaction.atomic():
+            proposal(market=made.market)
+
+
+def test_a_recovery_never_brings_back_more_than_is_owed(db: None) -> None:
+    with transaction.atomic():
+        owed = Recovery.objects.create(user=member(), amount=5, created_at=AT)
+        for changes in ({"recovered": 6}, {"recovered": 3, "written_off": 3}, {"recovered": -1}):
+            with pytest.raises(IntegrityError, match="no_more_comes_back_than_is_owed"), transaction.atomic():
+                Recovery.objects.filter(pk=owed.pk).update(**changes)
+        assert_fixed(Recovery, owed.pk, {"user": member(), "created_at": AT + timedelta(1)}, "Who owes")
+        transaction.set_rollback(True)
 
 
 @pytest.mark.parametrize("state", [state for state in Attempt.State.values if state != "SENDING"])
@@ -204,6 +303,10 @@ def test_a_resolution_is_fixed_when_made_and_its_totals_when_frozen(db: None) ->
         "weights": {"No": "100"},
         "fee_pct": Decimal(6),
         "protect_stake": False,
+        "effective_close_at": AT,
+        "evidence_url": "https://example.com/",
+        "evidence_note": "x",
+        "approved_by": member(),
     }
     totals = {
         "bet_count": 2,
@@ -215,7 +318,7 @@ def test_a_resolution_is_fixed_when_made_and_its_totals_when_frozen(db: None) ->
     with transaction.atomic():
         Settlement.objects.filter(pk=run.pk).update(**totals, pool=10, fee=1, net=9)
         Settlement.objects.filter(pk=run.pk).update(state="DIVIDING")
-        changed = {"bet_count": 3, "winning_pool": Decimal(8), "refund": False, "funds": {}}
+        changed = {"late_refund": 1, "bet_count": 3, "winning_pool": Decimal(8), "refund": False, "funds": {}}
         assert_fixed(Settlement, run.pk, decided | changed, "totals of a settlement are frozen")
         with pytest.raises(IntegrityError, match="totals of a settlement are frozen"), transaction.atomic():
             Settlement.objects.filter(pk=run.pk).update(pool=F("pool") + 1, net=F("net") + 1)
@@ -325,7 +428,7 @@ def test_a_market_has_one_live_settlement(db: None) -> None:
 # --- nothing is removed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["settlement", "transaction", "attempt", "callback"])
+@pytest.mark.parametrize("table", ["settlement", "transaction", "attempt", "callback", "proposal", "recovery"])
 @pytest.mark.parametrize(
     "sql", ["DELETE FROM payments_{} WHERE false", "DELETE FROM payments_{}", "TRUNCATE payments_{} CASCADE"]
 )
@@ -345,7 +448,9 @@ def test_a_member_with_money_is_not_removed(db: None) -> None:
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-@pytest.mark.parametrize("model", [LedgerAccount, Settlement, Transaction, Attempt, Callback, Transfer, Market, Bet])
+@pytest.mark.parametrize(
+    "model", [LedgerAccount, Settlement, Transaction, Attempt, Callback, Transfer, Proposal, Recovery, Market, Bet]
+)
 def test_what_money_stands_on_is_not_truncated(db: None, model: type[models.Model]) -> None:
     # given: each table has a guard of its own, for a TRUNCATE that cascades is refused by any of them
     with connection.cursor() as cursor:

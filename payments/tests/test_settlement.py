@@ -20,6 +20,7 @@ from payments.models import Settlement, Transaction, Transfer
 from payments.tests.builders import (
     AT,
     Amount,
+    actor,
     at_once,
     bet,
     market,
@@ -112,7 +113,7 @@ def test_resolving_closes_an_open_market_and_opens_a_settlement(db: None, at: da
 
     run = Settlement.objects.get()
     made.refresh_from_db()
-    assert resolved == resolutions.Resolved(made.pk, run.pk, str(run.public_id))
+    assert resolved == resolutions.Resolved(made.pk, run.pk, str(run.public_id), "WINNER", "No")
     assert (made.status, made.resolved_outcome, made.resolved_at, made.settled_at) == ("RESOLVED", "No", at, None)
     assert (run.number, run.rule, run.weights, run.state, run.resolved_by) == (
         1,
@@ -151,7 +152,7 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
                     market_id=made.pk,
                     rule=rule,  # type: ignore[arg-type]
                     weights=weights,
-                    by_user_id=None,
+                    by=actor(),
                     at=AT,
                     policy=policy(),
                     reason=reason,
@@ -678,7 +679,7 @@ def test_in_production_a_bet_from_outside_is_an_error(db: None) -> None:
     # when, then
     with (
         nothing_moved(),
-        pytest.raises(settlement.BooksDisagree, match="its bets sum to 100, its pool account holds 0"),
+        pytest.raises(settlement.BooksDisagree, match="its bets sum to 100.00, its pool account holds 0.00"),
     ):
         settle(made)
     with connection.cursor() as cursor:

@@ -19,7 +19,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("auth", "0012_alter_user_first_name_max_length"),
         ("contenttypes", "0002_remove_content_type_name"),
-        ("users", "0002_audit"),
+        ("users", "0003_notices"),
     ]
 
     operations = [

@@ -1,0 +1,34 @@
+"""The certificate of a settlement, as it was issued. Written once; triggers hold it."""
+
+from django.db import models
+
+
+class CertificateBlock(models.Model):
+    """The Merkle root over an aligned block of 1,024 bets of a settlement; the last block may be shorter."""
+
+    settlement = models.ForeignKey("payments.Settlement", on_delete=models.PROTECT, db_index=False)
+    number = models.PositiveIntegerField(help_text="From 0.")
+    last_bet_id = models.BigIntegerField()
+    root = models.CharField(max_length=64)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["settlement", "number"], name="block_number_once_a_settlement"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Block {self.number} of settlement {self.settlement_id}"
+
+
+class Certificate(models.Model):
+    """What a settlement states to everyone: canonical JSON, kept as text because `hash` is over exactly this text."""
+
+    settlement = models.OneToOneField("payments.Settlement", on_delete=models.PROTECT, related_name="certificate")
+    issued_at = models.DateTimeField()
+    statement = models.TextField()
+    bet_count = models.PositiveBigIntegerField()
+    root = models.CharField(max_length=64, help_text="Of the Merkle tree over all bets.")
+    hash = models.CharField(max_length=64)
+
+    def __str__(self) -> str:
+        return f"Certificate of settlement {self.settlement_id}"

@@ -1,0 +1,300 @@
+"""What members owe back: money that reached them and is not theirs, after an undo or a payment that came twice.
+
+Every shilling of a member's `receivable` account is in one of their recoveries. An operator decides on each: keep a
+part of later dividends (set off), or bear the loss (write off). Nothing is taken from a wallet but by a set-off.
+Lock order: Transaction, Attempt, Recoveries by id, then wallets (ledger), then the end of the audit trail.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_DOWN, Decimal
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import F, QuerySet
+
+from payments import ledger
+from payments.models import Recovery, Transaction, Transfer
+from users import audit
+
+CENT = Decimal("0.01")
+
+
+class RecoveryNotFound(LookupError):
+    """There is no such recovery, or nobody owes anything from that market."""
+
+
+class NothingOwed(Exception):
+    """All that was owed has come back, or has been written off."""
+
+
+class OwnDebt(Exception):
+    """Nobody decides about what they owe themselves."""
+
+
+# --- owing -----------------------------------------------------------------------------------------------------------
+
+
+def owe(*, settlement_id: int | None, user_id: int, amount: Decimal, at: datetime) -> None:
+    """Add to what a member owes from a settlement, in the caller's transaction, which books the receivable.
+
+    Locks: the Recovery.
+    """
+    row = Recovery(settlement_id=settlement_id, user_id=user_id, amount=ledger.ZERO, created_at=at)
+    Recovery.objects.bulk_create([row], ignore_conflicts=True)
+    recovery = _locked(settlement_id, user_id)
+    recovery.amount += amount
+    if recovery.decision == Recovery.Decision.WRITTEN_OFF:
+        recovery.decision = Recovery.Decision.OPEN
+    recovery.save(update_fields=["amount", "decision"])
+
+
+def repaid(*, settlement_id: int | None, user_id: int, amount: Decimal) -> None:
+    """Write down that so much of it has come back, in the caller's transaction, which books it. Locks: the Recovery."""
+    recovery = _locked(settlement_id, user_id)
+    recovery.recovered += amount
+    recovery.save(update_fields=["recovered"])
+
+
+def not_owed_after_all(payout: Transaction, *, at: datetime) -> None:
+    """A payment that an undo took for carried was not: the debt we still had to the member settles theirs to us.
+
+    First what they still owe, then what was written off, and what they have paid back already goes to their wallet.
+    In the caller's transaction. Locks: the Recovery, the wallet.
+    """
+    recovery = _locked(payout.settlement_id, payout.user_id)
+    owed = min(payout.amount, recovery.outstanding)
+    borne = min(payout.amount - owed, recovery.written_off)
+    back = payout.amount - owed - borne
+    recovery.amount -= payout.amount
+    recovery.written_off -= borne
+    recovery.recovered -= back
+    recovery.save(update_fields=["amount", "written_off", "recovered"])
+    parts = [
+        ledger.Entry(f"unrecall:{payout.pk}", ledger.PAYABLE, ledger.receivable(payout.user_id), owed, payout.pk),
+        ledger.Entry(f"unwrite:{payout.pk}", ledger.PAYABLE, ledger.BAD_DEBT, borne, payout.pk),
+        ledger.Entry(f"repay:{payout.pk}", ledger.PAYABLE, ledger.wallet(payout.user_id), back, payout.pk),
+    ]
+    ledger.post([part for part in parts if part.amount > 0], at=at)
+
+
+def was_recalled(transaction_id: int) -> bool:
+    """Whether an undo has made a receivable of this payout."""
+    return Transfer.objects.filter(key=f"recall:{transaction_id}").exists()
+
+
+# --- setting off -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetOff:
+    """A part of one member's dividend, in shillings, that stays for one recovery."""
+
+    recovery_id: int
+    user_id: int
+    amount: Decimal
+
+
+def any_to_set_off() -> bool:
+    return _to_set_off().exists()
+
+
+def to_set_off(dividends: Mapping[int, Decimal], *, locked: bool = True) -> list[SetOff]:
+    """What stays of these members' dividends (shillings by member's id): of each at most the percentage decided.
+
+    Locks: the Recoveries, by id (a preview locks none).
+    """
+    rows = _to_set_off().filter(user_id__in=dividends).order_by("pk")
+    if locked:
+        rows = rows.select_for_update(no_key=True, of=("self",))
+    left = dict(dividends)
+    kept = []
+    for recovery in rows:
+        share = dividends[recovery.user_id] * (recovery.pct or 0) / 100
+        part = min(share.quantize(CENT, ROUND_DOWN), recovery.outstanding, left[recovery.user_id])
+        if part > 0:
+            left[recovery.user_id] -= part
+            kept.append(SetOff(recovery.pk, recovery.user_id, part))
+    return kept
+
+
+def by_member(kept: Sequence[SetOff]) -> dict[str, list[Any]]:
+    """The parameters of division.due: each member's id, and what stays of their dividend."""
+    total: dict[int, Decimal] = {}
+    for one in kept:
+        total[one.user_id] = total.get(one.user_id, ledger.ZERO) + one.amount
+    return {"debtors": list(total), "kept": list(total.values())}
+
+
+def set_off(settlement_id: int, kept: Sequence[SetOff], *, at: datetime) -> None:
+    """Move the parts that stay from the wallets, which the settlement has just credited with them, to the debts.
+
+    In the caller's transaction, which has the Recoveries locked. Idempotent: by key.
+    """
+    if not kept:
+        return
+    rows = Transaction.objects.filter(
+        settlement=settlement_id,
+        user_id__in={one.user_id for one in kept},
+        destination=Transaction.Destination.WALLET,
+        type=Transaction.Type.PAYOUT,
+    )
+    wallet_parts = dict(rows.values_list("user_id", "pk"))
+    ledger.post(
+        [
+            ledger.Entry(
+                f"setoff:{wallet_parts[one.user_id]}:{one.recovery_id}",
+                ledger.wallet(one.user_id),
+                ledger.receivable(one.user_id),
+                one.amount,
+                wallet_parts[one.user_id],
+            )
+            for one in kept
+        ],
+        at=at,
+    )
+    for one in kept:
+        Recovery.objects.filter(pk=one.recovery_id).update(recovered=F("recovered") + one.amount)
+
+
+def _to_set_off() -> QuerySet[Recovery]:
+    return Recovery.objects.filter(decision=Recovery.Decision.SET_OFF, amount__gt=F("recovered") + F("written_off"))
+
+
+# --- deciding --------------------------------------------------------------------------------------------------------
+
+
+def decide_set_off(
+    *, recovery_id: int | None = None, market_id: int | None = None, pct: int, by: audit.Actor, at: datetime
+) -> list[Recovery]:
+    """Have up to `pct` % of each later dividend kept, for one recovery or for all that are owed from a market.
+
+    Locks: the Recoveries, by id.
+    Raises: RecoveryNotFound; NothingOwed; OwnDebt.
+    """
+
+    def keep(recovery: Recovery) -> None:
+        recovery.decision, recovery.pct = Recovery.Decision.SET_OFF, pct
+
+    after = {"decision": "SET_OFF", "pct": pct}
+    return _decide("recovery.set_off", recovery_id, market_id, keep, after, by=by, at=at, reason="")
+
+
+def write_off(
+    *, recovery_id: int | None = None, market_id: int | None = None, reason: str, by: audit.Actor, at: datetime
+) -> list[Recovery]:
+    """Bear the loss of what is still owed, of one recovery or of all from a market: bad_debt → receivable.
+
+    Locks: the Recoveries, by id.
+    Raises: RecoveryNotFound; NothingOwed; OwnDebt.
+    """
+
+    def bear(recovery: Recovery) -> None:
+        loss = recovery.outstanding
+        number = 1
+        while Transfer.objects.filter(key=f"writeoff:{recovery.pk}:{number}").exists():
+            number += 1
+        owes = ledger.receivable(recovery.user_id)
+        ledger.post([ledger.Entry(f"writeoff:{recovery.pk}:{number}", ledger.BAD_DEBT, owes, loss)], at=at)
+        recovery.written_off += loss
+        recovery.decision, recovery.pct, recovery.reason = Recovery.Decision.WRITTEN_OFF, None, reason
+
+    after = {"decision": "WRITTEN_OFF"}
+    return _decide("recovery.write_off", recovery_id, market_id, bear, after, by=by, at=at, reason=reason)
+
+
+def _decide(
+    action: str,
+    recovery_id: int | None,
+    market_id: int | None,
+    carry_out: Callable[[Recovery], None],
+    after: dict[str, Any],
+    *,
+    by: audit.Actor,
+    at: datetime,
+    reason: str,
+) -> list[Recovery]:
+    with transaction.atomic(durable=True):
+        rows = Recovery.objects.order_by("pk").select_for_update(no_key=True, of=("self",))
+        rows = rows.filter(pk=recovery_id) if recovery_id is not None else rows.filter(settlement__market=market_id)
+        found = list(rows)
+        if not found:
+            raise RecoveryNotFound("Nothing is owed back under that id, or from that market.")
+        if any(recovery.user_id == by.user_id for recovery in found):
+            raise OwnDebt("What you owe yourself is another's to decide about.")
+        open_ones = [recovery for recovery in found if recovery.outstanding > 0]
+        if not open_ones:
+            raise NothingOwed("All of it has come back, or has been written off.")
+        before = {str(recovery.pk): [recovery.decision, recovery.outstanding] for recovery in open_ones}
+        for recovery in open_ones:
+            carry_out(recovery)
+            recovery.decided_by_id, recovery.decided_at = by.user_id, at
+            recovery.save()
+        subject = f"recovery:{recovery_id}" if recovery_id is not None else f"market:{market_id}"
+        audit.record(action=action, by=by, subject=subject, before=before, after=after, at=at, reason=reason)
+    return open_ones
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Recovery]:
+    """What members owe or owed back, newest first."""
+    rows = Recovery.objects.filter(pk__lt=before).select_related("user", "settlement").order_by("-pk")
+    if market_id is not None:
+        rows = rows.filter(settlement__market=market_id)
+    return list(rows[:limit])
+
+
+@dataclass(frozen=True)
+class UndoCost:
+    """What the undoing of settlements has cost, in shillings: of one market, or one operator who had resolved them."""
+
+    market_id: int | None
+    user_id: int | None
+    undone: int
+    wrongly_paid: Decimal
+    recovered: Decimal
+    written_off: Decimal
+    charges: Decimal
+
+    @property
+    def outstanding(self) -> Decimal:
+        return self.wrongly_paid - self.recovered - self.written_off
+
+
+def undo_costs(by: str) -> list[UndoCost]:
+    """What undone settlements cost, by `market` or by the `operator` who resolved: debts, and charges for nothing."""
+    column = {"market": "s.market_id", "operator": "s.resolved_by_id"}[by]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            SELECT {column}, count(*), sum(coalesce(r.amount, 0)), sum(coalesce(r.recovered, 0)),
+                sum(coalesce(r.written_off, 0)), sum(coalesce(c.charges, 0))
+            FROM payments_settlement s
+            LEFT JOIN LATERAL (SELECT sum(amount) AS amount, sum(recovered) AS recovered,
+                sum(written_off) AS written_off FROM payments_recovery WHERE settlement_id = s.id) r ON true
+            LEFT JOIN LATERAL (SELECT sum(f.amount) AS charges FROM payments_transaction t
+                JOIN payments_transfer f ON f.transaction_id = t.id AND f.code = 'charge'
+                WHERE t.settlement_id = s.id) c ON true
+            WHERE s.state IN ('UNDOING', 'UNDONE') GROUP BY 1 ORDER BY 1 NULLS FIRST
+            """  # noqa: S608 - one of two columns
+        )
+        return [
+            UndoCost(
+                market_id=owner if by == "market" else None,
+                user_id=owner if by == "operator" else None,
+                undone=undone,
+                wrongly_paid=amount,
+                recovered=recovered,
+                written_off=written_off,
+                charges=charges,
+            )
+            for owner, undone, amount, recovered, written_off, charges in cursor.fetchall()
+        ]
+
+
+def _locked(settlement_id: int | None, user_id: int) -> Recovery:
+    rows = Recovery.objects.select_for_update(no_key=True, of=("self",))
+    return rows.get(settlement=settlement_id, user=user_id)
