@@ -37,6 +37,10 @@ PICTURES = {
     "limbo": True,
     "trial-balance": False,
     "member": False,
+    "resolve": False,
+    "resolve-2": False,
+    "approve": True,
+    "dispute": False,
 }
 
 LOOKED_AT_IN_THE_DARK = {"home", "market", "payouts", "payout", "to-wallet", "member", "sending"}
@@ -177,6 +181,12 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
         "members": "/admin/members/",
         "member": f"/admin/members/{scene['member'].pk}/",
         "audit": "/admin/audit/?verify=1",
+        "resolve": f"/admin/markets/{scene['running'].pk}/resolve/",
+        "resolve-2": f"/admin/markets/{scene['running'].pk}/resolve/decide/?decision=win:A",
+        "approve": f"/admin/proposals/{scene['proposal']}/",
+        "undo": f"/admin/markets/{scene['settled'].pk}/undo/",
+        "disputes": "/admin/disputes/",
+        "dispute": f"/admin/disputes/{scene['dispute'].public_id}/",
         "sending": "/admin/sending/",
         "stop": "/admin/sending/stop/",
         "records": "/admin/records/",
