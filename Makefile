@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run test bench soak lint lock stop clean
+.PHONY: help demo run test bench pictures soak lint lock stop clean
 
 PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## all tests, on a real PostgreSQL and Redis (ARGS='-k name -
 
 bench: $(INSTALLED) ## costs beside their floors (BENCH=full for a million bets, ARGS='--only settle'); writes docs/bench.md
 	$(BIN)/python -m bench $(ARGS)
+
+pictures: $(INSTALLED) ## take the pictures of docs/console.md anew, in a browser
+	KASOKO_PICTURES=docs/console $(BIN)/python -m pytest -q api/tests/test_console_browser.py -k barrier
 
 soak: $(INSTALLED) ## the long runs: simulation, planted bugs, kills, fuzz (ARGS='--quick --only kills'); writes docs/soak.md
 	$(BIN)/python -m soak $(ARGS)

@@ -23,7 +23,6 @@ from payments import reconciliation, settlement_tasks
 from payments.policy import Policy
 from payments.tests import builders
 
-LEFT_OUT = pytest.StashKey[int]()
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
 
 
@@ -146,19 +145,16 @@ def _forget_broker_connections() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a Chromium the tests that need one are left out, and the last lines of the run say so."""
-    if browsing.find() is not None:
-        return
-    left_out = [item for item in items if item.get_closest_marker("browser")]
+    left_out = [item for item in items if item.get_closest_marker("browser")] if browsing.find() is None else []
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-        config.stash[LEFT_OUT] = len(left_out)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if number := config.stash.get(LEFT_OUT, 0):
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if browsing.find() is None:
         terminalreporter.section("left out", sep="=", yellow=True)
-        terminalreporter.line(f"{number} tests in a browser were left out. {browsing.MISSING}")
+        terminalreporter.line(f"The tests marked `browser`, which walk the console, were left out. {browsing.MISSING}")
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from unfold.sites import UnfoldAdminSite
 
-from payments.console import home, ledger, limbo, members, payouts, sending
+from payments.console import decisions, disputes, home, ledger, limbo, members, payouts, sending
 from payments.console import markets as market_pages
 from users.console import access, audit, login
 
-PAGES = (home, market_pages, payouts, limbo, ledger, members, audit, sending)
+PAGES = (home, market_pages, decisions, disputes, payouts, limbo, ledger, members, audit, sending)
 
 
 class Console(UnfoldAdminSite):

@@ -161,12 +161,13 @@ def resolve(market_id: int) -> None:
     from django.utils import timezone
 
     from payments import resolutions, settlement_tasks
+    from users import audit
 
     resolutions.resolve(
         market_id=market_id,
         rule="WINNER",
         weights={"Yes": Decimal(100)},
-        by_user_id=None,
+        by=audit.MACHINE,
         at=timezone.now(),
         policy=settlement_tasks.policy(),
     )

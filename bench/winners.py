@@ -12,6 +12,7 @@ from markets.models import Bet, Market
 from payments import resolutions, settlement
 from payments.models import Settlement
 from payments.policy import Policy
+from users import audit
 from users.models import CustomUser
 
 STAKE = Decimal(100)
@@ -51,7 +52,7 @@ def due(count: int) -> Settlement:
     made = market_to_resolve(count)
     policy = Policy.from_settings(settings)
     resolutions.resolve(
-        market_id=made.pk, rule="WINNER", weights={"Yes": Decimal(100)}, by_user_id=None, at=timezone.now(),
+        market_id=made.pk, rule="WINNER", weights={"Yes": Decimal(100)}, by=audit.MACHINE, at=timezone.now(),
         policy=policy, reason="",
     )  # fmt: skip
     settlement.settle(market_id=made.pk, at=timezone.now(), policy=policy, keep_going=lambda: True)

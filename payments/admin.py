@@ -142,6 +142,12 @@ class TransferAdmin(ReadOnlyAdmin):
     list_select_related = ("debit", "credit")
 
 
+@admin.register(Verdict)
+class VerdictAdmin(ReadOnlyAdmin):
+    list_display = ("id", "transaction", "receipt", "grounds", "proposed_by", "proposed_at", "closed_by", "confirmed")
+    list_select_related = ("transaction", "proposed_by", "closed_by")
+
+
 @admin.register(Certificate)
 class CertificateAdmin(ReadOnlyAdmin):
     list_display = ("settlement", "issued_at", "bet_count", "hash")
@@ -168,9 +174,3 @@ class DisputeAdmin(ReadOnlyAdmin):
     list_select_related = ("user", "closed_by")
     raw_id_fields = ("bet", "transaction", "settlement")
     inlines = (DisputeEventInline,)
-
-
-@admin.register(Verdict)
-class VerdictAdmin(ReadOnlyAdmin):
-    list_display = ("id", "transaction", "receipt", "grounds", "proposed_by", "proposed_at", "closed_by", "confirmed")
-    list_select_related = ("transaction", "proposed_by", "closed_by")

@@ -149,8 +149,8 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
         plain = _plainly_paid(found, policy)
         paid.book(list(plain.values()), at=at)
         if plain:
-            last = max(plain)
-            float_readings.note(next(c[2] for c in found.values() if c[0] == last).utility_available, at=at)
+            last = max((claim for claim in found.values() if claim.callback_id in plain), key=lambda c: c.callback_id)
+            float_readings.note(last.result.utility_available, at=at)
         Callback.objects.filter(pk__in=list(plain)).update(applied_at=at, verdict="paid")
         crashpoints.reach("apply before commit")
     return [pk for pk in left if pk not in plain]

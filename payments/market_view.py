@@ -9,7 +9,7 @@ from django.db.models import Count, Max, Sum
 
 from markets import queries as market_queries
 from markets.models import Bet, Market
-from payments import ledger, queries
+from payments import ledger, queries, undo
 from payments.models import Settlement, Transaction
 
 POINTS = 60
@@ -96,7 +96,7 @@ def curve(market: Market) -> Curve:
 
 def progress(market: Market, *, at: datetime) -> Progress | None:
     """The live settlement of a market, or None where there is none."""
-    run = market.settlements.exclude(state__in=["WITHDRAWN", "UNDONE"]).order_by("-number").first()
+    run = undo.deciding_run(market)
     status = queries.settlement_status(market.pk)
     if run is None or status is None:
         return None

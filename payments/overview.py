@@ -17,8 +17,19 @@ from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
 from markets.models import Market
-from payments import ledger, reconciliation
-from payments.models import Attempt, Breaker, Figures, Heartbeat, InvariantCheck, Transaction, Verdict
+from payments import float_readings, ledger, reconciliation
+from payments.models import (
+    Attempt,
+    Breaker,
+    Dispute,
+    Figures,
+    FloatReading,
+    Heartbeat,
+    InvariantCheck,
+    Proposal,
+    Transaction,
+    Verdict,
+)
 
 Status = Transaction.Status
 SUCCESS_GOAL = Decimal("0.99")
@@ -60,6 +71,10 @@ class Now:
     pending: Total
     processing: Total
     verdicts: int
+    proposals: int
+    disputes: int
+    overdue_disputes: int
+    float_reading: FloatReading | None
     limbo: Total
     limbo_ages: list[Bucket]
     oldest_doubt: datetime | None
@@ -82,7 +97,11 @@ def now(*, at: datetime) -> Now:
         failed=sums[Status.FAILED],
         pending=sums[Status.PENDING],
         processing=sums[Status.PROCESSING],
-        verdicts=Verdict.objects.filter(closed_at__isnull=True).count(),
+        verdicts=Verdict.objects.filter(closed_at__isnull=True, transaction__status=Status.HELD).count(),
+        proposals=Proposal.objects.filter(state=Proposal.State.OPEN).count(),
+        disputes=Dispute.objects.filter(state=Dispute.State.OPEN).count(),
+        overdue_disputes=Dispute.objects.filter(state=Dispute.State.OPEN, due_at__lt=at).count(),
+        float_reading=float_readings.latest(),
         limbo=Total(sum(one.count for one in ages), sum((one.amount for one in ages), ledger.ZERO)),
         limbo_ages=ages,
         oldest_doubt=oldest,

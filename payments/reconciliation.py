@@ -51,7 +51,8 @@ INVARIANTS: dict[str, str] = {
         FROM payments_settlement s JOIN markets_outcome o ON o.market_id = s.market_id
             AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
         JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-        WHERE s.state = 'SETTLED' AND b.result <> CASE WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
+        WHERE s.state = 'SETTLED' AND b.result <> CASE
+            WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
             WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END""",
     "After an undo a pool holds its stakes again": """
         SELECT 'market ' || m.id || ' holds ' || coalesce(p.total, 0) || ' of ' || coalesce(b.total, 0) || ' staked'

@@ -62,7 +62,7 @@ class CustomUserAdmin(UserAdmin, ModelAdmin):
 
 
 @admin.register(Notice)
-class NoticeAdmin(admin.ModelAdmin):
+class NoticeAdmin(ModelAdmin):
     list_display = ("created_at", "user", "kind", "text", "sent_at")
     list_filter = ("kind",)
     list_select_related = ("user",)

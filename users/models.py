@@ -178,6 +178,18 @@ class AuditEntry(models.Model):
         return f"{self.number}: {self.action} {self.subject}"
 
 
+class MemberNote(models.Model):
+    """What a member of staff wrote about a member; see users/notes.py. Never edited: a correction is a further note."""
+
+    member = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes")
+    author = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes_written")
+    at = models.DateTimeField()
+    text = models.TextField()
+
+    def __str__(self) -> str:
+        return f"Note {self.pk} about member {self.member_id}"
+
+
 class Notice(models.Model):
     """Something a member is told in plain words, once for each event about a subject; `sent_at` is for the SMS."""
 
@@ -195,15 +207,3 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.subject}: {self.event}"
-
-
-class MemberNote(models.Model):
-    """What a member of staff wrote about a member; see users/notes.py. Never edited: a correction is a further note."""
-
-    member = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes")
-    author = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes_written")
-    at = models.DateTimeField()
-    text = models.TextField()
-
-    def __str__(self) -> str:
-        return f"Note {self.pk} about member {self.member_id}"

@@ -49,7 +49,19 @@ PRODUCTION = {
     "MPESA_PAYBILL": "600123",
     "MPESA_CALLBACK_URL": "https://kasoko.app/api/payments/b2c-callback/",
 }
-OURS = ("MPESA_", "PAYOUT_", "CELERY_", "DJANGO_", "DATABASE_URL", "CACHE_URL", "DEBUG", "ALLOWED_HOSTS", "KASOKO_")
+OURS = (
+    "MPESA_",
+    "PAYOUT_",
+    "CELERY_",
+    "DJANGO_",
+    "DATABASE_URL",
+    "CACHE_URL",
+    "DEBUG",
+    "ALLOWED_HOSTS",
+    "KASOKO_",
+    "STAFF_",
+    "STEP_UP_",
+)
 
 
 def start(given: dict[str, str], expression: str = "None", env_file: str = os.devnull) -> subprocess.CompletedProcess:
@@ -127,6 +139,20 @@ def test_an_example_environment_of_production_starts() -> None:
     assert ended.stdout.strip() == str(["https://api.safaricom.co.ke", True, True, False])
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, True),
+        ({"DEBUG": "True"}, False),
+        ({"STAFF_TOTP": "off"}, False),
+        ({"DEBUG": "True", "STAFF_TOTP": "on"}, True),
+    ],
+)
+def test_staff_are_asked_for_a_code_unless_debug_is_on_or_somebody_says_no(given: dict[str, str], asked: bool) -> None:
+    ended = start(SERVERS | given, "s.STAFF_TOTP")
+    assert (ended.returncode, ended.stdout.strip()) == (0, str(asked)), ended.stderr
+
+
 def test_production_tells_the_triggers_so() -> None:
     # when
     ended = start(PRODUCTION, "s.DATABASES['default']['OPTIONS']['options'].split('-c ')[-1]")
@@ -145,6 +171,7 @@ def test_production_tells_the_triggers_so() -> None:
         ({"ALLOWED_HOSTS": "kasoko.app,*"}, "ALLOWED_HOSTS", "must name the hosts"),
         ({"DATABASE_URL": ""}, "DATABASE_URL", "must be set"),
         ({"CELERY_BROKER_URL": ""}, "CELERY_BROKER_URL", "must be set"),
+        ({"STAFF_TOTP": "off"}, "STAFF_TOTP", "must be on"),
         ({"MPESA_CONSUMER_KEY": ""}, "MPESA_CONSUMER_KEY", "must be set"),
         ({"MPESA_CONSUMER_KEY": "your_consumer_key"}, "MPESA_CONSUMER_KEY", "must be set"),
         ({"MPESA_CONSUMER_SECRET": "your_consumer_secret"}, "MPESA_CONSUMER_SECRET", "must be set"),
@@ -181,6 +208,9 @@ def test_production_refuses_to_start(refusal: Refusal, changes: dict[str, str], 
     [
         ("MPESA_PRODUCTION", "maybe"),
         ("DEBUG", "2"),
+        ("STAFF_TOTP", "maybe"),
+        ("STEP_UP_MINUTES", "0"),
+        ("STEP_UP_MINUTES", "61"),
         ("PAYOUT_PLATFORM_FEE_PCT", "five"),
         ("PAYOUT_PLATFORM_FEE_PCT", "100.01"),
         ("PAYOUT_PLATFORM_FEE_PCT", "5.005"),

@@ -10,11 +10,13 @@ from django.urls import path
 from django.utils import timezone
 
 from markets.models import NAIROBI, Market
-from payments import market_view
+from payments import market_view, undo
+from payments.models import Proposal, Settlement
 from users.console import paging, shell
 
 TABS = {
     "due": "To resolve",
+    "proposed": "To approve",
     "open": "Open",
     "closed": "Closed",
     "resolved": "Being settled",
@@ -34,6 +36,8 @@ def markets(request: HttpRequest) -> HttpResponse:
     found = Market.objects.all()
     if tab == "due":
         found = found.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at)
+    elif tab == "proposed":
+        found = found.filter(proposals__state=Proposal.State.OPEN)
     elif tab in TABS and tab != "all":
         found = found.filter(status=tab.upper())
     if typed:
@@ -55,14 +59,26 @@ def markets(request: HttpRequest) -> HttpResponse:
 @shell.page("view_console")
 def market(request: HttpRequest, market_id: int) -> HttpResponse:
     found = _found(market_id)
+    at = timezone.now()
+    run = undo.deciding_run(found)
+    held = run is not None and run.release_at is not None and run.release_at > at
+    settled = run is not None and run.state == Settlement.State.SETTLED and run.rule != Settlement.Rule.VOID
+    pending = run is not None and run.state == Settlement.State.PENDING
+    proposal = found.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
     context = {
         "title": f"Market {found.pk}",
+        "proposal": proposal,
+        "release_at": run.release_at if run is not None and held and settled else None,
+        "can_withdraw": pending or (settled and held),
+        "can_undo": settled and not held and proposal is None,
+        "can_scratch": found.status == "OPEN" and found.end_date > at and len(found.running_outcomes) > 2,
+        "may_resolve": shell.may(request, "resolve_market"),
         "market": found,
         "pools": market_view.pools(found),
         "chart": _chart(found),
         "bets": market_view.latest_bets(found),
-        "progress": market_view.progress(found, at=timezone.now()),
-        "overdue": found.status in ("OPEN", "CLOSED") and found.end_date < timezone.now(),
+        "progress": market_view.progress(found, at=at),
+        "overdue": found.status in ("OPEN", "CLOSED") and found.end_date < at,
         "settlements": found.settlements.select_related("resolved_by").order_by("-number"),
         "may_change": request.user.has_perm("markets.change_market"),
         "may_members": shell.may(request, "view_members"),

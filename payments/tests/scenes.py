@@ -1,21 +1,25 @@
 """What the console's tests look at: a small house on a busy day, with something of everything in it."""
 
 from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 from django.db import transaction
 
 from markets.models import Market
-from payments import breakers, daraja, overview
+from payments import breakers, daraja, disputes, overview, proposals
 from payments.models import LedgerAccount, Transaction
 from payments.tests import builders, stories
 from users import audit, roles
 from users.models import CustomUser
 
+ACTOR = audit.Actor(user_id=None, source="test")
+TWO_PEOPLE = builders.policy(approval_above=Decimal(500))
 TIMED_OUT = daraja.OutcomeUnknown(message="no whole answer: ReadTimeout")
 NOT_REGISTERED = 2040
 
 
-def staff(role: str | None = None, **fields: object) -> CustomUser:
+def staff(role: str | None = None, **fields: Any) -> CustomUser:
     """A member of staff with a role, or a superuser."""
     from django.contrib.auth.models import Group, Permission
     from django.contrib.contenttypes.models import ContentType
@@ -60,7 +64,27 @@ def held_in_doubt(amount: int, at: datetime) -> Transaction:
     return payout
 
 
-def busy_day(at: datetime) -> dict[str, object]:
+def to_decide(at: datetime) -> dict[str, Any]:
+    """An open market, a proposal that waits for a second person, and a dispute that waits for an answer."""
+    running = builders.market(["A", "B", "C"], question="Which of three?")
+    builders.bet(running, builders.member(balance=100), "A", 100, at=at)
+    large = builders.market(question="Will the tower be finished in June?")
+    builders.bet(large, builders.member(balance=900), "Yes", 900, at=at)
+    proposed = builders.resolve(large, "Yes", by=staff(full_name="Grace First"), at=at, policy=TWO_PEOPLE)
+    payout = builders.payout(333, at=at)
+    dispute = disputes.open_about_transaction(
+        user_id=payout.user_id,
+        transaction_id=payout.public_id,
+        text="It has not come to my phone, please look.",
+        by=ACTOR,
+        at=at,
+        policy=stories.POLICY,
+    )
+    assert isinstance(proposed, proposals.Proposed)
+    return {"running": running, "large": large, "proposal": proposed.proposal_id, "dispute": dispute}
+
+
+def busy_day(at: datetime) -> dict[str, Any]:
     """Markets open, due and settled; payouts paid, failed, held, pending and in doubt; figures and checks taken."""
     names = ["Wanjiku Kamau", "Otieno Ouma", "Amina Yusuf", "Kiprop Cheruiyot", "Njeri Mwangi", "Baraka Mutua"]
     people = [builders.member(balance=20_000, full_name=name) for name in names]
@@ -97,7 +121,7 @@ def busy_day(at: datetime) -> dict[str, object]:
     overview.measure(at=at)
     overview.check_books(at=at, keep_going=lambda: True)
     overview.beat(worker="celery@kasoko", at=at)
-    return {
+    return to_decide(at) | {
         "football": football,
         "due": due,
         "settled": settled,
@@ -119,7 +143,5 @@ def _settled(people: list[CustomUser], at: datetime) -> Market:
     builders.bet(made, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
     builders.resolve(made, "Yes", at=when, by=staff(full_name="Grace Operator"))
     builders.settle(made, at=when)
+    Market.objects.filter(pk=made.pk).update(end_date=when - timedelta(minutes=5))
     return made
-
-
-ACTOR = audit.Actor(user_id=None, source="test")

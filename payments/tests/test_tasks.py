@@ -60,6 +60,9 @@ def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
         "payments.settlement_tasks.send_due_payouts",
         "payments.settlement_tasks.apply_stored_callbacks",
         "payments.settlement_tasks.ask_about_doubts",
+        "payments.overview_tasks.heartbeat",
+        "payments.overview_tasks.measure",
+        "payments.overview_tasks.check_books",
         "payments.settlement_tasks.issue_certificates",
         "payments.settlement_tasks.close_remedied_disputes",
         "payments.settlement_tasks.undo_market",
@@ -74,9 +77,9 @@ def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
-    assert len(schedule) == len(SWEEPS) == 6
+    assert len(schedule) == len(SWEEPS) == 9
     for entry in schedule.values():
-        assert entry["schedule"] <= 30
+        assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
         assert entry["options"]["expires"] <= 60
     # It runs for seconds at a time: were it not to expire at once, a queue of them would leave no turn to the others.
     assert schedule["send what is due"]["options"]["expires"] <= schedule["send what is due"]["schedule"]

@@ -16,6 +16,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
             ("Markets", "query_stats", "markets", "view_console"),
             ("Payouts", "payments", "payouts", "view_console"),
             ("Limbo", "hourglass_empty", "limbo", "view_console"),
+            ("Disputes", "gavel", "disputes", "answer_dispute"),
         ],
     ),
     (

@@ -31,6 +31,13 @@ TONES = {
     "HELD": "care",
     "IN_DOUBT": "care",
     "CLOSED": "care",
+    "UNDOING": "care",
+    "UNDONE": "care",
+    "STALE": "care",
+    "APPROVED": "good",
+    "ANSWERED": "busy",
+    "UPHELD": "good",
+    "REJECTED": "bad",
     "FAILED": "bad",
 }
 
@@ -39,6 +46,12 @@ TONES = {
 def kes(amount: Any) -> str:
     """KES 1,234.50; nothing for nothing."""
     return "" if amount is None or amount == "" else f"KES {Decimal(amount):,.2f}"
+
+
+@register.filter
+def cents(number: Any) -> str:
+    """Integer cents as KES 1,234.50."""
+    return "" if number is None else kes(Decimal(number) / 100)
 
 
 @register.filter

@@ -1,0 +1,39 @@
+"""Where there is no Chromium, the tests that need one are left out, and the run says so instead of failing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api.tests import browsing
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_without_chromium_names_what_it_left_out_and_how_to_install_it(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "api/tests/test_console_browser.py"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "KASOKO_CHROMIUM"} | {"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ended.stdout + ended.stderr
+    assert "4 deselected" in ended.stdout
+    assert "sudo apt-get install chromium" in ended.stdout
+
+
+def test_chromium_is_found_by_name_or_by_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KASOKO_CHROMIUM", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert browsing.find() is None
+    program = tmp_path / "chromium"
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    assert browsing.find() == str(program)
+    monkeypatch.setenv("KASOKO_CHROMIUM", "/opt/chromium")
+    assert browsing.find() == "/opt/chromium"
