@@ -121,7 +121,7 @@ class Running:
     def _web_is_ready(self) -> bool:
         try:
             return self._session.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     # --- what people do
