@@ -120,7 +120,7 @@ class Running:
     def _web_is_ready(self) -> bool:
         try:
             return self._session.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):  # It listens before the application is loaded.
             return False
 
     # --- what people do
