@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> None:
     full = parser.parse_args(arguments).full
     django.setup()
     with_an_empty_view()
-    times, count = (9, 3_000) if full else (5, 1_000)
+    times, count = (9, 3_000) if full else (3, 400)
     bench, progress = Bench(), Progress("callbacks", 3 * times + 4)
     views = alternated(
         {"ours": lambda: bench.store(bench.posts(count)), "empty": lambda: bench.nothing(bench.posts(count))}, times

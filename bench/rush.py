@@ -58,7 +58,7 @@ def wait_for(url: str) -> None:
         try:
             if requests.get(f"{url}/readyz", timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             pass
         time.sleep(0.1)
     raise AssertionError("The web process did not come up")

@@ -137,7 +137,7 @@ class Running:
     def _web_is_ready(self, url: str) -> bool:
         try:
             return self._session.get(f"{url}/readyz", timeout=5).status_code == 200
-        except (requests.ConnectionError, requests.Timeout):
+        except (requests.ConnectionError, requests.Timeout):  # It listens before the application is loaded.
             return False
 
     # --- what people do
