@@ -13,6 +13,8 @@ NAMES = (
     "bet after commit",
     "settlement step before commit",
     "settlement step after commit",
+    "undo step before commit",
+    "undo step after commit",
     "claim before commit",
     "claim after commit",
     "request written",

@@ -32,6 +32,8 @@ ROUNDS = (
     ("question after commit", ""),
     ("question put", ""),
 )
+# Where the worker dies while the market of that number, paid by then, is undone.
+UNDOS = {1: "undo step before commit", 2: "undo step after commit"}
 STAKES = (("254700000101", "Yes", "100"), ("254700000102", "Yes", "100"), ("254700000103", "No", "200"))
 DIVIDEND = 190  # The pool of 400, less five per cent, halved.
 MEMBERS_AND_MARKETS = f"""
@@ -147,7 +149,25 @@ def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_pai
             )
             place.kill("worker")
 
+        for market_id, worker_dies in UNDOS.items():
+            # when
+            place.start_worker(crash_at=worker_dies)
+            place.post("/api/markets/admin/undo/", {"market_id": market_id, "reason": "It did not rain."})
+            assert place.await_death_of_worker() == -signal.SIGKILL, worker_dies
+            place.start_worker()
+
+            # then
+            visited.append(worker_dies)
+            until(
+                lambda market_id=market_id: place.status(market_id)["status"] == "CLOSED",
+                f"market {market_id} to be undone after a death at {worker_dies!r}",
+                lambda: place.log("worker")[-4000:],
+            )
+            place.kill("worker")
+
         # then
+        owed = place.sql("SELECT amount::int FROM payments_recovery ORDER BY id")
+        assert owed == [(DIVIDEND,)] * 2 * len(UNDOS)
         bets = place.sql("SELECT market_id, count(*) FROM markets_bet GROUP BY 1 ORDER BY 1")
         assert bets == [(market_id, len(STAKES)) for market_id in range(1, len(ROUNDS) + 1)]
         payments_agree(place, len(ROUNDS))

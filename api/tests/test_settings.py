@@ -190,6 +190,15 @@ def test_production_refuses_to_start(refusal: Refusal, changes: dict[str, str], 
         ("PAYOUT_MIN_AMOUNT", "١٠"),
         ("PAYOUT_MAX_AMOUNT", "9"),
         ("PAYOUT_DAY_LIMIT", "249999"),
+        ("RESOLVE_APPROVAL_ABOVE", "a lot"),
+        ("RESOLVE_APPROVAL_ABOVE", "-1"),
+        ("SETTLEMENT_HOLD_MINUTES", "soon"),
+        ("SETTLEMENT_HOLD_MINUTES", "0,100000:"),
+        ("SETTLEMENT_HOLD_MINUTES", "NaN:5"),
+        ("SETTLEMENT_HOLD_MINUTES", "-1:5"),
+        ("SETTLEMENT_HOLD_MINUTES", "30,0:60"),
+        ("SETTLEMENT_HOLD_MINUTES", "10081"),
+        ("FLOAT_EVERY_MINUTES", "0"),
         ("PAYOUT_TPS", "0"),
         ("PAYOUT_TPS", "inf"),
         ("PAYOUT_QUERY_AFTER", "-1"),
@@ -266,3 +275,13 @@ def test_the_exported_environment_wins_over_the_env_file(tmp_path: Path) -> None
 
     # then
     assert ended.stdout.strip() == str([30, 7])
+
+
+def test_holds_and_approvals_are_off_by_default_and_may_depend_on_the_pool() -> None:
+    # given
+    shown = "[s.RESOLVE_APPROVAL_ABOVE, [(int(pool), minutes) for pool, minutes in s.SETTLEMENT_HOLD_MINUTES]]"
+
+    # then
+    assert start(SERVERS, shown).stdout.strip() == "[None, [(0, 0)]]"
+    given = {"RESOLVE_APPROVAL_ABOVE": "100000", "SETTLEMENT_HOLD_MINUTES": "1000000:120, 0, 100000:30"}
+    assert start(SERVERS | given, shown).stdout.strip() == "[Decimal('100000'), [(0, 0), (100000, 30), (1000000, 120)]]"

@@ -50,6 +50,7 @@ def test_an_open_market_has_its_stakes_and_no_payouts(db: None) -> None:
         outcome=None,
         resolved_at=None,
         settled_at=None,
+        release_at=None,
         pool=Decimal("11.00"),
         platform_fee=Decimal(0),
         by_state=NOTHING,

@@ -1,10 +1,14 @@
 """Undoing a settlement, wherever its money is: what has not left comes back, the rest is owed, to the cent."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
+from itertools import count
 
 import pytest
+from django.db import transaction
 
 from markets.models import Market
 from payments import interventions, ledger, payouts, recoveries, resolutions, undo
@@ -37,6 +41,7 @@ from payments.tests.stories import (
     states,
     status_body,
 )
+from payments.tests.test_settlement import Crash, crash_at_statement
 from users.models import AuditEntry, CustomUser
 
 
@@ -150,6 +155,38 @@ def test_an_undo_goes_on_where_it_stopped_whatever_the_chunk(db: None, chunk: in
     assert made.status == "CLOSED" and steps >= (13 if chunk == 1 else 3)
     assert ledger.balance(ledger.pool(made.pk)) == staked(made)
     assert undo.carry_out(market_id=made.pk, at=after(60), policy=small, keep_going=lambda: False)
+
+
+@pytest.mark.parametrize("chunk", [2, 20_000])
+def test_an_undo_that_dies_at_any_statement_is_completed_by_the_next_one(db: None, chunk: int) -> None:
+    # given: of three winners one is paid, one in doubt, one not sent; each has cents in the wallet
+    rules = policy(settlement_chunk=chunk)
+    made, users, _ = settled(winners=3)
+    paid(payout_of(users[0], made))
+    sent(payout_of(users[1], made), READ_TIMEOUT)
+    carried = [payout_of(user, made).amount for user in users[:2]]
+    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=rules)
+    carry_out = partial(undo.carry_out, market_id=made.pk, policy=rules, keep_going=lambda: True)
+
+    for number in count(1):
+        block = transaction.atomic()
+        block._from_testcase = True  # Services whose transactions are durable may run inside this one.
+        with block:
+            # when: the worker dies at that statement, and another one goes on
+            died = False
+            with crash_at_statement(number), suppress(Crash):
+                died = True
+                carry_out(at=after(61))
+                died = False
+            assert carry_out(at=after(62))
+
+            # then
+            made.refresh_from_db()
+            assert made.status == "CLOSED" and ledger.balance(ledger.pool(made.pk)) == staked(made)
+            assert owed_back(users) == [*carried, 0]
+            if not died:
+                break
+            transaction.set_rollback(True)
 
 
 def test_from_the_moment_it_is_begun_nothing_of_it_is_sent(db: None) -> None:
