@@ -12,9 +12,9 @@ from django.db import IntegrityError, transaction
 from django.test import Client
 from django.utils import timezone
 
-from markets.models import Bet
+from markets.models import Bet, Market, Outcome
 from markets.tests.rest import UNREADABLE_BODIES, assert_refused, post
-from payments import disputes, interventions, settlement_tasks
+from payments import disputes, interventions, resolutions, settlement_tasks
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
@@ -360,8 +360,13 @@ def test_a_result_upheld_is_done_when_the_market_is_settled_again(user: CustomUs
     settlement_tasks.close_remedied_disputes()
     assert Dispute.objects.get().remedy_state == "DUE"
 
-    # when: undone, which remedies nothing yet, and settled for the other side
+    # when: undone, and an outcome scratched, which remedies nothing yet; and settled for the other side
     builders.undo(lost.market, by=staff)
+    Outcome.objects.create(market=lost.market, name="Perhaps")
+    Market.objects.filter(pk=lost.market_id).update(status="OPEN")
+    scratch = {"outcome": "Perhaps", "reason": "error", "by": who(staff), "at": AT, "policy": POLICY}
+    resolutions.scratch(market_id=lost.market_id, **scratch)
+    builders.settle(lost.market)
     settlement_tasks.close_remedied_disputes()
     assert Dispute.objects.get().remedy_state == "DUE"
     builders.resolve(lost.market, "No")
