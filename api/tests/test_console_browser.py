@@ -6,6 +6,7 @@ With KASOKO_PICTURES (`make pictures`) the pictures of docs/console.md are taken
 import os
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from django_otp.oath import totp
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from api.tests import browsing
-from payments import overview
+from markets.models import Market
+from payments import overview, settlement_tasks, undo
 from payments.models import Transaction
 from payments.tests import builders, scenes
 from payments.tests.builders import PIN
@@ -138,6 +140,96 @@ def test_a_settlement_is_watched_until_it_is_done_without_touching_the_page(open
         scenes.paid(one, timezone.now(), f"SKG7ABC00{place}", after=0)
     page.wait_for_selector("text=Every payout has come to an end")
     assert "3" in page.locator("tr", has_text="completed").inner_text()
+
+
+def test_a_market_is_resolved_by_two_people_in_two_browsers_undone_and_voided(
+    opened: Opened, settings: Settings
+) -> None:
+    # given
+    settings.RESOLVE_APPROVAL_ABOVE = Decimal(500)
+    settlement_tasks.policy.cache_clear()
+    made = builders.market(question="Will the long rains begin before 25 March?")
+    for outcome, amount in (("Yes", 300), ("No", 450)):
+        builders.orm_bet(made, builders.member(), outcome, amount)
+    Market.objects.filter(pk=made.pk).update(end_date=timezone.now())
+    first, second = opened(), opened(size=browsing.PHONE)
+    first.log_in_as(scenes.staff("operator", full_name="Grace Wambui"))
+    second.log_in_as(scenes.staff("approver", full_name="Peter Second"))
+
+    # when: the first looks at every outcome, chooses one and gives the evidence
+    page = first.go("/admin/")
+    page.get_by_role("link", name=re.compile("market to resolve")).click()
+    page.get_by_role("link", name=made.question).click()
+    press(page, "Resolve or void…")
+    page.wait_for_selector("text=Step 1 of 3")
+    press(page, "Yes wins…")
+    type_in(page, evidence_note="The weather service says so.", typed="Yes", proof=PIN)
+    press(page, "Propose it")
+    page.wait_for_selector("text=It is proposed.")
+    link = re.search(r"/admin/proposals/[0-9]+/", page.content())
+    assert link is not None
+
+    # when: the second opens the link and approves
+    page = second.go(link[0])
+    page.wait_for_selector("text=The weather service says so.")
+    type_in(page, typed="approve", proof=PIN)
+    press(page, "Approve and carry out")
+    page.wait_for_selector("text=is decided, and its settlement runs now")
+    builders.settle(made, at=timezone.now())
+    page.wait_for_selector("text=2 of 2")
+
+    # when: the first undoes it, which takes two as well
+    page = first.go(f"/admin/markets/{made.pk}/")
+    press(page, "Undo the settlement…")
+    type_in(page, reason="The weather service corrected itself.", typed="undo")
+    press(page, "Undo the settlement of market")
+    page.wait_for_selector("text=Sending is stopped for this market")
+    waiting = re.search(r"/admin/proposals/[0-9]+/", page.content())
+    assert waiting is not None
+    page = second.go(waiting[0])
+    type_in(page, typed="approve")
+    press(page, "Approve and carry out")
+    page.wait_for_selector("text=is being undone")
+    undo.carry_out(market_id=made.pk, at=timezone.now(), policy=settlement_tasks.policy(), keep_going=lambda: True)
+
+    # when: it is void in the end, which two decide again
+    page = first.go(f"/admin/markets/{made.pk}/resolve/")
+    press(page, "Void…")
+    page.select_option("[name=reason]", "no_result")
+    type_in(page, typed="void")
+    press(page, "Propose it")
+    page.wait_for_selector("text=It is proposed.")
+    page = second.go(f"/admin/markets/{made.pk}/")
+    page.get_by_role("link", name=re.compile("^proposal")).click()
+    type_in(page, typed="approve")
+    press(page, "Approve and carry out")
+    page.wait_for_selector("text=is decided, and its settlement runs now")
+
+    # then
+    builders.settle(made, at=timezone.now())
+    made.refresh_from_db()
+    assert made.status == "VOID"
+
+
+def test_a_dispute_is_answered_and_upheld(opened: Opened) -> None:
+    scene = scenes.to_decide(timezone.now())
+    scenes.refused(scene["dispute"].transaction, timezone.now())
+    screen = opened()
+    screen.log_in_as(scenes.staff("support"))
+    page = screen.go("/admin/")
+    page.get_by_role("link", name=re.compile("dispute to answer")).click()
+    page.get_by_role("link", name=re.compile("It has not come")).click()
+    press(page, "Answer…")
+    type_in(page, text="We are looking at M-Pesa's records.")
+    press(page, "Answer")
+    page.wait_for_selector("text=The member is answered.")
+    press(page, "Uphold…")
+    page.select_option("[name=remedy]", "pay_to_wallet")
+    type_in(page, text="M-Pesa refused it; it is in your wallet.", proof=PIN)
+    press(page, "Uphold it")
+    page.wait_for_selector("text=is upheld: the payout goes to the wallet")
+    scene["dispute"].transaction.refresh_from_db()
+    assert scene["dispute"].transaction.status == "COMPLETED"
 
 
 def test_limbo_is_read_and_sending_is_stopped_by_keyboard_alone(opened: Opened) -> None:

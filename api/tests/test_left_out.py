@@ -23,7 +23,7 @@ def test_a_run_without_chromium_names_what_it_left_out_and_how_to_install_it(tmp
         check=False,
     )
     assert ended.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ended.stdout + ended.stderr
-    assert "4 deselected" in ended.stdout
+    assert "6 deselected" in ended.stdout
     assert "sudo apt-get install chromium" in ended.stdout
 
 

@@ -20,7 +20,8 @@ def actor(user: CustomUser) -> audit.Actor:
 
 
 def recorded() -> list[tuple[str, str, str]]:
-    return list(AuditEntry.objects.order_by("number").values_list("action", "subject", "reason"))
+    decisions = AuditEntry.objects.filter(action__startswith="payout.").order_by("number")
+    return list(decisions.values_list("action", "subject", "reason"))
 
 
 # --- hold and release ------------------------------------------------------------------------------------------------

@@ -1,0 +1,343 @@
+"""Markets decided in the console: seen before, by two people where it is large, taken back; and disputes answered."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from markets.models import NAIROBI, Market
+from payments import disputes, float_readings, settlement_tasks
+from payments.models import Dispute, Proposal, Settlement, Transaction
+from payments.policy import Policy
+from payments.tests import builders, scenes, stories
+from payments.tests.builders import PIN, bet, market, member, nothing_moved, orm_bet, policy
+from users.models import AuditEntry, CustomUser
+
+
+def of(user: CustomUser) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def console(db: None) -> Client:
+    return of(scenes.staff("operator", full_name="Grace Wambui"))
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """From 500 shillings on a decision takes two people."""
+    ruled = policy(approval_above=scenes.TWO_PEOPLE.approval_above)
+    monkeypatch.setattr(settlement_tasks, "policy", cached(ruled))
+    return ruled
+
+
+def cached(ruled: Policy) -> Any:
+    def read() -> Policy:
+        return ruled
+
+    read.cache_clear = lambda: None  # type: ignore[attr-defined]
+    return read
+
+
+def text(answer: Any) -> str:
+    return answer.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
+
+
+def do(client: Client, path: str, **form: str) -> str:
+    return text(client.post(path, {"proof": PIN, **form}, follow=True))
+
+
+def hidden(page: str, name: str) -> str:
+    return page.partition(f'name="{name}" value="')[2].partition('"')[0]
+
+
+def of_two(stakes: int = 200) -> Market:
+    made = market()
+    orm_bet(made, member(), "Yes", 100)
+    orm_bet(made, member(), "No", stakes)
+    return made
+
+
+def look(client: Client, made: Market, decision: str = "win:Yes", **more: str) -> dict[str, str]:
+    """Step two, and the form that it fills in."""
+    page = text(client.get(f"/admin/markets/{made.pk}/resolve/decide/", {"decision": decision, **more}))
+    assert "Step 2 of 3" in page
+    word = decision.partition(":")[2] or "void"
+    return {"decision": decision, "hash": hidden(page, "hash"), "typed": word, "evidence_note": "Kenya Met."} | more
+
+
+# --- resolve and void ------------------------------------------------------------------------------------------------
+
+
+def test_a_market_is_resolved_as_it_was_seen(console: Client, queued: Any) -> None:
+    # given
+    made = of_two()
+    float_readings.note(Decimal(100), at=timezone.now())
+
+    # when, then: side by side, nothing is decided by looking
+    with nothing_moved():
+        page = text(console.get(f"/admin/markets/{made.pk}/resolve/"))
+        assert page.count(" wins…") == 2 and "Void…" in page
+        assert "KES 285.00" in page and "KES 15.00" in page and "2.8500" in page and "short" in page
+        form = look(console, made)
+        assert "the winner" not in do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form | {"typed": "yes"})
+
+    # when
+    page = do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form, evidence_url="https://meteo.go.ke/rain")
+
+    # then
+    run = Settlement.objects.get()
+    assert f"Market {made.pk} is decided." in page
+    assert (run.rule, run.evidence_url, run.evidence_note) == ("WINNER", "https://meteo.go.ke/rain", "Kenya Met.")
+    assert queued() == [("payments.settlement_tasks.settle_market", str(run.public_id), [made.pk])]
+    assert AuditEntry.objects.filter(action="market.resolve", actor__full_name="Grace Wambui").count() == 1
+    assert console.get(f"/admin/markets/{made.pk}/resolve/").status_code == 404
+
+
+def test_numbers_that_moved_since_the_look_are_a_refusal(console: Client) -> None:
+    made = of_two()
+    form = look(console, made)
+    bet(made, member(balance=50), "No", 50)
+    with nothing_moved():
+        page = do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form)
+    assert "The numbers have moved since that preview: look again." in page
+    assert "no money was moved" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evidence_url": "javascript:alert(1)"}, "must begin with http"),
+        ({"evidence_note": ""}, "What it says: please fill this in"),
+        ({"ended": "soon"}, "That is no date and time"),
+        ({"ended": "2099-01-01T10:00"}, "must not lie ahead"),
+        ({"hash": "0" * 64}, "The numbers have moved"),
+        ({"typed": "No"}, "Type “Yes” exactly"),
+        ({"proof": "0000"}, "That is not your PIN"),
+    ],
+)
+def test_what_is_missing_or_odd_decides_nothing(console: Client, change: dict[str, str], words: str) -> None:
+    made = of_two()
+    form = look(console, made)
+    with nothing_moved():
+        assert words in do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form | change)
+
+
+@pytest.mark.parametrize("decision", ["", "win:", "win:Maybe", "maybe:Yes"])
+def test_a_decision_that_means_nothing_leads_back_to_the_choice(console: Client, decision: str) -> None:
+    made = of_two()
+    answer = console.get(f"/admin/markets/{made.pk}/resolve/decide/", {"decision": decision})
+    assert answer.headers["Location"] == f"/admin/markets/{made.pk}/resolve/"
+
+
+def test_late_bets_are_seen_and_go_back(console: Client) -> None:
+    made = of_two()
+    Market.objects.filter(pk=made.pk).update(end_date=timezone.now() - timedelta(hours=1))
+    ended = (builders.AT - timedelta(minutes=1)).astimezone(NAIROBI).strftime("%Y-%m-%dT%H:%M")
+    form = look(console, made, ended=ended)
+    page = text(console.get(f"/admin/markets/{made.pk}/resolve/decide/", {"decision": "win:Yes", "ended": ended}))
+    assert "2 of them late" in page and "KES 300.00 go back" in page
+    do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form)
+    assert Settlement.objects.get().effective_close_at == datetime.fromisoformat(ended).replace(tzinfo=NAIROBI)
+
+
+def test_a_market_is_voided_with_a_reason(console: Client) -> None:
+    made = of_two()
+    form = look(console, made, "void:")
+    with nothing_moved():
+        assert "Void because: please fill this in" in do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form)
+    do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form | {"reason": "postponed"})
+    assert Settlement.objects.values_list("rule", "reason").get() == ("VOID", "postponed")
+
+
+def test_who_has_a_stake_is_told_and_refused(db: None) -> None:
+    made, person = of_two(), scenes.staff("operator", balance=10)
+    bet(made, person, "Yes", 10)
+    client = of(person)
+    assert "You have a stake in this market" in text(client.get(f"/admin/markets/{made.pk}/resolve/"))
+    form = look(client, made)
+    with nothing_moved():
+        assert "no money was moved" in do(client, f"/admin/markets/{made.pk}/resolve/decide/", **form)
+
+
+# --- two people ------------------------------------------------------------------------------------------------------
+
+
+def propose(console: Client) -> tuple[Market, Proposal]:
+    made = of_two(900)
+    page = do(console, f"/admin/markets/{made.pk}/resolve/decide/", **look(console, made))
+    proposal = Proposal.objects.get()
+    assert f"/admin/proposals/{proposal.pk}/" in page
+    return made, proposal
+
+
+def test_a_large_market_is_decided_by_the_second_person_from_a_link(
+    console: Client, large: Policy, queued: Any
+) -> None:
+    # given
+    made, proposal = propose(console)
+    link = f"/admin/proposals/{proposal.pk}/"
+    assert Settlement.objects.count() == 0
+    assert "Grace Wambui" in text(console.get(link)) and "Approve" not in text(console.get(link))
+    approver = of(scenes.staff("approver", full_name="Peter Second"))
+    assert "decision to approve" in text(approver.get("/admin/"))
+    assert f"/admin/markets/{made.pk}/" in text(approver.get("/admin/markets/?show=proposed"))
+    page = text(approver.get(link))
+    assert "Grace Wambui" in page and "Kenya Met." in page and "KES 950.00" in page
+
+    # when, then
+    with nothing_moved():
+        assert "Type “approve” exactly" in do(approver, link, hash=hidden(page, "hash"), typed="yes")
+        assert "not the hash" in do(approver, link, hash="0" * 64, typed="approve")
+    done = do(approver, link, hash=hidden(page, "hash"), typed="approve")
+    assert f"Approved. Market {made.pk} is decided" in done
+    run = Settlement.objects.get()
+    assert (run.resolved_by.full_name, run.approved_by.full_name) == ("Grace Wambui", "Peter Second")
+    assert [name for name, _, _ in queued()] == ["payments.settlement_tasks.settle_market"]
+    assert "approved" in text(approver.get(link))
+
+
+def test_who_proposed_does_not_approve_and_may_take_it_back(db: None, large: Policy) -> None:
+    both = scenes.staff(full_name="Grace Both")
+    client = of(both)
+    made, proposal = propose(client)
+    page = text(client.get(f"/admin/proposals/{proposal.pk}/"))
+    assert "Another person must approve it" in page
+    with nothing_moved():
+        refused = do(client, f"/admin/proposals/{proposal.pk}/", hash=proposal.preview_hash, typed="approve")
+    assert "another member of staff must approve it" in refused
+    assert "is rejected. No money was moved." in do(client, f"/admin/proposals/{proposal.pk}/reject/", reason="Typo.")
+    proposal.refresh_from_db()
+    assert (proposal.state, proposal.words) == ("REJECTED", "Typo.")
+
+
+def test_a_proposal_whose_numbers_moved_says_so(console: Client, large: Policy) -> None:
+    made, proposal = propose(console)
+    orm_bet_after_reopening(made)
+    approver = of(scenes.staff("approver"))
+    page = text(approver.get(f"/admin/proposals/{proposal.pk}/"))
+    assert "The numbers have moved since it was proposed" in page
+
+
+def orm_bet_after_reopening(made: Market) -> None:
+    Market.objects.filter(pk=made.pk).update(status="OPEN")
+    orm_bet(made, member(), "No", 5)
+    Market.objects.filter(pk=made.pk).update(status="CLOSED")
+
+
+# --- taking back -----------------------------------------------------------------------------------------------------
+
+
+def test_a_resolution_is_withdrawn_before_it_is_divided(console: Client) -> None:
+    made = of_two()
+    builders.resolve(made, "No", at=timezone.now())
+    assert f"/admin/markets/{made.pk}/withdraw/" in text(console.get(f"/admin/markets/{made.pk}/"))
+    page = do(console, f"/admin/markets/{made.pk}/withdraw/", reason="The wrong outcome.", typed="withdraw")
+    assert "is withdrawn. No payout of it leaves." in page
+    made.refresh_from_db()
+    assert made.status == "CLOSED"
+
+
+def test_held_payouts_show_a_countdown_and_the_way_back(console: Client) -> None:
+    made = of_two()
+    at = timezone.now()
+    held = policy(holds=((Decimal(0), timedelta(minutes=30)),))
+    builders.resolve(made, "Yes", at=at, policy=held)
+    builders.settle(made, at=at, policy=held)
+    page = text(console.get(f"/admin/markets/{made.pk}/"))
+    assert "Payouts are held until" in page and "withdraw/" in page and "/undo/" not in page
+
+
+def test_a_settlement_is_undone_and_that_is_seen(console: Client, queued: Any) -> None:
+    made = of_two()
+    builders.resolve(made, "No", at=timezone.now())
+    builders.settle(made, at=timezone.now())
+    page = text(console.get(f"/admin/markets/{made.pk}/"))
+    assert f"/admin/markets/{made.pk}/undo/" in page and f"/api/markets/{made.pk}/settlement/" in page
+    with nothing_moved():
+        assert "becomes their debt to us" in text(console.get(f"/admin/markets/{made.pk}/undo/"))
+        assert "Type “undo”" in do(console, f"/admin/markets/{made.pk}/undo/", reason="Wrong.", typed="redo")
+    assert "is being undone" in do(console, f"/admin/markets/{made.pk}/undo/", reason="Wrong.", typed="undo")
+    assert Settlement.objects.get().state == "UNDOING"
+    assert "payments.settlement_tasks.undo_market" in [name for name, _, _ in queued()]
+    assert "undoing" in text(console.get(f"/admin/markets/{made.pk}/"))
+
+
+def test_an_outcome_is_scratched(console: Client, queued: Any) -> None:
+    made = market(["A", "B", "C"])
+    orm_bet(made, member(), "C", 70)
+    assert f"/admin/markets/{made.pk}/scratch/" in text(console.get(f"/admin/markets/{made.pk}/"))
+    page = do(console, f"/admin/markets/{made.pk}/scratch/", outcome="C", reason="Withdrew.", typed="scratch")
+    assert "C is scratched" in page
+    assert made.running_outcomes == ("A", "B")
+    assert "scratch/" not in text(console.get(f"/admin/markets/{made.pk}/"))
+
+
+# --- disputes --------------------------------------------------------------------------------------------------------
+
+
+def disputed(amount: int = 285) -> tuple[Transaction, Dispute]:
+    at = timezone.now()
+    payout = builders.payout(amount, at=at)
+    scenes.refused(payout, at)
+    dispute = disputes.open_about_transaction(
+        user_id=payout.user_id,
+        transaction_id=payout.public_id,
+        text="It has not come to my phone, please look.",
+        by=scenes.ACTOR,
+        at=at,
+        policy=stories.POLICY,
+    )
+    return payout, dispute
+
+
+def test_a_dispute_is_read_answered_and_rejected(db: None) -> None:
+    client = of(scenes.staff("support"))
+    _, dispute = disputed()
+    assert "dispute to answer" in text(client.get("/admin/"))
+    assert "It has not come" in text(client.get("/admin/disputes/"))
+    path = f"/admin/disputes/{dispute.public_id}/"
+    assert "Answer…" in text(client.get(path)) and "Reject…" not in text(client.get(path))
+    assert "The member is answered." in do(client, f"{path}answer/", text="We are looking into it.")
+    assert "The dispute is rejected" in do(client, f"{path}reject/", text="It was paid, see the receipt.")
+    dispute.refresh_from_db()
+    assert dispute.state == "REJECTED"
+    assert "We are looking into it." in text(client.get(path))
+    with nothing_moved():
+        assert "no money was moved" in do(client, f"{path}answer/", text="Once more.")
+
+
+def test_an_upheld_dispute_pays_to_the_wallet(db: None, queued: Any) -> None:
+    client = of(scenes.staff("support"))
+    payout, dispute = disputed()
+    path = f"/admin/disputes/{dispute.public_id}/uphold/"
+    assert "please choose" in do(client, path, text="You are right.", remedy="gold")
+    assert "is upheld: the payout goes to the wallet" in do(client, path, text="You are right.", remedy="pay_to_wallet")
+    payout.refresh_from_db()
+    assert payout.status == "COMPLETED" and CustomUser.objects.get(pk=payout.user_id).balance == 285
+
+
+def test_an_upheld_dispute_is_sent_again(db: None, queued: Any) -> None:
+    client = of(scenes.staff("support"))
+    payout, dispute = disputed()
+    do(client, f"/admin/disputes/{dispute.public_id}/uphold/", text="You are right.", remedy="resend")
+    payout.refresh_from_db()
+    assert payout.status == "PENDING"
+    assert ("payments.settlement_tasks.send_b2c_payout", [payout.pk]) in [(name, ids) for name, _, ids in queued()]
+
+
+def test_ones_own_dispute_is_anothers_to_decide(db: None) -> None:
+    payout, dispute = disputed()
+    owner = payout.user
+    owner.is_staff = owner.is_superuser = True
+    owner.save()
+    client = of(owner)
+    path = f"/admin/disputes/{dispute.public_id}/"
+    assert "This is your own dispute" in text(client.get(path))
+    with nothing_moved():
+        assert "their own" in do(client, f"{path}answer/", text="I am right.")
