@@ -2,19 +2,24 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from payments.tests.simulation import world
+from payments.tests.simulation import conformance, pure, world
 from payments.tests.simulation.bugs import BUGS
+from payments.tests.simulation.outcome import Outcome
+from payments.tests.simulation.pure_bugs import PURE_BUGS
 
 HERE = Path(__file__).resolve().parent
 FRESH = 60
 BATCH = 10
 PATIENCE = 50
+PURE_FRESH = 2_000
+PURE_PATIENCE = 1_000
+SEQUENCES = 100
 
 
 def _first_fresh_seed() -> int:
@@ -45,10 +50,9 @@ def _swift(_database: None) -> None:
     world.forget_dead_rows()
 
 
-def _nothing_wrong(seed: int) -> None:
-    outcome = world.run(seed)
-    found = "\n".join(map(str, outcome.violations))
-    assert not found, f"{found}\nReplay it: python -m payments.tests.simulation --seed {seed} -v"
+def _nothing_wrong(seed: int, live: Callable[[int], Outcome] = world.run, option: str = "") -> None:
+    found = "\n".join(map(str, live(seed).violations))
+    assert not found, f"{found}\nReplay it: python -m payments.tests.simulation {option} --seed {seed} -v"
 
 
 @pytest.mark.parametrize("batch", range(FRESH // BATCH))
@@ -91,3 +95,75 @@ def test_a_guard_switched_off_is_noticed(name: str) -> None:
 
     # then
     assert caught is not None, f"None of the seeds {tried.start} to {tried.stop - 1} noticed; run --bugs again."
+
+
+# --- the machine stated a second time, without a database ------------------------------------------------------------
+
+
+def test_the_pure_machine_loses_and_doubles_nothing_either() -> None:
+    # given
+    first = FIRST * (PURE_FRESH // FRESH)
+    print(f"Seeds {first} to {first + PURE_FRESH - 1}; SIMULATION_SEED={FIRST} runs them again.")
+
+    # when, then
+    for seed in range(first, first + PURE_FRESH):
+        _nothing_wrong(seed, pure.run, "--pure")
+
+
+def test_a_seed_of_the_pure_machine_lives_the_same_life_twice() -> None:
+    # given
+    once = pure.run(FIRST, keep_trace=True)
+
+    # when
+    again = pure.run(FIRST, keep_trace=True)
+
+    # then
+    assert again.trace == once.trace
+    assert again.trace_hash == once.trace_hash
+    assert pure.run(FIRST + 1).trace_hash != once.trace_hash
+
+
+@pytest.mark.parametrize("name", PURE_BUGS)
+def test_a_guard_of_the_pure_machine_switched_off_is_noticed(name: str) -> None:
+    # given
+    bug = PURE_BUGS[name]
+
+    # when
+    caught = next((seed for seed in range(PURE_PATIENCE) if bug.run(seed).violations), None)
+
+    # then
+    assert caught is not None, f"None of {PURE_PATIENCE} seeds noticed."
+    assert bug.run(caught, planted=False).violations == ()
+
+
+@pytest.mark.parametrize("batch", range(SEQUENCES // BATCH))
+def test_the_services_and_the_pure_machine_say_the_same_after_every_event(batch: int) -> None:
+    # given
+    seeds = range(FIRST + batch * BATCH, FIRST + (batch + 1) * BATCH)
+    print(f"Sequences {seeds.start} to {seeds.stop - 1}; SIMULATION_SEED={FIRST} runs them again.")
+
+    # when, then
+    for seed in seeds:
+        _nothing_wrong(seed, conformance.run, "--conform")
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("timeout read as failure", 5),
+        ("code 15 as failure", 2),
+        ("not-found as failure", 4),
+        ("single failure voice", 5),
+        ("late success dropped", 1),
+        ("foreign address trusted", 0),
+    ],
+)
+def test_a_machine_that_lacks_a_guard_does_not_agree_with_the_services(name: str, seed: int) -> None:
+    # given
+    lacking = PURE_BUGS[name].machine
+
+    # when
+    outcome = conformance.run(seed, machine=lacking)
+
+    # then
+    assert [violation.rule for violation in outcome.violations] == ["Services and machine agree"]

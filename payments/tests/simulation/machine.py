@@ -2,8 +2,9 @@
 
 Each method is one transaction of the real thing: it happens whole or not at all, so a crash falls between two of them.
 Whatever it holds is what PostgreSQL would hold. It sends nothing: `claim` and `resends` say what to POST, `ask` what to
-ask, `record` and `apply` learn what came of it. Not stated here, for they only delay: breakers, the canary, the limit
-of the day. Amounts are whole shillings. conformance.py holds it and the services to one another.
+ask, `record` and `apply` learn what came of it. Not stated here: breakers, the canary and the limit of the day, which
+only delay, and the guide's plain callback. Amounts are whole shillings. conformance.py holds it and the services to one
+another.
 """
 
 from collections.abc import Iterable

@@ -23,7 +23,8 @@ from payments.policy import Policy
 from payments.tests.simulation.judge import Judge
 from payments.tests.simulation.machine import Machine, Refused
 from payments.tests.simulation.outcome import Outcome, Violation
-from payments.tests.simulation.provider import RATES, UNREGISTERED_SHARE, Provider, Request, payout_of
+from payments.tests.simulation.provider import RATES, UNREGISTERED_SHARE, payout_of
+from payments.tests.simulation.pure_provider import PureProvider
 from payments.tests.simulation.rows import Answer, Attempt, Forbidden, Message, Payout, Question, Result
 
 START = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
@@ -31,7 +32,6 @@ HEAL_FOR = timedelta(hours=52)
 RECENT = timedelta(hours=60)
 LIARS_SHARE = 0.15
 IDLE = ("beat", "operator", "forger", "the faults stop")
-VERDICTS = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Expired": "failed"}
 WORLD_RATES = {
     "message lost": 0.6,
     "message doubled": 0.4,
@@ -62,38 +62,6 @@ PRODUCTION = replace(POLICY, production=True)
 Task = Generator[float, None, None]
 
 
-class PureProvider(Provider):
-    """The scripted M-Pesa, telling what it tells as values; what it learns or pays of a payout has that one judged."""
-
-    def __init__(self, world: "World", random: Random, rates: dict[str, float], *, lies_at_will: bool) -> None:
-        super().__init__(
-            random,
-            rates,
-            clock=lambda: world.now,
-            schedule=world.schedule,
-            post=world.post,
-            lies_at_will=lies_at_will,
-        )
-        self._world = world
-
-    def result(self, request: Request, code: str) -> Result:
-        self._world.touch(request.ocid)
-        if code != "0":
-            return Result(request.ocid, code, self._id("AG"))
-        return Result(request.ocid, code, self._id("AG"), request.amount, request.phone, request.receipt)
-
-    def status(self, request: Request | None, status: str) -> Answer:
-        if request is None:
-            return Answer("not_found")
-        verdict = VERDICTS.get(status, "unknown")
-        receipt = request.receipt if verdict == "completed" else None
-        return Answer(verdict, request.ocid, request.amount, request.phone, receipt)
-
-    def _receive(self, request: Request) -> bool:
-        self._world.touch(request.ocid)
-        return super()._receive(request)
-
-
 class World:
     """The clock, the faults, the workers, beat, the operator, the forger, and the record of what happened."""
 
@@ -120,9 +88,12 @@ class World:
         self.by_ref: dict[str, Payout] = {}
         self._due: dict[Payout, tuple[datetime | None, datetime | None]] = {}
         self.provider = PureProvider(
-            self,
             Random(seed * 2 + 1),
             self._draw_rates(RATES, likely),
+            clock=lambda: self.now,
+            schedule=self.schedule,
+            post=self.post,
+            touch=self.touch,
             lies_at_will=self.random.random() < LIARS_SHARE,
         )
         self.judge = Judge(self.machine, self.provider, self.accuse)
