@@ -26,6 +26,9 @@ from payments.models import Settlement, Transaction
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
+
+# Bets from outside are booked so many in a statement.
+OUTSIDE_BETS = 100_000
 # In chunks, the members of so many bets are booked in one transaction: their wallets are locked until it commits.
 BETS_WHOSE_WALLETS_WAIT = 5_000
 
@@ -150,16 +153,27 @@ def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetim
     if ledger.balance(account) == held:
         return
     ids = ledger.open_accounts([ledger.OPENING, account])
-    _execute(
-        """
-        INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
-        SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
-        WHERE b.market_id = %(market)s AND current_setting('kasoko.production', true) IS DISTINCT FROM 'on'
-          AND NOT EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'stake:' || b.id)
-        ORDER BY b.id
-        """,
-        {"opening": ids[ledger.OPENING], "pool": ids[account], "market": market.pk, "at": at},
-    )
+    span: dict[str, Any] = {"opening": ids[ledger.OPENING], "pool": ids[account], "market": market.pk, "at": at}
+    # A statement for each chunk: none of them runs into its time limit. Its plan may not depend on statistics that do
+    # not know these rows yet: looking each bet up in the whole ledger by a nested loop takes hours.
+    _execute("SET LOCAL enable_nestloop = off", {})
+    low: int | None = 0
+    while low is not None:
+        ids_of = Bet.objects.filter(market=market, pk__gt=low).order_by("pk").values_list("pk", flat=True)
+        high = next(iter(ids_of[OUTSIDE_BETS - 1 : OUTSIDE_BETS]), None)
+        _execute(
+            """
+            INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
+            SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
+            WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s
+              AND current_setting('kasoko.production', true) IS DISTINCT FROM 'on'
+              AND NOT EXISTS (SELECT FROM payments_transfer t WHERE t.credit_id = %(pool)s AND t.key = 'stake:' || b.id)
+            ORDER BY b.id
+            """,
+            span | {"low": low, "high": high or 2**62},
+        )
+        low = high
+    _execute("SET LOCAL enable_nestloop = DEFAULT", {})
     booked = ledger.balance(account)
     if booked != held:
         raise BooksDisagree(f"Market {market.pk}: its bets sum to {held}, its pool account holds {booked}.")
