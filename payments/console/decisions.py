@@ -178,9 +178,11 @@ def _will(seen: preview.Preview, *, two: bool, hold: timedelta = timedelta(0)) -
     if divided.refund:
         sentences.append("Every stake goes back to its wallet at once. This is final: a void is never undone.")
     else:
+        winners, payments = members["winners"], members["payments"]
         sentences.append(
-            f"{members['winners']:,} members win KES {members['amount']:,.2f}: KES {members['by_mpesa']:,.2f} leaves"
-            f" over M-Pesa in {members['payments']:,} payments, KES {members['to_wallet']:,.2f} goes to wallets."
+            f"{winners:,} {'member wins' if winners == 1 else 'members win'} KES {members['amount']:,.2f}:"
+            f" KES {members['by_mpesa']:,.2f} leaves over M-Pesa in {payments:,} payment{'' if payments == 1 else 's'},"
+            f" KES {members['to_wallet']:,.2f} goes to wallets."
         )
         if hold:
             minutes = int(hold.total_seconds() // 60)

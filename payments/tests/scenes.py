@@ -76,7 +76,7 @@ def to_decide(at: datetime) -> dict[str, Any]:
         user_id=payout.user_id,
         transaction_id=payout.public_id,
         text="It has not come to my phone, please look.",
-        by=ACTOR,
+        by=audit.Actor(user_id=payout.user_id, source="127.0.0.1"),
         at=at,
         policy=stories.POLICY,
     )
