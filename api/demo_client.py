@@ -65,4 +65,4 @@ class Client:
         words += [f'-H "Authorization: Bearer ${who[0]}"'] if who else []
         words += [f"-H {shlex.quote(f'Idempotency-Key: {key}')}"] if key else []
         words += [f"--json {shlex.quote(json.dumps(body))}"] if method == "POST" else []
-        return " ".join([*words, f"{self.base_url}{path}"])
+        return " ".join([*words, shlex.quote(f"{self.base_url}{path}")])

@@ -113,8 +113,9 @@ class Story:
         self._make_members()
         market = self._new_market("Will Gor Mahia win the derby?")
         self._bet(market, BETS)
-        self._step("The operator resolves it, and the winners are paid")
-        body = {"market_id": market.pk, "outcome": "Yes"}
+        self._step("The operator sees what Yes would pay, resolves it, and the winners are paid")
+        seen = self._preview(market, "Yes")
+        body = {"market_id": market.pk, "outcome": "Yes", "preview_hash": seen["preview_hash"]}
         self.client.call("POST", "/api/markets/admin/resolve/", body, who=self.operator)
         status = self._follow(market.pk)
         resolved, settled = _eat(status["resolved_at"]), _eat(status["settled_at"])
@@ -128,6 +129,17 @@ class Story:
                 markup=False,
             )
         return market
+
+    def _preview(self, market: Market, outcome: str) -> dict[str, Any]:
+        path = f"/api/markets/admin/settlement-preview/{market.pk}/?outcome={outcome}"
+        (seen,) = self.client.call("GET", path, who=self.operator)["previews"]
+        paid = seen["payouts"]
+        self.console.print(
+            f"  If {outcome} wins: {seen['winners']} winners get KES {paid['total']} of a pool of {seen['pool']}, the"
+            f" fee is {seen['platform_fee']}; {paid['payments']} payments over M-Pesa take a float of"
+            f" {seen['float']['needed']}, {seen['charges']} of it charges. Hash {seen['preview_hash'][:16]}…"
+        )
+        return seen
 
     def _show_the_lost_callback(self, market: Market) -> None:
         attempts = Attempt.objects.filter(transaction__settlement__market=market, state=Attempt.State.PAID)
