@@ -358,13 +358,13 @@ WORDS = [
     "(verdicts as rows of their own; transactions and transfers into twins with the same columns, checks, indexes and "
     "foreign keys, without triggers) and the winners' balances in one UPDATE, in one transaction. Both begin from a "
     "checkpoint, so ours pays for full images of the bets' pages, which the floor's new pages do not need.",
-    "What ours does beyond the floor, by its share of a settlement of 100,000 bets: it updates bets in place, which costs "
-    "four times a new narrow row (a tenth); reads them again by member, and looks for the ends of chunks (a tenth); draws, "
-    "sorts and joins what it inserts (a tenth); locks wallets in order before it moves them, and looks once a statement "
-    "that what is named is there (a tenth). Tried and left: results in a table of their own (`bet.result` in SQL would "
-    "need a view), temporary tables of sums (rebuilt after each crash, lost behind a pooler), one statement of writing "
-    "CTEs (slower from 100,000 on), wallets moved without the lock in order (deadlocks), no key to members (a member may "
-    "be removed by a person). Locks, other bettors and S3 are times: they need a machine that nobody else uses.",
+    "What ours does beyond the floor: it updates bets in place, reads them again by member, looks for the ends of "
+    "chunks, draws, sorts and joins what it inserts, locks wallets in order before it moves them, and looks once a "
+    "statement that what is named is there. Each is an estimated tenth of a settlement of 100,000; none was measured "
+    "alone. Considered and not tried here: results in a table of their own (`bet.result` in SQL would need a view), "
+    "temporary tables of sums (rebuilt after each crash, lost behind a pooler), verdicts and money of a member in one "
+    "step. S5 is the longest of all chunks, so one slow commit decides it; S5, S6 and the clock of S3 are times, and "
+    "want a machine that nobody else uses.",
 ]
 
 
