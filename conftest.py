@@ -10,18 +10,24 @@ from typing import Any
 
 import pytest
 import redis
+from django.apps import apps
 from django.conf import Settings
 from django.conf import settings as django_settings
+from django.contrib.auth.models import Group, Permission
+from django.contrib.contenttypes.models import ContentType
 from django.db import connections, transaction
 from django.db.backends.postgresql.operations import DatabaseOperations
+from django.db.models.signals import post_migrate
 from kombu import pools
 from playwright.sync_api import Browser, sync_playwright
 
 from api.celery import app as celery_app
 from api.tests import browsing
 from payments import reconciliation, settlement_tasks
+from payments.models import Breaker
 from payments.policy import Policy
 from payments.tests import builders
+from users import roles
 
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
 
@@ -76,9 +82,16 @@ def _flush_guarded_tables() -> Iterator[None]:
             for table in guarded:
                 cursor.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
 
+    # What migrations planted goes with the rest, and is planted again once Django has made its permissions anew.
+    post_migrate.connect(_plant_again, sender=apps.get_app_config("payments"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatabaseOperations, "execute_sql_flush", flush_without_triggers)
         yield
+
+
+def _plant_again(**_: Any) -> None:
+    roles.install(Group, Permission, ContentType)
+    Breaker.objects.bulk_create([Breaker(cause=cause) for cause in Breaker.Cause.values], ignore_conflicts=True)
 
 
 @pytest.fixture(scope="session")

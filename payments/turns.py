@@ -55,7 +55,7 @@ _WAITING = f"""
     (SELECT {ALONE}::bigint WHERE %(after)s = 0
        AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {_DUE}))
     UNION ALL
-    (SELECT s.id FROM run JOIN payments_settlement s ON s.id = run.id
+    (SELECT s.id FROM run CROSS JOIN LATERAL (SELECT * FROM payments_settlement WHERE id = run.id OFFSET 0) s
      WHERE run.id <= %(last)s AND s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
        AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
        AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})

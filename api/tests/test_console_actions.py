@@ -266,7 +266,7 @@ def test_the_audit_trail_is_searched_and_verified(console: Client) -> None:
     do(console, f"/admin/payouts/{one.pk}/retry/")
     page = console.get(f"/admin/audit/?subject=transaction:{one.pk}").content.decode()
     assert "payout.retry" in page and f'href="/admin/payouts/{one.pk}/"' in page and "127.0.0.1" in page
-    assert "No entries match" in console.get("/admin/audit/?action=market.resolve").content.decode()
+    assert "No entries match" in console.get("/admin/audit/?action=market.undo").content.decode()
     assert "entries are as they were recorded" in console.get("/admin/audit/?verify=1").content.decode()
 
 

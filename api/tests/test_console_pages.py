@@ -234,7 +234,9 @@ def test_a_page_asks_no_more_queries_of_many_rows_than_of_few(db: None) -> None:
         settled(number)
     many = counted()
     assert many == few
-    assert max(few.values()) <= 30, few
+    # Choosing shows a preview of each of four decisions, at ten queries each whatever the number of bets.
+    assert {name: count for name, count in few.items() if count > 30 and name != "market_choose"} == {}
+    assert few["market_choose"] <= 50
 
 
 # --- empty, and odd ---------------------------------------------------------------------------------------------------

@@ -77,31 +77,6 @@ def test_a_batch_of_retries_is_recorded_one_by_one(db: None) -> None:
     ]
 
 
-def test_the_consoles_actions_name_the_operator(db: None, client: Client) -> None:
-    # given
-    staff = operator(is_superuser=True)
-    client.force_login(staff)
-    one, other = failed_payout(), failed_payout()
-
-    def act(model: str, action: str, pk: int) -> None:
-        path = f"/admin/payments/{model}/"
-        assert client.post(path, {"action": action, "_selected_action": [pk]}).status_code == 302
-
-    # when
-    act("transaction", "send_again", one.pk)
-    act("transaction", "pay_to_wallet", other.pk)
-    act("breaker", "switch_off", 1)
-    act("breaker", "switch_on", 1)
-
-    # then
-    assert trail() == [
-        ("payout.retry", staff.pk, "127.0.0.1", f"transaction:{one.pk}"),
-        ("payout.to_wallet", staff.pk, "127.0.0.1", f"transaction:{other.pk}"),
-        ("sending.switch_off", staff.pk, "127.0.0.1", "breaker:switch"),
-        ("sending.switch_on", staff.pk, "127.0.0.1", "breaker:switch"),
-    ]
-
-
 def test_a_switch_that_changes_nothing_is_not_recorded(db: None, at: datetime) -> None:
     breakers.switch_on(by=BY, at=at)
     for _ in range(2):

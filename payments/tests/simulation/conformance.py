@@ -22,6 +22,7 @@ from payments.tests import builders, stories
 from payments.tests.simulation.machine import Machine, Refused
 from payments.tests.simulation.outcome import Outcome, Violation
 from payments.tests.simulation.rows import Answer, Attempt, Payout, Question, Result
+from users import audit
 from users.models import CustomUser
 
 EVENTS = 30
@@ -81,6 +82,10 @@ class Pair:
     def begin(self) -> None:
         # Without a PIN: hashing one takes longer than all the rest.
         user = CustomUser.objects.create(phone_number="254700000001", full_name="Member", password="!")
+        self.staff = [
+            audit.Actor(CustomUser.objects.create(phone_number=f"25470000001{n}", password="!").pk, "conformance")
+            for n in (1, 2)
+        ]
         for number in range(self.random.choice([1, 1, 2])):
             amount = self.random.choice([15, 285, 1_234, 60_000])
             real = builders.payout(amount, user=user, at=self.now, policy=self.policy)
@@ -241,17 +246,18 @@ class Pair:
         pure: Callable[[], Any]
         match act:
             case "retry":
-                real = lambda: interventions.retry(transaction_id=pk, at=at)  # noqa: E731
+                real = lambda: interventions.retry(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
                 pure = lambda: self.machine.retry(payout, at=at)  # noqa: E731
             case "retry all":
-                real = lambda: len(interventions.retry_failed(since=since, at=at)[0])  # noqa: E731
+                real = lambda: len(interventions.retry_failed(since=since, by=audit.MACHINE, at=at)[0])  # noqa: E731
                 pure = lambda: self.machine.retry_failed(since=since, at=at)  # noqa: E731
             case "to the wallet":
-                real = lambda: interventions.redirect_to_wallet(transaction_id=pk, at=at)  # noqa: E731
+                real = lambda: interventions.redirect_to_wallet(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
                 pure = lambda: self.machine.redirect(payout, at=at)  # noqa: E731
             case _:
+                people_here, words = self.staff[: len(people)], {"receipt": receipt, "grounds": "The statement."}
                 real = lambda: interventions.decide(  # noqa: E731
-                    transaction_id=pk, receipt=receipt, grounds="The statement.", by=people, at=at, policy=self.policy
+                    transaction_id=pk, by=people_here, at=at, policy=self.policy, **words
                 )
                 pure = lambda: self.machine.decide(payout, receipt=receipt, people=len(people), at=at)  # noqa: E731
         refusals = (interventions.PayoutNotRetryable, interventions.NotToBeDecided)
