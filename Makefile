@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Extras stay in the lock: pip's resolver would otherwise look at a newer release of them first, which has no hash here.
 UV := uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
-# Tests of one file stay together: each process has a database of its own, and the journeys start many processes.
+# Tests of one file stay together, the longest files first: each process has a database of its own.
 PROCESSES ?= 2
 # pip writes its cache and settings under HOME, which some users do not have.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-cache-dir
@@ -25,7 +25,7 @@ run: $(INSTALLED) ## the same, and keep it running until Ctrl-C
 	@$(BIN)/python -m api.demo --stay
 
 test: $(INSTALLED) ## all tests, on a real PostgreSQL and Redis (ARGS='-k name -x' is passed on)
-	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(INSTALLED) ## costs beside their floors (BENCH=full for a million bets, ARGS='--only settle'); writes docs/bench.md
 	$(BIN)/python -m bench $(ARGS)

@@ -41,7 +41,8 @@ _CARRIED = """
              ELSE floor(amount - {kept}) - mod(floor(amount - {kept}), %(max)s) END AS by_mpesa
     FROM won{debtors}"""
 _DUE = """
-    SELECT user_id, 'mpesa' AS destination, tranche, least(%(max)s, by_mpesa - (tranche - 1) * %(max)s) AS amount
+    SELECT user_id, 'mpesa' AS destination, tranche,
+        least(%(max)s, by_mpesa - (tranche - 1)::numeric * %(max)s) AS amount
     FROM carried, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
     UNION ALL
     SELECT user_id, 'wallet', 1, amount - by_mpesa FROM carried WHERE amount > by_mpesa"""

@@ -349,14 +349,13 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
 def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
     wallet, owes = ledger.wallet(payout.user_id), ledger.receivable(payout.user_id)
-    recoveries.repaid(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
-    ledger.post(
-        [
-            ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk),
-            ledger.Entry(f"setoff:{late.pk}", wallet, owes, payout.amount, payout.pk),
-        ],
-        at=at,
-    )
+    owed, borne = recoveries.repaid(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
+    parts = [
+        ledger.Entry(f"redirect:{payout.pk}", ledger.PAYABLE, wallet, payout.amount, payout.pk),
+        ledger.Entry(f"setoff:{late.pk}", wallet, owes, owed, payout.pk),
+        ledger.Entry(f"unwrite:{payout.pk}", wallet, ledger.BAD_DEBT, borne, payout.pk),
+    ]
+    ledger.post([part for part in parts if part.amount > 0], at=at)
     payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, late.receipt
     payout.reason = f"Paid by {late}, which had been held to have failed."
     payout.save(update_fields=["status", "completed_at", "receipt", "reason"])

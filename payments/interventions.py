@@ -165,6 +165,8 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
         was = _as_it_is(payout)
+        if payout.attempts.filter(state=Attempt.State.PAID).exists():
+            raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid: nothing more may leave for it.")
         # A request that never left keeps its id and goes with the payout; any other open one forbids to let it go.
         waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
         if payout.status == Status.HELD and not waits:

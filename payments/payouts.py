@@ -77,9 +77,10 @@ def due(*, at: datetime, policy: Policy) -> Q:
     )
     released |= Q(settlement__in=in_canary)
     # A retry asks first what became of the request that failed; so does a claim that it was paid after all.
-    asked = Attempt.objects.filter(transaction=OuterRef("pk"), state=State.FAILED, next_query_at__isnull=False)
+    paid_or_asked = Q(state=State.PAID) | Q(state=State.FAILED, next_query_at__isnull=False)
+    barred = Attempt.objects.filter(paid_or_asked, transaction=OuterRef("pk"))
     return released & Q(
-        ~Exists(asked),
+        ~Exists(barred),
         status=Status.PENDING,
         destination=Transaction.Destination.MPESA,
         type=Transaction.Type.PAYOUT,

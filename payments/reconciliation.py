@@ -22,7 +22,9 @@ INVARIANTS: dict[str, str] = {
         FROM markets_market m JOIN payments_ledgeraccount a ON a.market_id = m.id AND a.kind = 'pool' JOIN (
             SELECT credit_id AS account_id, amount AS delta FROM payments_transfer
             UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
-        WHERE m.status IN ('SETTLED', 'VOID') GROUP BY m.id HAVING sum(s.delta) <> 0""",
+        WHERE m.status IN ('SETTLED', 'VOID')
+          AND NOT EXISTS (SELECT FROM payments_settlement u WHERE u.market_id = m.id AND u.state = 'UNDOING')
+        GROUP BY m.id HAVING sum(s.delta) <> 0""",
     "A settlement pays out what its stakes brought in, less the fee": """
         SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || ', transactions '
             || coalesce(t.total, 0) || ', dividends ' || b.dividends

@@ -50,11 +50,19 @@ def owe(*, settlement_id: int | None, user_id: int, amount: Decimal, at: datetim
     recovery.save(update_fields=["amount", "decision"])
 
 
-def repaid(*, settlement_id: int | None, user_id: int, amount: Decimal) -> None:
-    """Write down that so much of it has come back, in the caller's transaction, which books it. Locks: the Recovery."""
+def repaid(*, settlement_id: int | None, user_id: int, amount: Decimal) -> tuple[Decimal, Decimal]:
+    """Write down that so much has come back, in the caller's transaction, which books it.
+
+    Returns what of it was still owed, and what had been written off; the rest had come back already, and is theirs.
+    Locks: the Recovery.
+    """
     recovery = _locked(settlement_id, user_id)
-    recovery.recovered += amount
-    recovery.save(update_fields=["recovered"])
+    owed = min(amount, recovery.outstanding)
+    borne = min(amount - owed, recovery.written_off)
+    recovery.recovered += owed + borne
+    recovery.written_off -= borne
+    recovery.save(update_fields=["recovered", "written_off"])
+    return owed, borne
 
 
 def not_owed_after_all(payout: Transaction, *, at: datetime) -> None:

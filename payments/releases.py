@@ -9,7 +9,8 @@ cannot stall it; payments do too, so a lost acknowledgement cannot either. The b
 from collections.abc import Iterable
 from datetime import datetime
 
-from django.db.models import Count, Q
+from django.db import connection
+from django.db.models import Count, Exists, OuterRef, Q
 
 from payments.models import Attempt, Settlement, Transaction
 from payments.policy import Policy
@@ -20,27 +21,45 @@ def in_canary(*, at: datetime, policy: Policy) -> list[int]:
     runs = Settlement.objects.filter(
         state=Settlement.State.SETTLED, release_open=False, release_at__lte=at, stopped_at=None
     )
-    ids = list(runs.order_by("pk").values_list("pk", flat=True))
+    # A small market never fills its canary: once nothing of it waits, it is not looked at any more.
+    waiting = Transaction.objects.filter(settlement=OuterRef("pk"), status=Transaction.Status.PENDING)
+    ids = list(runs.filter(Exists(waiting)).order_by("pk").values_list("pk", flat=True))
     return [run for run, room in _rooms(ids, policy).items() if room != 0]
 
 
 def within(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
     """Those of the payouts that have a place now, in the caller's transaction, which claims them.
 
-    Locks: the Settlements that are in their canary, by id; nothing waits for a Transaction while it holds one.
+    What is undone or stopped while it was being claimed has none.
+    Locks: the Settlements that are in their canary, by id, and the others shared; nothing waits for a Transaction while
+    it holds one.
     """
     ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
     runs = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
     locked = list(runs.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
+    standing = _standing(ids)
     rooms = _rooms(locked, policy)
     allowed = []
     for payout in payouts:
+        if payout.settlement_id is not None and payout.settlement_id not in standing:
+            continue
         room = rooms.get(payout.settlement_id or 0)
         if room is None or room > 0:
             allowed.append(payout)
         if room is not None and payout.settlement_id is not None:
             rooms[payout.settlement_id] = room - 1
     return allowed
+
+
+def _standing(settlement_ids: Iterable[int]) -> set[int]:
+    """Those that are settled and not stopped, and stay so until the caller's transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id FROM payments_settlement WHERE id = ANY (%s) AND state = 'SETTLED' AND stopped_at IS NULL"
+            " ORDER BY id FOR SHARE",
+            [sorted(settlement_ids)],
+        )
+        return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 
 def _rooms(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:

@@ -33,11 +33,11 @@ class Turn:
 
 
 # What may leave by itself; `payouts.due` says the same of one payout. A retry asks first what became of the request
-# that failed; so does a claim that it was paid after all.
+# that failed; so does a claim that it was paid after all. What has been paid by one request gets no other.
 _DUE = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
-    AND NOT EXISTS (SELECT FROM payments_attempt a
-        WHERE a.transaction_id = t.id AND a.state = 'FAILED' AND a.next_query_at IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
+        AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
 _NEXT = """
     SELECT t.settlement_id FROM payments_transaction t

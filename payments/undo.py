@@ -108,8 +108,8 @@ def hash_of(run: Settlement) -> str:
 def close_again(market: Market) -> None:
     """Leave the market as it was before its resolution, in the caller's transaction."""
     market.status = Market.Status.CLOSED
-    market.resolved_outcome = market.resolved_at = market.settled_at = None
-    market.save(update_fields=["status", "resolved_outcome", "resolved_at", "settled_at"])
+    market.resolved_outcome = market.resolved_at = market.settled_at = market.effective_close_at = None
+    market.save(update_fields=["status", "resolved_outcome", "resolved_at", "settled_at", "effective_close_at"])
 
 
 def to_carry_out(limit: int) -> list[int]:
@@ -178,7 +178,7 @@ def _recall_members(run: Settlement, *, at: datetime, policy: Policy) -> None:
 def _settle_what_waits(theirs: Any, *, at: datetime, policy: Policy) -> None:
     """A request that waits to be sent stays here: one that never left has failed; one that may have is in doubt."""
     waiting = Attempt.objects.filter(transaction__in=theirs, state=Attempt.State.WAITING)
-    for attempt in waiting.select_related("transaction").order_by("pk").select_for_update(of=("self",)):
+    for attempt in waiting.select_related("transaction").order_by("pk").select_for_update(no_key=True, of=("self",)):
         if attempt.first_sent_at is None and attempt.doubted_at is None:
             words = "Not sent: the settlement is undone"
             evidence.fail(attempt.transaction, attempt, code="", words=words, at=at, policy=policy)
@@ -212,7 +212,7 @@ _TO_WALLET = """
     FROM payments_transaction t JOIN payments_transfer f ON f.transaction_id = t.id AND f.code IN ('wallet', 'redirect')
     WHERE t.settlement_id = %(settlement)s AND t.user_id > %(low)s AND t.user_id <= %(high)s
       AND (t.destination = 'wallet' OR NOT EXISTS (
-          SELECT FROM payments_transfer o WHERE o.transaction_id = t.id AND o.code = 'setoff'))"""
+          SELECT FROM payments_transfer o WHERE o.transaction_id = t.id AND o.code IN ('setoff', 'unwrite')))"""
 _REVERSE = f"""
 WITH given AS ({_TO_WALLET}), locked AS (
     SELECT id, balance FROM users_customuser WHERE id IN (SELECT user_id FROM given) ORDER BY id FOR NO KEY UPDATE

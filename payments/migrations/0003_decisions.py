@@ -31,14 +31,14 @@ CREATE TRIGGER settlement_is_frozen BEFORE UPDATE OF market_id, number, rule, we
             (NEW.bet_count, NEW.pool, NEW.winning_pool, NEW.fee, NEW.net, NEW.late_refund, NEW.refund, NEW.funds)))
     EXECUTE FUNCTION kasoko_refuse('The totals of a settlement are frozen.');
 DROP TRIGGER transaction_moves ON payments_transaction;
-CREATE TRIGGER transaction_moves BEFORE UPDATE OF status ON payments_transaction
+CREATE TRIGGER transaction_moves AFTER UPDATE OF status ON payments_transaction
     FOR EACH ROW WHEN (OLD.status IS DISTINCT FROM NEW.status)
     EXECUTE FUNCTION kasoko_guard_moves('status',
         'PENDING>PROCESSING PENDING>HELD PENDING>COMPLETED PENDING>CANCELLED PROCESSING>COMPLETED PROCESSING>FAILED'
         ' PROCESSING>HELD PROCESSING>PENDING HELD>PENDING HELD>FAILED HELD>COMPLETED HELD>CANCELLED FAILED>PENDING'
         ' FAILED>COMPLETED FAILED>CANCELLED');
 DROP TRIGGER callback_is_fixed ON payments_callback;
-CREATE TRIGGER callback_is_fixed BEFORE UPDATE OF kind, attempt_id, query_id, reading_id, originator_conversation_id,
+CREATE TRIGGER callback_is_fixed AFTER UPDATE OF kind, attempt_id, query_id, reading_id, originator_conversation_id,
         body, digest, received_at, source_ip, trusted ON payments_callback
     FOR EACH ROW WHEN (
         (OLD.kind, coalesce(OLD.attempt_id, NEW.attempt_id), OLD.query_id, OLD.reading_id,
