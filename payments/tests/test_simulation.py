@@ -14,12 +14,12 @@ from payments.tests.simulation.outcome import Outcome
 from payments.tests.simulation.pure_bugs import PURE_BUGS
 
 HERE = Path(__file__).resolve().parent
-FRESH = 30
+FRESH = 60
 BATCH = 10
 PATIENCE = 50
-PURE_FRESH = 1_000
+PURE_FRESH = 2_000
 PURE_PATIENCE = 1_000
-SEQUENCES = 50
+SEQUENCES = 100
 
 
 def _first_fresh_seed() -> int:
