@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from payments import interventions, ledger, reconciliation, recoveries, resolutions, undo
+from payments import interventions, ledger, recoveries, resolutions, undo
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import AT, actor
@@ -91,16 +91,6 @@ def test_a_withdrawn_close_time_governs_no_later_resolution(db: None) -> None:
     # then
     won = made.bets.get(user=winner)
     assert (won.result, won.payout) == ("WON", Decimal("285.00"))
-
-
-def test_the_books_close_while_a_settlement_is_being_undone(db: None) -> None:
-    # given
-    made = builders.settled_market([(builders.member(), "Yes", 100), (builders.member(), "No", 200)])
-    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=POLICY)
-
-    # when, then
-    while not undo.carry_out(market_id=made.pk, at=after(60), policy=POLICY, keep_going=lambda: False):
-        assert [str(difference) for difference in reconciliation.differences()] == []
 
 
 def test_a_dividend_of_billions_is_settled(db: None) -> None:
