@@ -25,7 +25,8 @@ INVARIANTS: dict[str, str] = {
             UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
         LEFT JOIN (SELECT u.market_id, sum(t.amount) AS total
             FROM payments_settlement u JOIN payments_transaction t ON t.settlement_id = u.id
-            WHERE u.state = 'UNDOING' AND t.user_id <= u.last_user_id GROUP BY u.market_id) back ON back.market_id = m.id
+            WHERE u.state = 'UNDOING' AND t.user_id <= u.last_user_id
+            GROUP BY u.market_id) back ON back.market_id = m.id
         WHERE m.status IN ('SETTLED', 'VOID')
         GROUP BY m.id, back.total HAVING sum(s.delta) <> coalesce(back.total, 0)""",
     "An undo takes back each payout that it has reached, whole and once, and no other": """
