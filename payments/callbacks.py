@@ -46,6 +46,8 @@ def store(
 ) -> None:
     """Keep a callback that came to one of our addresses, to be applied; once, where the very same came before.
 
+    Where a stranger brought the very same before M-Pesa did, M-Pesa's own is kept and applied beside it.
+
     A result whose token is ours although we have no such request (a restore lost it) is parked until it is there.
 
     A timeout may be about a request or about a query: both are given such an address.

@@ -399,7 +399,10 @@ class StatusQuery(models.Model):
 
 
 class Callback(models.Model):
-    """A message from a stranger that claims something: stored raw first, applied once."""
+    """A message from a stranger that claims something: stored raw first, applied once.
+
+    The very same is stored once for each trust: what a stranger said first, M-Pesa may still say itself.
+    """
 
     class Kind(models.TextChoices):
         RESULT = "result"
@@ -426,7 +429,7 @@ class Callback(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["kind", "attempt", "query", "reading", "digest"],
+                fields=["kind", "attempt", "query", "reading", "digest", "trusted"],
                 condition=~Q(kind="plain"),
                 nulls_distinct=False,
                 name="callback_stored_once",

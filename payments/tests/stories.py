@@ -209,9 +209,8 @@ def deliver(
         addresses=ADDRESSES,
     )
     hashed = token_hash(token)
-    stored = Callback.objects.get(
-        Q(attempt__token_hash=hashed) | Q(query__token_hash=hashed), kind=kind, digest=hashlib.sha256(body).hexdigest()
-    )
+    about = Q(attempt__token_hash=hashed) | Q(query__token_hash=hashed)
+    stored = Callback.objects.get(about, kind=kind, digest=hashlib.sha256(body).hexdigest(), trusted=trusted)
     return None if stored.applied_at else callbacks.apply(callback_id=stored.pk, at=at, policy=policy)
 
 

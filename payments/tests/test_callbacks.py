@@ -365,6 +365,30 @@ def test_in_production_another_address_lowers_trust_and_drops_nothing(
     assert states(payout, attempt)[0] == came_to
 
 
+@pytest.mark.parametrize("applied_between", [True, False])
+def test_what_a_stranger_said_first_counts_when_mpesa_says_the_very_same(
+    door: Client, payout: Transaction, attempt: Attempt, settings: Settings, applied_between: bool
+) -> None:
+    # given
+    settings.MPESA_PRODUCTION = True
+    where, body = path("b2c-callback", own(attempt)), result_body(attempt)
+    post(door, where, body, "6.6.6.6")
+    if applied_between:
+        settlement_tasks.apply_stored_callbacks()
+        assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+
+    # when
+    answers = [post(door, where, body, source).status_code for source in (MPESA, MPESA, "6.6.6.6")]
+    settlement_tasks.apply_stored_callbacks()
+
+    # then: both are kept as they came, each once
+    assert answers == [200, 200, 200]
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    kept = Callback.objects.order_by("pk").values_list("source_ip", "trusted", "verdict")
+    assert list(kept)[1] == (MPESA, True, "paid")
+    assert [(source, trusted) for source, trusted, _ in kept] == [("6.6.6.6", False), (MPESA, True)]
+
+
 # --- the guide's plain path ------------------------------------------------------------------------------------------
 
 

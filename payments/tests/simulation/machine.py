@@ -40,7 +40,7 @@ class Machine:
         self.book = Book()
         self.unapplied: list[Message] = []
         self.touched: set[Payout] = set()
-        self._stored: set[tuple[int, Result | Answer | None]] = set()
+        self._stored: set[tuple[int, Result | Answer | None, bool]] = set()
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -175,13 +175,13 @@ class Machine:
     def store(
         self, about: Attempt | Question, content: Result | Answer | None, *, trusted: bool, at: datetime
     ) -> Message | None:
-        """Keep a message that came to one of our addresses; None where the very same came before."""
+        """Keep a message that came to one of our addresses; None where the very same came before, as trusted as now."""
         if isinstance(about, Attempt):
             about.heard_at = at
         self.touched.add(about.payout if isinstance(about, Attempt) else about.attempt.payout)
-        if (id(about), content) in self._stored:
+        if (id(about), content, trusted) in self._stored:
             return None
-        self._stored.add((id(about), content))
+        self._stored.add((id(about), content, trusted))
         self.unapplied.append(Message(about, content, trusted or not self.policy.production))
         return self.unapplied[-1]
 
