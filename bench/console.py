@@ -25,7 +25,17 @@ LOOKS = 5
 QUERIES = 30
 LONGEST_INVARIANT = 5.0
 # Not looked at: they answer a POST alone, lead elsewhere, or belong to the machinery of forms.
-NOT_PAGES = {"logout", "password_change", "password_change_done", "autocomplete", "jsi18n", "view_on_site", "app_list", "search", "toggle_sidebar"}
+NOT_PAGES = {
+    "logout",
+    "password_change",
+    "password_change_done",
+    "autocomplete",
+    "jsi18n",
+    "view_on_site",
+    "app_list",
+    "search",
+    "toggle_sidebar",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,7 @@ def examples(house: Any) -> dict[str, list[str]]:
         "market": [at("market", market) for market in (hot, settled, undone)],
         "market_progress": [at("market_progress", settled)],
         "market_choose": [at("market_choose", hot)],
-        "market_resolve": [
-            f"{at('market_resolve', hot)}?decision={decision}" for decision in ("win:Draw", "void:")
-        ],
+        "market_resolve": [f"{at('market_resolve', hot)}?decision={decision}" for decision in ("win:Draw", "void:")],
         "market_withdraw": [at("market_withdraw", hot)],
         "market_undo": [at("market_undo", settled)],
         "market_scratch": [at("market_scratch", hot)],
@@ -77,11 +85,24 @@ def examples(house: Any) -> dict[str, list[str]]:
         "payouts": [
             f"{at('payouts')}{more}"
             for more in (
-                "", f"?before={middle}", "?state=failed", "?state=failed&code=2040", "?state=held", "?state=pending",
-                "?state=in_doubt", "?state=completed", f"?state=completed&before={middle}", "?state=cancelled",
-                f"?market={settled}", f"?market={settled}&state=failed", f"?market={settled}&state=pending",
-                f"?q={house.member.phone_number}", f"?q={attempt.receipt}", f"?q={attempt.originator_conversation_id}",
-                f"?q=market {settled}", f"?q={paid}",
+                "",
+                f"?before={middle}",
+                "?state=failed",
+                "?state=failed&code=2040",
+                "?state=held",
+                "?state=pending",
+                "?state=in_doubt",
+                "?state=completed",
+                f"?state=completed&before={middle}",
+                "?state=cancelled",
+                f"?market={settled}",
+                f"?market={settled}&state=failed",
+                f"?market={settled}&state=pending",
+                f"?q={house.member.phone_number}",
+                f"?q={attempt.receipt}",
+                f"?q={attempt.originator_conversation_id}",
+                f"?q=market {settled}",
+                f"?q={paid}",
             )
         ],
         "payout": [at("payout", pk) for pk in (paid, failed, doubtful, held, pending)],
@@ -96,7 +117,8 @@ def examples(house: Any) -> dict[str, list[str]]:
         "payouts_retry": [f"{at('payouts_retry')}{more}" for more in ("", "?code=2040", f"?market={settled}")],
         "limbo": [at("limbo")],
         "accounts": [
-            f"{at('accounts')}{more}" for more in ("", "?kind=wallet", f"?q={house.member.phone_number}", f"?q={member}")
+            f"{at('accounts')}{more}"
+            for more in ("", "?kind=wallet", f"?q={house.member.phone_number}", f"?q={member}")
         ],
         "account": [at("account", pk) for pk in accounts.values()]
         + [f"{at('account', accounts[code])}?before=900000" for code in ("payable", "opening")],
@@ -113,6 +135,7 @@ def examples(house: Any) -> dict[str, list[str]]:
         "sending_off": [at("sending_off")],
         "sending_on": [at("sending_on")],
         "records": [at("records")],
+        "auth_user_password_change": [at("auth_user_password_change", member)],
         "login": [at("login")],
         "second_factor": [at("second_factor")],
     }

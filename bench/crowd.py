@@ -26,7 +26,12 @@ class Crowd:
 
 
 def gather(
-    *, bets: int, twins: int, others: int = OTHERS, each: int = 3, outcomes: tuple[str, ...] = ("Yes", "No"),
+    *,
+    bets: int,
+    twins: int,
+    others: int = OTHERS,
+    each: int = 3,
+    outcomes: tuple[str, ...] = ("Yes", "No"),
     days: int = 0,
 ) -> Crowd:
     """Make `twins` markets of `bets` bets each, and beside each of them as many bets on `others` markets.

@@ -16,8 +16,9 @@ from django.db import connection, transaction
 from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
+from markets import tallies
 from markets.models import Market
-from payments import float_readings, ledger, reconciliation
+from payments import float_readings, ledger, ledger_days, reconciliation
 from payments.models import (
     Attempt,
     Breaker,
@@ -235,6 +236,12 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
         checked += 1
     InvariantCheck.objects.exclude(invariant__in=reconciliation.INVARIANTS).delete()
     return checked
+
+
+def sum_up(*, keep_going: Callable[[], bool]) -> None:
+    """Add new bets to the tallies and new transfers to their days. Idempotent; readers see the same sums before it."""
+    tallies.advance(keep_going=keep_going)
+    ledger_days.advance(keep_going=keep_going)
 
 
 def beat(*, worker: str, at: datetime) -> None:

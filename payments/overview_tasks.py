@@ -23,3 +23,9 @@ def check_books() -> None:
     """Check the invariants that are due, for a few seconds."""
     keep_going = settlement_tasks.for_seconds(settlement_tasks.FOR_SECONDS)
     overview.check_books(at=timezone.now(), keep_going=keep_going)
+
+
+@shared_task(name="payments.overview_tasks.sum_up")
+def sum_up() -> None:
+    """Add what was bet and booked since to the sums that pools and trial balances are read from."""
+    overview.sum_up(keep_going=settlement_tasks.for_seconds(settlement_tasks.FOR_SECONDS))

@@ -11,7 +11,7 @@ import pytest
 from django.db import transaction
 
 from markets.models import Market
-from payments import interventions, ledger, payouts, recoveries, resolutions, undo
+from payments import interventions, ledger, ledger_days, payouts, recoveries, resolutions, undo
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import (
@@ -83,7 +83,7 @@ def owed_back(users: Sequence[CustomUser]) -> list[Decimal]:
 
 
 def trial_difference() -> Decimal:
-    return sum((line.debits - line.credits for line in ledger.trial_balance()), Decimal(0))
+    return sum((line.debits - line.credits for line in ledger_days.trial_balance()), Decimal(0))
 
 
 def staked(of: Market) -> Decimal:
