@@ -77,6 +77,13 @@ def examples(house: Any) -> dict[str, list[str]]:
         "market_progress": [at("market_progress", settled)],
         "market_choose": [at("market_choose", hot)],
         "market_resolve": [f"{at('market_resolve', hot)}?decision={decision}" for decision in ("win:Draw", "void:")],
+        "market_share": [at("market_share", hot)],
+        "recoveries": [f"{at('recoveries')}{more}" for more in ("", f"?market={undone}", "?show=all")],
+        "undo_costs": [at("undo_costs")],
+        "recovery_set_off": [at("recovery_set_off", house.recovery.pk)],
+        "recovery_write_off": [at("recovery_write_off", house.recovery.pk)],
+        "market_set_off": [at("market_set_off", undone)],
+        "market_write_off": [at("market_write_off", undone)],
         "market_withdraw": [at("market_withdraw", hot)],
         "market_undo": [at("market_undo", settled)],
         "market_scratch": [at("market_scratch", hot)],
@@ -206,6 +213,29 @@ def ask_all(house: Any, say_each: Callable[[str], None] = say) -> dict[str, dict
                     f"console: {address} {cost.seconds * 1000:.0f} ms, {cost.in_database * 1000:.0f} in the database, "
                     f"{cost.queries} queries; longest {cost.longest}"
                 )
+    return seen | _once_computed(house, client, found)
+
+
+# The pages that show what a decision would do, and wait for a worker's figures where there are many bets.
+SHOW_FIGURES = ("market_choose", "market_resolve", "proposal")
+
+
+def _once_computed(house: Any, client: Any, found: dict[str, list[str]]) -> dict[str, dict[str, Seen]]:
+    """The pages that wait for a worker, when it is through; and what it takes the worker."""
+    from payments import overview_tasks, preview
+
+    slowest = 0.0
+    for rule, weights in preview.choices(house.hot):
+        began = time.perf_counter()
+        overview_tasks.look(house.hot.pk, rule, {name: str(weight) for name, weight in weights.items()}, "")
+        slowest = max(slowest, time.perf_counter() - began)
+    say(f"console: the slowest preview took a worker {slowest:.1f} s")
+    seen: dict[str, dict[str, Seen]] = {}
+    for name in SHOW_FIGURES:
+        for address in found[name]:
+            cost = _looked(client, address, kept=True)
+            if cost is not None:
+                seen.setdefault(f"{name} with its figures", {})[address] = cost
     return seen
 
 
@@ -226,7 +256,7 @@ def _logged_in(boss: Any) -> Any:
     return client
 
 
-def _looked(client: Any, address: str) -> Seen | None:
+def _looked(client: Any, address: str, *, kept: bool = False) -> Seen | None:
     """What an address costs, or None where nobody may open it, as adding to what only the machine writes."""
     from django.core.cache import cache
     from django.db import connection
@@ -243,7 +273,8 @@ def _looked(client: Any, address: str) -> Seen | None:
     looks = []
     with connection.execute_wrapper(watch):
         for _ in range(LOOKS):
-            cache.clear()
+            if not kept:
+                cache.clear()
             queries.clear()
             began = time.perf_counter()
             answer = client.get(address)
@@ -311,7 +342,8 @@ def main(*, full: bool) -> None:
                 f"{house.transactions:,} transactions with their requests, callbacks, questions and transfers"
                 + ("." if full else ", a tenth of what is asked: the whole is BENCH=full.")
                 + f" Medians of {LOOKS} looks through Django's test client, templates and all, with empty caches: each "
-                "is what the first one to look waits for. Of a page's addresses the slowest is shown."
+                "is what the first one to look waits for; where that page says that a worker computes the figures, "
+                "it is shown with them too. Of a page's addresses the slowest is shown."
             ],
         )
     )
@@ -323,5 +355,5 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
     django.setup()
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     main(full=asked.full)

@@ -1,21 +1,20 @@
 """A house that has been in business for a month: a million bets, 300,000 transactions, and something of everything.
 
 Markets are settled by the project's own service; what M-Pesa would have made of their payouts is then written in bulk,
-past the triggers, with requests, callbacks, questions and transfers that balance: the invariants are checked at the end.
+past the triggers, with requests, callbacks, questions and transfers that balance: the invariants are checked then.
 """
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 
-from django.db import connection
 from django.utils import timezone
 
 from bench import crowd
 from bench.servers import run_sql
 from markets.models import Bet, Market
-from payments import disputes, overview, proposals, resolutions, settlement, settlement_tasks, undo, verdicts
-from payments.models import Attempt, Dispute, Proposal, Recovery, Settlement, Transaction
+from payments import disputes, overview, resolutions, settlement, settlement_tasks, undo, verdicts
+from payments.models import Dispute, Proposal, Recovery, Transaction
 from payments.policy import Policy
 from soak.figures import say
 from users import audit, notes
@@ -29,7 +28,7 @@ DECISIONS = 20_000
 
 @dataclass(frozen=True)
 class House:
-    """What is in it: the hot market (open), one that is settled, one that is undone, and whom the pages are about."""
+    """The hot market (a decision on it waits), one that is settled, one that is undone, and whom the pages are about."""
 
     boss: CustomUser
     hot: Market
@@ -45,18 +44,18 @@ class House:
 
 
 def fill(*, bets: int) -> House:
-    """Fill an empty database: `bets` bets, of which 56 % on one market that is open, and 0.3 transactions a bet."""
+    """Fill an empty database: `bets` bets, of which 55 % on one market that is open, and 0.3 transactions a bet."""
     boss, second = (
         CustomUser.objects.create_superuser(f"07000000{number:02}", name, pin="2580")
         for number, name in ((1, "Grace Wambui"), (2, "Peter Second"))
     )
     policy = settlement_tasks.policy()
-    hot = crowd.gather(bets=56 * bets // 100, twins=1, others=0, outcomes=OUTCOMES, days=DAYS).twins[0]
+    hot = crowd.gather(bets=55 * bets // 100, twins=1, others=0, outcomes=OUTCOMES, days=DAYS).twins[0]
     say("console: the hot market is there")
     # A member a bet, half of which win: of each the whole shillings go by M-Pesa and the cents to the wallet.
-    settled = crowd.gather(bets=19 * bets // 100, twins=2, others=0, each=1, days=DAYS).twins
-    undone = crowd.gather(bets=bets // 500, twins=1, others=0, days=DAYS).twins[0]
-    others = crowd.gather(bets=29 * bets // 1_000, twins=1, days=DAYS)
+    settled = crowd.gather(bets=194 * bets // 1_000, twins=2, others=0, each=1, days=DAYS).twins
+    undone = crowd.gather(bets=bets // 100, twins=1, others=0, days=DAYS).twins[0]
+    others = crowd.gather(bets=26 * bets // 1_000, twins=1, days=DAYS)
     _book_stakes()
     for market_id in [*settled, undone]:
         _settle(market_id, policy)
@@ -66,8 +65,10 @@ def fill(*, bets: int) -> House:
     by = audit.Actor(user_id=boss.pk, source="127.0.0.1")
     undo.undo(market_id=undone, reason="The result was corrected.", by=by, at=timezone.now(), policy=policy)
     undo.carry_out(market_id=undone, at=timezone.now(), policy=policy, keep_going=lambda: True)
-    held = _decisions(boss, second, others, policy)
+    held = _decisions(second, hot, others, policy)
     _remember_decisions(second)
+    # What beat does every minute, here all at once.
+    overview.sum_up(keep_going=lambda: True)
     run_sql(crowd.as_root(), "VACUUM (ANALYZE)")
     overview.measure(at=timezone.now())
     overview.check_books(at=timezone.now(), keep_going=lambda: True)
@@ -185,11 +186,11 @@ def _pay() -> None:
     run_sql(crowd.as_root(), _LIVES)
 
 
-def _decisions(boss: CustomUser, second: CustomUser, others: crowd.Crowd, policy: Policy) -> Transaction:
+def _decisions(second: CustomUser, hot: int, others: crowd.Crowd, policy: Policy) -> Transaction:
     """What people do: a proposal, disputes, notes, and a word on a held payout, which is returned."""
     at, by = timezone.now(), audit.Actor(user_id=second.pk, source="127.0.0.1")
     resolutions.resolve(
-        market_id=others.others[0], rule="WINNER", weights={"Yes": Decimal(100)}, by=by, at=at,
+        market_id=hot, rule="WINNER", weights={OUTCOMES[0]: Decimal(100)}, by=by, at=at,
         policy=replace(policy, approval_above=Decimal(1)),
     )  # fmt: skip
     Market.objects.filter(pk=others.others[1]).update(end_date=at - timedelta(hours=1))

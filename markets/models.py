@@ -214,7 +214,7 @@ class Bet(models.Model):
 
 
 class Watermark(models.Model):
-    """Up to which id the rows of a table are summed elsewhere; see watermarks.py. Below it no row can appear any more."""
+    """Up to which id the rows of a table are summed elsewhere; see watermarks.py. Below it none can appear any more."""
 
     table = models.CharField(max_length=40, unique=True)
     up_to = models.BigIntegerField(default=0)

@@ -1,7 +1,7 @@
 """Up to which id a table to which rows are only added may be summed for good, without keeping anybody from adding.
 
 An id is drawn by the statement that inserts its row, which holds the table's lock until its transaction ends. So once
-all who were writing at a moment are through, every row whose id was drawn before that moment is there, or never will be.
+all who were writing at a moment are through, every row whose id was drawn before that moment is there or never will be.
 """
 
 import time
@@ -45,7 +45,7 @@ def advance(table: str, add: Callable[[int, int], None], *, keep_going: Callable
 
 
 def _settled(table: str) -> int | None:
-    """The last id drawn, once nobody who may have drawn it or one before it is writing; None where somebody still is."""
+    """The last id drawn, once nobody who may have drawn it or one before is writing; None where somebody still is."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {table}_id_seq")  # noqa: S608 - ours
         (last,) = cursor.fetchone()

@@ -1,4 +1,4 @@
-"""The trial balance of any day without reading every transfer: days are summed by kind once, what came since is live."""
+"""The trial balance of any day without reading every transfer: days are summed once, what came since is live."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Count, Min, Q, Sum
+from django.db.models import Count, F, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
 from markets import tallies
@@ -28,6 +28,7 @@ from payments.models import (
     Heartbeat,
     InvariantCheck,
     Proposal,
+    Recovery,
     Transaction,
     Verdict,
 )
@@ -75,6 +76,7 @@ class Now:
     proposals: int
     disputes: int
     overdue_disputes: int
+    debts: int
     float_reading: FloatReading | None
     limbo: Total
     limbo_ages: list[Bucket]
@@ -102,6 +104,9 @@ def now(*, at: datetime) -> Now:
         proposals=Proposal.objects.filter(state=Proposal.State.OPEN).count(),
         disputes=Dispute.objects.filter(state=Dispute.State.OPEN).count(),
         overdue_disputes=Dispute.objects.filter(state=Dispute.State.OPEN, due_at__lt=at).count(),
+        debts=Recovery.objects.filter(
+            decision=Recovery.Decision.OPEN, amount__gt=F("recovered") + F("written_off")
+        ).count(),
         float_reading=float_readings.latest(),
         limbo=Total(sum(one.count for one in ages), sum((one.amount for one in ages), ledger.ZERO)),
         limbo_ages=ages,

@@ -5,14 +5,16 @@ part of later dividends (set off), or bear the loss (write off). Nothing is take
 Lock order: Transaction, Attempt, Recoveries by id, then wallets (ledger), then the end of the audit trail.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import F, QuerySet
+from django.db.models import Count, F, QuerySet, Sum
+from django.db.models.functions import Coalesce
 
 from payments import ledger
 from payments.models import Recovery, Transaction, Transfer
@@ -31,6 +33,10 @@ class NothingOwed(Exception):
 
 class OwnDebt(Exception):
     """Nobody decides about what they owe themselves."""
+
+
+class DebtsMoved(Exception):
+    """What is owed is not what was seen: nothing was decided."""
 
 
 # --- owing -----------------------------------------------------------------------------------------------------------
@@ -173,29 +179,48 @@ def _to_set_off() -> QuerySet[Recovery]:
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
+def mark_of(owing: Iterable[Recovery]) -> str:
+    """What tells whether these debts are still those that were seen: their ids, and what is owed on each."""
+    return hashlib.sha256(repr([(one.pk, f"{one.outstanding:.2f}") for one in owing]).encode()).hexdigest()
+
+
 def decide_set_off(
-    *, recovery_id: int | None = None, market_id: int | None = None, pct: int, by: audit.Actor, at: datetime
+    *,
+    recovery_id: int | None = None,
+    market_id: int | None = None,
+    pct: int,
+    by: audit.Actor,
+    at: datetime,
+    expected: str | None = None,
 ) -> list[Recovery]:
     """Have up to `pct` % of each later dividend kept, for one recovery or for all that are owed from a market.
 
+    With `expected`, the mark_of what was seen, only if it is still that which is owed.
     Locks: the Recoveries, by id.
-    Raises: RecoveryNotFound; NothingOwed; OwnDebt.
+    Raises: RecoveryNotFound; NothingOwed; OwnDebt; DebtsMoved.
     """
 
     def keep(recovery: Recovery) -> None:
         recovery.decision, recovery.pct = Recovery.Decision.SET_OFF, pct
 
     after = {"decision": "SET_OFF", "pct": pct}
-    return _decide("recovery.set_off", recovery_id, market_id, keep, after, by=by, at=at, reason="")
+    return _decide("recovery.set_off", recovery_id, market_id, keep, after, by=by, at=at, reason="", expected=expected)
 
 
 def write_off(
-    *, recovery_id: int | None = None, market_id: int | None = None, reason: str, by: audit.Actor, at: datetime
+    *,
+    recovery_id: int | None = None,
+    market_id: int | None = None,
+    reason: str,
+    by: audit.Actor,
+    at: datetime,
+    expected: str | None = None,
 ) -> list[Recovery]:
     """Bear the loss of what is still owed, of one recovery or of all from a market: bad_debt → receivable.
 
+    With `expected`, the mark_of what was seen, only if it is still that which is owed.
     Locks: the Recoveries, by id.
-    Raises: RecoveryNotFound; NothingOwed; OwnDebt.
+    Raises: RecoveryNotFound; NothingOwed; OwnDebt; DebtsMoved.
     """
 
     def bear(recovery: Recovery) -> None:
@@ -209,7 +234,9 @@ def write_off(
         recovery.decision, recovery.pct, recovery.reason = Recovery.Decision.WRITTEN_OFF, None, reason
 
     after = {"decision": "WRITTEN_OFF"}
-    return _decide("recovery.write_off", recovery_id, market_id, bear, after, by=by, at=at, reason=reason)
+    return _decide(
+        "recovery.write_off", recovery_id, market_id, bear, after, by=by, at=at, reason=reason, expected=expected
+    )
 
 
 def _decide(
@@ -222,6 +249,7 @@ def _decide(
     by: audit.Actor,
     at: datetime,
     reason: str,
+    expected: str | None,
 ) -> list[Recovery]:
     with transaction.atomic(durable=True):
         rows = Recovery.objects.order_by("pk").select_for_update(no_key=True, of=("self",))
@@ -234,6 +262,8 @@ def _decide(
         open_ones = [recovery for recovery in found if recovery.outstanding > 0]
         if not open_ones:
             raise NothingOwed("All of it has come back, or has been written off.")
+        if expected not in (None, mark_of(open_ones)):
+            raise DebtsMoved("What is owed has changed since you looked: look again.")
         before = {str(recovery.pk): [recovery.decision, recovery.outstanding] for recovery in open_ones}
         for recovery in open_ones:
             carry_out(recovery)
@@ -253,6 +283,16 @@ def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Rec
     if market_id is not None:
         rows = rows.filter(settlement__market=market_id)
     return list(rows[:limit])
+
+
+def still_owed(market_id: int | None = None) -> tuple[int, Decimal]:
+    """How many debts are not paid back, and how much of them in shillings: from one market, or in all."""
+    rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off"))
+    if market_id is not None:
+        rows = rows.filter(settlement__market=market_id)
+    left = Sum(F("amount") - F("recovered") - F("written_off"))
+    found = rows.aggregate(count=Count("pk"), total=Coalesce(left, ledger.ZERO))
+    return found["count"], found["total"]
 
 
 @dataclass(frozen=True)

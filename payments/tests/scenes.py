@@ -7,8 +7,8 @@ from typing import Any
 from django.db import transaction
 
 from markets.models import Market
-from payments import breakers, daraja, disputes, overview, proposals
-from payments.models import LedgerAccount, Transaction
+from payments import breakers, daraja, disputes, overview, proposals, undo
+from payments.models import LedgerAccount, Recovery, Transaction
 from payments.tests import builders, stories
 from users import audit, roles
 from users.models import CustomUser
@@ -81,7 +81,24 @@ def to_decide(at: datetime) -> dict[str, Any]:
         policy=stories.POLICY,
     )
     assert isinstance(proposed, proposals.Proposed)
-    return {"running": running, "large": large, "proposal": proposed.proposal_id, "dispute": dispute}
+    debt = owing(at, [("Faith Naliaka", 285), ("Brian Kiptoo", 140)])[0]
+    return {
+        "running": running, "large": large, "proposal": proposed.proposal_id, "dispute": dispute, "debt": debt,
+    }  # fmt: skip
+
+
+def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
+    """What members owe back from a market whose settlement M-Pesa had paid when it was undone."""
+    made = builders.market(question="Did Gor Mahia win on Saturday?", fee_pct=0)
+    for name, amount in owed:
+        builders.bet(made, builders.member(balance=amount, full_name=name), "Yes", amount, at=at)
+    builders.resolve(made, "Yes", at=at, by=staff(full_name="Grace Hasty"))
+    builders.settle(made, at=at)
+    for payout in Transaction.objects.filter(settlement__market=made, destination="mpesa"):
+        paid(payout, at, f"SKG7OWE{payout.pk:03}", after=0)
+    undo.undo(market_id=made.pk, reason="The referee's report.", by=ACTOR, at=at, policy=stories.POLICY)
+    undo.carry_out(market_id=made.pk, at=at, policy=stories.POLICY, keep_going=lambda: True)
+    return list(Recovery.objects.filter(settlement__market=made).order_by("pk"))
 
 
 def busy_day(at: datetime) -> dict[str, Any]:
