@@ -28,7 +28,7 @@ DECISIONS = 20_000
 
 @dataclass(frozen=True)
 class House:
-    """The hot market (a decision on it waits), one that is settled, one that is undone, and whom the pages are about."""
+    """The hot market (a decision on it waits), one that is settled, one that is undone, whom the pages are about."""
 
     boss: CustomUser
     hot: Market

@@ -83,7 +83,7 @@ def curve(market: Market) -> Curve:
 def progress(market: Market, *, at: datetime) -> Progress | None:
     """The live settlement of a market, or None where there is none."""
     run = undo.deciding_run(market)
-    status = queries.settlement_status(market.pk)
+    status = queries.settlement_status(market.pk) if run is not None else None
     if run is None or status is None:
         return None
     bets = run.bet_count if run.bet_count is not None else market.bets.count()

@@ -179,9 +179,9 @@ def _to_set_off() -> QuerySet[Recovery]:
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
-def mark_of(owing: Iterable[Recovery]) -> str:
-    """What tells whether these debts are still those that were seen: their ids, and what is owed on each."""
-    return hashlib.sha256(repr([(one.pk, f"{one.outstanding:.2f}") for one in owing]).encode()).hexdigest()
+def mark_of(owing: Iterable[tuple[int, Decimal]]) -> str:
+    """What tells whether debts are still those that were seen: their ids in order, and what is owed on each."""
+    return hashlib.sha256(repr([(pk, f"{owed:.2f}") for pk, owed in owing]).encode()).hexdigest()
 
 
 def decide_set_off(
@@ -262,7 +262,7 @@ def _decide(
         open_ones = [recovery for recovery in found if recovery.outstanding > 0]
         if not open_ones:
             raise NothingOwed("All of it has come back, or has been written off.")
-        if expected not in (None, mark_of(open_ones)):
+        if expected not in (None, mark_of((one.pk, one.outstanding) for one in open_ones)):
             raise DebtsMoved("What is owed has changed since you looked: look again.")
         before = {str(recovery.pk): [recovery.decision, recovery.outstanding] for recovery in open_ones}
         for recovery in open_ones:
@@ -295,6 +295,13 @@ def still_owed(market_id: int | None = None) -> tuple[int, Decimal]:
     return found["count"], found["total"]
 
 
+def owing(*, recovery_id: int | None = None, market_id: int | None = None) -> list[tuple[int, Decimal]]:
+    """The debts that are not paid back, by id, with what is owed on each in shillings: of one, or of a market."""
+    rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off")).order_by("pk")
+    rows = rows.filter(pk=recovery_id) if recovery_id is not None else rows.filter(settlement__market=market_id)
+    return list(rows.values_list("pk", F("amount") - F("recovered") - F("written_off")))
+
+
 @dataclass(frozen=True)
 class UndoCost:
     """What the undoing of settlements has cost, in shillings: of one market, or one operator who had resolved them."""
@@ -312,35 +319,38 @@ class UndoCost:
         return self.wrongly_paid - self.recovered - self.written_off
 
 
-def undo_costs(by: str) -> list[UndoCost]:
-    """What undone settlements cost, by `market` or by the `operator` who resolved: debts, and charges for nothing."""
-    column = {"market": "s.market_id", "operator": "s.resolved_by_id"}[by]
+# A charge is found by its key, which names the paid attempt: the settlement's attempts have an index, transfers a key.
+_UNDONE = """
+    SELECT s.market_id, s.resolved_by_id, coalesce(r.amount, 0), coalesce(r.recovered, 0), coalesce(r.written_off, 0),
+        coalesce(c.charges, 0)
+    FROM payments_settlement s
+    LEFT JOIN LATERAL (SELECT sum(amount) AS amount, sum(recovered) AS recovered, sum(written_off) AS written_off
+        FROM payments_recovery WHERE settlement_id = s.id) r ON true
+    LEFT JOIN LATERAL (SELECT sum(f.amount) AS charges FROM payments_attempt a
+        JOIN payments_transfer f ON f.key = 'charge:' || a.id WHERE a.settlement_id = s.id AND a.state = 'PAID') c
+        ON true
+    WHERE s.state IN ('UNDOING', 'UNDONE')"""
+
+
+def undo_costs() -> tuple[list[UndoCost], list[UndoCost]]:
+    """What undone settlements cost: debts, and charges for nothing. By market, and by the operator who resolved."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT {column}, count(*), sum(coalesce(r.amount, 0)), sum(coalesce(r.recovered, 0)),
-                sum(coalesce(r.written_off, 0)), sum(coalesce(c.charges, 0))
-            FROM payments_settlement s
-            LEFT JOIN LATERAL (SELECT sum(amount) AS amount, sum(recovered) AS recovered,
-                sum(written_off) AS written_off FROM payments_recovery WHERE settlement_id = s.id) r ON true
-            LEFT JOIN LATERAL (SELECT sum(f.amount) AS charges FROM payments_transaction t
-                JOIN payments_transfer f ON f.transaction_id = t.id AND f.code = 'charge'
-                WHERE t.settlement_id = s.id) c ON true
-            WHERE s.state IN ('UNDOING', 'UNDONE') GROUP BY 1 ORDER BY 1 NULLS FIRST
-            """  # noqa: S608 - one of two columns
-        )
-        return [
-            UndoCost(
-                market_id=owner if by == "market" else None,
-                user_id=owner if by == "operator" else None,
-                undone=undone,
-                wrongly_paid=amount,
-                recovered=recovered,
-                written_off=written_off,
-                charges=charges,
-            )
-            for owner, undone, amount, recovered, written_off, charges in cursor.fetchall()
-        ]
+        cursor.execute(_UNDONE)
+        rows = cursor.fetchall()
+    by_market: dict[int, list[tuple[Any, ...]]] = {}
+    by_operator: dict[int | None, list[tuple[Any, ...]]] = {}
+    for market_id, operator_id, *sums in rows:
+        by_market.setdefault(market_id, []).append(tuple(sums))
+        by_operator.setdefault(operator_id, []).append(tuple(sums))
+    return (
+        [_cost(costs, market_id=market_id) for market_id, costs in sorted(by_market.items())],
+        [_cost(by_operator[one], user_id=one) for one in sorted(by_operator, key=lambda one: (one is not None, one))],
+    )
+
+
+def _cost(costs: list[tuple[Any, ...]], *, market_id: int | None = None, user_id: int | None = None) -> UndoCost:
+    amount, recovered, written_off, charges = (sum(column, ledger.ZERO) for column in zip(*costs, strict=True))
+    return UndoCost(market_id, user_id, len(costs), amount, recovered, written_off, charges)
 
 
 def _locked(settlement_id: int | None, user_id: int) -> Recovery:

@@ -1,7 +1,8 @@
 """What members owe back after an undo or a payment that came twice, the two decisions about it, and what undos cost."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, TypeAlias
 
 from django.db.models import F, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
@@ -22,6 +23,8 @@ class NotAPercentage(ValueError):
 
 
 REFUSALS = (NotAPercentage, service.RecoveryNotFound, service.NothingOwed, service.OwnDebt, service.DebtsMoved)
+# The ids of debts, and what is owed on each.
+Owing: TypeAlias = list[tuple[int, Decimal]]
 TABS = {"": "Still owed", "open": "To decide", "set_off": "Set off", "written_off": "Written off", "all": "All"}
 
 
@@ -50,7 +53,7 @@ def recoveries(request: HttpRequest) -> HttpResponse:
 @shell.page("view_ledger")
 def costs(request: HttpRequest) -> HttpResponse:
     """What undone settlements have cost: by market, and by the operator who had resolved."""
-    by_market, by_operator = service.undo_costs("market"), service.undo_costs("operator")
+    by_market, by_operator = service.undo_costs()
     people = CustomUser.objects.in_bulk([one.user_id for one in by_operator if one.user_id is not None])
     context = {
         "title": "What undos cost",
@@ -65,25 +68,26 @@ def costs(request: HttpRequest) -> HttpResponse:
 
 @shell.page("decide_recovery", posts=True)
 def set_off(request: HttpRequest, recovery_id: int) -> HttpResponseBase:
-    return _set_off(request, _one(recovery_id), recovery_id=recovery_id)
+    return _set_off(request, recovery_id=recovery_id)
 
 
 @shell.page("decide_recovery", posts=True)
 def write_off(request: HttpRequest, recovery_id: int) -> HttpResponseBase:
-    return _write_off(request, _one(recovery_id), recovery_id=recovery_id)
+    return _write_off(request, recovery_id=recovery_id)
 
 
 @shell.page("decide_recovery", posts=True)
 def set_off_market(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    return _set_off(request, _all_of(market_id), market_id=market_id)
+    return _set_off(request, market_id=market_id)
 
 
 @shell.page("decide_recovery", posts=True)
 def write_off_market(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    return _write_off(request, _all_of(market_id), market_id=market_id)
+    return _write_off(request, market_id=market_id)
 
 
-def _set_off(request: HttpRequest, owing: Sequence[Recovery], **which: int) -> HttpResponseBase:
+def _set_off(request: HttpRequest, **which: int) -> HttpResponseBase:
+    owing = _owing(**which)
     will = [
         f"{_who(owing)} KES {_sum(owing):,.2f}. Of each later dividend up to the percentage you give stays with us,"
         " until nothing is owed any more; the rest is paid as always.",
@@ -100,10 +104,11 @@ def _set_off(request: HttpRequest, owing: Sequence[Recovery], **which: int) -> H
         )
         return f"Up to {typed} % of each later dividend is kept, for {_debts(len(decided))}."
 
-    return _decide(request, owing, "Set off against later dividends", will, field, "", act)
+    return _decide(request, owing, which, "Set off against later dividends", will, field, "", act)
 
 
-def _write_off(request: HttpRequest, owing: Sequence[Recovery], **which: int) -> HttpResponseBase:
+def _write_off(request: HttpRequest, **which: int) -> HttpResponseBase:
+    owing = _owing(**which)
     will = [
         f"{_who(owing)} KES {_sum(owing):,.2f}. We bear that as our loss: it becomes bad debt in our books.",
         "The member owes nothing of it any more, and keeps what was paid.",
@@ -118,22 +123,26 @@ def _write_off(request: HttpRequest, owing: Sequence[Recovery], **which: int) ->
         )  # fmt: skip
         return f"KES {_sum(owing):,.2f} of {_debts(len(decided))} is written off."
 
-    return _decide(request, owing, "Write off", will, field, "write off", act)
+    return _decide(request, owing, which, "Write off", will, field, "write off", act)
 
 
 def _decide(
     request: HttpRequest,
-    owing: Sequence[Recovery],
+    owing: Owing,
+    which: dict[str, int],
     title: str,
     will: list[str],
     field: shell.Field,
     typed: str,
     act: Callable[[dict[str, str]], str],
 ) -> HttpResponse:
-    market_id = owing[0].settlement.market_id if owing[0].settlement else None
-    facts: list[tuple[str, Any]] = [("Market", market_id or "none: a payment that came twice")]
-    if len(owing) == 1:
-        facts.append(("Member", f"{owing[0].user.full_name or owing[0].user_id} · {_phone(owing[0])}"))
+    facts: list[tuple[str, Any]] = []
+    market_id = which.get("market_id")
+    if "recovery_id" in which:
+        one = _found(None).get(pk=which["recovery_id"])
+        market_id = one.settlement.market_id if one.settlement else None
+        facts.append(("Member", f"{one.user.full_name or one.user_id} · {phone.masked(one.user.phone_number)}"))
+    facts.append(("Market", market_id or "none: a payment that came twice"))
     question = shell.Question(
         title=title,
         will=will,
@@ -148,7 +157,7 @@ def _decide(
     return shell.ask(request, question, act, refusals=REFUSALS)
 
 
-def _who(owing: Sequence[Recovery]) -> str:
+def _who(owing: Owing) -> str:
     return "The member owes" if len(owing) == 1 else f"{len(owing):,} members owe"
 
 
@@ -156,12 +165,8 @@ def _debts(count: int) -> str:
     return "1 debt" if count == 1 else f"{count:,} debts"
 
 
-def _sum(owing: Sequence[Recovery]) -> Any:
-    return sum((one.outstanding for one in owing), ledger.ZERO)
-
-
-def _phone(recovery: Recovery) -> str:
-    return phone.masked(recovery.user.phone_number)
+def _sum(owing: Owing) -> Decimal:
+    return sum((owed for _, owed in owing), ledger.ZERO)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -172,21 +177,10 @@ def _found(market_id: int | None) -> QuerySet[Recovery]:
     return rows if market_id is None else rows.filter(settlement__market=market_id)
 
 
-def _owing(rows: QuerySet[Recovery]) -> list[Recovery]:
-    return [one for one in rows.order_by("pk") if one.outstanding > 0]
-
-
-def _one(recovery_id: int) -> list[Recovery]:
-    found = _owing(_found(None).filter(pk=min(recovery_id, paging.LARGEST_ID)))
+def _owing(**which: int) -> Owing:
+    found = service.owing(**{name: min(number, paging.LARGEST_ID) for name, number in which.items()})
     if not found:
-        raise Http404(f"Nothing is owed under the number {recovery_id}: it has come back, or was written off.")
-    return found
-
-
-def _all_of(market_id: int) -> list[Recovery]:
-    found = _owing(_found(min(market_id, paging.LARGEST_ID)))
-    if not found:
-        raise Http404(f"Nothing is owed from market {market_id} any more.")
+        raise Http404("Nothing is owed there any more: it has come back, or was written off.")
     return found
 
 

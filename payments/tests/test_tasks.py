@@ -64,6 +64,7 @@ def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
         "payments.overview_tasks.measure",
         "payments.overview_tasks.check_books",
         "payments.overview_tasks.sum_up",
+        "payments.overview_tasks.look",
         "payments.settlement_tasks.issue_certificates",
         "payments.settlement_tasks.close_remedied_disputes",
         "payments.settlement_tasks.undo_market",

@@ -405,7 +405,7 @@ def test_undone_and_resolved_again_twice_with_half_of_it_paid_each_time(db: None
     ] * 4
     assert ledger.balance(ledger.PAYABLE) == ledger.balance(ledger.IN_FLIGHT) == 0
     assert trial_difference() == 0
-    (cost,) = recoveries.undo_costs("market")
+    ((cost,), _) = recoveries.undo_costs()
     assert (cost.market_id, cost.undone, cost.wrongly_paid, cost.charges) == (made.pk, 2, 1200, 20)
 
 
