@@ -111,7 +111,7 @@ def _write_off(request: HttpRequest, **which: int) -> HttpResponseBase:
     owing = _owing(**which)
     will = [
         f"{_who(owing)} KES {_sum(owing):,.2f}. We bear that as our loss: it becomes bad debt in our books.",
-        "The member owes nothing of it any more, and keeps what was paid.",
+        "Nothing of it is owed any more, and what was paid is kept.",
         "It is not taken back. If M-Pesa proves later that a payment of it never came, the loss is less by it.",
     ]
     field = shell.Field("reason", "Why", kind="area", help="It stands on the debt and in the audit trail.")

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import transaction
 
 from markets.models import Market
-from payments import breakers, daraja, disputes, overview, proposals, undo
+from payments import breakers, daraja, disputes, float_readings, overview, proposals, undo
 from payments.models import LedgerAccount, Recovery, Transaction
 from payments.tests import builders, stories
 from users import audit, roles
@@ -122,6 +122,7 @@ def busy_day(at: datetime) -> dict[str, Any]:
         outcome = ["Gor Mahia", "AFC Leopards", "Gor Mahia", "Draw", "AFC Leopards"][place * 7 // 3 % 5]
         when = at - timedelta(hours=44 - place)
         builders.bet(football, people[place * 5 % 12], outcome, 50 + 35 * (place * 3 % 11), at=when)
+    Market.objects.filter(pk=football.pk).update(end_date=at + timedelta(days=3))
     due = builders.market(question="Will the long rains begin before 25 March?", category="Weather")
     builders.bet(due, people[0], "Yes", 300, at=at - timedelta(days=2))
     builders.bet(due, people[1], "No", 450, at=at - timedelta(days=2))
@@ -142,6 +143,7 @@ def busy_day(at: datetime) -> dict[str, Any]:
             at=at - timedelta(minutes=4),
             policy=stories.POLICY,
         )
+    float_readings.note(Decimal(84_500), at=at - timedelta(minutes=2))
     overview.measure(at=at)
     overview.check_books(at=at, keep_going=lambda: True)
     overview.beat(worker="celery@kasoko", at=at)
