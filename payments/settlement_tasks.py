@@ -146,7 +146,7 @@ def ask_for_the_float() -> None:
 # --- hints -----------------------------------------------------------------------------------------------------------
 
 
-def hint(task: Task, *arguments: int, task_id: str | None = None) -> None:
+def hint(task: Task, *arguments: object, task_id: str | None = None) -> None:
     """Publish a message if the broker can be reached; if not, a sweep does the same within half a minute.
 
     A broker that did not answer is left alone for a few seconds, so that many hints do not each wait for it.

@@ -18,7 +18,7 @@ from django.utils import timezone
 from api import console
 from api.security import POLICY
 from markets.models import NAIROBI, Market
-from payments.models import Dispute, LedgerAccount, Proposal, Transaction
+from payments.models import Dispute, LedgerAccount, Proposal, Recovery, Transaction
 from payments.tests import builders, scenes, stories
 from payments.tests.builders import nothing_moved
 from users import roles
@@ -48,6 +48,12 @@ NEEDS = {
     "account": "view_ledger",
     "account_export": "export_books",
     "trial_balance": "view_ledger",
+    "recoveries": "view_ledger",
+    "undo_costs": "view_ledger",
+    "recovery_set_off": "decide_recovery",
+    "recovery_write_off": "decide_recovery",
+    "market_set_off": "decide_recovery",
+    "market_write_off": "decide_recovery",
     "trial_balance_export": "export_books",
     "members": "view_members",
     "member": "view_members",
@@ -55,6 +61,7 @@ NEEDS = {
     "member_note": "note_member",
     "audit": "view_audit",
     "market_choose": "resolve_market",
+    "market_share": "resolve_market",
     "market_resolve": "resolve_market",
     "market_withdraw": "resolve_market",
     "market_undo": "resolve_market",
@@ -80,7 +87,11 @@ def address(name: str) -> str:
     """The page's address, about a row that is there."""
     if name.startswith("payout_") or name == "payout":
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].pk])
-    if name in ("market_choose", "market_resolve"):
+    if name.startswith("recovery_"):
+        return reverse(f"admin:{name}", args=[Recovery.objects.order_by("pk")[0].pk])
+    if name in ("market_set_off", "market_write_off"):
+        return reverse(f"admin:{name}", args=[Recovery.objects.order_by("pk")[0].settlement.market_id])
+    if name in ("market_choose", "market_share", "market_resolve"):
         running = Market.objects.filter(status="OPEN").order_by("pk")[0].pk
         return reverse(f"admin:{name}", args=[running]) + ("?decision=win:A" if name == "market_resolve" else "")
     if name.startswith("proposal"):

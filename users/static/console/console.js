@@ -18,6 +18,9 @@
     for (const part of document.querySelectorAll("[data-live]")) {
       part.timer = setInterval(() => refresh(part), 1000 * (Number(part.dataset.every) || 3));
     }
+    // What waits for a worker asks again, but not while nobody looks.
+    const waits = document.querySelector("[data-again]");
+    if (waits) setInterval(() => { if (!document.hidden) location.reload(); }, 1000 * Number(waits.dataset.again));
     for (const form of document.querySelectorAll("form[data-once]")) {
       form.addEventListener("submit", (event) => {
         if (form.dataset.sent) { event.preventDefault(); return; }
