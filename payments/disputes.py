@@ -289,12 +289,15 @@ def _decidable(dispute_id: uuid.UUID, by: audit.Actor, states: tuple[Dispute.Sta
 
 
 def _stuck_payouts(dispute: Dispute) -> list[int]:
-    """The payouts by M-Pesa that failed or are held: the one that is disputed, or those for the bet that is."""
+    """The payouts by M-Pesa that failed or are held: the one that is disputed, or those for the bet that is.
+
+    Locks: all of them, by id, before the first of them moves and locks the wallet.
+    """
     if dispute.transaction_id is not None:
         return [dispute.transaction_id]
     mine = Transaction.objects.filter(settlement=dispute.settlement_id, user=dispute.user_id, type="PAYOUT")
-    stuck = mine.filter(status__in=[Transaction.Status.FAILED, Transaction.Status.HELD])
-    ids = list(stuck.order_by("pk").values_list("pk", flat=True))
+    stuck = mine.filter(status__in=[Transaction.Status.FAILED, Transaction.Status.HELD]).order_by("pk")
+    ids = list(stuck.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
     if not ids:
         raise NoSuchRemedy("No payout of this bet has failed or is held.")
     return ids

@@ -17,14 +17,27 @@ INVARIANTS: dict[str, str] = {
                 UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
             WHERE a.kind = 'wallet' GROUP BY a.user_id) w ON w.user_id = u.id
         WHERE u.balance <> coalesce(w.total, 0)""",
-    "After its settlement a pool is exactly empty": """
-        SELECT 'market ' || m.id || ' still holds ' || sum(s.delta)
+    "After its settlement a pool is exactly empty, and amid an undo it holds what has come back so far": """
+        SELECT 'market ' || m.id || ' holds ' || sum(s.delta) || ', of an undo ' || coalesce(back.total, 0)
+            || ' should have come back'
         FROM markets_market m JOIN payments_ledgeraccount a ON a.market_id = m.id AND a.kind = 'pool' JOIN (
             SELECT credit_id AS account_id, amount AS delta FROM payments_transfer
             UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
+        LEFT JOIN (SELECT u.market_id, sum(t.amount) AS total
+            FROM payments_settlement u JOIN payments_transaction t ON t.settlement_id = u.id
+            WHERE u.state = 'UNDOING' AND t.user_id <= u.last_user_id
+            GROUP BY u.market_id) back ON back.market_id = m.id
         WHERE m.status IN ('SETTLED', 'VOID')
-          AND NOT EXISTS (SELECT FROM payments_settlement u WHERE u.market_id = m.id AND u.state = 'UNDOING')
-        GROUP BY m.id HAVING sum(s.delta) <> 0""",
+        GROUP BY m.id, back.total HAVING sum(s.delta) <> coalesce(back.total, 0)""",
+    "An undo takes back each payout that it has reached, whole and once, and no other": """
+        SELECT 'settlement ' || s.id || ', ' || s.state || ': of transaction ' || t.id || ' over ' || t.amount || ', '
+            || back.total || ' has come back'
+        FROM payments_settlement s JOIN payments_transaction t ON t.settlement_id = s.id
+        JOIN LATERAL (SELECT coalesce(sum(f.amount), 0) AS total FROM payments_transfer f
+            JOIN payments_ledgeraccount a ON a.id = f.credit_id AND a.kind = 'pool' AND a.market_id = s.market_id
+            WHERE f.transaction_id = t.id AND f.code IN ('undo', 'reverse', 'recall')) back ON true
+        WHERE s.state IN ('UNDOING', 'UNDONE') AND back.total <>
+            CASE WHEN s.state = 'UNDONE' OR t.user_id <= s.last_user_id THEN t.amount ELSE 0 END""",
     "A settlement pays out what its stakes brought in, less the fee": """
         SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || ', transactions '
             || coalesce(t.total, 0) || ', dividends ' || b.dividends
@@ -34,26 +47,30 @@ INVARIANTS: dict[str, str] = {
             WHERE b.market_id = s.market_id
               AND CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END) b ON true
         JOIN LATERAL (SELECT sum(amount) AS total FROM payments_transaction WHERE settlement_id = s.id) t ON true
-        WHERE s.state = 'SETTLED' AND (b.stakes, b.dividends, coalesce(t.total, 0)) IS DISTINCT FROM
-            (s.pool + s.late_refund, s.net + s.late_refund, s.pool - s.fee + s.late_refund)""",
+        WHERE s.state IN ('SETTLED', 'UNDOING') AND (b.stakes, coalesce(t.total, 0),
+                CASE WHEN s.state = 'UNDOING' AND s.last_bet_id > 0 THEN s.net + s.late_refund ELSE b.dividends END)
+            IS DISTINCT FROM (s.pool + s.late_refund, s.pool - s.fee + s.late_refund, s.net + s.late_refund)""",
     "Each member's transactions of a settlement sum to their dividends": """
         SELECT 'settlement ' || settlement_id || ' member ' || user_id || ': transactions ' || sum(paid)
             || ', dividends ' || sum(won)
-        FROM (SELECT t.settlement_id, t.user_id, t.amount AS paid, 0 AS won FROM payments_transaction t
-              JOIN payments_settlement s ON s.id = t.settlement_id AND s.state = 'SETTLED'
+        FROM (WITH stands AS (SELECT * FROM payments_settlement
+                  WHERE state = 'SETTLED' OR state = 'UNDOING' AND last_bet_id = 0)
+              SELECT t.settlement_id, t.user_id, t.amount AS paid, 0 AS won FROM payments_transaction t
+              JOIN stands s ON s.id = t.settlement_id
               UNION ALL
-              SELECT s.id, b.user_id, 0, b.payout FROM payments_settlement s
+              SELECT s.id, b.user_id, 0, b.payout FROM stands s
               JOIN markets_outcome o ON o.market_id = s.market_id
                   AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
               JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-              WHERE s.state = 'SETTLED' AND b.payout > 0) x
+              WHERE b.payout > 0) x
         GROUP BY settlement_id, user_id HAVING sum(paid) <> sum(won)""",
-    "Verdicts follow the outcome": """
-        SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result
+    "Verdicts follow the outcome, until an undo has reached them": """
+        SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result || ' with ' || b.payout
         FROM payments_settlement s JOIN markets_outcome o ON o.market_id = s.market_id
             AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
         JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-        WHERE s.state = 'SETTLED' AND b.result <> CASE
+        WHERE s.state IN ('SETTLED', 'UNDOING') AND b.result <> CASE
+            WHEN s.state = 'UNDOING' AND b.id <= s.last_bet_id THEN 'PENDING'
             WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
             WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END""",
     "After an undo a pool holds its stakes again": """
@@ -140,6 +157,11 @@ INVARIANTS: dict[str, str] = {
         SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
         FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
         WHERE (a.amount, a.phone_number) <> (t.amount, t.phone_number)""",
+    "A request counts to the settlement of its payout": """
+        SELECT 'attempt ' || a.originator_conversation_id || ' counts to ' || coalesce(a.settlement_id::text, 'none')
+            || ', its payout to ' || coalesce(t.settlement_id::text, 'none')
+        FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
+        WHERE a.settlement_id IS DISTINCT FROM t.settlement_id""",
     "A payout under way has one open request, and a finished or failed one has none": """
         SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || count(a.id) || ' open requests'
         FROM payments_transaction t LEFT JOIN payments_attempt a ON a.transaction_id = t.id

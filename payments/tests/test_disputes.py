@@ -352,6 +352,26 @@ def test_a_bet_upheld_to_be_sent_again_is_done_when_the_money_has_been_paid(
     assert disputes.close_remedied(dispute_id=made.pk, at=AT) is False
 
 
+def test_all_payouts_of_a_bet_are_locked_before_the_wallet_they_go_to(transactional_db: None) -> None:
+    # given: two tranches that failed, of which another session holds the second
+    user, staff, tranches = member(), operator(), builders.policy(max_amount=150)
+    made = settled_market([(user, "Yes", 300)], fee_pct=0, policy=tranches)
+    for payout in Transaction.objects.filter(settlement__market=made):
+        failed(payout)
+    disputed = dispute(Bet.objects.get(market=made))
+    with transaction.atomic():
+        Transaction.objects.select_for_update(no_key=True).get(settlement__market=made, tranche=2)
+
+        # when
+        upheld = builders.begin(lambda: decide(disputed, "uphold", staff, remedy="pay_to_wallet"))
+        builders.wait_until_one_waits()
+
+        # then: the session that locks in the order of the house gets the wallet, and there is no deadlock
+        CustomUser.objects.select_for_update(no_key=True, nowait=True).get(pk=user.pk)
+    assert upheld.result(30).dispute.state == "UPHELD"
+    assert CustomUser.objects.get(pk=user.pk).balance == 300
+
+
 def test_a_result_upheld_is_done_when_the_market_is_settled_again(user: CustomUser, staff: CustomUser) -> None:
     # given
     lost = lost_bet(user)
