@@ -248,7 +248,7 @@ def test_a_page_asks_no_more_queries_of_many_rows_than_of_few(db: None) -> None:
     assert {name: count for name, count in few.items() if count > 22} == {}
     # The first look computes a preview of each of four decisions, at ten queries each whatever the number of bets.
     assert {name: count for name, count in first.items() if count > 26 and name != "market_choose"} == {}
-    assert first["market_choose"] <= 50 and few["market_choose"] <= 12
+    assert first["market_choose"] <= 50 and few["market_choose"] <= 15
 
 
 # --- empty, and odd ---------------------------------------------------------------------------------------------------
