@@ -21,8 +21,8 @@ _ADD = """
     WHERE t.id > %s AND t.id <= %s GROUP BY 1, 2 ORDER BY 2, 1
     ON CONFLICT (kind, day) DO UPDATE
     SET debits = payments_ledgerday.debits + excluded.debits, credits = payments_ledgerday.credits + excluded.credits"""
-# Days, mark and later transfers in one statement: one moment, so none is missed and none is counted twice. The later ones
-# are few: they are read by their ids in order, and the kinds by their accounts' ids, so that no whole table is read.
+# Days, mark and later transfers in one statement: one moment, so none is missed and none is counted twice. The later
+# ones are few: read by their ids in order, and the kinds by their accounts' ids, so that no whole table is read.
 _SINCE = """
     SELECT (t.at AT TIME ZONE 'Africa/Nairobi')::date,
         (SELECT kind FROM payments_ledgeraccount a WHERE a.id = side.account_id), side.debit, side.credit
