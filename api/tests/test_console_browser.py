@@ -152,6 +152,8 @@ def test_a_settlement_is_watched_until_it_is_done_without_touching_the_page(open
     for place, one in enumerate(Transaction.objects.filter(settlement__market=made)):
         scenes.paid(one, timezone.now(), f"SKG7ABC00{place}", after=0)
     page.wait_for_selector("text=Every payout has come to an end")
+    # What may be done now is another thing than when the page was opened.
+    page.get_by_role("link", name="Certificate").wait_for()
     assert "3" in page.locator("tr", has_text="completed").inner_text()
 
 

@@ -87,6 +87,7 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
         "unknown": [one for one in found if one.seen is None],
         "moved": [one for one in found if not one.current],
         "oldest": min((one.at for one in found if one.at is not None), default=None),
+        "float": next((one.seen for one in found if one.seen is not None), None),
         "approval_above": policy.approval_above,
         "stake_of_mine": market.bets.filter(user=request.user.pk).exists(),
         "early": market.end_date > at,

@@ -9,8 +9,8 @@
       const answer = await fetch(part.dataset.live, { credentials: "same-origin", headers: { "X-Fragment": "1" } });
       if (!answer.ok || answer.redirected) return;
       part.innerHTML = await answer.text();
-      const state = part.querySelector("[data-finished]");
-      if (state) { clearInterval(part.timer); delete part.dataset.live; }
+      // What may be done with it is another thing now: the whole page is asked for, once.
+      if (part.querySelector("[data-finished]")) { clearInterval(part.timer); location.reload(); }
     } catch { /* The network is away: the page stays as it was, with its time, and asks again. */ }
   };
 
