@@ -27,6 +27,7 @@ SWEEPS = {
     "payments.overview_tasks.heartbeat",
     "payments.overview_tasks.measure",
     "payments.overview_tasks.check_books",
+    "payments.overview_tasks.sum_up",
 }
 
 

@@ -12,11 +12,11 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from unfold.sites import UnfoldAdminSite
 
-from payments.console import decisions, disputes, home, ledger, limbo, members, payouts, sending
+from payments.console import decisions, disputes, home, ledger, limbo, members, payouts, recoveries, resolve, sending
 from payments.console import markets as market_pages
 from users.console import access, audit, login
 
-PAGES = (home, market_pages, decisions, disputes, payouts, limbo, ledger, members, audit, sending)
+PAGES = (home, market_pages, resolve, decisions, disputes, payouts, limbo, ledger, recoveries, members, audit, sending)
 
 
 class Console(UnfoldAdminSite):

@@ -11,7 +11,7 @@ from django.db.models import Sum
 
 from markets import parimutuel
 from markets.models import Bet
-from payments import ledger, reconciliation
+from payments import ledger, ledger_days, reconciliation
 from payments.models import Attempt, Settlement, Transaction, Transfer
 
 
@@ -123,7 +123,7 @@ def ledger_differences() -> list[str]:
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         found = [str(difference) for difference in reconciliation.differences()]
-        lines = ledger.trial_balance()
+        lines = ledger_days.trial_balance()
     debits = sum((line.debits for line in lines), ledger.ZERO)
     credits = sum((line.credits for line in lines), ledger.ZERO)
     return found + ([f"the debits are {debits}, the credits {credits}"] if debits != credits else [])

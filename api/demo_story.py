@@ -25,7 +25,7 @@ from api import demo_openness, demo_proof
 from api.demo_client import Client
 from api.stack import Stack, StackError
 from markets.models import NAIROBI, Market
-from payments import daraja_messages, ledger
+from payments import daraja_messages, ledger, ledger_days
 from payments.models import Attempt, Transaction, Transfer
 from users.models import CustomUser
 
@@ -211,7 +211,7 @@ class Story:
         self.console.print(table)
 
         table = self._table("Trial balance", "Debits", "Credits", "Balance")
-        lines = ledger.trial_balance()
+        lines = ledger_days.trial_balance()
         for line in lines:
             table.add_row(line.kind, *(f"{amount:,.2f}" for amount in (line.debits, line.credits, line.balance)))
         table.add_section()

@@ -54,6 +54,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     undo.NotUndoable: (409, "not_undoable"),
     recoveries.RecoveryNotFound: (404, "recovery_not_found"),
     recoveries.NothingOwed: (409, "nothing_owed"),
+    recoveries.DebtsMoved: (409, "debts_moved"),
     recoveries.OwnDebt: (403, "own_debt"),
     stakes.MarketNotOpen: (409, "market_not_open"),
     stakes.OutcomeNotInMarket: (400, "unknown_outcome"),

@@ -317,6 +317,7 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 60,
         "options": {"expires": 60},
     },
+    "sum up what came": {"task": "payments.overview_tasks.sum_up", "schedule": 60, "options": {"expires": 60}},
     "check the books": {"task": "payments.overview_tasks.check_books", "schedule": 30, "options": {"expires": 30}},
 }
 

@@ -36,6 +36,7 @@ def parts(*, full: bool) -> tuple[Part, ...]:
         Part("bets", ("bench.bets", *more), 10),
         Part("rush", ("bench.rush", *more), 15),
         Part("resolve_to_paid", ("bench.resolve_to_paid", *more), 10),
+        Part("console", ("bench.console", *more), 40 if full else 15),
     )
 
 

@@ -25,16 +25,26 @@ class Crowd:
     members: tuple[int, int]
 
 
-def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
+def gather(
+    *,
+    bets: int,
+    twins: int,
+    others: int = OTHERS,
+    each: int = 3,
+    outcomes: tuple[str, ...] = ("Yes", "No"),
+    days: int = 0,
+) -> Crowd:
     """Make `twins` markets of `bets` bets each, and beside each of them as many bets on `others` markets.
 
-    Three bets a member, on Yes and No alike, of 10 to 1,000 shillings. A twin's bets alternate with the others', so
-    they are spread over twice their pages, as when they were placed over a day. The others' stakes are not booked:
-    what they are here for is to lie in between.
+    `each` bets a member, on all outcomes alike, of 10 to 1,000 shillings, placed over the last `days`. A twin's bets
+    alternate with the others', so they are spread over twice their pages, as when they were placed over a day. The
+    others' stakes are not booked: what they are here for is to lie in between.
     """
-    members = max(2, bets // 3)
+    members = max(2, bets // each)
+    names = ", ".join(f"({number}, '{name}')" for number, name in enumerate(outcomes, 1))
+    moment = f"now() - interval '1 day' * {days} * (1 - i / {bets}.0)"
     # A role that may pass the triggers by; nothing else here may.
-    root = _as_root()
+    root = as_root()
     first = _ids(root, "SELECT coalesce(max(id), 0) + 1 FROM users_customuser")
     last = first + members - 1
     run_sql(
@@ -55,10 +65,10 @@ def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
         root,
         f"""
         INSERT INTO markets_market (question, description, category, status, platform_fee_pct, end_date, created_at)
-        SELECT 'Market ' || i, '', '', 'OPEN', 5, now() + interval '1 year', now()
+        SELECT 'Market ' || i, '', '', 'OPEN', 5, now() + interval '1 year', now() - interval '1 day' * {days}
         FROM generate_series(1, {twins + others}) i;
         INSERT INTO markets_outcome (market_id, name)
-        SELECT m.id, o.name FROM markets_market m, (VALUES (1, 'Yes'), (2, 'No')) o (number, name)
+        SELECT m.id, o.name FROM markets_market m, (VALUES {names}) o (number, name)
         WHERE m.id > {before} ORDER BY m.id, o.number;
         INSERT INTO payments_ledgeraccount (code, kind, market_id)
         SELECT 'pool:' || id, 'pool', id FROM markets_market WHERE id > {before} ORDER BY id;
@@ -74,16 +84,16 @@ def gather(*, bets: int, twins: int, others: int = OTHERS) -> Crowd:
         SET session_replication_role = replica;
         SELECT setseed(0.5);
         CREATE TEMP TABLE drawn AS SELECT i, {first} + floor(random() * {members})::bigint AS user_id,
-            CASE WHEN random() < 0.5 THEN 'Yes' ELSE 'No' END AS outcome,
+            (ARRAY['{"', '".join(outcomes)}'])[1 + floor(random() * {len(outcomes)})::int] AS outcome,
             (1000 + floor(random() * 99001))::numeric / 100 AS amount, floor(random() * {others})::int AS other
         FROM generate_series(1, {bets}) i;
         INSERT INTO markets_bet (public_id, user_id, market_id, outcome, amount, result, payout, placed_at)
         SELECT gen_random_uuid(), user_id, {before} + CASE WHEN own THEN twin ELSE {twins + 1} + other END, outcome,
-            amount, 'PENDING', 0, now()
+            amount, 'PENDING', 0, {moment}
         FROM drawn, generate_series(1, {twins}) twin, (VALUES (true), ({"false" if others else "NULL"})) o (own)
         WHERE own IS NOT NULL ORDER BY twin, i, own DESC;
         INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
-        SELECT 'stake:' || b.id, {opening}, a.id, b.amount, 'stake', now()
+        SELECT 'stake:' || b.id, {opening}, a.id, b.amount, 'stake', b.placed_at
         FROM markets_bet b JOIN payments_ledgeraccount a ON a.code = 'pool:' || b.market_id
         WHERE b.market_id > {before} AND b.market_id <= {before + twins} ORDER BY b.id;
         """,
@@ -113,7 +123,7 @@ def _ids(root: str, statement: str) -> int:
     return int(str(number))
 
 
-def _as_root() -> str:
+def as_root() -> str:
     """The superuser's URL of the database that is measured."""
     root = os.environ["KASOKO_BENCH_ROOT_URL"]
     return root.removesuffix("/postgres") + "/" + str(connection.settings_dict["NAME"])

@@ -74,6 +74,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
 
     from bench import floor
     from payments import settlement, settlement_tasks
+    from payments.giving_way import giving_way
 
     spent, locked, wallets_wait = 0.0, [0.0], False
 
@@ -97,7 +98,9 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
     wal, cpu, at = floor.wal_written(), floor.cpu_spent(), time.monotonic()
     with connection.execute_wrapper(watch):
         began = time.perf_counter()
-        progress = settlement.settle(market_id=market_id, at=timezone.now(), policy=policy, keep_going=lambda: True)
+        progress = settlement.settle(
+            market_id=market_id, at=timezone.now(), policy=policy, keep_going=giving_way(lambda: True)
+        )
         seconds = time.perf_counter() - began
     cpu = floor.cpu_spent() - cpu
     if not progress.settled:

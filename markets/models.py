@@ -211,3 +211,37 @@ class Bet(models.Model):
 
     def __str__(self) -> str:
         return f"Bet {self.pk}: {self.amount} on {self.outcome}"
+
+
+class Watermark(models.Model):
+    """Up to which id the rows of a table are summed elsewhere; see watermarks.py. Below it none can appear any more."""
+
+    table = models.CharField(max_length=40, unique=True)
+    up_to = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.table} up to {self.up_to}"
+
+
+class Tally(models.Model):
+    """The stakes, in shillings, that were placed on an outcome within five minutes; of bets up to their watermark.
+
+    Bets are never changed or removed, so a tally only grows, and pools are tallies and the bets since.
+    """
+
+    market = models.ForeignKey(
+        Market, on_delete=models.PROTECT, related_name="tallies", db_index=False, db_constraint=False
+    )
+    outcome = models.CharField(max_length=120)
+    slot = models.DateTimeField(help_text="When the five minutes began.")
+    stakes = models.DecimalField(max_digits=16, decimal_places=2)
+    bets = models.PositiveBigIntegerField()
+
+    class Meta:
+        verbose_name_plural = "tallies"
+        constraints = [
+            models.UniqueConstraint(fields=["market", "outcome", "slot"], name="tally_once_an_outcome_and_slot"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.bets} bets on {self.outcome} of market {self.market_id}"

@@ -1,9 +1,8 @@
 """Reading markets: lists, pools, one member's bets."""
 
-from decimal import Decimal
 from uuid import UUID
 
-from django.db.models import Count, Prefetch, QuerySet, Sum
+from django.db.models import Prefetch, QuerySet
 
 from markets.models import Bet, Market, Outcome
 
@@ -12,20 +11,6 @@ def listed(status: str | None = None) -> QuerySet[Market]:
     """Markets, newest first, with their outcomes ready to read."""
     markets = Market.objects.prefetch_related(Prefetch("outcomes", Outcome.objects.order_by("pk"))).order_by("-pk")
     return markets.filter(status=status) if status else markets
-
-
-def pools(market_ids: list[int]) -> dict[int, dict[str, tuple[Decimal, int]]]:
-    """Stakes in shillings and number of bets by outcome name, for each market that has any."""
-    rows = (
-        Bet.objects.filter(market_id__in=market_ids)
-        .values_list("market_id", "outcome")
-        .annotate(stakes=Sum("amount"), bets=Count("pk"))
-        .order_by()
-    )
-    found: dict[int, dict[str, tuple[Decimal, int]]] = {}
-    for market_id, outcome, stakes, bets in rows:
-        found.setdefault(market_id, {})[outcome] = (stakes, bets)
-    return found
 
 
 def bets_of(*, user_id: int, market_id: int) -> QuerySet[Bet]:

@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from api.bodies import LARGEST_ID, Body, Shillings, StrictText, caller, checked
-from markets import queries
+from markets import queries, tallies
 from markets.models import Bet, Market
 from payments import stakes
 from payments.queries import provisional
@@ -76,7 +76,7 @@ class MarketList(APIView):
             raise ValidationError({"before": ["Must be the id of a market."]})
         markets = list(queries.listed(wanted).filter(pk__lt=int(before))[:PAGE])
         ids = [market.pk for market in markets]
-        pools, unsure = queries.pools(ids), provisional(ids, timezone.now())
+        pools, unsure = tallies.pools(ids), provisional(ids, timezone.now())
         return Response({"markets": [market_body(market, pools.get(market.pk, {}), unsure) for market in markets]})
 
 
@@ -88,7 +88,7 @@ class MarketDetail(APIView):
     def get(self, request: Request, market_id: int) -> Response:
         market = _market(market_id)
         unsure = provisional([market.pk], timezone.now())
-        return Response(market_body(market, queries.pools([market.pk]).get(market.pk, {}), unsure))
+        return Response(market_body(market, tallies.pools([market.pk]).get(market.pk, {}), unsure))
 
 
 class BetBody(Body):

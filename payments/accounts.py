@@ -9,7 +9,7 @@ from decimal import Decimal
 from django.db import connection
 from django.db.models import Q, QuerySet
 
-from payments import ledger
+from payments import ledger, ledger_days
 from payments.models import LedgerAccount, Transfer
 from users import phone
 from users.models import CustomUser
@@ -63,7 +63,9 @@ def search(typed: str, kind: str = "") -> QuerySet[LedgerAccount]:
 def statement(account: LedgerAccount, *, before: int | None = None) -> Statement:
     """A page of one account's transfers below the id `before` (or the newest), with the balance after each."""
     grows_by_debit = account.kind in LedgerAccount.GROWS_BY_DEBIT
-    balance = ledger.balance(account.code)
+    # Of most kinds there is but one account, which all transfers share: its balance is that of the kind.
+    shared = account.user_id is None and account.market_id is None
+    balance = ledger_days.balance(account.kind) if shared else ledger.balance(account.code)
     later = _sum_from(account, before) if before is not None else ledger.ZERO
     running = balance - (later if grows_by_debit else -later)
     # Each side has its own index, so each side's newest are read and the newest of both are kept.

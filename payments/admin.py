@@ -136,9 +136,9 @@ class LedgerAccountAdmin(ReadOnlyAdmin):
 
 @admin.register(Transfer)
 class TransferAdmin(ReadOnlyAdmin):
+    # A filter by code would look at every transfer there is to find the codes; a key is found by its index.
     list_display = ("key", "debit", "credit", "amount", "code", "at")
-    list_filter = ("code",)
-    search_fields = ("key",)
+    search_fields = ("=key",)
     list_select_related = ("debit", "credit")
 
 

@@ -69,7 +69,10 @@ def write_off(request: Request) -> Response:
 @permission_classes([IsAdminUser])
 def undo_costs(request: Request) -> Response:
     """`GET …/admin/undo-costs/`: what undone settlements have cost, by market and by the operator who resolved."""
-    return Response({f"by_{by}": [_cost(one) for one in recoveries.undo_costs(by)] for by in ("market", "operator")})
+    by_market, by_operator = recoveries.undo_costs()
+    return Response(
+        {"by_market": [_cost(one) for one in by_market], "by_operator": [_cost(one) for one in by_operator]}
+    )
 
 
 def recovery_body(recovery: Recovery) -> dict[str, Any]:

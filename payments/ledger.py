@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Case, Count, DecimalField, F, Sum, When
+from django.db.models import Case, DecimalField, F, Sum, When
 from django.db.models.functions import Coalesce
 
 from payments.models import LedgerAccount, Transfer
@@ -145,34 +145,3 @@ def owed(transaction_id: int) -> Decimal:
     transfers = Transfer.objects.filter(transaction_id=transaction_id)
     total: Decimal = transfers.aggregate(owed=Coalesce(Sum(signed), ZERO))["owed"]
     return total
-
-
-@dataclass(frozen=True)
-class TrialLine:
-    """One line of the trial balance: the kind's total of debits and of credits, in shillings."""
-
-    kind: str
-    accounts: int
-    debits: Decimal
-    credits: Decimal
-
-    @property
-    def balance(self) -> Decimal:
-        """Positive on the side the kind grows by."""
-        difference = self.debits - self.credits
-        return difference if self.kind in LedgerAccount.GROWS_BY_DEBIT else -difference
-
-
-def trial_balance(*, at: datetime | None = None) -> list[TrialLine]:
-    """Every kind of account with the sums of its debits and credits, of all or before `at`; the columns are equal."""
-    lines: dict[str, list[Decimal]] = {}
-    booked = Transfer.objects.all() if at is None else Transfer.objects.filter(at__lt=at)
-    for side, place in (("debit", 0), ("credit", 1)):
-        for kind, total in booked.values_list(f"{side}__kind").annotate(total=Sum("amount")).order_by():
-            lines.setdefault(kind, [ZERO, ZERO])[place] = total
-    counts = dict(LedgerAccount.objects.values_list("kind").annotate(count=Count("pk")).order_by())
-    order = [kind.value for kind in LedgerAccount.Kind]
-    return [
-        TrialLine(kind=kind, accounts=counts.get(kind, 0), debits=debits, credits=credits)
-        for kind, (debits, credits) in sorted(lines.items(), key=lambda line: order.index(line[0]))
-    ]

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from django.db import connection
 from django.db.models import Count, Max, Sum
 
-from markets import queries as market_queries
+from markets import tallies
 from markets.models import Bet, Market
 from payments import ledger, queries, undo
 from payments.models import Settlement, Transaction
@@ -52,7 +51,7 @@ class Progress:
 
 def pools(market: Market) -> list[Pool]:
     """The pool of each outcome, in the market's order. `dividend` is what one shilling would bring, before the fee."""
-    found = market_queries.pools([market.pk]).get(market.pk, {})
+    found = tallies.pools([market.pk]).get(market.pk, {})
     total = sum((stakes for stakes, _ in found.values()), ledger.ZERO)
     result = []
     for outcome in market.outcome_names:
@@ -64,27 +63,14 @@ def pools(market: Market) -> list[Pool]:
 
 def curve(market: Market) -> Curve:
     """How the shares moved, in at most POINTS steps between the first and the last bet; summed up in the database."""
-    sql = """
-        WITH span AS (
-            SELECT min(placed_at) AS first, max(placed_at) AS last FROM markets_bet WHERE market_id = %(market)s),
-        steps AS (
-            SELECT b.outcome, sum(b.amount) AS stakes, least(%(points)s, width_bucket(
-                extract(epoch FROM b.placed_at), extract(epoch FROM span.first),
-                extract(epoch FROM span.last) + 1, %(points)s)) AS step
-            FROM markets_bet b, span WHERE b.market_id = %(market)s GROUP BY 1, 3)
-        SELECT steps.step, span.first + (span.last - span.first) * steps.step / %(points)s, steps.outcome, steps.stakes
-        FROM steps, span ORDER BY 1"""
-    with connection.cursor() as cursor:
-        cursor.execute(sql, {"market": market.pk, "points": POINTS})
-        rows = cursor.fetchall()
     names = list(market.outcome_names)
     sums = dict.fromkeys(names, ledger.ZERO)
     moments: list[datetime] = []
     shares: dict[str, list[float]] = {name: [] for name in names}
-    steps: dict[int, tuple[datetime, dict[str, Decimal]]] = {}
-    for step, moment, outcome, stakes in rows:
-        steps.setdefault(step, (moment, {}))[1][outcome] = stakes
-    for moment, stakes_of in steps.values():
+    steps: dict[datetime, dict[str, Decimal]] = {}
+    for moment, outcome, stakes in tallies.steps(market.pk, points=POINTS):
+        steps.setdefault(moment, {})[outcome] = stakes
+    for moment, stakes_of in steps.items():
         for outcome, stakes in stakes_of.items():
             sums[outcome] = sums.get(outcome, ledger.ZERO) + stakes
         total = sum(sums.values(), ledger.ZERO)
@@ -97,7 +83,7 @@ def curve(market: Market) -> Curve:
 def progress(market: Market, *, at: datetime) -> Progress | None:
     """The live settlement of a market, or None where there is none."""
     run = undo.deciding_run(market)
-    status = queries.settlement_status(market.pk)
+    status = queries.settlement_status(market.pk) if run is not None else None
     if run is None or status is None:
         return None
     bets = run.bet_count if run.bet_count is not None else market.bets.count()
@@ -142,7 +128,7 @@ class Listed:
 
 def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
     """These markets with their pools."""
-    sums = market_queries.pools([market.pk for market in markets])
+    sums = tallies.pools([market.pk for market in markets])
     found = []
     for market in markets:
         mine = sums.get(market.pk, {}).values()

@@ -477,6 +477,24 @@ class Transfer(models.Model):
         return self.key
 
 
+class LedgerDay(models.Model):
+    """What was booked on one day of Nairobi to the accounts of one kind, in shillings; of transfers up to their mark.
+
+    Transfers are never changed or removed, so a day only grows: a balance is its days and the transfers since.
+    """
+
+    day = models.DateField()
+    kind = models.CharField(max_length=20, choices=LedgerAccount.Kind.choices)
+    debits = models.DecimalField(max_digits=18, decimal_places=2)
+    credits = models.DecimalField(max_digits=18, decimal_places=2)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["kind", "day"], name="ledger_day_once_a_kind")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} on {self.day}"
+
+
 class Verdict(models.Model):
     """A person's word on a held payout, which waits for a second person's: paid, with M-Pesa's `receipt`, or not paid.
 

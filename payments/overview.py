@@ -13,11 +13,12 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Count, Min, Q, Sum
+from django.db.models import Count, F, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
+from markets import tallies
 from markets.models import Market
-from payments import float_readings, ledger, reconciliation
+from payments import float_readings, ledger, ledger_days, reconciliation
 from payments.models import (
     Attempt,
     Breaker,
@@ -27,6 +28,7 @@ from payments.models import (
     Heartbeat,
     InvariantCheck,
     Proposal,
+    Recovery,
     Transaction,
     Verdict,
 )
@@ -74,6 +76,7 @@ class Now:
     proposals: int
     disputes: int
     overdue_disputes: int
+    debts: int
     float_reading: FloatReading | None
     limbo: Total
     limbo_ages: list[Bucket]
@@ -101,6 +104,9 @@ def now(*, at: datetime) -> Now:
         proposals=Proposal.objects.filter(state=Proposal.State.OPEN).count(),
         disputes=Dispute.objects.filter(state=Dispute.State.OPEN).count(),
         overdue_disputes=Dispute.objects.filter(state=Dispute.State.OPEN, due_at__lt=at).count(),
+        debts=Recovery.objects.filter(
+            decision=Recovery.Decision.OPEN, amount__gt=F("recovered") + F("written_off")
+        ).count(),
         float_reading=float_readings.latest(),
         limbo=Total(sum(one.count for one in ages), sum((one.amount for one in ages), ledger.ZERO)),
         limbo_ages=ages,
@@ -235,6 +241,12 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
         checked += 1
     InvariantCheck.objects.exclude(invariant__in=reconciliation.INVARIANTS).delete()
     return checked
+
+
+def sum_up(*, keep_going: Callable[[], bool]) -> None:
+    """Add new bets to the tallies and new transfers to their days. Idempotent; readers see the same sums before it."""
+    tallies.advance(keep_going=keep_going)
+    ledger_days.advance(keep_going=keep_going)
 
 
 def beat(*, worker: str, at: datetime) -> None:

@@ -343,16 +343,16 @@ WHAT_HAPPENS = {
 
 
 def _equation(market: Market, rule: str, weights: Mapping[str, Decimal], divided: division.Division) -> str:
-    pool, fee, net = (f"{_shillings(part):.2f}" for part in (divided.pool, divided.fee, divided.net))
+    pool, fee, net = (f"{_shillings(part):,.2f}" for part in (divided.pool, divided.fee, divided.net))
     late = ""
     if divided.late_count:
-        late = f" Stakes of {_shillings(divided.late_refund):.2f} came after the event's end and go back first."
+        late = f" Stakes of {_shillings(divided.late_refund):,.2f} came after the event's end and go back first."
     if rule == "VOID":
         return f"Void: every stake goes back whole, {pool} in all, without a fee.{late}"
     if divided.refund:
         return f"Nobody backed {' or '.join(weights)}: every stake goes back whole, {pool} in all, without a fee.{late}"
     shares = "; ".join(
-        f"{_shillings(fund['fund']):.2f} ÷ stakes of {_shillings(fund['stakes']):.2f} on {outcome}"
+        f"{_shillings(fund['fund']):,.2f} ÷ stakes of {_shillings(fund['stakes']):,.2f} on {outcome}"
         f" = {Decimal(fund['fund']) / fund['stakes']:.6f} for each shilling"
         for outcome, fund in divided.funds.items()
     )

@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 from django.db.models import Case, Count, Max, Q, QuerySet, Sum, Value, When
-from django.db.models.functions import Coalesce
 
+from markets import tallies
 from markets.models import Bet, Market
 from payments import ledger
 from payments.models import Attempt, Settlement, Transaction
@@ -163,5 +163,5 @@ def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:
 
 def _stakes(market: Market) -> Decimal:
     scratched = market.outcomes.exclude(scratched_at=None).values_list("name", flat=True)
-    staked = market.bets.exclude(outcome__in=list(scratched))
-    return staked.aggregate(total=Coalesce(Sum("amount"), ledger.ZERO))["total"]
+    pools = tallies.pools([market.pk]).get(market.pk, {})
+    return sum((stakes for outcome, (stakes, _) in pools.items() if outcome not in set(scratched)), ledger.ZERO)

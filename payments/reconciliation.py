@@ -90,12 +90,32 @@ INVARIANTS: dict[str, str] = {
           AND coalesce(p.total, 0) <> coalesce(b.total, 0)""",
     "What members owe back is in their recoveries": """
         SELECT 'member ' || user_id || ' owes ' || sum(booked) || ', recoveries say ' || sum(owed)
-        FROM (SELECT a.user_id, CASE WHEN t.debit_id = a.id THEN t.amount ELSE -t.amount END AS booked, 0 AS owed
-              FROM payments_ledgeraccount a JOIN payments_transfer t ON a.id IN (t.debit_id, t.credit_id)
-              WHERE a.kind = 'receivable'
+        FROM (SELECT a.user_id, t.amount AS booked, 0 AS owed
+              FROM payments_ledgeraccount a JOIN payments_transfer t ON t.debit_id = a.id WHERE a.kind = 'receivable'
+              UNION ALL
+              SELECT a.user_id, -t.amount, 0
+              FROM payments_ledgeraccount a JOIN payments_transfer t ON t.credit_id = a.id WHERE a.kind = 'receivable'
               UNION ALL
               SELECT user_id, 0, amount - recovered - written_off FROM payments_recovery) x
         GROUP BY user_id HAVING sum(booked) <> sum(owed)""",
+    "The days of the ledger are the sums of their transfers": """
+        SELECT 'day ' || day || ' of ' || kind || ' is off by ' || sum(debits) || ' and ' || sum(credits)
+        FROM (SELECT day, kind, debits, credits FROM payments_ledgerday
+              UNION ALL
+              SELECT (t.at AT TIME ZONE 'Africa/Nairobi')::date, a.kind, -side.debit, -side.credit
+              FROM payments_transfer t CROSS JOIN LATERAL
+                  (VALUES (t.debit_id, t.amount, 0), (t.credit_id, 0, t.amount)) AS side (account_id, debit, credit)
+              JOIN payments_ledgeraccount a ON a.id = side.account_id
+              WHERE t.id <= (SELECT up_to FROM markets_watermark WHERE "table" = 'payments_transfer')) x
+        GROUP BY day, kind HAVING sum(debits) <> 0 OR sum(credits) <> 0""",
+    "The tallies of a market are the sums of its bets": """
+        SELECT 'outcome ' || outcome || ' of market ' || market_id || ' is off by ' || sum(stakes) || ' and '
+            || sum(bets) || ' bets'
+        FROM (SELECT market_id, outcome, slot, stakes, bets FROM markets_tally
+              UNION ALL
+              SELECT market_id, outcome, date_bin('5 minutes', placed_at, '2000-01-01 00:00Z'), -amount, -1
+              FROM markets_bet WHERE id <= (SELECT up_to FROM markets_watermark WHERE "table" = 'markets_bet')) x
+        GROUP BY market_id, outcome, slot HAVING sum(stakes) <> 0 OR sum(bets) <> 0""",
     "The money in flight is that of the open attempts": """
         SELECT 'in_flight holds ' || f.total || ', open attempts ' || o.total
         FROM (SELECT coalesce(sum(CASE WHEN c.code = 'in_flight' THEN t.amount ELSE -t.amount END), 0) AS total

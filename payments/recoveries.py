@@ -5,14 +5,16 @@ part of later dividends (set off), or bear the loss (write off). Nothing is take
 Lock order: Transaction, Attempt, Recoveries by id, then wallets (ledger), then the end of the audit trail.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import F, QuerySet
+from django.db.models import Count, F, QuerySet, Sum
+from django.db.models.functions import Coalesce
 
 from payments import ledger
 from payments.models import Recovery, Transaction, Transfer
@@ -31,6 +33,10 @@ class NothingOwed(Exception):
 
 class OwnDebt(Exception):
     """Nobody decides about what they owe themselves."""
+
+
+class DebtsMoved(Exception):
+    """What is owed is not what was seen: nothing was decided."""
 
 
 # --- owing -----------------------------------------------------------------------------------------------------------
@@ -173,29 +179,48 @@ def _to_set_off() -> QuerySet[Recovery]:
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
+def mark_of(owing: Iterable[tuple[int, Decimal]]) -> str:
+    """What tells whether debts are still those that were seen: their ids in order, and what is owed on each."""
+    return hashlib.sha256(repr([(pk, f"{owed:.2f}") for pk, owed in owing]).encode()).hexdigest()
+
+
 def decide_set_off(
-    *, recovery_id: int | None = None, market_id: int | None = None, pct: int, by: audit.Actor, at: datetime
+    *,
+    recovery_id: int | None = None,
+    market_id: int | None = None,
+    pct: int,
+    by: audit.Actor,
+    at: datetime,
+    expected: str | None = None,
 ) -> list[Recovery]:
     """Have up to `pct` % of each later dividend kept, for one recovery or for all that are owed from a market.
 
+    With `expected`, the mark_of what was seen, only if it is still that which is owed.
     Locks: the Recoveries, by id.
-    Raises: RecoveryNotFound; NothingOwed; OwnDebt.
+    Raises: RecoveryNotFound; NothingOwed; OwnDebt; DebtsMoved.
     """
 
     def keep(recovery: Recovery) -> None:
         recovery.decision, recovery.pct = Recovery.Decision.SET_OFF, pct
 
     after = {"decision": "SET_OFF", "pct": pct}
-    return _decide("recovery.set_off", recovery_id, market_id, keep, after, by=by, at=at, reason="")
+    return _decide("recovery.set_off", recovery_id, market_id, keep, after, by=by, at=at, reason="", expected=expected)
 
 
 def write_off(
-    *, recovery_id: int | None = None, market_id: int | None = None, reason: str, by: audit.Actor, at: datetime
+    *,
+    recovery_id: int | None = None,
+    market_id: int | None = None,
+    reason: str,
+    by: audit.Actor,
+    at: datetime,
+    expected: str | None = None,
 ) -> list[Recovery]:
     """Bear the loss of what is still owed, of one recovery or of all from a market: bad_debt → receivable.
 
+    With `expected`, the mark_of what was seen, only if it is still that which is owed.
     Locks: the Recoveries, by id.
-    Raises: RecoveryNotFound; NothingOwed; OwnDebt.
+    Raises: RecoveryNotFound; NothingOwed; OwnDebt; DebtsMoved.
     """
 
     def bear(recovery: Recovery) -> None:
@@ -209,7 +234,9 @@ def write_off(
         recovery.decision, recovery.pct, recovery.reason = Recovery.Decision.WRITTEN_OFF, None, reason
 
     after = {"decision": "WRITTEN_OFF"}
-    return _decide("recovery.write_off", recovery_id, market_id, bear, after, by=by, at=at, reason=reason)
+    return _decide(
+        "recovery.write_off", recovery_id, market_id, bear, after, by=by, at=at, reason=reason, expected=expected
+    )
 
 
 def _decide(
@@ -222,6 +249,7 @@ def _decide(
     by: audit.Actor,
     at: datetime,
     reason: str,
+    expected: str | None,
 ) -> list[Recovery]:
     with transaction.atomic(durable=True):
         rows = Recovery.objects.order_by("pk").select_for_update(no_key=True, of=("self",))
@@ -234,6 +262,8 @@ def _decide(
         open_ones = [recovery for recovery in found if recovery.outstanding > 0]
         if not open_ones:
             raise NothingOwed("All of it has come back, or has been written off.")
+        if expected not in (None, mark_of((one.pk, one.outstanding) for one in open_ones)):
+            raise DebtsMoved("What is owed has changed since you looked: look again.")
         before = {str(recovery.pk): [recovery.decision, recovery.outstanding] for recovery in open_ones}
         for recovery in open_ones:
             carry_out(recovery)
@@ -255,6 +285,23 @@ def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Rec
     return list(rows[:limit])
 
 
+def still_owed(market_id: int | None = None) -> tuple[int, Decimal]:
+    """How many debts are not paid back, and how much of them in shillings: from one market, or in all."""
+    rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off"))
+    if market_id is not None:
+        rows = rows.filter(settlement__market=market_id)
+    left = Sum(F("amount") - F("recovered") - F("written_off"))
+    found = rows.aggregate(count=Count("pk"), total=Coalesce(left, ledger.ZERO))
+    return found["count"], found["total"]
+
+
+def owing(*, recovery_id: int | None = None, market_id: int | None = None) -> list[tuple[int, Decimal]]:
+    """The debts that are not paid back, by id, with what is owed on each in shillings: of one, or of a market."""
+    rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off")).order_by("pk")
+    rows = rows.filter(pk=recovery_id) if recovery_id is not None else rows.filter(settlement__market=market_id)
+    return list(rows.values_list("pk", F("amount") - F("recovered") - F("written_off")))
+
+
 @dataclass(frozen=True)
 class UndoCost:
     """What the undoing of settlements has cost, in shillings: of one market, or one operator who had resolved them."""
@@ -272,35 +319,38 @@ class UndoCost:
         return self.wrongly_paid - self.recovered - self.written_off
 
 
-def undo_costs(by: str) -> list[UndoCost]:
-    """What undone settlements cost, by `market` or by the `operator` who resolved: debts, and charges for nothing."""
-    column = {"market": "s.market_id", "operator": "s.resolved_by_id"}[by]
+# A charge is found by its key, which names the paid attempt: the settlement's attempts have an index, transfers a key.
+_UNDONE = """
+    SELECT s.market_id, s.resolved_by_id, coalesce(r.amount, 0), coalesce(r.recovered, 0), coalesce(r.written_off, 0),
+        coalesce(c.charges, 0)
+    FROM payments_settlement s
+    LEFT JOIN LATERAL (SELECT sum(amount) AS amount, sum(recovered) AS recovered, sum(written_off) AS written_off
+        FROM payments_recovery WHERE settlement_id = s.id) r ON true
+    LEFT JOIN LATERAL (SELECT sum(f.amount) AS charges FROM payments_attempt a
+        JOIN payments_transfer f ON f.key = 'charge:' || a.id WHERE a.settlement_id = s.id AND a.state = 'PAID') c
+        ON true
+    WHERE s.state IN ('UNDOING', 'UNDONE')"""
+
+
+def undo_costs() -> tuple[list[UndoCost], list[UndoCost]]:
+    """What undone settlements cost: debts, and charges for nothing. By market, and by the operator who resolved."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT {column}, count(*), sum(coalesce(r.amount, 0)), sum(coalesce(r.recovered, 0)),
-                sum(coalesce(r.written_off, 0)), sum(coalesce(c.charges, 0))
-            FROM payments_settlement s
-            LEFT JOIN LATERAL (SELECT sum(amount) AS amount, sum(recovered) AS recovered,
-                sum(written_off) AS written_off FROM payments_recovery WHERE settlement_id = s.id) r ON true
-            LEFT JOIN LATERAL (SELECT sum(f.amount) AS charges FROM payments_transaction t
-                JOIN payments_transfer f ON f.transaction_id = t.id AND f.code = 'charge'
-                WHERE t.settlement_id = s.id) c ON true
-            WHERE s.state IN ('UNDOING', 'UNDONE') GROUP BY 1 ORDER BY 1 NULLS FIRST
-            """  # noqa: S608 - one of two columns
-        )
-        return [
-            UndoCost(
-                market_id=owner if by == "market" else None,
-                user_id=owner if by == "operator" else None,
-                undone=undone,
-                wrongly_paid=amount,
-                recovered=recovered,
-                written_off=written_off,
-                charges=charges,
-            )
-            for owner, undone, amount, recovered, written_off, charges in cursor.fetchall()
-        ]
+        cursor.execute(_UNDONE)
+        rows = cursor.fetchall()
+    by_market: dict[int, list[tuple[Any, ...]]] = {}
+    by_operator: dict[int | None, list[tuple[Any, ...]]] = {}
+    for market_id, operator_id, *sums in rows:
+        by_market.setdefault(market_id, []).append(tuple(sums))
+        by_operator.setdefault(operator_id, []).append(tuple(sums))
+    return (
+        [_cost(costs, market_id=market_id) for market_id, costs in sorted(by_market.items())],
+        [_cost(by_operator[one], user_id=one) for one in sorted(by_operator, key=lambda one: (one is not None, one))],
+    )
+
+
+def _cost(costs: list[tuple[Any, ...]], *, market_id: int | None = None, user_id: int | None = None) -> UndoCost:
+    amount, recovered, written_off, charges = (sum(column, ledger.ZERO) for column in zip(*costs, strict=True))
+    return UndoCost(market_id, user_id, len(costs), amount, recovered, written_off, charges)
 
 
 def _locked(settlement_id: int | None, user_id: int) -> Recovery:

@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 from payments import callbacks, certificates, crashpoints, daraja, disputes, float_readings, payouts, settlement, undo
 from payments.addresses import Addresses
 from payments.daraja_bulk import BulkGateway
+from payments.giving_way import giving_way
 from payments.limiter import Limiter
 from payments.policy import Policy
 from payments.pump import QUESTIONS, Pump
@@ -40,7 +41,7 @@ _broker_gone_until = 0.0
 def settle_market(market_id: int) -> None:
     """Settle one resolved market as far as a few seconds allow, then hint at sending its payouts."""
     progress = settlement.settle(
-        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=for_seconds(FOR_SECONDS)
+        market_id=market_id, at=timezone.now(), policy=policy(), keep_going=giving_way(for_seconds(FOR_SECONDS))
     )
     if progress.found and not progress.settled:
         hint(settle_market, market_id)
@@ -54,7 +55,7 @@ def settle_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.undo_market")
 def undo_market(market_id: int) -> None:
     """Go on with an undo as far as a few seconds allow, then hint at what is left."""
-    at, keep_going = timezone.now(), for_seconds(FOR_SECONDS)
+    at, keep_going = timezone.now(), giving_way(for_seconds(FOR_SECONDS))
     if not undo.carry_out(market_id=market_id, at=at, policy=policy(), keep_going=keep_going):
         hint(undo_market, market_id)
 
@@ -119,7 +120,7 @@ def ask_about_doubts() -> None:
 @shared_task(name="payments.settlement_tasks.issue_certificates")
 def issue_certificates() -> None:
     """Sweep: issue the certificates of what is settled, for a few seconds."""
-    keep_going = for_seconds(FOR_SECONDS)
+    keep_going = giving_way(for_seconds(FOR_SECONDS))
     for settlement_id in certificates.to_issue(limit=100):
         if not keep_going():
             break
@@ -145,7 +146,7 @@ def ask_for_the_float() -> None:
 # --- hints -----------------------------------------------------------------------------------------------------------
 
 
-def hint(task: Task, *arguments: int, task_id: str | None = None) -> None:
+def hint(task: Task, *arguments: object, task_id: str | None = None) -> None:
     """Publish a message if the broker can be reached; if not, a sweep does the same within half a minute.
 
     A broker that did not answer is left alone for a few seconds, so that many hints do not each wait for it.

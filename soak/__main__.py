@@ -1,14 +1,17 @@
 """`python -m soak [--quick]`: the full figures, written to docs/soak.md as they were seen.
 
 Each part is a process of its own with a bound on its time; what was cut short or not run is said so. --quick does about
-a tenth. --only NAME runs one part and leaves docs/soak.md alone. Exits 1 when a figure missed its bar.
+a tenth. --only NAME runs one part and leaves docs/ alone; --save puts what it saw beside what docs/soak.json has of the
+others, each with its commit, and writes the page anew. Exits 1 when a figure missed its bar.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -17,7 +20,8 @@ import testservices
 from soak.figures import Figure, handed_over, say
 from soak.parts import ROOT, Ended, Part, commit, git, machine, run
 
-REPORT = ROOT / "docs" / "soak.md"
+KEPT = ROOT / "docs" / "soak.json"
+PAGE = ROOT / "docs" / "soak.md"
 SEED_DIGITS = 6
 NOTHING_WRONG = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants after every step"
 # The parts that run seeds: what each is called in the report, and what it passes at.
@@ -86,31 +90,64 @@ def bug_table(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith("|")]
 
 
-def report(measured: list[Figure], table: list[str], seconds: float, *, quick: bool, seed: int) -> str:
+@dataclass(frozen=True)
+class Kept:
+    """What a part saw, with when, on what and how it was run."""
+
+    part: str
+    figures: list[Figure]
+    table: list[str]
+    at: str
+    commit: str
+    on: str
+    seed: int
+    minutes: float
+    quick: bool
+
+
+def kept() -> dict[str, Kept]:
+    """What docs/soak.json has, by part."""
+    if not KEPT.exists():
+        return {}
+    return {
+        each["part"]: Kept(**each | {"figures": [Figure(**figure) for figure in each["figures"]]})
+        for each in json.loads(KEPT.read_text())
+    }
+
+
+def watched(part: Part, *, seed: int, quick: bool) -> Kept:
+    """Run one part."""
+    on, of = machine(), commit()
+    ended = run(part)
+    at = f"{datetime.now(ZoneInfo('Africa/Nairobi')):%d %B %Y at %H:%M}"
+    return Kept(part.name, figures(part, ended), bug_table(ended.lines), at, of, on, seed, ended.seconds / 60, quick)
+
+
+def page(found: Sequence[Kept]) -> str:
     """The page docs/soak.md."""
     verdicts = {True: "yes", False: "**no**", None: "not run"}
-    rows = [f"| {f.name} | {f.bar} | {_cell(f.seen)} | {verdicts[f.passed]} |" for f in measured]
-    at = datetime.now(ZoneInfo("Africa/Nairobi"))
-    kind = "`make soak ARGS=--quick`, about a tenth of the full figures" if quick else "`make soak`"
-    return "\n".join(
-        [
-            "# What a soak saw",
+    lines = [
+        "# What a soak saw",
+        "",
+        "Written by `make soak`. Every figure is what that run saw, no more. Each part says when it ended (Nairobi) "
+        "and of which commit it was.",
+    ]
+    for each in found:
+        size = "about a tenth of the full figures" if each.quick else "the full figures"
+        lines += [
             "",
-            f"Written by {kind} on {at:%d %B %Y at %H:%M} (Nairobi), commit {commit()}, seed {seed}, in "
-            f"{seconds / 60:.0f} minutes on {machine()}. Every figure is what this run saw, no more.",
+            f"## {each.part[0].upper()}{each.part[1:]}",
+            "",
+            f"{each.at}, commit {each.commit}, seed {each.seed}, {size}, in {each.minutes:.1f} minutes on {each.on}.",
             "",
             "| Figure | Passes at | Seen | Passed |",
             "|---|---|---|---|",
-            *rows,
-            "",
-            "## Planted bugs",
-            "",
-            "Each guard is switched off in the simulation, and the first seed that notices is written down.",
-            "",
-            *(table[1:] or ["Not run."]),
-            "",
+            *(f"| {f.name} | {f.bar} | {_cell(f.seen)} | {verdicts[f.passed]} |" for f in each.figures),
         ]
-    )
+        if each.table:
+            words = "Each guard is switched off, one at a time, and the first seed that notices is written down."
+            lines += ["", words, "", *each.table]
+    return "\n".join(lines) + "\n"
 
 
 def _cell(words: str) -> str:
@@ -122,21 +159,25 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [part.name for part in parts(quick=False, seed=0)]
     parser.add_argument("--quick", action="store_true", help="about a tenth, in some minutes")
-    parser.add_argument("--only", choices=names, help="this part alone, without a report")
+    parser.add_argument("--only", choices=names, help="this part alone")
+    parser.add_argument("--save", action="store_true", help="with --only: write docs/ all the same")
     parser.add_argument("--seed", type=int, help="by default from the commit")
     asked = parser.parse_args(arguments)
     seed = asked.seed if asked.seed is not None else int(git("rev-parse", "HEAD")[:SEED_DIGITS] or "1", 16)
-    began, measured, table = time.monotonic(), [], []
+    found = {} if asked.only is None else kept()
+    measured: list[Figure] = []
     for part in parts(quick=asked.quick, seed=seed):
         if asked.only in (None, part.name):
-            ended = run(part)
-            measured += figures(part, ended)
-            table += ["", *found] if (found := bug_table(ended.lines)) else []
+            found[part.name] = watched(part, seed=seed, quick=asked.quick)
+            measured += found[part.name].figures
+            if asked.only is None or asked.save:
+                ordered = [found[name] for name in names if name in found]
+                KEPT.write_text(json.dumps([asdict(each) for each in ordered], indent=1) + "\n")
+                PAGE.write_text(page(ordered))
     for figure in measured:
         say(f"{'-' if figure.passed is None else 'ok' if figure.passed else 'NO'}  {figure.name}: {figure.seen}")
-    if asked.only is None:
-        REPORT.write_text(report(measured, table, time.monotonic() - began, quick=asked.quick, seed=seed))
-        say(f"Written to {REPORT.relative_to(ROOT)}.")
+    if asked.only is None or asked.save:
+        say(f"Written to {PAGE.relative_to(ROOT)}.")
     testservices.embedded.leave(ROOT, "fast")
     return int(any(figure.passed is False for figure in measured))
 

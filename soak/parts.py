@@ -79,8 +79,9 @@ def _stopped_after(child: "subprocess.Popen[str]", seconds: float) -> Iterator[t
 
 
 def commit() -> str:
-    """The commit that is measured, and whether the tree differs from it."""
-    head, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    """The commit that is measured, and whether the tree differs from it; docs/, where figures go, do not count."""
+    head = git("rev-parse", "--short=10", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     return f"{head or 'unknown'}{' with changes' if changed else ''}"
 
 

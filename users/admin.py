@@ -47,7 +47,7 @@ class CustomUserAdmin(UserAdmin, ModelAdmin):
     list_display = ("phone_number", "full_name", "balance", "is_staff", "is_active", "date_joined")
     list_filter = ("is_staff", "is_active")
     search_fields = ("phone_number", "full_name")
-    ordering = ("-date_joined",)
+    ordering = ("-pk",)
     readonly_fields = ("balance", "public_id", "date_joined", "last_login", "failed_logins", "locked_until")
     fieldsets = (
         (None, {"fields": ("phone_number", "password", "full_name", "public_id")}),

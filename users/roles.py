@@ -21,6 +21,7 @@ PERMISSIONS = {
     "resolve_market": "Resolve, void, withdraw and undo a market, scratch an outcome",
     "approve_resolution": "Approve what another person proposed for a market",
     "answer_dispute": "Answer, uphold and reject members' disputes",
+    "decide_recovery": "Set off or write off what members owe back",
 }
 
 _LOOKING = {"view_console", "view_members", "view_ledger"}
@@ -29,8 +30,8 @@ ROLES: dict[str, set[str]] = {
     "operator": _LOOKING
     | {"view_audit", "note_member", "act_on_payouts", "decide_payout", "switch_sending", "resolve_market"}
     | {"answer_dispute"},
-    "approver": _LOOKING | {"view_audit", "decide_payout", "switch_sending", "approve_resolution"},
-    "accountant": _LOOKING | {"view_audit", "export_books"},
+    "approver": _LOOKING | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery"},
+    "accountant": _LOOKING | {"view_audit", "export_books", "decide_recovery"},
     "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute"},
 }
 # Making a market and mending its description are forms of the admin, with the admin's own permissions.

@@ -3,14 +3,15 @@
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from django.test import Client
 from django.utils import timezone
 
 from markets.models import NAIROBI, Market
-from payments import disputes, float_readings, settlement_tasks
-from payments.models import Dispute, Proposal, Settlement, Transaction
+from payments import disputes, float_readings, looks, overview_tasks, recoveries, settlement_tasks
+from payments.models import Dispute, Proposal, Recovery, Settlement, Transaction
 from payments.policy import Policy
 from payments.tests import builders, scenes, stories
 from payments.tests.builders import PIN, bet, market, member, nothing_moved, orm_bet, policy
@@ -153,6 +154,158 @@ def test_a_market_is_voided_with_a_reason(console: Client) -> None:
         assert "Void because: please fill this in" in do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form)
     do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form | {"reason": "postponed"})
     assert Settlement.objects.values_list("rule", "reason").get() == ("VOID", "postponed")
+
+
+# --- several winners -------------------------------------------------------------------------------------------------
+
+
+def of_three() -> Market:
+    made = market(["A", "B", "C"], fee_pct=0)
+    for outcome, amount in (("A", 100), ("B", 300), ("C", 200)):
+        orm_bet(made, member(), outcome, amount)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "dividends"),
+    [("joint", "JOINT", {"A": 200, "B": 400}), ("split", "SPLIT", {"A": 300, "B": 300})],
+)
+def test_several_winners_are_given_weights_seen_and_resolved(
+    console: Client, kind: str, rule: str, dividends: dict[str, int]
+) -> None:
+    # given
+    made = of_three()
+    assert "Joint winners or a split…" in text(console.get(f"/admin/markets/{made.pk}/resolve/"))
+    asked = {"kind": kind, "weight_0": "50", "weight_1": "50", "weight_2": ""}
+
+    # when
+    with nothing_moved():
+        answer = console.get(f"/admin/markets/{made.pk}/resolve/share/", asked, follow=True)
+        page = text(answer)
+    assert "Step 2 of 3" in page and "A 50 %, B 50 %" in page
+    form = {"hash": hidden(page, "hash"), "evidence_note": "A tie."}
+    form["decision"] = parse_qs(answer.request["QUERY_STRING"])["decision"][0]
+    done = do(console, f"/admin/markets/{made.pk}/resolve/decide/", **form, typed=kind)
+
+    # then
+    assert f"Market {made.pk} is decided." in done
+    run = Settlement.objects.get()
+    assert (run.rule, run.weights) == (rule, {"A": "50", "B": "50"})
+    builders.settle(made, at=timezone.now())
+    assert dict(made.bets.filter(result="WON").values_list("outcome", "payout")) == dividends
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (("60", "50", ""), "sum to 100"),
+        (("100", "", ""), "two outcomes or more"),
+        (("50", "-50", "100"), "A weight is a percentage"),
+        (("fifty", "50", ""), "A weight is a percentage"),
+        (("0", "100", ""), "positive numbers"),
+    ],
+)
+def test_weights_that_share_nothing_lead_nowhere(console: Client, weights: tuple[str, ...], words: str) -> None:
+    made = of_three()
+    asked = {"kind": "joint"} | {f"weight_{place}": weight for place, weight in enumerate(weights)}
+    answer = console.get(f"/admin/markets/{made.pk}/resolve/share/", asked)
+    assert answer.status_code == 200 and words in text(answer)
+
+
+@pytest.mark.parametrize(
+    "decision", ["joint:", "joint:{}", "split:[1]", 'joint:{"A": 50}', "joint:" + "[" * 30_000, 'split:{"X": 100}']
+)
+def test_a_share_that_means_nothing_leads_back_to_the_choice(console: Client, decision: str) -> None:
+    made = of_three()
+    answer = console.post(f"/admin/markets/{made.pk}/resolve/decide/", {"decision": decision})
+    assert answer.headers["Location"] == f"/admin/markets/{made.pk}/resolve/"
+
+
+# --- figures that a worker computes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed while somebody waits, as with a great many bets."""
+    monkeypatch.setattr(looks, "AT_ONCE", 0)
+
+
+def ask_worker(queued: Any) -> int:
+    """Do what a worker would with the looks that it was asked for; how many."""
+    asked = [arguments for name, _, arguments in queued() if name == "payments.overview_tasks.look"]
+    for arguments in asked:
+        overview_tasks.look(*arguments)
+    return len(asked)
+
+
+def test_figures_of_many_bets_are_a_workers_and_then_shown_with_their_age(
+    console: Client, by_a_worker: None, queued: Any
+) -> None:
+    # given
+    made = of_two()
+    choice, step_two = f"/admin/markets/{made.pk}/resolve/", f"/admin/markets/{made.pk}/resolve/decide/"
+    page = text(console.get(choice))
+    assert page.count("being computed") == 3 and "A worker goes through all bets" in page and "data-again" in page
+    assert "The figures are being computed" in text(console.get(step_two, {"decision": "win:Yes"}))
+    console.get(choice)
+
+    # when: each of the three was asked for once
+    assert ask_worker(queued) == 3
+
+    # then
+    page = text(console.get(choice))
+    assert "being computed" not in page and "none has come since" in page and "data-again" not in page
+    assert "KES 285.00" in page
+    form = look(console, made)
+
+    # when: a bet comes
+    bet(made, member(balance=50), "No", 50)
+    page = text(console.get(choice))
+    assert "Bets have come since these figures were computed" in page and "data-again" in page
+    assert "what is decided now is refused" in text(console.get(step_two, {"decision": "win:Yes"}))
+    with nothing_moved():
+        assert "The numbers have moved" in do(console, step_two, **form)
+
+    # then: the send was worth a look of its own
+    form = look(console, made)
+    assert f"Market {made.pk} is decided." in do(console, step_two, **form)
+
+
+def test_what_a_kept_look_rests_on_makes_it_old_when_it_moves(db: None, by_a_worker: None, at: datetime) -> None:
+    made, decision, ruled = of_two(), looks.Decision("WINNER", {"Yes": Decimal(100)}), policy()
+
+    def current(over: Policy = ruled, when: datetime = at) -> bool:
+        made.refresh_from_db()
+        (found,) = looks.looks(made, [decision], at=when, policy=over)
+        return found.current
+
+    assert not current()
+    looks.compute(made, decision, at=at, policy=ruled)
+    assert current() and current(when=at + timedelta(hours=1))
+    # The day's tariff, the rules, the fee and the outcomes.
+    assert not current(when=at + timedelta(days=1))
+    assert not current(over=policy(min_amount=200))
+    Market.objects.filter(pk=made.pk).update(platform_fee_pct=7)
+    assert not current()
+    looks.compute(made, decision, at=at, policy=ruled)
+    assert current()
+    # Who owes, and how much of it is kept.
+    scenes.owing(at, [("Faith Naliaka", 285)])
+    assert current()
+    recoveries.decide_set_off(market_id=Recovery.objects.get().settlement.market_id, pct=50, by=scenes.ACTOR, at=at)  # type: ignore[union-attr]
+    assert not current()
+    looks.compute(made, decision, at=at, policy=ruled)
+    assert current()
+    orm_bet(made, member(), "No", 1)
+    assert not current()
+
+
+def test_the_float_beside_a_kept_look_is_the_latest(console: Client) -> None:
+    made = of_two()
+    path = f"/admin/markets/{made.pk}/resolve/decide/"
+    assert "what we have is not known yet" in text(console.get(path, {"decision": "win:Yes"}))
+    float_readings.note(Decimal(12), at=timezone.now())
+    assert "KES 12.00 there" in text(console.get(path, {"decision": "win:Yes"}))
 
 
 def test_who_has_a_stake_is_told_and_refused(db: None) -> None:

@@ -1,11 +1,19 @@
-"""A market that is decided twice too early, by HTTP against the real processes: seen, approved, withdrawn, undone."""
+"""The operator's decisions, by HTTP against the real processes.
 
+One market is decided twice too early: seen, approved, withdrawn, undone. Another loses an outcome and had ended
+before it was closed; it is certified and disputed.
+"""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import requests
 
-from api.tests.running import PIN, Json, Running, running, until
+from api.tests.running import PIN, ROOT, Json, Running, running, until
 
 pytestmark = pytest.mark.journey
 
@@ -118,3 +126,127 @@ def test_seen_approved_withdrawn_resolved_half_paid_undone_and_resolved_rightly(
         place.manage("verify_audit")
         (cost,) = place.get("/api/payments/admin/undo-costs/").json()["by_market"]
         assert (cost["undone"], cost["wrongly_paid"], cost["charges"]) == (2, "190.00", "5.00")
+
+
+RACE = """
+from datetime import timedelta
+from django.utils import timezone
+from markets.models import Bet, Market
+from users.models import CustomUser
+race = Market.objects.create(question="Who wins?", outcome_names=("Achieng", "Baraka", "Chebet"), end_date="2099-02-17")
+match = Market.objects.create(question="Who scores first?", end_date="2099-02-17")
+long_ago, just_now = timezone.now() - timedelta(hours=2), timezone.now() - timedelta(minutes=1)
+for phone, market, outcome, amount, at in (
+    ("0712345678", race, "Achieng", 100, long_ago), ("0712345679", race, "Achieng", 100, long_ago),
+    ("0712345680", race, "Baraka", 200, long_ago), ("0712345681", race, "Chebet", 50, long_ago),
+    ("0712345682", race, "Baraka", 60, just_now), ("0712345683", match, "Yes", 70, long_ago),
+):
+    user = CustomUser.objects.create_user(phone_number=phone, full_name="Member", pin="1234")
+    Bet.objects.create(user=user, market=market, outcome=outcome, amount=amount, placed_at=at)
+"""
+WINNER, UNPAID, LOSER, SCRATCHED, LATE, VOIDED = (f"2547123456{number}" for number in (78, 79, 80, 81, 82, 83))
+
+
+class Member:
+    """A member over HTTP, with their one bet."""
+
+    def __init__(self, place: Running, phone: str) -> None:
+        self.place, self.phone = place, phone
+        credentials = {"phone_number": phone, "pin": PIN}
+        token = requests.post(f"{place.url}/api/users/login/", json=credentials, timeout=30).json()["token"]
+        self.headers = {"Authorization": f"Bearer {token}"}
+        ((self.bet,),) = place.sql(
+            "SELECT b.public_id::text FROM markets_bet b JOIN users_customuser u ON u.id = b.user_id"  # noqa: S608
+            f" WHERE u.phone_number = '{phone}'"
+        )
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(f"{self.place.url}{path}", headers=self.headers, timeout=30)
+
+    def dispute(self, path: str, text: str) -> Json:
+        url = f"{self.place.url}{path}"
+        opened = requests.post(url, json={"text": text}, headers=self.headers, timeout=30)
+        assert opened.status_code == 201, opened.text
+        return opened.json()["dispute"]
+
+    def was_told(self, words: str) -> bool:
+        return words in self.get("/api/users/me/notices/").text
+
+
+def balance(place: Running, phone: str) -> str:
+    ((money,),) = place.sql(f"SELECT balance::text FROM users_customuser WHERE phone_number = '{phone}'")  # noqa: S608
+    return str(money)
+
+
+def verified_alone(*files: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "docs" / "verify_settlement.py"), *map(str, files)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_scratched_closed_earlier_settled_certified_disputed_and_another_voided(tmp_path: Path) -> None:
+    with running(tmp_path, SWEEP_EVERY_SECONDS="1", PAYOUT_CANARY="off") as place:
+        place.start_simulator(f"--phone-fault={UNPAID}=fail:2040")
+        place.start_web()
+        place.start_worker()
+        place.log_in()
+        place.manage("shell", typed=RACE)
+        winner, unpaid, loser = Member(place, WINNER), Member(place, UNPAID), Member(place, LOSER)
+
+        # when: one does not start, another market is off, and the race had ended an hour ago
+        out = place.post(f"{ADMIN}scratch/", {"market_id": 1, "outcome": "Chebet", "reason": "She did not start."})
+        assert out.status_code == 200, out.text
+        off = place.post(f"{ADMIN}void/", {"market_id": 2, "reason": "postponed"})
+        assert off.status_code == 200, off.text
+        until(lambda: balance(place, SCRATCHED) == "50.00", "the scratched stake")
+        until(lambda: balance(place, VOIDED) == "70.00", "the stake of what was voided")
+        assert place.get("/api/markets/1/").json()["status"] == "OPEN"
+        ended = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+        word = {"outcome": "Achieng", "effective_close_at": ended, "evidence_url": "https://example.org/race"}
+        declared = place.post(f"{ADMIN}resolve/", {"market_id": 1, **word})
+        assert declared.status_code == 200, declared.text
+
+        # then: the late stake is back before the pool is divided, and one of two winners cannot be paid
+        wait(place, "SETTLED", failed=1)
+        until(lambda: "190" in str(place.book()["payments"]), "the winner's payment")
+        assert (balance(place, LATE), balance(place, LOSER)) == ("60.00", "0.00")
+
+        # then: the certificate verifies, by our command and by itself, as does the member's own proof; not a cent off
+        saved, forged, mine = tmp_path / "saved.json", tmp_path / "forged.json", tmp_path / "mine.json"
+        saved.write_bytes(requests.get(f"{place.url}/api/markets/1/settlement/", timeout=30).content)
+        mine.write_bytes(winner.get(f"/api/markets/1/bets/{winner.bet}/explanation/").content)
+        place.manage("verify_settlement", str(saved))
+        assert "https://example.org/race" in saved.read_text()
+        assert json.loads(mine.read_bytes())["figures"]["dividend"] == "190.00"
+        forged.write_text(saved.read_text().replace("190.00", "190.01", 1))
+        assert forged.read_text() != saved.read_text()
+        for file, status in ((saved, 0), (mine, 0), (forged, 1)):
+            ran = verified_alone(file)
+            assert ran.returncode == status, ran.stdout + ran.stderr
+        with pytest.raises(AssertionError, match="it must be 190.00"):
+            place.manage("verify_settlement", str(forged))
+
+        # when: the unpaid winner and the loser complain
+        ((payout,),) = place.sql("SELECT public_id::text FROM payments_transaction WHERE status = 'FAILED'")
+        about_pay = unpaid.dispute(f"/api/payments/transactions/{payout}/disputes/", "My money has not come.")
+        about_bet = loser.dispute(f"/api/markets/1/bets/{loser.bet}/disputes/", "Baraka was first, I saw it.")
+        queue = place.get("/api/payments/admin/disputes/?state=OPEN").json()
+        decide = "/api/payments/admin/disputes/{}/{}/".format
+        answers = [
+            place.post(decide(about_bet["id"], "answer"), {"text": "The judges' photograph says otherwise."}),
+            place.post(decide(about_bet["id"], "reject"), {"text": "The result stands."}),
+            place.post(decide(about_pay["id"], "uphold"), {"remedy": "pay_to_wallet", "text": "No M-Pesa there."}),
+        ]
+
+        # then: each was explained, is decided with its history, and its member told; the money is in the wallet, once
+        assert queue["count"] == 2
+        assert all(one["explanation"] and one["history"] for one in queue["disputes"])
+        assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
+        rejected = loser.get("/api/users/me/disputes/").json()["disputes"][0]
+        assert rejected["state"] == "REJECTED"
+        assert [event["kind"] for event in rejected["history"]] == ["opened", "answered", "rejected"]
+        assert loser.was_told("The result stands.")
+        assert unpaid.was_told("No M-Pesa there.")
+        assert (balance(place, UNPAID), balance(place, WINNER)) == ("190.00", "0.00")
+        assert [p["phone"] for p in place.book()["payments"] if p["receipt"]] == [WINNER]
+        assert "The books close" in place.manage("reconcile")
+        place.manage("verify_audit")

@@ -1,6 +1,7 @@
 """Where there is no Chromium, the tests that need one are left out, and the run says so instead of failing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_a_run_without_chromium_names_what_it_left_out_and_how_to_install_it(tmp
         check=False,
     )
     assert ended.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ended.stdout + ended.stderr
-    assert "6 deselected" in ended.stdout
+    assert re.search(r"no tests collected \([1-9]\d* deselected\)", ended.stdout)
     assert "sudo apt-get install chromium" in ended.stdout
 
 

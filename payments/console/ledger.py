@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator
-from datetime import date, datetime, timedelta
+from datetime import date
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -12,7 +12,7 @@ from django.utils.dateparse import parse_date
 
 from markets.models import NAIROBI
 from payments import accounts as books
-from payments import ledger
+from payments import ledger, ledger_days
 from payments.models import LedgerAccount
 from users.console import paging, shell
 
@@ -61,7 +61,7 @@ def account(request: HttpRequest, account_id: int) -> HttpResponse:
 @shell.page("view_ledger")
 def trial_balance(request: HttpRequest) -> HttpResponse:
     day, problem = _day(request)
-    lines = ledger.trial_balance(at=_end_of(day))
+    lines = ledger_days.trial_balance(day=day)
     context = {
         "title": "Trial balance",
         "day": day,
@@ -91,7 +91,7 @@ def export_account(request: HttpRequest, account_id: int) -> StreamingHttpRespon
 @shell.page("export_books")
 def export_trial_balance(request: HttpRequest) -> StreamingHttpResponse:
     day, _ = _day(request)
-    lines = ledger.trial_balance(at=_end_of(day))
+    lines = ledger_days.trial_balance(day=day)
     rows = ((line.kind, line.accounts, line.debits, line.credits, line.balance) for line in lines)
     header = ("kind", "accounts", "debits", "credits", "balance")
     return _file(f"trial-balance-{day or 'all'}.csv", header, rows)
@@ -108,13 +108,6 @@ def _day(request: HttpRequest) -> tuple[date | None, str]:
     if day is None or not 2000 <= day.year <= 2999:
         return None, "That is no day; all transfers are shown. Type it as 2026-12-31."
     return day, ""
-
-
-def _end_of(day: date | None) -> datetime | None:
-    """The moment at which a day ends in Nairobi."""
-    if day is None:
-        return None
-    return datetime(day.year, day.month, day.day, tzinfo=NAIROBI) + timedelta(days=1)
 
 
 class _Line:

@@ -10,7 +10,7 @@ from django.urls import path
 from django.utils import timezone
 
 from markets.models import NAIROBI, Market
-from payments import market_view, undo
+from payments import market_view, recoveries, undo
 from payments.models import Proposal, Settlement
 from users.console import paging, shell
 
@@ -81,6 +81,8 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "overdue": found.status in ("OPEN", "CLOSED") and found.end_date < at,
         "settlements": found.settlements.select_related("resolved_by").order_by("-number"),
         "may_change": request.user.has_perm("markets.change_market"),
+        "owed": recoveries.still_owed(found.pk),
+        "may_ledger": shell.may(request, "view_ledger"),
         "may_members": shell.may(request, "view_members"),
     }
     return shell.render(request, "console/market.html", context)

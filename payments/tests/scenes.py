@@ -7,8 +7,8 @@ from typing import Any
 from django.db import transaction
 
 from markets.models import Market
-from payments import breakers, daraja, disputes, overview, proposals
-from payments.models import LedgerAccount, Transaction
+from payments import breakers, daraja, disputes, float_readings, overview, proposals, undo
+from payments.models import LedgerAccount, Recovery, Transaction
 from payments.tests import builders, stories
 from users import audit, roles
 from users.models import CustomUser
@@ -64,13 +64,21 @@ def held_in_doubt(amount: int, at: datetime) -> Transaction:
     return payout
 
 
+NAMES = (
+    "Wanjiku Kamau", "Otieno Ouma", "Amina Yusuf", "Kiprop Cheruiyot", "Njeri Mwangi", "Baraka Mutua", "Zawadi Ali",
+    "Mumbi Njoroge", "Odhiambo Owino", "Halima Abdi", "Cherono Koech", "Mutiso Musyoka",
+)  # fmt: skip
+
+
 def to_decide(at: datetime) -> dict[str, Any]:
     """An open market, a proposal that waits for a second person, and a dispute that waits for an answer."""
     running = builders.market(["A", "B", "C"], question="Which of three?")
     builders.bet(running, builders.member(balance=100), "A", 100, at=at)
-    large = builders.market(question="Will the tower be finished in June?")
-    builders.bet(large, builders.member(balance=900), "Yes", 900, at=at)
-    proposed = builders.resolve(large, "Yes", by=staff(full_name="Grace First"), at=at, policy=TWO_PEOPLE)
+    large = builders.market(["In June", "Later this year", "Never"], question="When will the tower be finished?")
+    stakes = (("In June", 900), ("Later this year", 650), ("In June", 250), ("Never", 120), ("Later this year", 80))
+    for name, (outcome, amount) in zip(NAMES, stakes, strict=False):
+        builders.bet(large, builders.member(balance=amount, full_name=name), outcome, amount, at=at)
+    proposed = builders.resolve(large, "In June", by=staff(full_name="Grace First"), at=at, policy=TWO_PEOPLE)
     payout = builders.payout(333, at=at)
     dispute = disputes.open_about_transaction(
         user_id=payout.user_id,
@@ -81,23 +89,40 @@ def to_decide(at: datetime) -> dict[str, Any]:
         policy=stories.POLICY,
     )
     assert isinstance(proposed, proposals.Proposed)
-    return {"running": running, "large": large, "proposal": proposed.proposal_id, "dispute": dispute}
+    debt = owing(at, [("Faith Naliaka", 285), ("Brian Kiptoo", 140)])[0]
+    return {
+        "running": running, "large": large, "proposal": proposed.proposal_id, "dispute": dispute, "debt": debt,
+    }  # fmt: skip
+
+
+def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
+    """What members owe back from a market whose settlement M-Pesa had paid when it was undone."""
+    made = builders.market(question="Did Gor Mahia win on Saturday?", fee_pct=0)
+    for name, amount in owed:
+        builders.bet(made, builders.member(balance=amount, full_name=name), "Yes", amount, at=at)
+    builders.resolve(made, "Yes", at=at, by=staff(full_name="Grace Hasty"))
+    builders.settle(made, at=at)
+    for payout in Transaction.objects.filter(settlement__market=made, destination="mpesa"):
+        paid(payout, at, f"SKG7OWE{payout.pk:03}", after=0)
+    undo.undo(market_id=made.pk, reason="The referee's report.", by=ACTOR, at=at, policy=stories.POLICY)
+    undo.carry_out(market_id=made.pk, at=at, policy=stories.POLICY, keep_going=lambda: True)
+    return list(Recovery.objects.filter(settlement__market=made).order_by("pk"))
 
 
 def busy_day(at: datetime) -> dict[str, Any]:
     """Markets open, due and settled; payouts paid, failed, held, pending and in doubt; figures and checks taken."""
-    names = ["Wanjiku Kamau", "Otieno Ouma", "Amina Yusuf", "Kiprop Cheruiyot", "Njeri Mwangi", "Baraka Mutua"]
-    people = [builders.member(balance=20_000, full_name=name) for name in names]
+    people = [builders.member(balance=20_000, full_name=name) for name in NAMES]
     football = builders.market(
         ["Gor Mahia", "Draw", "AFC Leopards"],
         question="Who wins the Mashemeji derby on Sunday?",
         category="Football",
         description="Full time, without extra time. The result on the league's site counts.",
     )
-    for place in range(36):
-        outcome = ["Gor Mahia", "AFC Leopards", "Gor Mahia", "Draw"][place % 4]
-        when = at - timedelta(hours=40 - place)
-        builders.bet(football, people[place % 6], outcome, 50 + 35 * (place % 7), at=when)
+    for place in range(40):
+        outcome = ["Gor Mahia", "AFC Leopards", "Gor Mahia", "Draw", "AFC Leopards"][place * 7 // 3 % 5]
+        when = at - timedelta(hours=44 - place)
+        builders.bet(football, people[place * 5 % 12], outcome, 50 + 35 * (place * 3 % 11), at=when)
+    Market.objects.filter(pk=football.pk).update(end_date=at + timedelta(days=3))
     due = builders.market(question="Will the long rains begin before 25 March?", category="Weather")
     builders.bet(due, people[0], "Yes", 300, at=at - timedelta(days=2))
     builders.bet(due, people[1], "No", 450, at=at - timedelta(days=2))
@@ -118,6 +143,7 @@ def busy_day(at: datetime) -> dict[str, Any]:
             at=at - timedelta(minutes=4),
             policy=stories.POLICY,
         )
+    float_readings.note(Decimal(84_500), at=at - timedelta(minutes=2))
     overview.measure(at=at)
     overview.check_books(at=at, keep_going=lambda: True)
     overview.beat(worker="celery@kasoko", at=at)
@@ -138,7 +164,7 @@ def busy_day(at: datetime) -> dict[str, Any]:
 def _settled(people: list[CustomUser], at: datetime) -> Market:
     made = builders.market(question="Will the shilling close above 129 to the dollar?", category="Economy")
     when = at - timedelta(hours=1)
-    for place, person in enumerate(people):
+    for place, person in enumerate(people[:6]):
         builders.bet(made, person, "Yes", 200 + 40 * place, at=when - timedelta(hours=place))
     builders.bet(made, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
     builders.resolve(made, "Yes", at=when, by=staff(full_name="Grace Operator"))

@@ -63,6 +63,8 @@ def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
         "payments.overview_tasks.heartbeat",
         "payments.overview_tasks.measure",
         "payments.overview_tasks.check_books",
+        "payments.overview_tasks.sum_up",
+        "payments.overview_tasks.look",
         "payments.settlement_tasks.issue_certificates",
         "payments.settlement_tasks.close_remedied_disputes",
         "payments.settlement_tasks.undo_market",
@@ -77,7 +79,7 @@ def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
-    assert len(schedule) == len(SWEEPS) == 9
+    assert len(schedule) == len(SWEEPS) == 10
     for entry in schedule.values():
         assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
         assert entry["options"]["expires"] <= 60

@@ -11,7 +11,7 @@ import pytest
 from django.db import transaction
 
 from markets.models import Market
-from payments import interventions, ledger, payouts, recoveries, resolutions, undo
+from payments import interventions, ledger, ledger_days, payouts, recoveries, resolutions, undo
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.tests import builders
 from payments.tests.builders import (
@@ -83,7 +83,7 @@ def owed_back(users: Sequence[CustomUser]) -> list[Decimal]:
 
 
 def trial_difference() -> Decimal:
-    return sum((line.debits - line.credits for line in ledger.trial_balance()), Decimal(0))
+    return sum((line.debits - line.credits for line in ledger_days.trial_balance()), Decimal(0))
 
 
 def staked(of: Market) -> Decimal:
@@ -405,7 +405,7 @@ def test_undone_and_resolved_again_twice_with_half_of_it_paid_each_time(db: None
     ] * 4
     assert ledger.balance(ledger.PAYABLE) == ledger.balance(ledger.IN_FLIGHT) == 0
     assert trial_difference() == 0
-    (cost,) = recoveries.undo_costs("market")
+    ((cost,), _) = recoveries.undo_costs()
     assert (cost.market_id, cost.undone, cost.wrongly_paid, cost.charges) == (made.pk, 2, 1200, 20)
 
 

@@ -24,6 +24,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
         [
             ("Accounts", "account_balance", "accounts", "view_ledger"),
             ("Trial balance", "balance", "trial_balance", "view_ledger"),
+            ("Debts of members", "assignment_return", "recoveries", "view_ledger"),
         ],
     ),
     (

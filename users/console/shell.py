@@ -71,6 +71,7 @@ class Question:
     """What a page asks before it acts: what will happen, in sentences, and what it wants to be told.
 
     `typed`: words that must be typed, for what cannot be taken back lightly. `money`: it needs a fresh proof.
+    `hidden` goes with the form as it is: what was seen, so that it is what is done.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Question:
     danger: bool = False
     money: bool = True
     template: str = "console/confirm.html"
+    hidden: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from payments import ledger, reconciliation
+from payments import ledger_days, reconciliation
 
 
 class Command(BaseCommand):
     help = "Check every invariant of the money. Exit 0 when the books close, else 1 with the first that differs."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        for line in ledger.trial_balance():
+        for line in ledger_days.trial_balance():
             self.stdout.write(f"{line.kind:<20} {line.debits:>18,.2f} {line.credits:>18,.2f} {line.balance:>18,.2f}")
         found = reconciliation.differences()
         for difference in found:

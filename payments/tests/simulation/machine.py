@@ -59,9 +59,12 @@ class Machine:
         return not any(attempt.state == "FAILED" and attempt.ask_at is not None for attempt in payout.attempts)
 
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
-        """What to POST now: under the id of a request that never left, or else under a new one, written down first."""
+        """What to POST now: under the id of a request that never left, or else under a new one, written down first.
+
+        Each payout is the only one of its settlement, and settlements have their turns in the order they were made.
+        """
         mine = self.payouts if only is None else [only]
-        due = sorted((one for one in mine if one.due_at <= at and self.sendable(one)), key=lambda one: one.due_at)
+        due = [one for one in mine if one.due_at <= at and self.sendable(one)]
         claimed = []
         for payout in due[:limit]:
             self.touched.add(payout)

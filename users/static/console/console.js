@@ -9,8 +9,8 @@
       const answer = await fetch(part.dataset.live, { credentials: "same-origin", headers: { "X-Fragment": "1" } });
       if (!answer.ok || answer.redirected) return;
       part.innerHTML = await answer.text();
-      const state = part.querySelector("[data-finished]");
-      if (state) { clearInterval(part.timer); delete part.dataset.live; }
+      // What may be done with it is another thing now: the whole page is asked for, once.
+      if (part.querySelector("[data-finished]")) { clearInterval(part.timer); location.reload(); }
     } catch { /* The network is away: the page stays as it was, with its time, and asks again. */ }
   };
 
@@ -18,6 +18,9 @@
     for (const part of document.querySelectorAll("[data-live]")) {
       part.timer = setInterval(() => refresh(part), 1000 * (Number(part.dataset.every) || 3));
     }
+    // What waits for a worker asks again, but not while nobody looks.
+    const waits = document.querySelector("[data-again]");
+    if (waits) setInterval(() => { if (!document.hidden) location.reload(); }, 1000 * Number(waits.dataset.again));
     for (const form of document.querySelectorAll("form[data-once]")) {
       form.addEventListener("submit", (event) => {
         if (form.dataset.sent) { event.preventDefault(); return; }

@@ -1,0 +1,359 @@
+"""Every page of the console over a million bets and 300,000 transactions: the server's time and the queries of each.
+
+`python -m bench.console [--full]`, on the database that `python -m bench` made. The pages are those of the console's
+own table of addresses: one of which nobody said what it is to be looked at with ends the part without figures. Caches
+are emptied before each look, so what is measured is the first one. A file that is handed on in pieces is timed until
+its first piece.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import django
+
+from bench.figures import Measured, Row, hand_over
+from soak.figures import say
+
+MUST, STRETCH = 0.300, 0.150
+LOOKS = 5
+QUERIES = 30
+LONGEST_INVARIANT = 5.0
+# Not looked at: they answer a POST alone, lead elsewhere, or belong to the machinery of forms.
+NOT_PAGES = {
+    "logout",
+    "password_change",
+    "password_change_done",
+    "autocomplete",
+    "jsi18n",
+    "view_on_site",
+    "app_list",
+    "search",
+    "toggle_sidebar",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one address cost: the median of its looks in seconds, of which in the database, and its queries."""
+
+    seconds: float
+    in_database: float
+    queries: int
+    longest: str
+
+
+def examples(house: Any) -> dict[str, list[str]]:
+    """The addresses each page is looked at with, by the page's name; the dear ones among them."""
+    from django.urls import reverse
+
+    from payments.models import Attempt, LedgerAccount, Transaction
+
+    def at(name: str, *arguments: Any) -> str:
+        return reverse(f"admin:{name}", args=arguments)
+
+    def payout(**having: Any) -> int:
+        return Transaction.objects.filter(destination="mpesa", **having).order_by("-pk")[0].pk
+
+    hot, settled, undone, member = house.hot.pk, house.settled.pk, house.undone.pk, house.member.pk
+    failed, held, pending = payout(status="FAILED"), house.verdict_on.pk, payout(status="PENDING")
+    doubtful, paid = payout(status="PROCESSING"), payout(status="COMPLETED")
+    attempt = Attempt.objects.get(transaction=paid, state="PAID")
+    accounts = {
+        code: LedgerAccount.objects.get(code=code).pk
+        for code in ("payable", "in_flight", "opening", "mpesa_utility", f"pool:{hot}", f"pool:{settled}")
+    }
+    middle = Transaction.objects.order_by("-pk")[house.transactions // 2].pk
+    dispute, proposal = house.dispute.public_id, house.proposal.pk
+    found: dict[str, list[str]] = {
+        "index": [at("index")],
+        "markets": [f"{at('markets')}{more}" for more in ("", "?show=due", "?show=settled", "?q=market")],
+        "market": [at("market", market) for market in (hot, settled, undone)],
+        "market_progress": [at("market_progress", settled)],
+        "market_choose": [at("market_choose", hot)],
+        "market_resolve": [f"{at('market_resolve', hot)}?decision={decision}" for decision in ("win:Draw", "void:")],
+        "market_share": [at("market_share", hot)],
+        "recoveries": [f"{at('recoveries')}{more}" for more in ("", f"?market={undone}", "?show=all")],
+        "undo_costs": [at("undo_costs")],
+        "recovery_set_off": [at("recovery_set_off", house.recovery.pk)],
+        "recovery_write_off": [at("recovery_write_off", house.recovery.pk)],
+        "market_set_off": [at("market_set_off", undone)],
+        "market_write_off": [at("market_write_off", undone)],
+        "market_withdraw": [at("market_withdraw", hot)],
+        "market_undo": [at("market_undo", settled)],
+        "market_scratch": [at("market_scratch", hot)],
+        "proposal": [at("proposal", proposal)],
+        "proposal_reject": [at("proposal_reject", proposal)],
+        "payouts": [
+            f"{at('payouts')}{more}"
+            for more in (
+                "",
+                f"?before={middle}",
+                "?state=failed",
+                "?state=failed&code=2040",
+                "?state=held",
+                "?state=pending",
+                "?state=in_doubt",
+                "?state=completed",
+                f"?state=completed&before={middle}",
+                "?state=cancelled",
+                f"?market={settled}",
+                f"?market={settled}&state=failed",
+                f"?market={settled}&state=pending",
+                f"?q={house.member.phone_number}",
+                f"?q={attempt.receipt}",
+                f"?q={attempt.originator_conversation_id}",
+                f"?q=market {settled}",
+                f"?q={paid}",
+            )
+        ],
+        "payout": [at("payout", pk) for pk in (paid, failed, doubtful, held, pending)],
+        "payout_retry": [at("payout_retry", failed)],
+        "payout_ask": [at("payout_ask", doubtful)],
+        "payout_hold": [at("payout_hold", pending)],
+        "payout_release": [at("payout_release", pending)],
+        "payout_wallet": [at("payout_wallet", failed)],
+        "payout_decide": [at("payout_decide", held)],
+        "payout_confirm": [at("payout_confirm", held)],
+        "payout_refuse": [at("payout_refuse", held)],
+        "payouts_retry": [f"{at('payouts_retry')}{more}" for more in ("", "?code=2040", f"?market={settled}")],
+        "limbo": [at("limbo")],
+        "accounts": [
+            f"{at('accounts')}{more}"
+            for more in ("", "?kind=wallet", f"?q={house.member.phone_number}", f"?q={member}")
+        ],
+        "account": [at("account", pk) for pk in accounts.values()]
+        + [f"{at('account', accounts[code])}?before=900000" for code in ("payable", "opening")],
+        "account_export": [at("account_export", accounts[code]) for code in ("payable", "opening")],
+        "trial_balance": [f"{at('trial_balance')}{more}" for more in ("", "?day=2026-01-31", f"?day={_days_ago(9)}")],
+        "trial_balance_export": [at("trial_balance_export")],
+        "members": [f"{at('members')}{more}" for more in ("", f"?q={house.member.phone_number}", "?q=Member 77")],
+        "member": [at("member", member), at("member", house.recovery.user_id)],
+        "member_phone": [at("member_phone", member)],
+        "member_note": [at("member_note", member)],
+        "audit": [f"{at('audit')}{more}" for more in ("", f"?subject=market:{settled}", "?action=market.resolve")],
+        "disputes": [at("disputes")],
+        "sending": [at("sending")],
+        "sending_off": [at("sending_off")],
+        "sending_on": [at("sending_on")],
+        "records": [at("records")],
+        "auth_user_password_change": [at("auth_user_password_change", member)],
+        "login": [at("login")],
+        "second_factor": [at("second_factor")],
+    }
+    for name in ("dispute", "dispute_answer", "dispute_reject", "dispute_uphold"):
+        found[name] = [at(name, dispute)]
+    return found | of_records()
+
+
+def _days_ago(days: int) -> str:
+    from datetime import timedelta
+
+    from django.utils import timezone
+
+    return str((timezone.now() - timedelta(days=days)).date())
+
+
+def of_records() -> dict[str, list[str]]:
+    """The pages of the tables behind the console: each list, and one row of each that has any."""
+    from django.contrib import admin
+    from django.urls import reverse
+
+    found = {}
+    for model, options in admin.site._registry.items():
+        name = f"{options.opts.app_label}_{options.opts.model_name}"
+        found[f"{name}_changelist"] = [reverse(f"admin:{name}_changelist")]
+        row = model._default_manager.order_by("-pk").first()
+        for page in ("change", "history", "delete"):
+            found[f"{name}_{page}"] = [] if row is None else [reverse(f"admin:{name}_{page}", args=[row.pk])]
+        found[f"{name}_add"] = [reverse(f"admin:{name}_add")]
+    return found
+
+
+def pages() -> set[str]:
+    """The names of all pages of the console, as its table of addresses has them."""
+    from django.contrib import admin
+    from django.urls import URLPattern
+
+    def named(patterns: Any) -> Iterator[str]:
+        for pattern in patterns:
+            if not isinstance(pattern, URLPattern):
+                yield from named(pattern.url_patterns)
+            elif pattern.name is not None:
+                yield pattern.name
+
+    return set(named(admin.site.get_urls())) - NOT_PAGES
+
+
+def unknown(found: dict[str, list[str]]) -> set[str]:
+    """The pages that nobody has said what to look at with; more of the machinery's pages may be named."""
+    return pages() - set(found)
+
+
+def ask_all(house: Any, say_each: Callable[[str], None] = say) -> dict[str, dict[str, Seen]]:
+    """Look at every address several times, as a member of staff who has shown a code; by page and address."""
+    found = examples(house)
+    if missing := unknown(found):
+        raise SystemExit(f"Say in bench/console.py what these pages are to be looked at with: {sorted(missing)}.")
+    client = _logged_in(house.boss)
+    seen: dict[str, dict[str, Seen]] = {}
+    for name, addresses in found.items():
+        for address in addresses:
+            cost = _looked(client, address)
+            if cost is None:
+                continue
+            seen.setdefault(name, {})[address] = cost
+            if cost.seconds > STRETCH or cost.queries > QUERIES:
+                say_each(
+                    f"console: {address} {cost.seconds * 1000:.0f} ms, {cost.in_database * 1000:.0f} in the database, "
+                    f"{cost.queries} queries; longest {cost.longest}"
+                )
+    return seen | _once_computed(house, client, found)
+
+
+# The pages that show what a decision would do, and wait for a worker's figures where there are many bets.
+SHOW_FIGURES = ("market_choose", "market_resolve", "proposal")
+
+
+def _once_computed(house: Any, client: Any, found: dict[str, list[str]]) -> dict[str, dict[str, Seen]]:
+    """The pages that wait for a worker, when it is through; and what it takes the worker."""
+    from payments import overview_tasks, preview
+
+    slowest = 0.0
+    for rule, weights in preview.choices(house.hot):
+        began = time.perf_counter()
+        overview_tasks.look(house.hot.pk, rule, {name: str(weight) for name, weight in weights.items()}, "")
+        slowest = max(slowest, time.perf_counter() - began)
+    say(f"console: the slowest preview took a worker {slowest:.1f} s")
+    seen: dict[str, dict[str, Seen]] = {}
+    for name in SHOW_FIGURES:
+        for address in found[name]:
+            cost = _looked(client, address, kept=True)
+            if cost is not None:
+                seen.setdefault(f"{name} with its figures", {})[address] = cost
+    return seen
+
+
+def _logged_in(boss: Any) -> Any:
+    from django.test import Client
+    from django.utils import timezone
+    from django_otp.plugins.otp_totp.models import TOTPDevice
+
+    from users.console import access
+
+    TOTPDevice.objects.get_or_create(user=boss, confirmed=True)
+    client = Client(SERVER_NAME="localhost")
+    client.force_login(boss, "users.backends.PinBackend")
+    session = client.session
+    session[access.PROVEN_BY_CODE] = True
+    session[access.STEPPED_UP_AT] = timezone.now().isoformat()
+    session.save()
+    return client
+
+
+def _looked(client: Any, address: str, *, kept: bool = False) -> Seen | None:
+    """What an address costs, or None where nobody may open it, as adding to what only the machine writes."""
+    from django.core.cache import cache
+    from django.db import connection
+
+    queries: list[tuple[float, str]] = []
+
+    def watch(call: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return call(sql, params, many, context)
+        finally:
+            queries.append((time.perf_counter() - began, sql))
+
+    looks = []
+    with connection.execute_wrapper(watch):
+        for _ in range(LOOKS):
+            if not kept:
+                cache.clear()
+            queries.clear()
+            began = time.perf_counter()
+            answer = client.get(address)
+            if answer.streaming:
+                next(iter(answer.streaming_content))
+            looks.append((time.perf_counter() - began, sum(took for took, _ in queries), len(queries)))
+            if answer.status_code == 403:
+                return None
+            if answer.status_code not in (200, 302):
+                raise SystemExit(f"{address} answered {answer.status_code}.")
+            if looks[-1][0] > 10 * MUST:
+                break
+    seconds, in_database, count = (statistics.median(column) for column in zip(*looks, strict=True))
+    took, sql = max(queries, default=(0.0, ""))
+    return Seen(seconds, in_database, int(count), f"{took * 1000:.0f} ms: {' '.join(sql.split())[:300]}")
+
+
+def figures(house: Any, seen: dict[str, dict[str, Seen]]) -> list[Row]:
+    """A row for each page of the console with its slowest address, one for all records, and one for the invariants."""
+    from payments.models import InvariantCheck
+
+    rows, records = [], {}
+    for name, looks in seen.items():
+        if name.endswith(("_changelist", "_change", "_history", "_delete", "_add")):
+            records[name] = max(looks.values(), key=lambda look: look.seconds)
+            continue
+        address, worst = max(looks.items(), key=lambda look: look[1].seconds)
+        rows.append(_row(f"{name}: `{address}`" + (f", slowest of {len(looks)}" if len(looks) > 1 else ""), worst))
+    name, worst = max(records.items(), key=lambda look: look[1].seconds)
+    rows.append(_row(f"records: {name}, slowest of {len(records)}", worst))
+    check = InvariantCheck.objects.order_by("-seconds")[0]
+    rows.append(
+        Row("", f"slowest of {InvariantCheck.objects.count()} invariants: {check.invariant}", f"{check.seconds:.1f} s",
+            must=f"≤ {LONGEST_INVARIANT:.0f} s", met=check.seconds <= LONGEST_INVARIANT,
+            how_far=f"all of them {sum(InvariantCheck.objects.values_list('seconds', flat=True)):.1f} s")
+    )  # fmt: skip
+    broken = [one.invariant for one in InvariantCheck.objects.filter(broken_count__gt=0)]
+    rows.append(
+        Row("", f"invariants broken by {house.bets:,} bets and {house.transactions:,} transactions",
+            str(len(broken)), must="0", met=not broken, how_far="; ".join(broken))
+    )  # fmt: skip
+    return rows
+
+
+def _row(quantity: str, cost: Seen) -> Row:
+    met = cost.seconds <= MUST
+    return Row(
+        "", quantity, f"{cost.seconds * 1000:.0f} ms, {cost.queries} queries", must=f"≤ {MUST * 1000:.0f} ms",
+        stretch=f"≤ {STRETCH * 1000:.0f} ms", met=met, stretched=cost.seconds <= STRETCH,
+        how_far=f"{cost.in_database * 1000:.0f} ms in the database",
+    )  # fmt: skip
+
+
+def main(*, full: bool) -> None:
+    from bench import house as houses
+
+    bets = 1_000_000 if full else 100_000
+    house = houses.fill(bets=bets)
+    say(f"console: {house.bets:,} bets and {house.transactions:,} transactions are there")
+    hand_over(
+        Measured(
+            figures(house, ask_all(house)),
+            words=[
+                f"{house.bets:,} bets, of which {house.hot.bets.count():,} on one market that is open, and "
+                f"{house.transactions:,} transactions with their requests, callbacks, questions and transfers"
+                + ("." if full else ", a tenth of what is asked: the whole is BENCH=full.")
+                + f" Medians of {LOOKS} looks through Django's test client, templates and all, with empty caches: each "
+                "is what the first one to look waits for; where that page says that a worker computes the figures, "
+                "it is shown with them too. Of a page's addresses the slowest is shown."
+            ],
+        )
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true")
+    asked = parser.parse_args()
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    django.setup()
+    logging.disable(logging.WARNING)
+    main(full=asked.full)

@@ -1,0 +1,69 @@
+"""Pools without reading every bet: bets are summed by outcome and five minutes once, and those since are read live."""
+
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+
+from django.db import connection
+
+from markets import watermarks
+
+TABLE = "markets_bet"
+_ADD = """
+    INSERT INTO markets_tally (market_id, outcome, slot, stakes, bets)
+    SELECT market_id, outcome, date_bin('5 minutes', placed_at, '2000-01-01 00:00Z'), sum(amount), count(*)
+    FROM markets_bet WHERE id > %s AND id <= %s GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ON CONFLICT (market_id, outcome, slot) DO UPDATE
+    SET stakes = markets_tally.stakes + excluded.stakes, bets = markets_tally.bets + excluded.bets"""
+# Tallies, mark and later bets in one statement: one moment, so no bet is missed and none is counted twice.
+_STAKED = """
+    SELECT market_id, outcome, slot AS at, stakes, bets FROM markets_tally WHERE market_id = ANY (%(markets)s)
+    UNION ALL
+    SELECT market_id, outcome, placed_at, amount, 1 FROM markets_bet WHERE market_id = ANY (%(markets)s)
+      AND id > coalesce((SELECT up_to FROM markets_watermark WHERE "table" = 'markets_bet'), 0)"""
+
+
+def advance(*, keep_going: Callable[[], bool]) -> int:
+    """Add the bets that have come to the tallies; returns the id up to which they are in. Idempotent."""
+
+    def add(low: int, high: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(_ADD, [low, high])
+
+    return watermarks.advance(TABLE, add, keep_going=keep_going)
+
+
+def pools(market_ids: list[int]) -> dict[int, dict[str, tuple[Decimal, int]]]:
+    """Stakes in shillings and number of bets by outcome name, for each market that has any. Exact, as of now."""
+    found: dict[int, dict[str, tuple[Decimal, int]]] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT market_id, outcome, sum(stakes), sum(bets) FROM ({_STAKED}) s GROUP BY 1, 2",  # noqa: S608 - ours
+            {"markets": market_ids},
+        )
+        for market_id, outcome, stakes, bets in cursor.fetchall():
+            found.setdefault(market_id, {})[outcome] = (stakes, int(bets))
+    return found
+
+
+def steps(market_id: int, *, points: int) -> list[tuple[datetime, str, Decimal]]:
+    """A market's stakes over its time in so many steps: (end of the step, outcome, stakes), the earliest first.
+
+    What is in tallies is placed at the beginning of its five minutes.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH staked AS MATERIALIZED ({_STAKED}),
+            span AS (SELECT min(at) AS first, max(at) AS last FROM staked),
+            steps AS (
+                SELECT outcome, sum(stakes) AS stakes, least(%(points)s, width_bucket(
+                    extract(epoch FROM at), extract(epoch FROM span.first),
+                    extract(epoch FROM span.last) + 1, %(points)s)) AS step
+                FROM staked, span GROUP BY 1, 3)
+            SELECT span.first + (span.last - span.first) * steps.step / %(points)s, steps.outcome, steps.stakes
+            FROM steps, span ORDER BY steps.step
+            """,  # noqa: S608 - ours
+            {"markets": [market_id], "points": points},
+        )
+        return list(cursor.fetchall())
