@@ -347,7 +347,7 @@ class Migration(migrations.Migration):
             model_name="callback",
             constraint=models.UniqueConstraint(
                 condition=models.Q(("kind", "plain"), _negated=True),
-                fields=("kind", "attempt", "query", "reading", "digest", "trusted"),
+                fields=("kind", "attempt", "query", "reading", "digest"),
                 name="callback_stored_once",
                 nulls_distinct=False,
             ),

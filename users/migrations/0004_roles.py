@@ -40,7 +40,6 @@ class Migration(migrations.Migration):
                     ("resolve_market", "Resolve, void, withdraw and undo a market, scratch an outcome"),
                     ("approve_resolution", "Approve what another person proposed for a market"),
                     ("answer_dispute", "Answer, uphold and reject members' disputes"),
-                    ("decide_recovery", "Set off or write off what members owe back"),
                 ],
                 "verbose_name": "member",
             },
