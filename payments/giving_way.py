@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from django.db import connection
 
-# Of the time that the work before took: so much that others keep over three quarters of what they do without us.
+# Of the time that the work before took: so much that others keep three quarters of what they do without us.
 SHARE = 0.75
 # What waited for a lock was no work of ours.
 LONGEST_REST_SECONDS = 0.5

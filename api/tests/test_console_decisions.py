@@ -15,13 +15,8 @@ from payments.models import Dispute, Proposal, Recovery, Settlement, Transaction
 from payments.policy import Policy
 from payments.tests import builders, scenes, stories
 from payments.tests.builders import PIN, bet, market, member, nothing_moved, orm_bet, policy
+from payments.tests.scenes import of, text
 from users.models import AuditEntry, CustomUser
-
-
-def of(user: CustomUser) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 @pytest.fixture
@@ -43,10 +38,6 @@ def cached(ruled: Policy) -> Any:
 
     read.cache_clear = lambda: None  # type: ignore[attr-defined]
     return read
-
-
-def text(answer: Any) -> str:
-    return answer.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
 
 
 def do(client: Client, path: str, **form: str) -> str:

@@ -21,8 +21,8 @@ from markets.models import NAIROBI, Market
 from payments.models import Dispute, LedgerAccount, Proposal, Recovery, Transaction
 from payments.tests import builders, scenes, stories
 from payments.tests.builders import nothing_moved
+from payments.tests.scenes import of
 from users import roles
-from users.models import CustomUser
 
 PATTERNS = [pattern for module in console.PAGES for pattern in module.urls]
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,12 +105,6 @@ def address(name: str) -> str:
     if name.startswith("member") and name != "members":
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].user_id])
     return reverse(f"admin:{name}")
-
-
-def of(user: CustomUser) -> Client:
-    client = Client(raise_request_exception=True)
-    client.force_login(user)
-    return client
 
 
 def test_every_page_of_the_console_is_in_the_table_of_needs() -> None:

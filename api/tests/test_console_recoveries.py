@@ -1,7 +1,6 @@
 """What members owe back, decided in the console: seen before, by those who may, and only while it is what was seen."""
 
 from decimal import Decimal
-from typing import Any
 
 import pytest
 from django.test import Client
@@ -11,13 +10,8 @@ from payments import ledger, recoveries
 from payments.models import Recovery
 from payments.tests import builders, scenes
 from payments.tests.builders import PIN, nothing_moved
-from users.models import AuditEntry, CustomUser
-
-
-def of(user: CustomUser) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
+from payments.tests.scenes import of, text
+from users.models import AuditEntry
 
 
 @pytest.fixture
@@ -28,10 +22,6 @@ def console(db: None) -> Client:
 @pytest.fixture
 def owed(db: None) -> list[Recovery]:
     return scenes.owing(timezone.now(), [("Faith Naliaka", 285), ("Brian Kiptoo", 140)])
-
-
-def text(answer: Any) -> str:
-    return answer.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
 
 
 def do(client: Client, path: str, **form: str) -> str:

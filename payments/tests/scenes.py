@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import transaction
+from django.test import Client
 
 from markets.models import Market
 from payments import breakers, daraja, disputes, float_readings, overview, proposals, undo
@@ -29,6 +30,18 @@ def staff(role: str | None = None, **fields: Any) -> CustomUser:
         roles.install(Group, Permission, ContentType)
         person.groups.add(Group.objects.get(name=role))
     return person
+
+
+def of(user: CustomUser) -> Client:
+    """A browser in which this person is logged in."""
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def text(answer: Any) -> str:
+    """A page as it is read."""
+    return answer.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
 
 
 def paid(payout: Transaction, at: datetime, receipt: str, after: float = 4) -> None:

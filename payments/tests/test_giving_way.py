@@ -1,10 +1,18 @@
 """Bulk work rests between its chunks for as long as others are at work, and only then."""
 
+from collections.abc import Callable
+
 import psycopg2
 import pytest
+from django.conf import Settings
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
+from markets.models import Market
+from payments import certificates, settlement_tasks, undo
 from payments.giving_way import LONGEST_REST_SECONDS, giving_way, others_at_work
+from payments.tests import builders
 
 
 class Hours:
@@ -64,3 +72,47 @@ def test_others_are_at_work_while_one_of_them_is_amid_a_transaction() -> None:
         assert others_at_work()
     finally:
         other.close()
+
+
+def _resolved(bets: int = 3) -> Market:
+    made = builders.market()
+    for _ in range(bets):
+        builders.orm_bet(made, builders.member(), "Yes", 100)
+    builders.resolve(made, "Yes", at=timezone.now())
+    return made
+
+
+def _to_settle() -> Callable[[], None]:
+    made = _resolved()
+    return lambda: settlement_tasks.settle_market(made.pk)
+
+
+def _to_undo() -> Callable[[], None]:
+    made = _resolved()
+    settlement_tasks.settle_market(made.pk)
+    undo.undo(
+        market_id=made.pk, reason="Wrong.", by=builders.actor(), at=timezone.now(), policy=settlement_tasks.policy()
+    )
+    return lambda: settlement_tasks.undo_market(made.pk)
+
+
+def _to_certify() -> Callable[[], None]:
+    settlement_tasks.settle_market(_resolved().pk)
+    assert certificates.to_issue(limit=1)
+    return settlement_tasks.issue_certificates
+
+
+@pytest.mark.parametrize("prepare", [_to_settle, _to_undo, _to_certify])
+def test_each_bulk_task_looks_whether_others_are_at_work(
+    db: None, settings: Settings, prepare: Callable[[], Callable[[], None]]
+) -> None:
+    # given: more than one chunk of it
+    settings.SETTLEMENT_CHUNK = 1
+    work = prepare()
+
+    # when
+    with CaptureQueriesContext(connection) as asked:
+        work()
+
+    # then
+    assert any("pg_stat_activity" in query["sql"] for query in asked.captured_queries)
