@@ -157,7 +157,11 @@ def _forget_broker_connections() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a Chromium the tests that need one are left out, and the last lines of the run say so."""
+    """The longest file comes first, or it would run alone at the end.
+
+    Without a Chromium the tests that need one are left out, and the last lines of the run say so.
+    """
+    items.sort(key=lambda item: item.path.name != "test_simulation.py")
     left_out = [item for item in items if item.get_closest_marker("browser")] if browsing.find() is None else []
     if left_out:
         config.hook.pytest_deselected(items=left_out)
