@@ -502,29 +502,65 @@ def test_a_transaction_names_a_settlement_that_is_there(db: None) -> None:
         )  # fmt: skip
 
 
+def whole_reads(table: str) -> int:
+    """How often this database transaction has read the whole of a table."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = %s", [table])
+        ((times,),) = cursor.fetchall()
+    return times
+
+
+def booked(key: str, opening: int, wallets: list[int], of: Transaction) -> None:
+    """Transfer a shilling from `opening` to each wallet, by one statement."""
+    Transfer.objects.bulk_create(
+        Transfer(
+            key=f"{key}:{wallet}", debit_id=opening, credit_id=wallet, amount=1, code="test", at=AT, transaction=of
+        )
+        for wallet in wallets
+    )
+
+
+def opened(members: int) -> list[int]:
+    """`opening`, then the wallets of as many new members."""
+    codes = ["opening", *(f"wallet:{member(balance=100).pk}" for _ in range(members))]
+    accounts = ledger.open_accounts(codes)
+    return [accounts[code] for code in codes]
+
+
+def analyze() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE users_customuser, payments_ledgeraccount, payments_transaction")
+
+
+NAMED = ("users_customuser", "payments_ledgeraccount", "payments_transaction")
+
+
 def test_a_session_that_moved_many_wallets_moves_one_by_an_index(db: None) -> None:
     # given: one statement moved all wallets, for which reading the whole table is best, and the session keeps its plan
-    users = [member(balance=100) for _ in range(300)]
-    codes = [f"wallet:{user.pk}" for user in users]
-    many = ledger.open_accounts([*codes, "opening"])
-
-    def moved(members: int, key: str) -> None:
-        Transfer.objects.bulk_create(
-            Transfer(key=f"{key}:{code}", debit_id=many["opening"], credit_id=many[code], amount=1, code="test", at=AT)
-            for code in codes[:members]
-        )
-
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE users_customuser, payments_ledgeraccount")
-    moved(300, "many")
+    of = payout()
+    opening, *wallets = opened(300)
+    analyze()
+    booked("many", opening, wallets, of)
 
     # when
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'users_customuser'")
-        ((before,),) = cursor.fetchall()
-        moved(1, "one")
-        cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'users_customuser'")
-        ((after,),) = cursor.fetchall()
+    before = [whole_reads(table) for table in NAMED]
+    booked("one", opening, wallets[:1], of)
 
     # then
-    assert after == before
+    assert [whole_reads(table) for table in NAMED] == before
+
+
+def test_a_session_that_moved_one_wallet_of_few_moves_many_by_an_index(db: None) -> None:
+    # given: a transfer while the tables are so small that reading the whole of them is best for it
+    of = payout()
+    analyze()
+    opening, *wallets = opened(1)
+    booked("one", opening, wallets, of)
+    opening, *wallets = opened(300)
+
+    # when
+    before = [whole_reads(table) for table in NAMED]
+    booked("many", opening, wallets, of)
+
+    # then: a whole table is not read for each of them
+    assert [whole_reads(table) for table in NAMED] == before
