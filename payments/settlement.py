@@ -314,15 +314,19 @@ _WON = "SELECT user_id, sum(payout) AS amount FROM these WHERE payout > 0 AND re
 def _owe(span: dict[str, Any], kept: list[recoveries.SetOff]) -> tuple[int, int, int]:
     """Write the Transactions of one type for the next members: how many bets, the last member's id, how many members.
 
-    One strong random number a statement, and from it a public id and the eight hex digits of each row: drawing them row
-    by row costs as much as writing the row.
+    Strong random numbers a statement, and from them a public id and the eight hex digits of each row: drawing them row
+    by row costs as much as writing the row. A member's digits count on from one drawn start: of 32,767 tranches with
+    digits drawn one by one, two would be alike one time in eight.
     """
     bets, high, members = _row(
         f"""
         WITH {_THESE}, {division.due(_WON, debtors=bool(kept))}, seed AS MATERIALIZED (
-            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn
+            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn,
+                ('x' || translate(gen_random_uuid()::text, '-', ''))::bit(64)::bigint AS salt
         ), drawn AS (
-            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex
+            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex,
+                to_hex(((hashint8extended(user_id, seed.salt) & 4294967295)
+                    + 2 * tranche + (destination = 'wallet')::int) & 4294967295) AS digits
             FROM due, seed
         ), booked AS (
             INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination,
@@ -330,7 +334,7 @@ def _owe(span: dict[str, Any], kept: list[recoveries.SetOff]) -> tuple[int, int,
             SELECT left(drawn.hex, 32)::uuid, drawn.user_id, %(settlement)s, %(type)s,
                 CASE drawn.destination WHEN 'mpesa' THEN 'PENDING' ELSE 'COMPLETED' END, drawn.amount,
                 drawn.destination, drawn.tranche,
-                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || right(drawn.hex, 8),
+                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || lpad(drawn.digits, 8, '0'),
                 member.phone_number, %(at)s, '', '', %(at)s,
                 CASE drawn.destination WHEN 'wallet' THEN %(at)s::timestamptz END
             FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
