@@ -629,3 +629,8 @@ MEANING: dict[str, Meaning] = {
 def meaning(code: str) -> Meaning:
     """The meaning of a B2C ResultCode; a code not listed is in doubt."""
     return MEANING.get(code, _UNLISTED)
+
+
+def says_duplicate(code: str) -> bool:
+    """Whether a B2C ResultCode says that M-Pesa has had the request's id before."""
+    return meaning(code) is _DUPLICATE

@@ -62,6 +62,8 @@ def hear_result(attempt_id: int, result: daraja_messages.Result, *, trusted: boo
     if daraja_messages.meaning(result.result_code).definite and result.is_final:
         breakers.trip_by_code(result.result_code, reason=result.result_desc, at=at, policy=policy)
         return _claimed(attempt, result, "failed, to be confirmed by a status query", at)
+    if trusted and result.is_final and daraja_messages.says_duplicate(result.result_code):
+        is_known(attempt, at=at)
     attempt.result_words = f"{result.result_code} {result.result_desc}"[:300]
     doubt(attempt, ask_at=at + policy.query_after, at=at)
     return f"in doubt: code {result.result_code} proves nothing"
@@ -176,7 +178,9 @@ def hear_status(
         return _weigh_failure(payout, attempt, at, policy)
     if answer.verdict == "not_found" and current and attempt.result_code != SAYS_PAID:
         # Whatever else a callback claimed: within the horizon the same id is safe, for M-Pesa refuses it twice.
-        if attempt.state == State.IN_DOUBT and within_horizon(attempt, at, policy):
+        # Where it said that it has had the id, sending that again could bring nothing but the same word.
+        open_to_it = attempt.state == State.IN_DOUBT and attempt.known_at is None
+        if open_to_it and within_horizon(attempt, at, policy):
             attempt.resend_at = at
             attempt.save(update_fields=["resend_at"])
             return "not found: the same request goes again"
@@ -381,6 +385,12 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
     attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
     attempt.save()
     Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
+
+
+def is_known(attempt: Attempt, *, at: datetime) -> None:
+    """M-Pesa has had this id: from now on there are only questions. What became of it is as unknown as before."""
+    attempt.known_at, attempt.resend_at = attempt.known_at or at, None
+    attempt.save(update_fields=["known_at", "resend_at"])
 
 
 # --- outside production: the guide's plain callback ------------------------------------------------------------------

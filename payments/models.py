@@ -310,6 +310,9 @@ class Attempt(models.Model):
     doubted_at = models.DateTimeField(null=True, help_text="When a POST of this id first ended in doubt.")
     next_query_at = models.DateTimeField(null=True, help_text="When to ask what became of it.")
     resend_at = models.DateTimeField(null=True, help_text="When the same id goes again although we are in doubt.")
+    known_at = models.DateTimeField(
+        null=True, help_text="When M-Pesa said that it has had this id: it is asked about, and not sent again."
+    )
     result_code = models.CharField(max_length=20, blank=True)
     result_words = models.CharField(max_length=300, blank=True)
     receipt = models.CharField(max_length=64, blank=True)

@@ -173,6 +173,9 @@ def _of_attempt(attempt: Attempt) -> list[Moment]:
         moments.append(
             Moment(attempt.doubted_at, f"Request {attempt.number} is in doubt", "care", _clean(attempt.result_words))
         )
+    if attempt.known_at:
+        words = "It is asked about, and not sent again."
+        moments.append(Moment(attempt.known_at, f"M-Pesa has had request {attempt.number}", "care", words))
     if attempt.closed_at:
         paid = attempt.state == Attempt.State.PAID
         meaning = failures.words_of(attempt.result_code)[0] if attempt.result_code and not paid else ""

@@ -359,6 +359,8 @@ def record(claim: Claim, said: Said, *, at: datetime, policy: Policy) -> None:
         if isinstance(said, daraja.Accepted) and not attempt.conversation_id:
             attempt.conversation_id = said.conversation_id[:64]
             attempt.save(update_fields=["conversation_id"])
+        if isinstance(said, daraja.OutcomeUnknown) and said.duplicate:
+            evidence.is_known(attempt, at=at)
         sure = attempt.doubted_at is None
         if attempt.state != State.SENDING:
             log.info("A callback was faster than the answer for %s", attempt)

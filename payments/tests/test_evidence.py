@@ -781,6 +781,48 @@ def test_a_question_asked_before_the_latest_post_still_proves_payment(payout: Tr
     assert booked(payout) == paid_once(payout, attempt)
 
 
+@pytest.mark.parametrize("when", ["in time", "after a question that did not find it"])
+def test_what_mpesa_says_it_has_had_is_asked_about_and_not_sent_again(payout: Transaction, when: str) -> None:
+    # given: the answer to the first POST was lost, the resend is said to be a duplicate
+    attempt = sent(payout, stories.READ_TIMEOUT)
+    ask_and_hear(attempt, not_found_body(), after(20))
+    (again,) = stories.resends(after(22))
+    if when == "in time":
+        stories.put_through(again, stories.DUPLICATE, at=after(23))
+        verdict = ask_and_hear(attempt, not_found_body(), after(100))
+    else:
+        verdict = ask_and_hear(attempt, not_found_body(), after(100))
+        assert verdict == "not found: the same request goes again"
+        stories.put_through(again, stories.DUPLICATE, at=after(102))
+        verdict = ask_and_hear(attempt, not_found_body(), after(300))
+
+    # then
+    assert verdict == "in doubt: not_found proves nothing"
+    assert stories.resends(after(301)) == []
+    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+    assert attempt.next_query_at is not None
+    assert hear(attempt, result_body(attempt), after(400)) == "paid"
+
+
+@pytest.mark.parametrize("code", [15, 41])
+@pytest.mark.parametrize(("trusted", "goes_again"), [(True, 0), (False, 1)])
+def test_a_result_that_says_duplicate_stops_resends_where_it_is_mpesas_own(
+    payout: Transaction, code: int, trusted: bool, goes_again: int
+) -> None:
+    # given
+    attempt = sent(payout, stories.READ_TIMEOUT)
+    ask_and_hear(attempt, not_found_body(), after(20), PRODUCTION)
+
+    # when
+    hear(attempt, result_body(attempt, code), after(22), policy=PRODUCTION, trusted=trusted)
+
+    # then
+    assert len(stories.resends(after(23), PRODUCTION)) == goes_again
+    if trusted:
+        assert ask_and_hear(attempt, not_found_body(), after(90), PRODUCTION) == "in doubt: not_found proves nothing"
+        assert stories.resends(after(92), PRODUCTION) == []
+
+
 # --- what contradicts what we had booked -----------------------------------------------------------------------------
 
 

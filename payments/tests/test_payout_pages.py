@@ -83,6 +83,13 @@ def test_a_life_tells_everything_in_order(db: None, at: datetime) -> None:
     assert payout_life.life(10**9) is None
 
 
+def test_a_life_tells_that_mpesa_has_had_the_request(db: None, at: datetime) -> None:
+    one = payout(285, at=at)
+    stories.sent(one, stories.DUPLICATE, at)
+    told = [title for title in titles(one) if not title.startswith("Booked")]
+    assert told[1:] == ["Request 1 to M-Pesa", "Request 1 is in doubt", "M-Pesa has had request 1"]
+
+
 def test_what_may_be_done_follows_where_the_money_is(db: None, at: datetime) -> None:
     pending, failed, doubtful, paid = (payout(amount, at=at) for amount in (100, 200, 300, 400))
     scenes.refused(failed, at)

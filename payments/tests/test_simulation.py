@@ -156,6 +156,7 @@ def test_the_services_and_the_pure_machine_say_the_same_after_every_event(batch:
         ("single failure voice", 5),
         ("late success dropped", 1),
         ("foreign address trusted", 0),
+        ("known id sent again", 28),
     ],
 )
 def test_a_machine_that_lacks_a_guard_does_not_agree_with_the_services(name: str, seed: int) -> None:

@@ -43,15 +43,16 @@ STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", 
 # All that is compared, as text, in one query: times as seconds since the epoch, amounts as whole shillings.
 LOOK = """
 SELECT 'payout', external_ref, status, CASE status WHEN 'PENDING' THEN extract(epoch FROM due_at)::float8 END,
-    NULL::float8, NULL::float8, NULL::float8, NULL::float8, '', false
+    NULL::float8, NULL::float8, NULL::float8, NULL::float8, '', false, NULL::float8
 FROM payments_transaction WHERE destination = 'mpesa'
 UNION ALL SELECT 'attempt', originator_conversation_id, state, extract(epoch FROM posted_at)::float8,
     extract(epoch FROM first_sent_at)::float8, extract(epoch FROM doubted_at)::float8,
-    extract(epoch FROM next_query_at)::float8, extract(epoch FROM resend_at)::float8, receipt, conversation_id <> ''
+    extract(epoch FROM next_query_at)::float8, extract(epoch FROM resend_at)::float8, receipt,
+    conversation_id <> '', extract(epoch FROM known_at)::float8
 FROM payments_attempt
-UNION ALL SELECT 'question', a.originator_conversation_id, q.verdict, q.number, NULL, NULL, NULL, NULL, '', false
+UNION ALL SELECT 'question', a.originator_conversation_id, q.verdict, q.number, NULL, NULL, NULL, NULL, '', false, NULL
 FROM payments_statusquery q JOIN payments_attempt a ON a.id = q.attempt_id
-UNION ALL SELECT 'balance', account, '', sum(delta)::float8, NULL, NULL, NULL, NULL, '', false FROM (
+UNION ALL SELECT 'balance', account, '', sum(delta)::float8, NULL, NULL, NULL, NULL, '', false, NULL FROM (
     SELECT CASE WHEN a.kind IN ('wallet', 'receivable') THEN a.code ELSE a.kind END AS account, side.delta
     FROM payments_transfer f
     CROSS JOIN LATERAL (VALUES (f.credit_id, f.amount), (f.debit_id, -f.amount)) AS side (account_id, delta)
@@ -279,22 +280,22 @@ class Pair:
             return set(cursor.fetchall())
 
     def _what_is_pure(self) -> set[tuple[Any, ...]]:
-        nothing = (None,) * 4
+        nothing = (*(None,) * 4, "", False, None)
         found: set[tuple[Any, ...]] = set()
         book = self.machine.book
         for payout in self.machine.payouts:
             due_at = payout.due_at.timestamp() if payout.status == "PENDING" else None
-            found.add(("payout", payout.ref, payout.status, due_at, *nothing, "", False))
+            found.add(("payout", payout.ref, payout.status, due_at, *nothing))
             for a in payout.attempts:
                 times = (a.posted_at, a.first_sent_at, a.doubted_at, a.ask_at, a.resend_at)
-                seconds = (time and time.timestamp() for time in times)
-                found.add(("attempt", a.ocid, a.state, *seconds, a.receipt, a.acknowledged))
+                *seconds, known = (time and time.timestamp() for time in (*times, a.known_at))
+                found.add(("attempt", a.ocid, a.state, *seconds, a.receipt, a.acknowledged, known))
                 for number, question in enumerate(a.questions, start=1):
-                    found.add(("question", a.ocid, question.said, number, *nothing, "", False))
+                    found.add(("question", a.ocid, question.said, number, *nothing))
         held = {account: sum_ for account, sum_ in book.held.items() if account.startswith(("wallet", "receivable"))}
         held |= {kind: book.total[kind] for kind in ("payable", "in_flight")}
         held["mpesa_utility"] = book.held["utility"]
-        found.update(("balance", account, "", sum_, *nothing, "", False) for account, sum_ in held.items() if sum_)
+        found.update(("balance", account, "", sum_, *nothing) for account, sum_ in held.items() if sum_)
         return found
 
     def _real(self, payout: Payout) -> Transaction:

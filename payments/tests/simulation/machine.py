@@ -17,6 +17,7 @@ from payments.tests.simulation.rows import OPEN, UNDECIDED, Answer, Attempt, Boo
 # The codes that say that no money moved; every other code, however it sounds, says nothing. Of these, ours to mend:
 DEFINITE = frozenset("1 2 3 4 8 11 21 2001 2006 2028 2040 8006 SFC_IC0003".split())
 OURS = frozenset("1 11 21 2001 2006 2028 8006".split())
+DUPLICATE = frozenset(("15", "41"))
 ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_WAIT = timedelta(minutes=5)
 LONGEST_GAP = timedelta(hours=1)
@@ -112,6 +113,8 @@ class Machine:
         self.touched.add(payout)
         accepted = isinstance(said, daraja.Accepted)
         attempt.acknowledged |= accepted
+        if isinstance(said, daraja.OutcomeUnknown) and said.duplicate:
+            self.is_known(attempt, at=at)
         sure = attempt.doubted_at is None
         if attempt.state != "SENDING":
             return
@@ -221,6 +224,8 @@ class Machine:
         elif result.code in DEFINITE:
             self.keep_claim(attempt, result.code, at=at)
         else:
+            if trusted and result.code in DUPLICATE:
+                self.is_known(attempt, at=at)
             self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
 
     def hear_timeout(self, attempt: Attempt, *, at: datetime) -> None:
@@ -258,9 +263,17 @@ class Machine:
                 self.hear_not_found(attempt, at=at)
 
     def hear_not_found(self, attempt: Attempt, *, at: datetime) -> None:
-        """Not found never means failed: within the horizon the same id may go again, unless it claims to be paid."""
-        if attempt.state == "IN_DOUBT" and attempt.claim != PAID and self.within_horizon(attempt, at):
+        """Not found never means failed: within the horizon the same id may go again, unless it claims to be paid, or
+        M-Pesa has said that it has had it.
+        """
+        if attempt.known_at is not None or attempt.claim == PAID:
+            return
+        if attempt.state == "IN_DOUBT" and self.within_horizon(attempt, at):
             attempt.resend_at = at
+
+    def is_known(self, attempt: Attempt, *, at: datetime) -> None:
+        """M-Pesa has had this id: it is only asked about from now on."""
+        attempt.known_at, attempt.resend_at = attempt.known_at or at, None
 
     def weigh_failure(self, attempt: Attempt, *, at: datetime) -> None:
         """It takes two voices: a refusal claimed by a result, or two questions a gap apart; never against a payment."""

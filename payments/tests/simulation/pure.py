@@ -288,6 +288,9 @@ class World:
 
     def _send(self, claims: list[Attempt]) -> Task:
         self._fruitless = 0
+        for attempt in claims:
+            if attempt.known_at is not None:
+                self.accuse("What M-Pesa says it has had is not sent again", attempt.ocid)
         yield 0.02
         for attempt in claims:
             said = self.call(attempt)

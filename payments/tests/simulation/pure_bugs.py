@@ -187,6 +187,18 @@ class NoHorizon(Machine):
         return True
 
 
+@bug(
+    "known id sent again",
+    "D4: a duplicate answer means that an earlier request arrived; ask",
+    RESENT | {"duplicate by result": 0.0},
+)
+class KnownSentAgain(Machine):
+    def hear_not_found(self, attempt: Attempt, *, at: datetime) -> None:
+        known_at, attempt.known_at = attempt.known_at, None
+        super().hear_not_found(attempt, at=at)
+        attempt.known_at = known_at
+
+
 @bug("double beat", "D5: of two sweeps at once one claims a payout")
 class DoubleBeat(Machine):
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:

@@ -96,6 +96,7 @@ class Attempt:
     state: str = "SENDING"
     doubted_at: datetime | None = None
     resend_at: datetime | None = None
+    known_at: datetime | None = None
     heard_at: datetime | None = None
     closed_at: datetime | None = None
     acknowledged: bool = False
