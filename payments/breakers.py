@@ -55,6 +55,11 @@ def allowance(*, at: datetime, policy: Policy) -> int | None:
     return 1
 
 
+def any_open() -> bool:
+    """Whether sending is paused for some cause."""
+    return Breaker.objects.filter(opened_at__isnull=False).exists()
+
+
 def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> None:
     """Open a breaker, in the caller's transaction; one that is open stays as it is.
 

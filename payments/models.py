@@ -338,6 +338,9 @@ class Attempt(models.Model):
             ),
             models.Index(fields=["resend_at"], condition=Q(resend_at__isnull=False), name="attempt_to_resend"),
             models.Index(fields=["first_sent_at", "id"], condition=Q(state="IN_DOUBT"), name="attempt_in_doubt"),
+            models.Index(
+                fields=["first_sent_at", "opened_at", "id"], condition=Q(state="WAITING"), name="attempt_waiting"
+            ),
             models.Index(fields=["receipt"], condition=~Q(receipt=""), name="attempt_by_receipt"),
             models.Index(fields=["settlement"], condition=Q(settlement__isnull=False), name="attempt_by_settlement"),
         ]

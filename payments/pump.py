@@ -149,10 +149,11 @@ class Pump:
         if not slots:
             return [], True
         at, limit = self.clock(), len(slots)
-        claims = payouts.claim(at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_turn)
+        # What goes again goes first: its id is safe for a while only, and a million others may wait.
+        claims = payouts.claim_resends(at=at, policy=self.policy, addresses=self.addresses, limit=limit)
         if len(claims) < limit:
-            claims += payouts.claim_resends(
-                at=at, policy=self.policy, addresses=self.addresses, limit=limit - len(claims)
+            claims += payouts.claim(
+                at=at, policy=self.policy, addresses=self.addresses, limit=limit - len(claims), after=last_turn
             )
         if claims and time.monotonic() > slots[0] + LATE_SECONDS:
             slots = self._later_slots(slots[: len(claims)])

@@ -3,6 +3,9 @@
 The index `transaction_due` begins with the settlement. One probe of it finds the next settlement that has something
 due, whatever the size of the ones before, and each of them gives its oldest. Where more settlements wait than there are
 places, a turn begins after the settlement with which the last one ended.
+
+Before all turns comes what was begun and turned away: its id is safe for a while only, which must not pass while a
+million others are sent. They are as few as the requests that were under way when M-Pesa said "not now".
 """
 
 from collections import Counter
@@ -13,7 +16,7 @@ from typing import Any
 
 from django.db import connection
 
-from payments import releases
+from payments import breakers, releases
 from payments.models import Transaction
 from payments.policy import Policy
 
@@ -39,6 +42,10 @@ _DUE = """
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
         AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
+_RELEASED = """
+    s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
+    AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+"""
 _NEXT = """
     SELECT t.settlement_id FROM payments_transaction t
     WHERE t.status = 'PENDING' AND t.due_at <= %(at)s AND t.settlement_id > {after}
@@ -56,11 +63,19 @@ _WAITING = f"""
        AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {_DUE}))
     UNION ALL
     (SELECT s.id FROM run CROSS JOIN LATERAL (SELECT * FROM payments_settlement WHERE id = run.id OFFSET 0) s
-     WHERE run.id <= %(last)s AND s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
-       AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+     WHERE run.id <= %(last)s AND {_RELEASED}
        AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})
      LIMIT %(limit)s)
     LIMIT %(limit)s
+"""  # noqa: S608 - our own words
+# A request that never left, or was turned away: the same id goes again.
+_AGAIN = f"""
+    SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at,
+        w.number AS last_number, true AS has_open_attempt
+    FROM payments_attempt w JOIN payments_transaction t ON t.id = w.transaction_id
+    LEFT JOIN payments_settlement s ON s.id = t.settlement_id
+    WHERE w.state = 'WAITING' AND {_DUE} AND (s.id IS NULL OR {_RELEASED})
+    ORDER BY w.first_sent_at, w.opened_at, w.id LIMIT %(limit)s FOR NO KEY UPDATE OF t SKIP LOCKED
 """  # noqa: S608 - our own words
 # What a claim needs to know of a payout, and no more; the two last are of its earlier attempts.
 _TAKE = """
@@ -85,22 +100,34 @@ def any_due(*, at: datetime, policy: Policy) -> bool:
 
 
 def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Turn]:
-    """Up to `limit` payouts that may leave now, the settlements by turns, each one's oldest first.
+    """Up to `limit` payouts that may leave now: what was turned away before, then the settlements by turns.
 
-    `after` is the id of the settlement that had the last turn. In the caller's transaction.
+    `after` is the id of the settlement that had the last turn. In the caller's transaction. While sending is paused,
+    nothing has precedence: a probe by what was turned away before would tell of that alone.
     Locks: those Transactions; what another worker holds is passed over.
     """
+    again: list[Turn] = []
+    if not breakers.any_open():
+        in_canary = releases.in_canary(at=at, policy=policy)
+        again = _taken(_AGAIN, {"at": at, "in_canary": in_canary, "limit": limit})
+    ids = [turn.payout.pk for turn in again]
+    return again + _by_turns(ids, limit - len(again), after=after, at=at, policy=policy)
+
+
+def _by_turns(again: list[int], limit: int, *, after: int, at: datetime, policy: Policy) -> list[Turn]:
+    """Up to `limit` payouts beside those, each settlement's oldest first."""
     settlements = _waiting(at=at, policy=policy, after=after, limit=min(limit, LONGEST_TURN))
     taken: dict[int, list[Turn]] = {settlement_id: [] for settlement_id in settlements}
-    already: list[int] = []
-    while settlements and len(already) < limit:
-        each = -(-(limit - len(already)) // len(settlements))
+    already, found = again, 0
+    while settlements and found < limit:
+        each = -(-(limit - found) // len(settlements))
         gave: Counter[int] = Counter()
         for turn in _of_settlements(settlements, already, each, at):
             settlement_id = turn.payout.settlement_id or ALONE
             taken[settlement_id].append(turn)
             gave[settlement_id] += 1
-        already = [turn.payout.pk for turns in taken.values() for turn in turns]
+        found += gave.total()
+        already = again + [turn.payout.pk for turns in taken.values() for turn in turns]
         # Those that gave all they were asked for may have more; the others have not.
         settlements = [settlement_id for settlement_id in settlements if gave[settlement_id] == each]
     rounds = chain.from_iterable(zip_longest(*taken.values()))

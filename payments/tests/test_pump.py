@@ -317,6 +317,22 @@ def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
     assert requests_of(sandbox) == {attempt.originator_conversation_id: 1}
 
 
+def test_a_resend_does_not_wait_behind_what_was_never_sent(pump: Pump) -> None:
+    # given
+    (payout,) = winners(1)
+    attempt = stories.sent(payout, stories.READ_TIMEOUT)
+    stories.ask_and_hear(attempt, stories.not_found_body(), after(20))
+    winners(5)
+    later = Clock()
+    later.now = after(30)
+
+    # when: there is room for one
+    claimed, _ = replace(pump, clock=later)._claim(1, 0)
+
+    # then
+    assert [claim.originator_conversation_id for claim in claimed] == [attempt.originator_conversation_id]
+
+
 # --- one payout ------------------------------------------------------------------------------------------------------
 
 

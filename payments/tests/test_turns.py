@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 
 from payments import payouts, turns
-from payments.models import Settlement, Transaction
+from payments.models import Breaker, Settlement, Transaction
 from payments.tests import builders, stories
 from payments.tests.builders import AT
 from payments.tests.stories import POLICY, after, claims
@@ -23,9 +23,9 @@ def market_of(winners: int, **more: Any) -> int:
     return Settlement.objects.get(market=made).pk
 
 
-def taken(limit: int, after_settlement: int = 0) -> Counter[int | None]:
+def taken(limit: int, after_settlement: int = 0, seconds: float = 1) -> Counter[int | None]:
     with transaction.atomic():
-        found = turns.take(at=after(1), policy=POLICY, limit=limit, after=after_settlement)
+        found = turns.take(at=after(seconds), policy=POLICY, limit=limit, after=after_settlement)
     return Counter(turn.payout.settlement_id for turn in found)
 
 
@@ -83,6 +83,51 @@ def test_a_settlement_that_is_not_released_has_no_turn() -> None:
 
     # then
     assert taken(10) == {free: 1}
+
+
+def turned_away(limit: int) -> list[int]:
+    """Claim so many, which M-Pesa turns away for now; then sending is open again. The payouts' ids."""
+    begun = claims(after(1), limit=limit)
+    for claim in begun:
+        stories.put_through(claim, stories.THROTTLED, at=after(1))
+    return [claim.transaction_id for claim in begun]
+
+
+@pytest.mark.parametrize("others", ["of the same market", "of another"])
+def test_what_was_turned_away_goes_before_a_million_others_while_its_id_is_safe(others: str) -> None:
+    # given
+    market_of(8 if others == "of the same market" else 2)
+    begun = turned_away(2)
+    market_of(8)
+    Breaker.objects.update(opened_at=None, probe_at=None)
+
+    # then
+    again = claims(after(60), limit=5)
+    assert [claim.transaction_id for claim in again[:2]] == begun
+    assert {claim.originator_conversation_id[-2:] for claim in again[:2]} == {"-1"}
+
+
+def test_what_was_turned_away_has_no_turn_while_its_settlement_is_stopped() -> None:
+    # given
+    run = market_of(2)
+    turned_away(2)
+    Breaker.objects.update(opened_at=None, probe_at=None)
+    Settlement.objects.filter(pk=run).update(stopped_at=after(2))
+
+    # then
+    assert taken(10, seconds=60) == {}
+
+
+def test_while_sending_is_paused_a_probe_is_not_what_was_turned_away_before() -> None:
+    # given
+    market_of(3)
+    (begun,) = turned_away(1)
+
+    # when
+    (probe,) = claims(after(600), limit=3)
+
+    # then
+    assert probe.transaction_id != begun
 
 
 @pytest.mark.parametrize("seed", range(15))

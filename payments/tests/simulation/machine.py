@@ -29,6 +29,15 @@ class Refused(Exception):
     """An operator asked for what could pay twice, or decide what is not theirs to decide; nothing moved."""
 
 
+def _precedence(payout: Payout) -> tuple[bool, bool, float, float]:
+    """What was turned away before all others, and of that what M-Pesa may have had for longest."""
+    attempt = payout.open
+    if attempt is None:
+        return (True, True, 0.0, 0.0)
+    first = attempt.first_sent_at
+    return (False, first is None, first.timestamp() if first else 0.0, attempt.opened_at.timestamp())
+
+
 class Machine:
     """Payouts, their requests, the questions about them, the messages that came in, and the book of the money.
 
@@ -62,12 +71,13 @@ class Machine:
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
         """What to POST now: under the id of a request that never left, or else under a new one, written down first.
 
-        Each payout is the only one of its settlement, and settlements have their turns in the order they were made.
+        The former go first. Each payout is the only one of its settlement, and settlements have their turns in the
+        order they were made.
         """
         mine = self.payouts if only is None else [only]
         due = [one for one in mine if one.due_at <= at and self.sendable(one)]
         claimed = []
-        for payout in due[:limit]:
+        for payout in sorted(due, key=_precedence)[:limit]:
             self.touched.add(payout)
             payout.move("PROCESSING")
             attempt = payout.open

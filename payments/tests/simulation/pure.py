@@ -281,8 +281,8 @@ class World:
         yield from self._send(self.machine.claim(at=self.now, limit=1, only=payout))
 
     def _send_due(self) -> Task:
-        while claims := self.machine.claim(at=self.now, limit=self.random.choice([1, 3])) or self.machine.resends(
-            at=self.now, limit=1
+        while claims := self.machine.resends(at=self.now, limit=1) or self.machine.claim(
+            at=self.now, limit=self.random.choice([1, 3])
         ):
             yield from self._send(claims)
 

@@ -445,11 +445,11 @@ class World:
         answers: list[tuple[payouts.Claim, payouts.Said]] = []
         while True:
             room = self.random.randint(0, in_flight - len(waiting) - len(answers))
-            claims = self._claim(limit=room, after=last_turn) if room else []
+            claims = []
+            if room:
+                claims = payouts.claim_resends(at=self.now, policy=self.policy, addresses=self.addresses, limit=room)
             if len(claims) < room:
-                claims += payouts.claim_resends(
-                    at=self.now, policy=self.policy, addresses=self.addresses, limit=room - len(claims)
-                )
+                claims += self._claim(limit=room - len(claims), after=last_turn)
             if claims:
                 last_turn = claims[-1].settlement_id or 0
             waiting += claims
