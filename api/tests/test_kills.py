@@ -86,25 +86,3 @@ def test_a_worker_killed_while_paying_out_and_then_all_processes_pay_everybody_o
         # then
         assert 3 <= paid < WINNERS, "The kill came too late to prove anything."
         everybody_is_paid_once(place)
-
-
-def test_a_worker_killed_with_requests_under_way_asks_what_became_of_them(tmp_path: Path) -> None:
-    with running(tmp_path, **SHORT) as place:
-        # given
-        place.start_simulator("--latency", "1", "--callback-delay", "1")
-        place.start_web()
-        place.start_worker()
-        place.log_in()
-        place.manage("shell", typed=MARKET_WITH_WINNERS)
-        place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
-
-        # when
-        under_way = "SELECT count(*) FROM payments_attempt WHERE state = 'SENDING' HAVING count(*) >= 5"
-        until(lambda: place.sql(under_way), "five requests under way", lambda: place.log("worker")[-4000:])
-        place.kill("worker")
-        left = place.sql(under_way)
-        place.start_worker()
-
-        # then
-        assert left, "The kill came too late to prove anything."
-        everybody_is_paid_once(place)
