@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 
 import redis
 from django.core.cache import cache
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 3_600
 ASKED_SECONDS = 60
+# What another version of the code kept is not read: it may have other fields, or other rules.
+_VERSION = hashlib.sha256(Path(preview.__file__).read_bytes()).hexdigest()
 # What is computed while somebody waits, in bets: a preview asks some questions however few there are.
 AT_ONCE, ONE_PREVIEW = 40_000, 2_000
 
@@ -108,7 +111,7 @@ def _computed(market: Market, decision: Decision, key: str, mark: str, at: datet
 
 def _key(market: Market, decision: Decision) -> str:
     weights = sorted((outcome, str(weight)) for outcome, weight in decision.weights.items())
-    about = (market.pk, decision.rule, weights, market.effective_close_at)
+    about = (_VERSION, market.pk, decision.rule, weights, market.effective_close_at)
     return f"console:look:{hashlib.sha256(repr(about).encode()).hexdigest()}"
 
 

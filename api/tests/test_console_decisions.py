@@ -291,6 +291,16 @@ def test_what_a_kept_look_rests_on_makes_it_old_when_it_moves(db: None, by_a_wor
     assert not current()
 
 
+def test_what_another_version_kept_is_not_read(
+    db: None, by_a_worker: None, at: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, decision = of_two(), looks.Decision("WINNER", {"Yes": Decimal(100)})
+    looks.compute(made, decision, at=at, policy=policy())
+    monkeypatch.setattr(looks, "_VERSION", "the next")
+    (found,) = looks.looks(made, [decision], at=at, policy=policy())
+    assert found.seen is None
+
+
 def test_the_float_beside_a_kept_look_is_the_latest(console: Client) -> None:
     made = of_two()
     path = f"/admin/markets/{made.pk}/resolve/decide/"
