@@ -48,6 +48,7 @@ _AUTH_CODES = frozenset({"404.001.03", "404.001.04", "400.003.01", "400.008.01",
 _THROTTLE_CODES = frozenset({"500.003.02", "500.003.03"})
 _AUTH_WORDS = re.compile(r"(?i)invalid[ _]access[ _]?token|access[ _]token (?:has )?expired|no apiproduct match found")
 _DUPLICATE_WORDS = re.compile(r"(?i)duplicate")
+_DUPLICATE_ID = re.compile(r"(?i)duplicate\s*originator\s*conversation\s*id")
 _OCID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _PHONE = re.compile(r"254[17][0-9]{8}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9]+")
@@ -631,7 +632,8 @@ class Gateway:
             return
         code, message = self._clean(answer.code), self._clean(answer.message)
         if answer.is_duplicate:
-            raise OutcomeUnknown(code, message, duplicate=True)
+            # Whatever is called a duplicate is in doubt; that M-Pesa has had this id, only these words say.
+            raise OutcomeUnknown(code, message, duplicate=bool(_DUPLICATE_ID.search(message)))
         if answer.is_throttle:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
         if answer.is_rejection:

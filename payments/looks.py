@@ -19,7 +19,7 @@ from django.db.models import Count, F, Max, Sum
 
 from markets import parimutuel, tallies
 from markets.models import NAIROBI, Bet, Market
-from payments import float_readings, preview
+from payments import division, float_readings, preview, tariff
 from payments.models import Recovery
 from payments.policy import Policy
 
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 KEPT_SECONDS = 3_600
 ASKED_SECONDS = 60
 # What another version of the code kept is not read: it may have other fields, or other rules.
-_VERSION = hashlib.sha256(Path(preview.__file__).read_bytes()).hexdigest()
+_CODE = (preview, division, parimutuel, tariff)
+_VERSION = hashlib.sha256(b"".join(Path(str(part.__file__)).read_bytes() for part in _CODE)).hexdigest()
 # What is computed while somebody waits, in bets: a preview asks some questions however few there are.
 AT_ONCE, ONE_PREVIEW = 40_000, 2_000
 

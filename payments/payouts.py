@@ -39,7 +39,10 @@ Said: TypeAlias = daraja.Accepted | daraja.GatewayError
 
 @dataclass(frozen=True)
 class Claim:
-    """A request to be POSTed now, its attempt committed as SENDING. Amount in whole shillings."""
+    """A request to be POSTed now, its attempt committed as SENDING. Amount in whole shillings.
+
+    `before_turns`: it goes again, and did not wait for its settlement's turn.
+    """
 
     attempt_id: int
     transaction_id: int
@@ -49,6 +52,7 @@ class Claim:
     phone_number: str
     external_ref: str
     token: str
+    before_turns: bool
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def claim(
     transaction_id: int | None = None,
     after: int = 0,
 ) -> list[Claim]:
-    """Claim up to `limit` due payouts for sending (or the one named, where it is due): each settlement's in turn.
+    """Claim up to `limit` due payouts for sending (or the one named, where it is due), in the order of `turns.take`.
 
     `after` is the settlement that had the last turn before.
     A payout whose last request never left keeps its id; any other gets a new attempt. What would pass a member's limit
@@ -131,12 +135,11 @@ def claim(
         leaving = {payout.pk for payout in payouts}
         taken = [turn for turn in taken if turn.payout.pk in leaving]
         attempts = _attempts_for(taken, at, policy, addresses)
-        claimed = [payout.pk for payout in payouts]
-        Transaction.objects.filter(pk__in=claimed).update(status=Status.PROCESSING, reason="")
+        Transaction.objects.filter(pk__in=leaving).update(status=Status.PROCESSING, reason="")
         claims = [
-            _claim_of(attempt, payout, addresses)
-            for payout in payouts
-            if (attempt := attempts[payout.pk]).state == State.SENDING
+            _claim_of(attempt, turn.payout, addresses, before_turns=turn.before_turns)
+            for turn in taken
+            if (attempt := attempts[turn.payout.pk]).state == State.SENDING
         ]
         crashpoints.reach("claim before commit")
     crashpoints.reach("claim after commit")
@@ -151,23 +154,43 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
     """
     with transaction.atomic(durable=True):
         doubtful = list(_resendable(at).order_by("resend_at").values_list("transaction", flat=True)[:limit])
-        if doubtful:
-            doubtful = doubtful[: breakers.allowance(at=at, policy=policy)]
         payouts = Transaction.objects.filter(pk__in=doubtful)
-        claims = []
+        leaving = []
         for payout in payouts.order_by("pk").select_for_update(skip_locked=True, no_key=True, of=("self",)):
             attempt = evidence.open_attempt(payout)
             if attempt is None or attempt.state != State.IN_DOUBT or attempt.resend_at is None:
                 continue
-            attempt.resend_at = None
             due = payout.status == Status.PROCESSING and not recoveries.was_recalled(payout.pk)
             if due and evidence.within_horizon(attempt, at, policy):
-                attempt.state, attempt.posted_at = State.SENDING, at
-                attempt.first_sent_at = attempt.first_sent_at or at
-                attempt.next_query_at = at + policy.query_after
-                claims.append(_claim_of(attempt, payout, addresses))
+                leaving.append((payout, attempt))
+            else:
+                attempt.resend_at = None
+                attempt.save(update_fields=["resend_at"])
+        if leaving:  # A probe is taken for what really leaves.
+            leaving = leaving[: breakers.allowance(at=at, policy=policy)]
+        claims = []
+        for payout, attempt in leaving:
+            attempt.state, attempt.posted_at, attempt.resend_at = State.SENDING, at, None
+            attempt.first_sent_at = attempt.first_sent_at or at
+            attempt.next_query_at = at + policy.query_after
             attempt.save()
+            claims.append(_claim_of(attempt, payout, addresses, before_turns=True))
     return claims
+
+
+def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, after: int) -> list[Claim]:
+    """Claim up to `limit` requests to be POSTed next, what goes again before what is new.
+
+    An id that goes again is safe for a while only, and a million others may wait. While sending is paused it is the
+    other way round: a resend says less of whether the way is clear, for M-Pesa may call it a duplicate. `after` and
+    locks are those of `claim`.
+    """
+    span: dict[str, Any] = {"at": at, "policy": policy, "addresses": addresses}
+    if breakers.any_open():
+        claims = claim(**span, limit=limit, after=after)
+        return claims + (claim_resends(**span, limit=limit - len(claims)) if len(claims) < limit else [])
+    claims = claim_resends(**span, limit=limit)
+    return claims + (claim(**span, limit=limit - len(claims), after=after) if len(claims) < limit else [])
 
 
 def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) -> list[Transaction]:
@@ -265,7 +288,7 @@ def _insert(opened: Sequence[Attempt]) -> None:
         attempt.pk = ids[attempt.transaction_id]
 
 
-def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses) -> Claim:
+def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, before_turns: bool) -> Claim:
     return Claim(
         attempt_id=attempt.pk,
         transaction_id=payout.pk,
@@ -275,6 +298,7 @@ def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses) -> Cl
         phone_number=attempt.phone_number,
         external_ref=payout.external_ref,
         token=addresses.token(attempt.originator_conversation_id),
+        before_turns=before_turns,
     )
 
 

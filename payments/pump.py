@@ -98,9 +98,7 @@ class Pump:
                 if claims:
                     under_way |= {claim.attempt_id: claim for claim in claims}
                     sent += len(claims)
-                    # Where each came from another settlement, more of them may wait than there were places.
-                    turns = {claim.settlement_id or 0 for claim in claims}
-                    last_turn, rest = (claims[-1].settlement_id or 0) if len(turns) == len(claims) else 0, 0.0
+                    last_turn, rest = _last_turn(claims, last_turn), 0.0
                 # The lanes are filled again before what emptied them is written down.
                 answers = self._record(answers)
                 if under_way:
@@ -149,12 +147,7 @@ class Pump:
         if not slots:
             return [], True
         at, limit = self.clock(), len(slots)
-        # What goes again goes first: its id is safe for a while only, and a million others may wait.
-        claims = payouts.claim_resends(at=at, policy=self.policy, addresses=self.addresses, limit=limit)
-        if len(claims) < limit:
-            claims += payouts.claim(
-                at=at, policy=self.policy, addresses=self.addresses, limit=limit - len(claims), after=last_turn
-            )
+        claims = payouts.claim_next(at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_turn)
         if claims and time.monotonic() > slots[0] + LATE_SECONDS:
             slots = self._later_slots(slots[: len(claims)])
         self.calls.start(
@@ -208,3 +201,14 @@ class Pump:
         if answers:
             payouts.record_all(answers, at=self.clock(), policy=self.policy)
         return []
+
+
+def _last_turn(claims: list[payouts.Claim], before: int) -> int:
+    """The settlement after which the next turn begins; what did not wait for a turn has not had one.
+
+    Where each came from another settlement, more of them may wait than there were places; else all have been round.
+    """
+    turns = [claim.settlement_id or 0 for claim in claims if not claim.before_turns]
+    if not turns:
+        return before
+    return turns[-1] if len(set(turns)) == len(turns) else 0

@@ -27,12 +27,14 @@ LONGEST_TURN = 100
 class Turn:
     """A payout, locked, that may be sent now; the number of its last attempt, and whether that one is still open.
 
-    Columns of the payout that a claim does not need are deferred.
+    `before_turns`: it did not wait for its settlement's turn. Columns of the payout that a claim does not need are
+    deferred.
     """
 
     payout: Transaction
     last_number: int
     has_open_attempt: bool
+    before_turns: bool
 
 
 # What may leave by itself; `payouts.due` says the same of one payout. A retry asks first what became of the request
@@ -71,15 +73,16 @@ _WAITING = f"""
 # A request that never left, or was turned away: the same id goes again.
 _AGAIN = f"""
     SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at,
-        w.number AS last_number, true AS has_open_attempt
+        w.number AS last_number, true AS has_open_attempt, true AS before_turns
     FROM payments_attempt w JOIN payments_transaction t ON t.id = w.transaction_id
     LEFT JOIN payments_settlement s ON s.id = t.settlement_id
     WHERE w.state = 'WAITING' AND {_DUE} AND (s.id IS NULL OR {_RELEASED})
     ORDER BY w.first_sent_at, w.opened_at, w.id LIMIT %(limit)s FOR NO KEY UPDATE OF t SKIP LOCKED
 """  # noqa: S608 - our own words
-# What a claim needs to know of a payout, and no more; the two last are of its earlier attempts.
+# What a claim needs to know of a payout, and no more; then what is known of its earlier attempts.
 _TAKE = """
-    SELECT taken.*, coalesce(tried.last_number, 0) AS last_number, coalesce(tried.is_open, false) AS has_open_attempt
+    SELECT taken.*, coalesce(tried.last_number, 0) AS last_number, coalesce(tried.is_open, false) AS has_open_attempt,
+        false AS before_turns
     FROM unnest(%(whose)s::bigint[]) AS turn (id) CROSS JOIN LATERAL (
         SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at
         FROM payments_transaction t WHERE {whose} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
@@ -165,6 +168,5 @@ def _of_settlements(settlements: list[int], already: list[int], each: int, at: d
 
 
 def _taken(sql: str, span: dict[str, Any]) -> list[Turn]:
-    return [
-        Turn(row, vars(row)["last_number"], vars(row)["has_open_attempt"]) for row in Transaction.objects.raw(sql, span)
-    ]
+    found = [(row, vars(row)) for row in Transaction.objects.raw(sql, span)]
+    return [Turn(row, has["last_number"], has["has_open_attempt"], has["before_turns"]) for row, has in found]

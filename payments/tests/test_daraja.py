@@ -185,7 +185,7 @@ ANSWERS: dict[str, tuple[int, Any, type[GatewayError], dict[str, Any]]] = {
         200,
         {"ResponseCode": "1", "ResponseDescription": "Duplicate request"},
         OutcomeUnknown,
-        {"duplicate": True},
+        {"duplicate": False},
     ),
     "ack with an error in it": (200, {**ACK, "errorCode": "404.001.03"}, OutcomeUnknown, {}),
     "rejected ResponseCode": (200, {**ACK, "ResponseCode": "25"}, Rejected, {"code": "25"}),

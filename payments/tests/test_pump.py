@@ -13,12 +13,12 @@ import redis
 from django.conf import settings
 from django.db.models import QuerySet
 
-from payments import daraja
+from payments import daraja, payouts
 from payments.addresses import Addresses
 from payments.daraja_bulk import BulkGateway, Ended, Payment
 from payments.limiter import Limiter
-from payments.models import Attempt, StatusQuery, Transaction
-from payments.pump import Pump
+from payments.models import Attempt, Breaker, StatusQuery, Transaction
+from payments.pump import Pump, _last_turn
 from payments.sandbox.provider import Terms
 from payments.sandbox.server import Options, Sandbox
 from payments.tests import builders, stories
@@ -317,20 +317,53 @@ def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
     assert requests_of(sandbox) == {attempt.originator_conversation_id: 1}
 
 
-def test_a_resend_does_not_wait_behind_what_was_never_sent(pump: Pump) -> None:
-    # given
+@pytest.fixture
+def lost(db: None) -> Attempt:
+    """An attempt that M-Pesa did not find, so that it is due to go again, beside five payouts never sent."""
     (payout,) = winners(1)
     attempt = stories.sent(payout, stories.READ_TIMEOUT)
     stories.ask_and_hear(attempt, stories.not_found_body(), after(20))
     winners(5)
-    later = Clock()
-    later.now = after(30)
+    return attempt
 
-    # when: there is room for one
-    claimed, _ = replace(pump, clock=later)._claim(1, 0)
+
+def next_of(pump: Pump, seconds: float) -> list[str]:
+    """The id of the request that the pump begins next, where it has room for one."""
+    clock = Clock()
+    clock.now = after(seconds)
+    return [claim.originator_conversation_id for claim in replace(pump, clock=clock)._claim(1, 0)[0]]
+
+
+def test_a_resend_does_not_wait_behind_what_was_never_sent(pump: Pump, lost: Attempt) -> None:
+    assert next_of(pump, 30) == [lost.originator_conversation_id]
+
+
+def test_while_sending_is_paused_the_probe_is_something_new(pump: Pump, lost: Attempt) -> None:
+    Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
+    (probe,) = next_of(pump, 30)
+    assert probe != lost.originator_conversation_id
+
+
+def test_no_probe_is_spent_on_a_resend_that_is_too_late(pump: Pump, lost: Attempt) -> None:
+    # given
+    Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
+
+    # when
+    late = after(40 * 60)
+    found = payouts.claim_resends(at=late, policy=PROBING, addresses=stories.ADDRESSES, limit=5)
 
     # then
-    assert [claim.originator_conversation_id for claim in claimed] == [attempt.originator_conversation_id]
+    lost.refresh_from_db()
+    assert (found, lost.resend_at) == ([], None)
+    assert Breaker.objects.get(cause="throttle").probes == 0
+
+
+def test_what_goes_again_moves_no_turn(pump: Pump, lost: Attempt) -> None:
+    again, *new = payouts.claim_next(at=after(30), policy=PROBING, addresses=stories.ADDRESSES, limit=3, after=0)
+    assert [claim.before_turns for claim in (again, *new)] == [True, False, False]
+    assert _last_turn([again], 7) == 7
+    assert _last_turn([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=9)], 7) == 9
+    assert _last_turn([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=8)], 7) == 0
 
 
 # --- one payout ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from payments.tests.simulation.outcome import Outcome
 from payments.tests.simulation.pure_bugs import PURE_BUGS
 
 HERE = Path(__file__).resolve().parent
-FRESH = 60
+FRESH = 40
 BATCH = 10
 PATIENCE = 50
 PURE_FRESH = 2_000

@@ -431,7 +431,10 @@ class World:
         yield 0.01
 
     def _send_one(self, transaction_id: int) -> Task:
-        for claim in self._claim(limit=1, transaction_id=transaction_id):
+        claims = payouts.claim(
+            at=self.now, policy=self.policy, addresses=self.addresses, limit=1, transaction_id=transaction_id
+        )
+        for claim in claims:
             yield 0.02
             said = self._post_payment(claim)
             yield self.random.choice([0.02, 0.4, 3.0])
@@ -447,9 +450,9 @@ class World:
             room = self.random.randint(0, in_flight - len(waiting) - len(answers))
             claims = []
             if room:
-                claims = payouts.claim_resends(at=self.now, policy=self.policy, addresses=self.addresses, limit=room)
-            if len(claims) < room:
-                claims += self._claim(limit=room - len(claims), after=last_turn)
+                claims = payouts.claim_next(
+                    at=self.now, policy=self.policy, addresses=self.addresses, limit=room, after=last_turn
+                )
             if claims:
                 last_turn = claims[-1].settlement_id or 0
             waiting += claims
@@ -467,16 +470,6 @@ class World:
             if heard:
                 payouts.record_all(answers[:heard], at=self.now, policy=self.policy)
                 answers = answers[heard:]
-
-    def _claim(self, *, limit: int, transaction_id: int | None = None, after: int = 0) -> list[payouts.Claim]:
-        return payouts.claim(
-            at=self.now,
-            policy=self.policy,
-            addresses=self.addresses,
-            limit=limit,
-            transaction_id=transaction_id,
-            after=after,
-        )
 
     def _post_payment(self, claim: payouts.Claim) -> payouts.Said:
         said = payouts.call(claim, gateway=self.provider, addresses=self.addresses)
