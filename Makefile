@@ -10,9 +10,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Extras stay in the lock: pip's resolver would otherwise look at a newer release of them first, which has no hash here.
 UV := uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
-# Tests of one file stay together, the longest files first: each process has a database of its own. One more than two cores,
+# Tests of one file stay together, the longest files first: each process has a database of its own. Two more than two cores,
 # for journeys wait as much as they work.
-PROCESSES ?= 3
+PROCESSES ?= 4
 # pip writes its cache and settings under HOME, which some users do not have.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-cache-dir
 

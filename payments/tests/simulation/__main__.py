@@ -3,7 +3,7 @@
 --seeds 0:1000          these seeds; exits 1 when one of them finds something wrong
 --seed 17 -v            one seed with its trace
 --bug NAME              the same with one guard switched off
---bugs                  each guard in turn until a seed catches it; prints the table kept in docs/simulation.md
+--bugs                  each guard in turn until a seed catches it; prints the table kept in docs/soak.md
 --jobs 2                in so many processes, each with a scratch database of its own
 --conform               the services beside the pure machine, event by event: each seed is one sequence
 --pure                  the pure machine in its own world, in memory: with --seeds, --seed -v, --bug, --bugs, --jobs
