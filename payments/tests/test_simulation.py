@@ -1,5 +1,6 @@
 """The share of the deterministic simulation that every test run has; `make soak` runs the rest."""
 
+import ast
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -95,6 +96,18 @@ def test_a_guard_switched_off_is_noticed(name: str) -> None:
 
     # then
     assert caught is not None, f"None of the seeds {tried.start} to {tried.stop - 1} noticed; run --bugs again."
+
+
+def test_no_check_of_the_simulation_is_an_assert_which_python_o_would_skip() -> None:
+    checks = sorted((HERE / "simulation").glob("*.py"))
+    assert len(checks) > 5
+    skipped = [
+        f"{path.name}:{node.lineno}"
+        for path in checks
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert skipped == []
 
 
 # --- the machine stated a second time, without a database ------------------------------------------------------------

@@ -138,7 +138,6 @@ def report_bugs(found: Iterable[dict[str, Any]]) -> int:
 
 def main(argv: list[str]) -> int:
     """Parse the command line and do what it says; the exit status."""
-    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:100")
     parser.add_argument("--seed", type=int)
