@@ -61,6 +61,7 @@ def test_a_claim_commits_its_attempt_and_moves_the_money_in_flight(payout: Trans
         phone_number=payout.phone_number,
         external_ref=payout.external_ref,
         token=ADDRESSES.token(f"{payout.external_ref}-1"),
+        before_turns=False,
     )
     assert states(payout, attempt) == ("PROCESSING", "SENDING")
     assert (attempt.posted_at, attempt.first_sent_at, attempt.next_query_at) == (AT, AT, after(20))
