@@ -183,7 +183,6 @@ def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_pai
         until(
             lambda: place.status(1)["status"] == "CLOSED", "market 1 to be undone", lambda: place.log("worker")[-4000:]
         )
-        # then
         owed = place.sql("SELECT amount::int FROM payments_recovery ORDER BY id")
         assert owed == [(DIVIDEND,)] * 2
         bets = place.sql("SELECT market_id, count(*) FROM markets_bet GROUP BY 1 ORDER BY 1")

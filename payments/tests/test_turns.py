@@ -86,7 +86,7 @@ def test_a_settlement_that_is_not_released_has_no_turn() -> None:
 
 
 def turned_away(limit: int) -> list[int]:
-    """Claim so many, which M-Pesa turns away for now; then sending is open again. The payouts' ids."""
+    """Claim so many, which M-Pesa turns away for now, and sending is paused. The payouts' ids."""
     begun = claims(after(1), limit=limit)
     for claim in begun:
         stories.put_through(claim, stories.THROTTLED, at=after(1))
