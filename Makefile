@@ -32,7 +32,7 @@ bench: $(INSTALLED) ## costs beside their floors (BENCH=full for a million bets,
 	$(BIN)/python -m bench $(ARGS)
 
 pictures: $(INSTALLED) ## take the pictures of docs/console.md anew, in a browser
-	KASOKO_PICTURES=docs/console $(BIN)/python -m pytest -q api/tests/test_console_browser.py -k barrier
+	KASOKO_PICTURES=docs/console $(BIN)/python -m pytest -q api/tests/console/test_browser.py -k barrier
 
 soak: $(INSTALLED) ## the long runs: simulation, planted bugs, kills, fuzz (ARGS='--quick --only kills'); writes docs/soak.md
 	$(BIN)/python -m soak $(ARGS)

@@ -22,11 +22,11 @@ from kombu import pools
 from playwright.sync_api import Browser, sync_playwright
 
 from api.celery import app as celery_app
-from api.tests import browsing
-from payments import reconciliation, settlement_tasks
+from payments import settlement_tasks
+from payments.ledger import invariants
 from payments.models import Breaker
 from payments.policy import Policy
-from payments.tests import builders
+from testing import browsing, builders
 from users import roles
 
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
@@ -116,7 +116,7 @@ def _books_close(request: pytest.FixtureRequest) -> Iterator[None]:
         if keys := list(connection.scan_iter(pattern, count=1000)):
             connection.delete(*keys)
     if request.node.get_closest_marker("broken_books") is None:
-        assert [str(difference) for difference in reconciliation.differences()] == []
+        assert [str(difference) for difference in invariants.differences()] == []
 
 
 @pytest.fixture

@@ -1,7 +1,16 @@
-"""The admin under our name. Read before any model is, so it names the site and imports nothing of it."""
+"""The apps of api: Django's admin under our name, and the console, whose templates and static files it has.
 
+Read before any model is, so this module imports nothing of the project.
+"""
+
+from django.apps import AppConfig
 from django.contrib.admin.apps import AdminConfig
 
 
-class ConsoleConfig(AdminConfig):
-    default_site = "api.console.Console"
+class AdminSiteConfig(AdminConfig):
+    default_site = "api.console.site.Console"
+
+
+class ConsoleConfig(AppConfig):
+    name = "api.console"
+    label = "console"

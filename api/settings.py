@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from api import embedded
-from payments import crashpoints
+from payments import failpoints
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 STATE_DIR = BASE_DIR / ".kasoko"
@@ -134,7 +134,7 @@ CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 INSTALLED_APPS = [
     # Before the admin, whose templates it replaces; the site is ours, so it must not put its own in our place.
     "unfold.apps.BasicAppConfig",
-    "api.apps.ConsoleConfig",
+    "api.apps.AdminSiteConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -146,6 +146,7 @@ INSTALLED_APPS = [
     "django_otp",
     "django_otp.plugins.otp_totp",
     "django_otp.plugins.otp_static",
+    "api.apps.ConsoleConfig",
     "users",
     "markets",
     "payments",
@@ -334,13 +335,13 @@ UNFOLD = {
     "SITE_HEADER": "KASOKO",
     "SITE_URL": None,
     "SITE_SYMBOL": "payments",
-    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "users.console.menu.favicon"}],
-    "STYLES": ["users.console.menu.stylesheet"],
-    "SCRIPTS": ["users.console.menu.script"],
-    "ENVIRONMENT": "users.console.menu.environment",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "api.console.menu.favicon"}],
+    "STYLES": ["api.console.menu.stylesheet"],
+    "SCRIPTS": ["api.console.menu.script"],
+    "ENVIRONMENT": "api.console.menu.environment",
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,
-    "SIDEBAR": {"navigation": "users.console.menu.navigation"},
+    "SIDEBAR": {"navigation": "api.console.menu.navigation"},
     "COLORS": {
         "primary": {
             "50": "#eefbf4", "100": "#d6f5e3", "200": "#b0eacb", "300": "#7cd8ab", "400": "#46be87", "500": "#23a26c",
@@ -354,9 +355,9 @@ UNFOLD = {
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["users.backends.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_PARSER_CLASSES": ["api.errors.StrictJSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["api.rest.errors.StrictJSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "EXCEPTION_HANDLER": "api.errors.answer",
+    "EXCEPTION_HANDLER": "api.rest.errors.answer",
     "DEFAULT_PAGINATION_CLASS": None,
     "COERCE_DECIMAL_TO_STRING": True,
     "UNAUTHENTICATED_USER": None,
@@ -485,4 +486,4 @@ LOGGING = {
 
 # --- places to die at, for tests -------------------------------------------------------------------------------------
 
-crashpoints.arm_from_environment(production=MPESA_PRODUCTION)
+failpoints.arm_from_environment(production=MPESA_PRODUCTION)

@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from api import health
+from api.rest import health
 
 urlpatterns = [
     path("api/users/", include("users.urls")),
@@ -13,6 +13,6 @@ urlpatterns = [
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
 ]
-handler400 = "api.errors.bad_request"
-handler404 = "api.errors.not_found"
-handler500 = "api.errors.server_error"
+handler400 = "api.rest.errors.bad_request"
+handler404 = "api.rest.errors.not_found"
+handler500 = "api.rest.errors.server_error"

@@ -31,7 +31,7 @@ class Bench:
         from django.utils import timezone
 
         from bench import winners
-        from payments import stakes
+        from payments.wallet import bets as wallet_bets
 
         ids = [winners.market().pk for _ in range(markets)]
         share = count // threads
@@ -39,7 +39,7 @@ class Bench:
         def bet(thread: int) -> None:
             for number in range(share):
                 member = self.members[(thread * share + number) % len(self.members)]
-                stakes.place(
+                wallet_bets.place(
                     user_id=member, market_id=ids[(thread + number) % markets], outcome="Yes", amount=STAKE,
                     client_ref=None, at=timezone.now(),
                 )  # fmt: skip

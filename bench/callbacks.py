@@ -56,17 +56,19 @@ class Bench:
         from django.utils import timezone
 
         from bench import winners
-        from payments import daraja, payouts, settlement_tasks
+        from payments import settlement_tasks
+        from payments.mpesa import client
+        from payments.payouts.sending import claims as sending_claims
 
         winners.due(count)
         made: list[tuple[str, bytes]] = []
         addresses = settlement_tasks.addresses()
         while len(made) < count:
-            claims = payouts.claim(at=timezone.now(), policy=self.policy, addresses=addresses, limit=500)
-            answers: list[tuple[payouts.Claim, payouts.Said]] = [
-                (claim, daraja.Accepted("AG_1", claim.originator_conversation_id)) for claim in claims
+            claims = sending_claims.claim(at=timezone.now(), policy=self.policy, addresses=addresses, limit=500)
+            answers: list[tuple[sending_claims.Claim, sending_claims.Said]] = [
+                (claim, client.Accepted("AG_1", claim.originator_conversation_id)) for claim in claims
             ]
-            payouts.record_all(answers, at=timezone.now(), policy=self.policy)
+            sending_claims.record_all(answers, at=timezone.now(), policy=self.policy)
             for claim in claims:
                 self.receipts += 1
                 body = result(
@@ -100,8 +102,8 @@ class Bench:
         """Apply all that is stored: the seconds it took."""
         from django.utils import timezone
 
-        from payments import callbacks
         from payments.models import Callback
+        from payments.payouts.evidence import callbacks
 
         began, last = time.monotonic(), 0
         while ids := callbacks.to_apply(after=last, limit=batch):
@@ -116,7 +118,7 @@ class Bench:
     def apply_each(self, posts: list[tuple[str, bytes]]) -> float:
         from django.utils import timezone
 
-        from payments import callbacks
+        from payments.payouts.evidence import callbacks
 
         self.store(posts)
         began = time.monotonic()

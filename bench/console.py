@@ -222,12 +222,13 @@ SHOW_FIGURES = ("market_choose", "market_resolve", "proposal")
 
 def _once_computed(house: Any, client: Any, found: dict[str, list[str]]) -> dict[str, dict[str, Seen]]:
     """The pages that wait for a worker, when it is through; and what it takes the worker."""
-    from payments import overview_tasks, preview
+    from payments import monitoring_tasks
+    from payments.settlement import preview
 
     slowest = 0.0
     for rule, weights in preview.choices(house.hot):
         began = time.perf_counter()
-        overview_tasks.look(house.hot.pk, rule, {name: str(weight) for name, weight in weights.items()}, "")
+        monitoring_tasks.look(house.hot.pk, rule, {name: str(weight) for name, weight in weights.items()}, "")
         slowest = max(slowest, time.perf_counter() - began)
     say(f"console: the slowest preview took a worker {slowest:.1f} s")
     seen: dict[str, dict[str, Seen]] = {}
@@ -244,14 +245,14 @@ def _logged_in(boss: Any) -> Any:
     from django.utils import timezone
     from django_otp.plugins.otp_totp.models import TOTPDevice
 
-    from users.console import access
+    from api.console import step_up
 
     TOTPDevice.objects.get_or_create(user=boss, confirmed=True)
     client = Client(SERVER_NAME="localhost")
     client.force_login(boss, "users.backends.PinBackend")
     session = client.session
-    session[access.PROVEN_BY_CODE] = True
-    session[access.STEPPED_UP_AT] = timezone.now().isoformat()
+    session[step_up.PROVEN_BY_CODE] = True
+    session[step_up.STEPPED_UP_AT] = timezone.now().isoformat()
     session.save()
     return client
 
@@ -329,10 +330,10 @@ def _row(quantity: str, cost: Seen) -> Row:
 
 
 def main(*, full: bool) -> None:
-    from bench import house as houses
+    from bench import month_of_data
 
     bets = 1_000_000 if full else 100_000
-    house = houses.fill(bets=bets)
+    house = month_of_data.fill(bets=bets)
     say(f"console: {house.bets:,} bets and {house.transactions:,} transactions are there")
     hand_over(
         Measured(

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import django
 import requests
 
+from bench.burst import free_port, operator_of, processes, wait_for
 from bench.figures import Measured, Row, at_most, hand_over
-from bench.rush import free_port, operator_of, processes, wait_for
 from soak.figures import Progress
 from soak.parts import ROOT
 

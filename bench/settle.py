@@ -73,8 +73,9 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
     from django.utils import timezone
 
     from bench import floor
-    from payments import settlement, settlement_tasks
-    from payments.giving_way import giving_way
+    from payments import settlement_tasks
+    from payments.settlement import settling
+    from payments.settlement.pacing import giving_way
 
     spent, locked, wallets_wait = 0.0, [0.0], False
 
@@ -93,12 +94,12 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
 
     policy = settlement_tasks.policy()
     if warm_up:
-        settlement.settle(market_id=warm_up, at=timezone.now(), policy=policy, keep_going=lambda: True)
+        settling.settle(market_id=warm_up, at=timezone.now(), policy=policy, keep_going=lambda: True)
     say("begun")
     wal, cpu, at = floor.wal_written(), floor.cpu_spent(), time.monotonic()
     with connection.execute_wrapper(watch):
         began = time.perf_counter()
-        progress = settlement.settle(
+        progress = settling.settle(
             market_id=market_id, at=timezone.now(), policy=policy, keep_going=giving_way(lambda: True)
         )
         seconds = time.perf_counter() - began
@@ -116,7 +117,7 @@ def bet_on(markets: range, members: range) -> None:
     """
     from django.utils import timezone
 
-    from payments import stakes
+    from payments.wallet import bets as wallet_bets
 
     # A thread that waits for the end of standard input; it is gone when that has come.
     listening = threading.Thread(target=sys.stdin.read, daemon=True)
@@ -124,7 +125,7 @@ def bet_on(markets: range, members: range) -> None:
     bets: list[tuple[float, float]] = []
     while listening.is_alive():
         began = time.monotonic()
-        stakes.place(
+        wallet_bets.place(
             user_id=secrets.choice(members),
             market_id=secrets.choice(markets),
             outcome="Yes",
@@ -163,7 +164,8 @@ def settled(market_id: int, warm_up: int) -> Run:
 def resolve(market_id: int) -> None:
     from django.utils import timezone
 
-    from payments import resolutions, settlement_tasks
+    from payments import settlement_tasks
+    from payments.settlement import resolutions
     from users import audit
 
     resolutions.resolve(
@@ -182,7 +184,7 @@ def row_by_row(market_id: int) -> float:
     from django.utils import timezone
 
     from markets.models import Bet
-    from payments import ledger
+    from payments.ledger import journal
     from payments.models import Settlement, Transaction
 
     resolve(market_id)
@@ -206,8 +208,8 @@ def row_by_row(market_id: int) -> float:
                 tranche=bet.pk % 32_768, external_ref=f"KASOKO-{market_id}-{bet.user_id}-{bet.pk}",
                 phone_number=bet.user.phone_number, due_at=at,
             )  # fmt: skip
-            accounts = (ledger.pool(market_id), ledger.PAYABLE)
-            ledger.post([ledger.Entry(f"payout:{due.pk}", *accounts, due.amount, due.pk)], at=at)
+            accounts = (journal.pool(market_id), journal.PAYABLE)
+            journal.post([journal.Entry(f"payout:{due.pk}", *accounts, due.amount, due.pk)], at=at)
         transaction.set_rollback(True)
     return time.perf_counter() - began
 
@@ -231,7 +233,7 @@ def digest(market_id: int) -> str:
 
 def cents_left(market_id: int) -> Decimal:
     """Dividends + fee − pool, and what the pool's account still holds, in shillings: their magnitudes' sum."""
-    from payments import ledger
+    from payments.ledger import journal
 
     with connection.cursor() as cursor:
         cursor.execute(
@@ -239,7 +241,7 @@ def cents_left(market_id: int) -> Decimal:
             " FROM payments_settlement s WHERE s.market_id = %s",
             [market_id],
         )
-        return Decimal(cursor.fetchone()[0]) + abs(ledger.balance(ledger.pool(market_id)))
+        return Decimal(cursor.fetchone()[0]) + abs(journal.balance(journal.pool(market_id)))
 
 
 def killed(market_id: int, expected_seconds: float) -> int:
@@ -303,14 +305,14 @@ def betting_beside(markets: list[int], members: range, work: Callable[[], Run]) 
 
 
 def main(*, full: bool) -> None:
-    from bench import crowd, floor
+    from bench import floor, population
     from bench.servers import server_directory
 
     place = server_directory(os.environ["KASOKO_BENCH_ROOT_URL"])
     floor.make_twins()
     with connection.cursor() as cursor:
         cursor.execute(TIMED)
-    warm_ups = iter(crowd.gather(bets=WARM_UP, twins=sum(TIMES.values()) + 1, others=0).twins)
+    warm_ups = iter(population.gather(bets=WARM_UP, twins=sum(TIMES.values()) + 1, others=0).twins)
     sizes = [size for size in TIMES if full or size < 1_000_000]
     rows: list[Row] = []
     seen: dict[int, list[Run]] = {}
@@ -318,7 +320,7 @@ def main(*, full: bool) -> None:
     by_row: dict[int, float] = {}
     for size in sizes:
         last = size == sizes[-1]
-        gathered = crowd.gather(bets=size, twins=TIMES[size] + ROW_BY_ROW.get(size, 0) + 2 * last)
+        gathered = population.gather(bets=size, twins=TIMES[size] + ROW_BY_ROW.get(size, 0) + 2 * last)
         say(f"settle: {size:,} bets on each of {len(gathered.twins)} markets are there")
         twins = iter(gathered.twins)
         seen[size], floors[size] = [], []
@@ -397,7 +399,7 @@ def _cost(size: int, runs: list[Run], costs: "list[Any]", by_row: float | None) 
 
 def _largest(size: int, gathered: Any, left: list[int], done: list[int], runs: list[Run], warm_up: int) -> list[Row]:
     """What is looked at on the largest market only: locks, the other markets' bettors, and kills."""
-    from bench import crowd
+    from bench import population
 
     calm, victim = left
     longest = statistics.median(run.longest_lock for run in runs) * 1000
@@ -407,7 +409,7 @@ def _largest(size: int, gathered: Any, left: list[int], done: list[int], runs: l
             stretch="≤ 50 ms", met=met, stretched=stretched,
             how_far="from the first lock of a chunk to its commit; the rows that need no wallet are written before")
     ]  # fmt: skip
-    members = crowd.fill_wallets(members=400, crowd=gathered)
+    members = population.fill_wallets(members=400, crowd=gathered)
     before, during, after = betting_beside(gathered.others, members, lambda: settled(calm, warm_up))
     took = statistics.median(run.seconds for run in runs)
     ratio = during.per_second / ((before.per_second + after.per_second) / 2)

@@ -9,9 +9,9 @@ from django.conf import settings
 from django.utils import timezone
 
 from markets.models import Bet, Market
-from payments import resolutions, settlement
 from payments.models import Settlement
 from payments.policy import Policy
+from payments.settlement import resolutions, settling
 from users import audit
 from users.models import CustomUser
 
@@ -55,6 +55,6 @@ def due(count: int) -> Settlement:
         market_id=made.pk, rule="WINNER", weights={"Yes": Decimal(100)}, by=audit.MACHINE, at=timezone.now(),
         policy=policy, reason="",
     )  # fmt: skip
-    settlement.settle(market_id=made.pk, at=timezone.now(), policy=policy, keep_going=lambda: True)
+    settling.settle(market_id=made.pk, at=timezone.now(), policy=policy, keep_going=lambda: True)
     Settlement.objects.filter(market=made).update(release_open=True)
     return Settlement.objects.get(market=made)

@@ -1,7 +1,7 @@
 from django.urls import path
 
-from markets import certificate_views, views
-from markets.admin_decision_views import (
+from api.rest import certificates, disputes, markets
+from api.rest.decisions import (
     approve_proposal,
     reject_proposal,
     scratch_outcome,
@@ -9,27 +9,20 @@ from markets.admin_decision_views import (
     undo_settlement,
     withdraw_resolution,
 )
-from markets.admin_settlement_views import (
-    resolve_market,
-    retry_failed_payouts_batch,
-    retry_payout,
-    settlement_status,
-    void_market,
-)
-from payments import dispute_views
+from api.rest.settlement import resolve_market, retry_failed_payouts_batch, retry_payout, settlement_status, void_market
 
 urlpatterns = [
-    path("", views.MarketList.as_view(), name="markets"),
-    path("<int:market_id>/", views.MarketDetail.as_view(), name="market"),
-    path("<int:market_id>/bets/", views.MarketBets.as_view(), name="market_bets"),
+    path("", markets.MarketList.as_view(), name="markets"),
+    path("<int:market_id>/", markets.MarketDetail.as_view(), name="market"),
+    path("<int:market_id>/bets/", markets.MarketBets.as_view(), name="market_bets"),
     path(
         "<int:market_id>/bets/<uuid:bet_id>/explanation/",
-        certificate_views.BetExplanation.as_view(),
+        certificates.BetExplanation.as_view(),
         name="explanation",
     ),
-    path("<int:market_id>/bets/<uuid:bet_id>/disputes/", dispute_views.BetDisputes.as_view(), name="bet_disputes"),
-    path("<int:market_id>/settlement/", certificate_views.SettlementCertificate.as_view(), name="certificate"),
-    path("<int:market_id>/settlement/bets.jsonl", certificate_views.SettlementBets.as_view(), name="certificate_bets"),
+    path("<int:market_id>/bets/<uuid:bet_id>/disputes/", disputes.BetDisputes.as_view(), name="bet_disputes"),
+    path("<int:market_id>/settlement/", certificates.SettlementCertificate.as_view(), name="certificate"),
+    path("<int:market_id>/settlement/bets.jsonl", certificates.SettlementBets.as_view(), name="certificate_bets"),
     path("admin/resolve/", resolve_market, name="resolve_market"),
     path("admin/void/", void_market, name="void_market"),
     path("admin/settlement-preview/<int:market_id>/", settlement_preview, name="settlement_preview"),

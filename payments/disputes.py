@@ -15,10 +15,11 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 
 from markets.models import Bet
-from payments import interventions, queries
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
+from payments.payouts.operations import actions
 from payments.policy import Policy
-from users import audit, notices
+from payments.settlement import status
+from users import audit, notifications
 
 State, Remedy, Kind = Dispute.State, Dispute.Remedy, DisputeEvent.Kind
 
@@ -70,7 +71,7 @@ def open_about_bet(
         )
         if bet is None:
             raise DisputeNotFound(f"You have no bet {bet_id} in market {market_id}.")
-        run = queries.run_of(bet)
+        run = status.run_of(bet)
         if run is None or run.settled_at is None or bet.result == Bet.Result.PENDING:
             raise NotDisputable("This bet has no result yet.")
         _require_open_window(run.settled_at, Dispute.objects.filter(bet=bet), at=at, policy=policy)
@@ -171,7 +172,7 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
         if remedy == Remedy.RE_RESOLVE and (run is None or run.rule in _FINAL):
             raise NoSuchRemedy("It was decided by no resolution that could be undone.")
         payouts = _stuck_payouts(dispute) if remedy in (Remedy.PAY_TO_WALLET, Remedy.RESEND) else []
-        act = interventions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else interventions.put_back
+        act = actions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else actions.put_back
         done = [act(payout_id, at=at) for payout_id in payouts]
         dispute.state, dispute.closed_at, dispute.closed_by_id = State.UPHELD, at, by.user_id
         dispute.remedy = remedy
@@ -184,7 +185,7 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
         _tell(dispute, event, f"Your dispute of {_subject(dispute)} was upheld: {text} {_PROMISES[remedy]}".strip(), at)
         for payout, payout_was in done:
             action = "payout.to_wallet" if remedy == Remedy.PAY_TO_WALLET else "payout.retry"
-            interventions.record(action, payout, payout_was, by=by, at=at, reason=f"Dispute {dispute.public_id}")
+            actions.record(action, payout, payout_was, by=by, at=at, reason=f"Dispute {dispute.public_id}")
         _record("dispute.uphold", dispute, was, by=by, at=at, reason=text)
     return Upheld(dispute=dispute, to_send=tuple(payouts) if remedy == Remedy.RESEND else ())
 
@@ -331,7 +332,7 @@ def _happened(dispute: Dispute, kind: DisputeEvent.Kind, *, by: audit.Actor, tex
 
 
 def _tell(dispute: Dispute, event: DisputeEvent, text: str, at: datetime) -> None:
-    notices.tell(
+    notifications.tell(
         user_id=dispute.user_id,
         kind="dispute",
         subject=f"dispute:{dispute.public_id}",

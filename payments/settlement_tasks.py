@@ -18,14 +18,20 @@ from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from payments import callbacks, certificates, crashpoints, daraja, disputes, float_readings, payouts, settlement, undo
-from payments.addresses import Addresses
-from payments.daraja_bulk import BulkGateway
-from payments.giving_way import giving_way
-from payments.limiter import Limiter
+from payments import disputes, failpoints
+from payments.mpesa import client
+from payments.mpesa.bulk_client import BulkGateway
+from payments.mpesa.callback_urls import Addresses
+from payments.mpesa.rate_limit import Limiter
+from payments.payouts import float_balance
+from payments.payouts.evidence import callbacks
+from payments.payouts.sending import claims
+from payments.payouts.sending.dispatcher import QUESTIONS, Pump
+from payments.payouts.sending.dispatcher_thread import Sender
 from payments.policy import Policy
-from payments.pump import QUESTIONS, Pump
-from payments.sender import Sender
+from payments.settlement import settling, undo
+from payments.settlement.certificates import issuing
+from payments.settlement.pacing import giving_way
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
@@ -40,7 +46,7 @@ _broker_gone_until = 0.0
 @shared_task(name="payments.settlement_tasks.settle_market")
 def settle_market(market_id: int) -> None:
     """Settle one resolved market as far as a few seconds allow, then hint at sending its payouts."""
-    progress = settlement.settle(
+    progress = settling.settle(
         market_id=market_id, at=timezone.now(), policy=policy(), keep_going=giving_way(for_seconds(FOR_SECONDS))
     )
     if progress.found and not progress.settled:
@@ -63,7 +69,7 @@ def undo_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.send_b2c_payout")
 def send_b2c_payout(transaction_id: int) -> None:
     """Send one payout, if it is due and no other worker has it; otherwise the sweep will."""
-    if pump().send_one(transaction_id) and payouts.any_due(at=timezone.now(), policy=policy()):
+    if pump().send_one(transaction_id) and claims.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
 
@@ -71,7 +77,7 @@ def send_b2c_payout(transaction_id: int) -> None:
 def settle_resolved_markets() -> None:
     """Sweep: settle, or undo, the markets whose message was lost."""
     keep_going = for_seconds(FOR_SECONDS)
-    for task, waiting in ((undo_market, undo.to_carry_out), (settle_market, settlement.to_settle)):
+    for task, waiting in ((undo_market, undo.to_carry_out), (settle_market, settling.to_settle)):
         for market_id in waiting(limit=100):
             if not keep_going():
                 return
@@ -103,11 +109,11 @@ def apply_stored_callbacks() -> None:
                 return
             with _apart(f"Callback {callback_id}"):
                 callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=policy())
-            crashpoints.reach("sweep between rows")
+            failpoints.reach("sweep between rows")
         if not keep_going():
             nudge(apply_stored_callbacks)
             return
-    if last and payouts.any_due(at=timezone.now(), policy=policy()):
+    if last and claims.any_due(at=timezone.now(), policy=policy()):
         nudge(send_due_payouts)
 
 
@@ -121,11 +127,11 @@ def ask_about_doubts() -> None:
 def issue_certificates() -> None:
     """Sweep: issue the certificates of what is settled, for a few seconds."""
     keep_going = giving_way(for_seconds(FOR_SECONDS))
-    for settlement_id in certificates.to_issue(limit=100):
+    for settlement_id in issuing.to_issue(limit=100):
         if not keep_going():
             break
         with _apart(f"The certificate of settlement {settlement_id}"):
-            certificates.issue(settlement_id=settlement_id, at=timezone.now(), keep_going=keep_going)
+            issuing.issue(settlement_id=settlement_id, at=timezone.now(), keep_going=keep_going)
 
 
 @shared_task(name="payments.settlement_tasks.close_remedied_disputes")
@@ -139,8 +145,8 @@ def close_remedied_disputes() -> None:
 @shared_task(name="payments.settlement_tasks.ask_for_the_float")
 def ask_for_the_float() -> None:
     """Ask M-Pesa what our Utility account holds; previews show the answer with its age."""
-    question = float_readings.ask(at=timezone.now(), addresses=addresses())
-    float_readings.put(question, gateway=gateway(), addresses=addresses())
+    question = float_balance.ask(at=timezone.now(), addresses=addresses())
+    float_balance.put(question, gateway=gateway(), addresses=addresses())
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -231,8 +237,8 @@ def broker() -> redis.Redis:
 
 
 @cache
-def gateway() -> daraja.Gateway:
-    credentials = daraja.Credentials(
+def gateway() -> client.Gateway:
+    credentials = client.Credentials(
         base_url=settings.MPESA_BASE_URL,
         consumer_key=settings.MPESA_CONSUMER_KEY,
         consumer_secret=settings.MPESA_CONSUMER_SECRET,
@@ -242,9 +248,9 @@ def gateway() -> daraja.Gateway:
         passkey=settings.MPESA_PASSKEY,
         transaction_command=settings.MPESA_COMMAND_ID,
     )
-    return daraja.Gateway(
+    return client.Gateway(
         credentials,
-        tokens=daraja.SharedTokens(broker(), name=credentials.token_name),
+        tokens=client.SharedTokens(broker(), name=credentials.token_name),
         timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
         pool_size=QUESTIONS,
     )

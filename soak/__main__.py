@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-# Starts the tests' PostgreSQL and Redis, and takes a developer's settings out of the environment.
-import testservices
 from soak.figures import Figure, handed_over, say
 from soak.parts import ROOT, Ended, Part, commit, git, machine, run
+
+# Starts the tests' PostgreSQL and Redis, and takes a developer's settings out of the environment.
+from testing import services
 
 KEPT = ROOT / "docs" / "soak.json"
 PAGE = ROOT / "docs" / "soak.md"
@@ -42,7 +43,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     struck, striking = (200, 300) if quick else (2_000, 900)
     killing, calling, parsing = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
-    simulation = ("payments.tests.simulation", jobs)
+    simulation = ("soak.simulation", jobs)
     chance = f"--seed={seed}"
     # Killing ends, and what is left is paid in peace, a while before the part's own time is up.
     return (
@@ -178,7 +179,7 @@ def main(arguments: list[str]) -> int:
         say(f"{'-' if figure.passed is None else 'ok' if figure.passed else 'NO'}  {figure.name}: {figure.seen}")
     if asked.only is None or asked.save:
         say(f"Written to {PAGE.relative_to(ROOT)}.")
-    testservices.embedded.leave(ROOT, "fast")
+    services.embedded.leave(ROOT, "fast")
     return int(any(figure.passed is False for figure in measured))
 
 

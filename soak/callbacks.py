@@ -54,16 +54,17 @@ def run(*, count: int, at_most_seconds: float, seed: int) -> list[Figure]:
 
 def _payouts_under_way() -> list[dict[str, str]]:
     """Payouts that were sent and asked about: the id and the tokens of each."""
-    from payments import payouts, settlement_tasks
+    from payments import settlement_tasks
     from payments.models import Attempt
-    from payments.tests import builders
+    from payments.payouts.sending import claims
+    from testing import builders
 
     policy, addresses = settlement_tasks.policy(), settlement_tasks.addresses()
     bets = [(builders.member(), "Yes", 285) for _ in range(ATTEMPTS)]
     builders.settled_market(bets, fee_pct=0, policy=builders.policy())
     at = builders.AT
-    payouts.claim(at=at, policy=policy, addresses=addresses, limit=ATTEMPTS)
-    payouts.ask(at=at + policy.query_after, policy=policy, addresses=addresses, limit=ATTEMPTS)
+    claims.claim(at=at, policy=policy, addresses=addresses, limit=ATTEMPTS)
+    claims.ask(at=at + policy.query_after, policy=policy, addresses=addresses, limit=ATTEMPTS)
     Attempt.objects.update(next_query_at=None)
     return [
         {"ocid": ocid, "phone": phone, "result": addresses.token(ocid), "status": addresses.token(f"{ocid}?1")}
@@ -103,7 +104,7 @@ def _in_processes(
 
 
 def _figures(heard: list[dict[str, Any]], before: Counter[str], count: int) -> list[Figure]:
-    from payments import reconciliation
+    from payments.ledger import invariants
     from payments.models import Attempt, Callback
 
     sent = sum(each["sent"] for each in heard)
@@ -117,7 +118,7 @@ def _figures(heard: list[dict[str, Any]], before: Counter[str], count: int) -> l
     moved = _transfers() - before - Counter(allowed)
     strays = Callback.objects.filter(attempt=None, query=None).count() + Callback.objects.filter(kind="plain").count()
     p99, seconds = _percentile(slots, Decimal("0.99")), max(each["seconds"] for each in heard)
-    differences = [str(difference) for difference in reconciliation.differences()]
+    differences = [str(difference) for difference in invariants.differences()]
     rate = f"{sent:,} in {seconds:.0f} s ({sent / seconds:,.0f} a second), {Callback.objects.count():,} stored"
     short = "" if sent >= count - len(heard) else f"; cut short of {count:,} by the time allowed"
     return [

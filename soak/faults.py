@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from api.tests.running import Running, running
-from payments.sandbox.faults import FAULTS
+from payments.mpesa.simulator.faults import FAULTS
 from soak.figures import Figure, Progress, hand_over
 from soak.kills import DIVIDEND, MARKET
+from testing.running import Running, running
 
 SETTINGS = {
     "PAYOUT_TPS": "100",

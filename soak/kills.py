@@ -13,9 +13,9 @@ from typing import Any
 
 import psycopg2
 
-from api.tests.running import until
-from api.tests.supervised import Servers, Supervised
 from soak.figures import Figure, Progress, hand_over
+from testing.running import until
+from testing.supervised import Servers, Supervised
 
 VICTIMS = ("web", "worker", "beat", "PostgreSQL", "Redis", "all of them")
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 5.0

@@ -18,7 +18,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payments import daraja_messages
+from payments.mpesa import messages
 from soak.figures import Figure, hand_over, say
 
 PARSERS = ("parse_result", "parse_status", "parse_timeout", "parse_balance", "parse_stk")
@@ -62,13 +62,13 @@ def read(body: bytes) -> None:
     """Read a body in every way that the project does, and look at all that was read. Raises: whatever is a find."""
     for name in PARSERS:
         try:
-            found = getattr(daraja_messages, name)(body)
-        except daraja_messages.Unreadable:
+            found = getattr(messages, name)(body)
+        except messages.Unreadable:
             continue
         for attribute in dir(type(found)):
             if not attribute.startswith("_"):
                 getattr(found, attribute)
-        daraja_messages.meaning(getattr(found, "result_code", ""))
+        messages.meaning(getattr(found, "result_code", ""))
 
 
 def run(*, seconds: float) -> list[Figure]:
@@ -137,9 +137,9 @@ def _genuine() -> list[dict[str, Any]]:
 def _by_atheris(arguments: list[str]) -> None:
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-    for name, function in list(vars(daraja_messages).items()):
-        if getattr(function, "__module__", "") == daraja_messages.__name__ and hasattr(function, "__code__"):
-            setattr(daraja_messages, name, atheris.instrument_func(function))
+    for name, function in list(vars(messages).items()):
+        if getattr(function, "__module__", "") == messages.__name__ and hasattr(function, "__code__"):
+            setattr(messages, name, atheris.instrument_func(function))
     atheris.Setup([sys.argv[0], *arguments], read)
     atheris.Fuzz()
 

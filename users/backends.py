@@ -9,7 +9,7 @@ from knox.auth import TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from api.bodies import source_address
+from api.rest.fields import source_address
 from users import auth, phone
 from users.models import CustomUser
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from api.tests.running import PIN, ROOT, Json, Running, running, until
+from testing.running import PIN, ROOT, Json, Running, running, until
 
 pytestmark = pytest.mark.journey
 

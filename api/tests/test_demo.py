@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from api import stack
+from api.demo import supervisor
 
 pytestmark = pytest.mark.journey
 
@@ -38,7 +38,8 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
         }
         command = [sys.executable, "-m", "api.demo", *arguments]
         demo = subprocess.Popen(
-            command, cwd=stack.BASE_DIR, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=supervisor.BASE_DIR, env=environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         launched.append(demo)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from api.tests.running import Running, running, until
+from testing.running import Running, running, until
 
 pytestmark = pytest.mark.journey
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from api.tests.running import Running, running, until
+from testing.running import Running, running, until
 
 pytestmark = pytest.mark.journey
 

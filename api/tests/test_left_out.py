@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from api.tests import browsing
+from testing import browsing
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_without_chromium_names_what_it_left_out_and_how_to_install_it(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "api/tests/test_console_browser.py"],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "api/tests/console/test_browser.py"],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "KASOKO_CHROMIUM"} | {"PATH": str(tmp_path)},
         capture_output=True,

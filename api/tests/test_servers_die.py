@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from api.tests.running import until
-from api.tests.supervised import Servers, Supervised
+from testing.running import until
+from testing.supervised import Servers, Supervised
 
 pytestmark = [pytest.mark.journey, pytest.mark.servers]
 

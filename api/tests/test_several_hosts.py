@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.tests.running import running, until
+from testing.running import running, until
 
 pytestmark = pytest.mark.journey
 

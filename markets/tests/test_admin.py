@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 
 from markets.models import Market
-from payments.tests.builders import bet, market, member, nothing_moved, operator, settled_market
+from testing.builders import bet, market, member, nothing_moved, operator, settled_market
 
 NEW = {"question": "Who wins?", "platform_fee_pct": "5.00", "end_date_0": "2026-12-01", "end_date_1": "18:00:00"}
 

@@ -13,11 +13,16 @@ import pytest
 from django.test import Client
 
 from markets.models import Bet
-from payments import callbacks, interventions, ledger, payouts, resolutions, settlement, stakes
+from payments.ledger import journal
 from payments.models import Attempt, Callback, Settlement, Transaction
-from payments.tests import builders
-from payments.tests.builders import AT, at_once, transfers
-from payments.tests.stories import ADDRESSES, POLICY, after, failed, result_body, sent, states
+from payments.payouts.evidence import callbacks
+from payments.payouts.operations import actions
+from payments.payouts.sending import claims as sending_claims
+from payments.settlement import resolutions, settling
+from payments.wallet import bets as wallet_bets
+from testing import builders
+from testing.builders import AT, at_once, transfers
+from testing.payout_steps import ADDRESSES, POLICY, after, failed, result_body, sent, states
 from users.audit import MACHINE
 from users.models import CustomUser
 
@@ -31,7 +36,7 @@ def kinds(answers: list[Any]) -> dict[str, int]:
 
 
 def place_bet(market_id: int, user_id: int, amount: int = 10, outcome: str = "Yes", key: str | None = None) -> Any:
-    return stakes.place(
+    return wallet_bets.place(
         user_id=user_id, market_id=market_id, outcome=outcome, amount=Decimal(amount), client_ref=key, at=AT
     )
 
@@ -46,9 +51,11 @@ def test_of_many_bets_from_one_wallet_exactly_those_it_can_pay_are_placed(_round
     # then
     assert kinds(answers) == {"Placed": 40, "InsufficientFunds": 24}
     assert CustomUser.objects.get(pk=member.pk).balance == 9
-    assert ledger.balance(ledger.pool(market.pk)) == 400
+    assert journal.balance(journal.pool(market.pk)) == 400
     assert Bet.objects.count() == 40
-    assert sorted(answer.balance for answer in answers if isinstance(answer, stakes.Placed)) == list(range(9, 400, 10))
+    assert sorted(answer.balance for answer in answers if isinstance(answer, wallet_bets.Placed)) == list(
+        range(9, 400, 10)
+    )
 
 
 def test_bets_of_many_members_that_race_with_the_resolve_are_in_the_pool_or_refused(_round: int) -> None:
@@ -102,7 +109,7 @@ def test_a_market_that_many_settle_at_once_is_settled_once(_round: int, chunk: i
 
     # when
     policy = builders.policy(settlement_chunk=chunk)
-    settle = partial(settlement.settle, market_id=market.pk, at=AT, policy=policy, keep_going=lambda: True)
+    settle = partial(settling.settle, market_id=market.pk, at=AT, policy=policy, keep_going=lambda: True)
     answers = at_once(*[settle] * THREADS)
 
     # then: each call that found it unsettled left it settled, whoever did the work
@@ -119,7 +126,7 @@ def test_of_many_claims_of_one_payout_one_sends_it(_round: int) -> None:
     payout = builders.payout(285)
 
     # when
-    claim = partial(payouts.claim, at=AT, policy=POLICY, addresses=ADDRESSES, limit=10, transaction_id=payout.pk)
+    claim = partial(sending_claims.claim, at=AT, policy=POLICY, addresses=ADDRESSES, limit=10, transaction_id=payout.pk)
     answers = at_once(*[claim] * THREADS)
 
     # then
@@ -191,7 +198,7 @@ def test_of_many_retries_of_one_failed_payout_one_wins(_round: int) -> None:
     failed(payout)
 
     # when
-    answers = at_once(*[partial(interventions.retry, transaction_id=payout.pk, by=MACHINE, at=after(60))] * THREADS)
+    answers = at_once(*[partial(actions.retry, transaction_id=payout.pk, by=MACHINE, at=after(60))] * THREADS)
 
     # then
     assert kinds(answers) == {"Transaction": 1, "PayoutNotRetryable": THREADS - 1}
@@ -208,7 +215,7 @@ def test_of_retries_and_redirects_of_one_failed_payout_one_wins(_round: int) -> 
     # when
     ways = [
         partial(way, transaction_id=payout.pk, by=MACHINE, at=after(60))
-        for way in (interventions.retry, interventions.redirect_to_wallet)
+        for way in (actions.retry, actions.redirect_to_wallet)
     ]
     answers = at_once(*ways * (THREADS // 2))
 

@@ -13,13 +13,15 @@ from django.test import Client
 from django.utils import timezone
 
 from markets.models import Bet, Market, Outcome
-from markets.tests.rest import UNREADABLE_BODIES, assert_refused, post
-from payments import disputes, interventions, resolutions, settlement_tasks
+from payments import disputes, settlement_tasks
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
-from payments.tests import builders
-from payments.tests.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
-from payments.tests.stories import failed, hear, result_body, sent
-from payments.tests.test_guards import ways
+from payments.payouts.operations import actions
+from payments.settlement import resolutions
+from payments.tests.models.test_guards import ways
+from testing import builders
+from testing.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
+from testing.payout_steps import failed, hear, result_body, sent
+from testing.rest import UNREADABLE_BODIES, assert_refused, post
 from users import audit
 from users.audit import Actor
 from users.models import AuditEntry, CustomUser, Notice
@@ -411,8 +413,8 @@ def test_a_remedy_that_cannot_be_carried_out_decides_nothing(user: CustomUser, s
         phone_number=user.phone_number, status="COMPLETED", created_at=AT,
     )  # fmt: skip
     for subject, remedy, refusal in (
-        (payout, "pay_to_wallet", interventions.PayoutNotRetryable),
-        (payout, "resend", interventions.PayoutNotRetryable),
+        (payout, "pay_to_wallet", actions.PayoutNotRetryable),
+        (payout, "resend", actions.PayoutNotRetryable),
         (lost_bet(member()), "resend", disputes.NoSuchRemedy),
         (deposit, "re_resolve", disputes.NoSuchRemedy),
         (void, "re_resolve", disputes.NoSuchRemedy),

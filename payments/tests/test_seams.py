@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from payments import interventions, ledger, recoveries, resolutions, undo
+from payments.ledger import journal, receivables
 from payments.models import Attempt, Recovery, Settlement, Transaction
-from payments.tests import builders
-from payments.tests.builders import AT, actor
-from payments.tests.stories import (
+from payments.payouts.operations import actions
+from payments.settlement import resolutions, undo
+from testing import builders
+from testing.builders import AT, actor
+from testing.payout_steps import (
     POLICY,
     READ_TIMEOUT,
     THROTTLED,
@@ -32,7 +34,7 @@ def retried() -> tuple[Transaction, Attempt]:
     """A payout of 285 whose first request was refused, put back to be sent."""
     payout = builders.payout(285)
     first = failed(payout)
-    interventions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
     return payout, first
 
 
@@ -45,8 +47,8 @@ def test_what_an_earlier_request_paid_is_not_released_to_be_paid_again(db: None)
     assert payout.status == "HELD"
 
     # when
-    with pytest.raises(interventions.NotToBeReleased, match="An earlier request"):
-        interventions.release(transaction_id=payout.pk, by=MACHINE, at=after(300))
+    with pytest.raises(actions.NotToBeReleased, match="An earlier request"):
+        actions.release(transaction_id=payout.pk, by=MACHINE, at=after(300))
 
     # then: not even a payout that is pending all the same is claimed
     assert claims(after(400)) == []
@@ -61,7 +63,7 @@ def test_a_proof_of_failure_is_booked_after_the_late_payments_debt_was_written_o
     payout, first = retried()
     second = sent(payout, READ_TIMEOUT, after(30))
     hear(first, result_body(first), after(35))
-    recoveries.write_off(recovery_id=Recovery.objects.get().pk, reason="Gone.", by=actor(), at=after(40))
+    receivables.write_off(recovery_id=Recovery.objects.get().pk, reason="Gone.", by=actor(), at=after(40))
 
     # when
     ask_and_hear(second, status_body(second, "Failed"), after(60))
@@ -72,8 +74,8 @@ def test_a_proof_of_failure_is_booked_after_the_late_payments_debt_was_written_o
     recovery = Recovery.objects.get()
     assert payout.status == "COMPLETED"
     assert (recovery.amount, recovery.recovered, recovery.written_off) == (285, 285, 0)
-    for account in (ledger.wallet(payout.user_id), ledger.receivable(payout.user_id), "bad_debt", "in_flight"):
-        assert ledger.balance(account) == 0, account
+    for account in (journal.wallet(payout.user_id), journal.receivable(payout.user_id), "bad_debt", "in_flight"):
+        assert journal.balance(account) == 0, account
 
 
 def test_a_withdrawn_close_time_governs_no_later_resolution(db: None) -> None:

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 
-from payments.tests.builders import at_once, operator
+from testing.builders import at_once, operator
 from users import audit
 from users.audit import Actor
 from users.models import AuditEntry

@@ -10,8 +10,8 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 from django.test import Client
 
-from payments import ledger
-from payments.tests.builders import AT, PIN, member, nothing_moved, operator, transfers
+from payments.ledger import journal
+from testing.builders import AT, PIN, member, nothing_moved, operator, transfers
 from users import phone
 from users.models import CustomUser
 
@@ -22,7 +22,7 @@ def stored_balance(user: CustomUser) -> Decimal:
 
 def money_arrives(user: CustomUser, amount: str, key: str = "deposit:1") -> None:
     """Money moves in the wallet behind the back of whoever holds `user`."""
-    ledger.post([ledger.Entry(key, "mpesa_paybill", ledger.wallet(user.pk), Decimal(amount))], at=AT)
+    journal.post([journal.Entry(key, "mpesa_paybill", journal.wallet(user.pk), Decimal(amount))], at=AT)
 
 
 # --- phones ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import sys
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from payments.sandbox import server
+from payments.mpesa.simulator import server
 
 
 class Command(BaseCommand):

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from payments.credential import UnusableKey, encrypt_credential
+from payments.mpesa.security_credential import UnusableKey, encrypt_credential
 
 
 class Command(BaseCommand):

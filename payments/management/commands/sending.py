@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.utils import timezone
 
-from payments import breakers
+from payments.payouts import breakers
 from users import audit
 
 

@@ -6,7 +6,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from payments import queries, settlement, settlement_tasks, stakes
+from payments import settlement_tasks
+from payments.settlement import settling, status
+from payments.wallet import bets
 
 SECONDS_BETWEEN_LINES = 1.0
 
@@ -30,20 +32,20 @@ class Command(BaseCommand):
         """Go on for a second."""
         until = time.monotonic() + SECONDS_BETWEEN_LINES
         try:
-            progress = settlement.settle(
+            progress = settling.settle(
                 market_id=market_id,
                 at=timezone.now(),
                 policy=settlement_tasks.policy(),
                 keep_going=lambda: time.monotonic() < until,
             )
-        except stakes.MarketNotFound as error:
+        except bets.MarketNotFound as error:
             raise CommandError(str(error)) from error
         if not progress.found:
             raise CommandError(f"Market {market_id} has nothing to settle: it is not resolved, or is settled already.")
         return progress.settled
 
     def _say_progress(self, market_id: int) -> None:
-        found = queries.settlement_progress(market_id)
+        found = status.settlement_progress(market_id)
         self.stdout.write(
             f"Market {market_id}: {found.bets_done:,} of {found.bets_total:,} bets divided, "
             f"{found.members_done:,} members booked."

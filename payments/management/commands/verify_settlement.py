@@ -7,8 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from markets import certificate
-from payments import certificates
+from payments.settlement.certificates import document, issuing
 
 
 class Command(BaseCommand):
@@ -25,15 +24,15 @@ class Command(BaseCommand):
         try:
             body = json.loads(options["file"].read_text(encoding="utf-8"))
             with _opened(options["bets"]) as bets:
-                certificate.check(body, bets)
+                document.check(body, bets)
             if options["books"]:
                 with _opened(options["bets"]) as bets:
-                    certificates.compare_with_books(body, bets)
+                    issuing.compare_with_books(body, bets)
         except OSError as error:
             raise CommandError(str(error), returncode=1) from error
         except ValueError as error:
             raise CommandError(f"{options['file']} is no JSON: {error}", returncode=1) from error
-        except certificate.Differs as difference:
+        except document.Differs as difference:
             raise CommandError(str(difference), returncode=1) from difference
         stated = body["settlement"]
         self.stdout.write(f"It holds: {stated['bets']} bets, {stated['equation']}, {body['settlement_hash']}")

@@ -1,0 +1,144 @@
+"""The books: accounts, one account's transfers, the trial balance as of any day, and all of it as files."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from datetime import date
+from typing import Any
+
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.urls import path
+from django.utils import timezone
+from django.utils.dateparse import parse_date
+
+from api.console import page, paging
+from markets.models import NAIROBI
+from payments.ledger import journal, statements
+from payments.ledger import trial_balance as ledger_trial_balance
+from payments.models import LedgerAccount
+
+KINDS = {
+    "wallet": "What we owe members in their wallets",
+    "pool": "Stakes of markets that are not settled",
+    "payable": "Payouts that are to be sent",
+    "in_flight": "Payouts that M-Pesa has, of which we do not know the end",
+    "fee_income": "The platform's fees",
+    "opening": "What came from outside these books",
+    "tax_payable": "Tax withheld and not paid over",
+    "mpesa_charges_paid": "M-Pesa's charges, taken from the float",
+    "mpesa_utility": "The float that payouts leave from",
+    "mpesa_paybill": "What members paid in",
+    "charge_expense": "What M-Pesa's charges cost us",
+    "receivable": "What members owe us",
+    "bad_debt": "What was written off",
+}
+
+
+@page.page("view_ledger")
+def accounts(request: HttpRequest) -> HttpResponse:
+    typed, kind = request.GET.get("q", "").replace("\x00", "")[:80], request.GET.get("kind", "")
+    found = statements.search(typed, kind if kind in KINDS else "")
+    paged = paging.paged(request, found)
+    context = {"title": "Accounts", "paged": paged, "typed": typed, "kind": kind, "kinds": KINDS}
+    return page.render(request, "console/accounts.html", context)
+
+
+@page.page("view_ledger")
+def account(request: HttpRequest, account_id: int) -> HttpResponse:
+    found = LedgerAccount.objects.select_related("user", "market").filter(pk=account_id).first()
+    if found is None:
+        raise Http404("There is no such account.")
+    statement = statements.statement(found, before=paging.number(request.GET.get("before", "")))
+    context = {
+        "title": found.code,
+        "statement": statement,
+        "paged": {"next": statement.next, "is_later": "before" in request.GET},
+        "means": KINDS.get(found.kind, ""),
+        "may_export": page.may(request, "export_books"),
+    }
+    return page.render(request, "console/account.html", context)
+
+
+@page.page("view_ledger")
+def trial_balance(request: HttpRequest) -> HttpResponse:
+    day, problem = _day(request)
+    lines = ledger_trial_balance.trial_balance(day=day)
+    context = {
+        "title": "Trial balance",
+        "day": day,
+        "problem": problem,
+        "lines": [(line, KINDS.get(line.kind, "")) for line in lines],
+        "debits": sum((line.debits for line in lines), journal.ZERO),
+        "credits": sum((line.credits for line in lines), journal.ZERO),
+        "may_export": page.may(request, "export_books"),
+    }
+    return page.render(request, "console/trial_balance.html", context)
+
+
+@page.page("export_books")
+def export_account(request: HttpRequest, account_id: int) -> StreamingHttpResponse:
+    found = LedgerAccount.objects.filter(pk=account_id).first()
+    if found is None:
+        raise Http404("There is no such account.")
+    header = ("transfer", "at", "key", "other account", "transaction", "change", "balance")
+    rows = (
+        (line.id, line.at.astimezone(NAIROBI).isoformat(), line.key, line.other, line.transaction_id or "",
+         line.change, line.balance)
+        for line in statements.exported(found)
+    )  # fmt: skip
+    return _file(f"{found.code.replace(':', '-')}.csv", header, rows)
+
+
+@page.page("export_books")
+def export_trial_balance(request: HttpRequest) -> StreamingHttpResponse:
+    day, _ = _day(request)
+    lines = ledger_trial_balance.trial_balance(day=day)
+    rows = ((line.kind, line.accounts, line.debits, line.credits, line.balance) for line in lines)
+    header = ("kind", "accounts", "debits", "credits", "balance")
+    return _file(f"trial-balance-{day or 'all'}.csv", header, rows)
+
+
+def _day(request: HttpRequest) -> tuple[date | None, str]:
+    typed = request.GET.get("day", "").strip()
+    if not typed:
+        return None, ""
+    try:
+        day = parse_date(typed)
+    except ValueError:
+        day = None
+    if day is None or not 2000 <= day.year <= 2999:
+        return None, "That is no day; all transfers are shown. Type it as 2026-12-31."
+    return day, ""
+
+
+class _Line:
+    """What the csv writer writes into: it hands each line on."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _file(name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> StreamingHttpResponse:
+    writer = csv.writer(_Line())
+
+    def lines() -> Iterator[str]:
+        yield writer.writerow(header)
+        for row in rows:
+            yield writer.writerow([plain(cell) for cell in row])
+
+    stamp = timezone.localtime(timezone.now()).strftime("%Y%m%d-%H%M")
+    headers = {"Content-Disposition": f'attachment; filename="{stamp}-{name}"'}
+    return StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8", headers=headers)
+
+
+def plain(cell: Any) -> Any:
+    """A cell that a spreadsheet takes for text: what begins like a formula gets an apostrophe. Numbers stay numbers."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+urls = [
+    path("accounts/", accounts, name="accounts"),
+    path("accounts/<int:account_id>/", account, name="account"),
+    path("accounts/<int:account_id>/export/", export_account, name="account_export"),
+    path("trial-balance/", trial_balance, name="trial_balance"),
+    path("trial-balance/export/", export_trial_balance, name="trial_balance_export"),
+]

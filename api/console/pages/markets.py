@@ -1,0 +1,149 @@
+"""Markets: the list by what is to be done, and one market with its pools, odds, bets and settlement as it goes."""
+
+from typing import Any
+
+import redis
+from django.core.cache import cache
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import path
+from django.utils import timezone
+
+from api.console import page, paging
+from markets.models import NAIROBI, Market
+from payments.ledger import receivables
+from payments.models import Proposal, Settlement
+from payments.settlement import market_overview, undo
+
+TABS = {
+    "due": "To resolve",
+    "proposed": "To approve",
+    "open": "Open",
+    "closed": "Closed",
+    "resolved": "Being settled",
+    "settled": "Settled",
+    "void": "Void",
+    "all": "All",
+}
+COLOURS = ("#158257", "#2563eb", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#be185d")
+DAY, MINUTE = 86_400, 60
+
+
+@page.page("view_console")
+def markets(request: HttpRequest) -> HttpResponse:
+    at = timezone.now()
+    tab = request.GET.get("show", "all")
+    typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
+    found = Market.objects.all()
+    if tab == "due":
+        found = found.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at)
+    elif tab == "proposed":
+        found = found.filter(proposals__state=Proposal.State.OPEN)
+    elif tab in TABS and tab != "all":
+        found = found.filter(status=tab.upper())
+    if typed:
+        number = paging.number(typed)
+        found = found.filter(pk=number) if number is not None else found.filter(question__icontains=typed)
+    paged = paging.paged(request, found, size=25)
+    context = {
+        "title": "Markets",
+        "paged": paged,
+        "rows": market_overview.listed(paged.rows, at=at),
+        "tabs": TABS,
+        "tab": tab,
+        "typed": typed,
+        "may_add": request.user.has_perm("markets.add_market"),
+    }
+    return page.render(request, "console/markets.html", context)
+
+
+@page.page("view_console")
+def market(request: HttpRequest, market_id: int) -> HttpResponse:
+    found = _found(market_id)
+    at = timezone.now()
+    run = undo.deciding_run(found)
+    held = run is not None and run.release_at is not None and run.release_at > at
+    settled = run is not None and run.state == Settlement.State.SETTLED and run.rule != Settlement.Rule.VOID
+    pending = run is not None and run.state == Settlement.State.PENDING
+    proposal = found.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
+    context = {
+        "title": f"Market {found.pk}",
+        "proposal": proposal,
+        "release_at": run.release_at if run is not None and held and settled else None,
+        "can_withdraw": pending or (settled and held),
+        "can_undo": settled and not held and proposal is None,
+        "can_scratch": found.status == "OPEN" and found.end_date > at and len(found.running_outcomes) > 2,
+        "may_resolve": page.may(request, "resolve_market"),
+        "market": found,
+        "pools": market_overview.pools(found),
+        "chart": _chart(found),
+        "bets": market_overview.latest_bets(found),
+        "progress": market_overview.progress(found, at=at),
+        "overdue": found.status in ("OPEN", "CLOSED") and found.end_date < at,
+        "settlements": found.settlements.select_related("resolved_by").order_by("-number"),
+        "may_change": request.user.has_perm("markets.change_market"),
+        "owed": receivables.still_owed(found.pk),
+        "may_ledger": page.may(request, "view_ledger"),
+        "may_members": page.may(request, "view_members"),
+    }
+    return page.render(request, "console/market.html", context)
+
+
+@page.page("view_console")
+def progress(request: HttpRequest, market_id: int) -> HttpResponse:
+    """The part of the market page that brings itself up to date."""
+    found = _found(market_id)
+    context = {"market": found, "progress": market_overview.progress(found, at=timezone.now())}
+    return render(request, "console/progress.html", context)
+
+
+def _chart(found: Market) -> dict[str, Any] | None:
+    """The odds curve for the theme's chart, kept for a minute (a day when no bet can come any more)."""
+    key = f"console:odds:{found.pk}:{found.status}"
+    chart = _cached(key)
+    if chart is None:
+        curve = market_overview.curve(found)
+        chart = {
+            "labels": [moment.astimezone(NAIROBI).strftime("%d %b %H:%M") for moment in curve.moments],
+            "datasets": [
+                {
+                    "label": name,
+                    "data": shares,
+                    "borderColor": COLOURS[place % len(COLOURS)],
+                    "displayYAxis": True,
+                    "suffixYAxis": "%",
+                    "maxTicksXLimit": 6,
+                }
+                for place, (name, shares) in enumerate(curve.shares.items())
+            ],
+        }
+        _keep(key, chart, MINUTE if found.status == Market.Status.OPEN else DAY)
+    return chart if len(chart["labels"]) > 1 else None
+
+
+def _cached(key: str) -> Any:
+    try:
+        return cache.get(key)
+    except redis.RedisError:
+        return None
+
+
+def _keep(key: str, value: Any, seconds: int) -> None:
+    try:
+        cache.set(key, value, seconds)
+    except redis.RedisError:
+        return
+
+
+def _found(market_id: int) -> Market:
+    found = Market.objects.filter(pk=market_id).first() if market_id <= paging.LARGEST_ID else None
+    if found is None:
+        raise Http404(f"There is no market {market_id}.")
+    return found
+
+
+urls = [
+    path("markets/", markets, name="markets"),
+    path("markets/<int:market_id>/", market, name="market"),
+    path("markets/<int:market_id>/progress/", progress, name="market_progress"),
+]

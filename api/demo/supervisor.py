@@ -1,0 +1,252 @@
+"""The supervisor: starts all programs of a KASOKO on this machine, restarts what dies, leaves nothing behind.
+
+It has one thread. Whoever uses it waits through `Stack.until`, which is where deaths are noticed, children restarted
+and Ctrl-C or SIGTERM heeded. Each program leads a group of its own, so a Ctrl-C at the terminal reaches the supervisor
+alone, which then stops the programs in order; on Linux they are told to stop even where the supervisor is killed.
+"""
+
+import contextlib
+import ctypes
+import http.client
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+BASE_DIR = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+START_SECONDS = 60.0
+DEATHS_ALLOWED, DEATHS_WITHIN_SECONDS = 5, 60.0
+PAUSE_SECONDS = 0.05
+# What a developer has exported for another installation must not reach this one; the servers' URLs may.
+FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROXY", "SETTLEMENT_", "SWEEP_", "CELERY_",
+           "GUNICORN_", "TOKEN_HOURS", "STAFF_", "STEP_UP_")  # fmt: skip
+SERVERS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class StackError(RuntimeError):
+    """A program does not run, or what was waited for did not come; the message has the end of the log."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the user wants it to end. `signal_number` says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+@dataclass
+class Program:
+    """One program of the stack: its command, and how to tell that it works. `log` and `deaths` are the supervisor's."""
+
+    name: str
+    command: tuple[str, ...]
+    ready: Callable[["Program"], bool]
+    log: Path
+    stop_seconds: float = 10.0
+    child: "subprocess.Popen[bytes] | None" = None
+    deaths: list[float] = field(default_factory=list)
+
+
+class Stack:
+    """The programs of one checkout. A context manager: leaving it stops them, the last started first.
+
+    `state` is the directory of logs and pids; `say` prints one line for the user.
+    """
+
+    def __init__(self, state: Path, say: Callable[[str], None]) -> None:
+        self.state, self.say = state, say
+        self.programs: list[Program] = []
+        self._signal = 0
+        for directory in (state, state / "logs", state / "pids"):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    def __enter__(self) -> "Stack":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Under nohup the hang-up is ignored, and stays so.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in reversed(self.programs):
+            self._stop(program)
+
+    def start(self, *programs: Program) -> None:
+        """Start programs together and wait until each works. Raises: StackError; Interrupted."""
+        for program in programs:
+            program.log.unlink(missing_ok=True)
+            self.programs.append(program)
+            self._launch(program)
+        for program in programs:
+            self.until(lambda program=program: program.ready(program), what=f"{program.name} to start", of=program)  # type: ignore[misc]
+
+    def until(
+        self,
+        true: Callable[[], bool],
+        *,
+        what: str,
+        seconds: float = START_SECONDS,
+        of: Program | None = None,
+    ) -> None:
+        """Wait until `true()`, tending the programs meanwhile. Raises: StackError after `seconds`; Interrupted."""
+        deadline = time.monotonic() + seconds
+        self.tend()
+        while not true():
+            if time.monotonic() > deadline:
+                raise StackError(f"Waited {seconds:.0f} s for {what}, in vain.{_tail(of.log) if of else ''}")
+            time.sleep(PAUSE_SECONDS)
+            self.tend()
+
+    def tend(self) -> None:
+        """Restart what has died. Raises: StackError for what dies again and again; Interrupted."""
+        if self._signal:
+            raise Interrupted(self._signal)
+        for program in self.programs:
+            if program.child is None or program.child.poll() is None:
+                continue
+            died = self._bury(program)
+            now = time.monotonic()
+            program.deaths = [at for at in program.deaths if now - at < DEATHS_WITHIN_SECONDS] + [now]
+            if len(program.deaths) > DEATHS_ALLOWED:
+                raise StackError(
+                    f"{program.name} died {len(program.deaths)} times within a minute ({died}).{_tail(program.log)}"
+                )
+            self.say(f"{program.name} died ({died}); it is started again.")
+            self._launch(program)
+
+    def _launch(self, program: Program) -> None:
+        supervisor = os.getpid()
+
+        def stop_with_supervisor() -> None:
+            if _libc is not None:
+                _libc.prctl(1, int(signal.SIGTERM))
+                if os.getppid() != supervisor:
+                    os._exit(1)
+
+        with program.log.open("ab") as log:
+            program.child = subprocess.Popen(
+                program.command,
+                cwd=BASE_DIR,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                preexec_fn=stop_with_supervisor,
+            )
+        self._pid_file(program).write_text(f"{program.child.pid}\n")
+
+    def _bury(self, program: Program) -> str:
+        """Kill what is left of a program's group, and say in words how it ended."""
+        child, program.child = program.child, None
+        if child is None:
+            return "not running"
+        # A group's number is given to nobody else while one of its members lives.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        status = child.wait()
+        self._pid_file(program).unlink(missing_ok=True)
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+    def _stop(self, program: Program) -> None:
+        child = program.child
+        if child is None:
+            return
+        # The leader alone is told: it stops its own children in its own order.
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(program.stop_seconds)
+        self._bury(program)
+
+    def _pid_file(self, program: Program) -> Path:
+        return self.state / "pids" / program.name
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        # Only noted: an exception in the middle of anything could lose a child that was just started.
+        self._signal = self._signal or number
+
+
+# --- which programs --------------------------------------------------------------------------------------------------
+
+
+def isolate(environment: MutableMapping[str, str]) -> None:
+    """Take out of an environment what would make this stack another's: settings, an `.env`, proxies."""
+    for name in [name for name in environment if name.startswith(FOREIGN) and name not in SERVERS]:
+        del environment[name]
+    environment.setdefault("KASOKO_ENV_FILE", os.devnull)
+    environment["NO_PROXY"] = environment["no_proxy"] = f"{HOST},localhost"
+
+
+def free_port(preferred: int = 0) -> int:
+    """A port nobody listens on: the preferred one, or one outside the range of the system's outgoing connections."""
+    for port in [preferred] * bool(preferred) + [15_000 + secrets.randbelow(17_000) for _ in range(100)]:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise StackError("No free port was found.")
+
+
+def programs(
+    *, state: Path, web_port: int, simulator_port: int, book: Path, phone_faults: list[str]
+) -> tuple[Program, ...]:
+    """The simulator, web, worker and beat, in the order in which they are started.
+
+    `phone_faults` are the simulator's, such as `254712345678=callback_lost`.
+    """
+    logs = state / "logs"
+    python = sys.executable
+    sandbox = (python, "manage.py", "daraja_sandbox", "--port", str(simulator_port), "--book", str(book))
+    faults = tuple(word for fault in phone_faults for word in ("--phone-fault", fault))
+    web = (python, "-m", "gunicorn", "api.wsgi:application", "--bind", f"{HOST}:{web_port}", "--workers", "1")
+    threads = ("--threads", "8", "--graceful-timeout", "5", "--no-control-socket", "--access-logfile", "-")
+    celery = (python, "-m", "celery", "-A", "api")
+    schedule = str(state / "logs" / "celerybeat-schedule")
+    return (
+        Program("simulator", sandbox + faults, _answers(simulator_port, "/sandbox/health"), logs / "simulator.log"),
+        Program("web", web + threads, _answers(web_port, "/readyz"), logs / "web.log"),
+        Program(
+            "worker",
+            (*celery, "worker", "-l", "info", "--concurrency=2"),
+            _wrote(b" ready."),
+            logs / "worker.log",
+            stop_seconds=20.0,
+        ),
+        Program("beat", (*celery, "beat", "-l", "info", "-s", schedule), _wrote(b"beat: Starting"), logs / "beat.log"),
+    )
+
+
+def _answers(port: int, path: str) -> Callable[[Program], bool]:
+    def answers(_: Program) -> bool:
+        connection = http.client.HTTPConnection(HOST, port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    return answers
+
+
+def _wrote(words: bytes) -> Callable[[Program], bool]:
+    return lambda program: words in program.log.read_bytes()
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    try:
+        last = log.read_text(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return ""
+    return f" The end of {log}:\n" + "\n".join(last)

@@ -1,0 +1,76 @@
+"""The members' door: log in, log out, who am I."""
+
+from django.utils import timezone
+from knox.views import LogoutView
+from rest_framework import status
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from api.rest.fields import Body, StrictText, caller, checked, source_address
+from users import auth, notifications
+
+PAGE = 100
+
+
+class LoginBody(Body):
+    phone_number = StrictText(max_length=20)
+    pin = StrictText(max_length=128, trim_whitespace=False)
+
+
+class Login(APIView):
+    """`POST /api/users/login/` {phone_number, pin} → {token, expires_at}."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    def post(self, request: Request) -> Response:
+        source = source_address(request) or "unknown"
+        login = auth.log_in(**checked(LoginBody(data=request.data)), source=source, at=timezone.now())
+        return Response({"token": login.token, "expires_at": login.expires_at})
+
+
+class Logout(LogoutView):
+    """`POST /api/users/logout/`: the token used is dead from now on."""
+
+    def get_post_response(self, request: Request) -> Response:
+        return Response(None, status=status.HTTP_204_NO_CONTENT)
+
+
+class Me(APIView):
+    """`GET /api/users/me/`: the member's own name, number and wallet."""
+
+    def get(self, request: Request) -> Response:
+        user = caller(request)
+        return Response(
+            {
+                "id": user.public_id,
+                "phone_number": user.phone_number,
+                "full_name": user.full_name,
+                "balance": str(user.balance),
+                "is_staff": user.is_staff,
+            }
+        )
+
+
+class Notices(APIView):
+    """`GET /api/users/me/notices/`: what I was told, newest first."""
+
+    def get(self, request: Request) -> Response:
+        told = notifications.of(caller(request).pk)[:PAGE]
+        return Response(
+            {
+                "notices": [
+                    {
+                        "id": notice.pk,
+                        "kind": notice.kind,
+                        "subject": notice.subject,
+                        "text": notice.text,
+                        "created_at": notice.created_at,
+                        "sent_at": notice.sent_at,
+                    }
+                    for notice in told
+                ]
+            }
+        )

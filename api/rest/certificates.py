@@ -1,0 +1,133 @@
+"""A settlement's certificate for everyone, and a bet's explanation for its member."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from django.http import HttpResponse, StreamingHttpResponse
+from django.utils import timezone
+from rest_framework.exceptions import NotFound
+from rest_framework.permissions import AllowAny, IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from api.rest.fields import LARGEST_ID, caller
+from markets import queries
+from payments import settlement_tasks
+from payments.models import Certificate
+from payments.settlement.certificates import explanations, issuing
+
+MAKE_FOR_SECONDS = 2.0
+
+
+class SettlementCertificate(APIView):
+    """`GET /api/markets/<id>/settlement/`: what the settlement that stands states; its saved body can be verified."""
+
+    permission_classes = (AllowAny,)
+
+    def get(self, request: Request, market_id: int) -> HttpResponse:
+        return HttpResponse(issuing.document(_issued(market_id)), content_type="application/json")
+
+
+class SettlementBets(APIView):
+    """`GET /api/markets/<id>/settlement/bets.jsonl`: every bet, without names, a line each."""
+
+    permission_classes = (AllowAny,)
+
+    def get(self, request: Request, market_id: int) -> StreamingHttpResponse:
+        issued = _issued(market_id)
+        answer = StreamingHttpResponse(_with_ends(issued), content_type="application/x-ndjson")
+        answer["Content-Disposition"] = 'attachment; filename="bets.jsonl"'
+        return answer
+
+
+class BetExplanation(APIView):
+    """`GET /api/markets/<id>/bets/<bet>/explanation/`: why my bet came out so. Staff may read any."""
+
+    permission_classes = (IsAuthenticated,)
+
+    def get(self, request: Request, market_id: int, bet_id: uuid.UUID) -> Response:
+        user = caller(request)
+        bet = queries.bet(public_id=bet_id, market_id=market_id, user_id=None if user.is_staff else user.pk)
+        if bet is None:
+            raise NotFound(f"You have no bet {bet_id} in market {market_id}.")
+        return Response(explanation_body(explanations.explain(bet, at=timezone.now())))
+
+
+def explanation_body(found: explanations.Explanation) -> dict[str, Any]:
+    bet, figures, proof = found.bet, found.figures, found.proof
+    return {
+        "bet": {
+            "id": bet.public_id,
+            "market_id": bet.market_id,
+            "question": bet.market.question,
+            "outcome": bet.outcome,
+            "stake": f"{bet.amount:.2f}",
+            "result": bet.result,
+            "dividend": f"{bet.payout:.2f}",
+            "placed_at": bet.placed_at,
+        },
+        "sentence": found.sentence,
+        "words": found.words,
+        "figures": None
+        if figures is None
+        else {
+            "stake": f"{bet.amount:.2f}",
+            "pool": f"{figures.pool:.2f}",
+            "winning_pool": f"{figures.winning_pool:.2f}",
+            "share_of_winning_pool_pct": f"{figures.share_of_winning_pool_pct:.4f}",
+            "fee_pct": f"{figures.fee_pct:.2f}",
+            "fee": f"{figures.fee:.2f}",
+            "net": f"{figures.net:.2f}",
+            "stakes_on_outcome": f"{figures.stakes_on_outcome:.2f}",
+            "fund_of_outcome": f"{figures.fund_of_outcome:.2f}",
+            "exact": f"{figures.exact:.6f}",
+            "floored": f"{figures.floored:.2f}",
+            "left_over_cent": f"{figures.left_over_cent:.2f}",
+            "cents_rule": figures.cents_rule,
+            "tax": f"{figures.tax:.2f}",
+            "set_off": f"{figures.set_off:.2f}",
+            "dividend": f"{figures.dividend:.2f}",
+            "equation": figures.equation,
+        },
+        "all_my_bets_here_are_worth": f"{found.together:.2f}",
+        "payments": [payment_body(payment) for payment in found.payments],
+        "proof": None
+        if proof is None
+        else {
+            "leaf": proof.leaf,
+            "index": proof.index,
+            "tree_size": proof.tree_size,
+            "path": proof.path,
+            "merkle_root": proof.merkle_root,
+            "settlement_hash": proof.settlement_hash,
+        },
+    }
+
+
+def payment_body(payment: explanations.Payment) -> dict[str, Any]:
+    made = payment.transaction
+    return {
+        "id": made.public_id,
+        "type": made.type,
+        "destination": made.destination,
+        "amount": f"{made.amount:.2f}",
+        "status": made.status,
+        "provisional": payment.provisional,
+        "receipt": made.receipt or None,
+        "due_at": made.due_at,
+        "completed_at": made.completed_at,
+        "words": payment.words,
+    }
+
+
+def _issued(market_id: int) -> Certificate:
+    if market_id > LARGEST_ID:
+        raise NotFound(f"There is no market {market_id}.")
+    return issuing.current(market_id, at=timezone.now(), keep_going=settlement_tasks.for_seconds(MAKE_FOR_SECONDS))
+
+
+def _with_ends(issued: Certificate) -> Iterator[bytes]:
+    for line in issuing.lines(issued.settlement.market_id):
+        yield f"{line}\n".encode()

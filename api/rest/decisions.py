@@ -1,0 +1,230 @@
+"""The operator's decisions beside the resolve: see before, approve, reject, withdraw, scratch, undo. Staff only."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.utils import timezone
+from rest_framework import serializers
+from rest_framework.decorators import api_view, permission_classes
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.permissions import IsAdminUser
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
+from api.rest.settlement import proposed
+from markets import parimutuel, queries
+from markets.models import Market
+from payments import settlement_tasks
+from payments.settlement import approvals, preview, proposals, resolutions, undo
+
+REASON = 300
+
+
+class ApproveBody(Body):
+    proposal_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
+    preview_hash = StrictText(max_length=64)
+
+
+class RejectBody(Body):
+    proposal_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
+    reason = StrictText(max_length=REASON)
+
+
+class TakeBackBody(Body):
+    market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
+    reason = StrictText(max_length=REASON)
+
+
+class ScratchBody(TakeBackBody):
+    outcome = StrictText(max_length=120)
+
+
+class PreviewQuery(Body):
+    """`outcome`, or `weights` (A:50,B:50) with `rule`, or `void`; none of them: every outcome, and void."""
+
+    outcome = serializers.CharField(max_length=120, required=False)
+    weights = serializers.CharField(max_length=10_000, required=False)
+    rule = serializers.ChoiceField(choices=("JOINT", "SPLIT"), required=False)
+    void = serializers.ChoiceField(choices=("true",), required=False)
+    effective_close_at = serializers.DateTimeField(required=False)
+
+    def validate(self, query: dict[str, Any]) -> dict[str, Any]:
+        if sum(name in query for name in ("outcome", "weights", "void")) > 1:
+            raise ValidationError({"outcome": ["Ask for one of outcome, weights and void."]})
+        if ("weights" in query) != ("rule" in query):
+            raise ValidationError({"rule": ["Weights need a rule, JOINT or SPLIT."]})
+        return query
+
+
+@api_view(["GET"])
+@permission_classes([IsAdminUser])
+def settlement_preview(request: Request, market_id: int) -> Response:
+    """`GET …/admin/settlement-preview/<id>/?outcome=…`: what deciding it so would pay, to whom, and what it costs."""
+    query = checked(PreviewQuery(data=request.query_params.dict()))
+    market = queries.listed().filter(pk=market_id).first() if market_id <= LARGEST_ID else None
+    if market is None:
+        raise NotFound(f"There is no market {market_id}.")
+    if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
+        raise resolutions.MarketAlreadyResolved(f"Market {market_id} is {market.status}: its outcome is declared.")
+    if "effective_close_at" in query:
+        market.effective_close_at = query["effective_close_at"]
+    at = timezone.now()
+    asked = [
+        preview.preview(market, rule=rule, weights=weights, at=at, policy=settlement_tasks.policy())
+        for rule, weights in _decisions(market, query)
+    ]
+    return Response(
+        {
+            "market_id": market.pk,
+            "status": market.status,
+            "effective_close_at": market.effective_close_at,
+            "previews": [_preview_body(one, at) for one in asked],
+        }
+    )
+
+
+def _decisions(market: Market, query: dict[str, Any]) -> list[tuple[parimutuel.Rule, dict[str, Decimal]]]:
+    if "outcome" in query:
+        return [("WINNER", {query["outcome"]: Decimal(100)})]
+    if "void" in query:
+        return [("VOID", {})]
+    if "weights" in query:
+        parts = [re.fullmatch(r"\s*(.+):\s*([^:]*?)\s*", part) for part in query["weights"].split(",")]
+        if not all(parts):
+            raise ValidationError({"weights": ["Must be outcomes with their percentages, such as A:50,B:50."]})
+        weights = Weights().run_validation({part[1]: part[2] for part in parts if part})
+        return [(query["rule"], weights)]
+    return preview.choices(market)
+
+
+def _preview_body(one: preview.Preview, at: datetime) -> dict[str, Any]:
+    divided, members = one.figures.division, one.figures.members
+    return {
+        "rule": one.rule,
+        "weights": {outcome: str(weight) for outcome, weight in one.weights.items()},
+        "pool": _cents(divided.pool),
+        "winning_pool": _cents(divided.winning_pool),
+        "platform_fee": _cents(divided.fee),
+        "net_pool": _cents(divided.net),
+        "bets": divided.bet_count,
+        "winners": members["winners"],
+        "dividends": [_money(row) for row in one.outcomes],
+        "payouts": {
+            "total": f"{members['amount']:.2f}",
+            "by_mpesa": f"{members['by_mpesa']:.2f}",
+            "payments": members["payments"],
+            "to_wallet": f"{members['to_wallet']:.2f}",
+            "set_off": f"{members['kept']:.2f}",
+        },
+        "largest": [_money(row) for row in one.largest],
+        "refunds": {
+            "whole_pool": divided.refund,
+            "late_bets": divided.late_count,
+            "late_stakes": _cents(divided.late_refund),
+        },
+        "charges": f"{one.charges:.2f}",
+        "float": {
+            "needed": f"{one.float_needed:.2f}",
+            "available": None if one.float_available is None else f"{one.float_available:.2f}",
+            "read_at": one.float_at,
+            "age_seconds": None if one.float_at is None else int((at - one.float_at).total_seconds()),
+            "enough": None if one.float_available is None else one.float_available >= one.float_needed,
+        },
+        "members_not_paid_as_they_are": [
+            {
+                "reason": note.reason,
+                "what": note.what,
+                "count": note.count,
+                "amount": f"{note.amount:.2f}",
+                "members": [_money(row) for row in note.members],
+            }
+            for note in one.notes
+        ],
+        "equation": one.equation,
+        "preview_hash": one.figures.preview_hash,
+    }
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def approve_proposal(request: Request) -> Response:
+    """`POST …/admin/approve/` {proposal_id, preview_hash}: the second person's yes to what another has proposed."""
+    body = checked(ApproveBody(data=request.data))
+    done = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=settlement_tasks.policy())
+    if isinstance(done, undo.Undoing):
+        return _undoing(done)
+    settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+    return Response(
+        {
+            "status": "resolved" if done.rule != "VOID" else "void",
+            "market_id": done.market_id,
+            "outcome": done.outcome,
+            "settlement_task_id": done.public_id,
+        }
+    )
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def reject_proposal(request: Request) -> Response:
+    """`POST …/admin/reject/` {proposal_id, reason}: decide against a proposal, or take one's own back."""
+    body = checked(RejectBody(data=request.data))
+    rejected = approvals.reject(**body, by=actor(request), at=timezone.now())
+    return Response({"status": "rejected", "proposal_id": rejected.pk, "market_id": rejected.market_id})
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def withdraw_resolution(request: Request) -> Response:
+    """`POST …/admin/withdraw/` {market_id, reason}: take a resolution back before its payouts may leave."""
+    body = checked(TakeBackBody(data=request.data))
+    withdrawn = resolutions.withdraw(**body, by=actor(request), at=timezone.now())
+    if withdrawn.undoing:
+        settlement_tasks.hint(settlement_tasks.undo_market, withdrawn.market_id)
+    return Response({"status": "withdrawn", "market_id": withdrawn.market_id, "undoing": withdrawn.undoing})
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def scratch_outcome(request: Request) -> Response:
+    """`POST …/admin/scratch/` {market_id, outcome, reason}: take one outcome out; its stakes go back at once."""
+    body = checked(ScratchBody(data=request.data))
+    done = resolutions.scratch(**body, by=actor(request), at=timezone.now(), policy=settlement_tasks.policy())
+    settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+    return Response(
+        {
+            "status": "scratched",
+            "market_id": done.market_id,
+            "outcome": body["outcome"],
+            "settlement_task_id": done.public_id,
+        }
+    )
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def undo_settlement(request: Request) -> Response:
+    """`POST …/admin/undo/` {market_id, reason}: take a settlement back; what M-Pesa has carried is owed by members."""
+    body = checked(TakeBackBody(data=request.data))
+    done = undo.undo(**body, by=actor(request), at=timezone.now(), policy=settlement_tasks.policy())
+    return proposed(done) if isinstance(done, proposals.Proposed) else _undoing(done)
+
+
+def _undoing(done: undo.Undoing) -> Response:
+    settlement_tasks.hint(settlement_tasks.undo_market, done.market_id)
+    return Response({"status": "undoing", "market_id": done.market_id})
+
+
+def _cents(cents: int) -> str:
+    return f"{Decimal(cents) / 100:.2f}"
+
+
+def _money(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: str(value) if key == "per_shilling" else f"{value:.2f}" if isinstance(value, Decimal) else value
+        for key, value in row.items()
+    }

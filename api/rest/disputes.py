@@ -1,0 +1,193 @@
+"""Disputes over HTTP: a member opens and replies, staff answer and decide."""
+
+import uuid
+from datetime import datetime
+from typing import Any, cast
+
+from django.utils import timezone
+from rest_framework import serializers, status
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.permissions import IsAdminUser, IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from api.rest.certificates import explanation_body, payment_body
+from api.rest.fields import LARGEST_ID, Body, StrictText, actor, caller, checked
+from markets.models import Bet
+from payments import disputes, settlement_tasks
+from payments.models import Dispute, DisputeEvent
+from payments.settlement.certificates import explanations
+from users import phone
+
+PAGE = 50
+
+
+class MemberText(Body):
+    text = StrictText(min_length=10, max_length=2000)
+
+
+class OperatorText(Body):
+    text = StrictText(min_length=3, max_length=2000)
+
+
+class UpholdBody(OperatorText):
+    remedy = serializers.ChoiceField(choices=Dispute.Remedy.values)
+
+
+class BetDisputes(APIView):
+    """`POST /api/markets/<id>/bets/<bet>/disputes/` {text}: my bet's result is wrong."""
+
+    permission_classes = (IsAuthenticated,)
+
+    def post(self, request: Request, market_id: int, bet_id: uuid.UUID) -> Response:
+        if market_id > LARGEST_ID:
+            raise NotFound(f"There is no market {market_id}.")
+        at = timezone.now()
+        opened = disputes.open_about_bet(
+            user_id=caller(request).pk,
+            market_id=market_id,
+            bet_id=bet_id,
+            by=actor(request),
+            at=at,
+            policy=settlement_tasks.policy(),
+            **checked(MemberText(data=request.data)),
+        )
+        return Response({"dispute": dispute_body(opened, at)}, status=status.HTTP_201_CREATED)
+
+
+class TransactionDisputes(APIView):
+    """`POST /api/payments/transactions/<id>/disputes/` {text}: my payout is wrong, or has not come."""
+
+    permission_classes = (IsAuthenticated,)
+
+    def post(self, request: Request, transaction_id: uuid.UUID) -> Response:
+        at = timezone.now()
+        opened = disputes.open_about_transaction(
+            user_id=caller(request).pk,
+            transaction_id=transaction_id,
+            by=actor(request),
+            at=at,
+            policy=settlement_tasks.policy(),
+            **checked(MemberText(data=request.data)),
+        )
+        return Response({"dispute": dispute_body(opened, at)}, status=status.HTTP_201_CREATED)
+
+
+class MyDisputes(APIView):
+    """`GET /api/users/me/disputes/`: my disputes with their history, newest first."""
+
+    permission_classes = (IsAuthenticated,)
+
+    def get(self, request: Request) -> Response:
+        at = timezone.now()
+        return Response({"disputes": [dispute_body(one, at) for one in disputes.of(caller(request).pk)[:PAGE]]})
+
+
+class DisputeReply(APIView):
+    """`POST /api/users/me/disputes/<id>/reply/` {text}: the answer does not convince me; it is open again."""
+
+    permission_classes = (IsAuthenticated,)
+
+    def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
+        at = timezone.now()
+        replied = disputes.reply(
+            user_id=caller(request).pk,
+            dispute_id=dispute_id,
+            by=actor(request),
+            at=at,
+            policy=settlement_tasks.policy(),
+            **checked(MemberText(data=request.data)),
+        )
+        return Response({"dispute": dispute_body(replied, at)})
+
+
+class DisputeQueue(APIView):
+    """`GET /api/payments/admin/disputes/?state=OPEN`: the fifty whose answer is due first, each explained."""
+
+    permission_classes = (IsAdminUser,)
+
+    def get(self, request: Request) -> Response:
+        state, at = request.query_params.get("state"), timezone.now()
+        if state is not None and state not in Dispute.State.values:
+            raise ValidationError({"state": [f"Must be one of {', '.join(Dispute.State.values)}."]})
+        found = disputes.queue(state)
+        return Response({"count": found.count(), "disputes": [_for_staff(one, at) for one in found[:PAGE]]})
+
+
+class DisputeAnswer(APIView):
+    """`POST /api/payments/admin/disputes/<id>/answer/` {text}."""
+
+    permission_classes = (IsAdminUser,)
+
+    def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
+        body, at = checked(OperatorText(data=request.data)), timezone.now()
+        answered = disputes.answer(dispute_id=dispute_id, by=actor(request), at=at, **body)
+        return Response({"dispute": dispute_body(answered, at)})
+
+
+class DisputeReject(APIView):
+    """`POST /api/payments/admin/disputes/<id>/reject/` {text}: the text is the reason."""
+
+    permission_classes = (IsAdminUser,)
+
+    def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
+        body, at = checked(OperatorText(data=request.data)), timezone.now()
+        rejected = disputes.reject(dispute_id=dispute_id, by=actor(request), at=at, **body)
+        return Response({"dispute": dispute_body(rejected, at)})
+
+
+class DisputeUphold(APIView):
+    """`POST /api/payments/admin/disputes/<id>/uphold/` {remedy, text}: re_resolve, pay_to_wallet, resend or none."""
+
+    permission_classes = (IsAdminUser,)
+
+    def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
+        body, at = checked(UpholdBody(data=request.data)), timezone.now()
+        upheld = disputes.uphold(dispute_id=dispute_id, by=actor(request), at=at, **body)
+        if upheld.to_send:
+            settlement_tasks.hint(settlement_tasks.ask_about_doubts)
+            for transaction_id in upheld.to_send:
+                settlement_tasks.hint(settlement_tasks.send_b2c_payout, transaction_id)
+        return Response({"dispute": dispute_body(upheld.dispute, at)})
+
+
+def dispute_body(dispute: Dispute, at: datetime) -> dict[str, Any]:
+    """A dispute as its member sees it."""
+    return {
+        "id": dispute.public_id,
+        "bet_id": dispute.bet.public_id if dispute.bet else None,
+        "transaction_id": dispute.transaction.public_id if dispute.transaction else None,
+        "state": dispute.state,
+        "opened_at": dispute.opened_at,
+        "due_at": dispute.due_at,
+        "overdue": disputes.is_overdue(dispute, at=at),
+        "closed_at": dispute.closed_at,
+        "remedy": dispute.remedy or None,
+        "remedy_state": dispute.remedy_state or None,
+        "remedied_at": dispute.remedied_at,
+        "history": [
+            {"kind": event.kind, "by": _role(event, dispute), "text": event.text, "at": event.at}
+            for event in sorted(dispute.events.all(), key=lambda event: event.pk)
+        ],
+    }
+
+
+def _for_staff(dispute: Dispute, at: datetime) -> dict[str, Any]:
+    member = {
+        "id": dispute.user.public_id,
+        "full_name": dispute.user.full_name,
+        "phone_number": phone.masked(dispute.user.phone_number),
+    }
+    if dispute.transaction is not None:
+        paid = explanations.payment(dispute.transaction, at=at, run=dispute.transaction.settlement)
+        explained = payment_body(paid) | {"reason": dispute.transaction.reason}
+    else:
+        explained = explanation_body(explanations.explain(cast(Bet, dispute.bet), at=at, proven=False))
+    return dispute_body(dispute, at) | {"member": member, "explanation": explained}
+
+
+def _role(event: DisputeEvent, dispute: Dispute) -> str:
+    if event.by_id is None:
+        return "system"
+    return "member" if event.by_id == dispute.user_id else "operator"

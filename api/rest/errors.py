@@ -1,0 +1,149 @@
+"""What callers see when something is refused: one envelope, one table from the refusal to its status and code."""
+
+import logging
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import OperationalError
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions
+from rest_framework.parsers import BaseParser
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from markets import parimutuel
+from payments import disputes
+from payments.ledger import receivables
+from payments.mpesa import messages
+from payments.payouts.evidence import callbacks
+from payments.payouts.operations import actions
+from payments.settlement import approvals, proposals, resolutions, settling, undo
+from payments.settlement.certificates import issuing
+from payments.wallet import bets
+from users import auth, phone
+
+log = logging.getLogger(__name__)
+
+REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    auth.WrongCredentials: (401, "wrong_credentials"),
+    auth.TooManyTries: (429, "too_many_tries"),
+    phone.NotAPhoneNumber: (400, "not_a_phone_number"),
+    parimutuel.UnknownOutcome: (400, "unknown_outcome"),
+    parimutuel.BadWeights: (400, "bad_weights"),
+    bets.MarketNotFound: (404, "market_not_found"),
+    resolutions.UnknownReason: (400, "unknown_reason"),
+    resolutions.BadCloseTime: (400, "bad_close_time"),
+    resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),
+    resolutions.NothingToWithdraw: (409, "nothing_to_withdraw"),
+    resolutions.BeingSettled: (409, "being_settled"),
+    resolutions.AlreadyReleased: (409, "already_released"),
+    resolutions.TooFewOutcomes: (409, "too_few_outcomes"),
+    proposals.StakeInMarket: (403, "stake_in_market"),
+    proposals.PersonNeeded: (403, "person_needed"),
+    proposals.ProposalWaits: (409, "proposal_waits"),
+    proposals.PreviewMoved: (409, "preview_moved"),
+    approvals.ProposalNotFound: (404, "proposal_not_found"),
+    approvals.ProposalDecided: (409, "proposal_decided"),
+    approvals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
+    undo.NotUndoable: (409, "not_undoable"),
+    receivables.RecoveryNotFound: (404, "recovery_not_found"),
+    receivables.NothingOwed: (409, "nothing_owed"),
+    receivables.DebtsMoved: (409, "debts_moved"),
+    receivables.OwnDebt: (403, "own_debt"),
+    bets.MarketNotOpen: (409, "market_not_open"),
+    bets.OutcomeNotInMarket: (400, "unknown_outcome"),
+    bets.InsufficientFunds: (409, "insufficient_funds"),
+    bets.ClientRefReused: (409, "idempotency_key_reused"),
+    actions.TransactionNotFound: (404, "transaction_not_found"),
+    actions.PayoutNotRetryable: (409, "payout_not_retryable"),
+    issuing.NotSettled: (404, "not_settled"),
+    issuing.NotIssuedYet: (409, "certificate_not_ready"),
+    settling.BooksDisagree: (409, "books_disagree"),
+    disputes.DisputeNotFound: (404, "dispute_not_found"),
+    disputes.NotDisputable: (409, "not_disputable"),
+    disputes.DisputeMoved: (409, "dispute_moved"),
+    disputes.OwnDispute: (403, "own_dispute"),
+    disputes.NoSuchRemedy: (409, "no_such_remedy"),
+    callbacks.UnknownAddress: (404, "not_found"),
+    callbacks.UnknownReference: (404, "unknown_reference"),
+    messages.Unreadable: (400, "unreadable_body"),
+    RequestDataTooBig: (400, "body_too_large"),
+    # The database is restarting or full: nothing was done, and the same call may be made again.
+    OperationalError: (503, "try_again"),
+}
+FRAMEWORK = {
+    400: "invalid",
+    401: "not_authenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    415: "not_json",
+    429: "too_many_requests",
+}
+
+
+def envelope(code: str, message: str, details: Any = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "details": details or {}}
+
+
+def answer(error: Exception, context: dict[str, Any]) -> Response | None:
+    """Turn a refusal into the envelope; anything not in the table is a bug and stays a 500 without a trace of it."""
+    for kind in type(error).__mro__:
+        if kind in REFUSALS:
+            code_status, code = REFUSALS[kind]
+            set_rollback()
+            if code_status == 503:
+                log.error("Database not available: %s", error)
+                return Response(envelope(code, "The service is not available at the moment."), status=code_status)
+            return Response(envelope(code, str(error), getattr(error, "details", None)), status=code_status)
+    if isinstance(error, Http404):
+        error = exceptions.NotFound()
+    elif isinstance(error, PermissionDenied):
+        error = exceptions.PermissionDenied()
+    if not isinstance(error, exceptions.APIException):
+        return None
+    set_rollback()
+    headers = {}
+    if auth_header := getattr(error, "auth_header", None):
+        headers["WWW-Authenticate"] = auth_header
+    if isinstance(error, exceptions.ValidationError):
+        details = error.detail if isinstance(error.detail, dict) else {"body": error.detail}
+        return Response(envelope("invalid", _first(details), details), status=400)
+    return Response(
+        envelope(FRAMEWORK.get(error.status_code, "error"), str(error.detail)),
+        status=error.status_code,
+        headers=headers,
+    )
+
+
+def _first(details: dict[str, Any]) -> str:
+    """The first fault as a sentence that names its field."""
+    field, faults = next(iter(details.items()))
+    if isinstance(faults, dict):
+        return f"{field}: {_first(faults)}"
+    return f"{field}: {faults[0] if isinstance(faults, list) and faults else faults}"
+
+
+class StrictJSONParser(BaseParser):
+    """JSON objects as RFC 8259 means them: UTF-8, one value a key, bounded depth, no NaN, no NUL, no lone surrogate."""
+
+    media_type = "application/json"
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> dict[str, Any]:
+        try:
+            return messages.read_object(stream.read(), max_bytes=64 * 1024)
+        except messages.Unreadable as error:
+            raise exceptions.ParseError(f"The body must be a JSON object: {error}") from error
+
+
+def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return JsonResponse(envelope("not_found", "There is nothing at this address."), status=404)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return JsonResponse(envelope("invalid", "The request cannot be read."), status=400)
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(envelope("error", "Something went wrong on our side; it has been logged."), status=500)

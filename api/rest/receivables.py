@@ -1,0 +1,115 @@
+"""What members owe back, and what an operator decides about it. Staff only; each call calls one service."""
+
+from typing import Any
+
+from django.utils import timezone
+from rest_framework import serializers
+from rest_framework.decorators import api_view, permission_classes
+from rest_framework.exceptions import ValidationError
+from rest_framework.permissions import IsAdminUser
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
+from payments.ledger import receivables
+from payments.models import Recovery
+from users import phone
+
+PAGE = 100
+
+
+class WhichBody(Body):
+    """One recovery, or all that are owed from a market."""
+
+    recovery_id = StrictInteger(min_value=1, max_value=LARGEST_ID, required=False)
+    market_id = StrictInteger(min_value=1, max_value=LARGEST_ID, required=False)
+
+    def validate(self, body: dict[str, Any]) -> dict[str, Any]:
+        if ("recovery_id" in body) == ("market_id" in body):
+            raise serializers.ValidationError({"recovery_id": ["Give either recovery_id or market_id."]})
+        return body
+
+
+class SetOffBody(WhichBody):
+    pct = StrictInteger(min_value=1, max_value=100)
+
+
+class WriteOffBody(WhichBody):
+    reason = StrictText(max_length=300)
+
+
+@api_view(["GET"])
+@permission_classes([IsAdminUser])
+def list_recoveries(request: Request) -> Response:
+    """`GET /api/payments/admin/recoveries/?market_id=&before=<id>`: what members owe back, newest first."""
+    before = _id(request, "before") or LARGEST_ID
+    found = receivables.listed(before=before, limit=PAGE, market_id=_id(request, "market_id"))
+    return Response({"recoveries": [recovery_body(one) for one in found]})
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def set_off(request: Request) -> Response:
+    """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to so much of each later dividend."""
+    body = checked(SetOffBody(data=request.data))
+    decided = receivables.decide_set_off(**body, by=actor(request), at=timezone.now())
+    return Response({"status": "set_off", "recoveries": [recovery_body(one) for one in decided]})
+
+
+@api_view(["POST"])
+@permission_classes([IsAdminUser])
+def write_off(request: Request) -> Response:
+    """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: bear the loss."""
+    body = checked(WriteOffBody(data=request.data))
+    decided = receivables.write_off(**body, by=actor(request), at=timezone.now())
+    return Response({"status": "written_off", "recoveries": [recovery_body(one) for one in decided]})
+
+
+@api_view(["GET"])
+@permission_classes([IsAdminUser])
+def undo_costs(request: Request) -> Response:
+    """`GET …/admin/undo-costs/`: what undone settlements have cost, by market and by the operator who resolved."""
+    by_market, by_operator = receivables.undo_costs()
+    return Response(
+        {"by_market": [_cost(one) for one in by_market], "by_operator": [_cost(one) for one in by_operator]}
+    )
+
+
+def recovery_body(recovery: Recovery) -> dict[str, Any]:
+    return {
+        "id": recovery.pk,
+        "market_id": recovery.settlement.market_id if recovery.settlement else None,
+        "user_id": recovery.user_id,
+        "phone": phone.masked(recovery.user.phone_number),
+        "amount": f"{recovery.amount:.2f}",
+        "recovered": f"{recovery.recovered:.2f}",
+        "written_off": f"{recovery.written_off:.2f}",
+        "outstanding": f"{recovery.outstanding:.2f}",
+        "decision": recovery.decision,
+        "pct": recovery.pct,
+        "reason": recovery.reason,
+        "decided_by": recovery.decided_by_id,
+        "decided_at": recovery.decided_at,
+    }
+
+
+def _cost(cost: receivables.UndoCost) -> dict[str, Any]:
+    whose = {"market_id": cost.market_id} if cost.market_id is not None else {"user_id": cost.user_id}
+    return {
+        **whose,
+        "undone": cost.undone,
+        "wrongly_paid": f"{cost.wrongly_paid:.2f}",
+        "recovered": f"{cost.recovered:.2f}",
+        "written_off": f"{cost.written_off:.2f}",
+        "outstanding": f"{cost.outstanding:.2f}",
+        "charges": f"{cost.charges:.2f}",
+    }
+
+
+def _id(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= LARGEST_ID):
+        raise ValidationError({name: ["Must be an id."]})
+    return int(text)

@@ -1,0 +1,377 @@
+"""The console in a real browser, as an operator uses it. Nothing leaves the server's host, and no script fails.
+
+With KASOKO_PICTURES (`make pictures`) the pictures of docs/console.md are taken into that directory on the way.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from axe_core_python.sync_playwright import Axe
+from django.conf import Settings
+from django.utils import timezone
+from django_otp.oath import totp
+from django_otp.plugins.otp_totp.models import TOTPDevice
+
+from markets.models import Market
+from payments import monitoring_tasks, settlement_tasks
+from payments.models import Transaction
+from payments.monitoring import overview
+from payments.settlement import preview_cache, undo
+from testing import browsing, builders, console_scenes
+from testing.builders import PIN
+from users.models import CustomUser
+
+pytestmark = pytest.mark.browser
+Opened = Callable[..., browsing.Window]
+# What docs/console.md shows, and whether in dark.
+PICTURES = {
+    "home": False,
+    "market": False,
+    "settlement": True,
+    "payouts": False,
+    "payout": False,
+    "to-wallet": False,
+    "retry-many": False,
+    "limbo": True,
+    "trial-balance": False,
+    "member": False,
+    "resolve": False,
+    "resolve-2": False,
+    "approve": True,
+    "share": False,
+    "recoveries": False,
+    "dispute": False,
+}
+
+LOOKED_AT_IN_THE_DARK = {
+    "home",
+    "market",
+    "payouts",
+    "payout",
+    "to-wallet",
+    "member",
+    "sending",
+    "weights",
+    "recoveries",
+}
+
+
+def type_in(page: Any, **fields: str) -> None:
+    for name, value in fields.items():
+        page.fill(f"[name={name}]", value)
+
+
+def code_of(user: CustomUser) -> str:
+    device = TOTPDevice.objects.get(user=user)
+    TOTPDevice.objects.filter(pk=device.pk).update(last_t=-1)  # So that tests need not wait for the app's next code.
+    return f"{totp(device.bin_key):06d}"
+
+
+def press(page: Any, words: str) -> None:
+    page.get_by_role("button", name=words).or_(page.get_by_role("link", name=words)).first.click()
+
+
+def test_an_operator_sets_up_an_app_logs_in_with_it_and_deals_with_failed_payouts(
+    opened: Opened, settings: Settings
+) -> None:
+    # given
+    settings.STAFF_TOTP = True
+    boss = console_scenes.staff("operator", full_name="Grace Wambui")
+    at = timezone.now()
+    first, second = builders.payout(285, at=at), builders.payout(410, at=at)
+    for one in (first, second):
+        console_scenes.not_registered(one, at)
+    screen = opened()
+
+    # when: the first login leads to the set-up of an app
+    page = screen.go("/admin/")
+    type_in(page, username=boss.phone_number, password=PIN)
+    press(page, "Log in")
+    page.wait_for_selector("text=Set up your app")
+    secret = page.inner_text(".k-mono").replace(" ", "")
+    assert len(secret) == 32 and page.locator(".k-qr svg").count() == 1
+    type_in(page, code=code_of(boss))
+    press(page, "Set up")
+    assert page.locator("#recovery-codes li").count() == 10
+    press(page, "I have kept them")
+    page.wait_for_selector("text=What needs you now")
+
+    # when: another browser needs the code beside the PIN
+    other = opened(size=browsing.PHONE)
+    page = other.go("/admin/")
+    type_in(page, username=boss.phone_number, password=PIN, code="000000")
+    press(page, "Log in")
+    page.wait_for_selector("text=You were not let in")
+    TOTPDevice.objects.update(throttling_failure_timestamp=None, throttling_failure_count=0)
+    type_in(page, username=boss.phone_number, password=PIN, code=code_of(boss))
+    press(page, "Log in")
+    page.wait_for_selector("text=What needs you now")
+
+    # when: from the home page to the cause, and to sending one again
+    page = screen.page
+    page.get_by_role("link", name=re.compile("failed payouts")).click()
+    page.wait_for_selector("text=The number is no registered M-Pesa customer.")
+    page.click(f"a[href='/admin/payouts/{first.pk}/']")
+    page.wait_for_selector("text=Its whole life")
+    press(page, "Send again…")
+    page.wait_for_selector("text=What this will do")
+    press(page, "Send again")
+    page.wait_for_selector("text=is pending and will be sent again")
+
+    # when: the other one goes to the wallet; the proof of the login has grown old meanwhile
+    settings.STEP_UP_MINUTES = 0
+    page.goto(f"{screen.base}/admin/payouts/{second.pk}/")
+    press(page, "To the wallet…")
+    type_in(page, typed="wallet", proof=code_of(boss))
+    press(page, "Pay to the wallet")
+    page.wait_for_selector("text=is in the member's wallet.")
+
+    # then
+    assert set(Transaction.objects.values_list("pk", "status")) == {(first.pk, "PENDING"), (second.pk, "COMPLETED")}
+
+
+def test_a_settlement_is_watched_until_it_is_done_without_touching_the_page(opened: Opened) -> None:
+    # given
+    made = builders.market(fee_pct=0)
+    for place in range(3):
+        builders.orm_bet(made, builders.member(), "Yes", 100 + place)
+    builders.resolve(made, "Yes", at=timezone.now())
+    screen = opened()
+    screen.log_in_as(console_scenes.staff("viewer"))
+    page = screen.go(f"/admin/markets/{made.pk}/")
+    page.wait_for_selector("text=0 of 3")
+
+    # when, then
+    builders.settle(made, at=timezone.now())
+    page.wait_for_selector("text=3 of 3")
+    for place, one in enumerate(Transaction.objects.filter(settlement__market=made)):
+        console_scenes.paid(one, timezone.now(), f"SKG7ABC00{place}", after=0)
+    page.wait_for_selector("text=Every payout has come to an end")
+    # What may be done now is another thing than when the page was opened.
+    page.get_by_role("link", name="Certificate").wait_for()
+    assert "3" in page.locator("tr", has_text="completed").inner_text()
+
+
+def test_a_market_is_resolved_by_two_people_in_two_browsers_undone_and_voided(
+    opened: Opened, settings: Settings
+) -> None:
+    # given
+    settings.RESOLVE_APPROVAL_ABOVE = Decimal(500)
+    settlement_tasks.policy.cache_clear()
+    made = builders.market(question="Will the long rains begin before 25 March?")
+    for outcome, amount in (("Yes", 300), ("No", 450)):
+        builders.orm_bet(made, builders.member(), outcome, amount)
+    Market.objects.filter(pk=made.pk).update(end_date=timezone.now())
+    first, second = opened(), opened(size=browsing.PHONE)
+    first.log_in_as(console_scenes.staff("operator", full_name="Grace Wambui"))
+    second.log_in_as(console_scenes.staff("approver", full_name="Peter Second"))
+
+    # when: the first looks at every outcome, chooses one and gives the evidence
+    page = first.go("/admin/")
+    page.get_by_role("link", name=re.compile("market to resolve")).click()
+    page.get_by_role("link", name=made.question).click()
+    press(page, "Resolve or void…")
+    page.wait_for_selector("text=Step 1 of 3")
+    press(page, "Yes wins…")
+    type_in(page, evidence_note="The weather service says so.", typed="Yes", proof=PIN)
+    press(page, "Propose it")
+    page.wait_for_selector("text=It is proposed.")
+    link = re.search(r"/admin/proposals/[0-9]+/", page.content())
+    assert link is not None
+
+    # when: the second opens the link and approves
+    page = second.go(link[0])
+    page.wait_for_selector("text=The weather service says so.")
+    type_in(page, typed="approve", proof=PIN)
+    press(page, "Approve and carry out")
+    page.wait_for_selector("text=is decided, and its settlement runs now")
+    builders.settle(made, at=timezone.now())
+    page.wait_for_selector("text=2 of 2")
+
+    # when: the first undoes it, which takes two as well
+    page = first.go(f"/admin/markets/{made.pk}/")
+    press(page, "Undo the settlement…")
+    type_in(page, reason="The weather service corrected itself.", typed="undo")
+    press(page, "Undo the settlement of market")
+    page.wait_for_selector("text=Sending is stopped for this market")
+    waiting = re.search(r"/admin/proposals/[0-9]+/", page.content())
+    assert waiting is not None
+    page = second.go(waiting[0])
+    type_in(page, typed="approve")
+    press(page, "Approve and carry out")
+    page.wait_for_selector("text=is being undone")
+    undo.carry_out(market_id=made.pk, at=timezone.now(), policy=settlement_tasks.policy(), keep_going=lambda: True)
+
+    # when: it is void in the end, which two decide again
+    page = first.go(f"/admin/markets/{made.pk}/resolve/")
+    press(page, "Void…")
+    page.select_option("[name=reason]", "no_result")
+    type_in(page, typed="void")
+    press(page, "Propose it")
+    page.wait_for_selector("text=It is proposed.")
+    page = second.go(f"/admin/markets/{made.pk}/")
+    page.get_by_role("link", name=re.compile("^proposal")).click()
+    type_in(page, typed="approve")
+    press(page, "Approve and carry out")
+    page.wait_for_selector("text=is decided, and its settlement runs now")
+
+    # then
+    builders.settle(made, at=timezone.now())
+    made.refresh_from_db()
+    assert made.status == "VOID"
+
+
+def test_a_page_that_waits_for_a_workers_figures_has_them_without_being_touched(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, queued: Any
+) -> None:
+    # given
+    monkeypatch.setattr(preview_cache, "AT_ONCE", 0)
+    made = builders.market()
+    for outcome, amount in (("Yes", 300), ("No", 450)):
+        builders.orm_bet(made, builders.member(), outcome, amount)
+    screen = opened()
+    screen.log_in_as(console_scenes.staff("operator"))
+    page = screen.go(f"/admin/markets/{made.pk}/resolve/")
+    assert page.get_by_text("being computed").count() == 3
+
+    # when
+    asked = [arguments for name, _, arguments in queued() if name == "payments.overview_tasks.look"]
+    for arguments in asked:
+        monitoring_tasks.look(*arguments)
+
+    # then
+    page.wait_for_selector("text=none has come since")
+    assert page.get_by_text("being computed").count() == 0 and len(asked) == 3
+
+
+def test_a_dispute_is_answered_and_upheld(opened: Opened) -> None:
+    scene = console_scenes.to_decide(timezone.now())
+    console_scenes.refused(scene["dispute"].transaction, timezone.now())
+    screen = opened()
+    screen.log_in_as(console_scenes.staff("support"))
+    page = screen.go("/admin/")
+    page.get_by_role("link", name=re.compile("dispute to answer")).click()
+    page.get_by_role("link", name=re.compile("It has not come")).click()
+    press(page, "Answer…")
+    type_in(page, text="We are looking at M-Pesa's records.")
+    press(page, "Answer")
+    page.wait_for_selector("text=The member is answered.")
+    press(page, "Uphold…")
+    page.select_option("[name=remedy]", "pay_to_wallet")
+    type_in(page, text="M-Pesa refused it; it is in your wallet.", proof=PIN)
+    press(page, "Uphold it")
+    page.wait_for_selector("text=is upheld: the payout goes to the wallet")
+    scene["dispute"].transaction.refresh_from_db()
+    assert scene["dispute"].transaction.status == "COMPLETED"
+
+
+def test_limbo_is_read_and_sending_is_stopped_by_keyboard_alone(opened: Opened) -> None:
+    console_scenes.in_doubt(builders.payout(285, at=timezone.now()), timezone.now())
+    screen = opened()
+    screen.log_in_as(console_scenes.staff("operator"))
+    page = screen.go("/admin/limbo/")
+    assert "the machine asks" in page.inner_text("table")
+
+    page.goto(f"{screen.base}/admin/sending/")
+    page.get_by_role("link", name="Stop all sending…").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#id_reason")
+    page.focus("#id_reason")
+    for words in ("Odd receipts in the statement.", "stop", PIN):
+        page.keyboard.type(words)
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Sending is off.")
+    page.goto(f"{screen.base}/admin/")
+    page.wait_for_selector("text=Sending is paused (switch)")
+
+
+def addresses(scene: dict[str, Any]) -> dict[str, str]:
+    failed, held = scene["failed"].pk, scene["held"].pk
+    return {
+        "home": "/admin/",
+        "markets": "/admin/markets/",
+        "market": f"/admin/markets/{scene['football'].pk}/",
+        "settlement": f"/admin/markets/{scene['settled'].pk}/",
+        "payouts": "/admin/payouts/?state=failed",
+        "payout": f"/admin/payouts/{failed}/",
+        "held": f"/admin/payouts/{held}/",
+        "decide": f"/admin/payouts/{held}/decide/",
+        "to-wallet": f"/admin/payouts/{failed}/wallet/",
+        "retry-many": "/admin/payouts/retry/",
+        "limbo": "/admin/limbo/",
+        "accounts": "/admin/accounts/",
+        "account": f"/admin/accounts/{scene['account'].pk}/",
+        "trial-balance": "/admin/trial-balance/",
+        "members": "/admin/members/",
+        "member": f"/admin/members/{scene['member'].pk}/",
+        "audit": "/admin/audit/?verify=1",
+        "resolve": f"/admin/markets/{scene['football'].pk}/resolve/",
+        "resolve-2": f"/admin/markets/{scene['football'].pk}/resolve/decide/?decision=win:Draw",
+        "weights": f"/admin/markets/{scene['football'].pk}/resolve/share/?kind=joint&weight_0=60&weight_1=30",
+        "share": f"/admin/markets/{scene['football'].pk}/resolve/decide/?decision=joint:"
+        + quote('{"Gor Mahia": 60, "Draw": 40}'),
+        "recoveries": "/admin/recoveries/",
+        "write-off": f"/admin/markets/{scene['debt'].settlement.market_id}/recoveries/write-off/",
+        "undo-costs": "/admin/recoveries/costs/",
+        "approve": f"/admin/proposals/{scene['proposal']}/",
+        "undo": f"/admin/markets/{scene['settled'].pk}/undo/",
+        "disputes": "/admin/disputes/",
+        "dispute": f"/admin/disputes/{scene['dispute'].public_id}/",
+        "sending": "/admin/sending/",
+        "stop": "/admin/sending/stop/",
+        "records": "/admin/records/",
+    }
+
+
+def test_no_page_has_a_serious_barrier_in_light_or_dark_or_on_a_phone(opened: Opened) -> None:
+    scene = console_scenes.busy_day(timezone.now())
+    boss = console_scenes.staff(full_name="Grace Wambui")
+    axe, found = Axe(), []
+    for size, dark in ((browsing.DESKTOP, False), (browsing.PHONE, True)):
+        screen = opened(size=size, dark=dark)
+        screen.go("/admin/login/")
+        found += barriers(axe, screen, "login")
+        screen.log_in_as(boss)
+        for name, path in addresses(scene).items():
+            screen.go(path)
+            if not dark or name in LOOKED_AT_IN_THE_DARK:
+                found += barriers(axe, screen, name)
+            wider = screen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wider <= 0, f"{name} is wider than its screen by {wider}"
+    assert found == []
+    if where := os.environ.get("KASOKO_PICTURES"):
+        take_pictures(opened, boss, addresses(scene), Path(where))
+
+
+def take_pictures(opened: Opened, boss: CustomUser, paths: dict[str, str], where: Path) -> None:
+    screens = {dark: opened(size=(1320, 840), dark=dark) for dark in (False, True)}
+    for name, dark in PICTURES.items():
+        screen = screens[dark]
+        screen.log_in_as(boss)
+        overview.beat(worker="celery@kasoko", at=timezone.now())
+        screen.go(paths[name])
+        screen.shoot(where / f"{name}.png", whole=False)
+    phone = opened(size=browsing.PHONE, dark=True)
+    phone.log_in_as(boss)
+    phone.go("/admin/")
+    phone.shoot(where / "home-phone.png", whole=False)
+
+
+def barriers(axe: Axe, screen: browsing.Window, name: str) -> list[str]:
+    """What axe finds that keeps people out, as lines: page, rule, where."""
+    # It looks at everything, but tells in full only of what it finds: that is four times as quick.
+    seen = axe.run(screen.page, options={"resultTypes": ["violations"]})
+    assert len(seen["passes"]) > 10, "axe did not look"
+    return [
+        f"{name}: {one['id']} ({one['impact']}) at {node['target']}"
+        for one in seen["violations"]
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"][:3]
+    ]

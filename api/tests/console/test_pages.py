@@ -1,0 +1,321 @@
+"""Every page of the console: who may open it, what it loads, how many queries it makes, and what it says when empty."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from django.apps import apps
+from django.contrib import admin
+from django.db import connection
+from django.template.loader import get_template
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from api.console import site
+from api.security import POLICY
+from markets.models import NAIROBI, Market
+from payments.models import Dispute, LedgerAccount, Proposal, Recovery, Transaction
+from testing import builders, console_scenes, payout_steps
+from testing.builders import nothing_moved
+from testing.console_scenes import of
+from users import roles
+
+PATTERNS = [pattern for module in site.PAGES for pattern in module.urls]
+ROOT = Path(__file__).resolve().parents[3]
+# Every page, and what one must be allowed to open it: the whole of it, so that a new page without a line here fails.
+NEEDS = {
+    "index": "view_console",
+    "markets": "view_console",
+    "market": "view_console",
+    "market_progress": "view_console",
+    "payouts": "view_console",
+    "payout": "view_console",
+    "payouts_retry": "act_on_payouts",
+    "payout_retry": "act_on_payouts",
+    "payout_ask": "act_on_payouts",
+    "payout_hold": "act_on_payouts",
+    "payout_release": "act_on_payouts",
+    "payout_wallet": "act_on_payouts",
+    "payout_decide": "decide_payout",
+    "payout_confirm": "decide_payout",
+    "payout_refuse": "decide_payout",
+    "limbo": "view_console",
+    "accounts": "view_ledger",
+    "account": "view_ledger",
+    "account_export": "export_books",
+    "trial_balance": "view_ledger",
+    "recoveries": "view_ledger",
+    "undo_costs": "view_ledger",
+    "recovery_set_off": "decide_recovery",
+    "recovery_write_off": "decide_recovery",
+    "market_set_off": "decide_recovery",
+    "market_write_off": "decide_recovery",
+    "trial_balance_export": "export_books",
+    "members": "view_members",
+    "member": "view_members",
+    "member_phone": "open_phone",
+    "member_note": "note_member",
+    "audit": "view_audit",
+    "market_choose": "resolve_market",
+    "market_share": "resolve_market",
+    "market_resolve": "resolve_market",
+    "market_withdraw": "resolve_market",
+    "market_undo": "resolve_market",
+    "market_scratch": "resolve_market",
+    "proposal": "view_console",
+    "proposal_reject": "view_console",
+    "disputes": "answer_dispute",
+    "dispute": "answer_dispute",
+    "dispute_answer": "answer_dispute",
+    "dispute_reject": "answer_dispute",
+    "dispute_uphold": "answer_dispute",
+    "sending": "view_console",
+    "sending_off": "switch_sending",
+    "sending_on": "switch_sending",
+}
+
+
+# There is no word to confirm: these lead back to the payout.
+LEADING_BACK = ("payout_confirm", "payout_refuse")
+
+
+def address(name: str) -> str:
+    """The page's address, about a row that is there."""
+    if name.startswith("payout_") or name == "payout":
+        return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].pk])
+    if name.startswith("recovery_"):
+        return reverse(f"admin:{name}", args=[Recovery.objects.order_by("pk")[0].pk])
+    if name in ("market_set_off", "market_write_off"):
+        return reverse(f"admin:{name}", args=[Recovery.objects.order_by("pk")[0].settlement.market_id])
+    if name in ("market_choose", "market_share", "market_resolve"):
+        running = Market.objects.filter(status="OPEN").order_by("pk")[0].pk
+        return reverse(f"admin:{name}", args=[running]) + ("?decision=win:A" if name == "market_resolve" else "")
+    if name.startswith("proposal"):
+        return reverse(f"admin:{name}", args=[Proposal.objects.order_by("pk")[0].pk])
+    if name.startswith("dispute_") or name == "dispute":
+        return reverse(f"admin:{name}", args=[Dispute.objects.order_by("pk")[0].public_id])
+    if name == "market" or name.startswith("market_"):
+        return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].settlement.market_id])
+    if name in ("account", "account_export"):
+        return reverse(f"admin:{name}", args=[LedgerAccount.objects.order_by("pk")[0].pk])
+    if name.startswith("member") and name != "members":
+        return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].user_id])
+    return reverse(f"admin:{name}")
+
+
+def test_every_page_of_the_console_is_in_the_table_of_needs() -> None:
+    assert {pattern.name for pattern in PATTERNS} | {"index"} == set(NEEDS)
+    assert {pattern.name: pattern.callback.permission for pattern in PATTERNS} | {"index": "view_console"} == NEEDS
+    assert set(NEEDS.values()) <= set(roles.PERMISSIONS)
+
+
+@pytest.mark.parametrize("role", [*roles.ROLES, "superuser", "no role"])
+def test_each_role_opens_and_does_what_the_table_says_and_nothing_else(db: None, role: str) -> None:
+    # given
+    payout_steps.failed(builders.payout(285))
+    console_scenes.to_decide(timezone.now())
+    person = console_scenes.staff(None if role == "superuser" else role) if role != "no role" else builders.operator()
+    allowed = set(roles.PERMISSIONS) if role == "superuser" else roles.ROLES.get(role, set())
+    client = of(person)
+
+    # when, then: a POST without what the page asks for does nothing either
+    with nothing_moved():
+        for name, needed in NEEDS.items():
+            asked, sent = client.get(address(name)), client.post(address(name), {})
+            if needed not in allowed:
+                assert (asked.status_code, sent.status_code) == (403, 403), name
+                assert roles.PERMISSIONS[needed] in asked.content.decode().replace("&#x27;", "'")
+            else:
+                may_not = name == "proposal_reject" and "approve_resolution" not in allowed
+                expected = 302 if name in LEADING_BACK else 403 if may_not else 200
+                assert asked.status_code == expected, name
+                assert sent.status_code in (200, 403, 405, 409) or name in (*LEADING_BACK, "market_resolve"), name
+
+
+def test_who_is_no_staff_opens_no_page(db: None) -> None:
+    payout_steps.failed(builders.payout(285))
+    console_scenes.to_decide(timezone.now())
+    for client in (Client(), of(builders.member())):
+        for name in NEEDS:
+            answer = client.get(address(name))
+            assert answer.status_code == 302 and answer.headers["Location"].startswith("/admin/login/"), name
+
+
+def test_the_roles_in_the_database_are_those_of_the_table(db: None) -> None:
+    from django.contrib.auth.models import Group
+
+    found = {
+        group.name: set(group.permissions.filter(content_type__app_label="users").values_list("codename", flat=True))
+        for group in Group.objects.all()
+    }
+    assert found == roles.ROLES
+    written = (ROOT / "docs" / "console.md").read_text(encoding="utf-8")
+    for codename in roles.PERMISSIONS:
+        ticks = [role in written_roles(written, codename) for role in roles.ROLES]
+        assert ticks == [codename in allowed for allowed in roles.ROLES.values()], codename
+
+
+def written_roles(text: str, codename: str) -> set[str]:
+    """The roles that the document's table ticks for a permission."""
+    heads = re.search(r"\| Permission \| May \|(.+)\|", text)
+    row = re.search(rf"\| `{codename}` \| [^|]+ \|(.+)\|", text)
+    assert heads and row, f"docs/console.md has no row for {codename}"
+    names = [name.strip() for name in heads[1].split("|")]
+    return {name for name, tick in zip(names, row[1].split("|"), strict=True) if tick.strip()}
+
+
+# --- what a page loads -----------------------------------------------------------------------------------------------
+
+
+def test_no_page_refers_to_another_host_and_each_says_so_to_the_browser(db: None) -> None:
+    console_scenes.busy_day(timezone.now())
+    client = of(console_scenes.staff())
+    records = [f"/admin/{model._meta.app_label}/{model._meta.model_name}/" for model in admin.site._registry]
+    for path in [*(address(name) for name in NEEDS), "/admin/records/", *records, "/admin/login/"]:
+        answer = client.get(path, follow=True)
+        assert answer.headers["Content-Security-Policy"] == POLICY, path
+        if answer.headers["Content-Type"].startswith("text/html"):
+            page = answer.content.decode()
+            outside = re.findall(r"""(?:src|href|action)\s*=\s*["']?(?:https?:)?//[^"'\s>]+""", page)
+            assert outside == [], path
+            assert "/static/console/console.css" in page or path.endswith("/progress/"), path
+
+
+def test_no_stylesheet_or_script_of_ours_names_another_host() -> None:
+    for app in ("users", "payments", "markets"):
+        for file in Path(apps.get_app_config(app).path).rglob("*"):
+            if file.suffix in (".css", ".js", ".html", ".svg"):
+                found = re.findall(r"https?://(?!www\.w3\.org/)[^\s\"')]+", file.read_text(encoding="utf-8"))
+                assert found == [], file
+
+
+def test_the_theme_stands_behind_every_model_of_the_admin(db: None) -> None:
+    from unfold.admin import ModelAdmin
+
+    assert [model for model, options in admin.site._registry.items() if not isinstance(options, ModelAdmin)] == []
+    assert get_template("admin/base.html").origin.name.find("unfold") > 0
+
+
+def test_the_chip_says_whether_the_money_is_real(db: None, settings: object) -> None:
+    client = of(console_scenes.staff())
+    assert "Sandbox" in client.get("/admin/").content.decode()
+    settings.MPESA_PRODUCTION = True  # type: ignore[attr-defined]
+    assert "Live money" in client.get("/admin/").content.decode()
+
+
+# --- how much a page asks of the database ----------------------------------------------------------------------------
+
+
+def test_a_page_asks_no_more_queries_of_many_rows_than_of_few(db: None) -> None:
+    """With three of everything, and with a dozen: the same queries, and never more than twenty-two."""
+    at = timezone.now()
+    boss = console_scenes.staff()
+    client = of(boss)
+    pages = [name for name in NEEDS if name not in ("payout_confirm", "payout_refuse")]
+
+    def settled(number: int) -> None:
+        made = builders.settled_market([(builders.member(), "Yes", 100 + place) for place in range(number)], fee_pct=0)
+        for payout in Transaction.objects.filter(settlement__market=made, destination="mpesa"):
+            console_scenes.in_doubt(payout, at)
+            break
+
+    def counted() -> tuple[dict[str, int], dict[str, int]]:
+        looks: list[dict[str, int]] = [{}, {}]
+        for name in pages:
+            for found in looks:
+                with CaptureQueriesContext(connection) as queries:
+                    client.get(address(name))
+                found[name] = len(queries)
+        return looks[0], looks[1]
+
+    console_scenes.to_decide(at)
+    settled(3)
+    first, few = counted()
+    for number in (4, 5, 6):
+        settled(number)
+    _, many = counted()
+    assert many == few
+    assert {name: count for name, count in few.items() if count > 22} == {}
+    # The first look computes a preview of each of four decisions, at ten queries each whatever the number of bets.
+    assert {name: count for name, count in first.items() if count > 26 and name != "market_choose"} == {}
+    assert first["market_choose"] <= 50 and few["market_choose"] <= 15
+
+
+# --- empty, and odd ---------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_house_says_what_to_do(db: None) -> None:
+    client = of(console_scenes.staff())
+    for path, words in {
+        "/admin/": "Nothing needs you",
+        "/admin/payouts/": "No payouts yet. They come into being when a market is resolved",
+        "/admin/limbo/": "No money is in limbo",
+        "/admin/markets/": "No market matches",
+        "/admin/markets/?show=due": "No market waits for its outcome",
+        "/admin/trial-balance/": "Nothing was booked",
+        "/admin/sending/": "No breaker is open",
+        "/admin/payouts/retry/": "Nothing: no failed payout matches",
+    }.items():
+        assert words in client.get(path).content.decode(), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin/payouts/999999/",
+        "/admin/payouts/999999/retry/",
+        "/admin/markets/999999/",
+        "/admin/members/999999/",
+        "/admin/accounts/999999/",
+        f"/admin/payouts/{10**30}/",
+        f"/admin/members/{10**30}/",
+        f"/admin/accounts/{10**30}/",
+        f"/admin/markets/{10**30}/progress/",
+    ],
+)
+def test_what_is_not_there_is_a_page_that_says_so(db: None, path: str) -> None:
+    answer = of(console_scenes.staff()).get(path)
+    assert answer.status_code == 404 and "There is nothing here" in answer.content.decode()
+
+
+ODD = ("\x00", "%", "'", "<script>alert(1)</script>", "9" * 30, "2547" + "0" * 8, "KASOKO--", "٣")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin/payouts/?q={}&state={}&code={}&market={}&before={}",
+        "/admin/markets/?q={}&show={}&before={}",
+        "/admin/members/?q={}&before={}",
+        "/admin/accounts/?q={}&kind={}&before={}",
+        "/admin/audit/?subject={}&action={}&before={}",
+        "/admin/trial-balance/?day={}",
+        "/admin/payouts/retry/?code={}&hours={}&market={}",
+    ],
+)
+def test_odd_words_in_an_address_are_no_error_and_no_script(db: None, path: str) -> None:
+    client = of(console_scenes.staff())
+    for typed in ODD:
+        answer = client.get(path.replace("{}", quote(typed)))
+        assert answer.status_code == 200, typed
+        assert "<script>alert" not in answer.content.decode()
+
+
+def test_phones_are_masked_on_every_page(db: None) -> None:
+    console_scenes.busy_day(timezone.now())
+    client = of(console_scenes.staff("operator"))
+    for name in NEEDS:
+        page = client.get(address(name))
+        body = b"".join(page) if page.streaming else page.content
+        assert not re.search(rb"2547\d{8}", body), name
+
+
+def test_amounts_and_times_are_kenyan(db: None) -> None:
+    payout = builders.payout(1_234, at=timezone.now() - timedelta(hours=2))
+    page = of(console_scenes.staff()).get(f"/admin/payouts/{payout.pk}/").content.decode()
+    there = (timezone.now() - timedelta(hours=2)).astimezone(NAIROBI)
+    assert "KES 1,234.00" in page and f"{there.day} {there:%b}, {there:%H:%M} EAT" in page and "2 h ago" in page

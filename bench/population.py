@@ -1,0 +1,129 @@
+"""Members, markets and bets by the million, written the way the services would have left them.
+
+In bulk and past the triggers, which would only say that all is well: the twins' stakes are booked, wallets are open,
+markets OPEN. What is measured later goes through the services.
+"""
+
+import os
+from dataclasses import dataclass
+
+from django.db import connection
+
+from bench.servers import run_sql
+from payments.ledger import journal
+
+OTHERS = 50
+FIRST_PHONE = 254_700_000_000
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Twin markets with the same bets in the same order, between the bets of OTHERS further markets."""
+
+    twins: list[int]
+    others: list[int]
+    members: tuple[int, int]
+
+
+def gather(
+    *,
+    bets: int,
+    twins: int,
+    others: int = OTHERS,
+    each: int = 3,
+    outcomes: tuple[str, ...] = ("Yes", "No"),
+    days: int = 0,
+) -> Crowd:
+    """Make `twins` markets of `bets` bets each, and beside each of them as many bets on `others` markets.
+
+    `each` bets a member, on all outcomes alike, of 10 to 1,000 shillings, placed over the last `days`. A twin's bets
+    alternate with the others', so they are spread over twice their pages, as when they were placed over a day. The
+    others' stakes are not booked: what they are here for is to lie in between.
+    """
+    members = max(2, bets // each)
+    names = ", ".join(f"({number}, '{name}')" for number, name in enumerate(outcomes, 1))
+    moment = f"now() - interval '1 day' * {days} * (1 - i / {bets}.0)"
+    # A role that may pass the triggers by; nothing else here may.
+    root = as_root()
+    first = _ids(root, "SELECT coalesce(max(id), 0) + 1 FROM users_customuser")
+    last = first + members - 1
+    run_sql(
+        root,
+        f"""
+        SET session_replication_role = replica;
+        INSERT INTO users_customuser (id, public_id, phone_number, full_name, balance, password, is_staff, is_active,
+            is_superuser, date_joined, failed_logins)
+        SELECT i, gen_random_uuid(), ({FIRST_PHONE} + i)::text, 'Member ' || i, 0, '!', false, true, false, now(), 0
+        FROM generate_series({first}, {last}) i;
+        SELECT setval('users_customuser_id_seq', {last});
+        INSERT INTO payments_ledgeraccount (code, kind, user_id)
+        SELECT 'wallet:' || i, 'wallet', i FROM generate_series({first}, {last}) i;
+        """,
+    )
+    before = _ids(root, "SELECT coalesce(max(id), 0) FROM markets_market")
+    run_sql(
+        root,
+        f"""
+        INSERT INTO markets_market (question, description, category, status, platform_fee_pct, end_date, created_at)
+        SELECT 'Market ' || i, '', '', 'OPEN', 5, now() + interval '1 year', now() - interval '1 day' * {days}
+        FROM generate_series(1, {twins + others}) i;
+        INSERT INTO markets_outcome (market_id, name)
+        SELECT m.id, o.name FROM markets_market m, (VALUES {names}) o (number, name)
+        WHERE m.id > {before} ORDER BY m.id, o.number;
+        INSERT INTO payments_ledgeraccount (code, kind, market_id)
+        SELECT 'pool:' || id, 'pool', id FROM markets_market WHERE id > {before} ORDER BY id;
+        """,
+    )
+    every = [
+        int(str(row[0])) for row in run_sql(root, f"SELECT id FROM markets_market WHERE id > {before} ORDER BY id")
+    ]
+    opening = journal.open_accounts([journal.OPENING])[journal.OPENING]
+    run_sql(
+        root,
+        f"""
+        SET session_replication_role = replica;
+        SELECT setseed(0.5);
+        CREATE TEMP TABLE drawn AS SELECT i, {first} + floor(random() * {members})::bigint AS user_id,
+            (ARRAY['{"', '".join(outcomes)}'])[1 + floor(random() * {len(outcomes)})::int] AS outcome,
+            (1000 + floor(random() * 99001))::numeric / 100 AS amount, floor(random() * {others})::int AS other
+        FROM generate_series(1, {bets}) i;
+        INSERT INTO markets_bet (public_id, user_id, market_id, outcome, amount, result, payout, placed_at)
+        SELECT gen_random_uuid(), user_id, {before} + CASE WHEN own THEN twin ELSE {twins + 1} + other END, outcome,
+            amount, 'PENDING', 0, {moment}
+        FROM drawn, generate_series(1, {twins}) twin, (VALUES (true), ({"false" if others else "NULL"})) o (own)
+        WHERE own IS NOT NULL ORDER BY twin, i, own DESC;
+        INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
+        SELECT 'stake:' || b.id, {opening}, a.id, b.amount, 'stake', b.placed_at
+        FROM markets_bet b JOIN payments_ledgeraccount a ON a.code = 'pool:' || b.market_id
+        WHERE b.market_id > {before} AND b.market_id <= {before + twins} ORDER BY b.id;
+        """,
+    )
+    for table in ("users_customuser", "markets_bet", "payments_transfer", "payments_ledgeraccount", "markets_market"):
+        run_sql(root, f"VACUUM (ANALYZE) {table}")
+    return Crowd(twins=every[:twins], others=every[twins:], members=(first, last))
+
+
+def fill_wallets(*, members: int, crowd: Crowd) -> range:
+    """Put ten million shillings into the wallets of some of the crowd, spread over all of it; their ids."""
+    first, last = crowd.members
+    ids = range(first, last + 1, max(1, (last - first) // members))
+    opening = journal.open_accounts([journal.OPENING])[journal.OPENING]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)"
+            " SELECT 'opening:' || user_id || ':1', %s, id, 10000000, 'opening', now() FROM payments_ledgeraccount"
+            " WHERE kind = 'wallet' AND user_id = ANY (%s) ORDER BY user_id",
+            [opening, list(ids)],
+        )
+    return ids
+
+
+def _ids(root: str, statement: str) -> int:
+    ((number,),) = run_sql(root, statement)
+    return int(str(number))
+
+
+def as_root() -> str:
+    """The superuser's URL of the database that is measured."""
+    root = os.environ["KASOKO_BENCH_ROOT_URL"]
+    return root.removesuffix("/postgres") + "/" + str(connection.settings_dict["NAME"])

@@ -1,0 +1,243 @@
+"""Daraja's B2C call with hundreds of requests under way at once, on an event loop in a thread of its own.
+
+It is the gateway's contract and nothing beside it: the gateway writes each body, gives the shared token, reads each
+answer, and so names each end by what we know of the money. Only the wire is another.
+Source: docs/decisions/0011-bulk-client.md.
+"""
+
+import asyncio
+import json
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import certifi
+
+from payments import failpoints
+from payments.mpesa.client import (
+    CONNECT_SECONDS,
+    MAX_BODY_BYTES,
+    PAYMENT_PATH,
+    Accepted,
+    Answer,
+    Gateway,
+    GatewayError,
+    NotSent,
+    OutcomeUnknown,
+)
+
+
+@dataclass(frozen=True)
+class Payment:
+    """One B2C request to be POSTed at `at` (seconds of time.monotonic); `key` is the caller's name for it.
+
+    `request` is what `Gateway.pay` takes.
+    """
+
+    key: int
+    at: float
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one: the answer, the gateway's error, or what nobody foresaw, for the caller to raise."""
+
+    key: int
+    said: Accepted | GatewayError | Exception
+
+
+class _Exchange:
+    """`sent` turns True when a connection is there and the request is about to be written to it.
+
+    Exception types cannot tell this: the same ones are raised before and after.
+    """
+
+    __slots__ = ("sent",)
+
+    def __init__(self) -> None:
+        self.sent = False
+
+
+_exchange: ContextVar[_Exchange] = ContextVar("exchange")
+
+
+class _WatchedRequest(aiohttp.ClientRequest):
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        _exchange.get().sent = True
+        return await super().send(conn)
+
+
+class BulkGateway:
+    """B2C requests for a caller's thread: `start` some, `collect` what has ended, each by its key.
+
+    At most `in_flight` connections, kept and used again. Proxies, .netrc, cookies and redirects play no part. Each
+    request and its answer have the gateway's `timeout_seconds` in all, from when it is due.
+    """
+
+    def __init__(self, gateway: Gateway, *, in_flight: int) -> None:
+        self._gateway = gateway
+        self._in_flight = in_flight
+        self._url = gateway.credentials.base_url + PAYMENT_PATH
+        self._token = ""
+        self._ended: deque[Ended] = deque()
+        self._wanted = 1
+        self._enough = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- the caller's thread
+
+    def start(self, payments: Iterable[Payment]) -> None:
+        """Have each POSTed when it is due. Returns at once, but for the token where it must be fetched.
+
+        Without a token nothing is sent, and each ends as NotSent.
+        """
+        loop = self._running_loop()
+        try:
+            self._token = self._gateway.token(time.monotonic() + self._gateway.timeout_seconds)
+        except NotSent as error:
+            for payment in payments:
+                self._end(payment.key, error)
+            return
+        for payment in payments:
+            try:
+                body = json.dumps(self._gateway.payment(**payment.request)).encode()
+            except (ValueError, TypeError) as error:
+                self._end(payment.key, error)
+            else:
+                loop.call_soon_threadsafe(self._due_later, payment, body)
+
+    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
+        """What has ended since the last call; waits until `enough` have, at most for as long as one has patience."""
+        self._wanted = enough
+        if len(self._ended) < enough:
+            self._enough.wait(patience_seconds)
+        self._enough.clear()
+        return [self._ended.popleft() for _ in range(len(self._ended))]
+
+    def close(self) -> None:
+        """Stop the loop. What is under way is not waited for: collect it first."""
+        if self._loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        self._loop = self._thread = None
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="daraja", daemon=True)
+            self._thread.start()
+            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        return self._loop
+
+    # --- the loop's thread
+
+    async def _open(self) -> None:
+        # The same authorities as requests trusts, wherever the machine keeps its own.
+        connector = aiohttp.TCPConnector(
+            limit=self._in_flight, ssl=ssl.create_default_context(cafile=certifi.where()), keepalive_timeout=15
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            request_class=_WatchedRequest,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+        self._renewing = asyncio.Lock()
+
+    async def _shut(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
+
+    def _end(self, key: int, said: Accepted | GatewayError | Exception) -> None:
+        self._ended.append(Ended(key, said))
+        if len(self._ended) >= self._wanted:
+            self._enough.set()
+
+    def _due_later(self, payment: Payment, body: bytes) -> None:
+        asyncio.get_running_loop().call_at(payment.at, self._begin, payment, body)
+
+    def _begin(self, payment: Payment, body: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(self._pay(payment, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _pay(self, payment: Payment, body: bytes) -> None:
+        try:
+            answer = await self._authorised_post(body)
+            self._end(payment.key, self._gateway.acceptance(answer, payment.request["originator_conversation_id"]))
+        # Whatever it is goes to the thread that can write it down or raise it; here it would only be lost.
+        except Exception as error:  # noqa: BLE001
+            self._end(payment.key, error)
+
+    async def _authorised_post(self, body: bytes) -> Answer:
+        deadline = time.monotonic() + self._gateway.timeout_seconds
+        token = self._token
+        answer = await self._post(body, token, deadline)
+        if not answer.refuses_token:
+            return answer
+        # It proves that nothing was executed, so the same body may go once more with another token.
+        token = await self._renewed(token, deadline)
+        answer = await self._post(body, token, deadline)
+        if answer.refuses_token:
+            raise self._gateway.unauthorised(answer, token)
+        return answer
+
+    async def _renewed(self, refused: str, deadline: float) -> str:
+        """One renewal for all requests whose token was refused at about the same time."""
+        async with self._renewing:
+            if self._token == refused:
+                self._token = await asyncio.to_thread(self._gateway.renewed_token, refused, deadline)
+            return self._token
+
+    async def _post(self, body: bytes, token: str, deadline: float) -> Answer:
+        """Make one request and read its whole answer before the deadline (seconds of time.monotonic).
+
+        Raises: NotSent where not a byte of the request left; OutcomeUnknown for everything else that goes wrong.
+        """
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise NotSent("network", message="out of time before sending")
+        exchange = _Exchange()
+        _exchange.set(exchange)
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+        }
+        timeout = aiohttp.ClientTimeout(total=remaining, sock_connect=min(remaining, CONNECT_SECONDS))
+        try:
+            async with self._session.post(
+                self._url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                failpoints.reach("request written")
+                body_read = await _bounded_body(response)
+                return Answer.of(response.status, body_read, response.headers.get("Retry-After", ""))
+        except (aiohttp.ClientError, OSError) as error:  # A timeout is an OSError.
+            if not exchange.sent:
+                raise NotSent("network", message=f"no connection: {type(error).__name__}") from None
+            raise OutcomeUnknown(message=f"no whole answer: {type(error).__name__}") from None
+
+
+async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    # What is left unread closes the connection when the response is let go.
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return bytes(body)

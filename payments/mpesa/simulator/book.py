@@ -1,0 +1,446 @@
+"""The simulator's books: an append-only file of JSON lines, and what follows from it in memory.
+
+Every change is an event that is first written to the file and then applied; a restart applies the same events
+again, so the books before and after cannot differ. Amounts are whole shillings, except charges (Decimal shillings).
+"""
+
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from payments.mpesa import tariff
+from payments.mpesa.simulator import faults
+
+# East Africa Time has no daylight saving, so the simulator needs no time zone database.
+NAIROBI = timezone(timedelta(hours=3), "EAT")
+
+# Source: Daraja portal, B2C page, FAQ 9.
+SMALLEST, LARGEST, DAILY_LIMIT = 10, 250_000, 500_000
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ATTEMPT_NUMBER = re.compile(r"-[0-9]+$")
+
+State = Literal["accepted", "paid", "failed", "dropped"]
+Event = dict[str, object]
+
+
+@dataclass(slots=True)
+class Payment:
+    """One accepted B2C request.
+
+    `state` is the truth about the money, `code` what the result says; they differ only for code 17.
+    "dropped" means that the request never reached the core.
+    """
+
+    ocid: str
+    conversation_id: str
+    amount: int
+    phone: str
+    request: Mapping[str, str]
+    strikes: faults.Strikes
+    accepted_at: datetime
+    state: State = "accepted"
+    code: str = ""
+    receipt: str = ""
+    charge: Decimal = Decimal(0)
+    executed_at: datetime | None = None
+    utility_after: int = 0
+    charges_after: Decimal = Decimal(0)
+    callbacks: list[tuple[str, str, datetime]] = field(default_factory=list)
+
+    @property
+    def reported(self) -> bool:
+        """Whether nothing more is to be told about the result: it was posted, or lost on purpose."""
+        return any(kind == "result" for kind, _, _ in self.callbacks)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the queue timeout was already posted."""
+        return any(kind == "timeout" for kind, _, _ in self.callbacks)
+
+    @property
+    def answered(self) -> bool:
+        """Whether a status query about it was answered."""
+        return any(kind == "status" for kind, _, _ in self.callbacks)
+
+    def summary(self) -> dict[str, object]:
+        """Return the payment for people and tests, as JSON types."""
+        return {
+            "ocid": self.ocid,
+            "conversation_id": self.conversation_id,
+            "amount": self.amount,
+            "phone": self.phone,
+            "state": self.state,
+            "result_code": self.code,
+            "receipt": self.receipt,
+            "charge": f"{self.charge:.2f}",
+            "faults": self.strikes.texts(),
+            "accepted_at": self.accepted_at.isoformat(),
+            "executed_at": self.executed_at and self.executed_at.isoformat(),
+            "callbacks": [
+                {"kind": kind, "outcome": outcome, "at": at.isoformat()} for kind, outcome, at in self.callbacks
+            ],
+        }
+
+
+@dataclass(slots=True)
+class Deposit:
+    """One M-Pesa Express push. `code` is empty while the customer is being asked."""
+
+    checkout_id: str
+    merchant_id: str
+    amount: int
+    phone: str
+    callback_url: str
+    strikes: faults.Strikes
+    accepted_at: datetime
+    code: str = ""
+    receipt: str = ""
+    reported: bool = False
+
+    def summary(self) -> dict[str, object]:
+        """Return the deposit for people and tests, as JSON types."""
+        return {
+            "checkout_request_id": self.checkout_id,
+            "amount": self.amount,
+            "phone": self.phone,
+            "result_code": self.code,
+            "receipt": self.receipt,
+            "accepted_at": self.accepted_at.isoformat(),
+        }
+
+
+class Book:
+    """Who asked for what, who was paid what, and what is left in the Utility account.
+
+    A new file begins with `float_shillings`; an existing one continues with the float written in it.
+    Locks: one, inside; every public method is safe from any thread.
+    Raises: ValueError when the file is not a book of this simulator.
+    """
+
+    def __init__(self, path: Path | None, *, float_shillings: int, seed: int, now: Callable[[], datetime]) -> None:
+        self.lock = threading.RLock()
+        self.payments: dict[str, Payment] = {}
+        self.deposits: dict[str, Deposit] = {}
+        self.by_receipt: dict[str, Payment] = {}
+        self.spent: list[tuple[str, str]] = []
+        self.utility = 0
+        self.working = 0
+        self.charges = Decimal(0)
+        self._requests: dict[str, list[tuple[str, str]]] = {}
+        self._queries: Counter[str] = Counter()
+        self._verdicts: Counter[str] = Counter()
+        self._paid_on: Counter[tuple[str, str]] = Counter()
+        self._by_phone: dict[str, dict[str, int]] = {}
+        self._seed, self._now = seed, now
+        self._file: int | None = None
+        if path is not None:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._reload(path)
+        if not self._verdicts["opened"]:
+            self._write({"event": "opened", "float": float_shillings})
+
+    def close(self) -> None:
+        """Close the file. Later writes are refused."""
+        with self.lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = -1
+
+    # What is written.
+
+    def refuse(self, *, ocid: str, amount: str, phone: str, verdict: str, spent: tuple[str, ...] = ()) -> None:
+        """Note a payment request that was not accepted, with the error code it was answered with."""
+        self._write(
+            {
+                "event": "refused",
+                "ocid": ocid,
+                "amount": amount,
+                "phone": phone,
+                "verdict": verdict,
+                "spent": list(spent),
+            }
+        )
+
+    def accept(
+        self, *, ocid: str, amount: int, phone: str, request: Mapping[str, str], strikes: faults.Strikes
+    ) -> Payment | None:
+        """Accept a payment request; None when its originator conversation id was accepted before."""
+        with self.lock:
+            if ocid in self.payments:
+                return None
+            self._write(
+                {
+                    "event": "accepted",
+                    "ocid": ocid,
+                    "conversation_id": self.conversation_id(ocid),
+                    "amount": amount,
+                    "phone": phone,
+                    "request": dict(request),
+                    "faults": strikes.texts(),
+                    "spent": list(strikes.spent),
+                }
+            )
+            return self.payments[ocid]
+
+    def execute(self, ocid: str, *, dropped: bool = False) -> Payment:
+        """Let the core decide: check the limits and the float, and move the money or not.
+
+        Idempotent: by the payment's state; a second call moves nothing.
+        """
+        with self.lock:
+            payment = self.payments[ocid]
+            if payment.state != "accepted":
+                return payment
+            event: Event = {"event": "executed", "ocid": ocid, "state": "failed", "receipt": "", "charge": "0"}
+            failure = self._failure(payment)
+            if dropped:
+                event |= {"state": "dropped", "code": ""}
+            elif failure:
+                event |= {"code": failure}
+            elif payment.strikes.has("queue_timeout", "expired"):
+                event |= {"code": ""}
+            elif payment.strikes.has("system_17", "dropped"):
+                event |= {"code": "17"}
+            else:
+                charge = tariff.charge(Decimal(payment.amount), self._now().astimezone(NAIROBI).date())
+                code = "17" if "system_17" in payment.strikes else "0"
+                event |= {"state": "paid", "code": code, "receipt": self._new_receipt(ocid), "charge": str(charge)}
+            self._write(event)
+            return payment
+
+    def note_callback(self, ocid: str, kind: str, outcome: str) -> None:
+        """Note that a callback was posted (`outcome` is the HTTP status or the error), or lost on purpose."""
+        self._write({"event": "callback", "ocid": ocid, "kind": kind, "outcome": outcome})
+
+    def note_query(self, key: str, phone: str, spent: tuple[str, ...]) -> None:
+        """Note a status query about an originator conversation id or a receipt."""
+        self._write({"event": "query", "key": key, "phone": phone, "spent": list(spent)})
+
+    def set_float(self, shillings: int) -> None:
+        """Set what the Utility account holds."""
+        self._write({"event": "float", "float": shillings})
+
+    def accept_deposit(
+        self, *, merchant_id: str, amount: int, phone: str, callback_url: str, strikes: faults.Strikes
+    ) -> Deposit:
+        """Accept an M-Pesa Express push."""
+        with self.lock:
+            number = len(self.deposits) + 1
+            stamp = f"{self._now().astimezone(NAIROBI):%d%m%Y%H%M%S}"
+            checkout_id = f"ws_CO_{stamp}{number:06d}{phone[3:]}"
+            self._write(
+                {
+                    "event": "deposit",
+                    "checkout_id": checkout_id,
+                    "merchant_id": merchant_id,
+                    "amount": amount,
+                    "phone": phone,
+                    "callback_url": callback_url,
+                    "faults": strikes.texts(),
+                    "spent": list(strikes.spent),
+                }
+            )
+            return self.deposits[checkout_id]
+
+    def execute_deposit(self, checkout_id: str) -> Deposit:
+        """Let the customer answer the push. Idempotent: by the deposit's code."""
+        with self.lock:
+            deposit = self.deposits[checkout_id]
+            if not deposit.code:
+                code = (deposit.strikes.faults.get("fail") or ("0",))[0]
+                receipt = self._new_receipt(checkout_id) if code == "0" else ""
+                self._write({"event": "deposit_executed", "checkout_id": checkout_id, "code": code, "receipt": receipt})
+            return deposit
+
+    def note_deposit_callback(self, checkout_id: str, outcome: str) -> None:
+        """Note that a deposit's callback was posted, or lost on purpose."""
+        self._write({"event": "deposit_callback", "checkout_id": checkout_id, "outcome": outcome})
+
+    # What is read.
+
+    def requests_of(self, ocid: str) -> int:
+        """Count the payment requests seen for an originator conversation id."""
+        with self.lock:
+            return len(self._requests.get(ocid, ()))
+
+    def queries_of(self, key: str) -> int:
+        """Count the status queries seen for an originator conversation id."""
+        with self.lock:
+            return self._queries[key]
+
+    def find(self, *, ocid: str, receipt: str) -> Payment | None:
+        """Find a payment by its originator conversation id, else by its receipt."""
+        with self.lock:
+            return self.payments.get(ocid) or self.by_receipt.get(receipt)
+
+    def conversation_id(self, *parts: object) -> str:
+        """Make Daraja's id of a conversation, `AG_yyyymmdd_<hex>`."""
+        return f"AG_{self._now().astimezone(NAIROBI):%Y%m%d}_{faults.draw(self._seed, 'conversation', *parts):020x}"
+
+    def entry(self, ocid: str) -> dict[str, object] | None:
+        """Return everything known of an originator conversation id, as JSON types; None when it was never seen."""
+        with self.lock:
+            if ocid not in self._requests:
+                return None
+            payment = self.payments.get(ocid)
+            return {
+                "requests": [{"verdict": verdict, "at": at} for verdict, at in self._requests[ocid]],
+                "queries": self._queries[ocid],
+                "payment": payment and payment.summary(),
+            }
+
+    def summary(self, *, with_payments: bool = True) -> dict[str, object]:
+        """Return the whole book as JSON types; `with_payments=False` leaves the long lists out."""
+        with self.lock:
+            paid = [payment for payment in self.payments.values() if payment.state == "paid"]
+            by_reference: dict[str, list[Payment]] = {}
+            for payment in paid:
+                by_reference.setdefault(_ATTEMPT_NUMBER.sub("", payment.ocid), []).append(payment)
+            lists = {
+                "payments": [payment.summary() for payment in self.payments.values()],
+                "deposits": [deposit.summary() for deposit in self.deposits.values()],
+            }
+            return {
+                **(lists if with_payments else {}),
+                "totals": {
+                    "paid_count": len(paid),
+                    "paid_total": sum(payment.amount for payment in paid),
+                    "by_phone": {phone: dict(paid_to) for phone, paid_to in self._by_phone.items()},
+                    "float": self.utility,
+                    "working": self.working,
+                    "charges": f"{self.charges:.2f}",
+                    "states": Counter(payment.state for payment in self.payments.values()),
+                    "verdicts": {key: count for key, count in self._verdicts.items() if key != "opened"},
+                    "queries": self._queries.total(),
+                },
+                "double_paid": [
+                    {
+                        "reference": reference,
+                        "phones": sorted({payment.phone for payment in same}),
+                        "receipts": [payment.receipt for payment in same],
+                        "paid_total": sum(payment.amount for payment in same),
+                    }
+                    for reference, same in by_reference.items()
+                    if len(same) > 1
+                ],
+            }
+
+    # Inside: call with the lock held.
+
+    def _failure(self, payment: Payment) -> str | None:
+        chosen = payment.strikes.faults.get("fail")
+        if chosen:
+            return chosen[0]
+        if payment.amount < SMALLEST:
+            return "2"
+        if payment.amount > LARGEST:
+            return "3"
+        today = self._now().astimezone(NAIROBI).date().isoformat()
+        if self._paid_on[payment.phone, today] + payment.amount > DAILY_LIMIT:
+            return "4"
+        # Charges go to the Charges Paid account, which may run negative, so only the amount must be there.
+        return "1" if payment.amount > self.utility else None
+
+    def _new_receipt(self, key: str) -> str:
+        for collisions in range(1_000):
+            number = faults.draw(self._seed, "receipt", key, collisions)
+            receipt = "".join(_ALPHABET[number // 36**place % 36] for place in range(9))
+            if f"U{receipt}" not in self.by_receipt:
+                return f"U{receipt}"
+        raise RuntimeError("no free receipt")
+
+    def _write(self, event: Event) -> None:
+        with self.lock:
+            event["at"] = self._now().astimezone(UTC).isoformat()
+            if self._file is not None:
+                # One write call per line: the line survives a killed process before anybody is told of it.
+                line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+                if os.write(self._file, line) != len(line):
+                    raise OSError("the book's disk is full")
+            self._apply(event)
+
+    def _reload(self, path: Path) -> None:
+        whole = 0
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    event = json.loads(line)
+                    self._apply(event)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(f"{path} line {number} is not a line of a simulator's book") from error
+                self.spent.extend((str(event["phone"]), text) for text in event.get("spent", ()))
+                whole += len(line)
+        # A process killed while writing leaves half a line, of which nobody was told.
+        os.truncate(path, whole)
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        at = datetime.fromisoformat(event["at"])
+        match event["event"]:
+            case "opened":
+                self._verdicts["opened"] += 1
+                self.utility = event["float"]
+            case "float":
+                self.utility = event["float"]
+            case "refused":
+                self._verdicts[event["verdict"]] += 1
+                self._requests.setdefault(event["ocid"], []).append((event["verdict"], event["at"]))
+            case "accepted":
+                self._verdicts["accepted"] += 1
+                self._requests.setdefault(event["ocid"], []).append(("accepted", event["at"]))
+                self.payments[event["ocid"]] = Payment(
+                    event["ocid"],
+                    event["conversation_id"],
+                    event["amount"],
+                    event["phone"],
+                    event["request"],
+                    faults.strikes_from(event["faults"]),
+                    at,
+                )
+            case "executed":
+                self._apply_execution(self.payments[event["ocid"]], event, at)
+            case "callback":
+                self.payments[event["ocid"]].callbacks.append((event["kind"], event["outcome"], at))
+            case "query":
+                self._queries[event["key"]] += 1
+            case "deposit":
+                self.deposits[event["checkout_id"]] = Deposit(
+                    event["checkout_id"],
+                    event["merchant_id"],
+                    event["amount"],
+                    event["phone"],
+                    event["callback_url"],
+                    faults.strikes_from(event["faults"]),
+                    at,
+                )
+            case "deposit_executed":
+                deposit = self.deposits[event["checkout_id"]]
+                deposit.code, deposit.receipt = event["code"], event["receipt"]
+                self.working += deposit.amount if deposit.code == "0" else 0
+            case "deposit_callback":
+                self.deposits[event["checkout_id"]].reported = True
+            case unknown:
+                raise ValueError(f"unknown event {unknown!r}")
+
+    def _apply_execution(self, payment: Payment, event: Mapping[str, Any], at: datetime) -> None:
+        payment.state, payment.code, payment.receipt = event["state"], event["code"], event["receipt"]
+        payment.charge, payment.executed_at = Decimal(event["charge"]), at
+        if payment.state == "paid":
+            self.utility -= payment.amount
+            self.charges += payment.charge
+            self.by_receipt[payment.receipt] = payment
+            self._paid_on[payment.phone, at.astimezone(NAIROBI).date().isoformat()] += payment.amount
+            paid_to = self._by_phone.setdefault(payment.phone, {"count": 0, "total": 0})
+            paid_to["count"] += 1
+            paid_to["total"] += payment.amount
+        payment.utility_after, payment.charges_after = self.utility, self.charges

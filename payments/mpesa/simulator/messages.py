@@ -1,0 +1,273 @@
+"""The JSON that Daraja sends: acknowledgements, errors, results. Pure.
+
+Source: Daraja portal pages B2C, Transaction Status, Account Balance and M-Pesa Express; where the portal's samples
+differ from each other, the seed chooses among the published shapes.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+
+from payments.mpesa.simulator import faults
+from payments.mpesa.simulator.book import NAIROBI, Deposit, Payment
+
+RESULT_DESCRIPTIONS: Mapping[str, str] = {
+    **faults.PAYMENT_FAILURES,
+    "0": "The service request is processed successfully.",
+    "15": "Duplicate Detected",
+    "17": "System internal error.",
+    "25": "The format of parameter null is invalid.",
+    "49": "No transaction was found.",
+}
+_FIRST_NAMES = ("AMINA", "BRIAN", "CHEBET", "DAUDI", "ESTHER", "FATUMA", "GATHONI", "HASSAN")
+_LAST_NAMES = ("ACHIENG", "BARASA", "CHERONO", "KAMAU", "MUTUA", "NJERI", "OTIENO", "WANJIKU")
+_NUMBER = re.compile(r'"\\u0000(-?[0-9]+\.[0-9]{2})"')
+
+
+class Refused(Exception):
+    """A synchronous error: HTTP status, Daraja's error code and its message."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+def encode(message: object) -> bytes:
+    """Write JSON. A Decimal becomes a number with two decimals, by its digits and never through a float."""
+    text = json.dumps(message, separators=(",", ":"), default=lambda amount: f"\0{amount:.2f}")
+    return _NUMBER.sub(r"\1", text).encode()
+
+
+def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
+    """Say that a request was accepted, which says nothing about its money."""
+    return {
+        "ConversationID": conversation_id,
+        "OriginatorConversationID": ocid,
+        "ResponseCode": "0",
+        "ResponseDescription": "Accept the service request successfully.",
+    }
+
+
+def name_of(phone: str) -> str:
+    """Invent the customer's name, the same one for the same phone."""
+    return f"{faults.pick(_FIRST_NAMES, phone, 'first')} {faults.pick(_LAST_NAMES, phone, 'last')}"
+
+
+def _party(payment: Payment) -> str:
+    dash = faults.pick((" - ", "- ", " -", "-"), payment.ocid, "dash")
+    if "masked_receiver" in payment.strikes:
+        first, _, last = name_of(payment.phone).partition(" ")
+        return f"0{payment.phone[3:6]}***{payment.phone[-3:]}{dash}{first[0]}*** {last[0]}***"
+    return f"{payment.phone}{dash}{name_of(payment.phone)}"
+
+
+def _placeholder(key: str) -> str:
+    return faults.pick(("OAK0000000", "NLJ0000000", "SG722NMVXQ", "MBN0000000"), key, "placeholder")
+
+
+def _envelope(result: dict[str, object], strikes: faults.Strikes) -> dict[str, object]:
+    if "string_codes" in strikes:
+        result |= {"ResultType": str(result["ResultType"]), "ResultCode": str(result["ResultCode"])}
+    return {"Result": result}
+
+
+def _code(code: str) -> int | str:
+    return int(code) if code.isdigit() else code
+
+
+def _parameters(items: list[tuple[str, object]], without: tuple[str, ...] = ()) -> dict[str, object]:
+    return {
+        "ResultParameter": [
+            {"Key": key} if value is None or key in without else {"Key": key, "Value": value} for key, value in items
+        ]
+    }
+
+
+def payment_result(payment: Payment) -> dict[str, object]:
+    """Tell the result of a payment, as posted to its ResultURL."""
+    result: dict[str, object] = {
+        "ResultType": 0,
+        "ResultCode": _code(payment.code),
+        "ResultDesc": RESULT_DESCRIPTIONS[payment.code],
+        "OriginatorConversationID": payment.ocid,
+        "ConversationID": payment.conversation_id,
+        "TransactionID": payment.receipt if payment.code == "0" else _placeholder(payment.ocid),
+        "ReferenceData": {
+            "ReferenceItem": {
+                "Key": "QueueTimeoutURL",
+                "Value": "https://internalsandbox.safaricom.co.ke/mpesa/b2cresults/v1/submit",
+            }
+        },
+    }
+    completed_at = (payment.executed_at or payment.accepted_at).astimezone(NAIROBI)
+    if payment.code == "0":
+        parameters = _parameters(
+            [
+                ("TransactionAmount", payment.amount),
+                ("TransactionReceipt", payment.receipt),
+                ("B2CRecipientIsRegisteredCustomer", "Y"),
+                ("B2CChargesPaidAccountAvailableFunds", -payment.charges_after),
+                ("ReceiverPartyPublicName", _party(payment)),
+                ("TransactionCompletedDateTime", f"{completed_at:%d.%m.%Y %H:%M:%S}"),
+                ("B2CUtilityAccountAvailableFunds", Decimal(payment.utility_after)),
+                ("B2CWorkingAccountAvailableFunds", Decimal(0)),
+            ],
+            without=("ReceiverPartyPublicName", "B2CChargesPaidAccountAvailableFunds")
+            if "missing_values" in payment.strikes
+            else (),
+        )
+        if "dict_parameter" in payment.strikes:
+            parameters = {"ResultParameter": {"Key": "TransactionReceipt", "Value": payment.receipt}}
+        result["ResultParameters"] = parameters
+    elif "dict_parameter" in payment.strikes:
+        completed = int(f"{completed_at:%Y%m%d%H%M%S}")
+        result["ResultParameters"] = {"ResultParameter": {"Key": "BOCompletedTime", "Value": completed}}
+    return _envelope(result, payment.strikes)
+
+
+def duplicate_result(payment: Payment, *, conversation_id: str) -> dict[str, object]:
+    """Tell that a repeated id was refused by the core, under the id of the original and a new ConversationID."""
+    return _envelope(
+        {
+            "ResultType": 0,
+            "ResultCode": 15,
+            "ResultDesc": RESULT_DESCRIPTIONS["15"],
+            "OriginatorConversationID": payment.ocid,
+            "ConversationID": conversation_id,
+            "TransactionID": _placeholder(conversation_id),
+        },
+        payment.strikes,
+    )
+
+
+def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, object]:
+    """Tell that the request expired in the broker's queue, in one of the two shapes that integrators describe."""
+    if payment.strikes.has("queue_timeout", "flat"):
+        return {
+            "OriginatorConversationID": payment.ocid,
+            "SecurityCredential": security_credential,
+            "Amount": str(payment.amount),
+            "PartyB": payment.phone,
+            **payment.request,
+        }
+    return _envelope(
+        {
+            "ResultType": 0,
+            "ResultCode": 1,
+            "ResultDesc": "The service request timed out in the queue.",
+            "OriginatorConversationID": payment.ocid,
+            "ConversationID": payment.conversation_id,
+            "TransactionID": _placeholder(payment.ocid),
+        },
+        payment.strikes,
+    )
+
+
+def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, shortcode: str) -> dict[str, object]:
+    """Tell what became of a payment. The outer code only says that the query worked."""
+    blanks = faults.fraction(payment.ocid, "blanks") < 0.25
+    unpaid = "Expired" if payment.strikes.has("queue_timeout", "expired") else "Failed"
+    status = {"paid": "Completed", "failed": unpaid}.get(payment.state, "Authorized")
+    paid = payment.state == "paid"
+    initiated = f"{payment.accepted_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"
+    finalised = payment.executed_at and f"{payment.executed_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"
+    as_number = faults.fraction(payment.ocid, "numbers") < 0.5
+    payee_key = faults.pick(("DebitPartyName", "CreditPartyName"), payment.ocid, "payee")
+    items: list[tuple[str, object]] = [
+        ("DebitPartyName", f"{shortcode} - KASOKO"),
+        (payee_key, _party(payment)),
+        ("Originator Conversation ID" if blanks else "OriginatorConversationID", payment.ocid),
+        ("InitiatedTime", int(initiated) if as_number else initiated),
+        ("DebitAccountType", "Utility Account"),
+        ("DebitPartyCharges", f"Fee For B2C Payment|KES|{payment.charge:.2f}" if paid else None),
+        ("TransactionReason", None),
+        ("ReasonType", "Business Payment to Customer via API"),
+        ("TransactionStatus", status),
+        ("FinalisedTime", int(finalised) if finalised and as_number else finalised),
+        ("Amount", payment.amount if as_number else f"{payment.amount}.00"),
+        ("Conversation ID" if blanks else "ConversationID", payment.conversation_id),
+        ("ReceiptNo", payment.receipt if paid else None),
+    ]
+    without = ("ReasonType", "DebitAccountType") if "missing_values" in payment.strikes else ()
+    return _query_result(
+        "0", conversation_id, query_ocid, parameters=_parameters(items, without), strikes=payment.strikes
+    )
+
+
+def query_refusal(code: str, *, conversation_id: str, query_ocid: str) -> dict[str, object]:
+    """Tell that a query itself did not work, for one because nothing was found."""
+    return _query_result(code, conversation_id, query_ocid, parameters=None, strikes=faults.NO_STRIKES)
+
+
+def balance_answer(
+    *,
+    working: int,
+    utility: int,
+    charges: Decimal,
+    at: datetime,
+    conversation_id: str,
+    query_ocid: str,
+) -> dict[str, object]:
+    """Tell the balances: current, available, reserved, uncleared of each account."""
+    accounts = {
+        "Working Account": Decimal(working),
+        "Float Account": Decimal(0),
+        "Utility Account": Decimal(utility),
+        "Charges Paid Account": -charges,
+        "Organization Settlement Account": Decimal(0),
+    }
+    text = "&".join(f"{name}|KES|{amount:.2f}|{amount:.2f}|0.00|0.00" for name, amount in accounts.items())
+    parameters = _parameters(
+        [("AccountBalance", text), ("BOCompletedTime", int(f"{at.astimezone(NAIROBI):%Y%m%d%H%M%S}"))]
+    )
+    return _query_result("0", conversation_id, query_ocid, parameters=parameters, strikes=faults.NO_STRIKES)
+
+
+def deposit_result(deposit: Deposit, *, at: datetime) -> dict[str, object]:
+    """Tell what the customer answered to a push. Only a success carries metadata."""
+    callback: dict[str, object] = {
+        "MerchantRequestID": deposit.merchant_id,
+        "CheckoutRequestID": deposit.checkout_id,
+        "ResultCode": _code(deposit.code),
+        "ResultDesc": deposit_description(deposit.code),
+    }
+    if deposit.code == "0":
+        callback["CallbackMetadata"] = {
+            "Item": [
+                {"Name": "Amount", "Value": Decimal(deposit.amount)},
+                {"Name": "MpesaReceiptNumber", "Value": deposit.receipt},
+                {"Name": "Balance"},
+                {"Name": "TransactionDate", "Value": int(f"{at.astimezone(NAIROBI):%Y%m%d%H%M%S}")},
+                {"Name": "PhoneNumber", "Value": int(deposit.phone)},
+            ]
+        }
+    return {"Body": {"stkCallback": callback}}
+
+
+def deposit_description(code: str) -> str:
+    """Return the text of an M-Pesa Express result code."""
+    return RESULT_DESCRIPTIONS["0"] if code == "0" else faults.DEPOSIT_FAILURES[code]
+
+
+def _query_result(
+    code: str,
+    conversation_id: str,
+    query_ocid: str,
+    *,
+    parameters: dict[str, object] | None,
+    strikes: faults.Strikes,
+) -> dict[str, object]:
+    result: dict[str, object] = {
+        "ResultType": 0,
+        "ResultCode": _code(code),
+        "ResultDesc": RESULT_DESCRIPTIONS[code],
+        "OriginatorConversationID": query_ocid,
+        "ConversationID": conversation_id,
+        "TransactionID": "MBN0000000",
+        "ReferenceData": {"ReferenceItem": {"Key": "Occasion"}},
+    }
+    if parameters is not None:
+        result["ResultParameters"] = parameters
+    return _envelope(result, strikes)

@@ -1,0 +1,119 @@
+"""A person's word on a held payout, given in the console: small amounts by one, large ones by two, each in their turn.
+
+The first person's word is kept as a Verdict; the second one confirms or refuses just that, from a session of their own.
+Lock order: Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit trail.
+"""
+
+from datetime import datetime
+
+from django.db import transaction
+
+from payments.models import Transaction, Verdict
+from payments.payouts.evidence import rules
+from payments.payouts.operations import actions
+from payments.policy import Policy
+from users import audit
+
+
+class VerdictNotOpen(LookupError):
+    """There is no such word that still waits for a second person."""
+
+
+class SamePerson(Exception):
+    """The second word on a large payout must be another person's."""
+
+
+def needs_two(payout: Transaction, policy: Policy) -> bool:
+    return payout.amount >= policy.confirm_above
+
+
+def give(
+    *, transaction_id: int, receipt: str, grounds: str, by: audit.Actor, at: datetime, policy: Policy
+) -> Verdict | None:
+    """Say what became of a held payout: it is decided at once (None), or waits as a Verdict for a second person.
+
+    Locks: Transaction, Attempt.
+    Raises: interventions.NotToBeDecided, also where a word waits already.
+    """
+    with transaction.atomic(durable=True):
+        payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
+        if payout is None or not needs_two(payout, policy):
+            actions.close_by_word(
+                transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=[by], at=at, policy=policy
+            )
+            return None
+        if payout.status != Transaction.Status.HELD or rules.open_attempt(payout) is None:
+            raise actions.NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose fate is open.")
+        if payout.verdicts.filter(closed_at__isnull=True).exists():
+            raise actions.NotToBeDecided(f"A word on transaction {payout.pk} waits for its second person already.")
+        if by.user_id is None or not grounds.strip():
+            raise actions.NotToBeDecided("It takes a person, and the grounds in words.")
+        verdict = Verdict.objects.create(
+            transaction=payout,
+            receipt=receipt.strip(),
+            grounds=grounds.strip(),
+            proposed_by_id=by.user_id,
+            proposed_from=by.source,
+            proposed_at=at,
+        )
+        _record("payout.decision_proposed", verdict, by=by, at=at)
+    return verdict
+
+
+def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -> Transaction:
+    """Add the second person's word, which decides the payout.
+
+    Locks: Transaction, Verdict, Attempt.
+    Raises: VerdictNotOpen; SamePerson; interventions.NotToBeDecided, where the payout is decided meanwhile.
+    """
+    with transaction.atomic(durable=True):
+        verdict = _open(verdict_id)
+        if by.user_id is None or by.user_id == verdict.proposed_by_id:
+            raise SamePerson("The second word must be another person's than the first.")
+        verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, True
+        verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
+        first = audit.Actor(user_id=verdict.proposed_by_id, source=verdict.proposed_from)
+        return actions.close_by_word(
+            transaction_id=verdict.transaction_id,
+            receipt=verdict.receipt,
+            grounds=verdict.grounds,
+            by=[first, by],
+            at=at,
+            policy=policy,
+        )
+
+
+def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> None:
+    """Take a waiting word back: by the one who gave it, or by anybody else who may decide. The payout stays held.
+
+    Locks: Transaction, Verdict.
+    Raises: VerdictNotOpen.
+    """
+    with transaction.atomic(durable=True):
+        verdict = _open(verdict_id)
+        verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, False
+        verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
+        _record("payout.decision_refused", verdict, by=by, at=at, reason=reason)
+
+
+def _open(verdict_id: int) -> Verdict:
+    transaction_id = Verdict.objects.filter(pk=verdict_id).values_list("transaction", flat=True).first()
+    if transaction_id is not None:
+        Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
+    waiting = Verdict.objects.select_for_update(no_key=True, of=("self",)).filter(closed_at__isnull=True)
+    verdict = waiting.filter(pk=verdict_id).first()
+    if verdict is None:
+        raise VerdictNotOpen("That word no longer waits for a second person.")
+    return verdict
+
+
+def _record(action: str, verdict: Verdict, *, by: audit.Actor, at: datetime, reason: str = "") -> None:
+    audit.record(
+        action=action,
+        by=by,
+        subject=f"transaction:{verdict.transaction_id}",
+        before={},
+        after={"verdict": verdict.pk, "receipt": verdict.receipt or "not paid"},
+        at=at,
+        reason=reason or verdict.grounds,
+    )

@@ -1,0 +1,292 @@
+"""The ledger: every transfer moves once, nothing is taken back, and wallets follow their transfers."""
+
+from datetime import datetime
+from decimal import Decimal
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from payments.ledger import journal, trial_balance
+from payments.ledger.journal import Entry
+from payments.models import LedgerAccount, Transfer
+from testing.builders import AT, at_once, bet, market, member, nothing_moved, payout, transfers
+from users.models import CustomUser
+
+
+def post(*entries: Entry) -> None:
+    with transaction.atomic():
+        journal.post(entries, at=AT)
+
+
+def deposit(key: str, user: CustomUser, amount: str) -> Entry:
+    return Entry(f"deposit:{key}", "mpesa_paybill", journal.wallet(user.pk), Decimal(amount))
+
+
+def balances(*users: CustomUser) -> list[Decimal]:
+    found = dict(CustomUser.objects.values_list("pk", "balance"))
+    return [found[user.pk] for user in users]
+
+
+# --- booking ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_transfer_moves_the_wallet_and_both_accounts(db: None, at: datetime) -> None:
+    user = member()
+    post(deposit("1", user, "250.75"))
+    assert Transfer.objects.values_list("key", "debit__code", "credit__code", "amount", "code", "at").get() == (
+        "deposit:1",
+        "mpesa_paybill",
+        f"wallet:{user.pk}",
+        Decimal("250.75"),
+        "deposit",
+        at,
+    )
+    assert balances(user) == [Decimal("250.75")]
+    assert journal.balance(journal.wallet(user.pk)) == Decimal("250.75")
+    assert journal.balance("mpesa_paybill") == Decimal("250.75")
+
+
+def test_the_trial_balance_has_equal_columns(db: None) -> None:
+    made, user = market(), member(balance=100)
+    bet(made, user, "Yes", "30.50")
+    post(deposit("1", user, "20"), Entry("fee:1", journal.pool(made.pk), "fee_income", Decimal("0.50")))
+
+    lines = {
+        line.kind: (line.accounts, line.debits, line.credits, line.balance) for line in trial_balance.trial_balance()
+    }
+
+    assert lines == {
+        "wallet": (1, Decimal("30.50"), Decimal("120.00"), Decimal("89.50")),
+        "pool": (1, Decimal("0.50"), Decimal("30.50"), Decimal("30.00")),
+        "fee_income": (1, Decimal("0.00"), Decimal("0.50"), Decimal("0.50")),
+        "opening": (1, Decimal("100.00"), Decimal("0.00"), Decimal("-100.00")),
+        "mpesa_paybill": (1, Decimal("20.00"), Decimal("0.00"), Decimal("20.00")),
+    }
+    assert [line.kind for line in trial_balance.trial_balance()] == list(lines)
+    assert sum(line.debits for line in trial_balance.trial_balance()) == sum(
+        line.credits for line in trial_balance.trial_balance()
+    )
+
+
+def test_books_without_transfers_have_an_empty_trial_balance(db: None) -> None:
+    assert trial_balance.trial_balance() == []
+    assert journal.balance("payable") == 0
+    post()
+    assert Transfer.objects.count() == 0
+
+
+def test_accounts_open_once_however_often_they_are_asked_for(db: None) -> None:
+    made, user = market(), member()
+    codes = [journal.wallet(user.pk), journal.pool(made.pk), journal.receivable(user.pk), "payable", "payable"]
+
+    first = journal.open_accounts(codes)
+
+    assert journal.open_accounts(reversed(codes)) == first
+    assert set(first) == set(codes)
+    assert set(LedgerAccount.objects.values_list("code", "kind", "user", "market")) == {
+        (f"wallet:{user.pk}", "wallet", user.pk, None),
+        (f"receivable:{user.pk}", "receivable", user.pk, None),
+        (f"pool:{made.pk}", "pool", None, made.pk),
+        ("payable", "payable", None, None),
+    }
+
+
+def test_an_account_of_nobody_is_refused(db: None) -> None:
+    for row in (
+        {"code": "wallet:1", "kind": "wallet"},
+        {"code": "payable", "kind": "payable", "user": member()},
+        {"code": "pool:1", "kind": "pool"},
+    ):
+        with pytest.raises(IntegrityError, match="account_belongs_to_whom_its_kind_says"), transaction.atomic():
+            LedgerAccount.objects.create(**row)
+
+
+def test_a_key_is_booked_once(db: None) -> None:
+    user = member()
+    post(deposit("1", user, "5"))
+    with nothing_moved(), pytest.raises(IntegrityError, match="transfer_key_once"):
+        post(deposit("2", user, "7"), deposit("1", user, "5"))
+    with nothing_moved(), pytest.raises(IntegrityError, match="transfer_key_once"):
+        post(deposit("3", user, "7"), deposit("3", user, "7"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "broken"),
+    [
+        (Entry("x:1", "payable", "in_flight", Decimal("0.00")), "transfer_amount_is_positive"),
+        (Entry("x:1", "payable", "in_flight", Decimal("-5")), "transfer_amount_is_positive"),
+        (Entry("x:1", "payable", "payable", Decimal("5")), "transfer_between_two_accounts"),
+    ],
+)
+def test_what_moves_nothing_is_no_transfer(db: None, entry: Entry, broken: str) -> None:
+    with nothing_moved(), pytest.raises(IntegrityError, match=broken):
+        post(entry)
+
+
+def test_a_wallet_never_goes_below_zero(db: None) -> None:
+    user = member(balance="10.00")
+    wallet = journal.wallet(user.pk)
+    with nothing_moved(), pytest.raises(IntegrityError, match="wallet_is_never_negative"):
+        post(Entry("withdrawal:1", wallet, "payable", Decimal("10.01")))
+    post(Entry("withdrawal:1", wallet, "in_flight", Decimal("10.00")))
+    post(Entry("undo:1", "in_flight", wallet, Decimal("10.00")))
+    assert balances(user) == [10]
+
+
+def test_only_the_end_of_a_posting_counts_for_the_floor(db: None) -> None:
+    # given: a payment over M-Pesa credits the wallet with what it takes out again
+    user = member()
+    wallet = journal.wallet(user.pk)
+    post(
+        Entry("paid:1", wallet, "mpesa_utility", Decimal(285)),
+        Entry("won:1", "in_flight", wallet, Decimal(285)),
+        Entry("send:1", "payable", "in_flight", Decimal(285)),
+        Entry("payout:1", "opening", "payable", Decimal(285)),
+    )
+    assert balances(user) == [0]
+    assert (journal.balance("in_flight"), journal.balance("mpesa_utility")) == (0, -285)
+
+
+def test_transfers_are_booked_in_a_transaction_only(transactional_db: None) -> None:
+    user = member()
+    with nothing_moved(), pytest.raises(transaction.TransactionManagementError):
+        journal.post([deposit("1", user, "5")], at=AT)
+
+
+def test_what_is_rolled_back_was_never_booked(db: None) -> None:
+    user = member()
+    with nothing_moved(), pytest.raises(RuntimeError), transaction.atomic():
+        journal.post([deposit("1", user, "5")], at=AT)
+        raise RuntimeError("the rest of the step failed")
+
+
+def test_many_transfers_in_one_statement_move_each_wallet_once(db: None) -> None:
+    # given
+    users = [member(balance=10) for _ in range(20)]
+    entries = [deposit(f"{user.pk}-{turn}", user, f"{turn}.25") for user in users for turn in range(1, 4)]
+    entries += [Entry(f"x:{user.pk}", journal.wallet(user.pk), "opening", Decimal("0.75")) for user in users]
+    with transaction.atomic():
+        journal.open_accounts(code for entry in entries for code in (entry.debit, entry.credit))
+
+    # when
+    post(*entries)
+
+    # then: 10 + 1.25 + 2.25 + 3.25 - 0.75
+    assert balances(*users) == [Decimal("16.00")] * 20
+
+
+def test_money_between_two_wallets_moves_both(db: None) -> None:
+    first, second = member(balance=10), member()
+    post(Entry("gift:1", journal.wallet(first.pk), journal.wallet(second.pk), Decimal("3.50")))
+    assert balances(first, second) == [Decimal("6.50"), Decimal("3.50")]
+
+
+def test_what_a_payout_is_owed_follows_its_transfers(db: None) -> None:
+    made = payout(285)
+    assert journal.owed(made.pk) == 285
+    post(Entry("send:1", "payable", "in_flight", Decimal(285), made.pk))
+    assert journal.owed(made.pk) == 0
+    post(Entry("return:1", "in_flight", "payable", Decimal(285), made.pk))
+    assert journal.owed(made.pk) == 285
+    assert journal.owed(999_999) == 0
+
+
+def test_any_series_of_transfers_keeps_the_wallets_equal_to_their_sums(db: None) -> None:
+    users = [member(balance=1_000) for _ in range(3)]
+    codes = [*(journal.wallet(user.pk) for user in users), "opening", "mpesa_paybill"]
+    moves = st.tuples(st.sampled_from(codes), st.sampled_from(codes), st.integers(-1, 60_000))
+    numbers = iter(range(10**9))
+
+    @settings(max_examples=40, deadline=None)
+    @given(postings=st.lists(st.lists(moves, max_size=6), max_size=5))
+    def holds(postings: list[list[tuple[str, str, int]]]) -> None:
+        for posting in postings:
+            before = {code: journal.balance(code) for code in codes}
+            after = dict(before)
+            for debit, credit, cents in posting:
+                for code, sign in ((debit, -1), (credit, 1)):
+                    grows_by_debit = code == "mpesa_paybill"
+                    after[code] += (-sign if grows_by_debit else sign) * Decimal(cents) / 100
+            legal = all(debit != credit and cents > 0 for debit, credit, cents in posting)
+            legal = legal and all(after[journal.wallet(user.pk)] >= 0 for user in users)
+            try:
+                post(*(Entry(f"x:{next(numbers)}", d, c, Decimal(cents) / 100) for d, c, cents in posting))
+            except IntegrityError:
+                assert not legal
+                after = before
+            else:
+                assert legal
+            assert {code: journal.balance(code) for code in codes} == after
+            assert balances(*users) == [after[journal.wallet(user.pk)] for user in users]
+
+    holds()
+
+
+# --- append-only -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE payments_transfer SET amount = amount + 1",
+        "UPDATE payments_transfer SET key = 'x' WHERE false",
+        "DELETE FROM payments_transfer",
+        "DELETE FROM payments_transfer WHERE false",
+        "TRUNCATE payments_transfer CASCADE",
+        "UPDATE payments_ledgeraccount SET kind = 'opening'",
+        "DELETE FROM payments_ledgeraccount",
+        "TRUNCATE payments_ledgeraccount CASCADE",
+    ],
+)
+def test_what_is_booked_is_not_changed_removed_or_emptied(db: None, sql: str) -> None:
+    member(balance=5)
+    connection.check_constraints()  # PostgreSQL truncates no table that has deferred checks to make.
+    with nothing_moved(), pytest.raises(IntegrityError, match="not changed"), transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+def test_transfers_that_cross_each_other_do_not_deadlock(transactional_db: None) -> None:
+    # given: the same ten wallets, moved in opposite orders
+    users = [member(balance=100) for _ in range(10)]
+    wallets = [journal.wallet(user.pk) for user in users]
+    with transaction.atomic():
+        journal.open_accounts([*wallets, "opening"])
+
+    def move(name: str, order: list[str]) -> None:
+        for turn in range(5):
+            post(*(Entry(f"x:{name}-{turn}-{code}", code, "opening", Decimal(1)) for code in order))
+
+    # when
+    answers = at_once(
+        lambda: move("a", wallets),
+        lambda: move("b", wallets[::-1]),
+        lambda: move("c", wallets[5:] + wallets[:5]),
+        lambda: move("d", wallets[::2] + wallets[1::2]),
+    )
+
+    # then: four threads took five shillings each of every wallet
+    assert answers == [None] * 4
+    assert balances(*users) == [80] * 10
+
+
+def test_one_key_posted_at_once_is_booked_once(transactional_db: None) -> None:
+    user = member()
+    answers = at_once(*[lambda: post(deposit("1", user, "5"))] * 4)
+    assert sorted(type(answer).__name__ for answer in answers) == ["IntegrityError"] * 3 + ["NoneType"]
+    assert balances(user) == [5]
+    assert len(transfers()) == 1
+
+
+def test_spending_one_wallet_at_once_never_spends_more_than_it_holds(transactional_db: None) -> None:
+    user = member(balance=10)
+    wallet = journal.wallet(user.pk)
+    spend = [lambda key=key: post(Entry(f"x:{key}", wallet, "opening", Decimal(4))) for key in range(4)]
+    answers = at_once(*spend)
+    assert sorted(type(answer).__name__ for answer in answers) == ["IntegrityError"] * 2 + ["NoneType"] * 2
+    assert balances(user) == [2]

@@ -1,0 +1,174 @@
+"""What operators do stands in the audit trail: who, from where, before and after; and what was refused does not."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db.models import QuerySet
+from django.test import Client
+
+from payments.models import Transaction
+from payments.payouts import breakers
+from payments.payouts.operations import actions
+from testing import builders
+from testing.builders import AT, PIN, bearer, operator
+from testing.payout_steps import READ_TIMEOUT, after, failed, question, sent
+from testing.rest import post
+from users import audit, auth
+from users.audit import Actor
+from users.models import AuditEntry
+
+BY = Actor(None, "192.0.2.9")
+
+
+def entries() -> QuerySet[AuditEntry]:
+    """The trail without the resolutions that the stories begin with."""
+    assert audit.verify().difference is None
+    return AuditEntry.objects.exclude(action="market.resolve").order_by("number")
+
+
+def trail() -> list[tuple[Any, ...]]:
+    return list(entries().values_list("action", "actor", "source", "subject"))
+
+
+def failed_payout() -> Transaction:
+    payout = builders.payout()
+    failed(payout)
+    return payout
+
+
+def held_payout(amount: int = 285) -> Transaction:
+    payout = builders.payout(amount)
+    question(sent(payout, READ_TIMEOUT), after(86_400))
+    return payout
+
+
+@pytest.mark.parametrize("path", ["/api/markets/admin/retry-payout/", "/api/payments/admin/retry-payout/"])
+def test_a_retry_names_the_operator_and_the_address(db: None, client: Client, path: str) -> None:
+    # given
+    payout, staff = failed_payout(), operator()
+
+    # when
+    assert post(client, path, {"transaction_id": payout.pk}, bearer(staff)).status_code == 200
+    again = post(client, path, {"transaction_id": payout.pk}, bearer(staff))
+
+    # then: the refused one left nothing
+    assert again.status_code == 409
+    assert trail() == [("payout.retry", staff.pk, "127.0.0.1", f"transaction:{payout.pk}")]
+    entry = entries().get()
+    assert '"status":"FAILED"' in entry.before
+    assert entry.after == '{"amount":"285.00","reason":"","receipt":"","status":"PENDING"}'
+
+
+def test_behind_our_proxy_the_address_is_the_one_the_proxy_saw(db: None, client: Client, settings: Any) -> None:
+    settings.TRUSTED_PROXY_HOPS = 1
+    payout = failed_payout()
+    headers = bearer(operator()) | {"X-Forwarded-For": "203.0.113.1, 198.51.100.7"}
+    post(client, "/api/markets/admin/retry-payout/", {"transaction_id": payout.pk}, headers)
+    assert [entry[2] for entry in trail()] == ["198.51.100.7"]
+
+
+def test_a_batch_of_retries_is_recorded_one_by_one(db: None) -> None:
+    payouts = [failed_payout(), failed_payout()]
+    actions.retry_failed(since=AT - timedelta(hours=1), by=BY, at=AT)
+    assert [(entry[0], entry[3]) for entry in trail()] == [
+        ("payout.retry", f"transaction:{payout.pk}") for payout in payouts
+    ]
+
+
+def test_a_switch_that_changes_nothing_is_not_recorded(db: None, at: datetime) -> None:
+    breakers.switch_on(by=BY, at=at)
+    for _ in range(2):
+        breakers.switch_off(reason="Odd results", by=BY, at=at)
+    for _ in range(2):
+        breakers.switch_on(by=BY, at=at)
+    assert [entry[0] for entry in trail()] == ["sending.switch_off", "sending.switch_on"]
+    assert AuditEntry.objects.order_by("number")[0].reason == "Odd results"
+
+
+def test_the_switch_of_the_command_names_the_account_on_the_machine(db: None) -> None:
+    call_command("sending", "off", reason="Odd results")
+    ((action, actor, source, _),) = trail()
+    assert (action, actor) == ("sending.switch_off", None)
+    assert source.startswith("command by ")
+
+
+def test_a_persons_word_on_a_held_payout_is_recorded_for_each_person(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    payout, one, two = held_payout(50_000), operator(), operator()
+    monkeypatch.setattr("getpass.getpass", lambda prompt: PIN)
+
+    def decide(*by: str) -> None:
+        call_command("decide_payout", payout.pk, receipt="SGL12AB34C", grounds="Statement, page 3", by=by, stdout=None)
+
+    # when
+    with pytest.raises(CommandError):
+        decide(one.phone_number)
+    decide(one.phone_number, two.phone_number)
+
+    # then
+    logins = [("login.accepted", who.pk, "command", f"member:{who.pk}") for who in (one, one, two)]
+    assert trail() == logins + [
+        ("payout.decide_paid", who.pk, "command", f"transaction:{payout.pk}") for who in (one, two)
+    ]
+    last = AuditEntry.objects.order_by("number").last()
+    assert last is not None and last.reason == "Statement, page 3"
+    assert last.after == '{"amount":"50000.00","reason":"","receipt":"SGL12AB34C","status":"COMPLETED"}'
+
+
+# --- logins ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log_in(client: Client) -> Callable[[str, str], int]:
+    def call(phone_number: str, pin: str) -> int:
+        body = {"phone_number": phone_number, "pin": pin}
+        return int(post(client, "/api/users/login/", body).status_code)
+
+    return call
+
+
+def test_logins_of_staff_are_recorded_and_members_are_not(db: None, log_in: Callable[[str, str], int]) -> None:
+    # given
+    staff, other = operator(), builders.member()
+
+    # when
+    assert log_in(staff.phone_number, PIN) == 200
+    assert log_in(staff.phone_number, "0000") == 401
+    assert log_in(other.phone_number, PIN) == 200
+    assert log_in(other.phone_number, "0000") == 401
+    assert log_in("0799999999", PIN) == 401
+
+    # then
+    assert trail() == [
+        ("login.accepted", staff.pk, "127.0.0.1", f"member:{staff.pk}"),
+        ("login.refused", staff.pk, "127.0.0.1", f"member:{staff.pk}"),
+    ]
+    refused = AuditEntry.objects.order_by("number").last()
+    assert refused is not None and refused.after == '{"failed_logins":1,"locked_until":null}'
+
+
+def test_a_stranger_cannot_fill_the_trail(db: None, log_in: Callable[[str, str], int]) -> None:
+    staff = operator()
+    answers = [log_in(staff.phone_number, "0000") for _ in range(8)]
+    assert answers == [401] * 4 + [429] * 4
+    assert [entry[0] for entry in trail()] == ["login.refused"] * 5
+
+
+def test_the_consoles_login_is_recorded_too(db: None, client: Client) -> None:
+    staff = operator()
+    for pin in ("0000", PIN):
+        client.post("/admin/login/", {"username": staff.phone_number, "password": pin})
+    assert [(entry[0], entry[2]) for entry in trail()] == [
+        ("login.refused", "127.0.0.1"),
+        ("login.accepted", "127.0.0.1"),
+    ]
+
+
+def test_a_suspended_operator_is_refused_on_the_record(db: None, at: datetime) -> None:
+    staff = operator(is_active=False)
+    with pytest.raises(auth.WrongCredentials):
+        auth.log_in(phone_number=staff.phone_number, pin=PIN, source="192.0.2.7", at=at)
+    assert [(entry[0], entry[2]) for entry in trail()] == [("login.refused", "192.0.2.7")]

@@ -1,0 +1,148 @@
+"""What the home page knows: sums by state, doubts by age, figures of the day, checks of the books, heartbeats."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from django.db import connection
+
+from markets.models import Market
+from payments import monitoring_tasks
+from payments.ledger import invariants
+from payments.models import Attempt, Figures, Heartbeat, InvariantCheck
+from payments.monitoring import overview
+from testing import console_scenes
+from testing.builders import market, payout
+from users.models import CustomUser
+
+NOTHING = overview.Total(0, Decimal(0))
+
+
+def test_an_empty_house_needs_nothing(db: None, at: datetime) -> None:
+    now = overview.now(at=at)
+    assert (now.to_resolve, now.verdicts, now.breakers, now.broken, now.books_checked_at) == (0, 0, [], [], None)
+    assert (now.held, now.failed, now.pending, now.processing, now.limbo, now.due) == (*[NOTHING] * 5, 0)
+    assert now.oldest_doubt is None and overview.figures() is None
+
+
+def test_each_payout_is_counted_in_its_state_and_due_is_the_sum_of_what_is_not_paid(db: None, at: datetime) -> None:
+    payout(100, at=at)
+    console_scenes.refused(payout(200, at=at), at)
+    console_scenes.in_doubt(payout(400, at=at), at)
+    console_scenes.paid(payout(800, at=at), at, "SKG7ABC001")
+    held = console_scenes.held_in_doubt(1_600, at)
+    now = overview.now(at=at)
+    assert now.pending == overview.Total(1, Decimal(100))
+    assert now.failed == overview.Total(1, Decimal(200))
+    assert now.processing == overview.Total(1, Decimal(400))
+    assert now.held == overview.Total(1, held.amount)
+    assert now.due == 2_300
+    assert now.limbo == overview.Total(2, Decimal(2_000))
+    assert now.oldest_doubt == at - timedelta(days=2)
+
+
+@pytest.mark.parametrize(
+    ("age", "bucket"),
+    [
+        (timedelta(0), 0),
+        (timedelta(seconds=59), 0),
+        (timedelta(minutes=1), 1),
+        (timedelta(minutes=10), 2),
+        (timedelta(hours=1), 3),
+        (timedelta(hours=24), 4),
+        (timedelta(days=400), 4),
+    ],
+)
+def test_money_in_doubt_is_in_exactly_one_bucket_of_age(db: None, at: datetime, age: timedelta, bucket: int) -> None:
+    console_scenes.in_doubt(payout(400, at=at), at)
+    Attempt.objects.update(first_sent_at=at - age)
+    counts = [one.count for one in overview.now(at=at).limbo_ages]
+    assert counts == [int(place == bucket) for place in range(5)]
+
+
+def test_markets_past_their_end_wait_for_their_outcome(db: None, at: datetime) -> None:
+    late, _ = market(), market()
+    Market.objects.filter(pk=late.pk).update(end_date=at - timedelta(seconds=1))
+    assert overview.now(at=at).to_resolve == 1
+
+
+def test_figures_are_taken_by_the_hour_and_by_the_day_without_gaps(db: None, at: datetime) -> None:
+    # given: paid after 4 and 8 seconds, one failed, one paid long ago
+    console_scenes.paid(payout(100, at=at), at, "SKG7ABC001", after=4)
+    console_scenes.paid(payout(200, at=at), at, "SKG7ABC002", after=8)
+    console_scenes.refused(payout(400, at=at), at)
+    old = at - timedelta(days=10)
+    console_scenes.paid(payout(800, at=old), old, "SKG7ABC003", after=2)
+
+    # when
+    overview.measure(at=at + timedelta(minutes=1))
+
+    # then
+    found = overview.figures()
+    assert found is not None
+    assert len(found.value["day"]) == 24 and len(found.value["month"]) == 30
+    assert found.value["day"][-1] == {"moment": "2026-02-16T10:00:00", "paid": 2, "failed": 1, "amount": "300.00"}
+    assert found.value["day"][0] == {"moment": "2026-02-15T11:00:00", "paid": 0, "failed": 0, "amount": "0"}
+    assert sum(day["paid"] for day in found.value["month"]) == 3
+    assert found.value["quality_day"] == {"paid": 2, "final": 3, "median": 6.0, "p95": 7.8}
+    assert found.value["quality_month"]["paid"] == 3
+    overview.measure(at=at + timedelta(minutes=2))
+    assert Figures.objects.count() == 1
+
+
+def test_a_payout_that_went_to_the_wallet_after_all_is_no_success_of_mpesa(db: None, at: datetime) -> None:
+    from payments.payouts.operations import actions
+
+    one = payout(400, at=at)
+    console_scenes.refused(one, at)
+    actions.redirect_to_wallet(transaction_id=one.pk, by=console_scenes.ACTOR, at=at)
+    overview.measure(at=at)
+    found = overview.figures()
+    assert found is not None
+    assert found.value["quality_day"] == {"paid": 0, "final": 1, "median": None, "p95": None}
+
+
+def test_the_books_are_checked_a_few_rules_at_a_time_and_each_in_its_turn(db: None, at: datetime) -> None:
+    turns = iter([True, True, False])
+    assert overview.check_books(at=at, keep_going=lambda: next(turns)) == 2
+    assert overview.now(at=at).books_checked_at is None
+    later = at + timedelta(seconds=30)
+    assert overview.check_books(at=later, keep_going=lambda: True) == len(invariants.INVARIANTS) - 2
+    assert overview.now(at=later).books_checked_at == at
+    assert overview.check_books(at=later, keep_going=lambda: True) == 0
+    again = at + overview.BOOKS_EVERY
+    assert overview.check_books(at=again, keep_going=lambda: True) == 2
+
+
+@pytest.mark.broken_books
+def test_a_broken_rule_shows_until_it_holds_again(db: None, at: datetime) -> None:
+    payout(100)
+    person = CustomUser.objects.order_by("pk")[0]
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE users_customuser DISABLE TRIGGER USER")
+        cursor.execute("UPDATE users_customuser SET balance = 5 WHERE id = %s", [person.pk])
+        cursor.execute("ALTER TABLE users_customuser ENABLE TRIGGER USER")
+    overview.check_books(at=at, keep_going=lambda: True)
+    (broken,) = overview.now(at=at).broken
+    assert broken.broken_count == 1 and broken.broken_by == [f"member {person.pk} has 5.00, transfers say 0"]
+    InvariantCheck.objects.create(invariant="A rule of long ago", checked_at=at, seconds=0)
+    overview.check_books(at=at, keep_going=lambda: True)
+    assert not InvariantCheck.objects.filter(invariant="A rule of long ago").exists()
+
+
+def test_a_heartbeat_names_beat_and_the_worker_and_forgets_who_is_gone(db: None, at: datetime) -> None:
+    overview.beat(worker="celery@old", at=at - timedelta(days=2))
+    overview.beat(worker="celery@here", at=at)
+    assert list(Heartbeat.objects.order_by("name").values_list("name", "at")) == [
+        ("beat", at),
+        ("worker celery@here", at),
+    ]
+
+
+def test_the_tasks_take_figures_check_the_books_and_beat(db: None) -> None:
+    monitoring_tasks.heartbeat()
+    monitoring_tasks.measure()
+    monitoring_tasks.check_books()
+    assert Heartbeat.objects.count() == 2
+    assert Figures.objects.count() == 1
+    assert InvariantCheck.objects.count() == len(invariants.INVARIANTS)

@@ -1,0 +1,86 @@
+"""Callback addresses: a token for each request, made again for the same one, and no word M-Pesa refuses."""
+
+import hashlib
+import hmac
+import re
+
+from django.urls import resolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payments.mpesa import client
+from payments.mpesa.callback_urls import Addresses, token_hash
+
+ADDRESSES = Addresses(callback_url="https://kasoko.app/api/payments/b2c-callback/", key="k" * 40)
+OCID = "KASOKO-1-7-0a1b2c3d-1"
+TOKEN = re.compile(r"[0-9a-f]{64}")
+
+
+def test_a_token_is_the_keyed_digest_of_what_it_is_for() -> None:
+    # when
+    token = ADDRESSES.token(OCID)
+
+    # then
+    assert token == hmac.new(b"k" * 40, f"kasoko.callback:{OCID}".encode(), hashlib.sha256).hexdigest()
+    assert token_hash(token) == hashlib.sha256(token.encode()).hexdigest()
+
+
+def test_a_resend_of_the_same_id_has_the_same_address() -> None:
+    assert ADDRESSES.token(OCID) == ADDRESSES.token(OCID)
+
+
+def test_every_attempt_and_every_query_has_a_token_of_its_own() -> None:
+    # when
+    subjects = [OCID, "KASOKO-1-7-0a1b2c3d-2", f"{OCID}?1", f"{OCID}?2"]
+    tokens = {ADDRESSES.token(subject) for subject in subjects}
+
+    # then
+    assert len(tokens) == 4
+
+
+def test_another_key_makes_other_tokens() -> None:
+    # given
+    other = Addresses(callback_url=ADDRESSES.callback_url, key="l" * 40)
+
+    # then
+    assert other.token(OCID) != ADDRESSES.token(OCID)
+
+
+def test_the_three_addresses_stand_side_by_side() -> None:
+    # when
+    addresses = [ADDRESSES.result("ab"), ADDRESSES.timeout("ab"), ADDRESSES.status_result("ab")]
+
+    # then
+    assert addresses == [
+        "https://kasoko.app/api/payments/b2c-callback/ab/",
+        "https://kasoko.app/api/payments/b2c-timeout/ab/",
+        "https://kasoko.app/api/payments/status-result/ab/",
+    ]
+
+
+def test_each_address_is_one_of_our_routes() -> None:
+    # given
+    token = ADDRESSES.token(OCID)
+    urls = [ADDRESSES.result(token), ADDRESSES.timeout(token), ADDRESSES.status_result(token)]
+
+    # when
+    found = [resolve(url.removeprefix("https://kasoko.app")) for url in urls]
+
+    # then
+    assert [match.url_name for match in found] == ["b2c_result", "b2c_timeout", "status_result"]
+    assert [match.kwargs["token"] for match in found] == [token] * 3
+
+
+@given(st.text(max_size=40))
+def test_no_address_holds_a_word_that_daraja_refuses(subject: str) -> None:
+    # when
+    token = ADDRESSES.token(subject)
+    urls = [ADDRESSES.result(token), ADDRESSES.timeout(token), ADDRESSES.status_result(token)]
+
+    # then
+    assert TOKEN.fullmatch(token)
+    assert not any(word in url for url in urls for word in client.FORBIDDEN_WORDS)
+
+
+def test_the_key_is_not_shown() -> None:
+    assert "kkk" not in repr(ADDRESSES)

@@ -1,0 +1,484 @@
+"""Daraja's messages, in the shapes of the portal's samples (values made up), and everything that is none."""
+
+import json
+from dataclasses import is_dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payments.mpesa import messages
+
+PAID: dict[str, Any] = {
+    "ResultType": 0,
+    "ResultCode": 0,
+    "ResultDesc": "The service request is processed successfully.",
+    "OriginatorConversationID": "KASOKO-1-7-0a1b2c3d-1",
+    "ConversationID": "AG_20261123_00004e48cf7e3533f581",
+    "TransactionID": "SKN4Q1ABCD",
+    "ResultParameters": {
+        "ResultParameter": [
+            {"Key": "TransactionAmount", "Value": 285},
+            {"Key": "TransactionReceipt", "Value": "SKN4Q1ABCD"},
+            {"Key": "ReceiverPartyPublicName", "Value": "254712345678 - JANE DOE"},
+            {"Key": "TransactionCompletedDateTime", "Value": "23.11.2026 01:30:05"},
+            {"Key": "B2CUtilityAccountAvailableFunds", "Value": 10116.0},
+            {"Key": "B2CWorkingAccountAvailableFunds", "Value": 900000.0},
+            {"Key": "B2CChargesPaidAccountAvailableFunds", "Value": -4510.5},
+            {"Key": "B2CRecipientIsRegisteredCustomer", "Value": "Y"},
+        ]
+    },
+    "ReferenceData": {"ReferenceItem": {"Key": "QueueTimeoutURL", "Value": "https://internalapi.safaricom.co.ke/x"}},
+}
+
+
+def body(root: Any) -> bytes:
+    return json.dumps(root).encode()
+
+
+def result(**changes: Any) -> messages.Result:
+    return messages.parse_result(body({"Result": {**PAID, **changes}}))
+
+
+def with_parameters(*pairs: tuple[str, Any]) -> dict[str, Any]:
+    return {"ResultParameter": [{"Key": key, "Value": value} for key, value in pairs]}
+
+
+def status(*pairs: tuple[str, Any], **changes: Any) -> messages.StatusAnswer:
+    root = {**PAID, "TransactionID": "SKN0000000", "ResultParameters": with_parameters(*pairs), **changes}
+    return messages.parse_status(body({"Result": root}))
+
+
+# -------- results
+
+
+def test_a_paid_result_is_read_whole() -> None:
+    read = result()
+
+    assert (read.result_type, read.result_code, read.says_paid) == (0, "0", True)
+    assert read.originator_conversation_id == "KASOKO-1-7-0a1b2c3d-1"
+    assert read.conversation_id == "AG_20261123_00004e48cf7e3533f581"
+    assert (read.amount, read.receipt) == (Decimal(285), "SKN4Q1ABCD")
+    assert read.receiver == "254712345678 - JANE DOE"
+    assert (read.receiver_phone, read.receiver_phone_visible) == ("254712345678", "254712345678")
+    assert read.completed_at == datetime(2026, 11, 22, 22, 30, 5, tzinfo=UTC)
+    assert (read.utility_available, read.working_available) == (Decimal(10116), Decimal(900000))
+    assert (read.charges_paid_available, read.receiver_is_registered) == (Decimal("-4510.5"), True)
+
+
+@pytest.mark.parametrize(("sent", "read"), [(0, "0"), ("0", "0"), (" 0 ", "0"), (2001, "2001"), ("SFC_IC0003",) * 2])
+def test_a_code_is_text_whether_it_came_as_number_or_text(sent: object, read: str) -> None:
+    assert result(ResultCode=sent).result_code == read
+
+
+@pytest.mark.parametrize("code", ["", None, "00", "zero"])
+def test_only_zero_says_paid(code: object) -> None:
+    assert not result(ResultCode=code).says_paid
+
+
+@pytest.mark.parametrize("code", [False, 0.0, [], {}])
+def test_a_code_of_another_type_is_unreadable(code: object) -> None:
+    with pytest.raises(messages.Unreadable):
+        result(ResultCode=code)
+
+
+def test_a_failure_has_no_receipt_though_it_carries_a_transaction_id() -> None:
+    read = result(ResultCode=2001, TransactionID="SG722NMVXQ", ResultParameters=None)
+
+    assert (read.receipt, read.amount, len(read.parameters)) == (None, None, 0)
+    assert read.transaction_id == "SG722NMVXQ"
+
+
+def test_result_type_one_is_not_final_and_says_nothing_of_payment() -> None:
+    read = result(ResultType="1")
+
+    assert (read.is_final, read.says_paid, read.receipt) == (False, False, None)
+
+
+def test_a_single_parameter_may_come_without_its_list_and_without_a_value() -> None:
+    read = result(ResultParameters={"ResultParameter": {"Key": "Occasion"}})
+
+    assert dict(read.parameters) == {"Occasion": None}
+
+
+def test_a_repeated_parameter_reads_as_its_first_value_and_keeps_them_all() -> None:
+    parameters = result(ResultParameters=with_parameters(("A", "x"), ("B", 1), ("A", "y"))).parameters
+
+    assert dict(parameters) == {"A": "x", "B": Decimal(1)}
+    assert (parameters["A"], len(parameters)) == ("x", 2)
+    assert parameters.all_values("A") == ("x", "y")
+    assert parameters.all_values("C") == ()
+
+
+def test_the_guides_plain_callback_is_read_by_its_external_reference() -> None:
+    root = {"ResultCode": 0, "OriginatorConversationID": "...", "ExternalReference": "KASOKO-1-1-1613398249.5"}
+
+    read = messages.parse_result(body({"Result": root}))
+
+    assert (read.external_reference, read.says_paid, read.receipt) == ("KASOKO-1-1-1613398249.5", True, None)
+
+
+def test_the_flat_lower_camel_shape_is_read_too() -> None:
+    root = {
+        "resultType": 0,
+        "resultCode": "0",
+        "originatorConversationID": "one",
+        "transactionID": "MAB1234567",
+        "transactionAmount": 10,
+        "receiverPartyPublicName": "254712345678 - X",
+        "debitAccountCurrentBalance": None,
+    }
+
+    read = messages.parse_result(body(root))
+
+    assert (read.originator_conversation_id, read.receipt, read.amount) == ("one", "MAB1234567", Decimal(10))
+    assert read.receiver_phone == "254712345678"
+
+
+@pytest.mark.parametrize(
+    ("party", "phone", "visible"),
+    [
+        ("254712345678 - JANE", "254712345678", "254712345678"),
+        ("+254112345678-JANE", "254112345678", "+254112345678"),
+        ("0712345678 - JANE", "254712345678", "0712345678"),
+        ("2547****678 - JANE", None, "2547****678"),
+        ("0722***", None, "0722***"),
+        ("2547xxxxxxxx - FIRST LAST", None, "2547xxxxxxxx"),
+        ("2547123456789 - TOO LONG", None, "2547123456789"),
+        ("600310 - Safaricom", None, None),
+        ("JANE DOE", None, None),
+        ("٢٥٤٧١٢٣٤٥٦٧٨ - X", None, None),
+        ("", None, None),
+        (12, None, None),
+    ],
+)
+def test_a_receivers_phone_is_whole_or_shown_masked(party: object, phone: str | None, visible: str | None) -> None:
+    read = result(ResultParameters=with_parameters(("ReceiverPartyPublicName", party)))
+
+    assert (read.receiver_phone, read.receiver_phone_visible) == (phone, visible)
+
+
+@pytest.mark.parametrize(
+    ("visible", "agrees"),
+    [
+        ("254712345678", True),
+        ("+254712345678", True),
+        ("0712345678", True),
+        ("2547****678", True),
+        ("0712***", True),
+        ("****678", True),
+        ("2547****679", False),
+        ("0722***678", False),
+        ("254712345679", False),
+        ("25471234567", False),
+    ],
+)
+def test_a_masked_number_agrees_when_the_digits_it_shows_do(visible: str, agrees: bool) -> None:
+    assert messages.phone_is_compatible(visible, "254712345678") is agrees
+
+
+@pytest.mark.parametrize("amount", ["285", "285.00", 285, 285.0])
+def test_an_amount_is_read_as_number_or_text(amount: object) -> None:
+    assert result(ResultParameters=with_parameters(("TransactionAmount", amount))).amount == Decimal(285)
+
+
+@pytest.mark.parametrize("amount", ["285 KES", "1,000", "", None, "1e3", "٢٨٥", "NaN", "1" * 16])
+def test_an_amount_of_any_other_form_is_none(amount: object) -> None:
+    assert result(ResultParameters=with_parameters(("TransactionAmount", amount))).amount is None
+
+
+@pytest.mark.parametrize("when", ["31.02.2026 10:00:00", "2026-11-23 10:00:00", "23.11.2026 24:00:00", "", None, 5])
+def test_a_time_of_any_other_form_is_none(when: object) -> None:
+    assert result(ResultParameters=with_parameters(("TransactionCompletedDateTime", when))).completed_at is None
+
+
+def test_the_repr_of_a_result_names_nobody() -> None:
+    assert "JANE" not in repr(result())
+    assert "254712345678" not in repr(result())
+    assert "254712345678" not in repr(status(("A", 1), ("CreditPartyName", "254712345678 - JANE")))
+
+
+# -------- strict JSON
+
+UNREADABLE = {
+    "empty": b"",
+    "no JSON": b"<html>Bad gateway</html>",
+    "a list": b"[]",
+    "null": b"null",
+    "no envelope": b"{}",
+    "Result is text": b'{"Result": "x"}',
+    "no code": b'{"Result": {}}',
+    "too long": b'{"Result": {"ResultCode": 0, "ResultDesc": "' + b"a" * 17_000 + b'"}}',
+    "too deep": b'{"Result": ' + b"[" * 16 + b"]" * 16 + b"}",
+    "brackets only": b"[" * 16_000,
+    "unterminated text": b'{"a": "' + b'\\"' * 7_000,
+    "NaN": b'{"Result": {"ResultCode": 0, "Amount": NaN}}',
+    "Infinity": b'{"Result": {"ResultCode": 0, "Amount": -Infinity}}',
+    "a huge exponent": b'{"Result": {"ResultCode": 0, "Amount": 1e400}}',
+    "an absurd exponent": b'{"Result": {"ResultCode": 0, "Amount": 1e99999999999999999999}}',
+    "an endless integer": b'{"Result": {"ResultCode": ' + b"1" * 5_000 + b"}}",
+    "the same key twice": b'{"Result": {"ResultCode": 1, "ResultCode": 0}}',
+    "the same key in two spellings": b'{"resultCode": 1, "ResultCode": 0}',
+    "NUL": b'{"Result": {"ResultCode": 0, "ResultDesc": "a\\u0000b"}}',
+    "a lone surrogate": b'{"Result": {"ResultCode": 0, "\\ud800": 1}}',
+    "not UTF-8": b'{"Result": {"ResultCode": 0, "ResultDesc": "\xff"}}',
+    "parameters are text": b'{"Result": {"ResultCode": 0, "ResultParameters": "x"}}',
+    "a parameter without a key": b'{"Result": {"ResultCode": 0, "ResultParameters": {"ResultParameter": [{}]}}}',
+    "a nested value": b'{"Result": {"ResultCode": 0, "ResultParameters": {"ResultParameter": {"Key":"A","Value":{}}}}}',
+    "an odd type": b'{"Result": {"ResultCode": 0, "ResultType": "final"}}',
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_body_that_is_no_result_is_unreadable(message: bytes) -> None:
+    with pytest.raises(messages.Unreadable):
+        messages.parse_result(message)
+
+
+def test_brackets_inside_text_are_not_depth() -> None:
+    assert result(ResultDesc='[{"' * 50).result_desc == '[{"' * 50
+
+
+PARSERS = [
+    messages.parse_result,
+    messages.parse_timeout,
+    messages.parse_status,
+    messages.parse_balance,
+    messages.parse_stk,
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KNOWN_KEYS = st.sampled_from([*PAID, "TransactionStatus", "AccountBalance", "DebitPartyCharges", "FinalisedTime"])
+
+
+def reads_or_refuses(message: bytes) -> None:
+    for parse in PARSERS:
+        try:
+            read = parse(message)
+        except messages.Unreadable:
+            continue
+        assert is_dataclass(read) or isinstance(read, dict)
+        for name in [] if isinstance(read, dict) else dir(read):
+            getattr(read, name)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(message: bytes) -> None:
+    reads_or_refuses(message)
+
+
+@given(
+    fields=st.dictionaries(KNOWN_KEYS, JSON),
+    pairs=st.lists(st.tuples(KNOWN_KEYS | st.text(max_size=5), JSON), max_size=4),
+    code=st.sampled_from([0, "0", 49, "x"]) | JSON,
+)
+def test_any_values_in_daraja_s_own_shapes_are_read_or_refused(fields: dict, pairs: list, code: object) -> None:
+    items = [{"Key": key, "Name": key, "Value": value} for key, value in pairs]
+    inside = {"ResultCode": code, "ResultParameters": {"ResultParameter": items}, **fields}
+    reads_or_refuses(body({"Result": inside}))
+    reads_or_refuses(body({key[:1].lower() + key[1:]: value for key, value in inside.items()}))
+    stk = {"ResultCode": code, "CheckoutRequestID": "ws_1", "CallbackMetadata": {"Item": items}, **fields}
+    reads_or_refuses(body({"Body": {"stkCallback": stk}}))
+
+
+# -------- time-outs, status, balance
+
+
+@pytest.mark.parametrize(
+    ("root", "ocid"),
+    [
+        (
+            {"OriginatorConversationID": "KASOKO-1-7-0a-1", "SecurityCredential": "abc", "Amount": "10"},
+            "KASOKO-1-7-0a-1",
+        ),
+        ({"Result": {"ResultCode": 1, "OriginatorConversationID": "KASOKO-1-7-0a-1"}}, "KASOKO-1-7-0a-1"),
+        ({"originatorConversationID": "KASOKO-1-7-0a-1"}, "KASOKO-1-7-0a-1"),
+        ({"something": "else"}, None),
+    ],
+)
+def test_a_timeout_is_read_in_both_shapes_and_keeps_no_credential(root: dict, ocid: str | None) -> None:
+    read = messages.parse_timeout(body(root))
+
+    assert read == messages.Timeout(ocid)
+
+
+def test_a_completed_payment_is_read_from_the_status_answer() -> None:
+    answer = status(
+        ("DebitPartyName", "600310 - Kasoko"),
+        ("DebitPartyName", "254712345678 - JANE DOE"),
+        ("TransactionStatus", "Completed"),
+        ("Amount", "285.00"),
+        ("ReceiptNo", "SKN4Q1ABCD"),
+        ("Originator Conversation ID", "KASOKO-1-7-0a1b2c3d-1"),
+        ("Conversation ID", "AG_20261123_1"),
+        ("DebitPartyCharges", "Fee For B2C Payment|KES|22.40"),
+        ("InitiatedTime", "20261123013000"),
+        ("FinalisedTime", 20261123013005),
+        ("TransactionReason", None),
+    )
+
+    assert answer.verdict == "completed"
+    assert (answer.receipt, answer.amount, answer.charge) == ("SKN4Q1ABCD", Decimal(285), Decimal("22.40"))
+    assert (answer.originator_conversation_id, answer.conversation_id) == ("KASOKO-1-7-0a1b2c3d-1", "AG_20261123_1")
+    assert (answer.receiver_phone, answer.receiver_phone_visible) == ("254712345678", "254712345678")
+    assert answer.finalised_at == datetime(2026, 11, 22, 22, 30, 5, tzinfo=UTC)
+    assert answer.initiated_at == datetime(2026, 11, 22, 22, 30, tzinfo=UTC)
+    assert answer.query_originator_conversation_id == "KASOKO-1-7-0a1b2c3d-1"
+
+
+def test_the_credit_party_is_the_receiver_and_a_lone_debit_party_is_not() -> None:
+    credited = status(("DebitPartyName", "600310 - K"), ("CreditPartyName", "2547****678 - J"))
+    deposit = status(("DebitPartyName", "254712345678 - JANE"))
+
+    assert (credited.receiver_phone, credited.receiver_phone_visible) == (None, "2547****678")
+    assert (deposit.receiver_phone, deposit.receiver_phone_visible) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "statuses", "verdict"),
+    [
+        (0, ["Completed"], "completed"),
+        ("0", ["completed "], "completed"),
+        (0, ["Failed"], "failed"),
+        (0, ["CANCELLED"], "failed"),
+        (0, ["Declined"], "failed"),
+        (0, ["expired"], "failed"),
+        (0, ["Authorized"], "unknown"),
+        (0, ["Initiated"], "unknown"),
+        (0, ["Reversed"], "unknown"),
+        (0, ["Failed", "Completed"], "unknown"),
+        (0, [None], "unknown"),
+        (0, [], "unknown"),
+        (1, ["Completed"], "unknown"),
+        (1, ["Failed"], "unknown"),
+        (2001, [], "unknown"),
+        (49, [], "not_found"),
+        ("SFC_IC0003", [], "not_found"),
+    ],
+)
+def test_a_verdict_needs_a_working_query_and_one_listed_status(code: object, statuses: list, verdict: str) -> None:
+    answer = status(*(("TransactionStatus", text) for text in statuses), ResultCode=code)
+
+    assert answer.verdict == verdict
+
+
+def test_a_status_answer_that_is_not_final_has_no_verdict() -> None:
+    assert status(("TransactionStatus", "Completed"), ResultType=1).verdict == "unknown"
+    assert status(ResultType=1, ResultCode=49).verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("charges", "total"),
+    [("Fee|KES|22.40&Levy|KES|0.60", Decimal(23)), ("Fee|KES|", None), ("Fee|KES|1&x", None), ("", None), (None, None)],
+)
+def test_charges_are_summed_or_none(charges: object, total: Decimal | None) -> None:
+    assert status(("DebitPartyCharges", charges)).charge == total
+
+
+BALANCES = "Working Account|KES|346568.83|6186.83|340382.00|0.00&Charges Paid Account|KES|-1540.00|-1540.00|0.00|0.00"
+
+
+def balances(text: object, **changes: Any) -> dict[str, messages.Balance]:
+    parameters = with_parameters(("AccountBalance", text), ("BOCompletedTime", 20261123013005))
+    return messages.parse_balance(body({"Result": {**PAID, "ResultParameters": parameters, **changes}}))
+
+
+def test_balances_are_read_by_account() -> None:
+    assert balances(BALANCES) == {
+        "Working Account": messages.Balance(Decimal("346568.83"), Decimal("6186.83"), Decimal(340382), Decimal(0)),
+        "Charges Paid Account": messages.Balance(Decimal(-1540), Decimal(-1540), Decimal(0), Decimal(0)),
+    }
+
+
+def test_a_failed_balance_query_tells_no_balances() -> None:
+    assert balances(None, ResultCode=2001) == {}
+
+
+@pytest.mark.parametrize(
+    "text", [None, "x", "A|KES|1|2|3", "A|USD|1|2|3|4", "A|KES|1|2|3|x", "|KES|1|2|3|4", "A|KES|1|2|3|4&A|KES|1|2|3|4"]
+)
+def test_a_malformed_balance_is_unreadable(text: object) -> None:
+    with pytest.raises(messages.Unreadable):
+        balances(text)
+
+
+def test_a_paid_stk_push_is_read() -> None:
+    items = [
+        {"Name": "Amount", "Value": 100.0},
+        {"Name": "MpesaReceiptNumber", "Value": "SKN4Q1WXYZ"},
+        {"Name": "Balance"},
+        {"Name": "TransactionDate", "Value": 20261123013005},
+        {"Name": "PhoneNumber", "Value": 254712345678},
+    ]
+    callback = {
+        "MerchantRequestID": "29115-1",
+        "CheckoutRequestID": "ws_CO_1",
+        "ResultCode": 0,
+        "ResultDesc": "ok",
+        "CallbackMetadata": {"Item": items},
+    }
+
+    read = messages.parse_stk(body({"Body": {"stkCallback": callback}}))
+
+    assert (read.says_paid, read.checkout_request_id, read.receipt) == (True, "ws_CO_1", "SKN4Q1WXYZ")
+    assert (read.amount, read.phone_number) == (Decimal(100), "254712345678")
+    assert read.paid_at == datetime(2026, 11, 22, 22, 30, 5, tzinfo=UTC)
+
+
+def test_a_cancelled_stk_push_has_no_metadata() -> None:
+    callback = {"CheckoutRequestID": "ws_CO_1", "ResultCode": 1032, "ResultDesc": "Request cancelled by user"}
+
+    read = messages.parse_stk(body({"Body": {"stkCallback": callback}}))
+
+    assert (read.says_paid, read.result_code, read.amount, read.receipt) == (False, "1032", None, None)
+
+
+@pytest.mark.parametrize("root", [{}, {"Body": 1}, {"Body": {"stkCallback": {"ResultCode": 0}}}])
+def test_an_stk_callback_without_its_id_is_unreadable(root: dict) -> None:
+    with pytest.raises(messages.Unreadable):
+        messages.parse_stk(body(root))
+
+
+# -------- meanings and redaction
+
+
+def test_only_the_allow_list_is_definite() -> None:
+    definite = {code for code, meaning in messages.MEANING.items() if meaning.definite}
+
+    assert definite == {"1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028", "2040", "8006", "SFC_IC0003"}
+
+
+def test_each_definite_code_is_ours_or_the_members() -> None:
+    faults = {code: meaning.fault for code, meaning in messages.MEANING.items() if meaning.definite}
+
+    assert {code for code, fault in faults.items() if fault == "ours"} == {
+        "1", "21", "2001", "8006", "2006", "2028", "11"
+    }  # fmt: skip
+    assert {code for code, fault in faults.items() if fault == "member"} == {"2", "3", "4", "8", "2040", "SFC_IC0003"}
+
+
+@pytest.mark.parametrize("code", ["0", "15", "17", "26", "41", "45", "49", "100000000", "999", "", "sfc_ic0003"])
+def test_any_other_code_is_in_doubt(code: str) -> None:
+    meaning = messages.meaning(code)
+
+    assert (meaning.definite, meaning.fault) == (False, "unknown")
+    assert meaning.words and meaning.advice
+
+
+def test_redaction_hides_phones_tokens_and_credentials() -> None:
+    text = messages.redact(
+        'Invalid Access Token - cJcPoBhGsVdt2kFqJ1m1q2 for 254712345678, "SecurityCredential": "short", s3cret\nx',
+        "s3cret",
+    )
+
+    assert text == (
+        'Invalid Access Token - [redacted] for 2547****678, "SecurityCredential": "[redacted]", [redacted] x'
+    )
+    assert messages.redact("A" * 344) == "[redacted]"
+    assert messages.redact("receipt SKN4Q1ABCD of 285.00") == "receipt SKN4Q1ABCD of 285.00"

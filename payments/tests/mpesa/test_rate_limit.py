@@ -1,0 +1,138 @@
+"""One pace for all workers, reserved in a real Redis. Only the numbers it returns are judged, never the clock."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pytest
+import redis
+from django.conf import settings
+
+from payments.mpesa.rate_limit import Limiter
+
+# A pace so slow that a slow machine's own time between two calls is nothing beside it.
+PER_SECOND = Decimal("0.1")
+INTERVAL = 10.2
+SLACK = 5.0
+
+
+@pytest.fixture
+def connection() -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(settings.REDIS_URL) as connection:
+        connection.delete("kasoko:pace:test", "kasoko:pace:other")
+        yield connection
+        connection.delete("kasoko:pace:test", "kasoko:pace:other")
+
+
+def spaced(waits: list[float]) -> bool:
+    """Whether waits reserved one after another are one interval apart, less the time that went by between them."""
+    return all(INTERVAL - SLACK < later - sooner <= INTERVAL for sooner, later in zip(waits, waits[1:], strict=False))
+
+
+def test_the_first_slot_is_now_and_the_next_ones_an_interval_apart(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+
+    # when
+    waits = [limiter.reserve(longest_wait_seconds=1_000)[0] for _ in range(6)]
+
+    # then
+    assert waits[0] == 0.0
+    assert spaced(waits)
+
+
+def test_an_interval_is_two_per_cent_longer_than_the_pace_allows(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=Decimal("0.001"))
+    limiter.reserve(longest_wait_seconds=0)
+
+    # when
+    (wait,) = limiter.reserve(longest_wait_seconds=10_000)
+
+    # then
+    assert 1_020.0 - SLACK < wait <= 1_020.0
+
+
+def test_a_slot_beyond_the_longest_wait_is_not_taken(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+    limiter.reserve(longest_wait_seconds=0)
+
+    # when
+    refused = [limiter.reserve(longest_wait_seconds=1.0) for _ in range(20)]
+
+    # then
+    assert refused == [[]] * 20
+    assert INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000)[0] <= INTERVAL
+
+
+def test_many_slots_are_taken_in_one_call_and_are_an_interval_apart(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+
+    # when
+    waits = limiter.reserve(4, longest_wait_seconds=1_000)
+
+    # then
+    assert waits == [0.0, 10.2, 20.4, 30.6]
+    assert 4 * INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000)[0] <= 4 * INTERVAL
+
+
+def test_of_many_slots_only_those_within_the_longest_wait_are_taken(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+
+    # when
+    first, second = limiter.reserve(100, longest_wait_seconds=25), limiter.reserve(100, longest_wait_seconds=25 - SLACK)
+
+    # then
+    assert (first, second) == ([0.0, 10.2, 20.4], [])
+
+
+def test_workers_share_one_pace(connection: redis.Redis) -> None:
+    # given
+    limiters = [Limiter(connection=connection, name="test", per_second=PER_SECOND) for _ in range(8)]
+
+    # when
+    with ThreadPoolExecutor(8) as threads:
+        waits = sorted(threads.map(lambda limiter: limiter.reserve(longest_wait_seconds=1_000)[0], limiters))
+
+    # then
+    assert waits[0] == 0.0
+    assert spaced(waits)
+
+
+def test_another_name_has_a_pace_of_its_own(connection: redis.Redis) -> None:
+    # given
+    Limiter(connection=connection, name="test", per_second=PER_SECOND).reserve(longest_wait_seconds=0)
+
+    # when
+    waits = Limiter(connection=connection, name="other", per_second=PER_SECOND).reserve(longest_wait_seconds=0)
+
+    # then
+    assert waits == [0.0]
+
+
+def test_a_lost_key_loses_one_pause_only(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+    for _ in range(5):
+        limiter.reserve(longest_wait_seconds=1_000)
+    connection.delete("kasoko:pace:test")
+
+    # when
+    waits = [limiter.reserve(longest_wait_seconds=1_000)[0] for _ in range(2)]
+
+    # then
+    assert waits[0] == 0.0
+    assert INTERVAL - SLACK < waits[1] <= INTERVAL
+
+
+def test_a_redis_that_cannot_be_reached_is_said_so() -> None:
+    # given
+    with redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=2, socket_timeout=2) as connection:
+        limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+
+        # then
+        with pytest.raises(redis.RedisError):
+            limiter.reserve(longest_wait_seconds=1.0)

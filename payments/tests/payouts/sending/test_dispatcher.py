@@ -1,0 +1,453 @@
+"""The pump, against the simulator over HTTP and a real Redis: all sent once, few at a time, everything written down."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.db.models import QuerySet
+
+from payments.models import Attempt, Breaker, StatusQuery, Transaction
+from payments.mpesa import client
+from payments.mpesa.bulk_client import BulkGateway, Ended, Payment
+from payments.mpesa.callback_urls import Addresses
+from payments.mpesa.rate_limit import Limiter
+from payments.mpesa.simulator.provider import Terms
+from payments.mpesa.simulator.server import Options, Sandbox
+from payments.payouts.sending import claims
+from payments.payouts.sending.dispatcher import Pump, _last_turn
+from testing import builders, payout_steps
+from testing.builders import AT, nothing_moved
+from testing.payout_steps import after
+
+pytestmark = pytest.mark.django_db
+
+# Nobody listens there, and the simulator's results are due long after any test: what is tested is the sending.
+ADDRESSES = Addresses(callback_url="http://127.0.0.1:9/api/payments/b2c-callback/", key="k" * 40)
+FOR_SECONDS = 60.0
+# An open breaker lets one probe through at a time, and here the next one at once.
+PROBING = replace(payout_steps.POLICY, breaker_pause=timedelta(0), breaker_longest_pause=timedelta(0))
+
+
+class Clock:
+    """A clock that a test moves; every reading is a millisecond after the one before."""
+
+    def __init__(self) -> None:
+        self.now = after(1)
+
+    def __call__(self) -> Any:
+        self.now += timedelta(milliseconds=1)
+        return self.now
+
+
+class CountingCalls(BulkGateway):
+    """The real bulk gateway, counting how many requests are under way at once."""
+
+    under_way = most = 0
+
+    def start(self, payments: Iterable[Payment]) -> None:
+        due = list(payments)
+        self.under_way += len(due)
+        self.most = max(self.most, self.under_way)
+        super().start(due)
+
+    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
+        ended = super().collect(patience_seconds=patience_seconds, enough=enough)
+        self.under_way -= len(ended)
+        return ended
+
+
+class LimiterThatLosesRedis(Limiter):
+    """Reserves `left` slots, and then cannot reach Redis any more."""
+
+    left = 5
+
+    def reserve(self, count: int = 1, *, longest_wait_seconds: float) -> list[float]:
+        if self.left < 1:
+            raise redis.ConnectionError("Connection refused.")
+        slots = super().reserve(min(count, self.left), longest_wait_seconds=longest_wait_seconds)
+        object.__setattr__(self, "left", self.left - len(slots))
+        return slots
+
+
+@pytest.fixture
+def connection() -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(settings.REDIS_URL) as connection:
+        yield connection
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(Options(latency=0.02, terms=Terms(callback_delay=600))) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[client.Gateway]:
+    credentials = client.Credentials(
+        base_url=sandbox.base_url,
+        consumer_key="key",
+        consumer_secret="secret",
+        initiator_name="testapi",
+        security_credential="credential==",
+        shortcode="600000",
+    )
+    tokens = client.SharedTokens(connection, name=credentials.token_name)
+    gateway = client.Gateway(credentials, tokens=tokens, timeout_seconds=20.0, pool_size=32)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def calls(gateway: client.Gateway) -> Iterator[CountingCalls]:
+    calls = CountingCalls(gateway, in_flight=8)
+    yield calls
+    calls.close()
+
+
+@pytest.fixture
+def pump(gateway: client.Gateway, calls: CountingCalls, connection: redis.Redis) -> Pump:
+    def limiter(name: str) -> Limiter:
+        return Limiter(connection=connection, name=name, per_second=Decimal(2_000))
+
+    return Pump(
+        gateway=gateway,
+        calls=calls,
+        limiter=limiter("b2c"),
+        query_limiter=limiter("status"),
+        addresses=ADDRESSES,
+        policy=payout_steps.POLICY,
+        clock=Clock(),
+        in_flight=8,
+    )
+
+
+def send_due(pump: Pump, for_seconds: float = FOR_SECONDS) -> int:
+    """Run the pump until nothing is due, or for so long."""
+    until = time.monotonic() + for_seconds
+    return pump.run(keep_going=lambda: time.monotonic() < until)
+
+
+def winners(count: int) -> QuerySet[Transaction]:
+    """The pending payouts of so many members, 100 shillings each."""
+    members = [builders.member() for _ in range(count)]
+    made = builders.settled_market([(member, "Yes", 100) for member in members], fee_pct=0)
+    return Transaction.objects.filter(settlement__market=made)
+
+
+def states() -> Counter[tuple[str, str]]:
+    return Counter(Attempt.objects.values_list("transaction__status", "state"))
+
+
+def requests_of(sandbox: Sandbox) -> dict[str, int]:
+    """How many requests reached the simulator, accepted or not, by the id of the accepted ones."""
+    return {ocid: sandbox.book.requests_of(ocid) for ocid in list(sandbox.book.payments)}
+
+
+def test_everything_due_is_sent_once_with_few_requests_under_way(
+    pump: Pump, calls: CountingCalls, sandbox: Sandbox
+) -> None:
+    # given
+    payouts = winners(60)
+
+    # when
+    sent = send_due(pump)
+
+    # then
+    references = set(payouts.values_list("external_ref", flat=True))
+    assert sent == 60
+    assert 1 < calls.most <= 8 + 4  # Eight are under way, and half as many more may wait for a lane.
+    assert states() == {("PROCESSING", "ACCEPTED"): 60}
+    assert requests_of(sandbox) == {f"{reference}-1": 1 for reference in references}
+    assert Attempt.objects.filter(conversation_id="").count() == 0
+    assert send_due(pump) == 0
+
+
+def test_one_request_at_a_time_is_a_bound_too(pump: Pump, calls: CountingCalls) -> None:
+    # given
+    winners(6)
+
+    # when
+    sent = send_due(replace(pump, in_flight=1))
+
+    # then
+    assert (sent, calls.most) == (6, 1)
+
+
+def test_a_pace_of_less_than_four_a_second_is_kept_up_until_all_is_sent(pump: Pump, connection: redis.Redis) -> None:
+    # given
+    winners(4)
+    slow = replace(pump, limiter=Limiter(connection=connection, name="slow", per_second=Decimal(2)))
+
+    # when
+    sent = send_due(slow)
+
+    # then
+    assert sent == 4
+
+
+def test_nothing_is_sent_after_its_time_is_up(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    winners(3)
+
+    # then
+    with nothing_moved():
+        assert send_due(pump, 0.0) == 0
+    assert requests_of(sandbox) == {}
+
+
+def test_what_redis_stops_is_written_down_first(pump: Pump, sandbox: Sandbox, connection: redis.Redis) -> None:
+    # given
+    payouts = winners(12)
+    losing = LimiterThatLosesRedis(connection=connection, name="b2c", per_second=Decimal(2_000))
+
+    # when
+    with pytest.raises(redis.RedisError):
+        send_due(replace(pump, limiter=losing))
+
+    # then
+    assert states() == {("PROCESSING", "ACCEPTED"): 5}
+    assert payouts.filter(status="PENDING").count() == 7
+    assert len(requests_of(sandbox)) == 5
+    assert send_due(pump) == 7
+    assert list(requests_of(sandbox).values()) == [1] * 12
+
+
+def test_without_redis_nothing_is_claimed(pump: Pump) -> None:
+    # given
+    (payout,) = winners(1)
+    with redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=2, socket_timeout=2) as down:
+        losing = replace(pump, limiter=Limiter(connection=down, name="b2c", per_second=Decimal(5)))
+
+        # then
+        with nothing_moved(), pytest.raises(redis.RedisError):
+            send_due(losing)
+        with nothing_moved(), pytest.raises(redis.RedisError):
+            losing.send_one(payout.pk)
+
+
+def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(pump: Pump) -> None:
+    # given
+    payouts = winners(12)
+    broken = payouts.order_by("pk")[3].external_ref
+
+    class Gateway(payout_steps.FakeGateway):
+        def pay(self, **request: Any) -> client.Accepted:
+            if broken in request["originator_conversation_id"]:
+                raise ValueError("remarks must have at least two letters or digits.")
+            return super().pay(**request)
+
+    # when
+    for _ in range(3):
+        try:
+            send_due(replace(pump, calls=payout_steps.FakeCalls(Gateway())))
+        except ValueError:
+            continue  # However loud it is about it, the others are not to suffer.
+
+    # then
+    left = Attempt.objects.exclude(state="ACCEPTED").values_list("transaction__external_ref", flat=True)
+    assert list(left) == [broken]
+    assert Attempt.objects.filter(state="ACCEPTED").count() == 11
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (payout_steps.NO_CONNECTION, ("PENDING", "WAITING")),
+        (payout_steps.THROTTLED, ("PENDING", "WAITING")),
+        (payout_steps.READ_TIMEOUT, ("PROCESSING", "IN_DOUBT")),
+        (payout_steps.DUPLICATE, ("PROCESSING", "IN_DOUBT")),
+        (payout_steps.REJECTED, ("FAILED", "FAILED")),
+    ],
+    ids=str,
+)
+def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
+    pump: Pump, said: client.GatewayError, expected: tuple[str, str]
+) -> None:
+    # given
+    winners(10)
+    gateway = payout_steps.FakeGateway(*[said] * 10)
+
+    # when
+    sent = send_due(replace(pump, calls=payout_steps.FakeCalls(gateway), policy=PROBING))
+
+    # then
+    assert (sent, len(gateway.payments)) == (10, 10)
+    assert states() == {expected: 10}
+
+
+def test_throttled_requests_go_again_under_their_ids_until_they_are_taken(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    payouts = winners(10)
+    for phone in payouts.values_list("phone_number", flat=True):
+        sandbox.schedule.add(phone, "spike_arrestx2")
+    clock = Clock()
+
+    # when
+    rounds = []
+    for pause in (60, 120, 0):
+        rounds.append((send_due(replace(pump, clock=clock, policy=PROBING)), dict(states())))
+        clock.now += timedelta(seconds=pause)
+
+    # then
+    throttled = {("PENDING", "WAITING"): 10}
+    assert rounds == [(10, throttled), (10, throttled), (10, {("PROCESSING", "ACCEPTED"): 10})]
+    assert requests_of(sandbox) == {f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)}
+
+
+def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    (payout,) = winners(1)
+    attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
+    payout_steps.ask_and_hear(attempt, payout_steps.not_found_body(), after(20))
+    later = Clock()
+    later.now = after(30)
+
+    # when
+    sent = send_due(replace(pump, clock=later))
+
+    # then
+    assert sent == 1
+    assert states() == {("PROCESSING", "ACCEPTED"): 1}
+    assert requests_of(sandbox) == {attempt.originator_conversation_id: 1}
+
+
+@pytest.fixture
+def lost(db: None) -> Attempt:
+    """An attempt that M-Pesa did not find, so that it is due to go again, beside five payouts never sent."""
+    (payout,) = winners(1)
+    attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
+    payout_steps.ask_and_hear(attempt, payout_steps.not_found_body(), after(20))
+    winners(5)
+    return attempt
+
+
+def next_of(pump: Pump, seconds: float) -> list[str]:
+    """The id of the request that the pump begins next, where it has room for one."""
+    clock = Clock()
+    clock.now = after(seconds)
+    return [claim.originator_conversation_id for claim in replace(pump, clock=clock)._claim(1, 0)[0]]
+
+
+def test_a_resend_does_not_wait_behind_what_was_never_sent(pump: Pump, lost: Attempt) -> None:
+    assert next_of(pump, 30) == [lost.originator_conversation_id]
+
+
+def test_while_sending_is_paused_the_probe_is_something_new(pump: Pump, lost: Attempt) -> None:
+    Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
+    (probe,) = next_of(pump, 30)
+    assert probe != lost.originator_conversation_id
+
+
+def test_no_probe_is_spent_on_a_resend_that_is_too_late(pump: Pump, lost: Attempt) -> None:
+    # given
+    Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
+
+    # when
+    late = after(40 * 60)
+    found = claims.claim_resends(at=late, policy=PROBING, addresses=payout_steps.ADDRESSES, limit=5)
+
+    # then
+    lost.refresh_from_db()
+    assert (found, lost.resend_at) == ([], None)
+    assert Breaker.objects.get(cause="throttle").probes == 0
+
+
+def test_what_goes_again_moves_no_turn(pump: Pump, lost: Attempt) -> None:
+    again, *new = claims.claim_next(at=after(30), policy=PROBING, addresses=payout_steps.ADDRESSES, limit=3, after=0)
+    assert [claim.before_turns for claim in (again, *new)] == [True, False, False]
+    assert _last_turn([again], 7) == 7
+    assert _last_turn([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=9)], 7) == 9
+    assert _last_turn([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=8)], 7) == 0
+
+
+# --- one payout ------------------------------------------------------------------------------------------------------
+
+
+def test_one_payout_is_sent_by_itself(pump: Pump, sandbox: Sandbox) -> None:
+    # given
+    first, second = winners(2).order_by("pk")
+
+    # when
+    answers = [pump.send_one(second.pk), pump.send_one(second.pk)]
+
+    # then
+    assert answers == [True, False]
+    assert requests_of(sandbox) == {f"{second.external_ref}-1": 1}
+    first.refresh_from_db()
+    assert first.status == "PENDING"
+
+
+def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(pump: Pump, connection: redis.Redis) -> None:
+    # given
+    (payout,) = winners(1)
+    limiter = Limiter(connection=connection, name="far", per_second=Decimal("0.1"))
+    connection.delete("kasoko:pace:far")
+    limiter.reserve(longest_wait_seconds=0)
+
+    # then
+    with nothing_moved():
+        assert not replace(pump, limiter=limiter).send_one(payout.pk)
+
+
+def test_one_payout_that_is_not_there_is_not_sent(pump: Pump) -> None:
+    assert pump.send_one(2**62) is False
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def in_doubt(count: int) -> None:
+    for payout in winners(count):
+        payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
+
+
+def later(pump: Pump, **changes: Any) -> Pump:
+    """The pump when the first questions are due."""
+    clock = Clock()
+    clock.now = after(30)
+    return replace(pump, clock=clock, **changes)
+
+
+def test_every_doubt_is_asked_about_once(pump: Pump) -> None:
+    # given
+    in_doubt(20)
+
+    # when
+    asked = later(pump).ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert asked == 20
+    assert StatusQuery.objects.count() == 20
+    assert StatusQuery.objects.filter(conversation_id="").count() == 0
+    assert set(Attempt.objects.values_list("queries__number", flat=True)) == {1}
+
+
+def test_questions_that_are_not_taken_are_asked_again_later(pump: Pump) -> None:
+    # given
+    in_doubt(3)
+    gateway = payout_steps.FakeGateway(*[payout_steps.NO_CONNECTION] * 3)
+
+    # when
+    asked = later(pump, gateway=gateway).ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert (asked, len(gateway.questions)) == (3, 3)
+    assert StatusQuery.objects.filter(conversation_id="").count() == 3
+    assert set(Attempt.objects.values_list("state", flat=True)) == {"IN_DOUBT"}
+    assert AT < min(Attempt.objects.values_list("next_query_at", flat=True)) > after(60)
+
+
+def test_nothing_is_asked_when_nothing_is_in_doubt(pump: Pump) -> None:
+    # given
+    winners(2)
+
+    # then
+    with nothing_moved():
+        assert later(pump).ask_due(for_seconds=FOR_SECONDS) == 0

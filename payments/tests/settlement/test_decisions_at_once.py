@@ -1,0 +1,149 @@
+"""Sixty-four operators at once: resolve, approve, void, undo, withdraw; one wins, and nothing moves twice."""
+
+from collections import Counter
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+
+from markets.models import Market
+from payments.ledger import journal
+from payments.models import Attempt, Proposal, Recovery, Settlement, Transaction
+from payments.payouts.sending import claims
+from payments.settlement import approvals, proposals, resolutions, undo
+from testing import builders
+from testing.builders import AT, actor, at_once, member, operator, orm_bet, policy, resolve, settle, transfers
+from testing.payout_steps import ADDRESSES, POLICY, READ_TIMEOUT, after
+from users import audit
+
+THREADS = 64
+TWO = policy(approval_above=Decimal(0))
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def kinds(answers: list[Any]) -> dict[str, int]:
+    return dict(Counter(type(answer).__name__ for answer in answers))
+
+
+def staked(winners: int = 1) -> Market:
+    made = builders.market(fee_pct=0)
+    for _ in range(winners):
+        orm_bet(made, member(), "Yes", 100)
+        orm_bet(made, member(), "No", 100)
+    return made
+
+
+def undoing(of: Market, rules: Any = POLICY) -> Any:
+    return undo.undo(market_id=of.pk, reason="Wrong.", by=actor(), at=after(60), policy=rules)
+
+
+def withdrawing(of: Market) -> Any:
+    return resolutions.withdraw(market_id=of.pk, reason="Wrong.", by=actor(), at=after(60))
+
+
+def test_of_resolves_and_voids_at_once_one_wins() -> None:
+    # given
+    made = staked()
+
+    # when
+    answers = at_once(*[partial(resolve, made, "Yes"), partial(resolve, made, rule="VOID")] * (THREADS // 2))
+
+    # then
+    assert kinds(answers) == {"Resolved": 1, "MarketAlreadyResolved": THREADS - 1}
+    assert Settlement.objects.count() == 1 and audit.verify().entries == 1
+
+
+def test_of_resolves_approvals_voids_and_undos_of_a_proposed_market_one_approval_wins() -> None:
+    # given
+    made, first, second, third = staked(), operator(), operator(), operator()
+    proposed = resolve(made, "Yes", by=first, policy=TWO)
+    approve = partial(
+        approvals.approve, proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second),
+        at=AT, policy=TWO,
+    )  # fmt: skip
+
+    # when
+    answers = at_once(
+        *[
+            approve,
+            partial(resolve, made, "No", by=third, policy=TWO),
+            partial(resolve, made, rule="VOID", by=third, policy=TWO),
+            partial(undoing, made, TWO),
+        ]
+        * (THREADS // 4)
+    )
+
+    # then
+    found = kinds(answers)
+    assert (found.pop("Resolved"), found.pop("ProposalDecided"), found.pop("NotUndoable")) == (1, 15, 16)
+    assert sum(found.values()) == 32 and set(found) <= {"ProposalWaits", "MarketAlreadyResolved"}
+    run = Settlement.objects.get()
+    assert (run.weights, run.approved_by, Proposal.objects.get().state) == ({"Yes": "100"}, second, "APPROVED")
+    assert (audit.verify().entries, audit.verify().difference) == (2, None)
+
+
+def test_of_undos_resolves_and_withdrawals_of_a_settled_market_one_undo_wins() -> None:
+    # given
+    made = staked()
+    resolve(made, "Yes")
+    settle(made)
+
+    # when
+    calls = [partial(undoing, made), partial(undoing, made), partial(resolve, made, "No"), partial(withdrawing, made)]
+    answers = at_once(*calls * (THREADS // 4))
+
+    # then
+    found = kinds(answers)
+    assert (found.pop("Undoing"), found.pop("NotUndoable"), found.pop("MarketAlreadyResolved")) == (1, 31, 16)
+    assert set(found) <= {"AlreadyReleased", "NothingToWithdraw"} and sum(found.values()) == 16
+
+    # when: many carry it out
+    carry_out = partial(undo.carry_out, market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
+    assert at_once(*[carry_out] * 16) == [True] * 16
+
+    # then
+    made.refresh_from_db()
+    assert made.status == "CLOSED" and journal.balance(journal.pool(made.pk)) == 200
+    assert len(transfers(code="undo")) == 1
+
+
+@pytest.mark.parametrize("chunk", [3, 20_000])
+def test_what_is_claimed_while_an_undo_runs_is_owed_back_and_the_rest_is_cancelled(chunk: int) -> None:
+    # given: twenty winners, whose payouts are being sent
+    made, rules = staked(20), policy(settlement_chunk=chunk)
+    resolve(made, "Yes")
+    settle(made)
+
+    def send() -> int:
+        sent = claims.claim(at=AT, policy=rules, addresses=ADDRESSES, limit=2)
+        for claim in sent:
+            claims.record(claim, READ_TIMEOUT, at=AT, policy=rules)
+        return len(sent)
+
+    def take_back() -> int:
+        undoing(made)
+        return int(undo.carry_out(market_id=made.pk, at=AT, policy=rules, keep_going=lambda: True))
+
+    # when
+    answers = at_once(*[send] * 6, take_back, *[send] * 6)
+
+    # then
+    sent = Attempt.objects.count()
+    assert kinds(answers) == {"int": 13} and sent == sum(answers) - 1
+    made.refresh_from_db()
+    assert made.status == "CLOSED" and journal.balance(journal.pool(made.pk)) == 4000
+    states = Counter(Transaction.objects.values_list("status", flat=True))
+    assert states == Counter(
+        {state: count for state, count in (("PROCESSING", sent), ("CANCELLED", 20 - sent)) if count}
+    )
+    assert list(Recovery.objects.values_list("amount", flat=True)) == [200] * sent
+
+
+def test_of_many_proposals_one_waits() -> None:
+    made, staff = staked(), [operator() for _ in range(THREADS)]
+
+    answers = at_once(*[partial(resolve, made, "Yes", by=one, policy=TWO) for one in staff])
+
+    assert kinds(answers) == {"Proposed": 1, "ProposalWaits": THREADS - 1}
+    assert proposals.Proposal.objects.count() == 1

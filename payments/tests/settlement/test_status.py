@@ -1,0 +1,130 @@
+"""Where a market's money is, in six states that do not overlap."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from markets.models import Market
+from payments import settlement_tasks
+from payments.models import Attempt, Transaction
+from payments.mpesa import client
+from payments.payouts.evidence import callbacks
+from payments.payouts.sending import claims
+from payments.settlement import status
+from testing.builders import AT, market, member, orm_bet, policy, resolve, settle, settled_market
+
+NOTHING = {name: (Decimal(0), 0) for name in status.SIX}
+
+
+def claimed(of: Market, amount: int) -> claims.Claim:
+    """The claim of the market's payout of this amount."""
+    made = Transaction.objects.get(settlement__market=of, amount=amount, destination="mpesa")
+    (claim,) = claims.claim(
+        at=AT, policy=policy(), addresses=settlement_tasks.addresses(), limit=1, transaction_id=made.pk
+    )
+    return claim
+
+
+def sent(of: Market, amount: int, said: client.Accepted | client.GatewayError) -> claims.Claim:
+    claim = claimed(of, amount)
+    claims.record(claim, said, at=AT, policy=policy())
+    return claim
+
+
+def paid(of: Market, amount: int) -> None:
+    """The guide's plain callback says that it was paid."""
+    reference = Transaction.objects.get(settlement__market=of, amount=amount, destination="mpesa").external_ref
+    body = f'{{"Result": {{"ResultCode": 0, "ResultDesc": "Done", "ExternalReference": "{reference}"}}}}'
+    callbacks.apply_plain(
+        body=body.encode(), source_ip=None, at=AT, policy=policy(), addresses=settlement_tasks.addresses()
+    )
+
+
+def test_there_is_no_status_of_a_market_that_is_not_there(db: None) -> None:
+    assert status.settlement_status(999_999) is None
+
+
+def test_an_open_market_has_its_stakes_and_no_payouts(db: None) -> None:
+    made = market()
+    orm_bet(made, member(), "Yes", "10.50")
+    orm_bet(made, member(), "No", "0.50")
+    found = status.settlement_status(made.pk)
+    assert found == status.SettlementStatus(
+        market_id=made.pk,
+        status="OPEN",
+        outcome=None,
+        resolved_at=None,
+        settled_at=None,
+        release_at=None,
+        pool=Decimal("11.00"),
+        platform_fee=Decimal(0),
+        by_state=NOTHING,
+    )
+    assert found.total_payouts == 0
+
+
+def test_a_resolved_market_shows_its_stakes_until_they_are_divided(db: None, at: datetime) -> None:
+    made = market()
+    orm_bet(made, member(), "Yes", 100)
+    resolve(made, "Yes", at=at)
+    found = status.settlement_status(made.pk)
+    assert found is not None
+    assert (found.status, found.outcome, found.resolved_at, found.settled_at) == ("RESOLVED", "Yes", at, None)
+    assert (found.pool, found.platform_fee, found.by_state) == (100, 0, NOTHING)
+
+
+def test_each_payout_is_in_one_of_six_states_and_they_sum_to_the_total(db: None) -> None:
+    # given: eight winners of 100 to 107 shillings and some cents
+    made = market(fee_pct=0)
+    for number in range(8):
+        orm_bet(made, member(), "Yes", f"{100 + number}.25")
+    resolve(made)
+    settle(made)
+    accepted = client.Accepted("AG_1", "1")
+
+    # when: one stays pending, one waits for its turn again, one is being sent, one is accepted, two are in doubt, of
+    # which one for more than a day, one is refused, one is paid
+    claimed(made, 102)
+    sent(made, 103, accepted)
+    sent(made, 104, client.OutcomeUnknown("", "read timeout"))
+    sent(made, 105, client.OutcomeUnknown("", "read timeout"))
+    sent(made, 106, client.Rejected("400.002.02", "Bad Request"))
+    paid(made, 107)
+    doubtful = Attempt.objects.get(amount=105)
+    Attempt.objects.filter(pk=doubtful.pk).update(
+        next_query_at=AT - timedelta(days=1), first_sent_at=AT - timedelta(days=2)
+    )
+    claims.ask(at=AT, policy=policy(), addresses=settlement_tasks.addresses(), limit=1)
+    sent(made, 101, client.NotSent("network"))  # The last to be sent, as a dead line pauses sending.
+
+    # then
+    found = status.settlement_status(made.pk)
+    assert found is not None
+    assert found.by_state == {
+        "pending": (Decimal(201), 2),
+        "processing": (Decimal(205), 2),
+        "in_doubt": (Decimal(104), 1),
+        "held": (Decimal(105), 1),
+        "completed": (Decimal(109), 9),  # the paid one and eight times 0.25 to the wallets
+        "failed": (Decimal(106), 1),
+    }
+    assert found.total_payouts == found.pool == 830
+    assert found.platform_fee == 0
+
+
+def test_refunds_are_counted_as_payouts_are(db: None, at: datetime) -> None:
+    made = settled_market([(member(), "Yes", "100.10"), (member(), "No", 200)], rule="VOID")
+    found = status.settlement_status(made.pk)
+    assert found is not None
+    assert (found.status, found.outcome, found.settled_at) == ("VOID", None, at)
+    assert found.by_state == NOTHING | {"completed": (Decimal("300.10"), 2)}
+    assert (found.pool, found.total_payouts, found.platform_fee) == (Decimal("300.10"), Decimal("300.10"), 0)
+
+
+def test_one_markets_status_counts_no_other_markets_payouts(db: None) -> None:
+    user = member()
+    first = settled_market([(user, "Yes", 100), (member(), "No", 200)])
+    second = settled_market([(user, "Yes", 50)])
+    for made, total, fee in ((first, 285, 15), (second, 50, 0)):
+        found = status.settlement_status(made.pk)
+        assert found is not None
+        assert (found.total_payouts, found.platform_fee, found.by_state["pending"]) == (total, fee, (total, 1))

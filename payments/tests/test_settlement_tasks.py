@@ -1,0 +1,353 @@
+"""The Celery tasks: their names, the messages they leave on a real Redis, and the sweeps that need none of them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.utils import timezone
+
+from api.celery import SWEEPS, app
+from markets.models import Market
+from payments import settlement_tasks
+from payments.models import Callback, Transaction
+from payments.mpesa.simulator.provider import Terms
+from payments.mpesa.simulator.server import Options, Sandbox
+from payments.payouts.sending import claims
+from testing import builders, payout_steps
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = "payments.settlement_tasks."
+Queued = Callable[[], list[tuple[str, str, list[Any]]]]
+
+
+@pytest.fixture
+def provider(settings: Any) -> Any:
+    """A simulator that the tasks send to; its results are due long after any test."""
+    with Sandbox(Options(latency=0, terms=Terms(callback_delay=600))) as sandbox:
+        settings.MPESA_BASE_URL = sandbox.base_url
+        settings.MPESA_CALLBACK_URL = "http://127.0.0.1:9/api/payments/b2c-callback/"
+        yield sandbox
+        settlement_tasks.gateway().close()
+
+
+def resolved(winners: int) -> Market:
+    market = builders.market()
+    for _ in range(winners):
+        builders.orm_bet(market, builders.member(), "Yes", 100)
+    builders.orm_bet(market, builders.member(), "No", 100)
+    builders.resolve(market)
+    return market
+
+
+# --- what the worker knows -------------------------------------------------------------------------------------------
+
+
+def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
+    # when
+    app.loader.import_default_modules()
+    ours = {name for name in app.tasks if not name.startswith("celery.")}
+
+    # then
+    assert ours == {
+        "payments.settlement_tasks.settle_market",
+        "payments.settlement_tasks.send_b2c_payout",
+        "payments.settlement_tasks.settle_resolved_markets",
+        "payments.settlement_tasks.send_due_payouts",
+        "payments.settlement_tasks.apply_stored_callbacks",
+        "payments.settlement_tasks.ask_about_doubts",
+        "payments.overview_tasks.heartbeat",
+        "payments.overview_tasks.measure",
+        "payments.overview_tasks.check_books",
+        "payments.overview_tasks.sum_up",
+        "payments.overview_tasks.look",
+        "payments.settlement_tasks.issue_certificates",
+        "payments.settlement_tasks.close_remedied_disputes",
+        "payments.settlement_tasks.undo_market",
+        "payments.settlement_tasks.ask_for_the_float",
+    }
+
+
+def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
+    # given
+    schedule = dict(app.conf.beat_schedule)
+    assert schedule.pop("ask for the float")["schedule"] == 900  # No sweep: it looks for nothing that is due.
+
+    # then
+    assert {entry["task"] for entry in schedule.values()} == SWEEPS
+    assert len(schedule) == len(SWEEPS) == 10
+    for entry in schedule.values():
+        assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
+        assert entry["options"]["expires"] <= 60
+    # It runs for seconds at a time: were it not to expire at once, a queue of them would leave no turn to the others.
+    assert schedule["send what is due"]["options"]["expires"] <= schedule["send what is due"]["schedule"]
+
+
+def test_only_json_is_taken_from_the_queue() -> None:
+    assert (app.conf.accept_content, app.conf.task_serializer) == (["json"], "json")
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_hint_carries_its_argument_and_its_id(queued: Queued) -> None:
+    # when
+    settlement_tasks.hint(settlement_tasks.settle_market, 7, task_id="0d6f2b1e-0000-4000-8000-000000000007")
+
+    # then
+    assert queued() == [(f"{NAMES}settle_market", "0d6f2b1e-0000-4000-8000-000000000007", [7])]
+
+
+@pytest.mark.django_db
+def test_two_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> None:
+    # given
+    sweep = settlement_tasks.send_due_payouts
+    for _ in range(3):
+        settlement_tasks.nudge(sweep)
+    before = len(queued())
+
+    # when
+    settlement_tasks.began(sweep)
+    settlement_tasks.nudge(sweep)
+
+    # then
+    assert before == 1
+    assert [name for name, _, _ in queued()] == [f"{NAMES}send_due_payouts"] * 2
+
+
+@pytest.mark.django_db
+def test_nudges_of_two_sweeps_do_not_hold_each_other_up(queued: Queued) -> None:
+    # when
+    settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+    settlement_tasks.nudge(settlement_tasks.apply_stored_callbacks)
+
+    # then
+    assert [name for name, _, _ in queued()] == [f"{NAMES}send_due_payouts", f"{NAMES}apply_stored_callbacks"]
+
+
+@pytest.mark.django_db
+def test_a_nudge_that_got_lost_holds_back_the_next_one_for_half_a_minute_only(queued: Queued) -> None:
+    # when
+    settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+
+    # then
+    left = settlement_tasks.broker().ttl(f"kasoko:nudged:{NAMES}send_due_payouts")
+    assert 0 < left <= 30
+
+
+def test_with_the_broker_down_neither_a_hint_nor_a_nudge_raises() -> None:
+    # given
+    code = """
+import django
+django.setup()
+from payments import settlement_tasks
+settlement_tasks.hint(settlement_tasks.settle_market, 1)
+settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+print("went on")
+"""
+    down = {
+        "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+        "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1",
+        "CACHE_URL": "",
+        "DJANGO_SETTINGS_MODULE": "api.settings",
+    }
+
+    # when
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **down}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+    # then
+    assert ended.stdout.strip() == "went on", ended.stderr
+    assert f"the sweep will run {NAMES}settle_market" in ended.stderr
+    assert f"the sweep will run {NAMES}send_due_payouts" in ended.stderr
+
+
+# --- settling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_settling_hints_at_each_of_a_few_payouts(queued: Queued) -> None:
+    # given
+    market = resolved(winners=3)
+
+    # when
+    settlement_tasks.settle_market(market.pk)
+
+    # then
+    market.refresh_from_db()
+    payouts_by_mpesa = Transaction.objects.filter(destination="mpesa").order_by("pk").values_list("pk", flat=True)
+    assert market.status == "SETTLED"
+    assert [(name, arguments) for name, _, arguments in queued()] == [
+        (f"{NAMES}send_b2c_payout", [pk]) for pk in payouts_by_mpesa
+    ]
+
+
+@pytest.mark.django_db
+def test_settling_many_winners_hints_once_at_sending_in_bulk(queued: Queued) -> None:
+    # given
+    market = resolved(winners=21)
+
+    # when
+    settlement_tasks.settle_market(market.pk)
+
+    # then
+    assert [(name, arguments) for name, _, arguments in queued()] == [(f"{NAMES}send_due_payouts", [])]
+
+
+@pytest.mark.django_db
+def test_a_doubled_message_settles_once(queued: Queued) -> None:
+    # given
+    market = resolved(winners=3)
+    settlement_tasks.settle_market(market.pk)
+
+    # when
+    with builders.nothing_moved():
+        settlement_tasks.settle_market(market.pk)
+
+    # then
+    assert len(queued()) == 3
+
+
+@pytest.mark.django_db
+def test_a_message_about_a_market_that_is_not_resolved_does_nothing(queued: Queued) -> None:
+    # given
+    market = builders.market()
+
+    # then
+    with builders.nothing_moved():
+        settlement_tasks.settle_market(market.pk)
+    assert queued() == []
+
+
+@pytest.mark.django_db
+def test_the_sweep_settles_what_a_lost_message_was_about() -> None:
+    # given
+    markets = [resolved(winners=1), resolved(winners=1)]
+
+    # when
+    settlement_tasks.settle_resolved_markets()
+
+    # then
+    assert list(Market.objects.filter(pk__in=[market.pk for market in markets]).values_list("status", flat=True)) == [
+        "SETTLED",
+        "SETTLED",
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.broken_books
+def test_one_market_whose_books_disagree_does_not_stop_the_sweep(caplog: pytest.LogCaptureFixture) -> None:
+    # given
+    from django.db import transaction
+
+    from payments.ledger import journal
+
+    broken, fine = resolved(winners=1), resolved(winners=1)
+    with transaction.atomic():
+        journal.post([journal.Entry("topup:x", journal.OPENING, journal.pool(broken.pk), 1)], at=builders.AT)
+
+    # when
+    settlement_tasks.settle_resolved_markets()
+
+    # then
+    broken.refresh_from_db()
+    fine.refresh_from_db()
+    assert (broken.status, fine.status) == ("RESOLVED", "SETTLED")
+    assert any(record.name == "kasoko.alarm" for record in caplog.records)
+
+
+# --- sending, hearing, asking ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_payout_is_sent_by_its_message_once(provider: Sandbox) -> None:
+    # given
+    payout = builders.payout(285)
+
+    # when
+    for _ in range(3):
+        settlement_tasks.send_b2c_payout(payout.pk)
+
+    # then
+    attempt = payout.attempts.get()
+    assert payout_steps.states(payout, attempt) == ("PROCESSING", "ACCEPTED")
+    assert provider.book.requests_of(attempt.originator_conversation_id) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sweep_sends_what_lost_messages_were_about(provider: Sandbox, settings: Any) -> None:
+    # given
+    settings.PAYOUT_TPS = 1_000
+    market = resolved(winners=5)
+    builders.settle(market)
+
+    # when
+    settlement_tasks.send_due_payouts()
+    came_to_rest = settlement_tasks.sender().wait_until_idle(60)
+
+    # then
+    assert came_to_rest
+    assert Transaction.objects.filter(status="PROCESSING", attempts__state="ACCEPTED").count() == 5
+    assert not claims.any_due(at=timezone.now(), policy=payout_steps.POLICY)
+
+
+@pytest.mark.django_db
+def test_the_sweep_asks_about_what_went_without_an_answer(provider: Sandbox) -> None:
+    # given
+    long_ago = timezone.now() - timedelta(minutes=1)
+    payout = builders.payout(285, at=long_ago)
+    (claim,) = claims.claim(
+        at=long_ago, policy=settlement_tasks.policy(), addresses=settlement_tasks.addresses(), limit=1
+    )
+
+    # when
+    settlement_tasks.ask_about_doubts()
+
+    # then
+    attempt = payout.attempts.get()
+    assert payout_steps.states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+    assert attempt.queries.get().conversation_id != ""
+    assert provider.book.queries_of(claim.originator_conversation_id) == 1
+
+
+@pytest.mark.django_db
+def test_the_sweep_applies_more_callbacks_than_it_reads_at_once() -> None:
+    # given
+    attempt = payout_steps.sent(builders.payout(285))
+    Callback.objects.bulk_create(
+        Callback(
+            kind="result",
+            attempt=attempt,
+            body=b"%d" % number,
+            digest=str(number),
+            received_at=datetime(2026, 2, 16, tzinfo=UTC),
+            trusted=True,
+        )
+        for number in range(230)
+    )
+
+    # when
+    for _ in range(20):
+        settlement_tasks.apply_stored_callbacks()
+
+    # then
+    assert Callback.objects.filter(applied_at=None).count() == 0
+
+
+def test_what_the_edges_build_comes_from_the_settings() -> None:
+    # when
+    gateway, addresses = settlement_tasks.gateway(), settlement_tasks.addresses()
+
+    # then
+    assert addresses.callback_url == django_settings.MPESA_CALLBACK_URL
+    assert django_settings.SECRET_KEY not in repr(addresses)
+    assert django_settings.MPESA_BASE_URL in repr(gateway)
+    gateway.close()

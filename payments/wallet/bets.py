@@ -1,0 +1,100 @@
+"""Placing a bet: the entry and the money in one transaction."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from django.db import connection, transaction
+
+from markets.models import Bet, Market
+from payments import failpoints
+from payments.ledger import journal
+from users.models import CustomUser
+
+
+def market_lock(market_id: int) -> int:
+    """The number of a market's advisory lock; the trigger that guards bets has the same."""
+    return (7 << 56) + market_id % (1 << 56)
+
+
+class MarketNotFound(LookupError):
+    """There is no market with that id."""
+
+
+class MarketNotOpen(Exception):
+    """The market takes no bets any more."""
+
+
+class OutcomeNotInMarket(ValueError):
+    """The outcome is none of the market's."""
+
+
+class InsufficientFunds(Exception):
+    """The wallet holds less than the stake."""
+
+
+class ClientRefReused(Exception):
+    """The Idempotency-Key was used before, for another bet."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A bet, its wallet's balance after it in shillings, and whether this very call placed it."""
+
+    bet: Bet
+    balance: Decimal
+    new: bool
+
+
+def locked_market(market_id: int) -> Market:
+    """The market under lock. Bets share its advisory lock: it queues fairly, where a stream of sharers of the row's own
+    lock would keep us waiting for as long as they bet.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [market_lock(market_id)])
+    market = Market.objects.select_for_update(no_key=True, of=("self",)).filter(pk=market_id).first()
+    if market is None:
+        raise MarketNotFound(f"There is no market {market_id}.")
+    return market
+
+
+def place(
+    *, user_id: int, market_id: int, outcome: str, amount: Decimal, client_ref: str | None, at: datetime
+) -> Placed:
+    """Stake `amount` shillings of a member's wallet on an outcome of an open market.
+
+    Idempotent: by `client_ref`; the same bet again returns the one placed.
+    Locks: the market FOR SHARE (by trigger, so bets do not wait for each other), the member's wallet.
+    Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
+    """
+    with transaction.atomic(durable=True):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [market_lock(market_id)])
+        # FOR SHARE before anything is decided: a resolve waits for us or we for it. The market comes before the wallet
+        # in the lock order, or a settlement that credits this member could wait for us while we wait for it.
+        rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
+        market = next(iter(rows), None)
+        if market is None:
+            raise MarketNotFound(f"There is no market {market_id}.")
+        # The wallet's lock also makes two requests with one client_ref take turns.
+        member = CustomUser.objects.select_for_update(no_key=True).get(pk=user_id)
+        if client_ref:
+            placed = Bet.objects.filter(user=member, client_ref=client_ref).first()
+            if placed is not None:
+                if (placed.market_id, placed.outcome, placed.amount) != (market_id, outcome, amount):
+                    raise ClientRefReused("This Idempotency-Key was used for another bet.")
+                return Placed(bet=placed, balance=member.balance, new=False)
+        if market.status != Market.Status.OPEN or market.end_date <= at:
+            raise MarketNotOpen(f"Market {market_id} takes no bets any more.")
+        if outcome not in market.running_outcomes:
+            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
+        if member.balance < amount:
+            raise InsufficientFunds(f"The wallet holds {member.balance}, less than the stake of {amount}.")
+        bet = Bet.objects.create(
+            user=member, market=market, outcome=outcome, amount=amount, client_ref=client_ref or None, placed_at=at
+        )
+        stake = journal.Entry(f"stake:{bet.pk}", journal.wallet(user_id), journal.pool(market_id), amount)
+        journal.post([stake], at=at)
+        failpoints.reach("bet before commit")
+    failpoints.reach("bet after commit")
+    return Placed(bet=bet, balance=member.balance - amount, new=True)

@@ -1,0 +1,369 @@
+"""One seed, one random sequence of events, fed to the real services and to the pure machine: both agree after each.
+
+What is compared: each payout's status and when it is due, each attempt's state and its times, what each question was
+told, and the balances of the ledger. Nothing keeps the events plausible: M-Pesa may say anything, in any order, from
+anywhere. Whoever disagrees is wrong by D3, D4 or D6, the machine or the services.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from django.db import connection, transaction
+
+from payments.models import Breaker, Transaction
+from payments.mpesa import client
+from payments.payouts.operations import actions
+from payments.payouts.sending import claims as sending_claims
+from soak.simulation.machine import Machine, Refused
+from soak.simulation.outcome import Outcome, Violation
+from soak.simulation.rows import Answer, Attempt, Payout, Question, Result
+from testing import builders, payout_steps
+from users import audit
+from users.models import CustomUser
+
+EVENTS = 30
+SHORT = (1, 5, 21, 40, 61, 130)
+LONG = (400, 1_000, 1_799, 1_801, 4_000, 90_000)
+ANSWERS: tuple[client.Accepted | client.GatewayError, ...] = (
+    payout_steps.ACCEPTED,
+    payout_steps.ACCEPTED,
+    payout_steps.READ_TIMEOUT,
+    payout_steps.DUPLICATE,
+    payout_steps.REJECTED,
+    payout_steps.NO_CONNECTION,
+    payout_steps.THROTTLED,
+    client.NotSent("auth", "404.001.03", "Invalid Access Token"),
+)
+CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711")
+STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}
+# All that is compared, as text, in one query: times as seconds since the epoch, amounts as whole shillings.
+LOOK = """
+SELECT 'payout', external_ref, status, CASE status WHEN 'PENDING' THEN extract(epoch FROM due_at)::float8 END,
+    NULL::float8, NULL::float8, NULL::float8, NULL::float8, '', false, NULL::float8
+FROM payments_transaction WHERE destination = 'mpesa'
+UNION ALL SELECT 'attempt', originator_conversation_id, state, extract(epoch FROM posted_at)::float8,
+    extract(epoch FROM first_sent_at)::float8, extract(epoch FROM doubted_at)::float8,
+    extract(epoch FROM next_query_at)::float8, extract(epoch FROM resend_at)::float8, receipt,
+    conversation_id <> '', extract(epoch FROM known_at)::float8
+FROM payments_attempt
+UNION ALL SELECT 'question', a.originator_conversation_id, q.verdict, q.number, NULL, NULL, NULL, NULL, '', false, NULL
+FROM payments_statusquery q JOIN payments_attempt a ON a.id = q.attempt_id
+UNION ALL SELECT 'balance', account, '', sum(delta)::float8, NULL, NULL, NULL, NULL, '', false, NULL FROM (
+    SELECT CASE WHEN a.kind IN ('wallet', 'receivable') THEN a.code ELSE a.kind END AS account, side.delta
+    FROM payments_transfer f
+    CROSS JOIN LATERAL (VALUES (f.credit_id, f.amount), (f.debit_id, -f.amount)) AS side (account_id, delta)
+    JOIN payments_ledgeraccount a ON a.id = side.account_id
+    WHERE a.kind IN ('wallet', 'receivable', 'payable', 'in_flight', 'mpesa_utility')) x
+GROUP BY account HAVING sum(delta) <> 0
+"""
+
+
+class Disagreement(Exception):
+    """The services and the machine do not say the same."""
+
+
+class Pair:
+    """The same payouts twice, and the sequence of what happens to both."""
+
+    def __init__(self, seed: int, *, machine: type[Machine] = Machine) -> None:
+        self.random = Random(f"conformance {seed}")
+        self.now = payout_steps.AT
+        # The window is wider than any run: what the machine does not state, breakers and canary, must hold nothing up.
+        self.policy = builders.policy(production=self.random.random() < 0.7, breaker_window=10**6)
+        self.machine = machine(self.policy)
+        self.trace: list[str] = []
+        self.stats: Counter[str] = Counter()
+        self.underway: list[tuple[sending_claims.Claim, Attempt]] = []
+        self.names: dict[str, str] = {}
+
+    def begin(self) -> None:
+        # Without a PIN: hashing one takes longer than all the rest.
+        user = CustomUser.objects.create(phone_number="254700000001", full_name="Member", password="!")
+        self.staff = [
+            audit.Actor(CustomUser.objects.create(phone_number=f"25470000001{n}", password="!").pk, "conformance")
+            for n in (1, 2)
+        ]
+        for number in range(self.random.choice([1, 1, 2])):
+            amount = self.random.choice([15, 285, 1_234, 60_000])
+            real = builders.payout(amount, user=user, at=self.now, policy=self.policy)
+            self.names[real.external_ref] = f"p{number + 1}"
+            self.machine.owe(
+                real.external_ref, member=str(user.pk), phone=user.phone_number, amount=amount, at=self.now
+            )
+
+    def note(self, what: str) -> None:
+        for ref, name in self.names.items():
+            what = what.replace(ref, name)
+        self.trace.append(f"{(self.now - payout_steps.AT).total_seconds():10.1f} {what}")
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One event, to both."""
+        attempts = [attempt for payout in self.machine.payouts for attempt in payout.attempts]
+        questions = [question for attempt in attempts for question in attempt.questions]
+        possible: list[tuple[int, Callable[[], None]]] = [(3, self._wait), (2, self._claim), (1, self._operate)]
+        if self.underway:
+            possible.append((6, self._record))
+        if attempts:
+            # The latest request is the one most is said of.
+            about = attempts[-1] if self.random.random() < 0.6 else self.random.choice(attempts)
+            possible += [(3, self._ask), (1, self._resend), (4, lambda: self._result(about))]
+            possible += [(1, lambda: self._timeout(about))]
+        if questions:
+            asked = questions[-1] if self.random.random() < 0.5 else self.random.choice(questions)
+            possible += [(5, lambda: self._answer(asked)), (1, lambda: self._timeout(asked))]
+        weights, events = zip(*possible, strict=True)
+        (event,) = self.random.choices(events, weights)
+        event()
+
+    def _wait(self) -> None:
+        soon = [at for payout in self.machine.payouts for at in self.machine.next_due(payout) if at and at > self.now]
+        if soon and self.random.random() < 0.6:
+            self.now = min(soon)
+        else:
+            self.now += timedelta(seconds=self.random.choice(SHORT if self.random.random() < 0.8 else LONG))
+        self.note("waits")
+
+    def _claim(self) -> None:
+        only = self.random.choice([None, *self.machine.payouts])
+        limit = self.random.choice([1, 100])
+        self.note(f"claim {only.ref if only else 'what is due'}, at most {limit}")
+        _close_breakers()
+        real_only = self._real(only).pk if only else None
+        real = payout_steps.claims(self.now, self.policy, limit, real_only)
+        self._under_way(real, self.machine.claim(at=self.now, limit=limit, only=only))
+
+    def _resend(self) -> None:
+        self.note("resends")
+        _close_breakers()
+        self._under_way(payout_steps.resends(self.now, self.policy), self.machine.resends(at=self.now, limit=100))
+
+    def _under_way(self, real: list[sending_claims.Claim], pure: list[Attempt]) -> None:
+        claims = {claim.originator_conversation_id: claim for claim in real}
+        if sorted(claims) != sorted(attempt.ocid for attempt in pure):
+            raise Disagreement(f"to POST: {sorted(claims)}, the machine {[attempt.ocid for attempt in pure]}")
+        self.underway += [(claims[attempt.ocid], attempt) for attempt in pure]
+
+    def _record(self) -> None:
+        claim, attempt = self.underway.pop(self.random.randrange(len(self.underway)))
+        if self.random.random() < 0.1:
+            self.note(f"the worker with {attempt.ocid} dies")
+            return
+        said = self.random.choice(ANSWERS)
+        self.note(f"{attempt.ocid} POSTed: {said!r}")
+        sending_claims.record(claim, said, at=self.now, policy=self.policy)
+        self.machine.record(attempt, said, at=self.now)
+
+    def _ask(self) -> None:
+        self.note("asks")
+        real = sending_claims.ask(at=self.now, policy=self.policy, addresses=payout_steps.ADDRESSES, limit=100)
+        pure = self.machine.ask(at=self.now, limit=100)
+        asked = sorted(question.originator_conversation_id for question in real)
+        if asked != sorted(question.attempt.ocid for question in pure):
+            raise Disagreement(f"to ask: {asked}, the machine {[question.attempt.ocid for question in pure]}")
+
+    def _result(self, about: Attempt) -> None:
+        code = self.random.choice(CODES)
+        payout, ocid, final = about.payout, about.ocid, True
+        amount, phone, receipt = payout.amount, payout.phone, self.random.choice(["SKG0000001", "SKG0000002"])
+        shown, without = phone, ()
+        match self.random.choice(["as it is"] * 8 + ["amount", "phone", "masked", "half", "id", "not final"]):
+            case "amount":
+                amount += 1
+            case "phone":
+                phone = shown = "254799999999"
+            case "masked":
+                shown = f"{phone[:4]}****{phone[-3:]}"
+            case "half":
+                without = ("TransactionAmount",)
+            case "id":
+                ocid = f"{ocid}9"
+            case "not final":
+                final = False
+        trusted = self.random.random() < 0.7
+        self.note(f"result {code} {amount} {shown} {receipt} {ocid} {without} {final=} {trusted=} for {about.ocid}")
+        body = payout_steps.result_body(
+            _as_real(about), int(code) if code.isdigit() else code, result_type=0 if final else 1,
+            amount=amount, phone=shown, receipt=receipt, ocid=ocid, without=without,
+        )  # fmt: skip
+        if code == "0" and final:
+            said = Result(ocid, code, shown, None if without else amount, phone, receipt)
+        else:
+            said = Result(ocid, code if final else f"{code}, to be continued")
+        payout_steps.deliver(
+            "result", payout_steps.ADDRESSES.token(about.ocid), body, self.now, policy=self.policy, trusted=trusted
+        )
+        self._hear(about, said, trusted)
+
+    def _timeout(self, about: Attempt | Question) -> None:
+        self.note(f"queue timeout of {self._label(about)}")
+        body = b'{"Result": {}}'
+        payout_steps.deliver("timeout", self._token(about), body, self.now, policy=self.policy)
+        self._hear(about, None, True)
+
+    def _answer(self, about: Question) -> None:
+        status = self.random.choice(list(STATUSES))
+        attempt = about.attempt
+        amount, phone, ocid = attempt.payout.amount, attempt.payout.phone, attempt.ocid
+        match self.random.choice(["as it is"] * 8 + ["amount", "phone", "id"]):
+            case "amount":
+                amount += 1
+            case "phone":
+                phone = "254799999999"
+            case "id":
+                ocid = f"{ocid}9"
+        receipt = self.random.choice(["SKG0000001", "SKG0000002", ""])
+        trusted = self.random.random() < 0.75
+        self.note(f"answer {status} {amount} {phone} {ocid} {receipt} {trusted=} to {self._label(about)}")
+        if status == "49":
+            body, said = payout_steps.not_found_body(), Answer("not_found")
+        else:
+            body = payout_steps.status_body(
+                _as_real(attempt), status, amount=amount, phone=phone, receipt=receipt, ocid=ocid
+            )
+            completed = status == "Completed"
+            said = Answer(STATUSES[status], ocid, amount, phone, (receipt or None) if completed else status)
+        payout_steps.deliver("status", self._token(about), body, self.now, policy=self.policy, trusted=trusted)
+        self._hear(about, said, trusted)
+
+    def _hear(self, about: Attempt | Question, said: Result | Answer | None, trusted: bool) -> None:
+        message = self.machine.store(about, said, trusted=trusted, at=self.now)
+        if message is not None:
+            self.machine.apply(message, at=self.now)
+
+    def _operate(self) -> None:
+        payout = self.random.choice(self.machine.payouts)
+        pk, at = self._real(payout).pk, self.now
+        act = self.random.choice(["retry", "retry all", "to the wallet", "decide"])
+        receipt, people = self.random.choice(["", "SKG0000001"]), self.random.choice([(1,), (1, 2)])
+        since = at - timedelta(hours=self.random.choice([1, 60]))
+        self.note(f"{act} {payout.ref} {receipt} {people}")
+        real: Callable[[], Any]
+        pure: Callable[[], Any]
+        match act:
+            case "retry":
+                real = lambda: actions.retry(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
+                pure = lambda: self.machine.retry(payout, at=at)  # noqa: E731
+            case "retry all":
+                real = lambda: len(actions.retry_failed(since=since, by=audit.MACHINE, at=at)[0])  # noqa: E731
+                pure = lambda: self.machine.retry_failed(since=since, at=at)  # noqa: E731
+            case "to the wallet":
+                real = lambda: actions.redirect_to_wallet(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
+                pure = lambda: self.machine.redirect(payout, at=at)  # noqa: E731
+            case _:
+                people_here, words = self.staff[: len(people)], {"receipt": receipt, "grounds": "The statement."}
+                real = lambda: actions.decide(  # noqa: E731
+                    transaction_id=pk, by=people_here, at=at, policy=self.policy, **words
+                )
+                pure = lambda: self.machine.decide(payout, receipt=receipt, people=len(people), at=at)  # noqa: E731
+        refusals = (actions.PayoutNotRetryable, actions.NotToBeDecided)
+        said = _allowed(real, refusals), _allowed(pure, (Refused,))
+        if said[0] != said[1] and (act == "retry all" or "refused" in said):
+            raise Disagreement(f"{act}: {said[0]}, the machine {said[1]}")
+
+    # --- comparing ---------------------------------------------------------------------------------------------------
+
+    def compare(self) -> None:
+        """Raises: Disagreement, with the first lines that differ."""
+        real, pure = self._what_is_real(), self._what_is_pure()
+        if real != pure:
+            raise Disagreement(f"services {sorted(real - pure, key=str)}, machine {sorted(pure - real, key=str)}")
+
+    def _what_is_real(self) -> set[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(LOOK)
+            return set(cursor.fetchall())
+
+    def _what_is_pure(self) -> set[tuple[Any, ...]]:
+        nothing = (*(None,) * 4, "", False, None)
+        found: set[tuple[Any, ...]] = set()
+        book = self.machine.book
+        for payout in self.machine.payouts:
+            due_at = payout.due_at.timestamp() if payout.status == "PENDING" else None
+            found.add(("payout", payout.ref, payout.status, due_at, *nothing))
+            for a in payout.attempts:
+                times = (a.posted_at, a.first_sent_at, a.doubted_at, a.ask_at, a.resend_at)
+                *seconds, known = (time and time.timestamp() for time in (*times, a.known_at))
+                found.add(("attempt", a.ocid, a.state, *seconds, a.receipt, a.acknowledged, known))
+                for number, question in enumerate(a.questions, start=1):
+                    found.add(("question", a.ocid, question.said, number, *nothing))
+        held = {account: sum_ for account, sum_ in book.held.items() if account.startswith(("wallet", "receivable"))}
+        held |= {kind: book.total[kind] for kind in ("payable", "in_flight")}
+        held["mpesa_utility"] = book.held["utility"]
+        found.update(("balance", account, "", sum_, *nothing) for account, sum_ in held.items() if sum_)
+        return found
+
+    def _real(self, payout: Payout) -> Transaction:
+        return Transaction.objects.get(external_ref=payout.ref)
+
+    def _token(self, about: Attempt | Question) -> str:
+        return payout_steps.ADDRESSES.token(self._label(about))
+
+    def _label(self, about: Attempt | Question) -> str:
+        """What an address's token is made from."""
+        if isinstance(about, Attempt):
+            return about.ocid
+        return f"{about.attempt.ocid}?{about.attempt.questions.index(about) + 1}"
+
+
+def _close_breakers() -> None:
+    Breaker.objects.filter(opened_at__isnull=False).update(opened_at=None, probe_at=None, probes=0)
+
+
+def _allowed(act: Callable[[], Any], refusals: tuple[type[Exception], ...]) -> Any:
+    try:
+        return act()
+    except refusals:
+        return "refused"
+
+
+def _as_real(attempt: Attempt) -> Any:
+    return SimpleNamespace(
+        originator_conversation_id=attempt.ocid, amount=attempt.payout.amount, phone_number=attempt.payout.phone
+    )
+
+
+def run(seed: int, *, keep_trace: bool = False, machine: type[Machine] = Machine) -> Outcome:
+    """Feed one seed's sequence to both, in a transaction that is rolled back.
+
+    Needs a connection to a migrated database that holds nothing.
+    """
+    pair = Pair(seed, machine=machine)
+    violations = []
+    logging.disable(logging.CRITICAL)
+    block = transaction.atomic()
+    # As Django's own test cases do: services whose transactions are durable may then run inside this one.
+    block._from_testcase = True
+    try:
+        with block:
+            pair.begin()
+            for number in range(EVENTS):
+                try:
+                    pair.step()
+                    pair.compare()
+                except Exception as error:  # noqa: BLE001 - an error of either side is what is looked for
+                    violations.append(
+                        Violation("Services and machine agree", f"{type(error).__name__}: {error}", number)
+                    )
+                    break
+            transaction.set_rollback(True)
+    finally:
+        logging.disable(logging.NOTSET)
+    pair.stats.update(payout.status for payout in pair.machine.payouts)
+    pair.stats["steps"] = len(pair.trace)
+    trace_hash = hashlib.sha256("\n".join(pair.trace).encode()).hexdigest()
+    found = [Violation(v.rule, _named(v.what, pair.names) + f" [{pair.trace[-1].strip()}]", v.step) for v in violations]
+    return Outcome(seed, trace_hash, tuple(found), pair.stats, tuple(pair.trace) if keep_trace else ())
+
+
+def _named(what: str, names: dict[str, str]) -> str:
+    for ref, name in names.items():
+        what = what.replace(ref, name)
+    return what

@@ -1,0 +1,218 @@
+"""Guards of the pure machine, each of which can be switched off: its world must notice, or it proves nothing.
+
+A guard is switched off by a machine, or a world, that lacks it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from payments.mpesa import client
+from soak.simulation import pure
+from soak.simulation.machine import DEFINITE, Machine, Refused
+from soak.simulation.outcome import Outcome
+from soak.simulation.rows import OPEN, Answer, Attempt, Payout, Question, Result
+
+
+@dataclass(frozen=True)
+class PureBug:
+    """A guard switched off, the rule that is broken by it, and the faults that the guard is there for."""
+
+    rule: str
+    machine: type[Machine]
+    world: type[pure.World]
+    likely: dict[str, float]
+
+    def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> Outcome:
+        """Live one seed where those faults are likely, with the guard switched off or, to compare, in place."""
+        machine, world = (self.machine, self.world) if planted else (Machine, pure.World)
+        return pure.run(seed, machine=machine, world=world, likely=self.likely, keep_trace=keep_trace)
+
+
+PURE_BUGS: dict[str, PureBug] = {}
+RESENT = {"answer lost": 0.4, "not found, untruly": 0.6, "slow": 0.3}
+FORGED = {"forger": 0.8}
+Lacking = TypeVar("Lacking", type[Machine], type[pure.World])
+
+
+def bug(name: str, rule: str, likely: dict[str, float] | None = None) -> Callable[[Lacking], Lacking]:
+    def register(lacking: Lacking) -> Lacking:
+        machine = lacking if issubclass(lacking, Machine) else Machine
+        world = lacking if issubclass(lacking, pure.World) else pure.World
+        PURE_BUGS[name] = PureBug(rule, machine, world, likely or {})
+        return lacking
+
+    return register
+
+
+class FailingOnAnswer(Machine):
+    """Answers of which `reads_as_failure` says so fail the request."""
+
+    def record(self, attempt: Attempt, said: Any, *, at: datetime) -> None:
+        super().record(attempt, said, at=at)
+        if self.reads_as_failure(said) and attempt.state in OPEN:
+            self.fail(attempt, code="", at=at)
+
+    def reads_as_failure(self, said: Any) -> bool:
+        raise NotImplementedError
+
+
+class FailingOnResult(Machine):
+    """Results with codes of which `reads_as_failure` says so fail the request at once."""
+
+    def hear_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
+        super().hear_result(attempt, result, trusted=trusted, at=at)
+        if self.reads_as_failure(result.code) and attempt.state in OPEN:
+            self.fail(attempt, code="", at=at)
+
+    def reads_as_failure(self, code: str) -> bool:
+        raise NotImplementedError
+
+
+class FailingOnVerdict(Machine):
+    """One answer to a question with this verdict fails the request."""
+
+    verdict = ""
+
+    def hear_answer(self, question: Question, answer: Answer, *, trusted: bool, at: datetime) -> None:
+        super().hear_answer(question, answer, trusted=trusted, at=at)
+        if answer.verdict == self.verdict and question.attempt.state in OPEN:
+            self.fail(question.attempt, code="", at=at)
+
+
+@bug("timeout read as failure", "D4: a timeout leaves the money in doubt")
+class TimeoutAsFailure(FailingOnAnswer):
+    def reads_as_failure(self, said: Any) -> bool:
+        return isinstance(said, client.OutcomeUnknown) and not said.duplicate
+
+
+@bug("duplicate 500 as failure", "D4: a duplicate answer says nothing of the first request", RESENT)
+class DuplicateAsFailure(FailingOnAnswer):
+    def reads_as_failure(self, said: Any) -> bool:
+        return isinstance(said, client.OutcomeUnknown) and said.duplicate
+
+
+@bug(
+    "rejection believed after doubt", "D4: a rejection is proof only without a doubt before", RESENT | {"rejected": 0.4}
+)
+class RejectionBelieved(FailingOnAnswer):
+    def reads_as_failure(self, said: Any) -> bool:
+        return isinstance(said, client.Rejected)
+
+
+@bug("code 15 as failure", "D4: result 15 says nothing of the first request", RESENT | {"duplicate by result": 1.0})
+class Code15AsFailure(FailingOnResult):
+    def reads_as_failure(self, code: str) -> bool:
+        return code == "15"
+
+
+@bug("unknown code as failure", "D4: the definite codes are an allow-list", {"unknown code": 0.4})
+class UnknownCodeAsFailure(FailingOnResult):
+    def reads_as_failure(self, code: str) -> bool:
+        return code not in DEFINITE | {"0", "15"}
+
+
+@bug("unconfirmed failure", "D4: never the word of one callback", FORGED)
+class UnconfirmedFailure(FailingOnResult):
+    def reads_as_failure(self, code: str) -> bool:
+        return code in DEFINITE
+
+
+@bug("not-found as failure", "D4: not found never means failed", {"not found, untruly": 0.6})
+class NotFoundAsFailure(FailingOnVerdict):
+    verdict = "not_found"
+
+
+@bug("single failure voice", "D4: it takes two voices", {"failed, untruly": 0.8})
+class SingleVoice(FailingOnVerdict):
+    verdict = "failed"
+
+
+@bug("queue timeout as failure", "D4: a queue timeout proves nothing", {"queue timeout, executed": 0.4})
+class QueueTimeoutAsFailure(Machine):
+    def hear_timeout(self, attempt: Attempt, *, at: datetime) -> None:
+        super().hear_timeout(attempt, at=at)
+        if attempt.state in OPEN:
+            self.fail(attempt, code="", at=at)
+
+
+@bug(
+    "late success dropped", "D4: a late success is booked, never dropped", {"failed, untruly": 1.0, "result late": 0.5}
+)
+class LateSuccessDropped(Machine):
+    def pay(self, attempt: Attempt, *, receipt: str, at: datetime) -> None:
+        if attempt.state != "FAILED":
+            super().pay(attempt, receipt=receipt, at=at)
+
+
+@bug("amount not compared", "D4: a result pays only what it matches", FORGED)
+class AmountNotCompared(Machine):
+    def hear_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
+        super().hear_result(attempt, result._replace(amount=attempt.payout.amount), trusted=trusted, at=at)
+
+
+@bug("large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", FORGED)
+class LargeNotConfirmed(Machine):
+    def hear_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
+        kept, self.policy = self.policy, replace(self.policy, confirm_above=Decimal(10**9))
+        super().hear_result(attempt, result, trusted=trusted, at=at)
+        self.policy = kept
+
+
+@bug("foreign address trusted", "D4: a result from a strange address is confirmed by a status query", FORGED)
+class ForeignTrusted(Machine):
+    def hear_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
+        super().hear_result(attempt, result, trusted=True, at=at)
+
+
+@bug("new id per resend", "D3: while we do not know, the same id", RESENT)
+class NewIdPerResend(Machine):
+    def resends(self, *, at: datetime, limit: int) -> list[Attempt]:
+        for attempt in super().resends(at=at, limit=limit):
+            self.fail(attempt, code="", at=at)
+            attempt.payout.move("PENDING")
+            attempt.payout.due_at = at
+        return []
+
+
+@bug(
+    "resend without horizon",
+    "D3: the same id only within the resend horizon of its first POST",
+    {"answer lost": 0.6, "not found, untruly": 0.9, "result lost": 0.8},
+)
+class NoHorizon(Machine):
+    def within_horizon(self, attempt: Attempt, at: datetime) -> bool:
+        return True
+
+
+@bug(
+    "known id sent again",
+    "D4: a duplicate answer means that an earlier request arrived; ask",
+    RESENT | {"duplicate by result": 0.0},
+)
+class KnownSentAgain(Machine):
+    def hear_not_found(self, attempt: Attempt, *, at: datetime) -> None:
+        known_at, attempt.known_at = attempt.known_at, None
+        super().hear_not_found(attempt, at=at)
+        attempt.known_at = known_at
+
+
+@bug("double beat", "D5: of two sweeps at once one claims a payout")
+class DoubleBeat(Machine):
+    def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
+        claimed = super().claim(at=at, limit=limit, only=only)
+        return claimed + [self.new_attempt(attempt.payout, at) for attempt in claimed]
+
+
+@bug("operator acts on what is in doubt", "D3: retry and redirect only where no request is open", {"operator": 1.0})
+class OperatorUnguarded(Machine):
+    def _must_be_owed(self, payout: Payout) -> None:
+        if payout.status not in ("PROCESSING", "FAILED", "HELD"):
+            raise Refused(payout.status)
+
+
+@bug("no sweep", "D5: losing any message is harmless", {"message lost": 0.5})
+class NoSweep(pure.World):
+    has_beat = False

@@ -1,0 +1,170 @@
+"""Certificates for tests: made from stakes by the pure rule, changed in every place, and the stand-alone script."""
+
+import copy
+import importlib.util
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import UUID
+
+from markets import parimutuel
+from payments.settlement.certificates import document, merkle
+
+SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "verify_settlement.py"
+BEGAN = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
+
+
+def script() -> ModuleType:
+    """The stand-alone script as a module, so that thousands of cases need no process each."""
+    spec = importlib.util.spec_from_file_location("verify_settlement", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def certified(
+    stakes: Sequence[tuple[str, int]],
+    *,
+    rule: Any = "WINNER",
+    outcomes: Sequence[str] = ("Yes", "No"),
+    weights: Mapping[str, Decimal] | None = None,
+    fee_pct: Decimal = Decimal("5.00"),
+    protect_stake: bool = True,
+    effective_close_at: datetime | None = None,
+    scratched: Collection[str] = (),
+) -> dict[str, Any]:
+    """The certificate of these stakes, (outcome, cents) placed a second apart, divided by the rule."""
+    weights = {"Yes": Decimal(100)} if weights is None else weights
+    placed = [BEGAN + timedelta(seconds=number) for number in range(len(stakes))]
+    back = [
+        outcome in scratched or (effective_close_at is not None and at > effective_close_at)
+        for (outcome, _), at in zip(stakes, placed, strict=True)
+    ]
+    divided, dividends = parimutuel.divide_pool(
+        [
+            parimutuel.Stake(number, outcome, cents)
+            for number, (outcome, cents) in enumerate(stakes, start=1)
+            if not back[number - 1]
+        ],
+        rule=rule,
+        outcomes=outcomes,
+        weights=weights,
+        fee_pct=fee_pct,
+        protect_stake=protect_stake,
+    )
+    bets = []
+    for number, (outcome, cents) in enumerate(stakes, start=1):
+        refunded = divided.refund or back[number - 1]
+        won = outcome in divided.by_outcome
+        bets.append(
+            {
+                "id": str(UUID(int=number)),
+                "number": number,
+                "outcome": outcome,
+                "stake": document.money(cents),
+                "result": "REFUNDED" if refunded else "WON" if won else "LOST",
+                "dividend": document.money(cents if refunded else dividends[number]),
+                "placed_at": document.moment(placed[number - 1]),
+            }
+        )
+
+    def staked(outcome: str | None = None, result: str | None = None) -> str:
+        of = (bet for bet in bets if outcome in (None, bet["outcome"]) and result in (None, bet["result"]))
+        return document.money(sum(document.cents(bet["stake"]) for bet in of))
+
+    figures = {
+        "staked": staked(),
+        "net": document.money(0 if divided.refund else divided.net),
+        "fee": document.money(divided.fee),
+        "refunds": staked(result="REFUNDED"),
+    }
+    stated = {
+        "format": document.FORMAT,
+        "id": str(UUID(int=2**64)),
+        "number": 2,
+        "market": {"id": 7, "question": "Itanyesha kesho „mjini“?\n\t😀"},
+        "rule": rule,
+        "rule_in_words": document.RULES[rule],
+        "reason": "cancelled" if rule == "VOID" else "",
+        "fee_pct": f"{fee_pct:.2f}",
+        "protect_stake": protect_stake,
+        "effective_close_at": None if effective_close_at is None else document.moment(effective_close_at),
+        "resolved_at": document.moment(BEGAN),
+        "settled_at": document.moment(BEGAN),
+        "bets": len(bets),
+        "winning_pool": document.money(divided.winning_pool),
+        "pool": document.money(divided.pool),
+        **figures,
+        "equation": document.equation(**figures),
+        "outcomes": [
+            {
+                "name": name,
+                "weight": f"{weights[name]:f}" if name in weights else None,
+                "scratched": name in scratched,
+                "bets": sum(bet["outcome"] == name for bet in bets),
+                "stakes": staked(name),
+                "refunded": staked(name, "REFUNDED"),
+                "fund": document.money(0 if divided.refund else divided.by_outcome.get(name, 0)),
+            }
+            for name in outcomes
+        ],
+        "earlier_runs": [{"number": 1, "state": "UNDONE", "rule": "WINNER", "reason": "", "resolved_at": "x"}],
+        "merkle_root": "",
+    }
+    return sealed({"settlement": stated, "settlement_hash": "", "bets": bets, "bets_file": None})
+
+
+def sealed(body: dict[str, Any]) -> dict[str, Any]:
+    """The body with the root and the hash that fit what it states: what a forger would write too."""
+    lines = [document.canonical(bet) for bet in body["bets"]]
+    body["settlement"]["merkle_root"] = merkle.root([document.leaf_of(line) for line in lines]).hex()
+    body["settlement_hash"] = document.settlement_hash(document.canonical(body["settlement"]))
+    return body
+
+
+def changes(body: Any) -> Iterator[tuple[str, Any]]:
+    """Each way to change one field of the body: one cent up and down, another value, the field or item taken away."""
+    for path in _places(body):
+        for value in _others(_at(body, path)):
+            changed = copy.deepcopy(body)
+            _at(changed, path[:-1])[path[-1]] = value
+            yield f"{_named(path)} = {value!r}", changed
+    for path in _places(body, leaves=False):
+        changed = copy.deepcopy(body)
+        del _at(changed, path[:-1])[path[-1]]
+        yield f"{_named(path)} taken away", changed
+
+
+def _places(value: Any, path: tuple[Any, ...] = (), *, leaves: bool = True) -> Iterator[tuple[Any, ...]]:
+    inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        is_leaf = not isinstance(one, dict | list)
+        if is_leaf or not leaves:
+            yield (*path, key)
+        yield from _places(one, (*path, key), leaves=leaves)
+
+
+def _others(value: Any) -> list[Any]:
+    if isinstance(value, str) and re.fullmatch(r"\d+\.\d\d", value):
+        cents = document.cents(value)
+        return [document.money(cents + 1), *([document.money(cents - 1)] if cents else []), f"{value}0"]
+    if isinstance(value, bool):
+        return [not value, int(value)]
+    if isinstance(value, int):
+        return [value + 1, str(value)]
+    return ["x", ""] if value is None else [f"{value}x", None]
+
+
+def _at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def _named(path: tuple[Any, ...]) -> str:
+    return ".".join(str(key) for key in path)
