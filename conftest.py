@@ -22,14 +22,14 @@ from kombu import pools
 from playwright.sync_api import Browser, sync_playwright
 
 from api.celery import app as celery_app
-from payments import settlement_tasks
+from payments import settlement_tasks, wiring
 from payments.ledger import invariants
 from payments.models import Breaker
 from payments.policy import Policy
 from testing import browsing, builders
 from users import roles
 
-BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "pump", "sender", "broker")
+BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "dispatcher", "dispatcher_thread", "broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,12 +59,12 @@ def _quick_pins(settings: Settings) -> None:
 @pytest.fixture(autouse=True)
 def _built_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the edges built from one test's settings, or learnt of its broker, is not the next one's."""
-    monkeypatch.setattr(settlement_tasks, "_broker_gone_until", 0.0)
-    monkeypatch.setattr(settlement_tasks, "_callbacks_came", settlement_tasks._Echo())
+    monkeypatch.setattr(wiring, "_broker_gone_until", 0.0)
+    monkeypatch.setattr(wiring, "_callbacks_came", wiring._Echo())
     yield
     settlement_tasks.hear_out()
     for name in BUILT_FROM_SETTINGS:
-        getattr(settlement_tasks, name).cache_clear()
+        getattr(wiring, name).cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -141,7 +141,7 @@ def redis_down(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[
         nowhere = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
         monkeypatch.setenv("CELERY_BROKER_WRITE_URL", nowhere)
         settings.REDIS_URL = nowhere
-        settlement_tasks.broker.cache_clear()
+        wiring.broker.cache_clear()
         _forget_broker_connections()
         yield
     monkeypatch.undo()

@@ -15,7 +15,7 @@ app = Celery("kasoko")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # Celery looks for modules called tasks.py; ours are named for their subject, as the guide's log lines have it.
 app.autodiscover_tasks(related_name="settlement_tasks")
-app.autodiscover_tasks(related_name="overview_tasks")
+app.autodiscover_tasks(related_name="monitoring_tasks")
 
 SWEEPS = {
     "payments.settlement_tasks.settle_resolved_markets",

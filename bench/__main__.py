@@ -18,8 +18,8 @@ from zoneinfo import ZoneInfo
 
 from bench import report, servers
 from bench.figures import Measured, Row, handed_over
-from soak.figures import HANDED_OVER, say
-from soak.parts import ROOT, Ended, Part, commit, machine, run
+from testing.figures import HANDED_OVER, say
+from testing.parts import ROOT, Ended, Part, commit, machine, run
 
 DOCS = ROOT / "docs"
 KEPT = DOCS / "bench.json"

@@ -10,7 +10,7 @@ from decimal import Decimal
 import django
 
 from bench.figures import Measured, Row, alternated, hand_over, median_ratio
-from soak.figures import Progress
+from testing.figures import Progress
 
 STAKE = Decimal(10)
 

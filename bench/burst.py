@@ -16,8 +16,8 @@ import django
 import requests
 
 from bench.figures import Measured, Row, hand_over
-from soak.figures import Progress
-from soak.parts import ROOT
+from testing.figures import Progress
+from testing.parts import ROOT
 
 MARKETS, BETS = 100, 100
 PATIENCE_SECONDS = 180

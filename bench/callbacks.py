@@ -9,7 +9,7 @@ import time
 import django
 
 from bench.figures import Line, Measured, Row, alternated, at_least, at_most, hand_over, median_ratio
-from soak.figures import Progress
+from testing.figures import Progress
 
 
 def result(ocid: str, amount: int, phone: str, receipt: str) -> bytes:
@@ -56,19 +56,20 @@ class Bench:
         from django.utils import timezone
 
         from bench import winners
-        from payments import settlement_tasks
+        from payments import wiring
         from payments.mpesa import client
         from payments.payouts.sending import claims as sending_claims
+        from payments.payouts.sending import responses
 
         winners.due(count)
         made: list[tuple[str, bytes]] = []
-        addresses = settlement_tasks.addresses()
+        addresses = wiring.addresses()
         while len(made) < count:
             claims = sending_claims.claim(at=timezone.now(), policy=self.policy, addresses=addresses, limit=500)
             answers: list[tuple[sending_claims.Claim, sending_claims.Said]] = [
                 (claim, client.Accepted("AG_1", claim.originator_conversation_id)) for claim in claims
             ]
-            sending_claims.record_all(answers, at=timezone.now(), policy=self.policy)
+            responses.record_all(answers, at=timezone.now(), policy=self.policy)
             for claim in claims:
                 self.receipts += 1
                 body = result(

@@ -1,6 +1,6 @@
-"""The clients that are measured, each in a process of its own: the pump, and what sends the same without any books.
+"""The measured clients, each in its own process: the dispatcher, and clients that send the same and keep no books.
 
-    python -m bench.clients pump <seconds>
+    python -m bench.clients dispatcher <seconds>
     python -m bench.clients aiohttp <url> <requests> <in flight>
     python -m bench.clients requests <url> <requests> <in flight>
 
@@ -85,26 +85,26 @@ def bare_requests(url: str, count: int, in_flight: int) -> int:
     return count
 
 
-def pump(seconds: float) -> int:
+def dispatcher(seconds: float) -> int:
     """What a worker process's sender runs, for at most so long."""
     import django
 
     django.setup()
-    from payments import settlement_tasks
+    from payments import wiring
 
     until = time.monotonic() + seconds
-    sent = settlement_tasks.pump().run(keep_going=lambda: time.monotonic() < until)
-    settlement_tasks.bulk_gateway().close()
+    sent = wiring.dispatcher().run(keep_going=lambda: time.monotonic() < until)
+    wiring.bulk_gateway().close()
     return sent
 
 
 def main(arguments: list[str]) -> None:
     which, *rest = arguments
-    if which == "pump":
+    if which == "dispatcher":
         import django
 
         django.setup()  # What it takes to start is no part of a payout.
-        measured(lambda: pump(float(rest[0])))
+        measured(lambda: dispatcher(float(rest[0])))
     else:
         url, count, in_flight = rest[0], int(rest[1]), int(rest[2])
         work = bare_aiohttp if which == "aiohttp" else bare_requests

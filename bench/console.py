@@ -18,7 +18,7 @@ from typing import Any
 import django
 
 from bench.figures import Measured, Row, hand_over
-from soak.figures import say
+from testing.figures import say
 
 MUST, STRETCH = 0.300, 0.150
 LOOKS = 5

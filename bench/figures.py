@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from soak.figures import HANDED_OVER, say
+from testing.figures import HANDED_OVER, say
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from django.utils import timezone
 from bench import population
 from bench.servers import run_sql
 from markets.models import Bet, Market
-from payments import disputes, settlement_tasks
+from payments import disputes, wiring
 from payments.models import Dispute, Proposal, Recovery, Transaction
 from payments.monitoring import overview
 from payments.payouts.operations import decisions
 from payments.policy import Policy
 from payments.settlement import resolutions, settling, undo
-from soak.figures import say
+from testing.figures import say
 from users import audit, staff_notes
 from users.models import CustomUser
 
@@ -52,7 +52,7 @@ def fill(*, bets: int) -> House:
         CustomUser.objects.create_superuser(f"07000000{number:02}", name, pin="2580")
         for number, name in ((1, "Grace Wambui"), (2, "Peter Second"))
     )
-    policy = settlement_tasks.policy()
+    policy = wiring.policy()
     hot = population.gather(bets=55 * bets // 100, twins=1, others=0, outcomes=OUTCOMES, days=DAYS).twins[0]
     say("console: the hot market is there")
     # A member a bet, half of which win: of each the whole shillings go by M-Pesa and the cents to the wallet.

@@ -13,8 +13,8 @@ import requests
 
 from bench.burst import free_port, operator_of, processes, wait_for
 from bench.figures import Measured, Row, at_most, hand_over
-from soak.figures import Progress
-from soak.parts import ROOT
+from testing.figures import Progress
+from testing.parts import ROOT
 
 LATENCY = "0.3"
 WINNERS = 1_000

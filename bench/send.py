@@ -1,4 +1,4 @@
-"""Sending payouts: the pump beside bare clients that send the same requests and keep no books.
+"""Sending payouts: the dispatcher beside bare clients that send the same requests and keep no books.
 
 A stub on loopback answers after a latency and remembers when each request came. Rates are those of the arrivals after
 the first wave, so that what fills the lanes once is not counted.
@@ -20,8 +20,8 @@ import django
 import requests
 
 from bench.figures import Line, Measured, Row, alternated, at_least, at_most, hand_over, median_ratio
-from soak.figures import Progress
-from soak.parts import ROOT
+from testing.figures import Progress
+from testing.parts import ROOT
 
 IN_FLIGHT = 400
 UNCAPPED = "10000"
@@ -88,14 +88,16 @@ class Bench:
     def __init__(self, url: str, progress: Progress) -> None:
         self.url, self.progress, self.done = url, progress, 0
 
-    def pump(self, latency: float, count: int, *, in_flight: int = IN_FLIGHT, processes: int = 1, **more: str) -> Run:
-        """The pump in so many worker processes, on so many payouts that are due."""
+    def dispatcher(
+        self, latency: float, count: int, *, in_flight: int = IN_FLIGHT, processes: int = 1, **more: str
+    ) -> Run:
+        """The dispatcher in so many worker processes, on so many payouts that are due."""
         from bench import winners
         from payments.models import Attempt
 
         settlement = winners.due(count)
         settings = {"PAYOUT_IN_FLIGHT": str(in_flight), "PAYOUT_TPS": UNCAPPED} | more
-        commands = [["pump", str(PATIENCE_SECONDS - 60)]] * processes
+        commands = [["dispatcher", str(PATIENCE_SECONDS - 60)]] * processes
         run = clients(self.url, latency, in_flight * processes, commands, **settings)
         states = set(Attempt.objects.filter(settlement=settlement).values_list("state", flat=True))
         if len(run.arrivals) != count or states != {"ACCEPTED"}:
@@ -123,13 +125,13 @@ def side(runs: list[Run], call: Any) -> Any:
 
 def against_the_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row], list[Line], list[str]]:
     rows, words = [], []
-    points: dict[str, list[tuple[float, float]]] = {"pump": [], "aiohttp": [], "requests": []}
+    points: dict[str, list[tuple[float, float]]] = {"dispatcher": [], "aiohttp": [], "requests": []}
     for latency in (0.0, 0.3, 1.0):
         count = IN_FLIGHT * waves
-        kept: dict[str, list[Run]] = {"pump": [], "aiohttp": [], "requests": []}
+        kept: dict[str, list[Run]] = {"dispatcher": [], "aiohttp": [], "requests": []}
         rates = alternated(
             {
-                "pump": side(kept["pump"], lambda: bench.pump(latency, count)),  # noqa: B023 - called before it changes
+                "dispatcher": side(kept["dispatcher"], lambda: bench.dispatcher(latency, count)),  # noqa: B023 - called before it changes
                 "aiohttp": side(kept["aiohttp"], lambda: bench.bare("aiohttp", latency, count)),  # noqa: B023
                 "requests": side(kept["requests"], lambda: bench.bare("requests", latency, count)),  # noqa: B023
             },
@@ -139,36 +141,36 @@ def against_the_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list
         cpu = {name: statistics.median(run.cpu for run in runs) for name, runs in kept.items()}
         for name, rate in middle.items():
             points[name].append((max(latency, 0.01), rate))
-        share = median_ratio([run.cpu for run in kept["pump"]], [run.cpu for run in kept["aiohttp"]])
+        share = median_ratio([run.cpu for run in kept["dispatcher"]], [run.cpu for run in kept["aiohttp"]])
         met, stretched = at_most(share, 3, 1.3)
         rows.append(
             Row(
                 "D3",
                 f"CPU of a worker per payout, latency {latency:g} s",
-                f"{cpu['pump'] * 1e6:.0f} µs",
+                f"{cpu['dispatcher'] * 1e6:.0f} µs",
                 f"bare aiohttp {cpu['aiohttp'] * 1e6:.0f} µs",
                 share,
                 "≤ 3",
                 "≤ 1.3",
                 met,
                 stretched,
-                f"the books take {(cpu['pump'] - cpu['aiohttp']) * 1e6:.0f} µs; "
+                f"the books take {(cpu['dispatcher'] - cpu['aiohttp']) * 1e6:.0f} µs; "
                 f"requests on {IN_FLIGHT} threads {cpu['requests'] * 1e6:.0f} µs",
             )  # fmt: skip
         )
         words.append(
-            f"Latency {latency:g} s, {IN_FLIGHT} in flight: pump {middle['pump']:.0f}/s, bare aiohttp "
+            f"Latency {latency:g} s, {IN_FLIGHT} in flight: dispatcher {middle['dispatcher']:.0f}/s, bare aiohttp "
             f"{middle['aiohttp']:.0f}/s, bare requests on as many threads {middle['requests']:.0f}/s."
         )
         if latency == 1.0:
-            reached = statistics.median(rates["pump"]) / (IN_FLIGHT / latency)
+            reached = statistics.median(rates["dispatcher"]) / (IN_FLIGHT / latency)
             bare = middle["aiohttp"] / (IN_FLIGHT / latency)
             met, stretched = at_least(reached, 0.85, 0.95)
             rows.append(
                 Row(
                     "D1",
                     f"payouts/s of one process at 1 s latency ÷ {IN_FLIGHT} in flight ÷ latency",
-                    f"{middle['pump']:.0f}/s",
+                    f"{middle['dispatcher']:.0f}/s",
                     f"{IN_FLIGHT / latency:.0f}/s",
                     reached,
                     "≥ 0.85",
@@ -187,7 +189,7 @@ def against_the_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list
 
 def without_a_cap(bench: Bench, waves: int) -> list[Row]:
     rows = []
-    most = bench.pump(1.0, 1_000 * waves, in_flight=1_000)
+    most = bench.dispatcher(1.0, 1_000 * waves, in_flight=1_000)
     met, stretched = at_least(most.rate, 250, 900)
     rows.append(
         Row(
@@ -204,7 +206,7 @@ def without_a_cap(bench: Bench, waves: int) -> list[Row]:
         )  # fmt: skip
     )
     for latency in (0.0, 1.0):
-        two = bench.pump(latency, IN_FLIGHT * 2 * waves, processes=2)
+        two = bench.dispatcher(latency, IN_FLIGHT * 2 * waves, processes=2)
         floor = "" if latency == 0 else f"{2 * IN_FLIGHT / latency:.0f}/s"
         ratio = None if latency == 0 else two.rate / (2 * IN_FLIGHT / latency)
         rows.append(Row("", f"two worker processes, latency {latency:g} s", f"{two.rate:.0f}/s", floor, ratio))
@@ -214,7 +216,7 @@ def without_a_cap(bench: Bench, waves: int) -> list[Row]:
 def under_a_cap(bench: Bench, seconds: int) -> list[Row]:
     rows = []
     for cap in (50, 200):
-        run = bench.pump(1.0, cap * seconds, in_flight=cap * 2, processes=4, PAYOUT_TPS=str(cap))
+        run = bench.dispatcher(1.0, cap * seconds, in_flight=cap * 2, processes=4, PAYOUT_TPS=str(cap))
         sustained = (len(run.arrivals) - 1) / (run.arrivals[-1] - run.arrivals[0]) / cap
         most = most_in_a_second(run.arrivals)
         enough, stretched = at_least(sustained, 0.95, 0.98)

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import psycopg2
 
 from api import embedded
-from soak.parts import ROOT
+from testing.parts import ROOT
 
 PLACE = ROOT / ".kasoko" / "bench"
 # A developer's settings play no part, as in the tests.

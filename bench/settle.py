@@ -26,7 +26,7 @@ import django
 from django.db import connection
 
 from bench.figures import Line, Measured, Row, at_least, at_most, hand_over, median_ratio
-from soak.figures import say
+from testing.figures import say
 
 TIMES = {1_000: 7, 10_000: 5, 100_000: 3, 1_000_000: 1}
 ROW_BY_ROW = {1_000: 3, 10_000: 1}
@@ -73,7 +73,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
     from django.utils import timezone
 
     from bench import floor
-    from payments import settlement_tasks
+    from payments import wiring
     from payments.settlement import settling
     from payments.settlement.pacing import giving_way
 
@@ -92,7 +92,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
         finally:
             spent += time.perf_counter() - began
 
-    policy = settlement_tasks.policy()
+    policy = wiring.policy()
     if warm_up:
         settling.settle(market_id=warm_up, at=timezone.now(), policy=policy, keep_going=lambda: True)
     say("begun")
@@ -164,7 +164,7 @@ def settled(market_id: int, warm_up: int) -> Run:
 def resolve(market_id: int) -> None:
     from django.utils import timezone
 
-    from payments import settlement_tasks
+    from payments import wiring
     from payments.settlement import resolutions
     from users import audit
 
@@ -174,7 +174,7 @@ def resolve(market_id: int) -> None:
         weights={"Yes": Decimal(100)},
         by=audit.MACHINE,
         at=timezone.now(),
-        policy=settlement_tasks.policy(),
+        policy=wiring.policy(),
     )
 
 

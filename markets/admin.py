@@ -5,7 +5,7 @@ from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
 from markets.models import DEFAULT_OUTCOMES, Bet, Market, Outcome
-from payments.admin import ReadOnlyAdmin
+from users.admin import ReadOnlyAdmin
 
 
 class OutcomeInline(TabularInline):

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from users.refusal import Refusal
+
 Rule = Literal["WINNER", "JOINT", "SPLIT", "VOID"]
 
 
-class UnknownOutcome(ValueError):
+class UnknownOutcome(Refusal, ValueError):
     """A weight was given to an outcome that the market does not have."""
 
 
-class BadWeights(ValueError):
+class BadWeights(Refusal, ValueError):
     """The weights are not positive numbers that sum to 100."""
 
 

@@ -1,15 +1,9 @@
+"""The guide's paths of markets (its part 2.6), and the other calls beside them. The views live in api/rest."""
+
 from django.urls import path
 
-from api.rest import certificates, disputes, markets
-from api.rest.decisions import (
-    approve_proposal,
-    reject_proposal,
-    scratch_outcome,
-    settlement_preview,
-    undo_settlement,
-    withdraw_resolution,
-)
-from api.rest.settlement import resolve_market, retry_failed_payouts_batch, retry_payout, settlement_status, void_market
+from api.rest import certificates, decisions, disputes, markets, settlement
+from markets.admin_settlement_views import resolve_market, retry_failed_payouts_batch, retry_payout, settlement_status
 
 urlpatterns = [
     path("", markets.MarketList.as_view(), name="markets"),
@@ -24,13 +18,13 @@ urlpatterns = [
     path("<int:market_id>/settlement/", certificates.SettlementCertificate.as_view(), name="certificate"),
     path("<int:market_id>/settlement/bets.jsonl", certificates.SettlementBets.as_view(), name="certificate_bets"),
     path("admin/resolve/", resolve_market, name="resolve_market"),
-    path("admin/void/", void_market, name="void_market"),
-    path("admin/settlement-preview/<int:market_id>/", settlement_preview, name="settlement_preview"),
-    path("admin/approve/", approve_proposal, name="approve_proposal"),
-    path("admin/reject/", reject_proposal, name="reject_proposal"),
-    path("admin/withdraw/", withdraw_resolution, name="withdraw_resolution"),
-    path("admin/scratch/", scratch_outcome, name="scratch_outcome"),
-    path("admin/undo/", undo_settlement, name="undo_settlement"),
+    path("admin/void/", settlement.void_market, name="void_market"),
+    path("admin/settlement-preview/<int:market_id>/", decisions.settlement_preview, name="settlement_preview"),
+    path("admin/approve/", decisions.approve_proposal, name="approve_proposal"),
+    path("admin/reject/", decisions.reject_proposal, name="reject_proposal"),
+    path("admin/withdraw/", decisions.withdraw_resolution, name="withdraw_resolution"),
+    path("admin/scratch/", decisions.scratch_outcome, name="scratch_outcome"),
+    path("admin/undo/", decisions.undo_settlement, name="undo_settlement"),
     path("admin/settlement-status/<int:market_id>/", settlement_status, name="settlement_status"),
     path("admin/retry-payout/", retry_payout, name="retry_payout"),
     path("admin/retry-failed-payouts/", retry_failed_payouts_batch, name="retry_failed_payouts"),

@@ -20,27 +20,28 @@ from payments.payouts.operations import actions
 from payments.policy import Policy
 from payments.settlement import status
 from users import audit, notifications
+from users.refusal import Refusal
 
 State, Remedy, Kind = Dispute.State, Dispute.Remedy, DisputeEvent.Kind
 
 
-class DisputeNotFound(LookupError):
+class DisputeNotFound(Refusal):
     """There is no such dispute, bet or transaction, or it is another member's."""
 
 
-class NotDisputable(Exception):
+class NotDisputable(Refusal):
     """There is nothing to dispute yet, or not any more, or it is being disputed already."""
 
 
-class DisputeMoved(Exception):
+class DisputeMoved(Refusal):
     """The dispute is not in a state in which this can be done."""
 
 
-class OwnDispute(Exception):
+class OwnDispute(Refusal):
     """An operator does not decide a dispute of their own."""
 
 
-class NoSuchRemedy(Exception):
+class NoSuchRemedy(Refusal):
     """What is disputed has nothing that this remedy could be applied to."""
 
 

@@ -9,9 +9,9 @@ from django.utils import timezone
 
 from markets import parimutuel
 from markets.models import Market
-from payments import settlement_tasks
+from payments import wiring
 from payments.monitoring import overview
-from payments.settlement import preview_cache
+from payments.settlement import pacing, preview_cache
 
 
 @shared_task(name="payments.overview_tasks.heartbeat", bind=True)
@@ -29,14 +29,14 @@ def measure() -> None:
 @shared_task(name="payments.overview_tasks.check_books")
 def check_books() -> None:
     """Check the invariants that are due, for a few seconds."""
-    keep_going = settlement_tasks.for_seconds(settlement_tasks.FOR_SECONDS)
+    keep_going = pacing.for_seconds(pacing.TASK_SECONDS)
     overview.check_books(at=timezone.now(), keep_going=keep_going)
 
 
 @shared_task(name="payments.overview_tasks.sum_up")
 def sum_up() -> None:
     """Add what was bet and booked since to the sums that pools and trial balances are read from."""
-    overview.sum_up(keep_going=settlement_tasks.for_seconds(settlement_tasks.FOR_SECONDS))
+    overview.sum_up(keep_going=pacing.for_seconds(pacing.TASK_SECONDS))
 
 
 @shared_task(name="payments.overview_tasks.look")
@@ -48,4 +48,4 @@ def look(market_id: int, rule: str, weights: dict[str, str], ended: str) -> None
     decision = preview_cache.Decision(
         cast(parimutuel.Rule, rule), {outcome: Decimal(weight) for outcome, weight in weights.items()}
     )
-    preview_cache.compute(market, decision, at=timezone.now(), policy=settlement_tasks.policy())
+    preview_cache.compute(market, decision, at=timezone.now(), policy=wiring.policy())

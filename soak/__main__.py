@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from soak.figures import Figure, handed_over, say
-from soak.parts import ROOT, Ended, Part, commit, git, machine, run
-
 # Starts the tests' PostgreSQL and Redis, and takes a developer's settings out of the environment.
 from testing import services
+from testing.figures import Figure, handed_over, say
+from testing.parts import ROOT, Ended, Part, commit, git, machine, run
 
 KEPT = ROOT / "docs" / "soak.json"
 PAGE = ROOT / "docs" / "soak.md"

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
-from soak.figures import Figure, Progress, hand_over, say
+from testing.figures import Figure, Progress, hand_over, say
 
 ENVIRONMENT = {"DJANGO_SECRET_KEY": "k" * 40, "DJANGO_SETTINGS_MODULE": "api.settings", "KASOKO_ENV_FILE": os.devnull}
 ATTEMPTS = 200
@@ -54,17 +54,18 @@ def run(*, count: int, at_most_seconds: float, seed: int) -> list[Figure]:
 
 def _payouts_under_way() -> list[dict[str, str]]:
     """Payouts that were sent and asked about: the id and the tokens of each."""
-    from payments import settlement_tasks
+    from payments import wiring
     from payments.models import Attempt
+    from payments.payouts.evidence import status_queries
     from payments.payouts.sending import claims
     from testing import builders
 
-    policy, addresses = settlement_tasks.policy(), settlement_tasks.addresses()
+    policy, addresses = wiring.policy(), wiring.addresses()
     bets = [(builders.member(), "Yes", 285) for _ in range(ATTEMPTS)]
     builders.settled_market(bets, fee_pct=0, policy=builders.policy())
     at = builders.AT
     claims.claim(at=at, policy=policy, addresses=addresses, limit=ATTEMPTS)
-    claims.ask(at=at + policy.query_after, policy=policy, addresses=addresses, limit=ATTEMPTS)
+    status_queries.ask(at=at + policy.query_after, policy=policy, addresses=addresses, limit=ATTEMPTS)
     Attempt.objects.update(next_query_at=None)
     return [
         {"ocid": ocid, "phone": phone, "result": addresses.token(ocid), "status": addresses.token(f"{ocid}?1")}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from payments.mpesa.simulator.faults import FAULTS
-from soak.figures import Figure, Progress, hand_over
 from soak.kills import DIVIDEND, MARKET
+from testing.figures import Figure, Progress, hand_over
 from testing.running import Running, running
 
 SETTINGS = {

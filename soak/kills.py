@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg2
 
-from soak.figures import Figure, Progress, hand_over
+from testing.figures import Figure, Progress, hand_over
 from testing.running import until
 from testing.supervised import Servers, Supervised
 

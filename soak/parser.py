@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from payments.mpesa import messages
-from soak.figures import Figure, hand_over, say
+from testing.figures import Figure, hand_over, say
 
 PARSERS = ("parse_result", "parse_status", "parse_timeout", "parse_balance", "parse_stk")
 BATCH = 5_000

@@ -168,3 +168,14 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
 
 def _named(path: tuple[Any, ...]) -> str:
     return ".".join(str(key) for key in path)
+
+
+# The GSM 7-bit default alphabet (3GPP TS 23.038, table 1): a character outside it makes a message of 70.
+GSM = set(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
+    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+
+
+def assert_fits(sentence: str) -> None:
+    assert len(sentence) <= 160 and set(sentence) <= GSM, sentence

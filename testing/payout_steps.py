@@ -17,8 +17,9 @@ from payments.models import Attempt, Callback, Transaction
 from payments.mpesa import client
 from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts.evidence import callbacks
+from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
 from payments.policy import Policy
 from testing import builders
 from testing.builders import AT
@@ -75,7 +76,7 @@ class FakeCalls:
         for payment in payments:
             try:
                 said = self.gateway.pay(**payment.request)
-            except Exception as error:  # noqa: BLE001 - as the bulk gateway does, for the pump to raise
+            except Exception as error:  # noqa: BLE001 - as the bulk gateway does, for the dispatcher to raise
                 said = error
             self.ended.append(Ended(payment.key, said))
 
@@ -108,7 +109,7 @@ def put_through(
 ) -> Attempt:
     """POST one claim to a gateway that says `said`, and write it down."""
     answer = sending_claims.call(claim, gateway=FakeGateway(said), addresses=ADDRESSES)
-    sending_claims.record(claim, answer, at=at, policy=policy)
+    responses.record(claim, answer, at=at, policy=policy)
     return Attempt.objects.get(pk=claim.attempt_id)
 
 
@@ -232,14 +233,14 @@ def hear_timeout(token: str, at: datetime = AT) -> str | None:
     return deliver(Callback.Kind.TIMEOUT, token, b'{"Result": {}}', at)
 
 
-def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> sending_claims.Question:
+def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> status_queries.Question:
     """The question that is due about an attempt, committed."""
-    asked = sending_claims.ask(at=at, policy=policy, addresses=ADDRESSES, limit=100)
+    asked = status_queries.ask(at=at, policy=policy, addresses=ADDRESSES, limit=100)
     (found,) = [one for one in asked if one.originator_conversation_id == attempt.originator_conversation_id]
     return found
 
 
-def answer(question: sending_claims.Question, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
+def answer(question: status_queries.Question, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
     """The callback that answers a question."""
     return deliver(Callback.Kind.STATUS, question.token, body, at, policy=policy)
 

@@ -9,6 +9,7 @@ from knox.models import AuthToken
 
 from users import audit, phone
 from users.models import CustomUser
+from users.refusal import Refusal
 
 # Five wrong PINs lock the number for a quarter of an hour, and twice as long at each further five.
 TRIES_BEFORE_LOCK = 5
@@ -18,11 +19,11 @@ LONGEST_LOCK = timedelta(hours=24)
 _NOBODYS_PIN = make_password("not a PIN")
 
 
-class WrongCredentials(Exception):
+class WrongCredentials(Refusal):
     """The number is unknown, suspended, or the PIN is not its PIN: the caller is not told which."""
 
 
-class TooManyTries(Exception):
+class TooManyTries(Refusal):
     """The number is locked for a while after wrong PINs. Only a number that is a member's can be locked."""
 
     def __init__(self, until: datetime) -> None:

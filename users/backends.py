@@ -9,9 +9,9 @@ from knox.auth import TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from api.rest.fields import source_address
 from users import auth, phone
 from users.models import CustomUser
+from users.source_address import source_address
 
 
 class PinBackend(ModelBackend):

@@ -2,12 +2,14 @@
 
 import re
 
+from users.refusal import Refusal
+
 STORED = r"^254[17][0-9]{8}$"
 _TYPED = re.compile(r"(?:\+?254|0)?([17][0-9]{8})", re.ASCII)
 _BLANKS = re.compile(r"[ \-().]")
 
 
-class NotAPhoneNumber(ValueError):
+class NotAPhoneNumber(Refusal, ValueError):
     """What was typed is no Kenyan mobile number."""
 
 

@@ -6,9 +6,10 @@ from django.db import transaction
 
 from users import audit
 from users.models import CustomUser
+from users.refusal import Refusal
 
 
-class MemberNotFound(LookupError):
+class MemberNotFound(Refusal):
     """There is no member with that id."""
 
 

@@ -15,11 +15,12 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from users import audit
 from users.models import CustomUser
+from users.refusal import Refusal
 
 RECOVERY_CODES = 10
 
 
-class WrongCode(Exception):
+class WrongCode(Refusal):
     """The code is not the app's of this moment, was used already, or comes too soon after wrong ones."""
 
 

@@ -6,11 +6,12 @@ from django.db import transaction
 
 from users import audit
 from users.models import CustomUser, MemberNote
+from users.refusal import Refusal
 
 LONGEST = 2_000
 
 
-class NoteRefused(ValueError):
+class NoteRefused(Refusal):
     """A note has words in it, up to LONGEST characters, and is about a member that exists."""
 
 

@@ -15,8 +15,7 @@ from unfold.forms import AuthenticationForm
 from unfold.widgets import INPUT_CLASSES
 
 from api.console import page, step_up
-from api.rest import fields
-from users import audit, second_factor
+from users import audit, second_factor, source_address
 from users.models import CustomUser
 
 # One sentence for every way of failing: it says what to do, and not which part was wrong.
@@ -53,7 +52,7 @@ class LoginForm(AuthenticationForm):
             raise forms.ValidationError(NOT_LET_IN, code="invalid_login")
         if second_factor.enrolled(user):
             try:
-                source = fields.source_address(self.request) if self.request is not None else None
+                source = source_address.source_address(self.request) if self.request is not None else None
                 by = audit.Actor(user_id=user.pk, source=source or "unknown")
                 second_factor.check(user=user, code=self.cleaned_data.get("code", ""), by=by, at=timezone.now())
             except second_factor.WrongCode:

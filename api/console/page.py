@@ -13,6 +13,7 @@ from django.template.response import TemplateResponse
 from api.console import step_up
 from api.rest import fields as rest_fields
 from users import audit, roles
+from users.refusal import Refusal
 
 View = Callable[..., HttpResponseBase]
 
@@ -93,13 +94,12 @@ def ask(
     question: Question,
     act: Callable[[dict[str, str]], str],
     *,
-    refusals: tuple[type[Exception], ...],
     done: str = "",
 ) -> HttpResponse:
     """Show the question; on its POST, with everything it wants, act and go on to `done` (or back).
 
-    `act` gets what was typed, calls one service and returns the sentence that says what was done. One of `refusals`
-    is shown as it reads, with the question again.
+    `act` gets what was typed, calls one service and returns the sentence that says what was done. A refusal is
+    shown as it reads, with the question again.
     """
     answers, problems = {}, []
     if request.method == "POST":
@@ -118,7 +118,7 @@ def ask(
         if not problems:
             try:
                 messages.success(request, act(answers))
-            except refusals as refusal:
+            except Refusal as refusal:
                 problems.append(f"{refusal} Nothing was done, and no money was moved.")
             else:
                 return HttpResponseRedirect(done or question.back)

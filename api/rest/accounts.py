@@ -8,8 +8,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from api.rest.fields import Body, StrictText, caller, checked, source_address
+from api.rest.fields import Body, StrictText, caller, checked
 from users import auth, notifications
+from users.source_address import source_address
 
 PAGE = 100
 

@@ -11,11 +11,11 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from api.rest.errors import envelope
-from api.rest.fields import source_address
-from payments import settlement_tasks
+from payments import wiring
 from payments.models import Callback
 from payments.mpesa import messages
 from payments.payouts.evidence import callbacks
+from users.source_address import source_address
 
 LONGEST_BODY = messages.MAX_BYTES
 ACCEPTED = {"ResultCode": 0, "ResultDesc": "Accepted"}
@@ -41,8 +41,8 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
             body=body,
             source_ip=source_address(request),
             at=timezone.now(),
-            policy=settlement_tasks.policy(),
-            addresses=settlement_tasks.addresses(),
+            policy=wiring.policy(),
+            addresses=wiring.addresses(),
         )
     except messages.Unreadable as error:
         return JsonResponse(envelope("unreadable_body", f"The body is no callback: {error}."), status=400)
@@ -87,13 +87,13 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
             source_ip=source,
             trusted=_is_mpesa(source),
             at=timezone.now(),
-            addresses=settlement_tasks.addresses(),
+            addresses=wiring.addresses(),
         )
     except callbacks.UnknownAddress:
         return _nothing_here()
     except (OperationalError, InterfaceError):
         return _unavailable()  # Never 200 for what is not stored: a status query will find it.
-    settlement_tasks.callback_came()
+    wiring.callback_came()
     return JsonResponse(ACCEPTED)
 
 

@@ -14,8 +14,8 @@ from rest_framework.views import APIView
 
 from api.rest.fields import LARGEST_ID, caller
 from markets import queries
-from payments import settlement_tasks
 from payments.models import Certificate
+from payments.settlement import pacing
 from payments.settlement.certificates import explanations, issuing
 
 MAKE_FOR_SECONDS = 2.0
@@ -125,7 +125,7 @@ def payment_body(payment: explanations.Payment) -> dict[str, Any]:
 def _issued(market_id: int) -> Certificate:
     if market_id > LARGEST_ID:
         raise NotFound(f"There is no market {market_id}.")
-    return issuing.current(market_id, at=timezone.now(), keep_going=settlement_tasks.for_seconds(MAKE_FOR_SECONDS))
+    return issuing.current(market_id, at=timezone.now(), keep_going=pacing.for_seconds(MAKE_FOR_SECONDS))
 
 
 def _with_ends(issued: Certificate) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights
 from api.rest.settlement import proposed
 from markets import parimutuel, queries
 from markets.models import Market
-from payments import settlement_tasks
+from payments import wiring
 from payments.settlement import approvals, preview, proposals, resolutions, undo
 
 REASON = 300
@@ -74,7 +74,7 @@ def settlement_preview(request: Request, market_id: int) -> Response:
         market.effective_close_at = query["effective_close_at"]
     at = timezone.now()
     asked = [
-        preview.preview(market, rule=rule, weights=weights, at=at, policy=settlement_tasks.policy())
+        preview.preview(market, rule=rule, weights=weights, at=at, policy=wiring.policy())
         for rule, weights in _decisions(market, query)
     ]
     return Response(
@@ -154,10 +154,10 @@ def _preview_body(one: preview.Preview, at: datetime) -> dict[str, Any]:
 def approve_proposal(request: Request) -> Response:
     """`POST …/admin/approve/` {proposal_id, preview_hash}: the second person's yes to what another has proposed."""
     body = checked(ApproveBody(data=request.data))
-    done = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=settlement_tasks.policy())
+    done = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
     if isinstance(done, undo.Undoing):
         return _undoing(done)
-    settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+    wiring.after_decision(done)
     return Response(
         {
             "status": "resolved" if done.rule != "VOID" else "void",
@@ -183,8 +183,7 @@ def withdraw_resolution(request: Request) -> Response:
     """`POST …/admin/withdraw/` {market_id, reason}: take a resolution back before its payouts may leave."""
     body = checked(TakeBackBody(data=request.data))
     withdrawn = resolutions.withdraw(**body, by=actor(request), at=timezone.now())
-    if withdrawn.undoing:
-        settlement_tasks.hint(settlement_tasks.undo_market, withdrawn.market_id)
+    wiring.after_decision(withdrawn)
     return Response({"status": "withdrawn", "market_id": withdrawn.market_id, "undoing": withdrawn.undoing})
 
 
@@ -193,8 +192,8 @@ def withdraw_resolution(request: Request) -> Response:
 def scratch_outcome(request: Request) -> Response:
     """`POST …/admin/scratch/` {market_id, outcome, reason}: take one outcome out; its stakes go back at once."""
     body = checked(ScratchBody(data=request.data))
-    done = resolutions.scratch(**body, by=actor(request), at=timezone.now(), policy=settlement_tasks.policy())
-    settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+    done = resolutions.scratch(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    wiring.after_decision(done)
     return Response(
         {
             "status": "scratched",
@@ -210,12 +209,12 @@ def scratch_outcome(request: Request) -> Response:
 def undo_settlement(request: Request) -> Response:
     """`POST …/admin/undo/` {market_id, reason}: take a settlement back; what M-Pesa has carried is owed by members."""
     body = checked(TakeBackBody(data=request.data))
-    done = undo.undo(**body, by=actor(request), at=timezone.now(), policy=settlement_tasks.policy())
+    done = undo.undo(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
     return proposed(done) if isinstance(done, proposals.Proposed) else _undoing(done)
 
 
 def _undoing(done: undo.Undoing) -> Response:
-    settlement_tasks.hint(settlement_tasks.undo_market, done.market_id)
+    wiring.after_decision(done)
     return Response({"status": "undoing", "market_id": done.market_id})
 
 

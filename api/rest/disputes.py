@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from api.rest.certificates import explanation_body, payment_body
 from api.rest.fields import LARGEST_ID, Body, StrictText, actor, caller, checked
 from markets.models import Bet
-from payments import disputes, settlement_tasks
+from payments import disputes, wiring
 from payments.models import Dispute, DisputeEvent
 from payments.settlement.certificates import explanations
 from users import phone
@@ -50,7 +50,7 @@ class BetDisputes(APIView):
             bet_id=bet_id,
             by=actor(request),
             at=at,
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
             **checked(MemberText(data=request.data)),
         )
         return Response({"dispute": dispute_body(opened, at)}, status=status.HTTP_201_CREATED)
@@ -68,7 +68,7 @@ class TransactionDisputes(APIView):
             transaction_id=transaction_id,
             by=actor(request),
             at=at,
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
             **checked(MemberText(data=request.data)),
         )
         return Response({"dispute": dispute_body(opened, at)}, status=status.HTTP_201_CREATED)
@@ -96,7 +96,7 @@ class DisputeReply(APIView):
             dispute_id=dispute_id,
             by=actor(request),
             at=at,
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
             **checked(MemberText(data=request.data)),
         )
         return Response({"dispute": dispute_body(replied, at)})
@@ -146,9 +146,7 @@ class DisputeUphold(APIView):
         body, at = checked(UpholdBody(data=request.data)), timezone.now()
         upheld = disputes.uphold(dispute_id=dispute_id, by=actor(request), at=at, **body)
         if upheld.to_send:
-            settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-            for transaction_id in upheld.to_send:
-                settlement_tasks.hint(settlement_tasks.send_b2c_payout, transaction_id)
+            wiring.after_retry(*upheld.to_send)
         return Response({"dispute": dispute_body(upheld.dispute, at)})
 
 

@@ -11,8 +11,8 @@ from rest_framework.parsers import BaseParser
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
-from markets import parimutuel
-from payments import disputes
+from markets import locks, parimutuel
+from payments import disputes, own_affairs
 from payments.ledger import receivables
 from payments.mpesa import messages
 from payments.payouts.evidence import callbacks
@@ -21,6 +21,7 @@ from payments.settlement import approvals, proposals, resolutions, settling, und
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
 from users import auth, phone
+from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     phone.NotAPhoneNumber: (400, "not_a_phone_number"),
     parimutuel.UnknownOutcome: (400, "unknown_outcome"),
     parimutuel.BadWeights: (400, "bad_weights"),
-    bets.MarketNotFound: (404, "market_not_found"),
+    locks.MarketNotFound: (404, "market_not_found"),
     resolutions.UnknownReason: (400, "unknown_reason"),
     resolutions.BadCloseTime: (400, "bad_close_time"),
     resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),
@@ -38,7 +39,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     resolutions.BeingSettled: (409, "being_settled"),
     resolutions.AlreadyReleased: (409, "already_released"),
     resolutions.TooFewOutcomes: (409, "too_few_outcomes"),
-    proposals.StakeInMarket: (403, "stake_in_market"),
+    own_affairs.StakeInMarket: (403, "stake_in_market"),
     proposals.PersonNeeded: (403, "person_needed"),
     proposals.ProposalWaits: (409, "proposal_waits"),
     proposals.PreviewMoved: (409, "preview_moved"),
@@ -50,8 +51,8 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     receivables.NothingOwed: (409, "nothing_owed"),
     receivables.DebtsMoved: (409, "debts_moved"),
     receivables.OwnDebt: (403, "own_debt"),
-    bets.MarketNotOpen: (409, "market_not_open"),
-    bets.OutcomeNotInMarket: (400, "unknown_outcome"),
+    locks.MarketNotOpen: (409, "market_not_open"),
+    locks.OutcomeNotInMarket: (400, "unknown_outcome"),
     bets.InsufficientFunds: (409, "insufficient_funds"),
     bets.ClientRefReused: (409, "idempotency_key_reused"),
     actions.TransactionNotFound: (404, "transaction_not_found"),
@@ -67,6 +68,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
     messages.Unreadable: (400, "unreadable_body"),
+    Refusal: (409, "refused"),
     RequestDataTooBig: (400, "body_too_large"),
     # The database is restarting or full: nothing was done, and the same call may be made again.
     OperationalError: (503, "try_again"),

@@ -1,18 +1,16 @@
 """Reading a request: who calls and from where, and strict fields, so that what is not meant is refused by name."""
 
-import ipaddress
 import re
 from decimal import Decimal
 from typing import Any
 
-from django.conf import settings
 from django.http import HttpRequest
 from rest_framework import serializers
 from rest_framework.exceptions import NotAuthenticated
 from rest_framework.fields import empty
 from rest_framework.request import Request
 
-from users import audit
+from users import audit, source_address
 from users.models import CustomUser
 
 LARGEST_ID = 2**63 - 1
@@ -114,17 +112,6 @@ def caller(request: Request) -> CustomUser:
     return request.user
 
 
-def source_address(request: HttpRequest | Request) -> str | None:
-    """The caller's address: the peer's, or the one our own outermost trusted proxy saw."""
-    hops = settings.TRUSTED_PROXY_HOPS
-    forwarded = [hop.strip() for hop in request.headers.get("X-Forwarded-For", "").split(",")]
-    address = forwarded[-hops] if hops and len(forwarded) >= hops else request.META.get("REMOTE_ADDR", "")
-    try:
-        return str(ipaddress.ip_address(address))
-    except ValueError:
-        return None
-
-
 def actor(request: HttpRequest | Request) -> audit.Actor:
     """Who acts and from where, for the audit trail: the member whose token or session the request bears."""
-    return audit.Actor(user_id=request.user.pk, source=source_address(request) or "unknown")
+    return audit.Actor(user_id=request.user.pk, source=source_address.source_address(request) or "unknown")

@@ -4,7 +4,7 @@ import redis
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, JsonResponse
 
-from payments.settlement_tasks import broker
+from payments.wiring import broker
 
 
 def healthz(request: HttpRequest) -> JsonResponse:

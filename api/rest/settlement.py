@@ -15,8 +15,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
-from payments import settlement_tasks
-from payments.payouts.operations import actions
+from payments import wiring
+from payments.payouts.operations import actions, in_doubt
 from payments.settlement import proposals, resolutions, status
 
 
@@ -72,14 +72,14 @@ def resolve_market(request: Request) -> Response:
         weights={outcome: Decimal(100)} if outcome is not None else body["weights"],
         by=actor(request),
         at=timezone.now(),
-        policy=settlement_tasks.policy(),
+        policy=wiring.policy(),
         grounds=resolutions.Grounds(url=body["evidence_url"], note=body["evidence_note"]),
         effective_close_at=body["effective_close_at"],
         preview_hash=body["preview_hash"],
     )
     if isinstance(resolved, proposals.Proposed):
         return proposed(resolved)
-    settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
+    wiring.after_decision(resolved)
     return Response(
         {
             "status": "resolved",
@@ -101,13 +101,13 @@ def void_market(request: Request) -> Response:
         weights={},
         by=actor(request),
         at=timezone.now(),
-        policy=settlement_tasks.policy(),
+        policy=wiring.policy(),
         reason=body["reason"],
         preview_hash=body["preview_hash"],
     )
     if isinstance(resolved, proposals.Proposed):
         return proposed(resolved)
-    settlement_tasks.hint(settlement_tasks.settle_market, resolved.market_id, task_id=resolved.public_id)
+    wiring.after_decision(resolved)
     return Response(
         {
             "status": "void",
@@ -166,7 +166,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
                     "last_asked_at": one.last_asked_at,
                     "next_question_at": one.next_question_at,
                 }
-                for one in status.limbo(market_id)[:100]
+                for one in in_doubt.in_doubt(market_id)[:100]
             ],
         }
     )
@@ -178,8 +178,7 @@ def retry_payout(request: Request) -> Response:
     """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
     body = checked(RetryBody(data=request.data))
     payout = actions.retry(transaction_id=body["transaction_id"], by=actor(request), at=timezone.now())
-    settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-    settlement_tasks.hint(settlement_tasks.send_b2c_payout, payout.pk)
+    wiring.after_retry(payout.pk)
     return Response({"status": "retried", "transaction_id": payout.pk, "new_status": payout.status})
 
 
@@ -191,6 +190,5 @@ def retry_failed_payouts_batch(request: Request) -> Response:
     at = timezone.now()
     retried, skipped = actions.retry_failed(since=at - timedelta(hours=body["hours"]), by=actor(request), at=at)
     if retried:
-        settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+        wiring.after_retry()
     return Response({"status": "retried", "count": len(retried), "transaction_ids": retried, "skipped": skipped})

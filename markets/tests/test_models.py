@@ -8,11 +8,11 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
 
+from markets import locks
 from markets.models import NAIROBI, Bet, Market, Outcome
 from payments.ledger import journal
 from payments.models import Settlement, Transfer
 from payments.settlement import resolutions
-from payments.wallet import bets
 from testing.builders import AT, at_once, bet, market, member, nothing_moved, orm_bet, resolve, settle
 from users.models import CustomUser
 
@@ -110,7 +110,7 @@ def test_a_market_that_is_not_open_takes_no_bet_of_any_kind(db: None, at: dateti
             orm_bet(closed, user)
         with pytest.raises(IntegrityError, match="takes no bets"), transaction.atomic():
             Bet.objects.bulk_create([Bet(market=closed, user=user, outcome="No", amount=1)])
-        with pytest.raises(bets.MarketNotOpen):
+        with pytest.raises(locks.MarketNotOpen):
             bet(closed, user, at=at)
 
 
@@ -238,7 +238,7 @@ def test_a_bet_races_a_resolve_and_is_either_in_the_pool_or_refused(transactiona
         settle(made)
 
         # then
-        assert isinstance(by_service, Bet | bets.MarketNotOpen), f"turn {turn}: {by_service!r}"
+        assert isinstance(by_service, Bet | locks.MarketNotOpen), f"turn {turn}: {by_service!r}"
         assert isinstance(by_orm, Bet | IntegrityError), f"turn {turn}: {by_orm!r}"
         assert isinstance(resolved, resolutions.Resolved), f"turn {turn}: {resolved!r}"
         pool = 50 + 30 * isinstance(by_service, Bet) + 20 * isinstance(by_orm, Bet)

@@ -18,37 +18,15 @@ from markets.parimutuel import (
     funds,
     share_cents,
 )
+from testing import strategies
 
 TEN_MILLION = 10_000_000_00
-OUTCOMES = ("A", "B", "C")
-FEES = st.decimals("0", "100", places=2)
 CENTS = st.one_of(st.integers(1, 1_000), st.integers(1, TEN_MILLION))
 
 
 @st.composite
-def weights_of(draw: st.DrawFn, outcomes: Sequence[str] = OUTCOMES) -> dict[str, Decimal]:
-    """Percentages with up to two decimals that sum to 100, for one outcome or more."""
-    named = draw(st.permutations(outcomes))[: draw(st.integers(1, len(outcomes)))]
-    cuts = sorted(draw(st.sets(st.integers(1, 9_999), min_size=len(named) - 1, max_size=len(named) - 1)))
-    parts = [high - low for low, high in zip([0, *cuts], [*cuts, 10_000], strict=True)]
-    return {name: Decimal(part) / 100 for name, part in zip(named, parts, strict=True)}
-
-
-@st.composite
-def resolutions(draw: st.DrawFn) -> dict[str, Any]:
-    rule = draw(st.sampled_from(["WINNER", "JOINT", "SPLIT", "VOID"]))
-    if rule == "VOID":
-        weights = {}
-    elif rule == "WINNER":
-        weights = {draw(st.sampled_from(OUTCOMES)): Decimal(100)}
-    else:
-        weights = draw(weights_of())
-    return {"rule": rule, "weights": weights, "fee_pct": draw(FEES), "protect_stake": draw(st.booleans())}
-
-
-@st.composite
 def entries(draw: st.DrawFn, max_size: int = 12) -> list[Stake]:
-    bets = draw(st.lists(st.tuples(st.sampled_from(OUTCOMES), CENTS), max_size=max_size))
+    bets = draw(st.lists(st.tuples(st.sampled_from(strategies.OUTCOMES), CENTS), max_size=max_size))
     ids = draw(st.lists(st.integers(1, 10**6), min_size=len(bets), max_size=len(bets), unique=True))
     return [Stake(bet_id, outcome, cents) for bet_id, (outcome, cents) in zip(ids, bets, strict=True)]
 
@@ -85,7 +63,7 @@ def test_the_guides_example_pays_285_and_takes_15() -> None:
 
 def test_joint_winners_get_their_stakes_back_first_and_share_the_rest_by_weight() -> None:
     divided, dividends = divide(
-        [("A", 90_00), ("B", 10_00), ("C", 20_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=OUTCOMES
+        [("A", 90_00), ("B", 10_00), ("C", 20_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=strategies.OUTCOMES
     )
     assert (divided.fee, divided.net, divided.by_outcome) == (6_00, 114_00, {"A": 97_00, "B": 17_00})
     assert dividends == [97_00, 17_00, 0]
@@ -133,14 +111,16 @@ def test_a_split_divides_the_net_by_weight_and_protects_no_stake() -> None:
 
 def test_a_split_weight_on_an_outcome_nobody_backed_passes_on() -> None:
     divided, dividends = divide(
-        [("A", 100_00), ("B", 100_00)], {"A": 25, "B": 25, "C": 50}, rule="SPLIT", outcomes=OUTCOMES
+        [("A", 100_00), ("B", 100_00)], {"A": 25, "B": 25, "C": 50}, rule="SPLIT", outcomes=strategies.OUTCOMES
     )
     assert divided.by_outcome == {"A": 95_00, "B": 95_00}
     assert dividends == [95_00, 95_00]
 
 
 def test_a_joint_winner_nobody_backed_passes_its_part_on() -> None:
-    divided, dividends = divide([("A", 50_00), ("C", 50_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=OUTCOMES)
+    divided, dividends = divide(
+        [("A", 50_00), ("C", 50_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=strategies.OUTCOMES
+    )
     assert (divided.by_outcome, dividends) == ({"A": 95_00}, [95_00, 0])
 
 
@@ -150,7 +130,7 @@ def test_weights_with_decimals_divide_exactly() -> None:
         {"A": "33.3", "B": "33.35", "C": "33.35"},
         rule="SPLIT",
         fee_pct="0",
-        outcomes=OUTCOMES,
+        outcomes=strategies.OUTCOMES,
     )
     assert divided.by_outcome == {"A": 1, "B": 1, "C": 1}
     divided, _ = divide(
@@ -158,7 +138,7 @@ def test_weights_with_decimals_divide_exactly() -> None:
         {"A": "33.3", "B": "33.35", "C": "33.35"},
         rule="SPLIT",
         fee_pct="0",
-        outcomes=OUTCOMES,
+        outcomes=strategies.OUTCOMES,
     )
     assert divided.by_outcome == {"A": 333_00, "B": 333_50, "C": 333_50}
 
@@ -192,7 +172,11 @@ def test_a_fee_of_everything_leaves_the_winners_their_stakes_or_in_the_plain_for
 
 def test_a_plain_fee_above_the_losing_stakes_takes_from_joint_winners_pro_rata() -> None:
     divided, dividends = divide(
-        [("A", 90_00), ("B", 10_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=OUTCOMES, protect_stake=False
+        [("A", 90_00), ("B", 10_00)],
+        {"A": 50, "B": 50},
+        rule="JOINT",
+        outcomes=strategies.OUTCOMES,
+        protect_stake=False,
     )
     assert (divided.fee, dividends) == (5_00, [85_50, 9_50])
 
@@ -247,9 +231,9 @@ def test_shares_sum_to_the_total_and_each_is_within_a_cent_of_exact(total: int, 
     )
 
 
-@given(stakes=entries(), resolution=resolutions())
+@given(stakes=entries(), resolution=strategies.resolutions())
 def test_stakes_equal_dividends_and_fee_to_the_cent(stakes: list[Stake], resolution: dict[str, Any]) -> None:
-    divided, dividends = divide_pool(stakes, outcomes=OUTCOMES, **resolution)
+    divided, dividends = divide_pool(stakes, outcomes=strategies.OUTCOMES, **resolution)
 
     assert divided.pool == sum(stake.cents for stake in stakes)
     assert sum(dividends.values()) + divided.fee == divided.pool
@@ -262,51 +246,51 @@ def test_stakes_equal_dividends_and_fee_to_the_cent(stakes: list[Stake], resolut
         assert all(dividends[s.bet_id] == 0 for s in stakes if s.outcome not in resolution["weights"])
 
 
-@given(stakes=entries(), resolution=resolutions())
+@given(stakes=entries(), resolution=strategies.resolutions())
 def test_no_protected_winner_gets_less_than_the_stake(stakes: list[Stake], resolution: dict[str, Any]) -> None:
     resolution["protect_stake"] = True
-    divided, dividends = divide_pool(stakes, outcomes=OUTCOMES, **resolution)
+    divided, dividends = divide_pool(stakes, outcomes=strategies.OUTCOMES, **resolution)
     if divided.refund:
         assert all(dividends[stake.bet_id] == stake.cents for stake in stakes) and divided.fee == 0
     elif resolution["rule"] != "SPLIT":
         assert all(dividends[s.bet_id] >= s.cents for s in stakes if s.outcome in resolution["weights"])
 
 
-@given(stakes=entries(), resolution=resolutions(), data=st.data())
+@given(stakes=entries(), resolution=strategies.resolutions(), data=st.data())
 def test_the_order_in_which_bets_are_read_makes_no_difference(
     stakes: list[Stake], resolution: dict[str, Any], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(stakes))
-    assert divide_pool(shuffled, outcomes=OUTCOMES, **resolution) == divide_pool(
-        stakes, outcomes=OUTCOMES, **resolution
+    assert divide_pool(shuffled, outcomes=strategies.OUTCOMES, **resolution) == divide_pool(
+        stakes, outcomes=strategies.OUTCOMES, **resolution
     )
 
 
-@given(stakes=entries(), resolution=resolutions())
+@given(stakes=entries(), resolution=strategies.resolutions())
 def test_of_two_stakes_on_one_outcome_the_larger_never_gets_less(
     stakes: list[Stake], resolution: dict[str, Any]
 ) -> None:
-    _, dividends = divide_pool(stakes, outcomes=OUTCOMES, **resolution)
-    for outcome in OUTCOMES:
+    _, dividends = divide_pool(stakes, outcomes=strategies.OUTCOMES, **resolution)
+    for outcome in strategies.OUTCOMES:
         ranked = sorted((s for s in stakes if s.outcome == outcome), key=lambda s: (s.cents, -s.bet_id))
         paid = [dividends[stake.bet_id] for stake in ranked]
         assert paid == sorted(paid)
 
 
-@given(stakes=entries(), fee_pct=FEES, winner=st.sampled_from(OUTCOMES))
+@given(stakes=entries(), fee_pct=strategies.FEES, winner=st.sampled_from(strategies.OUTCOMES))
 def test_one_winner_is_the_same_as_a_joint_win_of_one(stakes: list[Stake], fee_pct: Decimal, winner: str) -> None:
-    rule = {"outcomes": OUTCOMES, "weights": {winner: Decimal(100)}, "fee_pct": fee_pct}
+    rule = {"outcomes": strategies.OUTCOMES, "weights": {winner: Decimal(100)}, "fee_pct": fee_pct}
     assert divide_pool(stakes, rule="WINNER", **rule) == divide_pool(stakes, rule="JOINT", **rule)
 
 
-@given(stakes=entries(), fee_pct=FEES, winner=st.sampled_from(OUTCOMES))
+@given(stakes=entries(), fee_pct=strategies.FEES, winner=st.sampled_from(strategies.OUTCOMES))
 def test_the_plain_formula_is_stake_times_net_over_winning_pool(
     stakes: list[Stake], fee_pct: Decimal, winner: str
 ) -> None:
     divided, dividends = divide_pool(
         stakes,
         rule="WINNER",
-        outcomes=OUTCOMES,
+        outcomes=strategies.OUTCOMES,
         weights={winner: Decimal(100)},
         fee_pct=fee_pct,
         protect_stake=False,
@@ -321,8 +305,8 @@ def test_the_plain_formula_is_stake_times_net_over_winning_pool(
 
 
 @given(
-    totals=st.fixed_dictionaries({name: st.integers(0, 10**14) for name in OUTCOMES}),
-    resolution=resolutions(),
+    totals=st.fixed_dictionaries({name: st.integers(0, 10**14) for name in strategies.OUTCOMES}),
+    resolution=strategies.resolutions(),
 )
 def test_funds_sum_to_the_net_for_pools_beyond_any_real_one(totals: dict[str, int], resolution: dict[str, Any]) -> None:
     divided = funds(stakes_by_outcome=totals, **resolution)

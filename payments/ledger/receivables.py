@@ -19,23 +19,24 @@ from django.db.models.functions import Coalesce
 from payments.ledger import journal
 from payments.models import Recovery, Transaction, Transfer
 from users import audit
+from users.refusal import Refusal
 
 CENT = Decimal("0.01")
 
 
-class RecoveryNotFound(LookupError):
+class RecoveryNotFound(Refusal):
     """There is no such recovery, or nobody owes anything from that market."""
 
 
-class NothingOwed(Exception):
+class NothingOwed(Refusal):
     """All that was owed has come back, or has been written off."""
 
 
-class OwnDebt(Exception):
+class OwnDebt(Refusal):
     """Nobody decides about what they owe themselves."""
 
 
-class DebtsMoved(Exception):
+class DebtsMoved(Refusal):
     """What is owed is not what was seen: nothing was decided."""
 
 

@@ -1,23 +1,12 @@
 """The rows of payments, one file a noun; imported from here by everybody."""
 
 from payments.models.certificates import Certificate, CertificateBlock
-from payments.models.decisions import FloatReading, Proposal, Recovery
+from payments.models.decisions import Proposal, Verdict
 from payments.models.disputes import Dispute, DisputeEvent
-from payments.models.payouts import (
-    Attempt,
-    Breaker,
-    Callback,
-    Figures,
-    Heartbeat,
-    InvariantCheck,
-    LedgerAccount,
-    LedgerDay,
-    Settlement,
-    StatusQuery,
-    Transaction,
-    Transfer,
-    Verdict,
-)
+from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
+from payments.models.monitoring import Figures, Heartbeat, InvariantCheck
+from payments.models.payouts import Attempt, Breaker, Callback, FloatReading, StatusQuery, Transaction
+from payments.models.settlements import Settlement
 
 __all__ = [
     "Attempt",

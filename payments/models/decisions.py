@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
 
 from payments.models.columns import shillings
+from payments.models.payouts import Transaction
 
 
 class Proposal(models.Model):
@@ -68,89 +67,31 @@ class Proposal(models.Model):
         return f"Proposal {self.pk} on market {self.market_id}"
 
 
-class Recovery(models.Model):
-    """What one member owes back from one settlement: paid to them, and not theirs (an undo, or a payment twice).
+class Verdict(models.Model):
+    """A person's word on a held payout, which waits for a second person's: paid, with M-Pesa's `receipt`, or not paid.
 
-    amount = outstanding + recovered + written_off, in shillings. The operator decides: nothing yet (OPEN), to keep up
-    to `pct` % of each later dividend (SET_OFF), or to bear the loss (WRITTEN_OFF).
+    Kept for ever; open while it has neither been confirmed nor refused.
     """
 
-    class Decision(models.TextChoices):
-        OPEN = "OPEN"
-        SET_OFF = "SET_OFF"
-        WRITTEN_OFF = "WRITTEN_OFF"
-
-    # WRITTEN_OFF → OPEN: more came to be owed after it, by a payment that was proven late.
-    TRANSITIONS = {
-        Decision.OPEN: {Decision.SET_OFF, Decision.WRITTEN_OFF},
-        Decision.SET_OFF: {Decision.WRITTEN_OFF},
-        Decision.WRITTEN_OFF: {Decision.OPEN},
-    }
-
-    settlement = models.ForeignKey(
-        "payments.Settlement", on_delete=models.PROTECT, null=True, blank=True, related_name="recoveries"
-    )
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="recoveries")
-    amount = shillings()
-    recovered = shillings(default=Decimal("0.00"))
-    written_off = shillings(default=Decimal("0.00"))
-    decision = models.CharField(max_length=12, choices=Decision.choices, default=Decision.OPEN)
-    pct = models.PositiveSmallIntegerField(null=True, blank=True, help_text="Of each later dividend, at most.")
-    reason = models.CharField(max_length=300, blank=True)
-    created_at = models.DateTimeField()
-    decided_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
-    )
-    decided_at = models.DateTimeField(null=True, blank=True)
+    transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")
+    receipt = models.CharField(max_length=64, blank=True, help_text="Empty: M-Pesa did not pay it.")
+    grounds = models.CharField(max_length=300)
+    proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    proposed_from = models.CharField(max_length=64)
+    proposed_at = models.DateTimeField()
+    closed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")
+    closed_at = models.DateTimeField(null=True)
+    confirmed = models.BooleanField(null=True)
 
     class Meta:
-        verbose_name_plural = "recoveries"
         constraints = [
             models.UniqueConstraint(
-                fields=["settlement", "user"], nulls_distinct=False, name="recovery_once_a_settlement_and_member"
+                fields=["transaction"], condition=Q(closed_at__isnull=True), name="one_open_verdict_a_transaction"
             ),
             models.CheckConstraint(
-                condition=Q(recovered__gte=0, written_off__gte=0, amount__gte=F("recovered") + F("written_off")),
-                name="no_more_comes_back_than_is_owed",
+                condition=~Q(confirmed=True) | ~Q(closed_by=F("proposed_by")), name="two_people_confirm_a_verdict"
             ),
-            models.CheckConstraint(
-                condition=(Q(decision="SET_OFF", pct__gte=1, pct__lte=100) | (~Q(decision="SET_OFF") & Q(pct=None))),
-                name="a_set_off_has_a_percentage",
-            ),
-        ]
-        indexes = [
-            models.Index(fields=["user"], condition=Q(decision="SET_OFF"), name="recovery_to_set_off"),
         ]
 
     def __str__(self) -> str:
-        return f"Recovery {self.pk} of {self.amount}"
-
-    @property
-    def outstanding(self) -> Decimal:
-        return self.amount - self.recovered - self.written_off
-
-
-class FloatReading(models.Model):
-    """What the Utility account held at a moment, in shillings, as M-Pesa said: beside a payment, or when we asked.
-
-    A question has the hash of the token in its address, and no amount until its answer comes.
-    """
-
-    class Source(models.TextChoices):
-        RESULT = "result"
-        BALANCE = "balance"
-
-    source = models.CharField(max_length=8, choices=Source.choices)
-    token_hash = models.CharField(max_length=64, null=True)  # noqa: DJ001 - absent where nothing was asked
-    asked_at = models.DateTimeField(null=True)
-    amount = shillings(null=True)
-    read_at = models.DateTimeField(null=True)
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["token_hash"], name="float_token_once")]
-        indexes = [
-            models.Index(fields=["-read_at"], condition=Q(read_at__isnull=False), name="float_latest"),
-        ]
-
-    def __str__(self) -> str:
-        return f"Float {self.amount} at {self.read_at}"
+        return f"Verdict {self.pk} on transaction {self.transaction_id}"

@@ -3,160 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from decimal import Decimal
 
 from django.conf import settings
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.db.models.functions import Floor
 from django.utils import timezone
 
-from markets.models import Market
 from payments.models.columns import shillings
-from payments.models.decisions import FloatReading
-
-
-class LedgerAccount(models.Model):
-    """A named balance. Assets and expenses grow by debit, everything else by credit."""
-
-    class Kind(models.TextChoices):
-        WALLET = "wallet"
-        POOL = "pool"
-        PAYABLE = "payable"
-        IN_FLIGHT = "in_flight"
-        FEE_INCOME = "fee_income"
-        OPENING = "opening"
-        TAX_PAYABLE = "tax_payable"
-        MPESA_CHARGES_PAID = "mpesa_charges_paid"
-        MPESA_UTILITY = "mpesa_utility"
-        MPESA_PAYBILL = "mpesa_paybill"
-        CHARGE_EXPENSE = "charge_expense"
-        RECEIVABLE = "receivable"
-        BAD_DEBT = "bad_debt"
-
-    GROWS_BY_DEBIT = {Kind.MPESA_UTILITY, Kind.MPESA_PAYBILL, Kind.CHARGE_EXPENSE, Kind.RECEIVABLE, Kind.BAD_DEBT}
-
-    code = models.CharField(max_length=40, help_text="wallet:<member>, pool:<market> or the kind itself.")
-    kind = models.CharField(max_length=20, choices=Kind.choices)
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
-    market = models.ForeignKey(Market, on_delete=models.PROTECT, null=True, blank=True)
-
-    class Meta:
-        constraints = [
-            # A UniqueConstraint rather than unique=True, here and below: the latter gets a second index, for LIKE.
-            models.UniqueConstraint(fields=["code"], name="account_code_once"),
-            models.CheckConstraint(
-                name="account_belongs_to_whom_its_kind_says",
-                condition=Q(kind__in=["wallet", "receivable"], user__isnull=False, market__isnull=True)
-                | Q(kind="pool", user__isnull=True, market__isnull=False)
-                | (~Q(kind__in=["wallet", "receivable", "pool"]) & Q(user__isnull=True, market__isnull=True)),
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return self.code
-
-
-class Settlement(models.Model):
-    """One run of dividing one market's pool; its totals are frozen before the first bet is touched.
-
-    Amounts are shillings; `weights` maps outcome to percentage text; `funds` maps outcome to integer cents and the
-    cutoff of the left-over cents (see division.py). `pool` is what is divided; the stakes of bets that were placed
-    after `effective_close_at` are not in it but in `late_refund`. A SCRATCH gives back the stakes on one outcome,
-    `scratched`, while the market goes on; every other run decides the market.
-    """
-
-    class Rule(models.TextChoices):
-        WINNER = "WINNER"
-        JOINT = "JOINT"
-        SPLIT = "SPLIT"
-        VOID = "VOID"
-        SCRATCH = "SCRATCH"
-
-    class State(models.TextChoices):
-        PENDING = "PENDING"
-        DIVIDING = "DIVIDING"
-        SETTLED = "SETTLED"
-        UNDOING = "UNDOING"
-        WITHDRAWN = "WITHDRAWN"
-        UNDONE = "UNDONE"
-
-    TRANSITIONS = {
-        State.PENDING: {State.DIVIDING, State.WITHDRAWN},
-        State.DIVIDING: {State.SETTLED},
-        State.SETTLED: {State.UNDOING},
-        State.UNDOING: {State.UNDONE},
-        State.WITHDRAWN: set(),
-        State.UNDONE: set(),
-    }
-
-    market = models.ForeignKey(Market, on_delete=models.PROTECT, related_name="settlements")
-    number = models.PositiveSmallIntegerField()
-    public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
-    rule = models.CharField(max_length=10, choices=Rule.choices)
-    weights = models.JSONField(default=dict)
-    reason = models.CharField(max_length=20, blank=True)
-    scratched = models.CharField(max_length=120, blank=True)
-    effective_close_at = models.DateTimeField(null=True, blank=True)
-    evidence_url = models.CharField(max_length=500, blank=True)
-    evidence_note = models.CharField(max_length=1000, blank=True)
-    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
-    resolved_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
-    resolved_at = models.DateTimeField()
-    approved_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
-    )
-    fee_pct = models.DecimalField(max_digits=5, decimal_places=2)
-    protect_stake = models.BooleanField()
-    bet_count = models.PositiveBigIntegerField(null=True)
-    pool = shillings(null=True)
-    winning_pool = shillings(null=True)
-    fee = shillings(null=True)
-    net = shillings(null=True)
-    late_refund = shillings(null=True)
-    refund = models.BooleanField(null=True)
-    funds = models.JSONField(default=dict)
-    last_bet_id = models.BigIntegerField(default=0)
-    last_user_id = models.BigIntegerField(default=0)
-    bets_divided = models.BooleanField(default=False)
-    bets_done = models.PositiveBigIntegerField(default=0, help_text="Bets that have their verdict.")
-    members_done = models.PositiveBigIntegerField(default=0, help_text="Members whose dividend is booked.")
-    settled_at = models.DateTimeField(null=True)
-    release_at = models.DateTimeField(null=True)
-    release_open = models.BooleanField(default=False, help_text="Its canary has passed: all its payouts may leave.")
-    stopped_at = models.DateTimeField(null=True, blank=True, help_text="Nothing of it leaves: its undo is proposed.")
-    undone_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
-    )
-    undone_at = models.DateTimeField(null=True, blank=True)
-    undone_reason = models.CharField(max_length=300, blank=True)
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["market", "number"], name="settlement_number_once_a_market"),
-            models.UniqueConstraint(
-                fields=["market"],
-                condition=Q(state__in=["PENDING", "DIVIDING", "SETTLED", "UNDOING"]) & ~Q(rule="SCRATCH"),
-                name="one_live_settlement_a_market",
-            ),
-            models.UniqueConstraint(
-                fields=["market", "scratched"], condition=Q(rule="SCRATCH"), name="outcome_scratched_once"
-            ),
-            models.CheckConstraint(
-                condition=Q(rule="SCRATCH", scratched__gt="") | (~Q(rule="SCRATCH") & Q(scratched="")),
-                name="a_scratch_names_its_outcome",
-            ),
-            models.CheckConstraint(condition=Q(pool=F("fee") + F("net")), name="pool_is_fee_and_net"),
-        ]
-        indexes = [
-            models.Index(
-                fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING", "UNDOING"]), name="settlement_to_do"
-            ),
-            models.Index(fields=["id"], condition=Q(state="SETTLED", release_open=False), name="settlement_in_canary"),
-        ]
-
-    def __str__(self) -> str:
-        return f"Settlement {self.number} of market {self.market_id}"
+from payments.models.settlements import Settlement
 
 
 class Transaction(models.Model):
@@ -384,6 +239,32 @@ class StatusQuery(models.Model):
         return f"Query {self.number} about {self.attempt}"
 
 
+class FloatReading(models.Model):
+    """What the Utility account held at a moment, in shillings, as M-Pesa said: beside a payment, or when we asked.
+
+    A question has the hash of the token in its address, and no amount until its answer comes.
+    """
+
+    class Source(models.TextChoices):
+        RESULT = "result"
+        BALANCE = "balance"
+
+    source = models.CharField(max_length=8, choices=Source.choices)
+    token_hash = models.CharField(max_length=64, null=True)  # noqa: DJ001 - absent where nothing was asked
+    asked_at = models.DateTimeField(null=True)
+    amount = shillings(null=True)
+    read_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["token_hash"], name="float_token_once")]
+        indexes = [
+            models.Index(fields=["-read_at"], condition=Q(read_at__isnull=False), name="float_latest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Float {self.amount} at {self.read_at}"
+
+
 class Callback(models.Model):
     """A message from a stranger that claims something: stored raw first, applied once.
 
@@ -425,124 +306,3 @@ class Callback(models.Model):
 
     def __str__(self) -> str:
         return f"Callback {self.pk} ({self.kind})"
-
-
-class Transfer(models.Model):
-    """One move of one amount from one account to another. Never edited, never removed; corrected by further transfers.
-
-    `debit` grows an asset or an expense, `credit` grows the rest; `key` makes booking it twice impossible. That what it
-    names is there, a trigger asks once a statement, where foreign keys would ask three times a row.
-    """
-
-    key = models.CharField(max_length=64)
-    debit = models.ForeignKey(
-        LedgerAccount, on_delete=models.PROTECT, related_name="debits", db_index=False, db_constraint=False
-    )
-    credit = models.ForeignKey(
-        LedgerAccount, on_delete=models.PROTECT, related_name="credits", db_index=False, db_constraint=False
-    )
-    amount = shillings()
-    code = models.CharField(max_length=20)
-    at = models.DateTimeField()
-    transaction = models.ForeignKey(
-        Transaction, on_delete=models.PROTECT, null=True, related_name="transfers", db_constraint=False
-    )
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["key"], name="transfer_key_once"),
-            models.CheckConstraint(condition=Q(amount__gt=Decimal(0)), name="transfer_amount_is_positive"),
-            models.CheckConstraint(condition=~Q(debit=F("credit")), name="transfer_between_two_accounts"),
-        ]
-        indexes = [
-            models.Index(fields=["debit", "id"], name="transfer_by_debit"),
-            models.Index(fields=["credit", "id"], name="transfer_by_credit"),
-        ]
-
-    def __str__(self) -> str:
-        return self.key
-
-
-class LedgerDay(models.Model):
-    """What was booked on one day of Nairobi to the accounts of one kind, in shillings; of transfers up to their mark.
-
-    Transfers are never changed or removed, so a day only grows: a balance is its days and the transfers since.
-    """
-
-    day = models.DateField()
-    kind = models.CharField(max_length=20, choices=LedgerAccount.Kind.choices)
-    debits = models.DecimalField(max_digits=18, decimal_places=2)
-    credits = models.DecimalField(max_digits=18, decimal_places=2)
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["kind", "day"], name="ledger_day_once_a_kind")]
-
-    def __str__(self) -> str:
-        return f"{self.kind} on {self.day}"
-
-
-class Verdict(models.Model):
-    """A person's word on a held payout, which waits for a second person's: paid, with M-Pesa's `receipt`, or not paid.
-
-    Kept for ever; open while it has neither been confirmed nor refused.
-    """
-
-    transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")
-    receipt = models.CharField(max_length=64, blank=True, help_text="Empty: M-Pesa did not pay it.")
-    grounds = models.CharField(max_length=300)
-    proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
-    proposed_from = models.CharField(max_length=64)
-    proposed_at = models.DateTimeField()
-    closed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")
-    closed_at = models.DateTimeField(null=True)
-    confirmed = models.BooleanField(null=True)
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(
-                fields=["transaction"], condition=Q(closed_at__isnull=True), name="one_open_verdict_a_transaction"
-            ),
-            models.CheckConstraint(
-                condition=~Q(confirmed=True) | ~Q(closed_by=F("proposed_by")), name="two_people_confirm_a_verdict"
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"Verdict {self.pk} on transaction {self.transaction_id}"
-
-
-class Heartbeat(models.Model):
-    """When a part of the machine was last seen at work: beat, or a worker by its name. Written by overview_tasks."""
-
-    name = models.CharField(max_length=120, unique=True)
-    at = models.DateTimeField()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class Figures(models.Model):
-    """A set of figures that is dear to compute, as beat last had it computed: the home page reads it as it is."""
-
-    name = models.CharField(max_length=40, unique=True)
-    at = models.DateTimeField()
-    value = models.JSONField()
-
-    class Meta:
-        verbose_name_plural = "figures"
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.at:%Y-%m-%d %H:%M}"
-
-
-class InvariantCheck(models.Model):
-    """When an invariant of reconciliation.py was last checked, and what broke it then."""
-
-    invariant = models.CharField(max_length=120, unique=True)
-    checked_at = models.DateTimeField()
-    seconds = models.FloatField()
-    broken_by = models.JSONField(default=list, help_text="The first rows that break it, in words.")
-    broken_count = models.PositiveIntegerField(default=0)
-
-    def __str__(self) -> str:
-        return self.invariant

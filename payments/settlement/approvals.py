@@ -9,24 +9,25 @@ from typing import cast
 
 from django.db import transaction
 
-from markets import parimutuel
+from markets import locks, parimutuel
 from markets.models import Market
+from payments import own_affairs
 from payments.models import Proposal, Settlement
 from payments.policy import Policy
 from payments.settlement import preview, proposals, resolutions, undo
-from payments.wallet import bets
 from users import audit
+from users.refusal import Refusal
 
 
-class ProposalNotFound(LookupError):
+class ProposalNotFound(Refusal):
     """There is no proposal with that id."""
 
 
-class ProposalDecided(Exception):
+class ProposalDecided(Refusal):
     """The proposal was approved or rejected, or is stale."""
 
 
-class ProposerCannotApprove(Exception):
+class ProposerCannotApprove(Refusal):
     """It takes a second member of staff."""
 
 
@@ -46,7 +47,7 @@ def approve(
         market, proposal = _locked(proposal_id)
         if proposal.proposed_by_id == by.user_id:
             raise ProposerCannotApprove("You proposed it: another member of staff must approve it.")
-        proposals.refuse_stakeholders(market, by)
+        own_affairs.refuse_stakeholders(market, by)
         if preview_hash != proposal.preview_hash:
             raise proposals.PreviewMoved("That is not the hash of what was proposed: look again.")
         if _hash_now(market, proposal, at, policy) == proposal.preview_hash:
@@ -63,7 +64,7 @@ def reject(*, proposal_id: int, reason: str, by: audit.Actor, at: datetime) -> P
     """
     with transaction.atomic(durable=True):
         market, proposal = _locked(proposal_id)
-        proposals.refuse_stakeholders(market, by)
+        own_affairs.refuse_stakeholders(market, by)
         _close(market, proposal, Proposal.State.REJECTED, words=reason, by=by, at=at)
     return proposal
 
@@ -72,7 +73,7 @@ def _locked(proposal_id: int) -> tuple[Market, Proposal]:
     found = Proposal.objects.filter(pk=proposal_id).first()
     if found is None:
         raise ProposalNotFound(f"There is no proposal {proposal_id}.")
-    market = bets.locked_market(found.market_id)
+    market = locks.locked_market(found.market_id)
     proposal = Proposal.objects.select_for_update(no_key=True, of=("self",)).get(pk=proposal_id)
     if proposal.state != Proposal.State.OPEN:
         raise ProposalDecided(f"Proposal {proposal_id} is {proposal.state}.")

@@ -32,31 +32,6 @@ FUNDS = """unnest(%(outcomes)s::text[], %(won)s::bool[], %(stakes)s::numeric[], 
 # A losing outcome has a fund of nothing: every floor and every remainder is 0, and no cutoff is reached.
 _LOST = {"stakes": 1, "fund": 0, "cutoff_remainder": 1, "cutoff_bet": 0}
 
-# Tranches are numbered by a smallint.
-MOST_TRANCHES = 32_767
-# Of what a member has won (user_id, amount): whole shillings go by M-Pesa in tranches of at most `max`; the cents, a
-# sum or a last tranche under `min`, what is kept for a debt, what so many tranches cannot carry, and everything where
-# not `by_mpesa`, go to the wallet.
-_CARRIED = """
-    SELECT won.user_id, amount, {kept} AS kept,
-        CASE WHEN NOT %(by_mpesa)s THEN 0
-             WHEN mod(fits, %(max)s) >= %(min)s THEN fits ELSE fits - mod(fits, %(max)s) END AS by_mpesa
-    FROM won{debtors} CROSS JOIN LATERAL (SELECT least(floor(amount - {kept}), {most} * %(max)s::numeric) AS fits) f"""
-_DUE = """
-    SELECT user_id, 'mpesa' AS destination, tranche,
-        least(%(max)s, by_mpesa - (tranche - 1)::numeric * %(max)s) AS amount
-    FROM carried, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
-    UNION ALL
-    SELECT user_id, 'wallet', 1, amount - by_mpesa FROM carried WHERE amount > by_mpesa"""
-_DEBTORS = " LEFT JOIN unnest(%(debtors)s::bigint[], %(kept)s::numeric[]) AS k (user_id, kept) USING (user_id)"
-
-
-def due(won: str, *, debtors: bool) -> str:
-    """The CTEs `won`, `carried` and `due`, after a WITH; with `debtors` parts are kept (parameters debtors, kept)."""
-    kept, join = ("coalesce(k.kept, 0)", _DEBTORS) if debtors else ("0", "")
-    carried = _CARRIED.format(kept=kept, debtors=join, most=MOST_TRANCHES)
-    return f"won AS ({won}), carried AS ({carried}), due AS ({_DUE})"
-
 
 Staked: TypeAlias = Mapping[str, tuple[Decimal, int]]
 

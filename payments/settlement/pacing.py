@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from django.db import connection
 
+# The longest that one task works before it hands on to another message.
+TASK_SECONDS = 4.0
 # Of the time that the work before took: so much that others keep three quarters of what they do without us.
 SHARE = 0.75
 # What waited for a lock was no work of ours.
@@ -47,3 +49,9 @@ def giving_way(
         return True
 
     return go_on
+
+
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    """What says whether so many seconds have not passed yet."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() < until

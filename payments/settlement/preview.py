@@ -21,8 +21,10 @@ from payments.ledger import journal, receivables
 from payments.mpesa import tariff
 from payments.payouts import float_balance
 from payments.policy import Policy
+from payments.settlement import allocation
 from payments.settlement import division as settlement_division
 from users import phone
+from users.refusal import Refusal
 
 LARGEST = 10
 EXAMPLES = 20
@@ -30,7 +32,7 @@ EXAMPLES = 20
 SMALL = 2_000
 
 
-class FiguresDisagree(Exception):
+class FiguresDisagree(Refusal):
     """SQL and the rule in memory come to different dividends: nothing may be settled, an engineer must look."""
 
 
@@ -201,7 +203,7 @@ def _members(
     if divided.refund:
         return _NOBODY
     largest = f"(SELECT * FROM carried ORDER BY amount DESC, user_id LIMIT {LARGEST})"  # noqa: S608 - a constant
-    due = settlement_division.due(_won(divided), debtors=bool(kept))
+    due = allocation.due(_won(divided), debtors=bool(kept))
     rows = _rows(
         f"""
         WITH {due}
@@ -291,7 +293,7 @@ def _notes(
     debts = members["kept_by_member"]
     rows = _rows(
         f"""
-        WITH {settlement_division.due(_won(divided), debtors=bool(debts))}, sent AS (
+        WITH {allocation.due(_won(divided), debtors=bool(debts))}, sent AS (
             SELECT t.user_id, sum(a.amount) AS amount FROM payments_attempt a
             JOIN payments_transaction t ON t.id = a.transaction_id
             WHERE a.opened_at >= %(midnight)s AND a.state <> 'FAILED' GROUP BY t.user_id

@@ -8,24 +8,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from markets.models import Bet, Market
+from markets.models import Market
 from payments.models import Proposal
 from users import audit
+from users.refusal import Refusal
 
 
-class StakeInMarket(Exception):
-    """Who has bet on a market decides nothing about it."""
-
-
-class ProposalWaits(Exception):
+class ProposalWaits(Refusal):
     """A decision on the market is proposed, and waits for its approval."""
 
 
-class PersonNeeded(Exception):
+class PersonNeeded(Refusal):
     """A proposal is made by a member of staff; a second one approves it."""
 
 
-class PreviewMoved(Exception):
+class PreviewMoved(Refusal):
     """The numbers are not those that were seen: nothing was decided."""
 
 
@@ -37,12 +34,6 @@ class Proposed:
     market_id: int
     kind: str
     preview_hash: str
-
-
-def refuse_stakeholders(market: Market, by: audit.Actor) -> None:
-    """Raises: StakeInMarket."""
-    if by.user_id is not None and Bet.objects.filter(user_id=by.user_id, market=market).exists():
-        raise StakeInMarket("You have a stake in this market: another member of staff must decide about it.")
 
 
 def refuse_while_one_waits(market: Market) -> None:

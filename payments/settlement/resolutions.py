@@ -13,44 +13,45 @@ from decimal import Decimal
 from django.db import transaction
 from django.db.models import Max
 
-from markets import parimutuel
+from markets import locks, parimutuel
 from markets.models import Market
+from payments import own_affairs
 from payments.models import Proposal, Settlement
 from payments.policy import Policy
 from payments.settlement import preview, proposals, undo
-from payments.wallet import bets
 from users import audit
+from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
 VOID_REASONS = ("cancelled", "postponed", "ambiguous", "no_result", "error")
 
 
-class MarketAlreadyResolved(Exception):
+class MarketAlreadyResolved(Refusal):
     """The market's outcome has been declared; only undoing it opens it again."""
 
 
-class UnknownReason(ValueError):
+class UnknownReason(Refusal):
     """A market is void for one of VOID_REASONS, and nothing but a void market has a reason."""
 
 
-class BadCloseTime(ValueError):
+class BadCloseTime(Refusal):
     """An event that is decided has ended: its end does not lie ahead."""
 
 
-class NothingToWithdraw(Exception):
+class NothingToWithdraw(Refusal):
     """The market has no resolution that could be withdrawn."""
 
 
-class BeingSettled(Exception):
+class BeingSettled(Refusal):
     """The pool is being divided at this moment; try again in a moment."""
 
 
-class AlreadyReleased(Exception):
+class AlreadyReleased(Refusal):
     """The payouts may have left: an undo takes back what has not, and makes the rest a debt."""
 
 
-class TooFewOutcomes(Exception):
+class TooFewOutcomes(Refusal):
     """A market goes on with two outcomes at least."""
 
 
@@ -113,11 +114,11 @@ def resolve(
     if effective_close_at is not None and effective_close_at > at:
         raise BadCloseTime("effective_close_at must not lie ahead: the event has ended.")
     with transaction.atomic(durable=True):
-        market = bets.locked_market(market_id)
+        market = locks.locked_market(market_id)
         if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
             raise MarketAlreadyResolved(f"Market {market_id} is {market.status}: its outcome has been declared.")
         parimutuel.check_weights(rule, weights, market.running_outcomes)
-        proposals.refuse_stakeholders(market, by)
+        own_affairs.refuse_stakeholders(market, by)
         proposals.refuse_while_one_waits(market)
         if effective_close_at is not None:
             market.effective_close_at = effective_close_at
@@ -215,11 +216,11 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
     Raises: stakes.MarketNotFound; NothingToWithdraw; BeingSettled; AlreadyReleased; proposals.StakeInMarket.
     """
     with transaction.atomic(durable=True):
-        market = bets.locked_market(market_id)
+        market = locks.locked_market(market_id)
         run = undo.deciding_run(market)
         if run is None or run.state == Settlement.State.UNDOING:
             raise NothingToWithdraw(f"Market {market_id} is {market.status}: it has no resolution to withdraw.")
-        proposals.refuse_stakeholders(market, by)
+        own_affairs.refuse_stakeholders(market, by)
         if run.state == Settlement.State.DIVIDING:
             raise BeingSettled(f"Market {market_id} is being settled: try again in a moment.")
         if run.state == Settlement.State.SETTLED:
@@ -253,15 +254,15 @@ def scratch(*, market_id: int, outcome: str, reason: str, by: audit.Actor, at: d
     proposals.StakeInMarket.
     """
     with transaction.atomic(durable=True):
-        market = bets.locked_market(market_id)
+        market = locks.locked_market(market_id)
         if market.status != Market.Status.OPEN or market.end_date <= at:
-            raise bets.MarketNotOpen(f"Market {market_id} takes no bets any more: void it, or resolve it.")
+            raise locks.MarketNotOpen(f"Market {market_id} takes no bets any more: void it, or resolve it.")
         running = market.running_outcomes
         if outcome not in running:
-            raise bets.OutcomeNotInMarket(f"outcome must be one of {', '.join(running)}.")
+            raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(running)}.")
         if len(running) <= 2:
             raise TooFewOutcomes(f"Market {market_id} has two outcomes left: void it instead.")
-        proposals.refuse_stakeholders(market, by)
+        own_affairs.refuse_stakeholders(market, by)
         market.outcomes.filter(name=outcome).update(scratched_at=at)
         run = Settlement.objects.create(
             market=market,

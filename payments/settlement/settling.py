@@ -19,14 +19,14 @@ from typing import Any, cast
 from django.db import connection, transaction
 from django.db.models import QuerySet, Sum
 
-from markets import parimutuel
+from markets import locks, parimutuel
 from markets.models import Bet, Market
 from payments import failpoints
 from payments.ledger import journal, receivables
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
-from payments.settlement import division
-from payments.wallet import bets as wallet_bets
+from payments.settlement import allocation, division
+from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ OUTSIDE_BETS = 100_000
 BETS_WHOSE_WALLETS_WAIT = 5_000
 
 
-class BooksDisagree(Exception):
+class BooksDisagree(Refusal):
     """What a settlement would book does not add up. Nothing of the step was booked; an engineer must look."""
 
 
@@ -99,7 +99,7 @@ def _waiting() -> QuerySet[Settlement]:
 
 
 def _locked_settlement(market_id: int) -> Settlement | None:
-    market = wallet_bets.locked_market(market_id)
+    market = locks.locked_market(market_id)
     settlement = (
         _waiting().filter(market=market).order_by("number").select_for_update(no_key=True, of=("self",)).first()
     )
@@ -323,7 +323,7 @@ def _owe(span: dict[str, Any], kept: list[receivables.SetOff]) -> tuple[int, int
     """
     bets, high, members = _row(
         f"""
-        WITH {_THESE}, {division.due(_WON, debtors=bool(kept))}, seed AS MATERIALIZED (
+        WITH {_THESE}, {allocation.due(_WON, debtors=bool(kept))}, seed AS MATERIALIZED (
             SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn,
                 ('x' || translate(gen_random_uuid()::text, '-', ''))::bit(64)::bigint AS salt
         ), drawn AS (

@@ -22,15 +22,16 @@ from typing import Any
 from django.db import connection, transaction
 from django.db.models import Q
 
+from markets import locks
 from markets.models import Bet, Market
-from payments import failpoints
+from payments import failpoints, own_affairs
 from payments.ledger import journal
 from payments.models import Attempt, Proposal, Settlement, Transaction, Transfer
-from payments.payouts.evidence import rules
+from payments.payouts import attempts
 from payments.policy import Policy
 from payments.settlement import division, proposals, settling
-from payments.wallet import bets
 from users import audit
+from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
@@ -39,7 +40,7 @@ State = Settlement.State
 END = 2**62
 
 
-class NotUndoable(Exception):
+class NotUndoable(Refusal):
     """The market has no settlement that could be undone."""
 
 
@@ -59,11 +60,11 @@ def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: 
     proposals.PersonNeeded.
     """
     with transaction.atomic(durable=True):
-        market = bets.locked_market(market_id)
+        market = locks.locked_market(market_id)
         run = deciding_run(market)
         if run is None or run.state != State.SETTLED or run.rule == Settlement.Rule.VOID:
             raise NotUndoable(f"Market {market_id} is {market.status}: only a settled one can be undone, never a void.")
-        proposals.refuse_stakeholders(market, by)
+        own_affairs.refuse_stakeholders(market, by)
         proposals.refuse_while_one_waits(market)
         pool = (run.pool or journal.ZERO) + (run.late_refund or journal.ZERO)
         if not policy.needs_approval(pool):
@@ -132,7 +133,7 @@ def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Calla
     """
     while True:
         with transaction.atomic(durable=True):
-            market = bets.locked_market(market_id)
+            market = locks.locked_market(market_id)
             run = market.settlements.filter(state=State.UNDOING).first()
             if run is None:
                 return True
@@ -185,9 +186,9 @@ def _settle_what_waits(theirs: Any, *, at: datetime, policy: Policy) -> None:
     for attempt in waiting.select_related("transaction").order_by("pk").select_for_update(no_key=True, of=("self",)):
         if attempt.first_sent_at is None and attempt.doubted_at is None:
             words = "Not sent: the settlement is undone"
-            rules.fail(attempt.transaction, attempt, code="", words=words, at=at, policy=policy)
+            attempts.fail(attempt.transaction, attempt, code="", words=words, at=at, policy=policy)
         else:
-            rules.doubt(attempt, ask_at=at, at=at)
+            attempts.doubt(attempt, ask_at=at, at=at)
 
 
 # A payout that nothing has left of is owed no more. By the invariant on `payable` the books owe exactly these.

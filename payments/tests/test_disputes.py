@@ -17,11 +17,11 @@ from payments import disputes, settlement_tasks
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions
-from payments.tests.models.test_guards import ways
 from testing import builders
 from testing.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
 from testing.payout_steps import failed, hear, result_body, sent
 from testing.rest import UNREADABLE_BODIES, assert_refused, post
+from testing.transitions import ways
 from users import audit
 from users.audit import Actor
 from users.models import AuditEntry, CustomUser, Notice

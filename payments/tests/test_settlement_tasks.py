@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from api.celery import SWEEPS, app
 from markets.models import Market
-from payments import settlement_tasks
+from payments import settlement_tasks, wiring
 from payments.models import Callback, Transaction
 from payments.mpesa.simulator.provider import Terms
 from payments.mpesa.simulator.server import Options, Sandbox
@@ -33,7 +33,7 @@ def provider(settings: Any) -> Any:
         settings.MPESA_BASE_URL = sandbox.base_url
         settings.MPESA_CALLBACK_URL = "http://127.0.0.1:9/api/payments/b2c-callback/"
         yield sandbox
-        settlement_tasks.gateway().close()
+        wiring.gateway().close()
 
 
 def resolved(winners: int) -> Market:
@@ -98,7 +98,7 @@ def test_only_json_is_taken_from_the_queue() -> None:
 @pytest.mark.django_db
 def test_a_hint_carries_its_argument_and_its_id(queued: Queued) -> None:
     # when
-    settlement_tasks.hint(settlement_tasks.settle_market, 7, task_id="0d6f2b1e-0000-4000-8000-000000000007")
+    wiring.hint(wiring.SETTLE_MARKET, 7, task_id="0d6f2b1e-0000-4000-8000-000000000007")
 
     # then
     assert queued() == [(f"{NAMES}settle_market", "0d6f2b1e-0000-4000-8000-000000000007", [7])]
@@ -107,14 +107,14 @@ def test_a_hint_carries_its_argument_and_its_id(queued: Queued) -> None:
 @pytest.mark.django_db
 def test_two_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> None:
     # given
-    sweep = settlement_tasks.send_due_payouts
+    sweep = wiring.SEND_DUE_PAYOUTS
     for _ in range(3):
-        settlement_tasks.nudge(sweep)
+        wiring.nudge(sweep)
     before = len(queued())
 
     # when
-    settlement_tasks.began(sweep)
-    settlement_tasks.nudge(sweep)
+    wiring.began(sweep)
+    wiring.nudge(sweep)
 
     # then
     assert before == 1
@@ -124,8 +124,8 @@ def test_two_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> No
 @pytest.mark.django_db
 def test_nudges_of_two_sweeps_do_not_hold_each_other_up(queued: Queued) -> None:
     # when
-    settlement_tasks.nudge(settlement_tasks.send_due_payouts)
-    settlement_tasks.nudge(settlement_tasks.apply_stored_callbacks)
+    wiring.nudge(wiring.SEND_DUE_PAYOUTS)
+    wiring.nudge(wiring.APPLY_STORED_CALLBACKS)
 
     # then
     assert [name for name, _, _ in queued()] == [f"{NAMES}send_due_payouts", f"{NAMES}apply_stored_callbacks"]
@@ -134,10 +134,10 @@ def test_nudges_of_two_sweeps_do_not_hold_each_other_up(queued: Queued) -> None:
 @pytest.mark.django_db
 def test_a_nudge_that_got_lost_holds_back_the_next_one_for_half_a_minute_only(queued: Queued) -> None:
     # when
-    settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+    wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
     # then
-    left = settlement_tasks.broker().ttl(f"kasoko:nudged:{NAMES}send_due_payouts")
+    left = wiring.broker().ttl(f"kasoko:nudged:{NAMES}send_due_payouts")
     assert 0 < left <= 30
 
 
@@ -146,9 +146,9 @@ def test_with_the_broker_down_neither_a_hint_nor_a_nudge_raises() -> None:
     code = """
 import django
 django.setup()
-from payments import settlement_tasks
-settlement_tasks.hint(settlement_tasks.settle_market, 1)
-settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+from payments import wiring
+wiring.hint(wiring.SETTLE_MARKET, 1)
+wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 print("went on")
 """
     down = {
@@ -291,7 +291,7 @@ def test_the_sweep_sends_what_lost_messages_were_about(provider: Sandbox, settin
 
     # when
     settlement_tasks.send_due_payouts()
-    came_to_rest = settlement_tasks.sender().wait_until_idle(60)
+    came_to_rest = wiring.dispatcher_thread().wait_until_idle(60)
 
     # then
     assert came_to_rest
@@ -304,9 +304,7 @@ def test_the_sweep_asks_about_what_went_without_an_answer(provider: Sandbox) -> 
     # given
     long_ago = timezone.now() - timedelta(minutes=1)
     payout = builders.payout(285, at=long_ago)
-    (claim,) = claims.claim(
-        at=long_ago, policy=settlement_tasks.policy(), addresses=settlement_tasks.addresses(), limit=1
-    )
+    (claim,) = claims.claim(at=long_ago, policy=wiring.policy(), addresses=wiring.addresses(), limit=1)
 
     # when
     settlement_tasks.ask_about_doubts()
@@ -344,7 +342,7 @@ def test_the_sweep_applies_more_callbacks_than_it_reads_at_once() -> None:
 
 def test_what_the_edges_build_comes_from_the_settings() -> None:
     # when
-    gateway, addresses = settlement_tasks.gateway(), settlement_tasks.addresses()
+    gateway, addresses = wiring.gateway(), wiring.addresses()
 
     # then
     assert addresses.callback_url == django_settings.MPESA_CALLBACK_URL

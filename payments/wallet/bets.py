@@ -6,34 +6,19 @@ from decimal import Decimal
 
 from django.db import connection, transaction
 
+from markets import locks
 from markets.models import Bet, Market
 from payments import failpoints
 from payments.ledger import journal
 from users.models import CustomUser
+from users.refusal import Refusal
 
 
-def market_lock(market_id: int) -> int:
-    """The number of a market's advisory lock; the trigger that guards bets has the same."""
-    return (7 << 56) + market_id % (1 << 56)
-
-
-class MarketNotFound(LookupError):
-    """There is no market with that id."""
-
-
-class MarketNotOpen(Exception):
-    """The market takes no bets any more."""
-
-
-class OutcomeNotInMarket(ValueError):
-    """The outcome is none of the market's."""
-
-
-class InsufficientFunds(Exception):
+class InsufficientFunds(Refusal):
     """The wallet holds less than the stake."""
 
 
-class ClientRefReused(Exception):
+class ClientRefReused(Refusal):
     """The Idempotency-Key was used before, for another bet."""
 
 
@@ -44,18 +29,6 @@ class Placed:
     bet: Bet
     balance: Decimal
     new: bool
-
-
-def locked_market(market_id: int) -> Market:
-    """The market under lock. Bets share its advisory lock: it queues fairly, where a stream of sharers of the row's own
-    lock would keep us waiting for as long as they bet.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [market_lock(market_id)])
-    market = Market.objects.select_for_update(no_key=True, of=("self",)).filter(pk=market_id).first()
-    if market is None:
-        raise MarketNotFound(f"There is no market {market_id}.")
-    return market
 
 
 def place(
@@ -69,13 +42,13 @@ def place(
     """
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [market_lock(market_id)])
+            cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [locks.market_lock(market_id)])
         # FOR SHARE before anything is decided: a resolve waits for us or we for it. The market comes before the wallet
         # in the lock order, or a settlement that credits this member could wait for us while we wait for it.
         rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
         market = next(iter(rows), None)
         if market is None:
-            raise MarketNotFound(f"There is no market {market_id}.")
+            raise locks.MarketNotFound(f"There is no market {market_id}.")
         # The wallet's lock also makes two requests with one client_ref take turns.
         member = CustomUser.objects.select_for_update(no_key=True).get(pk=user_id)
         if client_ref:
@@ -85,9 +58,9 @@ def place(
                     raise ClientRefReused("This Idempotency-Key was used for another bet.")
                 return Placed(bet=placed, balance=member.balance, new=False)
         if market.status != Market.Status.OPEN or market.end_date <= at:
-            raise MarketNotOpen(f"Market {market_id} takes no bets any more.")
+            raise locks.MarketNotOpen(f"Market {market_id} takes no bets any more.")
         if outcome not in market.running_outcomes:
-            raise OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
+            raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
         if member.balance < amount:
             raise InsufficientFunds(f"The wallet holds {member.balance}, less than the stake of {amount}.")
         bet = Bet.objects.create(

@@ -18,9 +18,11 @@ from payments.ledger import journal
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.mpesa import client, messages
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts.evidence import callbacks, rules
+from payments.payouts import attempts
+from payments.payouts.evidence import booking, callbacks, rules
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
 from payments.policy import Policy
 from soak.simulation import world
 from soak.simulation.world import World
@@ -86,14 +88,14 @@ NO_PAYOUT_GUARD = "ALTER TABLE payments_transaction DISABLE TRIGGER transaction_
 
 def failing_on_answer(reads_as_failure: Callable[[Said], bool]) -> AbstractContextManager[None]:
     """Answers of which `reads_as_failure` says so fail the attempt."""
-    original = sending_claims.record
+    original = responses.record
 
     def record(claim: sending_claims.Claim, said: Said, *, at: datetime, policy: Policy) -> None:
         original(claim, said, at=at, policy=policy)
         if reads_as_failure(said):
             fail_if_open(claim.attempt_id, str(said), at, policy)
 
-    return instead_of(sending_claims, "record", record)
+    return instead_of(responses, "record", record)
 
 
 def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractContextManager[None]:
@@ -126,9 +128,9 @@ def failing_on_status(verdict: str) -> AbstractContextManager[None]:
 
 def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> None:
     with transaction.atomic():
-        payout, attempt = rules.locked(attempt_id)
+        payout, attempt = attempts.locked(attempt_id)
         if attempt.state in Attempt.OPEN:
-            rules.fail(payout, attempt, code="", words=words, at=at, policy=policy)
+            attempts.fail(payout, attempt, code="", words=words, at=at, policy=policy)
 
 
 def means_failure(result: Result) -> bool:
@@ -167,7 +169,7 @@ def _(here: World) -> Iterator[None]:
 
 @bug("unguarded transition", "D3: an answer that comes after the result changes nothing", seed=1)
 def _(here: World) -> Iterator[None]:
-    original = sending_claims.record
+    original = responses.record
 
     def record(claim: sending_claims.Claim, said: Said, *, at: datetime, policy: Policy) -> None:
         original(claim, said, at=at, policy=policy)
@@ -175,7 +177,7 @@ def _(here: World) -> Iterator[None]:
             Attempt.objects.filter(pk=claim.attempt_id).update(state=State.ACCEPTED)
 
     without(NO_ATTEMPT_GUARD)
-    with instead_of(sending_claims, "record", record):
+    with instead_of(responses, "record", record):
         yield
 
 
@@ -236,12 +238,12 @@ def _(here: World) -> Iterator[None]:
     seed=4,
 )
 def _(here: World) -> Iterator[None]:
-    original = rules.pay
+    original = booking.pay
 
     def pay(payout: Transaction, attempt: Attempt, **more: Any) -> str:
         return "failed already" if attempt.state == State.FAILED else original(payout, attempt, **more)
 
-    with instead_of(rules, "pay", pay):
+    with instead_of(booking, "pay", pay):
         yield
 
 
@@ -321,8 +323,8 @@ def _(here: World) -> Iterator[None]:
 @bug("acknowledged together whatever came first", "D3: an answer that comes after the result changes nothing", seed=10)
 def _(here: World) -> Iterator[None]:
     without(NO_ATTEMPT_GUARD)
-    unguarded = sending_claims._ACCEPT.replace("AND a.state = 'SENDING' ", "")
-    with instead_of(sending_claims, "_ACCEPT", unguarded):
+    unguarded = responses._ACCEPT.replace("AND a.state = 'SENDING' ", "")
+    with instead_of(responses, "_ACCEPT", unguarded):
         yield
 
 
@@ -362,8 +364,8 @@ def _(here: World) -> Iterator[None]:
         with transaction.atomic(durable=True):
             lost = Attempt.objects.filter(state=State.IN_DOUBT, resend_at__lte=at).order_by("pk")
             for pk in list(lost.values_list("pk", flat=True)[:limit]):
-                payout, attempt = rules.locked(pk)
-                rules.fail(payout, attempt, code="", words="sent again", at=at, policy=policy)
+                payout, attempt = attempts.locked(pk)
+                attempts.fail(payout, attempt, code="", words="sent again", at=at, policy=policy)
                 payout.status, payout.due_at = Transaction.Status.PENDING, at
                 payout.save()
         return []
@@ -379,13 +381,13 @@ def _(here: World) -> Iterator[None]:
     seed=26,
 )
 def _(here: World) -> Iterator[None]:
-    with instead_of(rules, "within_horizon", lambda attempt, at, policy: True):
+    with instead_of(attempts, "within_horizon", lambda attempt, at, policy: True):
         yield
 
 
 @bug("HTTP inside the transaction with a fresh id", "D3: row and id are committed before the call", DYING)
 def _(here: World) -> Iterator[None]:
-    original, new_attempt = sending_claims.claim, rules.new_attempt
+    original, new_attempt = sending_claims.claim, attempts.new_attempt
 
     def with_fresh_id(payout: Transaction, *arguments: Any, **more: Any) -> Attempt:
         attempt = new_attempt(payout, *arguments, **more)
@@ -398,10 +400,10 @@ def _(here: World) -> Iterator[None]:
         with block:
             for claimed in original(at=at, policy=policy, **more):
                 said = sending_claims.call(claimed, gateway=here.provider, addresses=here.addresses)
-                sending_claims.record(claimed, said, at=at, policy=policy)
+                responses.record(claimed, said, at=at, policy=policy)
         return []
 
-    with instead_of(sending_claims, "claim", claim), instead_of(rules, "new_attempt", with_fresh_id):
+    with instead_of(sending_claims, "claim", claim), instead_of(attempts, "new_attempt", with_fresh_id):
         yield
 
 
@@ -409,8 +411,10 @@ def _(here: World) -> Iterator[None]:
 def _(here: World) -> Iterator[None]:
     original = sending_claims._claim_of
 
-    def claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses) -> sending_claims.Claim:
-        claimed = original(attempt, payout, addresses)
+    def claim_of(
+        attempt: Attempt, payout: Transaction, addresses: Addresses, *, before_turns: bool
+    ) -> sending_claims.Claim:
+        claimed = original(attempt, payout, addresses, before_turns=before_turns)
         post = partial(sending_claims.call, claimed, gateway=here.provider, addresses=addresses)
         here.schedule(0.01, "message sent before the commit", post)
         return claimed
@@ -427,11 +431,11 @@ def _(here: World) -> Iterator[None]:
         claims = original(at=at, policy=policy, addresses=addresses, **more)
         for first in list(claims):
             payout = Transaction.objects.get(pk=first.transaction_id)
-            second = rules.new_attempt(payout, payout.attempts.count() + 1, at, policy, addresses)
+            second = attempts.new_attempt(payout, payout.attempts.count() + 1, at, policy, addresses)
             second.save()
             send = journal.Entry(f"send:{second.pk}", journal.PAYABLE, journal.IN_FLIGHT, second.amount, payout.pk)
             journal.post([send], at=at)
-            claims.append(sending_claims._claim_of(second, payout, addresses))
+            claims.append(sending_claims._claim_of(second, payout, addresses, before_turns=False))
         return claims
 
     without("DROP INDEX one_open_attempt_a_transaction")

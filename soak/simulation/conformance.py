@@ -18,8 +18,10 @@ from django.db import connection, transaction
 
 from payments.models import Breaker, Transaction
 from payments.mpesa import client
-from payments.payouts.operations import actions
+from payments.payouts.evidence import status_queries
+from payments.payouts.operations import actions, decisions
 from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
 from soak.simulation.machine import Machine, Refused
 from soak.simulation.outcome import Outcome, Violation
 from soak.simulation.rows import Answer, Attempt, Payout, Question, Result
@@ -158,12 +160,12 @@ class Pair:
             return
         said = self.random.choice(ANSWERS)
         self.note(f"{attempt.ocid} POSTed: {said!r}")
-        sending_claims.record(claim, said, at=self.now, policy=self.policy)
+        responses.record(claim, said, at=self.now, policy=self.policy)
         self.machine.record(attempt, said, at=self.now)
 
     def _ask(self) -> None:
         self.note("asks")
-        real = sending_claims.ask(at=self.now, policy=self.policy, addresses=payout_steps.ADDRESSES, limit=100)
+        real = status_queries.ask(at=self.now, policy=self.policy, addresses=payout_steps.ADDRESSES, limit=100)
         pure = self.machine.ask(at=self.now, limit=100)
         asked = sorted(question.originator_conversation_id for question in real)
         if asked != sorted(question.attempt.ocid for question in pure):
@@ -259,11 +261,11 @@ class Pair:
                 pure = lambda: self.machine.redirect(payout, at=at)  # noqa: E731
             case _:
                 people_here, words = self.staff[: len(people)], {"receipt": receipt, "grounds": "The statement."}
-                real = lambda: actions.decide(  # noqa: E731
+                real = lambda: decisions.decide(  # noqa: E731
                     transaction_id=pk, by=people_here, at=at, policy=self.policy, **words
                 )
                 pure = lambda: self.machine.decide(payout, receipt=receipt, people=len(people), at=at)  # noqa: E731
-        refusals = (actions.PayoutNotRetryable, actions.NotToBeDecided)
+        refusals = (actions.PayoutNotRetryable, decisions.NotToBeDecided)
         said = _allowed(real, refusals), _allowed(pure, (Refused,))
         if said[0] != said[1] and (act == "retry all" or "refused" in said):
             raise Disagreement(f"{act}: {said[0]}, the machine {said[1]}")

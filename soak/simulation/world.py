@@ -30,9 +30,10 @@ from payments.ledger import invariants
 from payments.models import Callback
 from payments.mpesa import client
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts.evidence import callbacks
+from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
 from payments.settlement import settling
 from soak.simulation.outcome import Outcome, Violation
 from soak.simulation.provider import RATES, UNREGISTERED_SHARE, Provider, payout_of, result_body, status_body
@@ -437,11 +438,11 @@ class World:
             yield 0.02
             said = self._post_payment(claim)
             yield self.random.choice([0.02, 0.4, 3.0])
-            sending_claims.record(claim, said, at=self.now, policy=self.policy)
+            responses.record(claim, said, at=self.now, policy=self.policy)
         yield 0.02
 
     def _send_due(self) -> Task:
-        """The pump: claims as there is room, has many requests under way, and writes down together what has ended."""
+        """Run the dispatcher: it claims as there is room, and records together the requests that have ended."""
         in_flight, last_turn = self.random.choice([1, 3, 8]), 0
         waiting: list[sending_claims.Claim] = []
         answers: list[tuple[sending_claims.Claim, sending_claims.Said]] = []
@@ -467,7 +468,7 @@ class World:
             yield self.random.choice([0.02, 0.4, 3.0])
             heard = self.random.randint(0, len(answers))
             if heard:
-                sending_claims.record_all(answers[:heard], at=self.now, policy=self.policy)
+                responses.record_all(answers[:heard], at=self.now, policy=self.policy)
                 answers = answers[heard:]
 
     def _post_payment(self, claim: sending_claims.Claim) -> sending_claims.Said:
@@ -488,12 +489,12 @@ class World:
             yield 0.01
 
     def _ask(self) -> Task:
-        questions = sending_claims.ask(at=self.now, policy=self.policy, addresses=self.addresses, limit=50)
+        questions = status_queries.ask(at=self.now, policy=self.policy, addresses=self.addresses, limit=50)
         for question in questions:
             yield 0.1
             self.note(f"    asks about {question.originator_conversation_id}")
-            if conversation_id := sending_claims.put(question, gateway=self.provider, addresses=self.addresses):
-                sending_claims.record_question(question, conversation_id)
+            if conversation_id := status_queries.put(question, gateway=self.provider, addresses=self.addresses):
+                status_queries.record_question(question, conversation_id)
 
     # --- what comes from outside -------------------------------------------------------------------------------------
 

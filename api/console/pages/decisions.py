@@ -13,7 +13,7 @@ from api.console import page, paging
 from api.console.pages import resolve
 from markets import parimutuel
 from markets.models import Market
-from payments import settlement_tasks
+from payments import wiring
 from payments.models import Proposal
 from payments.settlement import approvals, preview_cache, proposals, resolutions, undo
 
@@ -65,15 +65,15 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
             preview_hash=request.POST.get("hash", ""),
             by=page.actor(request),
             at=timezone.now(),
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
         )
         if isinstance(done, undo.Undoing):
-            settlement_tasks.hint(settlement_tasks.undo_market, done.market_id)
+            wiring.after_decision(done)
             return f"Approved. Market {done.market_id} is being undone; nothing of it is sent any more."
-        settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+        wiring.after_decision(done)
         return f"Approved. Market {done.market_id} is decided, and its settlement runs now."
 
-    return page.ask(request, question, act, refusals=resolve.REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("view_console", posts=True)
@@ -96,7 +96,7 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         return "The proposal is rejected. No money was moved."
 
     done = reverse("admin:market", args=[found.market_id])
-    return page.ask(request, question, act, refusals=resolve.REFUSALS, done=done)
+    return page.ask(request, question, act, done=done)
 
 
 def _proposed_words(found: Proposal) -> str:
@@ -133,8 +133,7 @@ def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
     def act(reason: str) -> str:
         done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=timezone.now())
-        if done.undoing:
-            settlement_tasks.hint(settlement_tasks.undo_market, done.market_id)
+        wiring.after_decision(done)
         return f"The resolution of market {market.pk} is withdrawn. No payout of it leaves."
 
     return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", will, "withdraw", act)
@@ -158,12 +157,12 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
             reason=reason,
             by=page.actor(request),
             at=timezone.now(),
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
         )
         if isinstance(done, proposals.Proposed):
             link = reverse("admin:proposal", args=[done.proposal_id])
             return f"Sending is stopped for this market. The undo waits for a second person at {link}"
-        settlement_tasks.hint(settlement_tasks.undo_market, done.market_id)
+        wiring.after_decision(done)
         return f"Market {market.pk} is being undone. Nothing more of it is sent."
 
     return _take_back(request, market, f"Undo the settlement of market {market.pk}", will, "undo", act)
@@ -182,7 +181,7 @@ def _take_back(
         typed=typed,
         danger=True,
     )
-    return page.ask(request, question, lambda answers: act(answers["reason"]), refusals=resolve.REFUSALS)
+    return page.ask(request, question, lambda answers: act(answers["reason"]))
 
 
 @page.page("resolve_market", posts=True)
@@ -212,12 +211,12 @@ def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
             reason=answers["reason"],
             by=page.actor(request),
             at=timezone.now(),
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
         )
-        settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+        wiring.after_decision(done)
         return f"{answers['outcome']} is scratched; its stakes are going back."
 
-    return page.ask(request, question, act, refusals=resolve.REFUSALS)
+    return page.ask(request, question, act)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------

@@ -10,18 +10,10 @@ from django.utils import timezone
 
 from api.console import page
 from payments import disputes as service
-from payments import settlement_tasks
+from payments import wiring
 from payments.models import Dispute
-from payments.payouts.operations import actions
 from payments.settlement.certificates import explanations
 
-REFUSALS = (
-    service.DisputeNotFound,
-    service.DisputeMoved,
-    service.OwnDispute,
-    service.NoSuchRemedy,
-    actions.PayoutNotRetryable,
-)
 TABS = {"OPEN": "To answer", "ANSWERED": "Answered", "UPHELD": "Upheld", "REJECTED": "Rejected"}
 REMEDIES = {
     Dispute.Remedy.RE_RESOLVE: "the market is resolved anew: undo its settlement next",
@@ -68,7 +60,7 @@ def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
         service.answer(dispute_id=found.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
         return "The member is answered."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("answer_dispute", posts=True)
@@ -81,7 +73,7 @@ def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
         service.reject(dispute_id=found.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
         return "The dispute is rejected, and the member is told."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("answer_dispute", posts=True)
@@ -103,12 +95,10 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
             at=timezone.now(),
         )
         if upheld.to_send:
-            settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-            for transaction_id in upheld.to_send:
-                settlement_tasks.hint(settlement_tasks.send_b2c_payout, transaction_id)
+            wiring.after_retry(*upheld.to_send)
         return f"The dispute is upheld: {REMEDIES[Dispute.Remedy(answers['remedy'])]}."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 def _question(

@@ -6,7 +6,7 @@ from django.utils import timezone
 
 from api.console import page
 from payments.monitoring import overview
-from payments.settlement import status
+from payments.payouts.operations import in_doubt
 
 SHOWN = 200
 
@@ -14,7 +14,7 @@ SHOWN = 200
 @page.page("view_console")
 def limbo(request: HttpRequest) -> HttpResponse:
     now = overview.now(at=timezone.now())
-    context = {"title": "Limbo", "now": now, "rows": status.limbo(limit=SHOWN), "shown": SHOWN}
+    context = {"title": "Limbo", "now": now, "rows": in_doubt.in_doubt(limit=SHOWN), "shown": SHOWN}
     return page.render(request, "console/limbo.html", context)
 
 

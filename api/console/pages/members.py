@@ -92,7 +92,7 @@ def note(request: HttpRequest, member_id: int) -> HttpResponse:
         staff_notes.add(member_id=found.pk, text=answers["text"], by=page.actor(request), at=timezone.now())
         return "The note is written."
 
-    return page.ask(request, question, act, refusals=(staff_notes.NoteRefused,))
+    return page.ask(request, question, act)
 
 
 def _found(member_id: int) -> CustomUser:

@@ -8,21 +8,11 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from api.console import page, paging
-from payments import settlement_tasks
+from payments import wiring
 from payments.models import Transaction, Verdict
 from payments.payouts.operations import actions, decisions, failures, search, timeline
 from users import phone
 
-REFUSALS = (
-    actions.TransactionNotFound,
-    actions.PayoutNotRetryable,
-    actions.NotToBeHeld,
-    actions.NotToBeReleased,
-    actions.NothingToAsk,
-    actions.NotToBeDecided,
-    decisions.VerdictNotOpen,
-    decisions.SamePerson,
-)
 HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168", "the last week"))
 
 
@@ -59,7 +49,7 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
         "payout": life.payout,
         "may_act": page.may(request, "act_on_payouts"),
         "may_decide": page.may(request, "decide_payout"),
-        "needs_two": decisions.needs_two(life.payout, settlement_tasks.policy()),
+        "needs_two": decisions.needs_two(life.payout, wiring.policy()),
         "is_mine": life.verdict is not None and life.verdict.proposed_by_id == request.user.pk,
     }
     return page.render(request, "console/payout.html", context)
@@ -95,11 +85,10 @@ def retry(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         made = actions.retry(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
-        settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-        settlement_tasks.hint(settlement_tasks.send_b2c_payout, made.pk)
+        wiring.after_retry(made.pk)
         return f"Payout {made.pk} is pending and will be sent again."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
@@ -115,10 +104,10 @@ def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         actions.ask_now(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
-        settlement_tasks.hint(settlement_tasks.ask_about_doubts)
+        wiring.hint(wiring.ASK_ABOUT_DOUBTS)
         return "The question goes out now. Its answer shows on this page."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
@@ -137,7 +126,7 @@ def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
         actions.hold(transaction_id=found.pk, reason=reason, by=by, at=timezone.now())
         return f"Payout {found.pk} is held. No money left."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
@@ -155,11 +144,10 @@ def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         actions.release(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
-        settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-        settlement_tasks.hint(settlement_tasks.send_b2c_payout, found.pk)
+        wiring.after_retry(found.pk)
         return f"Payout {found.pk} is due now."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
@@ -180,7 +168,7 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
         actions.redirect_to_wallet(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
         return f"KES {found.amount:,.2f} is in the member's wallet."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 # --- what became of it -----------------------------------------------------------------------------------------------
@@ -189,7 +177,7 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
 @page.page("decide_payout", posts=True)
 def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
     found = _found(transaction_id)
-    two = decisions.needs_two(found, settlement_tasks.policy())
+    two = decisions.needs_two(found, wiring.policy())
     question = _question(
         found,
         f"Say what became of payout {found.pk}",
@@ -218,22 +206,22 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
     def act(answers: dict[str, str]) -> str:
         receipt = answers["receipt"].upper() if answers["verdict"] == "paid" else ""
         if answers["verdict"] == "paid" and not receipt.isalnum():
-            raise actions.NotToBeDecided("A payment has a receipt, of letters and digits, in M-Pesa's statement.")
+            raise decisions.NotToBeDecided("A payment has a receipt, of letters and digits, in M-Pesa's statement.")
         if answers["verdict"] == "not_paid" and answers["receipt"]:
-            raise actions.NotToBeDecided("What was not paid has no receipt.")
+            raise decisions.NotToBeDecided("What was not paid has no receipt.")
         waiting = decisions.give(
             transaction_id=found.pk,
             receipt=receipt,
             grounds=answers["grounds"],
             by=page.actor(request),
             at=timezone.now(),
-            policy=settlement_tasks.policy(),
+            policy=wiring.policy(),
         )
         if waiting is not None:
             return "Your word is kept. A second person must confirm it on this page; until then no money moves."
         return f"Payout {found.pk} is decided: {'paid' if receipt else 'not paid'}."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("decide_payout", posts=True)
@@ -256,12 +244,10 @@ def confirm_verdict(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        decisions.confirm(
-            verdict_id=verdict.pk, by=page.actor(request), at=timezone.now(), policy=settlement_tasks.policy()
-        )
+        decisions.confirm(verdict_id=verdict.pk, by=page.actor(request), at=timezone.now(), policy=wiring.policy())
         return f"Payout {found.pk} is decided by two people: {said}."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 @page.page("decide_payout", posts=True)
@@ -283,7 +269,7 @@ def refuse_verdict(request: HttpRequest, transaction_id: int) -> HttpResponse:
         decisions.refuse(verdict_id=verdict.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
         return "The word is taken back. The payout is held as before."
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 def _waiting(found: Transaction) -> Verdict | None:
@@ -330,12 +316,11 @@ def retry_many(request: HttpRequest) -> HttpResponse:
             raise actions.PayoutNotRetryable("The list has changed since you looked: look again.")
         done = failures.retry_each(transaction_ids=plan.transaction_ids, by=page.actor(request), at=timezone.now())
         if done.retried:
-            settlement_tasks.hint(settlement_tasks.ask_about_doubts)
-            settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+            wiring.after_retry()
         passed = "".join(f" Passed over: {number}, as {why}." for why, number in done.skipped.items())
         return f"{len(done.retried)} payouts will be sent again.{passed}"
 
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 def _will(plan: failures.Plan, words: str, advice: str, helps: bool) -> list[str]:

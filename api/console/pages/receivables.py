@@ -15,19 +15,13 @@ from payments.ledger import journal, receivables
 from payments.models import Recovery
 from users import phone
 from users.models import CustomUser
+from users.refusal import Refusal
 
 
-class NotAPercentage(ValueError):
+class NotAPercentage(Refusal):
     """What was typed is no whole number from 1 to 100."""
 
 
-REFUSALS = (
-    NotAPercentage,
-    receivables.RecoveryNotFound,
-    receivables.NothingOwed,
-    receivables.OwnDebt,
-    receivables.DebtsMoved,
-)
 # The ids of debts, and what is owed on each.
 Owing: TypeAlias = list[tuple[int, Decimal]]
 TABS = {"": "Still owed", "open": "To decide", "set_off": "Set off", "written_off": "Written off", "all": "All"}
@@ -159,7 +153,7 @@ def _decide(
         danger=bool(typed),
         hidden={"seen": receivables.mark_of(owing)},
     )
-    return page.ask(request, question, act, refusals=REFUSALS)
+    return page.ask(request, question, act)
 
 
 def _who(owing: Owing) -> str:

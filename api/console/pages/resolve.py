@@ -23,9 +23,9 @@ from api.console import page, paging
 from api.rest import fields as rest_fields
 from markets import parimutuel
 from markets.models import NAIROBI, Market
-from payments import monitoring_tasks, settlement_tasks
-from payments.settlement import approvals, preview, preview_cache, proposals, resolutions, undo
-from payments.wallet import bets
+from payments import wiring
+from payments.settlement import preview, preview_cache, proposals, resolutions
+from users.refusal import Refusal
 
 VOID_WORDS = {
     "cancelled": "the event was cancelled",
@@ -43,34 +43,8 @@ SHARES = {
 BUTTONS = {WINNER: "Resolve and pay", JOINT: "Resolve and pay", SPLIT: "Resolve and pay", VOID: "Void and refund"}
 
 
-class NotAnAddress(ValueError):
+class NotAnAddress(Refusal):
     """What was typed as the evidence's address is none."""
-
-
-REFUSALS = (
-    bets.MarketNotFound,
-    bets.MarketNotOpen,
-    bets.OutcomeNotInMarket,
-    resolutions.MarketAlreadyResolved,
-    resolutions.UnknownReason,
-    resolutions.BadCloseTime,
-    resolutions.NothingToWithdraw,
-    resolutions.BeingSettled,
-    resolutions.AlreadyReleased,
-    resolutions.TooFewOutcomes,
-    undo.NotUndoable,
-    parimutuel.UnknownOutcome,
-    parimutuel.BadWeights,
-    preview.FiguresDisagree,
-    proposals.StakeInMarket,
-    proposals.ProposalWaits,
-    proposals.PreviewMoved,
-    proposals.PersonNeeded,
-    approvals.ProposalNotFound,
-    approvals.ProposalDecided,
-    approvals.ProposerCannotApprove,
-    NotAnAddress,
-)
 
 
 # --- step one --------------------------------------------------------------------------------------------------------
@@ -80,7 +54,7 @@ REFUSALS = (
 def choose(request: HttpRequest, market_id: int) -> HttpResponse:
     """Step one: what each decision would do, side by side."""
     market = undecided(market_id)
-    at, policy = timezone.now(), settlement_tasks.policy()
+    at, policy = timezone.now(), wiring.policy()
     found = looked(market, [preview_cache.Decision(rule, weights) for rule, weights in preview.choices(market)], at=at)
     context = {
         "title": f"Resolve market {market.pk}",
@@ -142,7 +116,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
     decision = _decision(kind, rest, market)
     if decision is None:
         return HttpResponseRedirect(reverse("admin:market_choose", args=[market.pk]))
-    at, policy = timezone.now(), settlement_tasks.policy()
+    at, policy = timezone.now(), wiring.policy()
     ended, problem = _moment(asked.get("ended", ""))
     if ended is not None and ended <= at:
         market.effective_close_at = ended
@@ -194,14 +168,14 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
         )
         return _said(done)
 
-    return page.ask(request, question, act, refusals=REFUSALS, done=reverse("admin:market", args=[market.pk]))
+    return page.ask(request, question, act, done=reverse("admin:market", args=[market.pk]))
 
 
 def _said(done: resolutions.Resolved | proposals.Proposed) -> str:
     if isinstance(done, proposals.Proposed):
         link = reverse("admin:proposal", args=[done.proposal_id])
         return f"It is proposed. Nothing is paid until a second person approves it; send them the address {link}"
-    settlement_tasks.hint(settlement_tasks.settle_market, done.market_id, task_id=done.public_id)
+    wiring.after_decision(done)
     return f"Market {done.market_id} is decided. Its settlement runs now; this page shows how far it is."
 
 
@@ -260,12 +234,12 @@ def looked(
     market: Market, decisions: Sequence[preview_cache.Decision], *, at: datetime, patient: bool = False
 ) -> list[preview_cache.Look]:
     """What the decisions would do, as far as it is known; a worker is asked for what is not, or not any more."""
-    found = preview_cache.looks(market, decisions, at=at, policy=settlement_tasks.policy(), patient=patient)
+    found = preview_cache.looks(market, decisions, at=at, policy=wiring.policy(), patient=patient)
     ended = market.effective_close_at.isoformat() if market.effective_close_at else ""
     for one in found:
         if not one.current and preview_cache.is_news(market, one.decision):
             weights = {outcome: str(weight) for outcome, weight in one.decision.weights.items()}
-            settlement_tasks.hint(monitoring_tasks.look, market.pk, one.decision.rule, weights, ended)
+            wiring.hint(wiring.COMPUTE_PREVIEW, market.pk, one.decision.rule, weights, ended)
     return found
 
 

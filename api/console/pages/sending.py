@@ -6,7 +6,7 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from api.console import page
-from payments import settlement_tasks
+from payments import wiring
 from payments.models import Breaker
 from payments.payouts import breakers
 
@@ -54,7 +54,7 @@ def switch_off(request: HttpRequest) -> HttpResponse:
         breakers.switch_off(reason=answers["reason"], by=page.actor(request), at=timezone.now())
         return "Sending is off. No money leaves until it is switched on again."
 
-    return page.ask(request, question, act, refusals=())
+    return page.ask(request, question, act)
 
 
 @page.page("switch_sending", posts=True)
@@ -71,10 +71,10 @@ def switch_on(request: HttpRequest) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         breakers.switch_on(by=page.actor(request), at=timezone.now())
-        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
         return "Sending is on."
 
-    return page.ask(request, question, act, refusals=())
+    return page.ask(request, question, act)
 
 
 urls = [

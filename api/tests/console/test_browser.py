@@ -19,7 +19,7 @@ from django_otp.oath import totp
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from markets.models import Market
-from payments import monitoring_tasks, settlement_tasks
+from payments import monitoring_tasks, wiring
 from payments.models import Transaction
 from payments.monitoring import overview
 from payments.settlement import preview_cache, undo
@@ -163,7 +163,7 @@ def test_a_market_is_resolved_by_two_people_in_two_browsers_undone_and_voided(
 ) -> None:
     # given
     settings.RESOLVE_APPROVAL_ABOVE = Decimal(500)
-    settlement_tasks.policy.cache_clear()
+    wiring.policy.cache_clear()
     made = builders.market(question="Will the long rains begin before 25 March?")
     for outcome, amount in (("Yes", 300), ("No", 450)):
         builders.orm_bet(made, builders.member(), outcome, amount)
@@ -206,7 +206,7 @@ def test_a_market_is_resolved_by_two_people_in_two_browsers_undone_and_voided(
     type_in(page, typed="approve")
     press(page, "Approve and carry out")
     page.wait_for_selector("text=is being undone")
-    undo.carry_out(market_id=made.pk, at=timezone.now(), policy=settlement_tasks.policy(), keep_going=lambda: True)
+    undo.carry_out(market_id=made.pk, at=timezone.now(), policy=wiring.policy(), keep_going=lambda: True)
 
     # when: it is void in the end, which two decide again
     page = first.go(f"/admin/markets/{made.pk}/resolve/")

@@ -10,7 +10,7 @@ from django.test import Client
 from django.utils import timezone
 
 from markets.models import NAIROBI, Market
-from payments import disputes, monitoring_tasks, settlement_tasks
+from payments import disputes, monitoring_tasks, wiring
 from payments.ledger import receivables
 from payments.models import Dispute, Proposal, Recovery, Settlement, Transaction
 from payments.payouts import float_balance
@@ -31,7 +31,7 @@ def console(db: None) -> Client:
 def large(monkeypatch: pytest.MonkeyPatch) -> Policy:
     """From 500 shillings on a decision takes two people."""
     ruled = policy(approval_above=console_scenes.TWO_PEOPLE.approval_above)
-    monkeypatch.setattr(settlement_tasks, "policy", cached(ruled))
+    monkeypatch.setattr(wiring, "policy", cached(ruled))
     return ruled
 
 

@@ -10,7 +10,7 @@ from django.test import Client
 from django.utils import timezone
 
 from markets.models import Market
-from payments import settlement_tasks
+from payments import settlement_tasks, wiring
 from payments.models import FloatReading, Proposal, Recovery, Settlement, Transaction
 from testing.builders import bearer, market, member, nothing_moved, operator, orm_bet, resolve, settle
 from testing.payout_steps import READ_TIMEOUT, sent
@@ -312,7 +312,7 @@ def test_a_held_result_is_provisional_until_its_release(api: Client, staff: dict
 
     # when: released
     settings.SETTLEMENT_HOLD_MINUTES = ()
-    settlement_tasks.policy.cache_clear()
+    wiring.policy.cache_clear()
     post(api, ADMIN + "resolve/", {"market_id": made.pk, "outcome": "Yes"}, staff)
     settlement_tasks.settle_market(made.pk)
 

@@ -9,10 +9,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from markets.models import Market
-from payments import settlement_tasks
+from payments import settlement_tasks, wiring
 from payments.models import Settlement, Transaction
 from payments.mpesa import client
-from payments.payouts.sending import claims
+from payments.payouts.sending import claims, responses
 from payments.settlement import settling
 from testing.builders import (
     AT,
@@ -49,11 +49,9 @@ def api() -> Client:
 def failed_payout(amount: int = 285, *, at: Any = AT) -> Transaction:
     """A payout that M-Pesa has refused for good."""
     made = payout(amount, at=at)
-    (claim,) = claims.claim(
-        at=at, policy=policy(), addresses=settlement_tasks.addresses(), limit=1, transaction_id=made.pk
-    )
+    (claim,) = claims.claim(at=at, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=made.pk)
     refused = client.Rejected("400.002.02", "Bad Request")
-    claims.record(claim, refused, at=at, policy=policy())
+    responses.record(claim, refused, at=at, policy=policy())
     made.refresh_from_db()
     assert made.status == "FAILED"
     return made

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from payments.payouts.operations import actions
+from payments.payouts.operations import decisions
 from payments.policy import Policy
 from users import audit, auth, phone
 
@@ -36,7 +36,7 @@ class Command(BaseCommand):
                 raise CommandError(f"{person} is no member of staff. Nothing was decided.")
             people.append(audit.Actor(user_id=person.pk, source="command"))
         try:
-            payout = actions.decide(
+            payout = decisions.decide(
                 transaction_id=options["transaction_id"],
                 receipt=options["receipt"],
                 grounds=options["grounds"],
@@ -44,7 +44,7 @@ class Command(BaseCommand):
                 at=at,
                 policy=Policy.from_settings(settings),
             )
-        except actions.NotToBeDecided as refusal:
+        except decisions.NotToBeDecided as refusal:
             raise CommandError(f"{refusal} Nothing was decided.") from refusal
         payout.refresh_from_db()
         self.stdout.write(f"Transaction {payout.pk} is {payout.status}.")

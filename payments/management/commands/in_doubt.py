@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 
 from payments.models import Breaker
-from payments.settlement import status
+from payments.payouts.operations import in_doubt
 
 
 class Command(BaseCommand):
@@ -15,7 +15,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         at = timezone.now()
-        found = status.limbo()
+        found = in_doubt.in_doubt()
         for one in found:
             self.stdout.write(
                 f"transaction {one.transaction_id} of market {one.market_id}: KES {one.amount:,.2f}, {one.status}, "

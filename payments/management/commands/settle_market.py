@@ -6,9 +6,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from payments import settlement_tasks
+from markets import locks
+from payments import wiring
 from payments.settlement import settling, status
-from payments.wallet import bets
 
 SECONDS_BETWEEN_LINES = 1.0
 
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         while not self._settled(market_id):
             self._say_progress(market_id)
         self._say_progress(market_id)
-        settlement_tasks.nudge(settlement_tasks.send_due_payouts)
+        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
     def _settled(self, market_id: int) -> bool:
         """Go on for a second."""
@@ -35,10 +35,10 @@ class Command(BaseCommand):
             progress = settling.settle(
                 market_id=market_id,
                 at=timezone.now(),
-                policy=settlement_tasks.policy(),
+                policy=wiring.policy(),
                 keep_going=lambda: time.monotonic() < until,
             )
-        except bets.MarketNotFound as error:
+        except locks.MarketNotFound as error:
             raise CommandError(str(error)) from error
         if not progress.found:
             raise CommandError(f"Market {market_id} has nothing to settle: it is not resolved, or is settled already.")

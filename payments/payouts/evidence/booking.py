@@ -3,6 +3,7 @@
 Which ones are plain is `evidence.is_plainly_paid`. The caller owns the database transaction and holds the locks.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,10 +11,17 @@ from typing import Any
 
 from django.db import connection
 
-from payments.ledger import journal
-from payments.models import Attempt
-from payments.payouts import breakers
-from payments.payouts.evidence import rules
+from markets.models import NAIROBI
+from payments.ledger import journal, receivables
+from payments.models import Attempt, Transaction
+from payments.mpesa import tariff
+from payments.payouts import attempts, breakers
+from payments.policy import Policy
+
+alarm = logging.getLogger("kasoko.alarm")
+
+State = Attempt.State
+Status = Transaction.Status
 
 _CLOSE = """
     UPDATE payments_attempt a
@@ -55,6 +63,79 @@ def book(proofs: Sequence[Proof], *, at: datetime) -> None:
         cursor.execute(_CLOSE, columns)
         cursor.execute(_COMPLETE, columns)
     breakers.paid(max((proof.attempt.posted_at for proof in proofs if proof.attempt.posted_at), default=None))
-    journal.post(
-        [entry for proof in proofs for entry in rules.payment_entries(proof.user_id, proof.attempt, at=at)], at=at
-    )
+    journal.post([entry for proof in proofs for entry in payment_entries(proof.user_id, proof.attempt, at=at)], at=at)
+
+
+def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
+    """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
+    receipt = receipt[:64]
+    if attempt.state == State.PAID:
+        if receipt and not attempt.receipt:
+            attempt.receipt = payout.receipt = receipt
+            attempt.save(update_fields=["receipt"])
+            payout.save(update_fields=["receipt"])
+            return "paid already; its receipt is known now"
+        if receipt and receipt != attempt.receipt:
+            alarm.critical("Attempt %s has a second receipt %s beside %s", attempt, receipt, attempt.receipt)
+            return f"a second receipt {receipt}: M-Pesa may have paid twice"
+        return "paid already"
+    late = attempt.state == State.FAILED
+    other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
+    debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
+    attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
+    attempt.resend_at = None
+    attempt.save()
+    breakers.paid(attempt.posted_at)
+    _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
+    if late:
+        alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)
+    if debt_open:
+        payout.status, payout.completed_at = Status.COMPLETED, at
+        payout.receipt, payout.reason = receipt, ""
+        payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
+        return "paid"
+    waiting = payout.attempts.filter(state=State.WAITING, first_sent_at=None).first()
+    if waiting is not None:  # It never left, and now it must not.
+        return attempts.fail(
+            payout, waiting, code="", words="An earlier request was paid after all", at=at, policy=policy
+        )
+    if payout.status in (Status.PENDING, Status.PROCESSING):
+        payout.status = Status.HELD
+        payout.reason = f"An earlier request of it, {attempt}, was paid after all."
+        payout.save(update_fields=["status", "reason"])
+    return "paid after the debt was settled otherwise: the member owes it back"
+
+
+def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
+    amount, tx = attempt.amount, payout.pk
+    if debt_open:
+        entries = payment_entries(payout.user_id, attempt, at=at)
+    else:
+        owes = journal.receivable(payout.user_id)
+        entries = [journal.Entry(f"late:{attempt.pk}", owes, journal.MPESA_UTILITY, amount, tx), *_charge(attempt, at)]
+        receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=amount, at=at)
+    if reopen:
+        entries.insert(0, journal.Entry(f"reopen:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, amount, tx))
+    journal.post(entries, at=at)
+
+
+def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[journal.Entry]:
+    """What is booked when the money of an open attempt is proven to have reached the member."""
+    amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
+    return [
+        journal.Entry(f"won:{attempt.pk}", journal.IN_FLIGHT, wallet, amount, tx),
+        journal.Entry(f"paid:{attempt.pk}", wallet, journal.MPESA_UTILITY, amount, tx),
+        *_charge(attempt, at),
+    ]
+
+
+def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
+    try:
+        charge = tariff.charge(attempt.amount, at.astimezone(NAIROBI).date())
+    except tariff.NoTariff as error:  # Proof of payment is booked whatever it cost; the statement trues the charge up.
+        alarm.error("Attempt %s: %s", attempt, error)
+        charge = journal.ZERO
+    if charge <= 0:
+        return []
+    key, tx = f"charge:{attempt.pk}", attempt.transaction_id
+    return [journal.Entry(key, journal.CHARGE_EXPENSE, journal.MPESA_CHARGES_PAID, charge, tx)]

@@ -22,11 +22,12 @@ from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts import float_balance
 from payments.payouts.evidence import booking, rules
 from payments.policy import Policy
+from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
 
 
-class UnknownAddress(LookupError):
+class UnknownAddress(Refusal):
     """No request of ours was given that callback address."""
 
 
@@ -40,7 +41,7 @@ class Claimed:
     is_trusted: bool
 
 
-class UnknownReference(LookupError):
+class UnknownReference(Refusal):
     """No payout has the external reference that a plain callback names."""
 
 

@@ -11,19 +11,17 @@ changes no state. The caller owns the database transaction. Lock order: Transact
 """
 
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from markets.models import NAIROBI
-from payments.ledger import journal, receivables
+from payments.ledger import journal
 from payments.models import Attempt, StatusQuery, Transaction
-from payments.mpesa import messages, tariff
-from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts import breakers
+from payments.mpesa import messages
+from payments.mpesa.callback_urls import Addresses
+from payments.payouts import attempts, breakers
+from payments.payouts.evidence import booking
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
-
-LONGEST_WAIT = timedelta(minutes=5)
 # A second answer to one question may say more than the first; what these said stays.
 DECISIVE = (StatusQuery.Verdict.COMPLETED, StatusQuery.Verdict.FAILED)
 
@@ -44,13 +42,13 @@ def hear_result(attempt_id: int, result: messages.Result, *, trusted: bool, at: 
 
     Locks: Transaction, Attempt.
     """
-    payout, attempt = locked(attempt_id)
+    payout, attempt = attempts.locked(attempt_id)
     if wrong := _does_not_match(result, attempt):
         return _mismatch(attempt, wrong, at)
     if result.says_paid:
         believed = trusted and _is_complete(result)
         if (believed and attempt.amount < policy.confirm_above) or attempt.state == State.PAID:
-            return pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
+            return booking.pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
         code = SAYS_PAID if believed else MAY_SAY_PAID
         return _claimed(attempt, result, "paid, to be confirmed by a status query", at, code)
     if attempt.state == State.PAID:
@@ -65,9 +63,9 @@ def hear_result(attempt_id: int, result: messages.Result, *, trusted: bool, at: 
         breakers.trip_by_code(result.result_code, reason=result.result_desc, at=at, policy=policy)
         return _claimed(attempt, result, "failed, to be confirmed by a status query", at)
     if trusted and result.is_final and messages.says_duplicate(result.result_code):
-        is_known(attempt, at=at)
+        attempts.is_known(attempt, at=at)
     attempt.result_words = f"{result.result_code} {result.result_desc}"[:300]
-    doubt(attempt, ask_at=at + policy.query_after, at=at)
+    attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
     return f"in doubt: code {result.result_code} proves nothing"
 
 
@@ -113,12 +111,12 @@ def hear_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
 
     Locks: Transaction, Attempt.
     """
-    _, attempt = locked(attempt_id)
+    _, attempt = attempts.locked(attempt_id)
     if attempt.state in (State.PAID, State.FAILED):
         return f"{attempt.state} already"
     if _never_left(attempt):
         return "nothing: this request never left us"
-    doubt(attempt, ask_at=at + policy.query_after, at=at)
+    attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
     return "in doubt: a queue timeout proves nothing"
 
 
@@ -136,7 +134,7 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
     Locks: Transaction, Attempt.
     """
     query = StatusQuery.objects.get(pk=query_id)
-    payout, attempt = locked(query.attempt_id)
+    payout, attempt = attempts.locked(query.attempt_id)
     if answer.originator_conversation_id not in (None, attempt.originator_conversation_id):
         return _mismatch(attempt, "the answer is about another request", at)
     if answer.verdict == "completed" and answer.amount not in (None, attempt.amount):
@@ -149,7 +147,7 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
     if not trusted and (answer.verdict != "completed" or not _corroborated(attempt, query)):
         alarm.error("An answer about attempt %s came from a strange address: %s", attempt, answer.verdict)
         if attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT):
-            doubt(attempt, ask_at=at + policy.query_gap, at=at)
+            attempts.doubt(attempt, ask_at=at + policy.query_gap, at=at)
         if answer.verdict == "completed" and query.verdict not in DECISIVE:
             query.verdict, query.answered_at = answer.verdict, at
             query.save(update_fields=["verdict", "answered_at"])
@@ -158,7 +156,7 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
         query.verdict, query.answered_at = answer.verdict, at
         query.save(update_fields=["verdict", "answered_at"])
     if answer.verdict == "completed":
-        return pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
+        return booking.pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
     if (
         attempt.state == State.FAILED
         and attempt.next_query_at is not None
@@ -180,7 +178,7 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
         # Whatever else a callback claimed: within the horizon the same id is safe, for M-Pesa refuses it twice.
         # Where it said that it has had the id, sending that again could bring nothing but the same word.
         open_to_it = attempt.state == State.IN_DOUBT and attempt.known_at is None
-        if open_to_it and within_horizon(attempt, at, policy):
+        if open_to_it and attempts.within_horizon(attempt, at, policy):
             attempt.resend_at = at
             attempt.save(update_fields=["resend_at"])
             return "not found: the same request goes again"
@@ -196,7 +194,9 @@ def _corroborated(attempt: Attempt, query: StatusQuery) -> bool:
 def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> str:
     """A status query says failed. It takes a second voice: a definite code in a callback, or another query, later."""
     if messages.meaning(attempt.result_code).definite:
-        return fail(payout, attempt, code=attempt.result_code, words=attempt.result_words, at=at, policy=policy)
+        return attempts.fail(
+            payout, attempt, code=attempt.result_code, words=attempt.result_words, at=at, policy=policy
+        )
     asked = list(
         attempt.queries.filter(verdict=StatusQuery.Verdict.FAILED, asked_at__gte=attempt.posted_at or attempt.opened_at)
         .order_by("asked_at")
@@ -207,9 +207,9 @@ def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: 
     if asked[-1] - asked[0] >= policy.query_gap and attempt.result_code == SAYS_PAID:
         return _hold_contradiction(payout, attempt)
     if asked[-1] - asked[0] >= policy.query_gap:
-        return fail(payout, attempt, code="", words="M-Pesa's records say it failed", at=at, policy=policy)
+        return attempts.fail(payout, attempt, code="", words="M-Pesa's records say it failed", at=at, policy=policy)
     again = asked[0] + policy.query_gap
-    doubt(attempt, ask_at=max(again, at), at=at)
+    attempts.doubt(attempt, ask_at=max(again, at), at=at)
     return "in doubt: one status query says failed, a second one is due"
 
 
@@ -234,7 +234,7 @@ def _claimed(attempt: Attempt, result: messages.Result, what: str, at: datetime,
         attempt.save()
         return f"it had failed, and now claims to be {what}"
     attempt.resend_at = None
-    doubt(attempt, ask_at=at, at=at)
+    attempts.doubt(attempt, ask_at=at, at=at)
     return f"claims to be {what}"
 
 
@@ -245,152 +245,6 @@ def _mismatch(attempt: Attempt, what: str, at: datetime) -> str:
         attempt.next_query_at = at
         attempt.save(update_fields=["next_query_at"])
     return f"mismatch: {what}"
-
-
-def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
-    """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
-    receipt = receipt[:64]
-    if attempt.state == State.PAID:
-        if receipt and not attempt.receipt:
-            attempt.receipt = payout.receipt = receipt
-            attempt.save(update_fields=["receipt"])
-            payout.save(update_fields=["receipt"])
-            return "paid already; its receipt is known now"
-        if receipt and receipt != attempt.receipt:
-            alarm.critical("Attempt %s has a second receipt %s beside %s", attempt, receipt, attempt.receipt)
-            return f"a second receipt {receipt}: M-Pesa may have paid twice"
-        return "paid already"
-    late = attempt.state == State.FAILED
-    other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
-    debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
-    attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
-    attempt.resend_at = None
-    attempt.save()
-    breakers.paid(attempt.posted_at)
-    _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
-    if late:
-        alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)
-    if debt_open:
-        payout.status, payout.completed_at = Status.COMPLETED, at
-        payout.receipt, payout.reason = receipt, ""
-        payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
-        return "paid"
-    waiting = payout.attempts.filter(state=State.WAITING, first_sent_at=None).first()
-    if waiting is not None:  # It never left, and now it must not.
-        return fail(payout, waiting, code="", words="An earlier request was paid after all", at=at, policy=policy)
-    if payout.status in (Status.PENDING, Status.PROCESSING):
-        payout.status = Status.HELD
-        payout.reason = f"An earlier request of it, {attempt}, was paid after all."
-        payout.save(update_fields=["status", "reason"])
-    return "paid after the debt was settled otherwise: the member owes it back"
-
-
-def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
-    amount, tx = attempt.amount, payout.pk
-    if debt_open:
-        entries = payment_entries(payout.user_id, attempt, at=at)
-    else:
-        owes = journal.receivable(payout.user_id)
-        entries = [journal.Entry(f"late:{attempt.pk}", owes, journal.MPESA_UTILITY, amount, tx), *_charge(attempt, at)]
-        receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=amount, at=at)
-    if reopen:
-        entries.insert(0, journal.Entry(f"reopen:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, amount, tx))
-    journal.post(entries, at=at)
-
-
-def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[journal.Entry]:
-    """What is booked when the money of an open attempt is proven to have reached the member."""
-    amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
-    return [
-        journal.Entry(f"won:{attempt.pk}", journal.IN_FLIGHT, wallet, amount, tx),
-        journal.Entry(f"paid:{attempt.pk}", wallet, journal.MPESA_UTILITY, amount, tx),
-        *_charge(attempt, at),
-    ]
-
-
-def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
-    try:
-        charge = tariff.charge(attempt.amount, at.astimezone(NAIROBI).date())
-    except tariff.NoTariff as error:  # Proof of payment is booked whatever it cost; the statement trues the charge up.
-        alarm.error("Attempt %s: %s", attempt, error)
-        charge = journal.ZERO
-    if charge <= 0:
-        return []
-    key, tx = f"charge:{attempt.pk}", attempt.transaction_id
-    return [journal.Entry(key, journal.CHARGE_EXPENSE, journal.MPESA_CHARGES_PAID, charge, tx)]
-
-
-def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
-    """Book proof that an attempt was not executed: the debt is open again.
-
-    A fault of ours (no float, credentials) puts the payout back to be sent; the member's or an unknown one fails it.
-    """
-    attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
-    attempt.result_code, attempt.result_words = code[:20], words[:300]
-    attempt.save()
-    entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
-    journal.post([entry], at=at)
-    if payout.status == Status.PENDING:  # Its request waited to leave, or was a manual one.
-        payout.status = Status.PROCESSING
-        payout.save(update_fields=["status"])
-    payout.reason = f"{code} {words}".strip()[:300]
-    breakers.watch(at=at, policy=policy)
-    late = payout.attempts.filter(state=State.PAID).order_by("number").last()
-    if late is not None:
-        return _set_off(payout, late, at)
-    if receivables.was_recalled(payout.pk):
-        return _cancel(payout, at)
-    if messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
-        payout.status = Status.PENDING
-        payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
-        breakers.trip_by_code(code, reason=words, at=at, policy=policy)
-    else:
-        payout.status, payout.failed_at = Status.FAILED, at
-    payout.save(update_fields=["status", "reason", "due_at", "failed_at"])
-    return f"failed: {payout.reason}"
-
-
-def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
-    """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
-    wallet, owes = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
-    owed, borne = receivables.repaid(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
-    parts = [
-        journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk),
-        journal.Entry(f"setoff:{late.pk}", wallet, owes, owed, payout.pk),
-        journal.Entry(f"unwrite:{payout.pk}", wallet, journal.BAD_DEBT, borne, payout.pk),
-    ]
-    journal.post([part for part in parts if part.amount > 0], at=at)
-    payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, late.receipt
-    payout.reason = f"Paid by {late}, which had been held to have failed."
-    payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
-    return "failed; an earlier request had paid, so the debt is settled"
-
-
-def _cancel(payout: Transaction, at: datetime) -> str:
-    """Its settlement was undone while it was under way, and now we know that nothing was paid: nobody owes anybody."""
-    receivables.not_owed_after_all(payout, at=at)
-    if payout.status == Status.PROCESSING:
-        payout.status = Status.FAILED
-        payout.save(update_fields=["status"])
-    payout.status = Status.CANCELLED
-    payout.reason = f"Its settlement was undone, and it was not paid: {payout.reason}"[:300]
-    payout.save(update_fields=["status", "reason"])
-    return "failed, and cancelled: its settlement was undone"
-
-
-def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
-    """We do not know; a question is due at `ask_at` at the latest. The payout is no longer one that may be sent."""
-    attempt.state = State.IN_DOUBT
-    attempt.doubted_at = attempt.doubted_at or at
-    attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
-    attempt.save()
-    Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
-
-
-def is_known(attempt: Attempt, *, at: datetime) -> None:
-    """M-Pesa has had this id: from now on there are only questions. What became of it is as unknown as before."""
-    attempt.known_at, attempt.resend_at = attempt.known_at or at, None
-    attempt.save(update_fields=["known_at", "resend_at"])
 
 
 # --- outside production: the guide's plain callback ------------------------------------------------------------------
@@ -413,7 +267,7 @@ def hear_plain(
     )
     if payout is None:
         return None
-    attempt = open_attempt(payout) or payout.attempts.order_by("number").last()
+    attempt = attempts.open_attempt(payout) or payout.attempts.order_by("number").last()
     if result.amount not in (None, payout.amount):
         alarm.error("Mismatch on %s: a plain callback says %s", payout, result.amount)
         return (
@@ -422,7 +276,7 @@ def hear_plain(
     if attempt is None or attempt.state not in Attempt.OPEN:
         if journal.owed(payout.pk) != payout.amount:
             return (attempt.pk if attempt else None), f"{payout.status} already"
-        attempt = new_attempt(
+        attempt = attempts.new_attempt(
             payout, attempt.number + 1 if attempt else 1, at, policy, addresses, kind=Attempt.Kind.MANUAL
         )
         attempt.first_sent_at = attempt.next_query_at = None
@@ -430,47 +284,9 @@ def hear_plain(
         sent = journal.Entry(f"send:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, attempt.amount, payout.pk)
         journal.post([sent], at=at)
     if result.result_code == "0":
-        return attempt.pk, pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
+        return attempt.pk, booking.pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
     if attempt.first_sent_at is not None:
         return attempt.pk, _claimed(attempt, result, "failed, to be confirmed by a status query", at)
-    return attempt.pk, fail(payout, attempt, code=result.result_code, words=result.result_desc, at=at, policy=policy)
-
-
-# --- attempts --------------------------------------------------------------------------------------------------------
-
-
-def new_attempt(
-    payout: Transaction, number: int, at: datetime, policy: Policy, addresses: Addresses, kind: str = Attempt.Kind.B2C
-) -> Attempt:
-    ocid = f"{payout.external_ref}-{number}"
-    return Attempt(
-        transaction=payout,
-        settlement_id=payout.settlement_id,
-        number=number,
-        kind=kind,
-        originator_conversation_id=ocid,
-        token_hash=token_hash(addresses.token(ocid)),
-        amount=payout.amount,
-        phone_number=payout.phone_number,
-        state=State.SENDING,
-        opened_at=at,
-        posted_at=at,
-        first_sent_at=at,
-        next_query_at=at + policy.query_after,
+    return attempt.pk, attempts.fail(
+        payout, attempt, code=result.result_code, words=result.result_desc, at=at, policy=policy
     )
-
-
-def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
-    return attempt.first_sent_at is None or at < attempt.first_sent_at + policy.resend_horizon
-
-
-def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
-    """The attempt and its transaction under lock, the transaction first."""
-    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).get(attempts=attempt_id)
-    attempt = Attempt.objects.select_for_update(no_key=True, of=("self",)).get(pk=attempt_id)
-    attempt.transaction = payout
-    return payout, attempt
-
-
-def open_attempt(payout: Transaction) -> Attempt | None:
-    return payout.attempts.select_for_update(no_key=True, of=("self",)).filter(state__in=Attempt.OPEN).first()

@@ -6,43 +6,38 @@ Lock order: Transaction, Attempt, then wallets (ledger), then the end of the aud
 """
 
 import logging
-from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
 
 from payments.ledger import journal
 from payments.models import Attempt, Transaction
-from payments.payouts.evidence import rules
-from payments.policy import Policy
+from payments.payouts import attempts
 from users import audit
+from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
 
 Status = Transaction.Status
 
 
-class TransactionNotFound(LookupError):
+class TransactionNotFound(Refusal):
     """There is no transaction with that id."""
 
 
-class PayoutNotRetryable(Exception):
+class PayoutNotRetryable(Refusal):
     """The payout has not failed for good, or money of it may be on its way: sending it again could pay twice."""
 
 
-class NotToBeDecided(Exception):
-    """The payout is not held with a request in doubt, or the people are not those who may decide it."""
-
-
-class NotToBeHeld(Exception):
+class NotToBeHeld(Refusal):
     """The payout does not wait to be sent, so it cannot be held back."""
 
 
-class NotToBeReleased(Exception):
+class NotToBeReleased(Refusal):
     """The payout is neither held nor waiting, or money of it may be on its way."""
 
 
-class NothingToAsk(Exception):
+class NothingToAsk(Refusal):
     """The payout has no request of which M-Pesa may know what we do not."""
 
 
@@ -65,7 +60,7 @@ def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[st
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
-    was = _as_it_is(payout)
+    was = snapshot(payout)
     payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
     payout.reason = ""
     payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
@@ -113,16 +108,12 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     payout = _owing(
         transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
     )
-    was = _as_it_is(payout)
+    was = snapshot(payout)
     wallet = journal.wallet(payout.user_id)
     journal.post([journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
     payout.status, payout.completed_at, payout.reason = Status.COMPLETED, at, "Paid into the wallet instead."
     payout.save(update_fields=["status", "completed_at", "reason"])
     return payout, was
-
-
-def _as_it_is(payout: Transaction) -> dict[str, str]:
-    return {"status": payout.status, "reason": payout.reason, "receipt": payout.receipt}
 
 
 def record(
@@ -134,7 +125,7 @@ def record(
         by=by,
         subject=f"transaction:{payout.pk}",
         before=was,
-        after=_as_it_is(payout) | {"amount": payout.amount},
+        after=snapshot(payout) | {"amount": payout.amount},
         at=at,
         reason=reason,
     )
@@ -150,7 +141,7 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
         payout = _locked(transaction_id)
         if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
             raise NotToBeHeld(f"Only a payout that waits to be sent can be held; {payout.pk} is {payout.status}.")
-        was = _as_it_is(payout)
+        was = snapshot(payout)
         payout.status, payout.reason = Status.HELD, f"Held by a person: {reason.strip()}"[:300]
         payout.save(update_fields=["status", "reason"])
         record("payout.hold", payout, was, by=by, at=at, reason=reason)
@@ -165,7 +156,7 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
-        was = _as_it_is(payout)
+        was = snapshot(payout)
         if payout.attempts.filter(state=Attempt.State.PAID).exists():
             raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid: nothing more may leave for it.")
         # A request that never left keeps its id and goes with the payout; any other open one forbids to let it go.
@@ -189,12 +180,12 @@ def ask_now(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
-        attempt = rules.open_attempt(payout)
+        attempt = attempts.open_attempt(payout)
         if attempt is None or attempt.state not in (Attempt.State.ACCEPTED, Attempt.State.IN_DOUBT):
             raise NothingToAsk(f"Transaction {payout.pk} has no request at M-Pesa whose fate is open.")
         attempt.next_query_at = at
         attempt.save(update_fields=["next_query_at"])
-        record("payout.ask", payout, _as_it_is(payout), by=by, at=at)
+        record("payout.ask", payout, snapshot(payout), by=by, at=at)
     return payout
 
 
@@ -221,43 +212,5 @@ def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transac
     return payout
 
 
-def decide(
-    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
-) -> Transaction:
-    """Close a HELD payout's doubtful request by a person's word: paid, with M-Pesa's `receipt`, or not paid (empty).
-
-    From `confirm_above` shillings on it takes two people. `grounds` says what the statement shows.
-    Locks: Transaction, Attempt.
-    Raises: NotToBeDecided.
-    """
-    with transaction.atomic(durable=True):
-        return close_by_word(
-            transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=by, at=at, policy=policy
-        )
-
-
-def close_by_word(
-    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
-) -> Transaction:
-    """What `decide` does, in the caller's transaction.
-
-    Locks: Transaction, Attempt.
-    Raises: NotToBeDecided.
-    """
-    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-    attempt = rules.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
-    if payout is None or attempt is None:
-        raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
-    people = 2 if payout.amount >= policy.confirm_above else 1
-    deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
-    if len(deciders) < people or not grounds.strip():
-        raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
-    alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
-    was = _as_it_is(payout)
-    if receipt:
-        rules.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
-    else:
-        rules.fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
-    for person in dict.fromkeys(by):
-        record(f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds)
-    return payout
+def snapshot(payout: Transaction) -> dict[str, str]:
+    return {"status": payout.status, "reason": payout.reason, "receipt": payout.receipt}

@@ -4,22 +4,30 @@ The first person's word is kept as a Verdict; the second one confirms or refuses
 Lock order: Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
+import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
 
 from payments.models import Transaction, Verdict
-from payments.payouts.evidence import rules
+from payments.payouts import attempts
+from payments.payouts.evidence import booking
 from payments.payouts.operations import actions
 from payments.policy import Policy
 from users import audit
+from users.refusal import Refusal
+
+alarm = logging.getLogger("kasoko.alarm")
+
+Status = Transaction.Status
 
 
-class VerdictNotOpen(LookupError):
+class VerdictNotOpen(Refusal):
     """There is no such word that still waits for a second person."""
 
 
-class SamePerson(Exception):
+class SamePerson(Refusal):
     """The second word on a large payout must be another person's."""
 
 
@@ -38,16 +46,16 @@ def give(
     with transaction.atomic(durable=True):
         payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
         if payout is None or not needs_two(payout, policy):
-            actions.close_by_word(
+            close_by_decision(
                 transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=[by], at=at, policy=policy
             )
             return None
-        if payout.status != Transaction.Status.HELD or rules.open_attempt(payout) is None:
-            raise actions.NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose fate is open.")
+        if payout.status != Transaction.Status.HELD or attempts.open_attempt(payout) is None:
+            raise NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose fate is open.")
         if payout.verdicts.filter(closed_at__isnull=True).exists():
-            raise actions.NotToBeDecided(f"A word on transaction {payout.pk} waits for its second person already.")
+            raise NotToBeDecided(f"A word on transaction {payout.pk} waits for its second person already.")
         if by.user_id is None or not grounds.strip():
-            raise actions.NotToBeDecided("It takes a person, and the grounds in words.")
+            raise NotToBeDecided("It takes a person, and the grounds in words.")
         verdict = Verdict.objects.create(
             transaction=payout,
             receipt=receipt.strip(),
@@ -73,7 +81,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, True
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         first = audit.Actor(user_id=verdict.proposed_by_id, source=verdict.proposed_from)
-        return actions.close_by_word(
+        return close_by_decision(
             transaction_id=verdict.transaction_id,
             receipt=verdict.receipt,
             grounds=verdict.grounds,
@@ -117,3 +125,51 @@ def _record(action: str, verdict: Verdict, *, by: audit.Actor, at: datetime, rea
         at=at,
         reason=reason or verdict.grounds,
     )
+
+
+class NotToBeDecided(Refusal):
+    """The payout is not held with a request in doubt, or the people are not those who may decide it."""
+
+
+def decide(
+    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
+) -> Transaction:
+    """Close a HELD payout's doubtful request by a person's word: paid, with M-Pesa's `receipt`, or not paid (empty).
+
+    From `confirm_above` shillings on it takes two people. `grounds` says what the statement shows.
+    Locks: Transaction, Attempt.
+    Raises: NotToBeDecided.
+    """
+    with transaction.atomic(durable=True):
+        return close_by_decision(
+            transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=by, at=at, policy=policy
+        )
+
+
+def close_by_decision(
+    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
+) -> Transaction:
+    """What `decide` does, in the caller's transaction.
+
+    Locks: Transaction, Attempt.
+    Raises: NotToBeDecided.
+    """
+    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
+    attempt = attempts.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
+    if payout is None or attempt is None:
+        raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
+    people = 2 if payout.amount >= policy.confirm_above else 1
+    deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
+    if len(deciders) < people or not grounds.strip():
+        raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
+    alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
+    was = actions.snapshot(payout)
+    if receipt:
+        booking.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
+    else:
+        attempts.fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
+    for person in dict.fromkeys(by):
+        actions.record(
+            f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds
+        )
+    return payout

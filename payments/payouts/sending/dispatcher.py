@@ -1,7 +1,7 @@
-"""The pump: sends due payouts at the shared pace with hundreds of requests in flight, from one process.
+"""The dispatcher: sends due payouts at the shared pace, with hundreds of requests in flight.
 
-The bulk gateway's thread carries the requests. Claims and results are written by the thread that runs the pump, many in
-a statement, so one database connection serves them all and none is held across the network.
+The bulk gateway's thread carries the requests. The thread that runs the dispatcher writes claims and results, many in
+one statement. So one database connection serves them all, and none is held across the network.
 """
 
 import logging
@@ -19,7 +19,9 @@ from payments.mpesa import client
 from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
+from payments.payouts.evidence import status_queries
 from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class Calls(Protocol):
 
 
 @dataclass(frozen=True)
-class Pump:
+class Dispatcher:
     """What sending needs: the gateways, the pace, the clock. `in_flight` bounds the requests under way at once."""
 
     gateway: client.Gateway
@@ -76,7 +78,7 @@ class Pump:
         )
         for claim in claims:
             said = sending_claims.call(claim, gateway=self.gateway, addresses=self.addresses)
-            sending_claims.record(claim, said, at=self.clock(), policy=self.policy)
+            responses.record(claim, said, at=self.clock(), policy=self.policy)
         return bool(claims)
 
     def run(self, *, keep_going: Callable[[], bool]) -> int:
@@ -125,7 +127,7 @@ class Pump:
         asked = 0
         with ThreadPoolExecutor(max_workers=QUESTIONS, thread_name_prefix="ask") as threads:
             while time.monotonic() < until:
-                questions = sending_claims.ask(
+                questions = status_queries.ask(
                     at=self.clock(), policy=self.policy, addresses=self.addresses, limit=QUESTIONS
                 )
                 if not questions:
@@ -136,11 +138,11 @@ class Pump:
                     if not slots:  # No slot in time: it counts as a question without an answer; the next is due.
                         continue
                     time.sleep(slots[0])
-                    put = threads.submit(sending_claims.put, question, gateway=self.gateway, addresses=self.addresses)
+                    put = threads.submit(status_queries.put, question, gateway=self.gateway, addresses=self.addresses)
                     under_way[put] = question
                 for put, question in under_way.items():
                     if conversation_id := put.result():
-                        sending_claims.record_question(question, conversation_id)
+                        status_queries.record_question(question, conversation_id)
                 asked += len(questions)
         return asked
 
@@ -204,7 +206,7 @@ class Pump:
     def _record(self, answers: Answers) -> Answers:
         """Write answers down; what is left of them is nothing."""
         if answers:
-            sending_claims.record_all(answers, at=self.clock(), policy=self.policy)
+            responses.record_all(answers, at=self.clock(), policy=self.policy)
         return []
 
 

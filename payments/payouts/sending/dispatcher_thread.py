@@ -1,4 +1,4 @@
-"""The sender: the pump in a thread of its own, so that requests outlive the task that asked for them to be sent.
+"""The dispatcher in a thread of its own, so that requests outlive the task that asked for them to be sent.
 
 A task only wakes it, and is over at once; it sends for as long as something is due, and then sleeps. What it has under
 way when its process is asked to end is heard out and written down; when the process is killed, the questions find out.
@@ -11,17 +11,17 @@ from collections.abc import Callable
 import redis
 from django.db import InterfaceError, OperationalError, close_old_connections, connections
 
-from payments.payouts.sending.dispatcher import Pump
+from payments.payouts.sending.dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
 
 
-class Sender:
-    """One thread, started when it is first woken. `pump` makes what it runs."""
+class DispatcherThread:
+    """One thread, started when it is first woken. `dispatcher` makes what it runs."""
 
-    def __init__(self, pump: Callable[[], Pump]) -> None:
-        self._pump = pump
+    def __init__(self, dispatcher: Callable[[], Dispatcher]) -> None:
+        self._dispatcher = dispatcher
         self._awake = threading.Condition()
         self._wanted = False
         self._busy = False
@@ -35,7 +35,7 @@ class Sender:
                 return
             self._wanted = True
             if self._thread is None:
-                self._thread = threading.Thread(target=self._live, name="sender", daemon=True)
+                self._thread = threading.Thread(target=self._live, name="dispatcher", daemon=True)
                 self._thread.start()
             self._awake.notify_all()
 
@@ -68,10 +68,10 @@ class Sender:
             return not self._ending
 
     def _send(self) -> None:
-        """Run the pump once. What goes wrong ends this run only: the next sweep wakes us again."""
+        """Run the dispatcher once. What goes wrong ends this run only: the next sweep wakes us again."""
         close_old_connections()
         try:
-            self._pump().run(keep_going=lambda: not self._ending)
+            self._dispatcher().run(keep_going=lambda: not self._ending)
         except (redis.RedisError, OperationalError, InterfaceError) as error:
             log.warning("Sending stops until the next sweep: %s", error)
             connections.close_all()

@@ -17,7 +17,7 @@ from typing import Any
 from django.db import connection
 
 from payments.models import Transaction
-from payments.payouts import breakers
+from payments.payouts import breakers, eligibility
 from payments.payouts.sending import canary
 from payments.policy import Policy
 
@@ -38,17 +38,6 @@ class Turn:
     before_turns: bool
 
 
-# What may leave by itself; `payouts.due` says the same of one payout. A retry asks first what became of the request
-# that failed; so does a claim that it was paid after all. What has been paid by one request gets no other.
-_DUE = """
-    t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
-    AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
-        AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
-"""
-_RELEASED = """
-    s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
-    AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
-"""
 _NEXT = """
     SELECT t.settlement_id FROM payments_transaction t
     WHERE t.status = 'PENDING' AND t.due_at <= %(at)s AND t.settlement_id > {after}
@@ -63,11 +52,11 @@ _WAITING = f"""
         SELECT ({_NEXT.format(after="run.id")}) FROM run WHERE run.id < %(last)s
     )
     (SELECT {ALONE}::bigint WHERE %(after)s = 0
-       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {_DUE}))
+       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id IS NULL AND {eligibility.DUE}))
     UNION ALL
     (SELECT s.id FROM run CROSS JOIN LATERAL (SELECT * FROM payments_settlement WHERE id = run.id OFFSET 0) s
-     WHERE run.id <= %(last)s AND {_RELEASED}
-       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {_DUE})
+     WHERE run.id <= %(last)s AND {eligibility.RELEASED}
+       AND EXISTS (SELECT FROM payments_transaction t WHERE t.settlement_id = s.id AND {eligibility.DUE})
      LIMIT %(limit)s)
     LIMIT %(limit)s
 """  # noqa: S608 - our own words
@@ -77,7 +66,7 @@ _AGAIN = f"""
         w.number AS last_number, true AS has_open_attempt, true AS before_turns
     FROM payments_attempt w JOIN payments_transaction t ON t.id = w.transaction_id
     LEFT JOIN payments_settlement s ON s.id = t.settlement_id
-    WHERE w.state = 'WAITING' AND {_DUE} AND (s.id IS NULL OR {_RELEASED})
+    WHERE w.state = 'WAITING' AND {eligibility.DUE} AND (s.id IS NULL OR {eligibility.RELEASED})
     ORDER BY w.first_sent_at, w.opened_at, w.id LIMIT %(limit)s FOR NO KEY UPDATE OF t SKIP LOCKED
 """  # noqa: S608 - our own words
 # What a claim needs to know of a payout, and no more; then what is known of its earlier attempts.
@@ -93,9 +82,9 @@ _TAKE = """
             bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
         FROM payments_attempt a WHERE a.transaction_id = taken.id) AS tried
 """
-_TAKE_OF_SETTLEMENT = _TAKE.format(whose="t.settlement_id = turn.id", due=_DUE)
-_TAKE_ALONE = _TAKE.format(whose="t.settlement_id IS NULL", due=_DUE)
-_TAKE_NAMED = _TAKE.format(whose="t.id = turn.id", due=_DUE)
+_TAKE_OF_SETTLEMENT = _TAKE.format(whose="t.settlement_id = turn.id", due=eligibility.DUE)
+_TAKE_ALONE = _TAKE.format(whose="t.settlement_id IS NULL", due=eligibility.DUE)
+_TAKE_NAMED = _TAKE.format(whose="t.id = turn.id", due=eligibility.DUE)
 
 
 def any_due(*, at: datetime, policy: Policy) -> bool:

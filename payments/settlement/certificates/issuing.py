@@ -17,19 +17,19 @@ from typing import Any, cast
 from django.db import connection, transaction
 from django.db.models import Case, Count, Q, Sum, When
 
-from markets import parimutuel
+from markets import locks, parimutuel
 from markets.models import Bet, Market
 from payments.models import Certificate, CertificateBlock, Settlement
 from payments.settlement import settling, status
 from payments.settlement.certificates import document as certificates_document
 from payments.settlement.certificates import merkle
-from payments.wallet import bets as wallet_bets
+from users.refusal import Refusal
 
 BLOCKS_A_STEP = 16
 PAGE = 5_000
 
 
-class NotSettled(LookupError):
+class NotSettled(Refusal):
     """No settlement of the market stands; `runs` are those that were withdrawn, undone or not carried out yet."""
 
     def __init__(self, market_id: int, runs: list[dict[str, Any]]) -> None:
@@ -37,7 +37,7 @@ class NotSettled(LookupError):
         self.details = {"runs": runs}
 
 
-class NotIssuedYet(Exception):
+class NotIssuedYet(Refusal):
     """The certificate of a large market is being made; it takes some seconds after the settlement."""
 
 
@@ -224,7 +224,7 @@ def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> 
     run = status.standing(market_id)
     if run is None:
         if not Market.objects.filter(pk=market_id).exists():
-            raise wallet_bets.MarketNotFound(f"There is no market {market_id}.")
+            raise locks.MarketNotFound(f"There is no market {market_id}.")
         raise NotSettled(market_id, runs_of(market_id))
     found = Certificate.objects.filter(settlement=run).first()
     if found is None:

@@ -22,6 +22,7 @@ from payments.models import (
     Transaction,
     Transfer,
 )
+from testing import transitions
 from testing.builders import AT, market, member, nothing_moved, orm_bet, payout, resolve, settle
 
 MACHINES = {
@@ -85,17 +86,6 @@ def beside(name: str, state: str) -> dict[str, Any]:
     return {"pct": 30 if state == "SET_OFF" else None} if name == "recovery" else {}
 
 
-def ways(transitions: Mapping[str, set[str]], first: str) -> dict[str, list[str]]:
-    """For each state that can be reached, the shortest series of legal moves from the first one."""
-    found: dict[str, list[str]] = {first: []}
-    reached = [first]
-    for state in reached:
-        for following in sorted(transitions[state] - set(found)):
-            found[following] = [*found[state], following]
-            reached.append(following)
-    return found
-
-
 @pytest.mark.parametrize(("name", "start"), STARTS)
 def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, name: str, start: str) -> None:
     model, column, first = MACHINES[name]
@@ -105,7 +95,7 @@ def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, n
         if row.pk is None:
             row.save()
         rows = model.objects.filter(pk=row.pk)
-        for state in ways(model.TRANSITIONS, first)[start]:
+        for state in transitions.ways(model.TRANSITIONS, first)[start]:
             rows.update(**{column: state}, **beside(name, state))
 
         for end in model.TRANSITIONS:
@@ -129,7 +119,7 @@ def test_every_state_is_in_the_table_and_can_be_reached(name: str) -> None:
     model, column, first = MACHINES[name]
     choices = [value for value, _ in model._meta.get_field(column).choices]
     assert sorted(model.TRANSITIONS) == sorted(choices)
-    assert sorted(ways(model.TRANSITIONS, first)) == sorted(choices)
+    assert sorted(transitions.ways(model.TRANSITIONS, first)) == sorted(choices)
     assert model._meta.get_field(column).default == first
 
 

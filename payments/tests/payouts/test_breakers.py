@@ -8,8 +8,10 @@ from django.core.management import call_command
 
 from payments.models import Breaker, Settlement, Transaction
 from payments.payouts import breakers
+from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
 from testing import builders, payout_steps
 from testing.payout_steps import ADDRESSES, POLICY, after, ask_and_hear, claims, hear, result_body, sent, status_body
 from users.audit import MACHINE
@@ -95,7 +97,7 @@ def test_many_doubts_among_the_latest_requests_pause_the_sending() -> None:
         (claim,) = sending_claims.claim(
             at=after(0), policy=policy, addresses=ADDRESSES, limit=1, transaction_id=payout.pk
         )
-        sending_claims.record(claim, said, at=after(0), policy=policy)
+        responses.record(claim, said, at=after(0), policy=policy)
 
     # then
     assert opened() == {Cause.DOUBT}
@@ -144,7 +146,7 @@ def claimed(limit: int = 100) -> list[sending_claims.Claim]:
 
 
 def say(claim: sending_claims.Claim, said: payout_steps.Said) -> None:
-    sending_claims.record(claim, said, at=after(0), policy=CANARY)
+    responses.record(claim, said, at=after(0), policy=CANARY)
 
 
 def test_a_release_is_one_then_a_few_then_the_rest() -> None:
@@ -213,7 +215,7 @@ def test_a_canary_killed_before_its_answer_does_not_stall_the_release() -> None:
     claimed()
 
     # when
-    sending_claims.ask(at=after(20), policy=CANARY, addresses=ADDRESSES, limit=10)
+    status_queries.ask(at=after(20), policy=CANARY, addresses=ADDRESSES, limit=10)
 
     # then
     assert len(claimed()) == 1
@@ -262,11 +264,11 @@ def test_a_retry_whose_question_is_not_answered_goes_on_after_one_gap() -> None:
     payout = builders.payout(285)
     refused_by_mpesa(payout)
     actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
-    sending_claims.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)
+    status_queries.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)
 
     # when
     later = after(61) + timedelta(hours=1)
-    again = sending_claims.ask(at=later, policy=POLICY, addresses=ADDRESSES, limit=10)
+    again = status_queries.ask(at=later, policy=POLICY, addresses=ADDRESSES, limit=10)
 
     # then
     assert again == []

@@ -10,7 +10,7 @@ import pytest
 from markets.models import Market
 from payments.ledger import journal
 from payments.models import Attempt, Proposal, Recovery, Settlement, Transaction
-from payments.payouts.sending import claims
+from payments.payouts.sending import claims, responses
 from payments.settlement import approvals, proposals, resolutions, undo
 from testing import builders
 from testing.builders import AT, actor, at_once, member, operator, orm_bet, policy, resolve, settle, transfers
@@ -118,7 +118,7 @@ def test_what_is_claimed_while_an_undo_runs_is_owed_back_and_the_rest_is_cancell
     def send() -> int:
         sent = claims.claim(at=AT, policy=rules, addresses=ADDRESSES, limit=2)
         for claim in sent:
-            claims.record(claim, READ_TIMEOUT, at=AT, policy=rules)
+            responses.record(claim, READ_TIMEOUT, at=AT, policy=rules)
         return len(sent)
 
     def take_back() -> int:

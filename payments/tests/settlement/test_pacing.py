@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from markets.models import Market
-from payments import settlement_tasks
+from payments import settlement_tasks, wiring
 from payments.settlement import undo
 from payments.settlement.certificates import issuing
 from payments.settlement.pacing import LONGEST_REST_SECONDS, giving_way, others_at_work
@@ -92,9 +92,7 @@ def _to_settle() -> Callable[[], None]:
 def _to_undo() -> Callable[[], None]:
     made = _resolved()
     settlement_tasks.settle_market(made.pk)
-    undo.undo(
-        market_id=made.pk, reason="Wrong.", by=builders.actor(), at=timezone.now(), policy=settlement_tasks.policy()
-    )
+    undo.undo(market_id=made.pk, reason="Wrong.", by=builders.actor(), at=timezone.now(), policy=wiring.policy())
     return lambda: settlement_tasks.undo_market(made.pk)
 
 

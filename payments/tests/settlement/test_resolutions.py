@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, transaction
 
+from markets import locks
 from markets.models import Bet, Market
+from payments import own_affairs
 from payments.ledger import journal
 from payments.models import Proposal, Settlement, Transaction
 from payments.payouts.sending import claims
 from payments.settlement import approvals, preview, proposals, resolutions, settling, undo
-from payments.wallet import bets
 from testing import builders
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, orm_bet, policy, resolve, settle
 from testing.payout_steps import after
@@ -283,7 +284,7 @@ def test_an_operator_with_a_stake_in_the_market_decides_nothing_about_it(db: Non
     # then
     with nothing_moved():
         for decide in (lambda: approve(proposed, staff), lambda: reject(proposed, staff)):
-            with pytest.raises(proposals.StakeInMarket):
+            with pytest.raises(own_affairs.StakeInMarket):
                 decide()
     reject(proposed, proposer)
     with nothing_moved():
@@ -295,13 +296,13 @@ def test_an_operator_with_a_stake_in_the_market_decides_nothing_about_it(db: Non
                 market_id=made.pk, outcome="Draw", reason="", by=actor(staff), at=AT, policy=policy()
             ),
         ):
-            with pytest.raises(proposals.StakeInMarket):
+            with pytest.raises(own_affairs.StakeInMarket):
                 decide()
     resolve(made)
-    with nothing_moved(), pytest.raises(proposals.StakeInMarket):
+    with nothing_moved(), pytest.raises(own_affairs.StakeInMarket):
         resolutions.withdraw(market_id=made.pk, reason="", by=actor(staff), at=AT)
     settle(made)
-    with nothing_moved(), pytest.raises(proposals.StakeInMarket):
+    with nothing_moved(), pytest.raises(own_affairs.StakeInMarket):
         undo.undo(market_id=made.pk, reason="", by=actor(staff), at=AT, policy=policy())
 
 
@@ -374,13 +375,13 @@ def test_a_scratched_outcome_takes_no_bets_and_does_not_win(db: None) -> None:
 
     # then
     with nothing_moved():
-        with pytest.raises(bets.OutcomeNotInMarket):
+        with pytest.raises(locks.OutcomeNotInMarket):
             bet(made, users[0], "C", 5)
         with pytest.raises(IntegrityError, match="is scratched and takes no bets"), transaction.atomic():
             orm_bet(made, users[0], "C", 5)
         with pytest.raises(ValueError, match="no outcome 'C'"):
             resolve(made, "C")
-        with pytest.raises(bets.OutcomeNotInMarket):
+        with pytest.raises(locks.OutcomeNotInMarket):
             scratch(made)
         with pytest.raises(IntegrityError, match="not put back"), transaction.atomic():
             made.outcomes.filter(name="C").update(scratched_at=None)
@@ -393,10 +394,10 @@ def test_two_outcomes_stay_at_least_and_only_an_open_market_is_scratched(db: Non
         with pytest.raises(resolutions.TooFewOutcomes):
             scratch(two, "Yes")
     Market.objects.filter(pk=made.pk).update(end_date=AT)
-    with nothing_moved(), pytest.raises(bets.MarketNotOpen):
+    with nothing_moved(), pytest.raises(locks.MarketNotOpen):
         scratch(made)
     Market.objects.filter(pk=made.pk).update(end_date=builders.FAR, status="CLOSED")
-    with nothing_moved(), pytest.raises(bets.MarketNotOpen):
+    with nothing_moved(), pytest.raises(locks.MarketNotOpen):
         scratch(made)
 
 

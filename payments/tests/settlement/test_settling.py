@@ -2,8 +2,7 @@
 
 import io
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -15,15 +14,16 @@ from django.db import IntegrityError, connection, transaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from markets import parimutuel
+from markets import locks, parimutuel
 from markets.models import Bet, Market
 from payments import settlement_tasks
 from payments.ledger import journal
 from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction, Transfer
-from payments.payouts.sending import claims
+from payments.payouts import eligibility
+from payments.payouts.sending import canary, claims
 from payments.settlement import resolutions, settling, status
-from payments.wallet import bets as wallet_bets
+from testing import crashes
 from testing.builders import (
     AT,
     Amount,
@@ -46,26 +46,6 @@ from users.models import CustomUser
 OUTCOMES = ("A", "B", "C")
 Staked = tuple[CustomUser, str, Amount]
 Queued = Callable[[], list[tuple[str, str, list[Any]]]]
-
-
-class Crash(Exception):
-    """The worker died here."""
-
-
-@contextmanager
-def crash_at_statement(number: int) -> Iterator[list[str]]:
-    """Let the worker die when it sends the `number`th statement that does something; the list is what it sent."""
-    sent: list[str] = []
-
-    def execute(call: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
-        if not sql.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK")):
-            sent.append(sql)
-            if len(sent) == number:
-                raise Crash(sql)
-        return call(sql, params, many, context)
-
-    with connection.execute_wrapper(execute):
-        yield sent
 
 
 def steps(number: int) -> Callable[[], bool]:
@@ -167,9 +147,9 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
                 )
         with pytest.raises(resolutions.MarketAlreadyResolved):
             resolve(resolved, "No")
-        with pytest.raises(wallet_bets.MarketNotFound):
+        with pytest.raises(locks.MarketNotFound):
             resolve(Market(pk=999_999))
-        with pytest.raises(wallet_bets.MarketNotFound):
+        with pytest.raises(locks.MarketNotFound):
             settle(Market(pk=999_999))
 
 
@@ -529,8 +509,10 @@ def test_a_settlement_in_chunks_interrupted_after_each_gives_the_same_cents(db: 
 
 
 def _due_of(of: Market) -> list[int]:
-    found = Transaction.objects.filter(claims.due(at=AT + timedelta(days=1), policy=policy()), settlement__market=of)
-    return list(found.values_list("pk", flat=True))
+    tomorrow = AT + timedelta(days=1)
+    payouts = list(Transaction.objects.filter(settlement__market=of).values_list("pk", flat=True))
+    in_canary = canary.in_canary(at=tomorrow, policy=policy())
+    return sorted(eligibility.may_leave(payouts, in_canary=in_canary, at=tomorrow))
 
 
 def test_a_call_without_time_freezes_the_totals_and_stops(db: None) -> None:
@@ -572,10 +554,10 @@ def test_a_worker_that_dies_at_any_statement_leaves_books_that_the_next_one_comp
         resolve(made, rule="JOINT", weights={"A": "70", "B": "30"})
 
         # when: the worker dies at that statement, and another one settles
-        with crash_at_statement(number) as sent:
+        with crashes.crash_at_statement(number) as sent:
             try:
                 settling.settle(market_id=made.pk, at=AT, policy=rules, keep_going=lambda: True)
-            except Crash:
+            except crashes.Crash:
                 died = True
             else:
                 died = False

@@ -4,11 +4,11 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from markets.models import Market
-from payments import settlement_tasks
+from payments import wiring
 from payments.models import Attempt, Transaction
 from payments.mpesa import client
-from payments.payouts.evidence import callbacks
-from payments.payouts.sending import claims
+from payments.payouts.evidence import callbacks, status_queries
+from payments.payouts.sending import claims, responses
 from payments.settlement import status
 from testing.builders import AT, market, member, orm_bet, policy, resolve, settle, settled_market
 
@@ -18,15 +18,13 @@ NOTHING = {name: (Decimal(0), 0) for name in status.SIX}
 def claimed(of: Market, amount: int) -> claims.Claim:
     """The claim of the market's payout of this amount."""
     made = Transaction.objects.get(settlement__market=of, amount=amount, destination="mpesa")
-    (claim,) = claims.claim(
-        at=AT, policy=policy(), addresses=settlement_tasks.addresses(), limit=1, transaction_id=made.pk
-    )
+    (claim,) = claims.claim(at=AT, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=made.pk)
     return claim
 
 
 def sent(of: Market, amount: int, said: client.Accepted | client.GatewayError) -> claims.Claim:
     claim = claimed(of, amount)
-    claims.record(claim, said, at=AT, policy=policy())
+    responses.record(claim, said, at=AT, policy=policy())
     return claim
 
 
@@ -34,9 +32,7 @@ def paid(of: Market, amount: int) -> None:
     """The guide's plain callback says that it was paid."""
     reference = Transaction.objects.get(settlement__market=of, amount=amount, destination="mpesa").external_ref
     body = f'{{"Result": {{"ResultCode": 0, "ResultDesc": "Done", "ExternalReference": "{reference}"}}}}'
-    callbacks.apply_plain(
-        body=body.encode(), source_ip=None, at=AT, policy=policy(), addresses=settlement_tasks.addresses()
-    )
+    callbacks.apply_plain(body=body.encode(), source_ip=None, at=AT, policy=policy(), addresses=wiring.addresses())
 
 
 def test_there_is_no_status_of_a_market_that_is_not_there(db: None) -> None:
@@ -93,7 +89,7 @@ def test_each_payout_is_in_one_of_six_states_and_they_sum_to_the_total(db: None)
     Attempt.objects.filter(pk=doubtful.pk).update(
         next_query_at=AT - timedelta(days=1), first_sent_at=AT - timedelta(days=2)
     )
-    claims.ask(at=AT, policy=policy(), addresses=settlement_tasks.addresses(), limit=1)
+    status_queries.ask(at=AT, policy=policy(), addresses=wiring.addresses(), limit=1)
     sent(made, 101, client.NotSent("network"))  # The last to be sent, as a dead line pauses sending.
 
     # then

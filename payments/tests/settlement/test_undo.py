@@ -13,12 +13,13 @@ from django.db import transaction
 from markets.models import Market
 from payments.ledger import journal, receivables, trial_balance
 from payments.models import Attempt, Recovery, Settlement, Transaction
+from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
-from payments.payouts.sending import claims
+from payments.payouts.sending import claims, responses
 from payments.settlement import resolutions, undo
-from payments.tests.settlement.test_settling import Crash, crash_at_statement
 from testing import builders
 from testing.builders import AT, actor, member, nothing_moved, operator, orm_bet, policy, resolve, settle, transfers
+from testing.crashes import Crash, crash_at_statement
 from testing.payout_steps import (
     ADDRESSES,
     NO_CONNECTION,
@@ -243,7 +244,7 @@ def test_a_request_whose_fate_is_open_is_owed_back_and_completes_when_it_is_paid
 def failing(*attempts: Attempt) -> None:
     """Two questions apart in time that M-Pesa answers with Failed."""
     for at in (after(200), after(300)):
-        asked = claims.ask(at=at, policy=POLICY, addresses=ADDRESSES, limit=100)
+        asked = status_queries.ask(at=at, policy=POLICY, addresses=ADDRESSES, limit=100)
         for question, attempt in zip(asked, attempts, strict=True):
             answer(question, status_body(attempt, "Failed"), at + timedelta(seconds=1))
 
@@ -320,7 +321,7 @@ def test_a_claim_that_was_not_sent_when_the_undo_came_is_cancelled_by_its_answer
     assert owed_back([winner]) == [285]
 
     # when
-    claims.record(claim, NO_CONNECTION, at=after(2), policy=POLICY)
+    responses.record(claim, NO_CONNECTION, at=after(2), policy=POLICY)
 
     # then
     assert states(payout, Attempt.objects.get()) == ("CANCELLED", "FAILED")

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 from django.db import IntegrityError, connection, transaction
 
+from markets import locks
 from markets.models import Bet, Market
 from payments.ledger import journal
 from payments.ledger.journal import Entry
@@ -53,7 +54,7 @@ def test_the_whole_wallet_may_be_staked_and_not_a_cent_more(db: None) -> None:
 
 def test_bets_end_at_the_markets_end_to_the_microsecond(db: None, at: datetime) -> None:
     made, user = market(end_date=at), member(balance=10)
-    with nothing_moved(), pytest.raises(bets.MarketNotOpen):
+    with nothing_moved(), pytest.raises(locks.MarketNotOpen):
         bet(made, user, at=at)
     bet(made, user, "Yes", 1, at=at - timedelta(microseconds=1))
 
@@ -61,9 +62,9 @@ def test_bets_end_at_the_markets_end_to_the_microsecond(db: None, at: datetime) 
 def test_what_cannot_be_bet_on_is_named(db: None) -> None:
     made, user = market(), member(balance=1_000)
     with nothing_moved():
-        with pytest.raises(bets.OutcomeNotInMarket, match="Yes, No"):
+        with pytest.raises(locks.OutcomeNotInMarket, match="Yes, No"):
             bet(made, user, "Maybe")
-        with pytest.raises(bets.MarketNotFound):
+        with pytest.raises(locks.MarketNotFound):
             bets.place(user_id=user.pk, market_id=999_999, outcome="Yes", amount=Decimal(1), client_ref=None, at=AT)
 
 

@@ -11,8 +11,8 @@ from django.db import transaction
 
 from payments.ledger import journal
 from payments.models import Attempt, Breaker, Callback, StatusQuery, Transaction, Transfer
-from payments.payouts.evidence import callbacks
-from payments.payouts.sending import claims
+from payments.payouts.evidence import callbacks, status_queries
+from payments.payouts.sending import responses
 from testing import builders, payout_steps
 from testing.builders import at_once, transfers
 from testing.payout_steps import ADDRESSES, POLICY, after, result_body, sent, status_body
@@ -111,7 +111,7 @@ def prepare(random: Random, policy: Any) -> None:
         if random.random() < 0.2:
             Transaction.objects.filter(pk=payout.pk, status="PROCESSING").update(status="HELD")
         if random.random() < 0.3:
-            for question in claims.ask(at=after(25 + number), policy=policy, addresses=ADDRESSES, limit=10):
+            for question in status_queries.ask(at=after(25 + number), policy=policy, addresses=ADDRESSES, limit=10):
                 about = Attempt.objects.get(originator_conversation_id=question.originator_conversation_id)
                 said_of_it = random.choice(["Completed", "Failed", "Initiated"])
                 come(
@@ -216,10 +216,13 @@ def test_answers_and_callbacks_of_the_same_requests_written_at_once_do_not_lock_
 
     # when
     acknowledge = partial(
-        claims.record_all, [(claim, payout_steps.ACCEPTED) for claim in reversed(claimed)], at=after(2), policy=POLICY
+        responses.record_all,
+        [(claim, payout_steps.ACCEPTED) for claim in reversed(claimed)],
+        at=after(2),
+        policy=POLICY,
     )
     hear = partial(callbacks.apply_paid, callback_ids=ids, at=after(2), policy=POLICY)
-    ask = partial(claims.ask, at=after(60), policy=POLICY, addresses=ADDRESSES, limit=20)
+    ask = partial(status_queries.ask, at=after(60), policy=POLICY, addresses=ADDRESSES, limit=20)
     answers = at_once(acknowledge, hear, ask, hear, acknowledge)
     for callback_id in callbacks.to_apply(after=0, limit=100):
         callbacks.apply(callback_id=callback_id, at=after(70), policy=POLICY)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from payments.models import Attempt, Transaction
-from payments.payouts.operations import actions
-from payments.payouts.sending import claims as sending_claims
+from payments.payouts.operations import actions, decisions
+from payments.payouts.sending import responses
 from testing import builders, payout_steps
 from testing.payout_steps import (
     NO_CONNECTION,
@@ -45,7 +45,7 @@ def test_a_second_request_that_did_not_leave_is_not_sent_after_the_first_was_pai
     hear(first, result_body(first), after(31))
 
     # when
-    sending_claims.record(claim, NO_CONNECTION, at=after(32), policy=POLICY)
+    responses.record(claim, NO_CONNECTION, at=after(32), policy=POLICY)
 
     # then
     assert claims(after(600)) == []
@@ -186,7 +186,7 @@ def held(amount: int = 285) -> tuple[Transaction, Attempt]:
 
 def decide(payout: Transaction, by: list[int], receipt: str = "", grounds: str = "statement of 17 February") -> None:
     at, people = after(90_000), [Actor(pk, "192.0.2.1") for pk in by]
-    actions.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=people, at=at, policy=POLICY)
+    decisions.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=people, at=at, policy=POLICY)
 
 
 def test_a_person_with_a_statement_closes_a_held_payout_as_paid() -> None:
@@ -211,7 +211,7 @@ def test_a_large_held_payout_takes_two_people_and_their_grounds() -> None:
 
     # then
     for by, grounds in (([one], "statement"), ([one, one], "statement"), ([one, two], " ")):
-        with pytest.raises(actions.NotToBeDecided), builders.nothing_moved():
+        with pytest.raises(decisions.NotToBeDecided), builders.nothing_moved():
             decide(payout, by, receipt="SGL12AB34C", grounds=grounds)
     decide(payout, [one, two], receipt="SGL12AB34C")
     assert states(payout, attempt) == ("COMPLETED", "PAID")
@@ -220,7 +220,7 @@ def test_a_large_held_payout_takes_two_people_and_their_grounds() -> None:
 def test_only_a_held_payout_is_decided_by_a_person() -> None:
     payout = builders.payout(285)
     attempt = sent(payout)
-    with pytest.raises(actions.NotToBeDecided), builders.nothing_moved():
+    with pytest.raises(decisions.NotToBeDecided), builders.nothing_moved():
         decide(payout, [builders.operator().pk], receipt="SGL12AB34C")
     assert states(payout, attempt) == ("PROCESSING", "ACCEPTED")
 

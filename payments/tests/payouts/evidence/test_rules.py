@@ -9,9 +9,8 @@ from decimal import Decimal
 import pytest
 
 from payments.models import Attempt, Callback, StatusQuery, Transaction
-from payments.payouts.evidence import callbacks
+from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.operations import actions
-from payments.payouts.sending import claims
 from payments.policy import Policy
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
@@ -1035,7 +1034,7 @@ def test_a_late_success_that_is_asked_about_for_a_day_in_vain_is_let_go(payout: 
     hear(attempt, result_body(attempt), after(60), policy=PRODUCTION, trusted=False)
 
     # when
-    asked = claims.ask(at=after(86_460), policy=PRODUCTION, addresses=payout_steps.ADDRESSES, limit=10)
+    asked = status_queries.ask(at=after(86_460), policy=PRODUCTION, addresses=payout_steps.ADDRESSES, limit=10)
 
     # then
     assert asked == []

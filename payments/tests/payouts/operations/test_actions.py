@@ -153,7 +153,7 @@ def test_a_large_one_waits_for_a_second_person_who_confirms_just_that(db: None, 
             operations_decisions.confirm(verdict_id=waiting.pk, by=actor(first), at=at, policy=policy())
         with pytest.raises(operations_decisions.SamePerson):
             operations_decisions.confirm(verdict_id=waiting.pk, by=BY, at=at, policy=policy())
-        with pytest.raises(operations_actions.NotToBeDecided):
+        with pytest.raises(operations_decisions.NotToBeDecided):
             give(one, second, "", at)
 
     operations_decisions.confirm(verdict_id=waiting.pk, by=actor(second), at=at, policy=policy())
@@ -193,7 +193,7 @@ def test_evidence_that_comes_meanwhile_beats_the_word(db: None, at: datetime) ->
     attempt = Attempt.objects.get(transaction=one)
     payout_steps.hear(attempt, payout_steps.result_body(attempt, receipt="SKG7TRUE01"), at)
     payout_steps.ask_and_hear(attempt, payout_steps.status_body(attempt, receipt="SKG7TRUE01"), at + timedelta(hours=3))
-    with nothing_moved(), pytest.raises(operations_actions.NotToBeDecided):
+    with nothing_moved(), pytest.raises(operations_decisions.NotToBeDecided):
         operations_decisions.confirm(verdict_id=waiting.pk, by=actor(second), at=at, policy=policy())
     one.refresh_from_db()
     assert (one.status, one.receipt) == ("COMPLETED", "SKG7TRUE01")

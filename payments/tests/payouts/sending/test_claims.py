@@ -9,6 +9,7 @@ import pytest
 
 from payments.models import Attempt, Settlement, StatusQuery, Transaction
 from payments.mpesa import client
+from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
 from testing import builders, payout_steps
@@ -474,7 +475,7 @@ def test_a_worker_that_died_while_sending_is_asked_after(payout: Transaction) ->
     attempt = payout.attempts.get()
 
     # when
-    too_soon = sending_claims.ask(at=after(19), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)
+    too_soon = status_queries.ask(at=after(19), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)
     asked = question(attempt, after(20))
 
     # then
@@ -519,8 +520,8 @@ def test_a_question_is_put_to_its_own_address(payout: Transaction) -> None:
     gateway = payout_steps.FakeGateway(client.Accepted("AG_20260216_7", "daraja's own"))
 
     # when
-    said = sending_claims.put(asked, gateway=gateway, addresses=ADDRESSES)
-    sending_claims.record_question(asked, said)
+    said = status_queries.put(asked, gateway=gateway, addresses=ADDRESSES)
+    status_queries.record_question(asked, said)
 
     # then
     assert gateway.questions == [
@@ -546,7 +547,7 @@ def test_a_question_that_is_not_taken_changes_nothing(payout: Transaction, said:
 
     # when
     with nothing_moved():
-        taken = sending_claims.put(asked, gateway=payout_steps.FakeGateway(said), addresses=ADDRESSES)
+        taken = status_queries.put(asked, gateway=payout_steps.FakeGateway(said), addresses=ADDRESSES)
 
     # then
     assert taken is None
@@ -562,7 +563,7 @@ def test_what_is_waiting_paid_or_failed_is_not_asked_about() -> None:
     sent(waiting, payout_steps.NO_CONNECTION)
 
     # then
-    assert sending_claims.ask(at=after(100_000), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10) == []
+    assert status_queries.ask(at=after(100_000), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10) == []
 
 
 def test_no_more_questions_are_asked_at_once_than_the_limit() -> None:
@@ -572,7 +573,7 @@ def test_no_more_questions_are_asked_at_once_than_the_limit() -> None:
 
     # when
     asked = [
-        len(sending_claims.ask(at=after(60), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=limit))
+        len(status_queries.ask(at=after(60), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=limit))
         for limit in (3, 3, 3)
     ]
 
@@ -588,9 +589,9 @@ def test_workers_that_ask_at_once_ask_each_question_once() -> None:
 
     # when
     asked = builders.at_once(
-        *[lambda: sending_claims.ask(at=after(20), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)] * 4
+        *[lambda: status_queries.ask(at=after(20), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)] * 4
     )
-    asked.append(sending_claims.ask(at=after(20), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10))
+    asked.append(status_queries.ask(at=after(20), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10))
 
     # then
     assert sum(len(one) for one in asked) == 6

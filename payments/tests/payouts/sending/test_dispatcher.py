@@ -1,4 +1,4 @@
-"""The pump, against the simulator over HTTP and a real Redis: all sent once, few at a time, everything written down."""
+"""The dispatcher, against the simulator over HTTP and a real Redis."""
 
 import time
 from collections import Counter
@@ -21,7 +21,7 @@ from payments.mpesa.rate_limit import Limiter
 from payments.mpesa.simulator.provider import Terms
 from payments.mpesa.simulator.server import Options, Sandbox
 from payments.payouts.sending import claims
-from payments.payouts.sending.dispatcher import Pump, _last_turn
+from payments.payouts.sending.dispatcher import Dispatcher, _last_turn
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
 from testing.payout_steps import after
@@ -112,11 +112,11 @@ def calls(gateway: client.Gateway) -> Iterator[CountingCalls]:
 
 
 @pytest.fixture
-def pump(gateway: client.Gateway, calls: CountingCalls, connection: redis.Redis) -> Pump:
+def dispatcher(gateway: client.Gateway, calls: CountingCalls, connection: redis.Redis) -> Dispatcher:
     def limiter(name: str) -> Limiter:
         return Limiter(connection=connection, name=name, per_second=Decimal(2_000))
 
-    return Pump(
+    return Dispatcher(
         gateway=gateway,
         calls=calls,
         limiter=limiter("b2c"),
@@ -128,10 +128,10 @@ def pump(gateway: client.Gateway, calls: CountingCalls, connection: redis.Redis)
     )
 
 
-def send_due(pump: Pump, for_seconds: float = FOR_SECONDS) -> int:
-    """Run the pump until nothing is due, or for so long."""
+def send_due(dispatcher: Dispatcher, for_seconds: float = FOR_SECONDS) -> int:
+    """Run the dispatcher until nothing is due, or for so long."""
     until = time.monotonic() + for_seconds
-    return pump.run(keep_going=lambda: time.monotonic() < until)
+    return dispatcher.run(keep_going=lambda: time.monotonic() < until)
 
 
 def winners(count: int) -> QuerySet[Transaction]:
@@ -151,13 +151,13 @@ def requests_of(sandbox: Sandbox) -> dict[str, int]:
 
 
 def test_everything_due_is_sent_once_with_few_requests_under_way(
-    pump: Pump, calls: CountingCalls, sandbox: Sandbox
+    dispatcher: Dispatcher, calls: CountingCalls, sandbox: Sandbox
 ) -> None:
     # given
     payouts = winners(60)
 
     # when
-    sent = send_due(pump)
+    sent = send_due(dispatcher)
 
     # then
     references = set(payouts.values_list("external_ref", flat=True))
@@ -166,24 +166,24 @@ def test_everything_due_is_sent_once_with_few_requests_under_way(
     assert states() == {("PROCESSING", "ACCEPTED"): 60}
     assert requests_of(sandbox) == {f"{reference}-1": 1 for reference in references}
     assert Attempt.objects.filter(conversation_id="").count() == 0
-    assert send_due(pump) == 0
+    assert send_due(dispatcher) == 0
 
 
-def test_one_request_at_a_time_is_a_bound_too(pump: Pump, calls: CountingCalls) -> None:
+def test_one_request_at_a_time_is_a_bound_too(dispatcher: Dispatcher, calls: CountingCalls) -> None:
     # given
     winners(6)
 
     # when
-    sent = send_due(replace(pump, in_flight=1))
+    sent = send_due(replace(dispatcher, in_flight=1))
 
     # then
     assert (sent, calls.most) == (6, 1)
 
 
-def test_a_pace_of_less_than_four_a_second_is_kept_up_until_all_is_sent(pump: Pump, connection: redis.Redis) -> None:
+def test_a_pace_below_four_a_second_is_kept_until_all_is_sent(dispatcher: Dispatcher, connection: redis.Redis) -> None:
     # given
     winners(4)
-    slow = replace(pump, limiter=Limiter(connection=connection, name="slow", per_second=Decimal(2)))
+    slow = replace(dispatcher, limiter=Limiter(connection=connection, name="slow", per_second=Decimal(2)))
 
     # when
     sent = send_due(slow)
@@ -192,38 +192,40 @@ def test_a_pace_of_less_than_four_a_second_is_kept_up_until_all_is_sent(pump: Pu
     assert sent == 4
 
 
-def test_nothing_is_sent_after_its_time_is_up(pump: Pump, sandbox: Sandbox) -> None:
+def test_nothing_is_sent_after_its_time_is_up(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
     # given
     winners(3)
 
     # then
     with nothing_moved():
-        assert send_due(pump, 0.0) == 0
+        assert send_due(dispatcher, 0.0) == 0
     assert requests_of(sandbox) == {}
 
 
-def test_what_redis_stops_is_written_down_first(pump: Pump, sandbox: Sandbox, connection: redis.Redis) -> None:
+def test_claims_are_recorded_before_redis_stops_the_run(
+    dispatcher: Dispatcher, sandbox: Sandbox, connection: redis.Redis
+) -> None:
     # given
     payouts = winners(12)
     losing = LimiterThatLosesRedis(connection=connection, name="b2c", per_second=Decimal(2_000))
 
     # when
     with pytest.raises(redis.RedisError):
-        send_due(replace(pump, limiter=losing))
+        send_due(replace(dispatcher, limiter=losing))
 
     # then
     assert states() == {("PROCESSING", "ACCEPTED"): 5}
     assert payouts.filter(status="PENDING").count() == 7
     assert len(requests_of(sandbox)) == 5
-    assert send_due(pump) == 7
+    assert send_due(dispatcher) == 7
     assert list(requests_of(sandbox).values()) == [1] * 12
 
 
-def test_without_redis_nothing_is_claimed(pump: Pump) -> None:
+def test_without_redis_nothing_is_claimed(dispatcher: Dispatcher) -> None:
     # given
     (payout,) = winners(1)
     with redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=2, socket_timeout=2) as down:
-        losing = replace(pump, limiter=Limiter(connection=down, name="b2c", per_second=Decimal(5)))
+        losing = replace(dispatcher, limiter=Limiter(connection=down, name="b2c", per_second=Decimal(5)))
 
         # then
         with nothing_moved(), pytest.raises(redis.RedisError):
@@ -232,7 +234,7 @@ def test_without_redis_nothing_is_claimed(pump: Pump) -> None:
             losing.send_one(payout.pk)
 
 
-def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(pump: Pump) -> None:
+def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(dispatcher: Dispatcher) -> None:
     # given
     payouts = winners(12)
     broken = payouts.order_by("pk")[3].external_ref
@@ -246,7 +248,7 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(pump:
     # when
     for _ in range(3):
         try:
-            send_due(replace(pump, calls=payout_steps.FakeCalls(Gateway())))
+            send_due(replace(dispatcher, calls=payout_steps.FakeCalls(Gateway())))
         except ValueError:
             continue  # However loud it is about it, the others are not to suffer.
 
@@ -268,21 +270,21 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(pump:
     ids=str,
 )
 def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
-    pump: Pump, said: client.GatewayError, expected: tuple[str, str]
+    dispatcher: Dispatcher, said: client.GatewayError, expected: tuple[str, str]
 ) -> None:
     # given
     winners(10)
     gateway = payout_steps.FakeGateway(*[said] * 10)
 
     # when
-    sent = send_due(replace(pump, calls=payout_steps.FakeCalls(gateway), policy=PROBING))
+    sent = send_due(replace(dispatcher, calls=payout_steps.FakeCalls(gateway), policy=PROBING))
 
     # then
     assert (sent, len(gateway.payments)) == (10, 10)
     assert states() == {expected: 10}
 
 
-def test_throttled_requests_go_again_under_their_ids_until_they_are_taken(pump: Pump, sandbox: Sandbox) -> None:
+def test_throttled_requests_go_again_under_the_same_ids(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
     # given
     payouts = winners(10)
     for phone in payouts.values_list("phone_number", flat=True):
@@ -292,7 +294,7 @@ def test_throttled_requests_go_again_under_their_ids_until_they_are_taken(pump: 
     # when
     rounds = []
     for pause in (60, 120, 0):
-        rounds.append((send_due(replace(pump, clock=clock, policy=PROBING)), dict(states())))
+        rounds.append((send_due(replace(dispatcher, clock=clock, policy=PROBING)), dict(states())))
         clock.now += timedelta(seconds=pause)
 
     # then
@@ -301,7 +303,7 @@ def test_throttled_requests_go_again_under_their_ids_until_they_are_taken(pump: 
     assert requests_of(sandbox) == {f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)}
 
 
-def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
+def test_resends_go_by_the_dispatcher(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
     # given
     (payout,) = winners(1)
     attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
@@ -310,7 +312,7 @@ def test_resends_go_by_the_pump(pump: Pump, sandbox: Sandbox) -> None:
     later.now = after(30)
 
     # when
-    sent = send_due(replace(pump, clock=later))
+    sent = send_due(replace(dispatcher, clock=later))
 
     # then
     assert sent == 1
@@ -328,24 +330,24 @@ def lost(db: None) -> Attempt:
     return attempt
 
 
-def next_of(pump: Pump, seconds: float) -> list[str]:
-    """The id of the request that the pump begins next, where it has room for one."""
+def next_of(dispatcher: Dispatcher, seconds: float) -> list[str]:
+    """The id of the request that the dispatcher begins next, where it has room for one."""
     clock = Clock()
     clock.now = after(seconds)
-    return [claim.originator_conversation_id for claim in replace(pump, clock=clock)._claim(1, 0)[0]]
+    return [claim.originator_conversation_id for claim in replace(dispatcher, clock=clock)._claim(1, 0)[0]]
 
 
-def test_a_resend_does_not_wait_behind_what_was_never_sent(pump: Pump, lost: Attempt) -> None:
-    assert next_of(pump, 30) == [lost.originator_conversation_id]
+def test_a_resend_does_not_wait_behind_what_was_never_sent(dispatcher: Dispatcher, lost: Attempt) -> None:
+    assert next_of(dispatcher, 30) == [lost.originator_conversation_id]
 
 
-def test_while_sending_is_paused_the_probe_is_something_new(pump: Pump, lost: Attempt) -> None:
+def test_while_sending_is_paused_the_probe_is_something_new(dispatcher: Dispatcher, lost: Attempt) -> None:
     Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
-    (probe,) = next_of(pump, 30)
+    (probe,) = next_of(dispatcher, 30)
     assert probe != lost.originator_conversation_id
 
 
-def test_no_probe_is_spent_on_a_resend_that_is_too_late(pump: Pump, lost: Attempt) -> None:
+def test_no_probe_is_spent_on_a_resend_that_is_too_late(dispatcher: Dispatcher, lost: Attempt) -> None:
     # given
     Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
 
@@ -359,7 +361,7 @@ def test_no_probe_is_spent_on_a_resend_that_is_too_late(pump: Pump, lost: Attemp
     assert Breaker.objects.get(cause="throttle").probes == 0
 
 
-def test_what_goes_again_moves_no_turn(pump: Pump, lost: Attempt) -> None:
+def test_what_goes_again_moves_no_turn(dispatcher: Dispatcher, lost: Attempt) -> None:
     again, *new = claims.claim_next(at=after(30), policy=PROBING, addresses=payout_steps.ADDRESSES, limit=3, after=0)
     assert [claim.before_turns for claim in (again, *new)] == [True, False, False]
     assert _last_turn([again], 7) == 7
@@ -370,12 +372,12 @@ def test_what_goes_again_moves_no_turn(pump: Pump, lost: Attempt) -> None:
 # --- one payout ------------------------------------------------------------------------------------------------------
 
 
-def test_one_payout_is_sent_by_itself(pump: Pump, sandbox: Sandbox) -> None:
+def test_one_payout_is_sent_by_itself(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
     # given
     first, second = winners(2).order_by("pk")
 
     # when
-    answers = [pump.send_one(second.pk), pump.send_one(second.pk)]
+    answers = [dispatcher.send_one(second.pk), dispatcher.send_one(second.pk)]
 
     # then
     assert answers == [True, False]
@@ -384,7 +386,7 @@ def test_one_payout_is_sent_by_itself(pump: Pump, sandbox: Sandbox) -> None:
     assert first.status == "PENDING"
 
 
-def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(pump: Pump, connection: redis.Redis) -> None:
+def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(dispatcher: Dispatcher, connection: redis.Redis) -> None:
     # given
     (payout,) = winners(1)
     limiter = Limiter(connection=connection, name="far", per_second=Decimal("0.1"))
@@ -393,11 +395,11 @@ def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(pump: Pump, conne
 
     # then
     with nothing_moved():
-        assert not replace(pump, limiter=limiter).send_one(payout.pk)
+        assert not replace(dispatcher, limiter=limiter).send_one(payout.pk)
 
 
-def test_one_payout_that_is_not_there_is_not_sent(pump: Pump) -> None:
-    assert pump.send_one(2**62) is False
+def test_one_payout_that_is_not_there_is_not_sent(dispatcher: Dispatcher) -> None:
+    assert dispatcher.send_one(2**62) is False
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
@@ -408,19 +410,19 @@ def in_doubt(count: int) -> None:
         payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
 
 
-def later(pump: Pump, **changes: Any) -> Pump:
-    """The pump when the first questions are due."""
+def later(dispatcher: Dispatcher, **changes: Any) -> Dispatcher:
+    """The dispatcher when the first questions are due."""
     clock = Clock()
     clock.now = after(30)
-    return replace(pump, clock=clock, **changes)
+    return replace(dispatcher, clock=clock, **changes)
 
 
-def test_every_doubt_is_asked_about_once(pump: Pump) -> None:
+def test_every_doubt_is_asked_about_once(dispatcher: Dispatcher) -> None:
     # given
     in_doubt(20)
 
     # when
-    asked = later(pump).ask_due(for_seconds=FOR_SECONDS)
+    asked = later(dispatcher).ask_due(for_seconds=FOR_SECONDS)
 
     # then
     assert asked == 20
@@ -429,13 +431,13 @@ def test_every_doubt_is_asked_about_once(pump: Pump) -> None:
     assert set(Attempt.objects.values_list("queries__number", flat=True)) == {1}
 
 
-def test_questions_that_are_not_taken_are_asked_again_later(pump: Pump) -> None:
+def test_questions_that_are_not_taken_are_asked_again_later(dispatcher: Dispatcher) -> None:
     # given
     in_doubt(3)
     gateway = payout_steps.FakeGateway(*[payout_steps.NO_CONNECTION] * 3)
 
     # when
-    asked = later(pump, gateway=gateway).ask_due(for_seconds=FOR_SECONDS)
+    asked = later(dispatcher, gateway=gateway).ask_due(for_seconds=FOR_SECONDS)
 
     # then
     assert (asked, len(gateway.questions)) == (3, 3)
@@ -444,10 +446,10 @@ def test_questions_that_are_not_taken_are_asked_again_later(pump: Pump) -> None:
     assert AT < min(Attempt.objects.values_list("next_query_at", flat=True)) > after(60)
 
 
-def test_nothing_is_asked_when_nothing_is_in_doubt(pump: Pump) -> None:
+def test_nothing_is_asked_when_nothing_is_in_doubt(dispatcher: Dispatcher) -> None:
     # given
     winners(2)
 
     # then
     with nothing_moved():
-        assert later(pump).ask_due(for_seconds=FOR_SECONDS) == 0
+        assert later(dispatcher).ask_due(for_seconds=FOR_SECONDS) == 0

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markets.tests.test_parimutuel import OUTCOMES, resolutions
 from payments.settlement.certificates import document
 from testing.certificates import BEGAN, certified, changes, script, sealed
+from testing.strategies import OUTCOMES, resolutions
 
 STANDALONE: ModuleType = script()
 STAKES = st.lists(

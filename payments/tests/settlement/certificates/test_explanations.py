@@ -18,10 +18,9 @@ from payments.models import Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions
 from payments.settlement.certificates import document, explanations, issuing
-from payments.tests.settlement.certificates.test_sms_text import assert_fits
 from testing import builders
 from testing.builders import AT, FAR, bearer, market, member, operator, orm_bet, settled_market
-from testing.certificates import SCRIPT, script
+from testing.certificates import SCRIPT, assert_fits, script
 from testing.payout_steps import RECEIPT, failed, hear, result_body, sent
 from testing.rest import assert_refused
 from users.audit import MACHINE

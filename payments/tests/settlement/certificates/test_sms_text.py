@@ -7,19 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payments.settlement.certificates import sms_text
+from testing import certificates
 
-# The GSM 7-bit default alphabet (3GPP TS 23.038, table 1): a character outside it makes a message of 70.
-GSM = set(
-    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
-    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
-)
 LARGEST = Decimal("999999999999.99")
 AMOUNTS = st.decimals(Decimal("0.01"), LARGEST, places=2)
 TEXTS = st.text(max_size=500)
-
-
-def assert_fits(sentence: str) -> None:
-    assert len(sentence) <= 160 and set(sentence) <= GSM, sentence
 
 
 def test_a_winners_sentence_has_the_whole_equation() -> None:
@@ -44,7 +36,7 @@ def test_every_sentence_fits_with_the_longest_question_outcome_and_amounts() -> 
         sms_text.refunded(outcome=outcome, stake=LARGEST, why=late, question=question),
         sms_text.pending(outcome=outcome, stake=LARGEST, state="closed and waits for its result", question=question),
     ):  # fmt: skip
-        assert_fits(sentence)
+        certificates.assert_fits(sentence)
 
 
 @given(outcome=TEXTS, question=TEXTS, paid=TEXTS, winners=st.lists(TEXTS, min_size=1, max_size=4),
@@ -53,10 +45,14 @@ def test_every_sentence_fits_whatever_is_in_it(
     outcome: str, question: str, paid: str, winners: list[str], amounts: list[Decimal]
 ) -> None:
     names = ("stake", "fund", "stakes", "dividend", "pool", "fee", "tax")
-    assert_fits(sms_text.won(outcome=outcome, question=question, paid=paid, **dict(zip(names, amounts, strict=True))))
+    certificates.assert_fits(
+        sms_text.won(outcome=outcome, question=question, paid=paid, **dict(zip(names, amounts, strict=True)))
+    )
     stake, pool = amounts[0], amounts[4]
-    assert_fits(sms_text.lost(outcome=outcome, stake=stake, winners=winners, pool=pool, question=question))
-    assert_fits(sms_text.refunded(outcome=outcome, stake=stake, why="nobody had backed what won", question=question))
+    certificates.assert_fits(sms_text.lost(outcome=outcome, stake=stake, winners=winners, pool=pool, question=question))
+    certificates.assert_fits(
+        sms_text.refunded(outcome=outcome, stake=stake, why="nobody had backed what won", question=question)
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from soak.figures import HANDED_OVER, say
+from testing.figures import HANDED_OVER, say
 
 ROOT = Path(__file__).resolve().parents[1]
 

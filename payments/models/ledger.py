@@ -1,0 +1,170 @@
+"""The double-entry ledger: accounts, transfers and daily sums."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+
+from markets.models import Market
+from payments.models.columns import shillings
+from payments.models.payouts import Transaction
+
+
+class LedgerAccount(models.Model):
+    """A named balance. Assets and expenses grow by debit, everything else by credit."""
+
+    class Kind(models.TextChoices):
+        WALLET = "wallet"
+        POOL = "pool"
+        PAYABLE = "payable"
+        IN_FLIGHT = "in_flight"
+        FEE_INCOME = "fee_income"
+        OPENING = "opening"
+        TAX_PAYABLE = "tax_payable"
+        MPESA_CHARGES_PAID = "mpesa_charges_paid"
+        MPESA_UTILITY = "mpesa_utility"
+        MPESA_PAYBILL = "mpesa_paybill"
+        CHARGE_EXPENSE = "charge_expense"
+        RECEIVABLE = "receivable"
+        BAD_DEBT = "bad_debt"
+
+    GROWS_BY_DEBIT = {Kind.MPESA_UTILITY, Kind.MPESA_PAYBILL, Kind.CHARGE_EXPENSE, Kind.RECEIVABLE, Kind.BAD_DEBT}
+
+    code = models.CharField(max_length=40, help_text="wallet:<member>, pool:<market> or the kind itself.")
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
+    market = models.ForeignKey(Market, on_delete=models.PROTECT, null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            # A UniqueConstraint rather than unique=True, here and below: the latter gets a second index, for LIKE.
+            models.UniqueConstraint(fields=["code"], name="account_code_once"),
+            models.CheckConstraint(
+                name="account_belongs_to_whom_its_kind_says",
+                condition=Q(kind__in=["wallet", "receivable"], user__isnull=False, market__isnull=True)
+                | Q(kind="pool", user__isnull=True, market__isnull=False)
+                | (~Q(kind__in=["wallet", "receivable", "pool"]) & Q(user__isnull=True, market__isnull=True)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.code
+
+
+class Transfer(models.Model):
+    """One move of one amount from one account to another. Never edited, never removed; corrected by further transfers.
+
+    `debit` grows an asset or an expense, `credit` grows the rest; `key` makes booking it twice impossible. That what it
+    names is there, a trigger asks once a statement, where foreign keys would ask three times a row.
+    """
+
+    key = models.CharField(max_length=64)
+    debit = models.ForeignKey(
+        LedgerAccount, on_delete=models.PROTECT, related_name="debits", db_index=False, db_constraint=False
+    )
+    credit = models.ForeignKey(
+        LedgerAccount, on_delete=models.PROTECT, related_name="credits", db_index=False, db_constraint=False
+    )
+    amount = shillings()
+    code = models.CharField(max_length=20)
+    at = models.DateTimeField()
+    transaction = models.ForeignKey(
+        Transaction, on_delete=models.PROTECT, null=True, related_name="transfers", db_constraint=False
+    )
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["key"], name="transfer_key_once"),
+            models.CheckConstraint(condition=Q(amount__gt=Decimal(0)), name="transfer_amount_is_positive"),
+            models.CheckConstraint(condition=~Q(debit=F("credit")), name="transfer_between_two_accounts"),
+        ]
+        indexes = [
+            models.Index(fields=["debit", "id"], name="transfer_by_debit"),
+            models.Index(fields=["credit", "id"], name="transfer_by_credit"),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class LedgerDay(models.Model):
+    """What was booked on one day of Nairobi to the accounts of one kind, in shillings; of transfers up to their mark.
+
+    Transfers are never changed or removed, so a day only grows: a balance is its days and the transfers since.
+    """
+
+    day = models.DateField()
+    kind = models.CharField(max_length=20, choices=LedgerAccount.Kind.choices)
+    debits = models.DecimalField(max_digits=18, decimal_places=2)
+    credits = models.DecimalField(max_digits=18, decimal_places=2)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["kind", "day"], name="ledger_day_once_a_kind")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} on {self.day}"
+
+
+class Recovery(models.Model):
+    """What one member owes back from one settlement: paid to them, and not theirs (an undo, or a payment twice).
+
+    amount = outstanding + recovered + written_off, in shillings. The operator decides: nothing yet (OPEN), to keep up
+    to `pct` % of each later dividend (SET_OFF), or to bear the loss (WRITTEN_OFF).
+    """
+
+    class Decision(models.TextChoices):
+        OPEN = "OPEN"
+        SET_OFF = "SET_OFF"
+        WRITTEN_OFF = "WRITTEN_OFF"
+
+    # WRITTEN_OFF → OPEN: more came to be owed after it, by a payment that was proven late.
+    TRANSITIONS = {
+        Decision.OPEN: {Decision.SET_OFF, Decision.WRITTEN_OFF},
+        Decision.SET_OFF: {Decision.WRITTEN_OFF},
+        Decision.WRITTEN_OFF: {Decision.OPEN},
+    }
+
+    settlement = models.ForeignKey(
+        "payments.Settlement", on_delete=models.PROTECT, null=True, blank=True, related_name="recoveries"
+    )
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="recoveries")
+    amount = shillings()
+    recovered = shillings(default=Decimal("0.00"))
+    written_off = shillings(default=Decimal("0.00"))
+    decision = models.CharField(max_length=12, choices=Decision.choices, default=Decision.OPEN)
+    pct = models.PositiveSmallIntegerField(null=True, blank=True, help_text="Of each later dividend, at most.")
+    reason = models.CharField(max_length=300, blank=True)
+    created_at = models.DateTimeField()
+    decided_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    decided_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name_plural = "recoveries"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["settlement", "user"], nulls_distinct=False, name="recovery_once_a_settlement_and_member"
+            ),
+            models.CheckConstraint(
+                condition=Q(recovered__gte=0, written_off__gte=0, amount__gte=F("recovered") + F("written_off")),
+                name="no_more_comes_back_than_is_owed",
+            ),
+            models.CheckConstraint(
+                condition=(Q(decision="SET_OFF", pct__gte=1, pct__lte=100) | (~Q(decision="SET_OFF") & Q(pct=None))),
+                name="a_set_off_has_a_percentage",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["user"], condition=Q(decision="SET_OFF"), name="recovery_to_set_off"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Recovery {self.pk} of {self.amount}"
+
+    @property
+    def outstanding(self) -> Decimal:
+        return self.amount - self.recovered - self.written_off

@@ -1,0 +1,114 @@
+"""Settlements: one division or refund of a market's pool."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+
+from markets.models import Market
+from payments.models.columns import shillings
+
+
+class Settlement(models.Model):
+    """One run of dividing one market's pool; its totals are frozen before the first bet is touched.
+
+    Amounts are shillings; `weights` maps outcome to percentage text; `funds` maps outcome to integer cents and the
+    cutoff of the left-over cents (see division.py). `pool` is what is divided; the stakes of bets that were placed
+    after `effective_close_at` are not in it but in `late_refund`. A SCRATCH gives back the stakes on one outcome,
+    `scratched`, while the market goes on; every other run decides the market.
+    """
+
+    class Rule(models.TextChoices):
+        WINNER = "WINNER"
+        JOINT = "JOINT"
+        SPLIT = "SPLIT"
+        VOID = "VOID"
+        SCRATCH = "SCRATCH"
+
+    class State(models.TextChoices):
+        PENDING = "PENDING"
+        DIVIDING = "DIVIDING"
+        SETTLED = "SETTLED"
+        UNDOING = "UNDOING"
+        WITHDRAWN = "WITHDRAWN"
+        UNDONE = "UNDONE"
+
+    TRANSITIONS = {
+        State.PENDING: {State.DIVIDING, State.WITHDRAWN},
+        State.DIVIDING: {State.SETTLED},
+        State.SETTLED: {State.UNDOING},
+        State.UNDOING: {State.UNDONE},
+        State.WITHDRAWN: set(),
+        State.UNDONE: set(),
+    }
+
+    market = models.ForeignKey(Market, on_delete=models.PROTECT, related_name="settlements")
+    number = models.PositiveSmallIntegerField()
+    public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    rule = models.CharField(max_length=10, choices=Rule.choices)
+    weights = models.JSONField(default=dict)
+    reason = models.CharField(max_length=20, blank=True)
+    scratched = models.CharField(max_length=120, blank=True)
+    effective_close_at = models.DateTimeField(null=True, blank=True)
+    evidence_url = models.CharField(max_length=500, blank=True)
+    evidence_note = models.CharField(max_length=1000, blank=True)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
+    resolved_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
+    resolved_at = models.DateTimeField()
+    approved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    fee_pct = models.DecimalField(max_digits=5, decimal_places=2)
+    protect_stake = models.BooleanField()
+    bet_count = models.PositiveBigIntegerField(null=True)
+    pool = shillings(null=True)
+    winning_pool = shillings(null=True)
+    fee = shillings(null=True)
+    net = shillings(null=True)
+    late_refund = shillings(null=True)
+    refund = models.BooleanField(null=True)
+    funds = models.JSONField(default=dict)
+    last_bet_id = models.BigIntegerField(default=0)
+    last_user_id = models.BigIntegerField(default=0)
+    bets_divided = models.BooleanField(default=False)
+    bets_done = models.PositiveBigIntegerField(default=0, help_text="Bets that have their verdict.")
+    members_done = models.PositiveBigIntegerField(default=0, help_text="Members whose dividend is booked.")
+    settled_at = models.DateTimeField(null=True)
+    release_at = models.DateTimeField(null=True)
+    release_open = models.BooleanField(default=False, help_text="Its canary has passed: all its payouts may leave.")
+    stopped_at = models.DateTimeField(null=True, blank=True, help_text="Nothing of it leaves: its undo is proposed.")
+    undone_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    undone_at = models.DateTimeField(null=True, blank=True)
+    undone_reason = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["market", "number"], name="settlement_number_once_a_market"),
+            models.UniqueConstraint(
+                fields=["market"],
+                condition=Q(state__in=["PENDING", "DIVIDING", "SETTLED", "UNDOING"]) & ~Q(rule="SCRATCH"),
+                name="one_live_settlement_a_market",
+            ),
+            models.UniqueConstraint(
+                fields=["market", "scratched"], condition=Q(rule="SCRATCH"), name="outcome_scratched_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(rule="SCRATCH", scratched__gt="") | (~Q(rule="SCRATCH") & Q(scratched="")),
+                name="a_scratch_names_its_outcome",
+            ),
+            models.CheckConstraint(condition=Q(pool=F("fee") + F("net")), name="pool_is_fee_and_net"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING", "UNDOING"]), name="settlement_to_do"
+            ),
+            models.Index(fields=["id"], condition=Q(state="SETTLED", release_open=False), name="settlement_in_canary"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Settlement {self.number} of market {self.market_id}"

@@ -1,0 +1,128 @@
+"""Changes of state of an attempt and its payout."""
+
+from datetime import datetime, timedelta
+
+from payments.ledger import journal, receivables
+from payments.models import Attempt, Transaction
+from payments.mpesa import messages
+from payments.mpesa.callback_urls import Addresses, token_hash
+from payments.payouts import breakers
+from payments.policy import Policy
+
+State = Attempt.State
+Status = Transaction.Status
+
+LONGEST_WAIT = timedelta(minutes=5)
+
+
+def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
+    """Book proof that an attempt was not executed: the debt is open again.
+
+    A fault of ours (no float, credentials) puts the payout back to be sent; the member's or an unknown one fails it.
+    """
+    attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
+    attempt.result_code, attempt.result_words = code[:20], words[:300]
+    attempt.save()
+    entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
+    journal.post([entry], at=at)
+    if payout.status == Status.PENDING:  # Its request waited to leave, or was a manual one.
+        payout.status = Status.PROCESSING
+        payout.save(update_fields=["status"])
+    payout.reason = f"{code} {words}".strip()[:300]
+    breakers.watch(at=at, policy=policy)
+    late = payout.attempts.filter(state=State.PAID).order_by("number").last()
+    if late is not None:
+        return _set_off(payout, late, at)
+    if receivables.was_recalled(payout.pk):
+        return _cancel(payout, at)
+    if messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
+        payout.status = Status.PENDING
+        payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
+        breakers.trip_by_code(code, reason=words, at=at, policy=policy)
+    else:
+        payout.status, payout.failed_at = Status.FAILED, at
+    payout.save(update_fields=["status", "reason", "due_at", "failed_at"])
+    return f"failed: {payout.reason}"
+
+
+def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
+    """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
+    wallet, owes = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
+    owed, borne = receivables.repaid(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
+    parts = [
+        journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk),
+        journal.Entry(f"setoff:{late.pk}", wallet, owes, owed, payout.pk),
+        journal.Entry(f"unwrite:{payout.pk}", wallet, journal.BAD_DEBT, borne, payout.pk),
+    ]
+    journal.post([part for part in parts if part.amount > 0], at=at)
+    payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, late.receipt
+    payout.reason = f"Paid by {late}, which had been held to have failed."
+    payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
+    return "failed; an earlier request had paid, so the debt is settled"
+
+
+def _cancel(payout: Transaction, at: datetime) -> str:
+    """Its settlement was undone while it was under way, and now we know that nothing was paid: nobody owes anybody."""
+    receivables.not_owed_after_all(payout, at=at)
+    if payout.status == Status.PROCESSING:
+        payout.status = Status.FAILED
+        payout.save(update_fields=["status"])
+    payout.status = Status.CANCELLED
+    payout.reason = f"Its settlement was undone, and it was not paid: {payout.reason}"[:300]
+    payout.save(update_fields=["status", "reason"])
+    return "failed, and cancelled: its settlement was undone"
+
+
+def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
+    """We do not know; a question is due at `ask_at` at the latest. The payout is no longer one that may be sent."""
+    attempt.state = State.IN_DOUBT
+    attempt.doubted_at = attempt.doubted_at or at
+    attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
+    attempt.save()
+    Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
+
+
+def is_known(attempt: Attempt, *, at: datetime) -> None:
+    """M-Pesa has had this id: from now on there are only questions. What became of it is as unknown as before."""
+    attempt.known_at, attempt.resend_at = attempt.known_at or at, None
+    attempt.save(update_fields=["known_at", "resend_at"])
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+def new_attempt(
+    payout: Transaction, number: int, at: datetime, policy: Policy, addresses: Addresses, kind: str = Attempt.Kind.B2C
+) -> Attempt:
+    ocid = f"{payout.external_ref}-{number}"
+    return Attempt(
+        transaction=payout,
+        settlement_id=payout.settlement_id,
+        number=number,
+        kind=kind,
+        originator_conversation_id=ocid,
+        token_hash=token_hash(addresses.token(ocid)),
+        amount=payout.amount,
+        phone_number=payout.phone_number,
+        state=State.SENDING,
+        opened_at=at,
+        posted_at=at,
+        first_sent_at=at,
+        next_query_at=at + policy.query_after,
+    )
+
+
+def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
+    return attempt.first_sent_at is None or at < attempt.first_sent_at + policy.resend_horizon
+
+
+def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
+    """The attempt and its transaction under lock, the transaction first."""
+    payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).get(attempts=attempt_id)
+    attempt = Attempt.objects.select_for_update(no_key=True, of=("self",)).get(pk=attempt_id)
+    attempt.transaction = payout
+    return payout, attempt
+
+
+def open_attempt(payout: Transaction) -> Attempt | None:
+    return payout.attempts.select_for_update(no_key=True, of=("self",)).filter(state__in=Attempt.OPEN).first()

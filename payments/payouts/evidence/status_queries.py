@@ -1,0 +1,113 @@
+"""Status queries: which requests to ask M-Pesa about, and asking."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Max
+
+from payments import failpoints
+from payments.models import Attempt, StatusQuery, Transaction
+from payments.mpesa import client
+from payments.mpesa.callback_urls import Addresses, token_hash
+from payments.payouts.evidence import rules
+from payments.policy import Policy
+
+log = logging.getLogger(__name__)
+alarm = logging.getLogger("kasoko.alarm")
+
+State = Attempt.State
+Status = Transaction.Status
+LONGEST_QUERY_GAP = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A status query to be POSTed now, its row committed."""
+
+    query_id: int
+    originator_conversation_id: str
+    token: str
+
+
+# --- doubt: asking what became of a request --------------------------------------------------------------------------
+
+
+def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[Question]:
+    """Claim up to `limit` attempts that have gone without proof for too long, and write a question about each.
+
+    The first is due `query_after` the POST, then at gaps that double from `query_gap` to an hour. An attempt in doubt
+    for longer than `review_after` is HELD for a person; questions go on.
+    Locks: Transactions (skipping locked ones), then their Attempts.
+    """
+    with transaction.atomic(durable=True):
+        waiting = Attempt.objects.filter(next_query_at__lte=at).exclude(state__in=[State.WAITING, State.PAID])
+        ids = list(waiting.order_by("next_query_at").values_list("transaction", "pk")[:limit])
+        payouts = {
+            payout.pk: payout
+            for payout in Transaction.objects.filter(pk__in=[payout for payout, _ in ids])
+            .order_by("pk")
+            .select_for_update(skip_locked=True, no_key=True, of=("self",))
+        }
+        attempts = Attempt.objects.filter(pk__in=[pk for _, pk in ids], transaction__in=payouts, next_query_at__lte=at)
+        questions = []
+        for attempt in attempts.select_for_update(no_key=True, of=("self",)).order_by("pk"):
+            if attempt.state in (State.SENDING, State.ACCEPTED):
+                attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
+            asked = attempt.queries.count()
+            attempt.next_query_at = at + min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
+            if attempt.state == State.FAILED and _asked_enough(payouts[attempt.transaction_id], attempt, at, policy):
+                attempt.next_query_at = None
+                attempt.save(update_fields=["next_query_at"])
+                continue
+            attempt.save()
+            token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
+            query = StatusQuery.objects.create(
+                attempt=attempt, number=asked + 1, token_hash=token_hash(token), asked_at=at
+            )
+            questions.append(Question(query.pk, attempt.originator_conversation_id, token))
+            _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
+    failpoints.reach("question after commit")
+    return questions
+
+
+def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
+    """Whether a proven failure has been asked about in vain: a claim that it was paid for long, before a retry once."""
+    if attempt.result_code in (rules.SAYS_PAID, rules.MAY_SAY_PAID):
+        claimed_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
+        return at - claimed_at >= policy.review_after
+    return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
+
+
+def put(question: Question, *, gateway: client.Gateway, addresses: Addresses) -> str | None:
+    """POST one question and return Daraja's id of it. Touches no database.
+
+    What goes wrong with it (None) changes nothing: the next question is due already.
+    """
+    try:
+        accepted = gateway.ask_status(
+            originator_conversation_id=question.originator_conversation_id,
+            result_url=addresses.status_result(question.token),
+            timeout_url=addresses.timeout(question.token),
+            remarks="Payout status",
+        )
+    except client.GatewayError as error:
+        log.warning("Question about %s not taken: %s", question.originator_conversation_id, error)
+        return None
+    return accepted.conversation_id
+
+
+def record_question(question: Question, conversation_id: str) -> None:
+    """Keep Daraja's id of a question, for whoever looks into it later; its answer comes by its own address."""
+    failpoints.reach("question put")
+    StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=conversation_id[:64])
+
+
+def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:
+    since = attempt.first_sent_at or attempt.opened_at
+    if attempt.state in Attempt.OPEN and payout.status == Status.PROCESSING and at - since >= policy.review_after:
+        payout.status = Status.HELD
+        payout.reason = "In doubt for too long: a person must look at M-Pesa's statement."
+        payout.save(update_fields=["status", "reason"])
+        alarm.error("Transaction %s is held: in doubt since %s", payout.pk, since.isoformat())
