@@ -2,22 +2,23 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run test bench pictures soak lint lock stop clean
+.PHONY: help demo run test test-long check fmt cover bench pictures soak lint lock stop clean
 
 PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Extras stay in the lock: pip's resolver would otherwise look at a newer release of them first, which has no hash here.
+# Extras stay in the lock. Without them pip's resolver looks at newer releases first, which have no hash here.
 UV := uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
-# Tests of one file stay together, the longest files first: each process has a database of its own. Two more than two cores,
-# for journeys wait as much as they work.
+# Tests of one file stay together and the longest files come first, because each process has its own database.
+# Four processes on two cores: journeys wait as much as they work.
 PROCESSES ?= 4
-# pip writes its cache and settings under HOME, which some users do not have.
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
+# pip writes its cache under HOME, and some users have no HOME.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-cache-dir
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED) ## a market from stakes to payouts, with all processes and a simulated M-Pesa, then stop
 	@$(BIN)/python -m api.demo
@@ -25,27 +26,40 @@ demo: $(INSTALLED) ## a market from stakes to payouts, with all processes and a 
 run: $(INSTALLED) ## the same, and keep it running until Ctrl-C
 	@$(BIN)/python -m api.demo --stay
 
-test: $(INSTALLED) ## all tests, on a real PostgreSQL and Redis (ARGS='-k name -x' is passed on)
-	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+test: $(INSTALLED) ## the tests, on a real PostgreSQL and Redis (ARGS='-k name -x' is passed on)
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(INSTALLED) ## the tests that take longer: seeds, kills and journeys of real processes
+	$(PYTEST) -m long $(ARGS)
+
+check: lint test test-long ## all that CI runs
+
+cover: $(INSTALLED) ## the tests with coverage; htmlcov/index.html shows untested lines
+	$(PYTEST) -m "not long" --cov --cov-report=html --cov-report=term $(ARGS)
 
 bench: $(INSTALLED) ## costs beside their floors (BENCH=full for a million bets, ARGS='--only settle'); writes docs/bench.md
 	$(BIN)/python -m bench $(ARGS)
 
-pictures: $(INSTALLED) ## take the pictures of docs/console.md anew, in a browser
+pictures: $(INSTALLED) ## take the pictures of docs/console.md again, in a browser
 	KASOKO_PICTURES=docs/console $(BIN)/python -m pytest -q api/tests/console/test_browser.py -k barrier
 
 soak: $(INSTALLED) ## the long runs: simulation, planted bugs, kills, fuzz (ARGS='--quick --only kills'); writes docs/soak.md
 	$(BIN)/python -m soak $(ARGS)
 
-lint: $(INSTALLED) ## style, types, import directions, forgotten migrations, Django's checks
+fmt: $(INSTALLED) ## format the code and apply the safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(INSTALLED) ## style, spelling, types, import directions, forgotten migrations, Django's checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check
 
-lock: $(INSTALLED) ## pin requirements*.txt anew from requirements*.in (needs uv)
+lock: $(INSTALLED) ## pin requirements*.txt again from requirements*.in (needs uv)
 	$(UV) requirements.in -o requirements.txt
 	$(UV) requirements-embedded.in -o requirements-embedded.txt
 	$(UV) requirements-dev.in -o requirements-dev.txt
