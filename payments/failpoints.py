@@ -1,7 +1,7 @@
-"""Named places where a process may die, compiled into the path so that tests can make it die exactly there.
+"""Failpoints: named places in the code where a test can kill the process.
 
-Nothing happens at them unless a test arms one: in its own process by `arm`, in another by KASOKO_CRASH_AT=<name> or
-<name>:<n> (the n-th time it is reached), which kills the process with SIGKILL and is ignored in production.
+A failpoint does nothing unless it is armed. A test arms its own process with `arm`. For another process it sets
+KASOKO_CRASH_AT=<name> or <name>:<n>, which kills that process with SIGKILL at the n-th hit. Production ignores it.
 """
 
 import os
@@ -29,34 +29,37 @@ NAMES = (
     "question put",
 )
 
-_armed: Callable[[str], None] | None = None
+_action: Callable[[str], None] | None = None
 
 
-def reach(name: str) -> None:
-    """Say that the process is at this place; a test may have it die here."""
-    if _armed is not None:
-        _armed(name)
+def hit(name: str) -> None:
+    """Run the armed action at this failpoint; do nothing if none is armed."""
+    if _action is not None:
+        _action(name)
 
 
-def arm(crash: Callable[[str], None] | None) -> None:
-    """Call `crash` with the name of each place reached from now on; None disarms."""
-    global _armed
-    _armed = crash
+def arm(action: Callable[[str], None] | None) -> None:
+    """Set the action that every later hit calls with the failpoint's name; None disarms."""
+    global _action
+    _action = action
 
 
 def arm_from_environment(production: bool) -> None:
-    """Arm what KASOKO_CRASH_AT names, outside production. Raises: ValueError for a name that is none of NAMES."""
-    wanted, _, count = os.environ.get("KASOKO_CRASH_AT", "").partition(":")
-    if production or not wanted:
-        return
-    if wanted not in NAMES:
-        raise ValueError(f"KASOKO_CRASH_AT must be one of {', '.join(NAMES)}, not {wanted!r}.")
-    left = int(count or 1)
+    """Arm the failpoint that KASOKO_CRASH_AT names, unless this is production.
 
-    def die_at(name: str) -> None:
-        nonlocal left
-        left -= name == wanted
-        if name == wanted and left == 0:
+    Raises: ValueError, if the name is not one of NAMES.
+    """
+    name, _, count = os.environ.get("KASOKO_CRASH_AT", "").partition(":")
+    if production or not name:
+        return
+    if name not in NAMES:
+        raise ValueError(f"KASOKO_CRASH_AT must be one of {', '.join(NAMES)}, not {name!r}.")
+    hits_left = int(count or 1)
+
+    def kill_at(hit_name: str) -> None:
+        nonlocal hits_left
+        hits_left -= hit_name == name
+        if hit_name == name and hits_left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    arm(die_at)
+    arm(kill_at)

@@ -96,7 +96,7 @@ def apply_stored_callbacks() -> None:
                 return
             with _apart(f"Callback {callback_id}"):
                 callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=wiring.policy())
-            failpoints.reach("sweep between rows")
+            failpoints.hit("sweep between rows")
         if not keep_going():
             wiring.nudge(wiring.APPLY_STORED_CALLBACKS)
             return

@@ -224,7 +224,7 @@ class BulkGateway:
             async with self._session.post(
                 self._url, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                failpoints.reach("request written")
+                failpoints.hit("request written")
                 body_read = await _bounded_body(response)
                 return Answer.of(response.status, body_read, response.headers.get("Retry-After", ""))
         except (aiohttp.ClientError, OSError) as error:  # A timeout is an OSError.

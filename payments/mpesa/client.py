@@ -283,7 +283,7 @@ class _Watched:
                 raise TimeoutError("connecting took too long")
             _exchange.sent = True
         super().send(payload)  # type: ignore[misc]
-        failpoints.reach("request written")
+        failpoints.hit("request written")
 
 
 class _WatchedHTTPConnection(_Watched, HTTPConnection):

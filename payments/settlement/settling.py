@@ -65,8 +65,8 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
             _freeze(settlement, at)
         if (settlement.bet_count or 0) <= policy.settlement_chunk:
             while not _step(settlement, at=at, policy=policy, chunk=None):
-                failpoints.reach("settlement step before commit")
-    failpoints.reach("settlement step after commit")
+                failpoints.hit("settlement step before commit")
+    failpoints.hit("settlement step after commit")
     while settlement.state == Settlement.State.DIVIDING and keep_going():
         with transaction.atomic(durable=True):
             locked = _locked_settlement(market_id)
@@ -75,8 +75,8 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
             else:
                 settlement = locked
                 _step(settlement, at=at, policy=policy, chunk=policy.settlement_chunk)
-                failpoints.reach("settlement step before commit")
-        failpoints.reach("settlement step after commit")
+                failpoints.hit("settlement step before commit")
+        failpoints.hit("settlement step after commit")
     if settlement.state != Settlement.State.SETTLED or _waiting().filter(market=market_id).exists():
         return Progress(found=True, settled=False)
     if settlement.release_at is None or settlement.release_at > at:

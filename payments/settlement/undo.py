@@ -143,8 +143,8 @@ def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Calla
                 _take_verdicts_back(run, policy.settlement_chunk)
             else:
                 _finish(market, run, at)
-            failpoints.reach("undo step before commit")
-        failpoints.reach("undo step after commit")
+            failpoints.hit("undo step before commit")
+        failpoints.hit("undo step after commit")
         if not keep_going():
             return False
 

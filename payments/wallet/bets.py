@@ -68,6 +68,6 @@ def place(
         )
         stake = journal.Entry(f"stake:{bet.pk}", journal.wallet(user_id), journal.pool(market_id), amount)
         journal.post([stake], at=at)
-        failpoints.reach("bet before commit")
-    failpoints.reach("bet after commit")
+        failpoints.hit("bet before commit")
+    failpoints.hit("bet after commit")
     return Placed(bet=bet, balance=member.balance - amount, new=True)

@@ -66,13 +66,13 @@ def store(
         "source_ip": source_ip,
         "trusted": trusted,
     }
-    failpoints.reach("callback before store")
+    failpoints.hit("callback before store")
     with connection.cursor() as cursor:
         cursor.execute(_STORE, claimed)
         (is_known,) = cursor.fetchone()
     if not is_known:
         _park(kind, token, body, claimed, addresses)
-    failpoints.reach("callback after store")
+    failpoints.hit("callback after store")
 
 
 # One statement, and so one commit and one round trip: M-Pesa waits for the answer.
@@ -151,14 +151,14 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
                 seen.add(payout_id)
                 if (result := _result(kind, bytes(body)) if attempt_id else None) is not None:
                     found[payout_id] = Claimed(pk, attempt_id, result, trusted or not policy.production)
-        failpoints.reach("apply before evidence")
+        failpoints.hit("apply before evidence")
         plain = _plainly_paid(found, policy)
         booking.book(list(plain.values()), at=at)
         if plain:
             last = max((claim for claim in found.values() if claim.callback_id in plain), key=lambda c: c.callback_id)
             float_balance.note(last.result.utility_available, at=at)
         Callback.objects.filter(pk__in=list(plain)).update(applied_at=at, verdict="paid")
-        failpoints.reach("apply before commit")
+        failpoints.hit("apply before commit")
     return [pk for pk in left if pk not in plain]
 
 
@@ -198,7 +198,7 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         )
         if callback is None:
             return "applied already"
-        failpoints.reach("apply before evidence")
+        failpoints.hit("apply before evidence")
         if callback.attempt_id is None and callback.query_id is None and callback.reading_id is None:
             callback.attempt_id = _attempt_of(callback.originator_conversation_id).values_list("pk", flat=True).first()
             if callback.attempt_id is None:
@@ -206,7 +206,7 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         callback.verdict = _verdict(callback, at, policy)[:200]
         callback.applied_at = at
         callback.save(update_fields=["attempt", "applied_at", "verdict"])
-        failpoints.reach("apply before commit")
+        failpoints.hit("apply before commit")
     return callback.verdict
 
 

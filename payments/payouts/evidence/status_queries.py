@@ -68,7 +68,7 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             )
             questions.append(Question(query.pk, attempt.originator_conversation_id, token))
             _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
-    failpoints.reach("question after commit")
+    failpoints.hit("question after commit")
     return questions
 
 
@@ -100,7 +100,7 @@ def put(question: Question, *, gateway: client.Gateway, addresses: Addresses) ->
 
 def record_question(question: Question, conversation_id: str) -> None:
     """Keep Daraja's id of a question, for whoever looks into it later; its answer comes by its own address."""
-    failpoints.reach("question put")
+    failpoints.hit("question put")
     StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=conversation_id[:64])
 
 

@@ -106,8 +106,8 @@ def claim(
             for turn in taken
             if (attempt := attempts[turn.payout.pk]).state == State.SENDING
         ]
-        failpoints.reach("claim before commit")
-    failpoints.reach("claim after commit")
+        failpoints.hit("claim before commit")
+    failpoints.hit("claim after commit")
     return claims
 
 

@@ -52,7 +52,7 @@ def record_all(answers: Sequence[tuple[claims.Claim, claims.Said]], *, at: datet
     accepted = {claim.attempt_id: (claim, said) for claim, said in answers if isinstance(said, client.Accepted)}
     recorded: set[int] = set()
     if len(accepted) > 1:
-        failpoints.reach("answer read")
+        failpoints.hit("answer read")
         with transaction.atomic(durable=True):
             spoken: dict[str, Any] = {
                 "attempts": list(accepted),
@@ -66,7 +66,7 @@ def record_all(answers: Sequence[tuple[claims.Claim, claims.Said]], *, at: datet
             if rows:
                 breakers.acknowledged(max(posted_at for _, posted_at in rows))
             recorded = {attempt_id for attempt_id, _ in rows}
-        failpoints.reach("record after commit")
+        failpoints.hit("record after commit")
     for claim, said in answers:
         if claim.attempt_id not in recorded:
             record(claim, said, at=at, policy=policy)
@@ -77,7 +77,7 @@ def record(claim: claims.Claim, said: claims.Said, *, at: datetime, policy: Poli
 
     Locks: Transaction, Attempt.
     """
-    failpoints.reach("answer read")
+    failpoints.hit("answer read")
     with transaction.atomic(durable=True):
         payout, attempt = attempts.locked(claim.attempt_id)
         if isinstance(said, client.Accepted) and not attempt.conversation_id:
@@ -107,7 +107,7 @@ def record(claim: claims.Claim, said: claims.Said, *, at: datetime, policy: Poli
             attempt.result_words = str(said)[:300]
             attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
             breakers.watch(at=at, policy=policy)
-    failpoints.reach("record after commit")
+    failpoints.hit("record after commit")
 
 
 def _wait(payout: Transaction, attempt: Attempt, said: client.NotSent, at: datetime, policy: Policy) -> None:
