@@ -65,10 +65,10 @@ lock: $(INSTALLED) ## pin requirements*.txt again from requirements*.in (needs u
 	$(UV) requirements-dev.in -o requirements-dev.txt
 
 stop: ## stop the PostgreSQL and Redis of this checkout
-	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded.py stop
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded stop
 
 clean: ## stop them and remove their data, .venv and all caches
-	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded.py erase
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded erase
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

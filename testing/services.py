@@ -36,9 +36,9 @@ _slots: list[int] = []
 
 def _load_embedded() -> ModuleType:
     # Imported as api.embedded it would bring in the package, which reads the settings.
-    spec = importlib.util.spec_from_file_location("kasoko_embedded", BASE_DIR / "api" / "embedded.py")
+    spec = importlib.util.spec_from_file_location("kasoko_embedded", BASE_DIR / "api" / "embedded" / "__init__.py")
     if spec is None or spec.loader is None:
-        raise ImportError("api/embedded.py is missing.")
+        raise ImportError("api/embedded is missing.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

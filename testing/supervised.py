@@ -11,6 +11,8 @@ import redis
 import requests
 
 from api import embedded
+from api.embedded.keeper import Keeper
+from api.embedded.server import Server
 from testing.running import PATIENCE_SECONDS, Running, running, until
 
 
@@ -99,8 +101,8 @@ class Servers:
     def __init__(self, base_dir: Path) -> None:
         state = embedded.state_dir(base_dir, "durable")
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
-        keeper = embedded.Keeper(state, "durable")
-        self._postgres, self._redis = keeper._server("postgres"), keeper._server("redis")
+        keeper = Keeper(state, "durable")
+        self._postgres, self._redis = keeper.make_server("postgres"), keeper.make_server("redis")
         for server in (self._postgres, self._redis):
             server.start()
 
@@ -128,7 +130,7 @@ class Servers:
         for server in (self._postgres, self._redis):
             server.stop()
 
-    def _end(self, server: embedded.Server, number: signal.Signals) -> None:
+    def _end(self, server: Server, number: signal.Signals) -> None:
         if server.child is not None:
             server.child.send_signal(number)
             server.child.wait(PATIENCE_SECONDS)

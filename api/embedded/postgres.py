@@ -1,0 +1,87 @@
+"""The embedded PostgreSQL: cluster, role, database and readiness."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from .processes import run
+from .server import HOST, Server
+
+SUPERUSER = "kasoko_root"
+
+
+class Postgres(Server):
+    """A PostgreSQL with the role and database `kasoko`."""
+
+    name = "postgres"
+    # SIGTERM waits until all clients leave. SIGINT disconnects them.
+    stop_signal = signal.SIGINT
+    hard_stop_signal = signal.SIGQUIT
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {"DATABASE_URL": f"postgresql://kasoko:{self.passwords['app']}@{HOST}:{self.port}/kasoko"}
+
+    def _prepare(self, lock: int) -> None:
+        if not self.directory.exists():
+            self._initialise(lock)
+        # No server of ours is alive while we hold the lock. A process that this file names is therefore not ours.
+        (self.directory / "postmaster.pid").unlink(missing_ok=True)
+
+    def _initialise(self, lock: int) -> None:
+        """Make the cluster, its superuser, and the project's role and database. The last step, a rename, is atomic."""
+        part = self.directory.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.make_directory(part)
+        self._run_initdb(part, lock)
+        # The single-user mode needs no port and no client program. The project's role is not the superuser.
+        role = f"CREATE ROLE kasoko LOGIN CREATEDB PASSWORD '{self.passwords['app']}'\n"
+        statements = role + "CREATE DATABASE kasoko OWNER kasoko\n"
+        single = ["--single", "-D", str(part), "-c", "exit_on_error=on", "-c", "password_encryption=scram-sha-256"]
+        run([str(self.program), *single, "postgres"], self.account, lock, statements)
+        part.replace(self.directory)
+
+    def _run_initdb(self, directory: Path, lock: int) -> None:
+        """Run initdb. The superuser's password is in a private file for that time, not on the command line."""
+        password = self.directory.parent / "initdb.password"
+        password.unlink(missing_ok=True)
+        with open(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self.passwords["root"])
+        options = ["--auth=scram-sha-256", "--locale=C", "--encoding=UTF8", f"--pwfile={password}", "-U", SUPERUSER]
+        try:
+            if self.account:
+                os.chown(password, self.account.pw_uid, self.account.pw_gid)
+            run([str(self.program.with_name("initdb")), *options, "-D", str(directory)], self.account, lock)
+        finally:
+            password.unlink()
+
+    def _command(self) -> list[str]:
+        settings = [
+            f"listen_addresses={HOST}",
+            f"port={self.port}",
+            "unix_socket_directories=",
+            "max_connections=200",
+            "password_encryption=scram-sha-256",
+            "timezone=UTC",
+            "log_timezone=UTC",
+            "logging_collector=off",
+        ]
+        if self.profile == "fast":
+            settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+            # A test's rows are never committed. Statistics taken during a test would say that its tables are empty.
+            settings += ["autovacuum=off"]
+        return ["-D", str(self.directory), *(part for setting in settings for part in ("-c", setting))]
+
+    def _typed(self) -> str:
+        return ""
+
+    def _answers(self, pid: int) -> bool:
+        try:
+            lines = (self.directory / "postmaster.pid").read_text().split("\n")
+        except FileNotFoundError:
+            return False
+        # The postmaster writes `ready` to its lock file when it alone holds the port and accepts clients.
+        return len(lines) > 7 and lines[7].strip() == "ready" and int(lines[0]) == pid
