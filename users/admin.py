@@ -1,3 +1,5 @@
+"""Django admin pages of members, roles and notices, and the base class of read-only pages."""
+
 from typing import Any
 
 from django.contrib import admin
@@ -12,17 +14,32 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from users.models import CustomUser, Notice
 
-# Tokens are made by logging in and are shown once: there is nothing to see or to add in the console.
+# A login makes a token and shows it once, so staff can neither read nor add one.
 admin.site.unregister(AuthToken)
-# The secrets of second factors are nobody's to see: they are set up by their owner, and removed by a command.
+# Nobody may see the secrets of second factors. Their owner sets them up, and a command removes them.
 admin.site.unregister(TOTPDevice)
 admin.site.unregister(StaticDevice)
 admin.site.unregister(Group)
 
 
+class ReadOnlyAdmin(ModelAdmin):
+    """Pages that show rows and never add, change or delete them."""
+
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
 @admin.register(Group)
 class RoleAdmin(GroupAdmin, ModelAdmin):
-    """The roles; a migration makes those that docs/console.md lists."""
+    """Roles of staff. Migrations create the roles that docs/console.md lists."""
 
 
 class MemberCreationForm(UserCreationForm):
@@ -39,7 +56,7 @@ class MemberChangeForm(UserChangeForm):
 
 @admin.register(CustomUser)
 class CustomUserAdmin(UserAdmin, ModelAdmin):
-    """Members and staff. The balance is read-only here: money moves by transfers."""
+    """Members and staff. The balance is read-only, because money moves only by transfers."""
 
     form = MemberChangeForm
     add_form = MemberCreationForm
@@ -62,29 +79,9 @@ class CustomUserAdmin(UserAdmin, ModelAdmin):
 
 
 @admin.register(Notice)
-class NoticeAdmin(ModelAdmin):
+class NoticeAdmin(ReadOnlyAdmin):
+    """Notices to members."""
+
     list_display = ("created_at", "user", "kind", "text", "sent_at")
     list_filter = ("kind",)
     list_select_related = ("user",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False

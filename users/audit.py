@@ -1,8 +1,9 @@
-"""The audit trail: who decided what, from where, before and after. Append-only and chained by hashes.
+"""The audit trail: an append-only record of decisions, chained by hashes.
 
-A trigger gives each entry the next number and a hash over its own fields and the hash before it, under a lock that is
-held until the transaction commits: so the chain has no fork, whoever writes and however. A field counts in the hash by
-its own digest, so personal words could be erased by law and the rest still be checked.
+Each entry says who decided what, from where, and the values before and after. A trigger gives each entry the next
+number and a hash. The hash covers the entry's own fields and the previous entry's hash. The trigger holds a lock until
+the transaction ends, so the chain cannot fork, not even if somebody inserts by plain SQL. The hash is made of each
+field's digest, so a personal text can be erased if the law demands it and the rest can still be verified.
 """
 
 import hashlib
@@ -17,13 +18,13 @@ from django.db import connection, transaction
 
 from users.models import AuditEntry
 
-BEFORE_THE_FIRST = "0" * 64
+HASH_BEFORE_FIRST = "0" * 64
 PAGE = 2_000
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts, and from where: a member of staff's id (None for the machine itself), and an address or a place."""
+    """The person who acts, and the address or place they act from. `user_id` is None if the system itself acts."""
 
     user_id: int | None
     source: str
@@ -42,14 +43,15 @@ def record(
     at: datetime,
     reason: str = "",
 ) -> None:
-    """Add one entry, in the caller's transaction, as its last statement.
+    """Add one entry to the audit trail. Call it last in the transaction that carries out the decision.
 
-    `action` is named like market.resolve, `subject` like market:12; `before` and `after` hold what the decision changed
-    (Decimal and datetime may be in them; whole phone numbers may not).
-    Locks: the end of the chain, until the transaction ends; so nothing may be locked after it.
+    `action` has the form market.resolve, `subject` the form market:12. `before` and `after` hold the values that the
+    decision changed. They may contain Decimal and datetime, but no whole phone numbers.
+    Locks: the end of the chain until the transaction ends, so the caller may lock nothing after it.
+    Raises: TransactionManagementError outside a transaction.
     """
     if not connection.in_atomic_block:
-        raise transaction.TransactionManagementError("A decision is recorded in the transaction that carries it out.")
+        raise transaction.TransactionManagementError("Record a decision inside the transaction that carries it out.")
     AuditEntry.objects.create(
         at=at,
         action=action,
@@ -64,7 +66,7 @@ def record(
 
 @dataclass(frozen=True)
 class Chain:
-    """What a verification saw: the entries up to the first difference, the hash of the last one, the difference."""
+    """Result of a verification: the number of good entries, the hash of the last one, and the first difference."""
 
     entries: int
     head: str
@@ -72,12 +74,12 @@ class Chain:
 
 
 def verify(*, expected: tuple[int, str] | None = None) -> Chain:
-    """Check every entry against its own hash, its place and the hash before it.
+    """Check every entry's hash, number and link to the entry before it.
 
-    `expected` is an entry's number and hash that somebody noted earlier: that the end of the chain was cut off, or all
-    of it written anew, shows only against something kept elsewhere.
+    `expected` is the number and hash of an entry that somebody noted earlier and kept elsewhere. Only such a note
+    reveals that the end of the chain was cut off, or that the whole chain was written again.
     """
-    count, head = 0, BEFORE_THE_FIRST
+    count, head = 0, HASH_BEFORE_FIRST
     seen_expected = expected is None
     for entry in _entries():
         count += 1
@@ -86,11 +88,11 @@ def verify(*, expected: tuple[int, str] | None = None) -> Chain:
         if entry.previous_hash != head:
             return Chain(count - 1, head, f"entry {count} does not follow the entry before it")
         if entry.hash != hash_of(entry):
-            return Chain(count - 1, head, f"entry {count} is not what was recorded: {entry.action} {entry.subject}")
+            return Chain(count - 1, head, f"entry {count} was changed after recording: {entry.action} {entry.subject}")
         head = entry.hash
         if expected is not None and entry.number == expected[0]:
             if head != expected[1]:
-                return Chain(count, head, f"entry {count} is another one than was noted: its hash is {head}")
+                return Chain(count, head, f"entry {count} is not the entry that was noted: its hash is {head}")
             seen_expected = True
     if not seen_expected and expected is not None:
         return Chain(count, head, f"entry {expected[0]} is missing: the trail ends at {count}")
@@ -98,7 +100,7 @@ def verify(*, expected: tuple[int, str] | None = None) -> Chain:
 
 
 def hash_of(entry: AuditEntry) -> str:
-    """The hash an entry must have: SHA-256 over the digests of its fields in order, as the trigger computes it."""
+    """Return the hash an entry must have: SHA-256 over the digests of its fields in order, as the trigger does."""
     fields = (
         str(entry.number),
         entry.previous_hash,

@@ -1,4 +1,4 @@
-"""Logging in: a phone number and a PIN for a bearer token."""
+"""Login: a phone number and a PIN are exchanged for a bearer token."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,20 +11,20 @@ from users import audit, phone
 from users.models import CustomUser
 from users.refusal import Refusal
 
-# Five wrong PINs lock the number for a quarter of an hour, and twice as long at each further five.
+# Five wrong PINs lock the number for 15 minutes. Each further five lock it twice as long, up to a day.
 TRIES_BEFORE_LOCK = 5
 FIRST_LOCK = timedelta(minutes=15)
 LONGEST_LOCK = timedelta(hours=24)
-# A PIN nobody has, hashed once, so that an unknown number takes as long to refuse as a known one.
-_NOBODYS_PIN = make_password("not a PIN")
+# Hash of a PIN that nobody has. An unknown number is checked against it, so it takes as long to refuse as a known one.
+_UNUSED_PIN = make_password("not a PIN")
 
 
 class WrongCredentials(Refusal):
-    """The number is unknown, suspended, or the PIN is not its PIN: the caller is not told which."""
+    """The number is unknown or suspended, or the PIN is wrong. The caller is not told which."""
 
 
 class TooManyTries(Refusal):
-    """The number is locked for a while after wrong PINs. Only a number that is a member's can be locked."""
+    """The number is locked for some time after wrong PINs. Only a member's number can be locked."""
 
     def __init__(self, until: datetime) -> None:
         super().__init__(f"Too many wrong PINs. Try again after {until.isoformat(timespec='seconds')}.")
@@ -33,13 +33,15 @@ class TooManyTries(Refusal):
 
 @dataclass(frozen=True)
 class Login:
+    """A new bearer token, its expiry and its member."""
+
     token: str
     expires_at: datetime
     user_id: int
 
 
 def log_in(*, phone_number: str, pin: str, source: str, at: datetime) -> Login:
-    """Exchange a phone number and a PIN for a token, shown once; only its digest is kept.
+    """Exchange a phone number and a PIN for a token. The token is shown once; only its digest is stored.
 
     Locks: the member's row.
     Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
@@ -50,11 +52,11 @@ def log_in(*, phone_number: str, pin: str, source: str, at: datetime) -> Login:
 
 
 def check_pin(*, phone_number: str, pin: str, source: str, at: datetime) -> CustomUser:
-    """Return the member whose number and PIN these are; `source` is where they were typed.
+    """Return the member who has this number and this PIN. `source` is the address the login came from.
 
-    The audit trail has each login of a member of staff and each wrong PIN; not the tries while the number is locked, so
-    that a stranger cannot fill it.
-    Counts wrong PINs in PostgreSQL, under the row's lock, so that neither a race nor a lost cache resets the count.
+    Logins and wrong PINs of staff are recorded in the audit trail. Tries at a locked number are not recorded, so that
+    an untrusted caller cannot fill the trail. Wrong PINs are counted in PostgreSQL under the row's lock, so neither a
+    race nor a lost cache resets the count.
     Locks: the member's row, then for staff the end of the audit trail.
     Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
     """
@@ -64,23 +66,23 @@ def check_pin(*, phone_number: str, pin: str, source: str, at: datetime) -> Cust
         user = CustomUser.objects.select_for_update(no_key=True).filter(phone_number=number).first()
         if user is not None and user.locked_until is not None and user.locked_until > at:
             raise TooManyTries(user.locked_until)
-        right = check_password(pin, user.password if user else _NOBODYS_PIN) and user is not None and user.is_active
-        if user is not None and right:
+        correct = check_password(pin, user.password if user else _UNUSED_PIN) and user is not None and user.is_active
+        if user is not None and correct:
             if user.failed_logins:
                 user.failed_logins, user.locked_until = 0, None
                 user.save(update_fields=["failed_logins", "locked_until"])
         elif user is not None:
             refusal = _count_wrong_pin(user, at)
         if user is not None and user.is_staff:
-            _record(user, right=right, source=source, at=at)
-    if user is None or not right:
+            _record(user, correct=correct, source=source, at=at)
+    if user is None or not correct:
         raise refusal or WrongCredentials("The phone number or the PIN is wrong.")
     return user
 
 
-def _record(user: CustomUser, *, right: bool, source: str, at: datetime) -> None:
+def _record(user: CustomUser, *, correct: bool, source: str, at: datetime) -> None:
     audit.record(
-        action="login.accepted" if right else "login.refused",
+        action="login.accepted" if correct else "login.refused",
         by=audit.Actor(user_id=user.pk, source=source),
         subject=f"member:{user.pk}",
         before={},

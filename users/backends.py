@@ -1,4 +1,4 @@
-"""How callers of the API and of the console are known: two edges over users.auth."""
+"""Authentication backends of the REST API and the console, both built on users.auth."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from users.source_address import source_address
 
 
 class PinBackend(ModelBackend):
-    """The console's login: the same PIN, the same count of wrong ones, the same lock as the API's."""
+    """Login of the console. It shares the PIN, the count of wrong PINs and the lock with the REST API."""
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **named: Any
@@ -32,7 +32,7 @@ class PinBackend(ModelBackend):
 
 
 class BearerAuthentication(TokenAuthentication):
-    """`Authorization: Bearer <token>`; a header that is not ASCII is a wrong token, not an error of ours."""
+    """`Authorization: Bearer <token>`. A header that is not ASCII is a wrong token and answers 401, not 500."""
 
     def authenticate(self, request: Request) -> Any:
         try:

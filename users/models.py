@@ -1,4 +1,4 @@
-"""Who: members and staff, one table. The wallet's balance is theirs to see and the ledger's to move."""
+"""Tables of members and staff, the audit trail, notes and notices."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def _is_phone_number(typed: str) -> None:
 
 
 class PhoneField(models.CharField):
-    """A phone number, stored as twelve digits however it was typed or looked up."""
+    """A phone number. It is stored and looked up as twelve digits, in whatever form it was typed."""
 
     default_validators = [_is_phone_number]
 
     def formfield(self, **options: Any) -> Any:
-        return super().formfield(**{"max_length": 20, **options})  # As typed it may be longer than as stored.
+        return super().formfield(**{"max_length": 20, **options})  # The typed form may be longer than the stored one.
 
     def to_python(self, value: Any) -> Any:
         try:
             return phone.normalise(value)
         except phone.NotAPhoneNumber:
-            return value  # The validator says what is wrong with it.
+            return value  # The validator explains the error.
 
     def get_prep_value(self, value: Any) -> Any:
         value = super().get_prep_value(value)
@@ -48,12 +48,14 @@ class PhoneField(models.CharField):
 
 
 class CustomUserManager(BaseUserManager["CustomUser"]):
+    """Manager that creates members and finds them by any form of their phone number."""
+
     def create_user(
         self, phone_number: str, full_name: str = "", pin: str | None = None, password: str | None = None, **fields: Any
     ) -> CustomUser:
-        """Create a member. `pin` and `password` are one thing: Django calls a PIN a password.
+        """Create a member. Give either `pin` or `password`: both mean the PIN, which Django calls a password.
 
-        Raises: phone.NotAPhoneNumber; django.db.IntegrityError where the number is already a member's.
+        Raises: phone.NotAPhoneNumber; django.db.IntegrityError if another member already has the number.
         """
         user = self.model(phone_number=phone_number, full_name=full_name, **fields)
         user.set_password(pin if pin is not None else password)
@@ -73,11 +75,11 @@ class CustomUserManager(BaseUserManager["CustomUser"]):
 
 
 class CustomUser(AbstractBaseUser, PermissionsMixin):
-    """A member, and with `is_staff` an operator.
+    """A member. With `is_staff` also a member of staff.
 
-    `balance` is the cached balance of the member's wallet, in shillings. Saving a user never writes it. Assigning it
-    and saving posts the difference between what was assigned and what had been loaded, as a transfer against `opening`
-    (a trigger that payments installs does the posting, and refuses it in production).
+    `balance` is the cached balance of the member's wallet, in shillings. A plain save never writes it, because the
+    ledger moves it. If code assigns `balance` and saves, the difference between the assigned and the loaded value is
+    posted as a transfer against `opening`. A trigger that payments installs posts it; in production it refuses.
     """
 
     public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -106,7 +108,7 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
         return f"{self.full_name or 'Member'} ({phone.masked(self.phone_number)})"
 
     def get_full_name(self) -> str:
-        """What the console's frame calls the one who is logged in."""
+        """Return the name that the console shows for the person who is logged in."""
         return self.full_name or phone.masked(self.phone_number)
 
     @classmethod
@@ -127,7 +129,7 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
             self._remember_balance()
 
     def _remember_balance(self) -> None:
-        # A deferred balance was never read, so nothing can have been assigned over it.
+        # None if the balance is deferred: it was never read, so an assignment cannot be a difference to it.
         self._loaded_balance = self.__dict__.get("balance")
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -153,9 +155,9 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
 
 
 class AuditEntry(models.Model):
-    """One decision, as it was recorded; see users/audit.py. The trigger gives it its number and its hashes.
+    """A recorded decision; see users/audit.py. A trigger sets its number and its hashes.
 
-    `before` and `after` are canonical JSON, kept as text because the hash is over exactly this text.
+    `before` and `after` are canonical JSON. They are stored as text because the hash covers exactly this text.
     """
 
     number = models.BigAutoField(primary_key=True)
@@ -179,7 +181,7 @@ class AuditEntry(models.Model):
 
 
 class MemberNote(models.Model):
-    """What a member of staff wrote about a member; see users/notes.py. Never edited: a correction is a further note."""
+    """A note of staff about a member; see users/staff_notes.py. Notes are never edited: a correction is a new note."""
 
     member = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes")
     author = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes_written")
@@ -191,7 +193,7 @@ class MemberNote(models.Model):
 
 
 class Notice(models.Model):
-    """Something a member is told in plain words, once for each event about a subject; `sent_at` is for the SMS."""
+    """A message to a member, once per event of a subject. `sent_at` is the time of its SMS."""
 
     user = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notices", db_index=False)
     kind = models.CharField(max_length=20)

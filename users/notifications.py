@@ -1,4 +1,7 @@
-"""What members are told: written in the transaction that makes it true, so that nobody is told what did not happen."""
+"""Notices to members.
+
+A notice is written in the transaction that makes it true, so no member is told of an event that was rolled back.
+"""
 
 from datetime import datetime
 
@@ -8,7 +11,7 @@ from users.models import Notice
 
 
 def tell(*, user_id: int, kind: str, subject: str, event: str, text: str, at: datetime) -> None:
-    """Leave a notice for a member, in the caller's transaction.
+    """Add a notice for a member, in the caller's transaction. The text is cut at 500 characters.
 
     Idempotent: by kind, subject and event.
     """
@@ -18,6 +21,6 @@ def tell(*, user_id: int, kind: str, subject: str, event: str, text: str, at: da
     )
 
 
-def of(user_id: int) -> QuerySet[Notice]:
-    """A member's notices, newest first."""
+def notices(user_id: int) -> QuerySet[Notice]:
+    """Return a member's notices, newest first."""
     return Notice.objects.filter(user_id=user_id).order_by("-pk")

@@ -1,4 +1,4 @@
-"""Kenyan mobile numbers, as M-Pesa wants them: twelve digits, `2547XXXXXXXX` or `2541XXXXXXXX`."""
+"""Kenyan mobile numbers in M-Pesa's form: twelve digits, `2547XXXXXXXX` or `2541XXXXXXXX`."""
 
 import re
 
@@ -10,22 +10,23 @@ _BLANKS = re.compile(r"[ \-().]")
 
 
 class NotAPhoneNumber(Refusal, ValueError):
-    """What was typed is no Kenyan mobile number."""
+    """The text is not a Kenyan mobile number."""
 
 
 def normalise(typed: str) -> str:
-    """Return a Kenyan mobile number as its twelve digits, however it was typed.
+    """Return a Kenyan mobile number as twelve digits.
 
-    Takes `0712 345 678`, `+254712345678`, `254-712-345-678`, `712345678`; blanks, dashes, dots, brackets are ignored.
-    Whether the number is on M-Pesa cannot be told from its prefix: networks are portable and ranges grow.
-    Raises: NotAPhoneNumber, for anything else, among them the slip `25407…`.
+    Accepts `0712 345 678`, `+254712345678`, `254-712-345-678` and `712345678`. Ignores blanks, dashes, dots, brackets.
+    The prefix does not show if a number is on M-Pesa: members may change network and keep the number, and new ranges
+    are opened.
+    Raises: NotAPhoneNumber for anything else, for example the common slip `25407…`.
     """
-    found = _TYPED.fullmatch(_BLANKS.sub("", typed)) if isinstance(typed, str) else None
-    if found is None:
+    match = _TYPED.fullmatch(_BLANKS.sub("", typed)) if isinstance(typed, str) else None
+    if match is None:
         raise NotAPhoneNumber("phone_number must be a Kenyan mobile number such as 0712345678 or 254712345678.")
-    return "254" + found[1]
+    return "254" + match[1]
 
 
 def masked(phone_number: str) -> str:
-    """Return a stored number for logs and screens: `2547****678`."""
+    """Mask a stored number for logs and screens: `2547****678`."""
     return f"{phone_number[:4]}****{phone_number[-3:]}"

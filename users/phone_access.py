@@ -1,4 +1,4 @@
-"""A member's whole phone number, for whoever may see it; that they saw it is recorded first."""
+"""Access to whole phone numbers of members. Each access is recorded first."""
 
 from datetime import datetime
 
@@ -10,11 +10,15 @@ from users.refusal import Refusal
 
 
 class MemberNotFound(Refusal):
-    """There is no member with that id."""
+    """No member has this id."""
 
 
 def phone_number(*, member_id: int, reason: str, by: audit.Actor, at: datetime) -> str:
-    """The member's number in full; the look is in the audit trail before it is shown. Raises: MemberNotFound."""
+    """Record the access in the audit trail, then return the member's whole number.
+
+    Locks: the end of the audit trail.
+    Raises: MemberNotFound.
+    """
     with transaction.atomic(durable=True):
         member = CustomUser.objects.filter(pk=member_id).first()
         if member is None:

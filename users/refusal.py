@@ -1,8 +1,8 @@
-"""The base class of the domain's refusals."""
+"""Base class of all refusals by the domain's rules."""
 
 
 class Refusal(Exception):
-    """A rule refuses the act. Nothing was done, and no money moved.
+    """A rule refuses the request. Nothing was done, and no money moved.
 
-    Subclasses stand beside the functions that raise them and are named for the fact. Their message is for people.
+    Each subclass stands beside the function that raises it, and its name states the fact. Its message is for people.
     """

@@ -1,14 +1,14 @@
-"""What staff may do in the console: permissions, and the roles that bundle them. docs/console.md shows the table.
+"""Permissions of the console and the roles that bundle them. docs/console.md shows the table.
 
-A role is a group of Django's; a migration makes it, and a member of staff may have several. Superusers may do
-everything. The REST admin calls ask for `is_staff` only, as the guide has it; roles apply to the console.
+A role is a Django group that a migration creates. A member of staff may have several roles. Superusers may do
+everything. Roles apply to the console only: the REST admin calls ask for `is_staff`, as the guide requires.
 """
 
 from typing import Any
 
-# codename: what it lets a person do. All hang on the member model, as they say what a person may do.
+# Codename and display name. All belong to the member model, because they say what a person may do.
 PERMISSIONS = {
-    "view_console": "See the home page, markets, payouts and limbo, with phones masked",
+    "view_console": "See the home page, markets, payouts and payouts in doubt, with phones masked",
     "view_ledger": "See accounts, transfers and the trial balance",
     "export_books": "Download accounts and balances",
     "view_audit": "See and verify the audit trail",
@@ -16,25 +16,25 @@ PERMISSIONS = {
     "open_phone": "See a member's whole phone number, which is recorded",
     "note_member": "Write notes about a member",
     "act_on_payouts": "Retry, ask about, hold, release payouts, or pay them to the wallet",
-    "decide_payout": "Say what became of a held payout, by M-Pesa's statement",
-    "switch_sending": "Stop and start all sending",
-    "resolve_market": "Resolve, void, withdraw and undo a market, scratch an outcome",
-    "approve_resolution": "Approve what another person proposed for a market",
-    "answer_dispute": "Answer, uphold and reject members' disputes",
-    "decide_recovery": "Set off or write off what members owe back",
+    "decide_payout": "Decide the outcome of a held payout from M-Pesa's statement",
+    "switch_sending": "Stop and start the sending of payouts",
+    "resolve_market": "Resolve, void, withdraw and undo a market, or scratch an outcome",
+    "approve_resolution": "Approve another person's proposal for a market",
+    "answer_dispute": "Answer, uphold or reject members' disputes",
+    "decide_recovery": "Set off or write off members' debts",
 }
 
-_LOOKING = {"view_console", "view_members", "view_ledger"}
+_READ_ONLY = {"view_console", "view_members", "view_ledger"}
 ROLES: dict[str, set[str]] = {
-    "viewer": _LOOKING,
-    "operator": _LOOKING
+    "viewer": _READ_ONLY,
+    "operator": _READ_ONLY
     | {"view_audit", "note_member", "act_on_payouts", "decide_payout", "switch_sending", "resolve_market"}
     | {"answer_dispute"},
-    "approver": _LOOKING | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery"},
-    "accountant": _LOOKING | {"view_audit", "export_books", "decide_recovery"},
+    "approver": _READ_ONLY | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery"},
+    "accountant": _READ_ONLY | {"view_audit", "export_books", "decide_recovery"},
     "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute"},
 }
-# Making a market and mending its description are forms of the admin, with the admin's own permissions.
+# Staff create a market and edit its description in forms of Django's admin, so these need Django's permissions.
 FORMS: dict[str, set[tuple[str, str]]] = {
     "operator": {
         ("markets", "add_market"),
@@ -47,17 +47,21 @@ FORMS: dict[str, set[tuple[str, str]]] = {
 
 
 def install(group: Any, permission: Any, content_type: Any) -> None:
-    """Make the roles, or bring them up to the table. Takes model classes, as a migration has its own. Idempotent."""
-    member, _ = content_type.objects.get_or_create(app_label="users", model="customuser")
+    """Create the roles and their permissions, or update them to the tables above.
+
+    Takes the model classes as arguments, because a migration has historical ones.
+    Idempotent: a second call changes nothing.
+    """
+    member_model, _ = content_type.objects.get_or_create(app_label="users", model="customuser")
     for codename, name in PERMISSIONS.items():
-        permission.objects.get_or_create(content_type=member, codename=codename, defaults={"name": name})
-    for role, codenames in ROLES.items():
-        found = list(permission.objects.filter(content_type=member, codename__in=codenames))
-        for app, codename in sorted(FORMS.get(role, set())):
-            model, _ = content_type.objects.get_or_create(app_label=app, model=codename.partition("_")[2])
-            one, _ = permission.objects.get_or_create(
-                content_type=model, codename=codename, defaults={"name": f"Can {codename.replace('_', ' ')}"}
+        permission.objects.update_or_create(content_type=member_model, codename=codename, defaults={"name": name})
+    for role_name, codenames in ROLES.items():
+        permissions = list(permission.objects.filter(content_type=member_model, codename__in=codenames))
+        for app, codename in sorted(FORMS.get(role_name, set())):
+            form_model, _ = content_type.objects.get_or_create(app_label=app, model=codename.partition("_")[2])
+            form_permission, _ = permission.objects.get_or_create(
+                content_type=form_model, codename=codename, defaults={"name": f"Can {codename.replace('_', ' ')}"}
             )
-            found.append(one)
-        made, _ = group.objects.get_or_create(name=role)
-        made.permissions.set(found)
+            permissions.append(form_permission)
+        role, _ = group.objects.get_or_create(name=role_name)
+        role.permissions.set(permissions)

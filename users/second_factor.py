@@ -1,7 +1,8 @@
-"""The second factor of staff: six digits of an app (TOTP), each good once, and recovery codes for a lost phone.
+"""Second factor of staff: codes of an authenticator app (TOTP), and recovery codes for a lost phone.
 
-django-otp keeps the devices and throttles wrong codes: after each the wait doubles. What we keep of a recovery code is
-a digest. Times are its own clock's, as a code is about this very moment.
+Each code works once. django-otp stores the devices and throttles wrong codes: the wait doubles after each wrong one.
+Only a digest of each recovery code is stored. django-otp reads the clock itself, because a code is valid for the
+present moment only.
 """
 
 import hashlib
@@ -21,24 +22,28 @@ RECOVERY_CODES = 10
 
 
 class WrongCode(Refusal):
-    """The code is not the app's of this moment, was used already, or comes too soon after wrong ones."""
+    """The code is not the app's current one, was already used, or comes too soon after a wrong one."""
 
 
 @dataclass(frozen=True)
 class Enrolment:
-    """What the app must be given: `url` as a QR code holds it, `secret` to type by hand, in groups of four."""
+    """The secret for the app: `url` for a QR code, `secret` in groups of four letters for typing by hand."""
 
     url: str
     secret: str
 
 
 def enrolled(user: CustomUser) -> bool:
-    """Whether the member's app is set up, so that a code is asked for."""
+    """Return True if the member has set up an app, so that a login needs a code."""
     return TOTPDevice.objects.filter(user=user, confirmed=True).exists()
 
 
 def begin(user: CustomUser) -> Enrolment:
-    """Draw a secret for a member who has no app set up, or return the one drawn and not confirmed yet. Idempotent."""
+    """Create a secret for a member who has not set up an app.
+
+    Idempotent: returns the existing secret until it is confirmed.
+    Locks: the member.
+    """
     with transaction.atomic(durable=True):
         CustomUser.objects.select_for_update(no_key=True).get(pk=user.pk)
         device, _ = TOTPDevice.objects.get_or_create(user=user, confirmed=False, defaults={"name": "app"})
@@ -47,52 +52,52 @@ def begin(user: CustomUser) -> Enrolment:
 
 
 def confirm(*, user: CustomUser, code: str, by: audit.Actor, at: datetime) -> list[str]:
-    """Finish the set-up by a first code of the app; return the recovery codes, which are shown once.
+    """Finish the set-up with a first code of the app, and return the recovery codes, which are shown once.
 
-    Locks: the member, the device.
-    Raises: WrongCode, also where an app is set up already.
+    Locks: the member, the device, the end of the audit trail.
+    Raises: WrongCode, also if the member has already set up an app.
     """
     with transaction.atomic(durable=True):
         CustomUser.objects.select_for_update(no_key=True).get(pk=user.pk)
         device = TOTPDevice.objects.select_for_update(no_key=True).filter(user=user, confirmed=False).first()
-        right = device is not None and not enrolled(user) and _verify(device, code)
+        correct = device is not None and not enrolled(user) and _verify(device, code)
         codes = []
-        if right and device is not None:
+        if correct and device is not None:
             device.confirmed = True
             device.save(update_fields=["confirmed"])
             codes = [_recovery_code() for _ in range(RECOVERY_CODES)]
-            box = StaticDevice.objects.create(user=user, name="recovery")
-            for one in codes:
-                box.token_set.create(token=_digest(one))
+            recovery = StaticDevice.objects.create(user=user, name="recovery")
+            for recovery_code in codes:
+                recovery.token_set.create(token=_digest(recovery_code))
             audit.record(
                 action="staff.second_factor_set_up", by=by, subject=f"member:{user.pk}", before={}, after={}, at=at
             )
-    if not right:
-        raise WrongCode("The code is not right. Nothing was set up; try the app's next code.")
+    if not correct:
+        raise WrongCode("This code is wrong. The app is not set up yet; enter the next code it shows.")
     return codes
 
 
 def check(*, user: CustomUser, code: str, by: audit.Actor, at: datetime) -> None:
-    """Accept a code of the member's app, or one of the recovery codes; either is good once. A wrong one is recorded.
+    """Accept a code of the member's app or a recovery code. Each works once. Record a wrong code in the audit trail.
 
-    Locks: the device.
+    Locks: the device; for a wrong code also the end of the audit trail.
     Raises: WrongCode.
     """
     kind = TOTPDevice if code.strip().isdigit() else StaticDevice
     with transaction.atomic(durable=True):
         device = kind.objects.select_for_update(no_key=True).filter(user=user, confirmed=True).first()
-        right = device is not None and _verify(device, code)
-        if not right:
+        correct = device is not None and _verify(device, code)
+        if not correct:
             subject = f"member:{user.pk}"
             audit.record(action="login.code_refused", by=by, subject=subject, before={}, after={}, at=at)
-    if not right:
-        raise WrongCode("The code is not right, was used already, or comes too soon after wrong ones.")
+    if not correct:
+        raise WrongCode("This code is wrong, already used, or too soon after a wrong one. Wait for the next code.")
 
 
 def forget(*, user: CustomUser, by: audit.Actor, at: datetime) -> None:
-    """Remove the member's app and recovery codes: the next login sets up a new one. For a lost phone.
+    """Remove the app and recovery codes of a member who lost them. The next login sets up a new app.
 
-    Locks: the member.
+    Locks: the member, the end of the audit trail.
     """
     with transaction.atomic(durable=True):
         CustomUser.objects.select_for_update(no_key=True).get(pk=user.pk)
@@ -106,8 +111,9 @@ def forget(*, user: CustomUser, by: audit.Actor, at: datetime) -> None:
 def _verify(device: TOTPDevice | StaticDevice, code: str) -> bool:
     typed = code.strip()
     if isinstance(device, TOTPDevice):
-        right = typed.isascii() and typed.isdigit() and len(typed) == device.digits
-        return device.verify_token(typed) if right else device.verify_token("none")
+        well_formed = typed.isascii() and typed.isdigit() and len(typed) == device.digits
+        # django-otp counts "none" as a wrong code, so a malformed one is throttled too.
+        return device.verify_token(typed) if well_formed else device.verify_token("none")
     return device.verify_token(_digest(typed))
 
 

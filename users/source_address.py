@@ -1,4 +1,4 @@
-"""The address a request came from."""
+"""Source address of a request."""
 
 import ipaddress
 
@@ -8,7 +8,10 @@ from rest_framework.request import Request
 
 
 def source_address(request: HttpRequest | Request) -> str | None:
-    """The caller's address: the peer's, or the one our own outermost trusted proxy saw."""
+    """Return the caller's address, or None if it is not an IP address.
+
+    It is the peer's address, or with trusted proxies the address that our outermost proxy saw.
+    """
     hops = settings.TRUSTED_PROXY_HOPS
     forwarded = [hop.strip() for hop in request.headers.get("X-Forwarded-For", "").split(",")]
     address = forwarded[-hops] if hops and len(forwarded) >= hops else request.META.get("REMOTE_ADDR", "")

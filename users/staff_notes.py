@@ -1,4 +1,4 @@
-"""Notes of staff about a member: added, never edited, and each is in the audit trail."""
+"""Notes of staff about members. Notes are never edited, and each is in the audit trail."""
 
 from datetime import datetime
 
@@ -12,24 +12,28 @@ LONGEST = 2_000
 
 
 class NoteRefused(Refusal):
-    """A note has words in it, up to LONGEST characters, and is about a member that exists."""
+    """The note is empty or too long, or its member or author does not exist."""
 
 
 def add(*, member_id: int, text: str, by: audit.Actor, at: datetime) -> MemberNote:
-    """Write a note about a member. Raises: NoteRefused."""
-    words = text.strip()
-    if not words or len(words) > LONGEST or "\x00" in words:
-        raise NoteRefused(f"A note has words, at most {LONGEST} characters.")
+    """Add a note about a member.
+
+    Locks: the end of the audit trail.
+    Raises: NoteRefused.
+    """
+    note_text = text.strip()
+    if not note_text or len(note_text) > LONGEST or "\x00" in note_text:
+        raise NoteRefused(f"Write a note of 1 to {LONGEST} characters. Nothing was saved.")
     with transaction.atomic(durable=True):
         if by.user_id is None or not CustomUser.objects.filter(pk=member_id).exists():
-            raise NoteRefused(f"A person writes a note, about a member; there is no member {member_id}.")
-        note = MemberNote.objects.create(member_id=member_id, author_id=by.user_id, at=at, text=words)
+            raise NoteRefused(f"There is no member {member_id}, or nobody is logged in. Nothing was saved.")
+        note = MemberNote.objects.create(member_id=member_id, author_id=by.user_id, at=at, text=note_text)
         audit.record(
             action="member.note",
             by=by,
             subject=f"member:{member_id}",
             before={},
-            after={"note": note.pk, "characters": len(words)},
+            after={"note": note.pk, "characters": len(note_text)},
             at=at,
         )
     return note

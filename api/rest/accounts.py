@@ -59,7 +59,7 @@ class Notices(APIView):
     """`GET /api/users/me/notices/`: what I was told, newest first."""
 
     def get(self, request: Request) -> Response:
-        told = notifications.of(caller(request).pk)[:PAGE]
+        told = notifications.notices(caller(request).pk)[:PAGE]
         return Response(
             {
                 "notices": [

@@ -1,4 +1,4 @@
-"""The audit trail: every decision in its place, and whatever is changed about it shows."""
+"""Tests of users/audit.py and the verify_audit command: a complete chain, and every change to it is found."""
 
 import re
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ def decide(at: datetime, subject: str = "market:1", by: Actor = audit.MACHINE, *
 
 
 def without_guards(sql: str) -> None:
-    """Change the trail as somebody who owns the table could."""
+    """Change the trail as the owner of the table can."""
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # A table with pending events cannot be altered.
         cursor.execute("ALTER TABLE users_auditentry DISABLE TRIGGER USER")
@@ -32,7 +32,7 @@ def without_guards(sql: str) -> None:
         cursor.execute("ALTER TABLE users_auditentry ENABLE TRIGGER USER")
 
 
-def test_entries_are_numbered_and_chained_with_what_they_say(db: None, at: datetime) -> None:
+def test_entries_are_numbered_and_chained_with_their_fields(db: None, at: datetime) -> None:
     # given
     user = operator()
 
@@ -43,24 +43,24 @@ def test_entries_are_numbered_and_chained_with_what_they_say(db: None, at: datet
     # then
     first, second = AuditEntry.objects.order_by("number")
     assert (first.number, second.number) == (1, 2)
-    assert first.previous_hash == audit.BEFORE_THE_FIRST
+    assert first.previous_hash == audit.HASH_BEFORE_FIRST
     assert second.previous_hash == first.hash
     assert (first.actor_id, first.source, first.reason) == (user.pk, "192.0.2.7", "Because.")
     assert first.after == '{"outcome":"Ndiyo „sawa“\\n","pool":"300.00","until":"2026-02-16T07:30:00Z"}'
     assert audit.verify() == audit.Chain(2, second.hash, None)
 
 
-def test_a_decision_that_is_not_carried_out_is_not_recorded(db: None, at: datetime) -> None:
+def test_rolled_back_decision_is_not_recorded(db: None, at: datetime) -> None:
     # when
-    with pytest.raises(RuntimeError), transaction.atomic():
+    with transaction.atomic():
         audit.record(action="a", by=audit.MACHINE, subject="s", before={}, after={}, at=at)
-        raise RuntimeError
+        transaction.set_rollback(True)
 
     # then
-    assert audit.verify() == audit.Chain(0, audit.BEFORE_THE_FIRST, None)
+    assert audit.verify() == audit.Chain(0, audit.HASH_BEFORE_FIRST, None)
 
 
-def test_nothing_is_recorded_outside_a_transaction(transactional_db: None, at: datetime) -> None:
+def test_recording_outside_a_transaction_is_refused(transactional_db: None, at: datetime) -> None:
     with pytest.raises(transaction.TransactionManagementError):
         audit.record(action="a", by=audit.MACHINE, subject="s", before={}, after={}, at=at)
     assert AuditEntry.objects.count() == 0
@@ -70,21 +70,21 @@ def test_nothing_is_recorded_outside_a_transaction(transactional_db: None, at: d
     "sql",
     ["UPDATE users_auditentry SET reason = ''", "DELETE FROM users_auditentry", "TRUNCATE users_auditentry CASCADE"],
 )
-def test_the_trail_cannot_be_changed(db: None, at: datetime, sql: str) -> None:
+def test_changing_the_trail_is_refused_by_the_database(db: None, at: datetime, sql: str) -> None:
     # given
     decide(at)
 
     # when
-    with pytest.raises(DatabaseError, match="The audit trail is not changed"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        with pytest.raises(DatabaseError, match="The audit trail is not changed"), transaction.atomic():
             cursor.execute(sql)
 
     # then
     assert audit.verify().entries == 1
 
 
-def test_what_is_written_past_the_service_is_chained_too(db: None, at: datetime) -> None:
+def test_entry_inserted_by_plain_sql_is_chained_too(db: None, at: datetime) -> None:
     # given
     decide(at)
 
@@ -101,7 +101,7 @@ def test_what_is_written_past_the_service_is_chained_too(db: None, at: datetime)
     assert list(AuditEntry.objects.order_by("number").values_list("number", flat=True)) == [1, 2, 3, 4]
 
 
-def test_many_at_once_make_one_chain_without_a_fork(transactional_db: None, at: datetime) -> None:
+def test_concurrent_entries_make_one_chain_without_fork(transactional_db: None, at: datetime) -> None:
     # when
     answers = at_once(*[partial(decide, at, f"market:{number}") for number in range(THREADS)])
 
@@ -115,17 +115,32 @@ def test_many_at_once_make_one_chain_without_a_fork(transactional_db: None, at: 
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ("UPDATE users_auditentry SET reason = reason || '.' WHERE number = 2", "entry 2 is not what was recorded"),
-        ('UPDATE users_auditentry SET after = \'{"pool":"1"}\' WHERE number = 1', "entry 1 is not what was recorded"),
-        ("UPDATE users_auditentry SET actor_id = NULL WHERE number = 3", "entry 3 is not what was recorded"),
-        ("UPDATE users_auditentry SET at = at + interval '1 microsecond' WHERE number = 3", "entry 3 is not what"),
-        ("UPDATE users_auditentry SET source = subject, subject = source WHERE number = 2", "entry 2 is not what was"),
+        (
+            "UPDATE users_auditentry SET reason = reason || '.' WHERE number = 2",
+            "entry 2 was changed after recording",
+        ),
+        (
+            'UPDATE users_auditentry SET after = \'{"pool":"1"}\' WHERE number = 1',
+            "entry 1 was changed after recording",
+        ),
+        ("UPDATE users_auditentry SET actor_id = NULL WHERE number = 3", "entry 3 was changed after recording"),
+        (
+            "UPDATE users_auditentry SET at = at + interval '1 microsecond' WHERE number = 3",
+            "entry 3 was changed after recording",
+        ),
+        (
+            "UPDATE users_auditentry SET source = subject, subject = source WHERE number = 2",
+            "entry 2 was changed after recording",
+        ),
         ("DELETE FROM users_auditentry WHERE number = 2", "entry 2 is missing"),
-        ("UPDATE users_auditentry SET hash = repeat('a', 64) WHERE number = 3", "entry 3 is not what was recorded"),
+        (
+            "UPDATE users_auditentry SET hash = repeat('a', 64) WHERE number = 3",
+            "entry 3 was changed after recording",
+        ),
         ("UPDATE users_auditentry SET previous_hash = repeat('a', 64) WHERE number = 3", "entry 3 does not follow"),
     ],
 )
-def test_whatever_is_changed_shows(db: None, at: datetime, change: str, difference: str) -> None:
+def test_changed_or_deleted_entry_is_found(db: None, at: datetime, change: str, difference: str) -> None:
     # given
     user = operator()
     for number in range(3):
@@ -136,12 +151,12 @@ def test_whatever_is_changed_shows(db: None, at: datetime, change: str, differen
     without_guards(change)
 
     # then
-    found = audit.verify().difference
-    assert found is not None
-    assert found.startswith(difference)
+    shown = audit.verify().difference
+    assert shown is not None
+    assert shown.startswith(difference)
 
 
-def test_a_cut_off_end_shows_against_what_was_noted(db: None, at: datetime) -> None:
+def test_cut_off_end_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
     # given
     for number in range(3):
         decide(at, f"market:{number}")
@@ -157,7 +172,7 @@ def test_a_cut_off_end_shows_against_what_was_noted(db: None, at: datetime) -> N
     assert audit.verify(expected=noted).difference == "entry 3 is missing: the trail ends at 2"
 
 
-def test_a_trail_written_anew_shows_against_what_was_noted(db: None, at: datetime) -> None:
+def test_rewritten_trail_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
     # given
     decide(at)
     noted = (1, audit.verify().head)
@@ -168,30 +183,30 @@ def test_a_trail_written_anew_shows_against_what_was_noted(db: None, at: datetim
 
     # then
     assert audit.verify().difference is None
-    found = audit.verify(expected=noted).difference
-    assert found is not None
-    assert found.startswith("entry 1 is another one than was noted")
+    shown = audit.verify(expected=noted).difference
+    assert shown is not None
+    assert shown.startswith("entry 1 is not the entry that was noted")
 
 
-def test_the_command_says_how_far_the_trail_holds(db: None, at: datetime) -> None:
+def test_verify_audit_command_prints_its_result_or_the_first_difference(db: None, at: datetime) -> None:
     # given
     decide(at)
-    told = StringIO()
+    output = StringIO()
 
     # when
-    call_command("verify_audit", stdout=told)
+    call_command("verify_audit", stdout=output)
 
     # then
-    found = re.fullmatch(r"The audit trail holds: 1 entries, (1:[0-9a-f]{64})\n", told.getvalue())
-    assert found is not None
-    call_command("verify_audit", noted=found[1], stdout=told)
+    printed = re.fullmatch(r"The audit trail is intact: 1 entry, (1:[0-9a-f]{64})\n", output.getvalue())
+    assert printed is not None
+    call_command("verify_audit", noted=printed[1], stdout=output)
     with pytest.raises(CommandError, match="must be an entry's number and hash"):
-        call_command("verify_audit", noted="x", stdout=told)
+        call_command("verify_audit", noted="x", stdout=output)
 
     # when
     without_guards("UPDATE users_auditentry SET action = 'other'")
 
     # then
-    with pytest.raises(CommandError, match="entry 1 is not what was recorded") as refused:
-        call_command("verify_audit", stdout=told)
+    with pytest.raises(CommandError, match="entry 1 was changed after recording") as refused:
+        call_command("verify_audit", stdout=output)
     assert refused.value.returncode == 1

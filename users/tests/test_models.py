@@ -1,17 +1,15 @@
-"""Members: how their phone and wallet are stored, and what assigning a balance means."""
+"""Tests of users/models.py: stored phones, and transfers for assigned balances."""
 
 from decimal import Decimal
 from io import StringIO
 
 import pytest
-from django.contrib.auth import authenticate
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F
-from django.test import Client
 
 from payments.ledger import journal
-from testing.builders import AT, PIN, member, nothing_moved, operator, transfers
+from testing.builders import AT, PIN, member, nothing_moved, transfers
 from users import phone
 from users.models import CustomUser
 
@@ -21,7 +19,7 @@ def stored_balance(user: CustomUser) -> Decimal:
 
 
 def money_arrives(user: CustomUser, amount: str, key: str = "deposit:1") -> None:
-    """Money moves in the wallet behind the back of whoever holds `user`."""
+    """Post a deposit to the wallet. The loaded `user` object keeps its old balance."""
     journal.post([journal.Entry(key, "mpesa_paybill", journal.wallet(user.pk), Decimal(amount))], at=AT)
 
 
@@ -29,7 +27,7 @@ def money_arrives(user: CustomUser, amount: str, key: str = "deposit:1") -> None
 
 
 @pytest.mark.parametrize("typed", ["0712345678", "+254712345678", "254-712-345-678", " 712 345 678 "])
-def test_a_phone_is_stored_in_one_form_and_found_in_any(db: None, typed: str) -> None:
+def test_phone_is_stored_in_one_form_and_found_by_any_form(db: None, typed: str) -> None:
     user = CustomUser.objects.create_user(phone_number=typed, full_name="Amina", pin=PIN)
 
     assert user.phone_number == "254712345678"
@@ -39,28 +37,29 @@ def test_a_phone_is_stored_in_one_form_and_found_in_any(db: None, typed: str) ->
     assert list(CustomUser.objects.filter(phone_number__contains="345")) == [user]
 
 
-def test_one_phone_is_one_member_however_it_is_typed(db: None) -> None:
+def test_second_member_with_same_phone_in_another_form_is_refused(db: None) -> None:
     member(phone_number="0712345678")
     with pytest.raises(IntegrityError), transaction.atomic():
         member(phone_number="+254712345678")
 
 
-def test_bulk_created_members_get_the_stored_form_too(db: None) -> None:
+def test_bulk_created_members_get_the_stored_phone_form(db: None) -> None:
     CustomUser.objects.bulk_create([CustomUser(phone_number="0712345678"), CustomUser(phone_number="0112345678")])
     assert set(CustomUser.objects.values_list("phone_number", flat=True)) == {"254712345678", "254112345678"}
 
 
-def test_what_is_no_phone_number_makes_no_member(db: None) -> None:
+def test_invalid_phone_number_creates_no_member(db: None) -> None:
     with pytest.raises(phone.NotAPhoneNumber), transaction.atomic():
         member(phone_number="25407123456")
     assert CustomUser.objects.count() == 0
 
 
-def test_the_database_holds_the_stored_form_against_plain_sql(db: None) -> None:
+def test_database_refuses_another_phone_form_by_plain_sql(db: None) -> None:
     user = member()
-    with pytest.raises(IntegrityError, match="phone_is_a_kenyan_mobile"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("UPDATE users_customuser SET phone_number = '0712345678' WHERE id = %s", [user.pk])
+    sql = "UPDATE users_customuser SET phone_number = '0712345678' WHERE id = %s"
+    with connection.cursor() as cursor:
+        with pytest.raises(IntegrityError, match="phone_is_a_kenyan_mobile"), transaction.atomic():
+            cursor.execute(sql, [user.pk])
 
 
 @pytest.mark.parametrize("typed", ["254712345678", "0712345678", "+254712345678", "0712 345 678", "+254 712 345 678"])
@@ -73,41 +72,19 @@ def test_createsuperuser_takes_the_pin_from_the_environment(
 
     user = CustomUser.objects.get()
     assert (user.phone_number, user.full_name) == ("254712345678", "Root")
-    assert user.is_staff and user.is_superuser and user.check_password("4321")
+    assert user.is_staff
+    assert user.is_superuser
+    assert user.check_password("4321")
 
 
-def test_createsuperuser_refuses_what_is_no_phone_number(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_createsuperuser_refuses_an_invalid_phone_number(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", "4321")
     with pytest.raises(CommandError, match="Kenyan mobile number"):
         call_command("createsuperuser", interactive=False, phone_number="admin", full_name="Root", stdout=StringIO())
     assert CustomUser.objects.count() == 0
 
 
-def test_the_console_is_entered_with_the_phone_as_typed_and_an_odd_name_is_only_wrong(db: None) -> None:
-    user = operator(phone_number="0712345678")
-    console = Client()
-
-    assert authenticate(phone_number="0712 345 678", password=PIN) == user
-    for typed in ("admin", "٠٧١٢٣٤٥٦٧٨", "0799999999", "x" * 500):
-        answer = console.post("/admin/login/", {"username": typed, "password": PIN})
-        assert answer.status_code == 200 and "_auth_user_id" not in console.session
-    answer = console.post("/admin/login/?next=/admin/", {"username": "+254712345678", "password": PIN})
-    assert answer.status_code == 302 and console.session["_auth_user_id"] == str(user.pk)
-
-
-@pytest.mark.parametrize("typed", ["0712345678", "+254712345678", "+254 712 345 678"])
-def test_the_console_adds_a_member_however_the_phone_is_typed(db: None, typed: str) -> None:
-    console = Client()
-    console.force_login(operator(is_superuser=True))
-    form = {"phone_number": typed, "full_name": "Amina", "usable_password": "true", "password1": "Tembo-9182"}
-
-    answer = console.post("/admin/users/customuser/add/", form | {"password2": "Tembo-9182"})
-
-    assert answer.status_code == 302, answer.context["errors"]
-    assert CustomUser.objects.get(full_name="Amina").phone_number == "254712345678"
-
-
-def test_a_member_is_named_without_the_whole_phone(db: None) -> None:
+def test_member_as_text_masks_the_phone(db: None) -> None:
     assert str(member(full_name="Amina", phone_number="0712345678")) == "Amina (2547****678)"
     assert str(member(full_name="", phone_number="0112345679")) == "Member (2541****679)"
 
@@ -115,7 +92,7 @@ def test_a_member_is_named_without_the_whole_phone(db: None) -> None:
 # --- the wallet ------------------------------------------------------------------------------------------------------
 
 
-def test_the_guides_snippet_books_the_balances_it_assigns(db: None) -> None:
+def test_balances_assigned_by_the_guides_snippet_are_posted(db: None) -> None:
     # given: part 4.1 of the guide
     user1 = CustomUser.objects.create_user(phone_number="254712345678", full_name="User 1", pin="1234")
     user2 = CustomUser.objects.create_user(phone_number="254712345679", full_name="User 2", pin="1234")
@@ -134,7 +111,7 @@ def test_the_guides_snippet_books_the_balances_it_assigns(db: None) -> None:
     assert (stored_balance(user1), stored_balance(user2)) == (1000, 2000)
 
 
-def test_assigning_twice_books_only_the_differences(db: None) -> None:
+def test_repeated_assignment_posts_only_the_differences(db: None) -> None:
     user = member()
     for balance in ("100.50", "40", "40", "0"):
         user.balance = Decimal(balance)
@@ -149,7 +126,7 @@ def test_assigning_twice_books_only_the_differences(db: None) -> None:
     assert (user.balance, stored_balance(user)) == (0, 0)
 
 
-def test_saving_a_member_never_overwrites_a_balance_that_moved_meanwhile(db: None) -> None:
+def test_saving_a_member_keeps_a_balance_that_moved_since_loading(db: None) -> None:
     user = member(balance=100)
     money_arrives(user, "50")
 
@@ -160,22 +137,22 @@ def test_saving_a_member_never_overwrites_a_balance_that_moved_meanwhile(db: Non
     assert CustomUser.objects.values_list("full_name", "balance").get() == ("Renamed", 150)
 
 
-def test_assigning_a_balance_that_moved_meanwhile_posts_the_difference_meant(db: None) -> None:
-    # given: the holder read 100, and 50 more have come since
+def test_assigning_a_balance_that_moved_posts_difference_to_loaded_value(db: None) -> None:
+    # given: the code loaded 100, and 50 more were deposited since
     user = member(balance=100)
     money_arrives(user, "50")
 
-    # when: ten more are assigned
+    # when: the code adds ten
     user.balance += 10
     user.save()
 
-    # then: the 50 are still there
+    # then: the 50 are kept
     assert stored_balance(user) == 160
     assert user.balance == 160
     assert transfers(code="opening")[-1][-1] == Decimal("10.00")
 
 
-def test_an_expression_is_assigned_to_what_is_stored(db: None) -> None:
+def test_assigned_expression_applies_to_the_stored_balance(db: None) -> None:
     user = member(balance=100)
     money_arrives(user, "50")
 
@@ -187,7 +164,7 @@ def test_an_expression_is_assigned_to_what_is_stored(db: None) -> None:
     assert stored_balance(user) == Decimal("155.25")
 
 
-def test_text_and_whole_numbers_are_assigned_as_decimals(db: None) -> None:
+def test_assigned_text_and_whole_numbers_become_decimals(db: None) -> None:
     user = member()
     user.balance = 1000
     user.save()
@@ -197,7 +174,7 @@ def test_text_and_whole_numbers_are_assigned_as_decimals(db: None) -> None:
     assert (user.balance, stored_balance(user)) == (Decimal("12.34"), Decimal("12.34"))
 
 
-def test_update_fields_moves_the_balance_only_when_it_is_named(db: None) -> None:
+def test_update_fields_moves_the_balance_only_if_named(db: None) -> None:
     user = member(balance=100)
 
     with nothing_moved():
@@ -209,8 +186,8 @@ def test_update_fields_moves_the_balance_only_when_it_is_named(db: None) -> None
     assert (stored_balance(user), CustomUser.objects.get().full_name) == (70, "Renamed")
 
 
-def test_an_assignment_survives_the_loading_of_other_fields(db: None) -> None:
-    # given: a balance assigned and not saved yet
+def test_loading_another_field_keeps_an_assigned_balance(db: None) -> None:
+    # given: a balance that is assigned but not saved
     loaded = CustomUser.objects.only("balance").get(pk=member(balance=100).pk)
     loaded.balance = Decimal(250)
 
@@ -222,7 +199,7 @@ def test_an_assignment_survives_the_loading_of_other_fields(db: None) -> None:
     assert stored_balance(loaded) == 250
 
 
-def test_a_deferred_balance_is_not_touched_unless_assigned(db: None) -> None:
+def test_saving_a_deferred_balance_moves_nothing(db: None) -> None:
     user = member(balance=100)
 
     with nothing_moved():
@@ -232,7 +209,7 @@ def test_a_deferred_balance_is_not_touched_unless_assigned(db: None) -> None:
     assert CustomUser.objects.get().full_name == "Renamed"
 
 
-def test_a_balance_assigned_without_having_been_read_becomes_the_balance(db: None) -> None:
+def test_assigned_deferred_balance_becomes_the_balance(db: None) -> None:
     user = member(balance=100)
 
     deferred = CustomUser.objects.defer("balance").get(pk=user.pk)
@@ -242,7 +219,7 @@ def test_a_balance_assigned_without_having_been_read_becomes_the_balance(db: Non
     assert stored_balance(user) == 30
 
 
-def test_bulk_created_and_updated_balances_are_booked(db: None) -> None:
+def test_bulk_created_and_updated_balances_are_posted(db: None) -> None:
     first, second = CustomUser.objects.bulk_create(
         [
             CustomUser(phone_number="254712345678", balance=Decimal("10")),
@@ -261,28 +238,28 @@ def test_bulk_created_and_updated_balances_are_booked(db: None) -> None:
     ]
 
 
-def test_a_wallet_is_never_negative(db: None) -> None:
+def test_negative_balance_is_refused(db: None) -> None:
     user = member(balance=100)
+    user.balance = Decimal("-0.01")
     with nothing_moved(), pytest.raises(IntegrityError, match="wallet_is_never_negative"), transaction.atomic():
-        user.balance = Decimal("-0.01")
         user.save()
 
 
-def test_in_production_balances_are_not_assigned(db: None) -> None:
+def test_assigning_a_balance_in_production_is_refused(db: None) -> None:
     user = member(balance=100)
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL kasoko.production TO 'on'")
 
+    user.balance = Decimal(200)
     with nothing_moved():
         with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
-            user.balance = Decimal(200)
             user.save()
         with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
             CustomUser.objects.update(balance=200)
         with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
             member(balance=1)
 
-    # and: what moves money by transfers is not refused, nor is saving what is not money
+    # and: transfers and saves without a balance still work
     user.refresh_from_db()
     user.full_name = "Renamed"
     user.save()

@@ -1,4 +1,4 @@
-"""A phone number has one form, however it was typed."""
+"""Tests of users/phone.py: one stored form for every typed form."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ NUMBERS = st.from_regex(r"[17][0-9]{8}", fullmatch=True).filter(str.isascii)
         ("+254 110 000 000", "254110000000"),
     ],
 )
-def test_a_number_is_stored_as_twelve_digits(typed: str, stored: str) -> None:
+def test_number_in_any_form_becomes_twelve_digits(typed: str, stored: str) -> None:
     assert phone.normalise(typed) == stored
 
 
@@ -55,13 +55,13 @@ def test_a_number_is_stored_as_twelve_digits(typed: str, stored: str) -> None:
         b"0712345678",
     ],
 )
-def test_what_is_no_kenyan_mobile_number_is_refused(typed: object) -> None:
+def test_text_that_is_not_a_kenyan_mobile_number_is_refused(typed: object) -> None:
     with pytest.raises(phone.NotAPhoneNumber):
         phone.normalise(typed)  # type: ignore[arg-type]
 
 
 @given(number=NUMBERS, prefix=st.sampled_from(["", "0", "254", "+254"]), data=st.data())
-def test_blanks_and_prefixes_make_no_difference(number: str, prefix: str, data: st.DataObject) -> None:
+def test_blanks_and_prefixes_do_not_change_the_stored_number(number: str, prefix: str, data: st.DataObject) -> None:
     # given: blanks, dashes, dots and brackets anywhere
     blanks = data.draw(st.lists(st.sampled_from(" -().") | st.just(""), min_size=14, max_size=14))
     typed = "".join(blank + digit for blank, digit in zip(blanks, prefix + number, strict=False))
@@ -71,14 +71,17 @@ def test_blanks_and_prefixes_make_no_difference(number: str, prefix: str, data: 
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_twelve_ascii_digits_or_refused(typed: str) -> None:
+def test_any_text_becomes_twelve_ascii_digits_or_is_refused(typed: str) -> None:
     try:
         stored = phone.normalise(typed)
     except phone.NotAPhoneNumber:
         return
-    assert stored.isascii() and stored.isdigit() and len(stored) == 12 and stored[:4] in ("2547", "2541")
+    assert stored.isascii()
+    assert stored.isdigit()
+    assert len(stored) == 12
+    assert stored[:4] in ("2547", "2541")
     assert phone.normalise(stored) == stored
 
 
-def test_a_masked_number_shows_its_ends_only() -> None:
+def test_masked_number_shows_only_its_ends() -> None:
     assert phone.masked("254712345678") == "2547****678"

@@ -1,4 +1,4 @@
-"""`python manage.py forget_second_factor 0712345678`: a member of staff has lost their phone and recovery codes."""
+"""Command that removes a lost second factor: `python manage.py forget_second_factor 0712345678`."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from users.models import CustomUser
 
 
 class Command(BaseCommand):
-    help = "Remove a member of staff's app and recovery codes; their next login sets up a new app. Recorded."
+    help = (
+        "Remove the authenticator app and recovery codes of a member of staff who lost both. "
+        "Their next login sets up a new app. The audit trail records the removal."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("phone_number")
@@ -22,6 +25,6 @@ class Command(BaseCommand):
             raise CommandError(f"{refusal} Nothing was done.") from refusal
         user = CustomUser.objects.filter(phone_number=number, is_staff=True).first()
         if user is None:
-            raise CommandError(f"{phone.masked(number)} is no member of staff's. Nothing was done.")
+            raise CommandError(f"No member of staff has the number {phone.masked(number)}. Nothing was done.")
         second_factor.forget(user=user, by=audit.Actor(user_id=None, source="command"), at=timezone.now())
-        self.stdout.write(f"{user} sets up a new app at the next login.")
+        self.stdout.write(f"The next login of {user} sets up a new app.")

@@ -1,4 +1,4 @@
-"""`python manage.py verify_audit`: is every decision still there as it was recorded?"""
+"""Command that checks the audit trail for changed or missing entries: `python manage.py verify_audit`."""
 
 import re
 from typing import Any
@@ -10,21 +10,24 @@ from users import audit
 
 def _noted(typed: str) -> tuple[int, str]:
     if not re.fullmatch(r"[1-9][0-9]{0,17}:[0-9a-f]{64}", typed):
-        raise CommandError("--noted must be an entry's number and hash, as a verification prints them: 12:<64 hex>.")
+        raise CommandError("--noted must be an entry's number and hash, as this command prints them: 12:<64 hex>.")
     number, _, hash_ = typed.partition(":")
     return int(number), hash_
 
 
 class Command(BaseCommand):
-    help = "Verify the audit trail. Exits 1 with the first entry that differs."
+    help = "Verify the audit trail. Exits with 1 and names the first entry that was changed or is missing."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--noted", default="", help="number:hash of an earlier verification, kept elsewhere, that must still hold"
+            "--noted",
+            default="",
+            help="number:hash from an earlier verification that the trail must still contain; keep it elsewhere",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         chain = audit.verify(expected=_noted(options["noted"]) if options["noted"] else None)
         if chain.difference is not None:
             raise CommandError(chain.difference, returncode=1)
-        self.stdout.write(f"The audit trail holds: {chain.entries} entries, {chain.entries}:{chain.head}")
+        entries = "1 entry" if chain.entries == 1 else f"{chain.entries} entries"
+        self.stdout.write(f"The audit trail is intact: {entries}, {chain.entries}:{chain.head}")
