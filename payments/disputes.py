@@ -1,8 +1,8 @@
-"""Disputes: a member says that a result or a payout is wrong, an operator answers, and upholds or rejects it.
+"""Disputes: a member disputes a result or a payout; an operator answers, and upholds or rejects it.
 
-Upholding promises a remedy. A payout goes to the wallet, or is put back to be sent, in the same transaction; a market
-is resolved anew by undoing its settlement, which is a decision of its own. What takes time is DUE until the books show
-that it was done, and `close_remedied` then says so to the member.
+An upheld dispute promises a remedy. Paying a payout to the wallet, or making it pending again, happens in the same
+transaction. Resolving a market again takes a separate decision, to undo its settlement. A remedy that takes time is
+DUE until the books show that it is done; then `close_remedied` tells the member.
 Lock order: Market, Bet, Dispute, Transaction, Attempt, wallets, then the end of the audit trail.
 """
 
@@ -15,6 +15,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 
 from markets.models import Bet
+from payments import own_affairs
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.policy import Policy
@@ -26,28 +27,24 @@ State, Remedy, Kind = Dispute.State, Dispute.Remedy, DisputeEvent.Kind
 
 
 class DisputeNotFound(Refusal):
-    """There is no such dispute, bet or transaction, or it is another member's."""
+    """The dispute, bet or transaction does not exist, or it belongs to another member."""
 
 
 class NotDisputable(Refusal):
-    """There is nothing to dispute yet, or not any more, or it is being disputed already."""
+    """The result is not there yet, the time to dispute it is over, or a dispute of it is open."""
 
 
 class DisputeMoved(Refusal):
-    """The dispute is not in a state in which this can be done."""
-
-
-class OwnDispute(Refusal):
-    """An operator does not decide a dispute of their own."""
+    """The dispute is in a state that does not allow this step."""
 
 
 class NoSuchRemedy(Refusal):
-    """What is disputed has nothing that this remedy could be applied to."""
+    """The remedy does not fit the disputed bet or payout."""
 
 
 @dataclass(frozen=True)
 class Upheld:
-    """A dispute that was upheld; `to_send` are the payouts that its remedy put back to be sent."""
+    """A dispute that was upheld; `to_send` has the ids of the payouts that its remedy made pending again."""
 
     dispute: Dispute
     to_send: tuple[int, ...]
@@ -59,7 +56,7 @@ class Upheld:
 def open_about_bet(
     *, user_id: int, market_id: int, bet_id: uuid.UUID, text: str, by: audit.Actor, at: datetime, policy: Policy
 ) -> Dispute:
-    """Dispute the result of one's own bet, within `dispute_window` of its market's settlement.
+    """Open a member's dispute of the result of their bet, within `dispute_window` of the settlement.
 
     Locks: Bet.
     Raises: DisputeNotFound; NotDisputable.
@@ -72,40 +69,42 @@ def open_about_bet(
         )
         if bet is None:
             raise DisputeNotFound(f"You have no bet {bet_id} in market {market_id}.")
-        run = status.run_of(bet)
-        if run is None or run.settled_at is None or bet.result == Bet.Result.PENDING:
+        settlement = status.run_of(bet)
+        if settlement is None or settlement.settled_at is None or bet.result == Bet.Result.PENDING:
             raise NotDisputable("This bet has no result yet.")
-        _require_open_window(run.settled_at, Dispute.objects.filter(bet=bet), at=at, policy=policy)
-        return _open(Dispute(user_id=user_id, bet=bet, settlement=run), text=text, by=by, at=at, policy=policy)
+        _require_open_window(settlement.settled_at, Dispute.objects.filter(bet=bet), at=at, policy=policy)
+        return _open(Dispute(user_id=user_id, bet=bet, settlement=settlement), text=text, by=by, at=at, policy=policy)
 
 
 def open_about_transaction(
     *, user_id: int, transaction_id: uuid.UUID, text: str, by: audit.Actor, at: datetime, policy: Policy
 ) -> Dispute:
-    """Dispute one's own payout (or refund, deposit, withdrawal), within `dispute_window` of its settlement or making.
+    """Open a member's dispute of their payout (or refund, deposit, withdrawal).
 
+    It must be within `dispute_window` of the settlement, or of the transaction if it has none.
     Locks: Transaction.
     Raises: DisputeNotFound; NotDisputable.
     """
     with transaction.atomic(durable=True):
-        made = (
+        disputed = (
             Transaction.objects.select_for_update(no_key=True, of=("self",))
             .select_related("settlement")
             .filter(user_id=user_id, public_id=transaction_id)
             .first()
         )
-        if made is None:
+        if disputed is None:
             raise DisputeNotFound(f"You have no transaction {transaction_id}.")
-        run = made.settlement
-        since = made.created_at if run is None else run.settled_at
+        settlement = disputed.settlement
+        since = disputed.created_at if settlement is None else settlement.settled_at
         if since is None:
-            raise NotDisputable("This payout's settlement is still under way.")
-        _require_open_window(since, Dispute.objects.filter(transaction=made), at=at, policy=policy)
-        return _open(Dispute(user_id=user_id, transaction=made, settlement=run), text=text, by=by, at=at, policy=policy)
+            raise NotDisputable("The settlement of this payout is not finished yet.")
+        _require_open_window(since, Dispute.objects.filter(transaction=disputed), at=at, policy=policy)
+        dispute = Dispute(user_id=user_id, transaction=disputed, settlement=settlement)
+        return _open(dispute, text=text, by=by, at=at, policy=policy)
 
 
 def reply(*, user_id: int, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime, policy: Policy) -> Dispute:
-    """Say something against an operator's answer: the dispute is open again, with a new deadline.
+    """Reply to an operator's answer, which opens the dispute again with a new deadline.
 
     Locks: Dispute.
     Raises: DisputeNotFound; DisputeMoved.
@@ -113,12 +112,12 @@ def reply(*, user_id: int, dispute_id: uuid.UUID, text: str, by: audit.Actor, at
     with transaction.atomic(durable=True):
         dispute = _locked(dispute_id, user_id=user_id)
         if dispute.state != State.ANSWERED:
-            raise DisputeMoved(f"This dispute is {dispute.state}: there is no answer to reply to.")
-        was = _as_it_is(dispute)
+            raise DisputeMoved(f"This dispute is {dispute.state}, so there is no answer to reply to.")
+        before = _snapshot(dispute)
         dispute.state, dispute.due_at = State.OPEN, at + policy.dispute_answer
         dispute.save(update_fields=["state", "due_at"])
-        _happened(dispute, Kind.REPLIED, by=by, text=text, at=at)
-        _record("dispute.reply", dispute, was, by=by, at=at)
+        _add_event(dispute, Kind.REPLIED, by=by, text=text, at=at)
+        _record("dispute.reply", dispute, before, by=by, at=at)
     return dispute
 
 
@@ -129,16 +128,16 @@ def answer(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
     """Answer an open dispute; the member may reply.
 
     Locks: Dispute.
-    Raises: DisputeNotFound; DisputeMoved; OwnDispute.
+    Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN,))
-        was = _as_it_is(dispute)
+        before = _snapshot(dispute)
         dispute.state = State.ANSWERED
         dispute.save(update_fields=["state"])
-        event = _happened(dispute, Kind.ANSWERED, by=by, text=text, at=at)
+        event = _add_event(dispute, Kind.ANSWERED, by=by, text=text, at=at)
         _tell(dispute, event, f"We answered your dispute of {_subject(dispute)}: {text}", at)
-        _record("dispute.answer", dispute, was, by=by, at=at, reason=text)
+        _record("dispute.answer", dispute, before, by=by, at=at, reason=text)
     return dispute
 
 
@@ -146,35 +145,35 @@ def reject(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
     """Reject a dispute that was answered; `text` is the reason.
 
     Locks: Dispute.
-    Raises: DisputeNotFound; DisputeMoved; OwnDispute.
+    Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.ANSWERED,))
-        was = _as_it_is(dispute)
+        before = _snapshot(dispute)
         dispute.state, dispute.closed_at, dispute.closed_by_id = State.REJECTED, at, by.user_id
         dispute.save(update_fields=["state", "closed_at", "closed_by"])
-        event = _happened(dispute, Kind.REJECTED, by=by, text=text, at=at)
+        event = _add_event(dispute, Kind.REJECTED, by=by, text=text, at=at)
         _tell(dispute, event, f"Your dispute of {_subject(dispute)} was rejected: {text}", at)
-        _record("dispute.reject", dispute, was, by=by, at=at, reason=text)
+        _record("dispute.reject", dispute, before, by=by, at=at, reason=text)
     return dispute
 
 
 def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at: datetime) -> Upheld:
-    """Uphold a dispute. `pay_to_wallet` and `resend` are done here, to the member's payouts that can take them.
+    """Uphold a dispute. `pay_to_wallet` and `resend` act here, on the member's payouts that failed or are held.
 
     Locks: Dispute, the Transactions by id, the wallet.
-    Raises: DisputeNotFound; DisputeMoved; OwnDispute; NoSuchRemedy; interventions.PayoutNotRetryable; then nothing was
-    decided or moved.
+    Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute; NoSuchRemedy; actions.PayoutNotRetryable. In each
+    case nothing was decided and no money moved.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN, State.ANSWERED))
-        was = _as_it_is(dispute)
-        run = dispute.settlement
-        if remedy == Remedy.RE_RESOLVE and (run is None or run.rule in _FINAL):
-            raise NoSuchRemedy("It was decided by no resolution that could be undone.")
+        before = _snapshot(dispute)
+        settlement = dispute.settlement
+        if remedy == Remedy.RE_RESOLVE and (settlement is None or settlement.rule in _FINAL):
+            raise NoSuchRemedy("This was not decided by a resolution that can be undone. Choose another remedy.")
         payouts = _stuck_payouts(dispute) if remedy in (Remedy.PAY_TO_WALLET, Remedy.RESEND) else []
         act = actions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else actions.put_back
-        done = [act(payout_id, at=at) for payout_id in payouts]
+        changed = [act(payout_id, at=at) for payout_id in payouts]
         dispute.state, dispute.closed_at, dispute.closed_by_id = State.UPHELD, at, by.user_id
         dispute.remedy = remedy
         if remedy == Remedy.PAY_TO_WALLET:
@@ -182,23 +181,23 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
         elif remedy != Remedy.NONE:
             dispute.remedy_state = Dispute.RemedyState.DUE
         dispute.save(update_fields=["state", "closed_at", "closed_by", "remedy", "remedy_state", "remedied_at"])
-        event = _happened(dispute, Kind.UPHELD, by=by, text=text, at=at)
+        event = _add_event(dispute, Kind.UPHELD, by=by, text=text, at=at)
         _tell(dispute, event, f"Your dispute of {_subject(dispute)} was upheld: {text} {_PROMISES[remedy]}".strip(), at)
-        for payout, payout_was in done:
+        for payout, payout_before in changed:
             action = "payout.to_wallet" if remedy == Remedy.PAY_TO_WALLET else "payout.retry"
-            actions.record(action, payout, payout_was, by=by, at=at, reason=f"Dispute {dispute.public_id}")
-        _record("dispute.uphold", dispute, was, by=by, at=at, reason=text)
+            actions.record(action, payout, payout_before, by=by, at=at, reason=f"Dispute {dispute.public_id}")
+        _record("dispute.uphold", dispute, before, by=by, at=at, reason=text)
     return Upheld(dispute=dispute, to_send=tuple(payouts) if remedy == Remedy.RESEND else ())
 
 
 def remedied(limit: int) -> list[int]:
-    """Ids of the disputes whose remedy is due and, by the books, done."""
+    """Return the ids of disputes whose remedy is DUE although the books show that it is done."""
     due = Dispute.objects.filter(remedy_state=Dispute.RemedyState.DUE)
     return list(_done(due).order_by("pk").values_list("pk", flat=True)[:limit])
 
 
 def close_remedied(*, dispute_id: int, at: datetime) -> bool:
-    """Write down that an upheld dispute's remedy was done, and tell the member. Idempotent.
+    """Record that the remedy of an upheld dispute is done, and tell the member. Idempotent.
 
     Locks: Dispute.
     """
@@ -208,13 +207,13 @@ def close_remedied(*, dispute_id: int, at: datetime) -> bool:
         dispute = _done(due).first()
         if dispute is None:
             return False
-        was = _as_it_is(dispute)
+        before = _snapshot(dispute)
         dispute.remedy_state, dispute.remedied_at = Dispute.RemedyState.DONE, at
         dispute.save(update_fields=["remedy_state", "remedied_at"])
-        text = _KEPT[dispute.remedy]
-        event = _happened(dispute, Kind.REMEDIED, by=audit.MACHINE, text=text, at=at)
+        text = _REMEDIED[dispute.remedy]
+        event = _add_event(dispute, Kind.REMEDIED, by=audit.MACHINE, text=text, at=at)
         _tell(dispute, event, f"Your dispute of {_subject(dispute)}: {text}", at)
-        _record("dispute.remedied", dispute, was, by=audit.MACHINE, at=at)
+        _record("dispute.remedied", dispute, before, by=audit.MACHINE, at=at)
     return True
 
 
@@ -222,17 +221,18 @@ def close_remedied(*, dispute_id: int, at: datetime) -> bool:
 
 
 def queue(state: str | None = None) -> QuerySet[Dispute]:
-    """Disputes with their history, those first whose answer is due first."""
+    """Return disputes with their history, the earliest deadline first."""
     disputes = _with_history().select_related("user", "bet__market", "transaction__settlement__market")
     return (disputes.filter(state=state) if state else disputes).order_by("due_at", "pk")
 
 
 def of(user_id: int) -> QuerySet[Dispute]:
-    """A member's disputes with their history, newest first."""
+    """Return a member's disputes with their history, newest first."""
     return _with_history().filter(user_id=user_id).select_related("bet", "transaction").order_by("-pk")
 
 
 def is_overdue(dispute: Dispute, *, at: datetime) -> bool:
+    """Return whether an open dispute has passed the deadline for an answer."""
     return dispute.state == State.OPEN and dispute.due_at < at
 
 
@@ -242,40 +242,42 @@ def _with_history() -> QuerySet[Dispute]:
 
 # --- the parts -------------------------------------------------------------------------------------------------------
 
-# A void is never undone, nor is the scratch of an outcome.
+# A void and the scratch of an outcome are never undone.
 _FINAL = (Settlement.Rule.VOID, Settlement.Rule.SCRATCH)
 _PROMISES: dict[str, str] = {
-    Remedy.RE_RESOLVE: "The market will be resolved anew.",
+    Remedy.RE_RESOLVE: "The market will be resolved again.",
     Remedy.PAY_TO_WALLET: "The money is in your wallet.",
     Remedy.RESEND: "The money is being sent again.",
     Remedy.NONE: "",
 }
-_KEPT: dict[str, str] = {
-    Remedy.RE_RESOLVE: "the market was settled anew.",
+_REMEDIED: dict[str, str] = {
+    Remedy.RE_RESOLVE: "the market was settled again.",
     Remedy.RESEND: "the money has been paid.",
 }
 
 
 def _require_open_window(since: datetime, disputes: QuerySet[Dispute], *, at: datetime, policy: Policy) -> None:
     if at > since + policy.dispute_window:
-        raise NotDisputable(f"It could be disputed for {policy.dispute_window.days} days after the settlement.")
+        raise NotDisputable(
+            f"The time to dispute this is over: {policy.dispute_window.days} days after the settlement."
+        )
     if disputes.filter(state__in=Dispute.LIVE).exists():
-        raise NotDisputable("It is being disputed already.")
+        raise NotDisputable("A dispute of this is open already.")
 
 
 def _open(dispute: Dispute, *, text: str, by: audit.Actor, at: datetime, policy: Policy) -> Dispute:
     dispute.opened_at, dispute.due_at = at, at + policy.dispute_answer
     dispute.save()
-    event = _happened(dispute, Kind.OPENED, by=by, text=text, at=at)
+    event = _add_event(dispute, Kind.OPENED, by=by, text=text, at=at)
     until = f"{policy.dispute_answer.total_seconds() / 3600:.0f} hours"
-    _tell(dispute, event, f"We have your dispute of {_subject(dispute)} and answer within {until}.", at)
+    _tell(dispute, event, f"We have your dispute of {_subject(dispute)}. We will answer within {until}.", at)
     _record("dispute.open", dispute, {}, by=by, at=at)
     return dispute
 
 
 def _locked(dispute_id: uuid.UUID, *, user_id: int | None = None) -> Dispute:
-    found = Dispute.objects.select_for_update(no_key=True, of=("self",)).filter(public_id=dispute_id)
-    dispute = (found if user_id is None else found.filter(user_id=user_id)).first()
+    rows = Dispute.objects.select_for_update(no_key=True, of=("self",)).filter(public_id=dispute_id)
+    dispute = (rows if user_id is None else rows.filter(user_id=user_id)).first()
     if dispute is None:
         raise DisputeNotFound(f"There is no dispute {dispute_id}.")
     return dispute
@@ -283,31 +285,30 @@ def _locked(dispute_id: uuid.UUID, *, user_id: int | None = None) -> Dispute:
 
 def _decidable(dispute_id: uuid.UUID, by: audit.Actor, states: tuple[Dispute.State, ...]) -> Dispute:
     dispute = _locked(dispute_id)
-    if dispute.user_id == by.user_id:
-        raise OwnDispute("An operator does not decide a dispute of their own.")
+    own_affairs.refuse_own_dispute(dispute, by)
     if dispute.state not in states:
-        raise DisputeMoved(f"The dispute is {dispute.state}; this is done to one that is {' or '.join(states)}.")
+        raise DisputeMoved(f"The dispute is {dispute.state}. This needs a dispute that is {' or '.join(states)}.")
     return dispute
 
 
 def _stuck_payouts(dispute: Dispute) -> list[int]:
-    """The payouts by M-Pesa that failed or are held: the one that is disputed, or those for the bet that is.
+    """Return the ids of the disputed payout, or of the bet's M-Pesa payouts that failed or are held.
 
-    Locks: all of them, by id, before the first of them moves and locks the wallet.
+    Locks: all payouts of the bet, by id, before the first of them moves and locks the wallet.
     """
     if dispute.transaction_id is not None:
         return [dispute.transaction_id]
-    mine = Transaction.objects.filter(settlement=dispute.settlement_id, user=dispute.user_id, type="PAYOUT")
-    stuck = mine.filter(status__in=[Transaction.Status.FAILED, Transaction.Status.HELD]).order_by("pk")
+    payouts = Transaction.objects.filter(settlement=dispute.settlement_id, user=dispute.user_id, type="PAYOUT")
+    stuck = payouts.filter(status__in=[Transaction.Status.FAILED, Transaction.Status.HELD]).order_by("pk")
     ids = list(stuck.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
     if not ids:
-        raise NoSuchRemedy("No payout of this bet has failed or is held.")
+        raise NoSuchRemedy("No payout of this bet failed or is held. Choose another remedy.")
     return ids
 
 
 def _done(due: QuerySet[Dispute]) -> QuerySet[Dispute]:
-    """Those of the disputes whose remedy the books show as done."""
-    settled_anew = Settlement.objects.filter(
+    """Keep the disputes whose remedy the books show as done."""
+    settled_again = Settlement.objects.filter(
         market=OuterRef("settlement__market"), number__gt=OuterRef("settlement__number"), state="SETTLED"
     ).exclude(rule=Settlement.Rule.SCRATCH)
     paid = Transaction.objects.filter(pk=OuterRef("transaction"), status=Transaction.Status.COMPLETED)
@@ -315,7 +316,7 @@ def _done(due: QuerySet[Dispute]) -> QuerySet[Dispute]:
         settlement=OuterRef("settlement"), user=OuterRef("user"), type=Transaction.Type.PAYOUT
     ).exclude(status=Transaction.Status.COMPLETED)
     return due.filter(
-        Q(Exists(settled_anew), remedy=Remedy.RE_RESOLVE)
+        Q(Exists(settled_again), remedy=Remedy.RE_RESOLVE)
         | Q(Exists(paid), remedy=Remedy.RESEND, transaction__isnull=False)
         | Q(~Exists(unpaid), remedy=Remedy.RESEND, transaction__isnull=True)
     )
@@ -328,7 +329,7 @@ def _subject(dispute: Dispute) -> str:
     return f"the bet of KES {bet.amount:.2f} on {bet.outcome}"
 
 
-def _happened(dispute: Dispute, kind: DisputeEvent.Kind, *, by: audit.Actor, text: str, at: datetime) -> DisputeEvent:
+def _add_event(dispute: Dispute, kind: DisputeEvent.Kind, *, by: audit.Actor, text: str, at: datetime) -> DisputeEvent:
     return DisputeEvent.objects.create(dispute=dispute, kind=kind, by_id=by.user_id, text=text, at=at)
 
 
@@ -343,19 +344,19 @@ def _tell(dispute: Dispute, event: DisputeEvent, text: str, at: datetime) -> Non
     )
 
 
-def _as_it_is(dispute: Dispute) -> dict[str, str]:
+def _snapshot(dispute: Dispute) -> dict[str, str]:
     return {"state": dispute.state, "remedy": dispute.remedy, "remedy_state": dispute.remedy_state}
 
 
 def _record(
-    action: str, dispute: Dispute, was: dict[str, str], *, by: audit.Actor, at: datetime, reason: str = ""
+    action: str, dispute: Dispute, before: dict[str, str], *, by: audit.Actor, at: datetime, reason: str = ""
 ) -> None:
     audit.record(
         action=action,
         by=by,
         subject=f"dispute:{dispute.public_id}",
-        before=was,
-        after=_as_it_is(dispute),
+        before=before,
+        after=_snapshot(dispute),
         at=at,
         reason=reason,
     )

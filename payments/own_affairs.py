@@ -1,15 +1,41 @@
-"""Whose own affair an act is; asked under lock."""
+"""Refusals of people who decide about their own affairs: a stake, a debt or a dispute.
+
+The caller asks while it holds the lock on the row, so the answer still holds when the decision is written.
+"""
+
+from collections.abc import Iterable
 
 from markets.models import Bet, Market
+from payments.models import Dispute, Recovery
 from users import audit
 from users.refusal import Refusal
 
 
 class StakeInMarket(Refusal):
-    """Who has bet on a market decides nothing about it."""
+    """A person who has bet on a market may not decide about it."""
+
+
+class OwnDebt(Refusal):
+    """A person may not decide about a debt of their own."""
+
+
+class OwnDispute(Refusal):
+    """A person may not decide about a dispute of their own."""
 
 
 def refuse_stakeholders(market: Market, by: audit.Actor) -> None:
-    """Raises: StakeInMarket."""
+    """Refuse anyone who has bet on the market. Raises: StakeInMarket."""
     if by.user_id is not None and Bet.objects.filter(user_id=by.user_id, market=market).exists():
-        raise StakeInMarket("You have a stake in this market: another member of staff must decide about it.")
+        raise StakeInMarket("You have a stake in this market. Another member of staff must decide about it.")
+
+
+def refuse_own_debt(recoveries: Iterable[Recovery], by: audit.Actor) -> None:
+    """Refuse anyone who owes one of the recoveries. Raises: OwnDebt."""
+    if any(recovery.user_id == by.user_id for recovery in recoveries):
+        raise OwnDebt("You owe this money yourself. Another member of staff must decide about it.")
+
+
+def refuse_own_dispute(dispute: Dispute, by: audit.Actor) -> None:
+    """Refuse the member who opened the dispute. Raises: OwnDispute."""
+    if dispute.user_id == by.user_id:
+        raise OwnDispute("You opened this dispute yourself. Another member of staff must decide about it.")

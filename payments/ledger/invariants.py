@@ -1,202 +1,44 @@
-"""Comparing our books with themselves: every invariant of the money as one query that must return nothing.
+"""Invariants of the money: each is one query in `invariants.sql` that must return no row.
 
-They are what the tests assert after each test, what `manage.py reconcile` runs, and what an auditor reads first.
+Every test checks them when it ends, and `manage.py reconcile` checks them on demand. An auditor reads the `.sql` file.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from django.db import connection, transaction
 
+from payments import named_sql
+
+# By title, the first line of the statement's comment: the console shows it and InvariantCheck stores it.
 INVARIANTS: dict[str, str] = {
-    "A wallet's cached balance is the sum of its transfers": """
-        SELECT 'member ' || u.id || ' has ' || u.balance || ', transfers say ' || coalesce(w.total, 0)
-        FROM users_customuser u LEFT JOIN (
-            SELECT a.user_id, sum(s.delta) AS total
-            FROM payments_ledgeraccount a JOIN (
-                SELECT credit_id AS account_id, amount AS delta FROM payments_transfer
-                UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
-            WHERE a.kind = 'wallet' GROUP BY a.user_id) w ON w.user_id = u.id
-        WHERE u.balance <> coalesce(w.total, 0)""",
-    "After its settlement a pool is exactly empty, and amid an undo it holds what has come back so far": """
-        SELECT 'market ' || m.id || ' holds ' || sum(s.delta) || ', of an undo ' || coalesce(back.total, 0)
-            || ' should have come back'
-        FROM markets_market m JOIN payments_ledgeraccount a ON a.market_id = m.id AND a.kind = 'pool' JOIN (
-            SELECT credit_id AS account_id, amount AS delta FROM payments_transfer
-            UNION ALL SELECT debit_id, -amount FROM payments_transfer) s ON s.account_id = a.id
-        LEFT JOIN (SELECT u.market_id, sum(t.amount) AS total
-            FROM payments_settlement u JOIN payments_transaction t ON t.settlement_id = u.id
-            WHERE u.state = 'UNDOING' AND t.user_id <= u.last_user_id
-            GROUP BY u.market_id) back ON back.market_id = m.id
-        WHERE m.status IN ('SETTLED', 'VOID')
-        GROUP BY m.id, back.total HAVING sum(s.delta) <> coalesce(back.total, 0)""",
-    "An undo takes back each payout that it has reached, whole and once, and no other": """
-        SELECT 'settlement ' || s.id || ', ' || s.state || ': of transaction ' || t.id || ' over ' || t.amount || ', '
-            || back.total || ' has come back'
-        FROM payments_settlement s JOIN payments_transaction t ON t.settlement_id = s.id
-        JOIN LATERAL (SELECT coalesce(sum(f.amount), 0) AS total FROM payments_transfer f
-            JOIN payments_ledgeraccount a ON a.id = f.credit_id AND a.kind = 'pool' AND a.market_id = s.market_id
-            WHERE f.transaction_id = t.id AND f.code IN ('undo', 'reverse', 'recall')) back ON true
-        WHERE s.state IN ('UNDOING', 'UNDONE') AND back.total <>
-            CASE WHEN s.state = 'UNDONE' OR t.user_id <= s.last_user_id THEN t.amount ELSE 0 END""",
-    "A settlement pays out what its stakes brought in, less the fee": """
-        SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || ', transactions '
-            || coalesce(t.total, 0) || ', dividends ' || b.dividends
-        FROM payments_settlement s
-        JOIN LATERAL (SELECT coalesce(sum(b.amount), 0) AS stakes, coalesce(sum(b.payout), 0) AS dividends
-            FROM markets_bet b JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
-            WHERE b.market_id = s.market_id
-              AND CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END) b ON true
-        JOIN LATERAL (SELECT sum(amount) AS total FROM payments_transaction WHERE settlement_id = s.id) t ON true
-        WHERE s.state IN ('SETTLED', 'UNDOING') AND (b.stakes, coalesce(t.total, 0),
-                CASE WHEN s.state = 'UNDOING' AND s.last_bet_id > 0 THEN s.net + s.late_refund ELSE b.dividends END)
-            IS DISTINCT FROM (s.pool + s.late_refund, s.pool - s.fee + s.late_refund, s.net + s.late_refund)""",
-    "Each member's transactions of a settlement sum to their dividends": """
-        SELECT 'settlement ' || settlement_id || ' member ' || user_id || ': transactions ' || sum(paid)
-            || ', dividends ' || sum(won)
-        FROM (WITH stands AS (SELECT * FROM payments_settlement
-                  WHERE state = 'SETTLED' OR state = 'UNDOING' AND last_bet_id = 0)
-              SELECT t.settlement_id, t.user_id, t.amount AS paid, 0 AS won FROM payments_transaction t
-              JOIN stands s ON s.id = t.settlement_id
-              UNION ALL
-              SELECT s.id, b.user_id, 0, b.payout FROM stands s
-              JOIN markets_outcome o ON o.market_id = s.market_id
-                  AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
-              JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-              WHERE b.payout > 0) x
-        GROUP BY settlement_id, user_id HAVING sum(paid) <> sum(won)""",
-    "Verdicts follow the outcome, until an undo has reached them": """
-        SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result || ' with ' || b.payout
-        FROM payments_settlement s JOIN markets_outcome o ON o.market_id = s.market_id
-            AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
-        JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-        WHERE s.state IN ('SETTLED', 'UNDOING') AND b.result <> CASE
-            WHEN s.state = 'UNDOING' AND b.id <= s.last_bet_id THEN 'PENDING'
-            WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
-            WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END""",
-    "After an undo a pool holds its stakes again": """
-        SELECT 'market ' || m.id || ' holds ' || coalesce(p.total, 0) || ' of ' || coalesce(b.total, 0) || ' staked'
-        FROM markets_market m
-        JOIN LATERAL (SELECT sum(b.amount) AS total FROM markets_bet b
-            JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
-            WHERE b.market_id = m.id AND b.result = 'PENDING'
-              AND EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'stake:' || b.id)) b ON true
-        JOIN LATERAL (SELECT sum(CASE WHEN t.credit_id = a.id THEN t.amount ELSE -t.amount END) AS total
-            FROM payments_ledgeraccount a JOIN payments_transfer t ON a.id IN (t.debit_id, t.credit_id)
-            WHERE a.kind = 'pool' AND a.market_id = m.id) p ON true
-        WHERE m.status IN ('OPEN', 'CLOSED')
-          AND EXISTS (SELECT FROM payments_settlement s WHERE s.market_id = m.id AND s.state = 'UNDONE')
-          AND NOT EXISTS (SELECT FROM payments_settlement s WHERE s.market_id = m.id AND s.rule = 'SCRATCH'
-              AND s.state <> 'SETTLED')
-          AND coalesce(p.total, 0) <> coalesce(b.total, 0)""",
-    "What members owe back is in their recoveries": """
-        SELECT 'member ' || user_id || ' owes ' || sum(booked) || ', recoveries say ' || sum(owed)
-        FROM (SELECT a.user_id, t.amount AS booked, 0 AS owed
-              FROM payments_ledgeraccount a JOIN payments_transfer t ON t.debit_id = a.id WHERE a.kind = 'receivable'
-              UNION ALL
-              SELECT a.user_id, -t.amount, 0
-              FROM payments_ledgeraccount a JOIN payments_transfer t ON t.credit_id = a.id WHERE a.kind = 'receivable'
-              UNION ALL
-              SELECT user_id, 0, amount - recovered - written_off FROM payments_recovery) x
-        GROUP BY user_id HAVING sum(booked) <> sum(owed)""",
-    "The days of the ledger are the sums of their transfers": """
-        SELECT 'day ' || day || ' of ' || kind || ' is off by ' || sum(debits) || ' and ' || sum(credits)
-        FROM (SELECT day, kind, debits, credits FROM payments_ledgerday
-              UNION ALL
-              SELECT (t.at AT TIME ZONE 'Africa/Nairobi')::date, a.kind, -side.debit, -side.credit
-              FROM payments_transfer t CROSS JOIN LATERAL
-                  (VALUES (t.debit_id, t.amount, 0), (t.credit_id, 0, t.amount)) AS side (account_id, debit, credit)
-              JOIN payments_ledgeraccount a ON a.id = side.account_id
-              WHERE t.id <= (SELECT up_to FROM markets_watermark WHERE "table" = 'payments_transfer')) x
-        GROUP BY day, kind HAVING sum(debits) <> 0 OR sum(credits) <> 0""",
-    "The tallies of a market are the sums of its bets": """
-        SELECT 'outcome ' || outcome || ' of market ' || market_id || ' is off by ' || sum(stakes) || ' and '
-            || sum(bets) || ' bets'
-        FROM (SELECT market_id, outcome, slot, stakes, bets FROM markets_tally
-              UNION ALL
-              SELECT market_id, outcome, date_bin('5 minutes', placed_at, '2000-01-01 00:00Z'), -amount, -1
-              FROM markets_bet WHERE id <= (SELECT up_to FROM markets_watermark WHERE "table" = 'markets_bet')) x
-        GROUP BY market_id, outcome, slot HAVING sum(stakes) <> 0 OR sum(bets) <> 0""",
-    "The money in flight is that of the open attempts": """
-        SELECT 'in_flight holds ' || f.total || ', open attempts ' || o.total
-        FROM (SELECT coalesce(sum(CASE WHEN c.code = 'in_flight' THEN t.amount ELSE -t.amount END), 0) AS total
-              FROM payments_transfer t JOIN payments_ledgeraccount d ON d.id = t.debit_id
-              JOIN payments_ledgeraccount c ON c.id = t.credit_id
-              WHERE d.code = 'in_flight' OR c.code = 'in_flight') f,
-             (SELECT coalesce(sum(amount), 0) AS total FROM payments_attempt
-              WHERE state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) o
-        WHERE f.total <> o.total""",
-    "What is payable is owed on unfinished payouts without an open attempt": """
-        SELECT 'payable holds ' || p.total || ', unfinished payouts ' || u.total
-        FROM (SELECT coalesce(sum(CASE WHEN c.code = 'payable' THEN t.amount ELSE -t.amount END), 0) AS total
-              FROM payments_transfer t JOIN payments_ledgeraccount d ON d.id = t.debit_id
-              JOIN payments_ledgeraccount c ON c.id = t.credit_id
-              WHERE d.code = 'payable' OR c.code = 'payable') p,
-             (SELECT coalesce(sum(t.amount), 0) AS total FROM payments_transaction t
-              WHERE t.destination = 'mpesa' AND t.type IN ('PAYOUT', 'WITHDRAWAL')
-                AND t.status NOT IN ('COMPLETED', 'CANCELLED')
-                AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
-                    AND a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT'))) u
-        WHERE p.total <> u.total""",
-    "A paid attempt left the M-Pesa account exactly once, with its own amount": """
-        SELECT 'attempt ' || a.originator_conversation_id || ' of ' || a.amount || ' is ' || a.state || ', '
-            || count(t.id) || ' payments of ' || coalesce(sum(t.amount), 0) || ' are booked'
-        FROM payments_attempt a
-        LEFT JOIN payments_transfer t ON t.key IN ('paid:' || a.id, 'late:' || a.id)
-        GROUP BY a.id HAVING count(t.id) <> (a.state = 'PAID')::int
-            OR coalesce(sum(t.amount), 0) <> CASE WHEN a.state = 'PAID' THEN a.amount ELSE 0 END""",
-    "An M-Pesa payout is completed by one paid attempt, or by its wallet": """
-        SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || x.paid || ' payments that settle it and '
-            || x.redirected || ' to the wallet'
-        FROM payments_transaction t JOIN LATERAL (
-            SELECT count(*) FILTER (WHERE f.code = 'paid') AS paid,
-                count(*) FILTER (WHERE f.code = 'redirect') AS redirected
-            FROM payments_transfer f WHERE f.transaction_id = t.id) x ON true
-        WHERE t.destination = 'mpesa' AND t.type = 'PAYOUT'
-          AND x.paid + x.redirected <> (t.status = 'COMPLETED')::int""",
-    "What was sent is what was owed, to whom it was owed": """
-        SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
-        FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
-        WHERE (a.amount, a.phone_number) <> (t.amount, t.phone_number)""",
-    "A request counts to the settlement of its payout": """
-        SELECT 'attempt ' || a.originator_conversation_id || ' counts to ' || coalesce(a.settlement_id::text, 'none')
-            || ', its payout to ' || coalesce(t.settlement_id::text, 'none')
-        FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
-        WHERE a.settlement_id IS DISTINCT FROM t.settlement_id""",
-    "A payout under way has one open request, and a finished or failed one has none": """
-        SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || count(a.id) || ' open requests'
-        FROM payments_transaction t LEFT JOIN payments_attempt a ON a.transaction_id = t.id
-            AND a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')
-        WHERE t.destination = 'mpesa' AND t.status IN ('PROCESSING', 'FAILED', 'COMPLETED', 'CANCELLED')
-        GROUP BY t.id HAVING count(a.id) <> (t.status = 'PROCESSING')::int""",
-    "No receipt pays two attempts": """
-        SELECT 'receipt ' || receipt || ' stands on ' || count(*) || ' attempts' FROM payments_attempt
-        WHERE state = 'PAID' AND receipt <> '' GROUP BY receipt HAVING count(*) > 1""",
+    statement.comment[0]: statement.sql for statement in named_sql.read(Path(__file__).with_suffix(".sql")).values()
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One row that breaks an invariant."""
+    """One row that breaks an invariant; `detail` says how."""
 
     invariant: str
-    what: str
+    detail: str
 
     def __str__(self) -> str:
-        return f"{self.invariant}: {self.what}"
+        return f"{self.invariant}: {self.detail}"
 
 
 def differences() -> list[Difference]:
-    """Check every invariant now and return what breaks one; an empty list means that the books close.
+    """Check every invariant now and return the rows that break one; an empty list means that the books close.
 
-    One snapshot serves all of them where the caller opened a REPEATABLE READ transaction; in a running system a single
-    statement is one snapshot too, and each invariant is one statement.
+    Each invariant is one statement, so it sees one snapshot even while the system runs. All of them share a snapshot
+    if the caller opened a REPEATABLE READ transaction.
     """
     return [difference for invariant in INVARIANTS for difference in broken(invariant)]
 
 
 def broken(invariant: str) -> list[Difference]:
-    """Check one invariant, by its name in INVARIANTS, and return what breaks it; however long it takes."""
+    """Check one invariant by its name in INVARIANTS, without a time limit, and return the rows that break it."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute(INVARIANTS[invariant])
-        return [Difference(invariant, what) for (what,) in cursor.fetchall()]
+        return [Difference(invariant, detail) for (detail,) in cursor.fetchall()]

@@ -1,8 +1,9 @@
-"""The double-entry ledger: append transfers, sum them. It never updates, never deletes, and knows no market's rules.
+"""Journal of the double-entry ledger: books transfers and sums them.
 
-A transfer moves one amount from a debit account to a credit account, so the books balance by shape. Accounts are named
-by code (`wallet:7`, `pool:3`, `payable`) and open on need. A trigger keeps `CustomUser.balance` equal to the wallet's
-sum; every other balance is a sum.
+It never updates or deletes a transfer, and knows no rule of a market. A transfer moves one amount from a debit account
+to a credit account, so the books balance by shape. An account has a code (`wallet:7`, `pool:3`, `payable`) and opens
+at its first transfer. A trigger keeps `CustomUser.balance` equal to the sum of the wallet. Every other balance is a
+sum of transfers.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from django.db import connection, transaction
 from django.db.models import Case, DecimalField, F, Sum, When
 from django.db.models.functions import Coalesce
 
+from payments import named_sql
 from payments.models import LedgerAccount, Transfer
 
 PAYABLE = "payable"
@@ -26,25 +28,29 @@ MPESA_CHARGES_PAID = "mpesa_charges_paid"
 CHARGE_EXPENSE = "charge_expense"
 BAD_DEBT = "bad_debt"
 ZERO = Decimal("0.00")
+_POST_TRANSFERS = named_sql.beside(__file__)["post_transfers"]
 
 
 def wallet(user_id: int) -> str:
+    """Return the code of a member's wallet account."""
     return f"wallet:{user_id}"
 
 
 def pool(market_id: int) -> str:
+    """Return the code of a market's pool account."""
     return f"pool:{market_id}"
 
 
 def receivable(user_id: int) -> str:
+    """Return the code of the account that holds a member's debt to us."""
     return f"receivable:{user_id}"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A transfer to be booked: `debit` and `credit` are account codes, `amount` shillings > 0.
+    """A transfer to book: `debit` and `credit` are account codes, `amount` is in shillings and above 0.
 
-    `key` is what makes it happen once; `code`, its first part, says what kind of move it is.
+    `key` makes the transfer happen once. Its first part is `code`, the kind of transfer.
     """
 
     key: str
@@ -55,52 +61,38 @@ class Entry:
 
     @property
     def code(self) -> str:
+        """The kind of transfer."""
         return self.key.partition(":")[0]
 
 
 def open_accounts(codes: Iterable[str]) -> dict[str, int]:
-    """Return the id of each account, opening those that are not there yet. Idempotent by code."""
+    """Return the id of each account, and open the accounts that do not exist yet. Idempotent: by code."""
     wanted = sorted(set(codes))
-    found = dict(LedgerAccount.objects.filter(code__in=wanted).values_list("code", "pk"))
-    missing = [code for code in wanted if code not in found]
+    accounts = LedgerAccount.objects.filter(code__in=wanted)
+    ids = dict(accounts.values_list("code", "pk"))
+    missing = [code for code in wanted if code not in ids]
     if missing:
-        accounts = []
-        for code in missing:
-            kind, _, owner = code.partition(":")
-            accounts.append(
-                LedgerAccount(
-                    code=code,
-                    kind=kind,
-                    user_id=int(owner) if kind in {"wallet", "receivable"} else None,
-                    market_id=int(owner) if kind == "pool" else None,
-                )
-            )
-        LedgerAccount.objects.bulk_create(accounts, ignore_conflicts=True)
-        found = dict(LedgerAccount.objects.filter(code__in=wanted).values_list("code", "pk"))
-    return found
+        LedgerAccount.objects.bulk_create([_new_account(code) for code in missing], ignore_conflicts=True)
+        ids = dict(accounts.values_list("code", "pk"))
+    return ids
 
 
-# All of the entries or none: where an account has not been opened yet, it inserts nothing.
-_POST = """
-    WITH booked AS MATERIALIZED (
-        SELECT e.number, e.key, d.id AS debit_id, c.id AS credit_id, e.amount, e.code, e.transaction_id
-        FROM unnest(%(keys)s::text[], %(debits)s::text[], %(credits)s::text[], %(amounts)s::numeric[],
-                    %(codes)s::text[], %(transactions)s::bigint[])
-            WITH ORDINALITY AS e (key, debit, credit, amount, code, transaction_id, number)
-        JOIN payments_ledgeraccount d ON d.code = e.debit JOIN payments_ledgeraccount c ON c.code = e.credit
+def _new_account(code: str) -> LedgerAccount:
+    kind, _, owner = code.partition(":")
+    return LedgerAccount(
+        code=code,
+        kind=kind,
+        user_id=int(owner) if kind in {"wallet", "receivable"} else None,
+        market_id=int(owner) if kind == "pool" else None,
     )
-    INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
-    SELECT key, debit_id, credit_id, amount, code, %(at)s, transaction_id FROM booked
-    WHERE (SELECT count(*) FROM booked) = %(count)s ORDER BY number
-"""
 
 
 def post(entries: Iterable[Entry], *, at: datetime) -> None:
-    """Book transfers, in the caller's transaction: one statement, however many they are.
+    """Book transfers in the caller's transaction, in one statement for any number of them.
 
-    Locks: the wallets moved, by id.
-    Raises: django.db.IntegrityError, where a key is booked already, an amount is not positive or a wallet would go
-    below zero; then nothing is booked.
+    Locks: the wallets that move, by id.
+    Raises: django.db.IntegrityError, if a key is booked already, an amount is not positive or a wallet would go below
+    zero; then nothing is booked.
     """
     booked = list(entries)
     if not booked:
@@ -118,14 +110,17 @@ def post(entries: Iterable[Entry], *, at: datetime) -> None:
         "count": len(booked),
     }
     with connection.cursor() as cursor:
-        cursor.execute(_POST, columns)
+        cursor.execute(_POST_TRANSFERS, columns)
         if cursor.rowcount != len(booked):
             open_accounts(code for entry in booked for code in (entry.debit, entry.credit))
-            cursor.execute(_POST, columns)
+            cursor.execute(_POST_TRANSFERS, columns)
 
 
 def balance(code: str) -> Decimal:
-    """The balance of one account in shillings, positive on the side its kind grows by; 0.00 where it never opened."""
+    """Return the balance of one account in shillings, or 0.00 if the account is not open.
+
+    It is positive on the side by which the account's kind grows.
+    """
     account = LedgerAccount.objects.filter(code=code).first()
     if account is None:
         return ZERO
@@ -135,7 +130,10 @@ def balance(code: str) -> Decimal:
 
 
 def owed(transaction_id: int) -> Decimal:
-    """What `payable` still owes on one transaction, in shillings: nothing of it is in flight, paid or redirected."""
+    """Return the amount that `payable` still owes on one transaction, in shillings.
+
+    Money that is in flight, paid or redirected is not part of it.
+    """
     signed = Case(
         When(credit__code=PAYABLE, then=F("amount")),
         When(debit__code=PAYABLE, then=-F("amount")),

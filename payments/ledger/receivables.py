@@ -1,7 +1,7 @@
-"""What members owe back: money that reached them and is not theirs, after an undo or a payment that came twice.
+"""Receivables: money that members owe back after an undo or a double payment.
 
-Every shilling of a member's `receivable` account is in one of their recoveries. An operator decides on each: keep a
-part of later dividends (set off), or bear the loss (write off). Nothing is taken from a wallet but by a set-off.
+Each shilling of a member's `receivable` account is in one of their recoveries. An operator decides on each recovery:
+set it off against later dividends, or write it off as a loss. Only a set-off takes money from a wallet.
 Lock order: Transaction, Attempt, Recoveries by id, then wallets (ledger), then the end of the audit trail.
 """
 
@@ -16,35 +16,33 @@ from django.db import connection, transaction
 from django.db.models import Count, F, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
+from payments import named_sql, own_affairs
 from payments.ledger import journal
 from payments.models import Recovery, Transaction, Transfer
 from users import audit
 from users.refusal import Refusal
 
 CENT = Decimal("0.01")
+_UNDO_COSTS = named_sql.beside(__file__)["undo_costs"]
 
 
 class RecoveryNotFound(Refusal):
-    """There is no such recovery, or nobody owes anything from that market."""
+    """The recovery does not exist, or nobody owes anything from that market."""
 
 
 class NothingOwed(Refusal):
-    """All that was owed has come back, or has been written off."""
-
-
-class OwnDebt(Refusal):
-    """Nobody decides about what they owe themselves."""
+    """The whole receivable has been paid back or written off already."""
 
 
 class DebtsMoved(Refusal):
-    """What is owed is not what was seen: nothing was decided."""
+    """The receivables changed after the operator saw them, so nothing was decided."""
 
 
 # --- owing -----------------------------------------------------------------------------------------------------------
 
 
 def owe(*, settlement_id: int | None, user_id: int, amount: Decimal, at: datetime) -> None:
-    """Add to what a member owes from a settlement, in the caller's transaction, which books the receivable.
+    """Add an amount to a member's recovery from a settlement, in the caller's transaction, which books the receivable.
 
     Locks: the Recovery.
     """
@@ -57,10 +55,11 @@ def owe(*, settlement_id: int | None, user_id: int, amount: Decimal, at: datetim
     recovery.save(update_fields=["amount", "decision"])
 
 
-def repaid(*, settlement_id: int | None, user_id: int, amount: Decimal) -> tuple[Decimal, Decimal]:
-    """Write down that so much has come back, in the caller's transaction, which books it.
+def record_repayment(*, settlement_id: int | None, user_id: int, amount: Decimal) -> tuple[Decimal, Decimal]:
+    """Record that a member paid an amount back, in the caller's transaction, which books it.
 
-    Returns what of it was still owed, and what had been written off; the rest had come back already, and is theirs.
+    Return the part that was still owed and the part that had been written off. Any rest had been paid back before, so
+    it belongs to the member.
     Locks: the Recovery.
     """
     recovery = _locked(settlement_id, user_id)
@@ -72,10 +71,11 @@ def repaid(*, settlement_id: int | None, user_id: int, amount: Decimal) -> tuple
     return owed, borne
 
 
-def not_owed_after_all(payout: Transaction, *, at: datetime) -> None:
-    """A payment that an undo took for carried was not: the debt we still had to the member settles theirs to us.
+def reverse_recall(payout: Transaction, *, at: datetime) -> None:
+    """Settle a receivable with the payout it came from, because that payout never reached the member.
 
-    First what they still owe, then what was written off, and what they have paid back already goes to their wallet.
+    The undo had assumed that M-Pesa paid it. Our debt to the member first covers what they still owe, then what was
+    written off. What they had already paid back goes to their wallet.
     In the caller's transaction. Locks: the Recovery, the wallet.
     """
     recovery = _locked(payout.settlement_id, payout.user_id)
@@ -95,7 +95,7 @@ def not_owed_after_all(payout: Transaction, *, at: datetime) -> None:
 
 
 def was_recalled(transaction_id: int) -> bool:
-    """Whether an undo has made a receivable of this payout."""
+    """Return whether an undo turned this payout into a receivable."""
     return Transfer.objects.filter(key=f"recall:{transaction_id}").exists()
 
 
@@ -104,7 +104,7 @@ def was_recalled(transaction_id: int) -> bool:
 
 @dataclass(frozen=True)
 class SetOff:
-    """A part of one member's dividend, in shillings, that stays for one recovery."""
+    """The part of one member's dividend, in shillings, that goes to one recovery."""
 
     recovery_id: int
     user_id: int
@@ -112,46 +112,48 @@ class SetOff:
 
 
 def any_to_set_off() -> bool:
+    """Return whether any recovery is to be set off against later dividends."""
     return _to_set_off().exists()
 
 
 def to_set_off(dividends: Mapping[int, Decimal], *, locked: bool = True) -> list[SetOff]:
-    """What stays of these members' dividends (shillings by member's id): of each at most the percentage decided.
+    """Compute the set-offs from these members' dividends (shillings by member's id).
 
-    Locks: the Recoveries, by id (a preview locks none).
+    Each recovery takes at most its decided percentage of the dividend.
+    Locks: the Recoveries, by id (none with `locked=False`, for a preview).
     """
     rows = _to_set_off().filter(user_id__in=dividends).order_by("pk")
     if locked:
         rows = rows.select_for_update(no_key=True, of=("self",))
     left = dict(dividends)
-    kept = []
+    set_offs = []
     for recovery in rows:
         share = dividends[recovery.user_id] * (recovery.pct or 0) / 100
         part = min(share.quantize(CENT, ROUND_DOWN), recovery.outstanding, left[recovery.user_id])
         if part > 0:
             left[recovery.user_id] -= part
-            kept.append(SetOff(recovery.pk, recovery.user_id, part))
-    return kept
+            set_offs.append(SetOff(recovery.pk, recovery.user_id, part))
+    return set_offs
 
 
-def by_member(kept: Sequence[SetOff]) -> dict[str, list[Any]]:
-    """The parameters of division.due: each member's id, and what stays of their dividend."""
+def by_member(set_offs: Sequence[SetOff]) -> dict[str, list[Any]]:
+    """Sum set-offs by member, as the parameters of allocation.due: members' ids, and the sum of each."""
     total: dict[int, Decimal] = {}
-    for one in kept:
-        total[one.user_id] = total.get(one.user_id, journal.ZERO) + one.amount
+    for part in set_offs:
+        total[part.user_id] = total.get(part.user_id, journal.ZERO) + part.amount
     return {"debtors": list(total), "kept": list(total.values())}
 
 
-def set_off(settlement_id: int, kept: Sequence[SetOff], *, at: datetime) -> None:
-    """Move the parts that stay from the wallets, which the settlement has just credited with them, to the debts.
+def set_off(settlement_id: int, set_offs: Sequence[SetOff], *, at: datetime) -> None:
+    """Move the set-offs from the wallets, which the settlement has just credited, to the receivables.
 
     In the caller's transaction, which has the Recoveries locked. Idempotent: by key.
     """
-    if not kept:
+    if not set_offs:
         return
     rows = Transaction.objects.filter(
         settlement=settlement_id,
-        user_id__in={one.user_id for one in kept},
+        user_id__in={part.user_id for part in set_offs},
         destination=Transaction.Destination.WALLET,
         type=Transaction.Type.PAYOUT,
     )
@@ -159,18 +161,18 @@ def set_off(settlement_id: int, kept: Sequence[SetOff], *, at: datetime) -> None
     journal.post(
         [
             journal.Entry(
-                f"setoff:{wallet_parts[one.user_id]}:{one.recovery_id}",
-                journal.wallet(one.user_id),
-                journal.receivable(one.user_id),
-                one.amount,
-                wallet_parts[one.user_id],
+                f"setoff:{wallet_parts[part.user_id]}:{part.recovery_id}",
+                journal.wallet(part.user_id),
+                journal.receivable(part.user_id),
+                part.amount,
+                wallet_parts[part.user_id],
             )
-            for one in kept
+            for part in set_offs
         ],
         at=at,
     )
-    for one in kept:
-        Recovery.objects.filter(pk=one.recovery_id).update(recovered=F("recovered") + one.amount)
+    for part in set_offs:
+        Recovery.objects.filter(pk=part.recovery_id).update(recovered=F("recovered") + part.amount)
 
 
 def _to_set_off() -> QuerySet[Recovery]:
@@ -180,8 +182,18 @@ def _to_set_off() -> QuerySet[Recovery]:
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
-def mark_of(owing: Iterable[tuple[int, Decimal]]) -> str:
-    """What tells whether debts are still those that were seen: their ids in order, and what is owed on each."""
+@dataclass(frozen=True)
+class _Act:
+    """A decision on receivables: the action that the audit trail names, its change of a row, and the state after it."""
+
+    action: str
+    change: Callable[[Recovery], None]
+    after: dict[str, Any]
+    reason: str = ""
+
+
+def fingerprint(owing: Iterable[tuple[int, Decimal]]) -> str:
+    """Return a hash of receivables (ids in order, shillings owed on each), to tell later whether they changed."""
     return hashlib.sha256(repr([(pk, f"{owed:.2f}") for pk, owed in owing]).encode()).hexdigest()
 
 
@@ -194,18 +206,18 @@ def decide_set_off(
     at: datetime,
     expected: str | None = None,
 ) -> list[Recovery]:
-    """Have up to `pct` % of each later dividend kept, for one recovery or for all that are owed from a market.
+    """Set off up to `pct` % of each later dividend, against one recovery or all that are owed from a market.
 
-    With `expected`, the mark_of what was seen, only if it is still that which is owed.
+    `expected` is the fingerprint of the receivables that the operator saw. If it no longer fits, nothing is decided.
     Locks: the Recoveries, by id.
-    Raises: RecoveryNotFound; NothingOwed; OwnDebt; DebtsMoved.
+    Raises: RecoveryNotFound; NothingOwed; own_affairs.OwnDebt; DebtsMoved.
     """
 
-    def keep(recovery: Recovery) -> None:
+    def change(recovery: Recovery) -> None:
         recovery.decision, recovery.pct = Recovery.Decision.SET_OFF, pct
 
-    after = {"decision": "SET_OFF", "pct": pct}
-    return _decide("recovery.set_off", recovery_id, market_id, keep, after, by=by, at=at, reason="", expected=expected)
+    act = _Act("recovery.set_off", change, {"decision": "SET_OFF", "pct": pct})
+    return _decide(act, recovery_id, market_id, by=by, at=at, expected=expected)
 
 
 def write_off(
@@ -217,14 +229,14 @@ def write_off(
     at: datetime,
     expected: str | None = None,
 ) -> list[Recovery]:
-    """Bear the loss of what is still owed, of one recovery or of all from a market: bad_debt → receivable.
+    """Write off the amount still owed on one recovery or on all from a market, and book it: bad_debt → receivable.
 
-    With `expected`, the mark_of what was seen, only if it is still that which is owed.
+    `expected` is the fingerprint of the receivables that the operator saw. If it no longer fits, nothing is decided.
     Locks: the Recoveries, by id.
-    Raises: RecoveryNotFound; NothingOwed; OwnDebt; DebtsMoved.
+    Raises: RecoveryNotFound; NothingOwed; own_affairs.OwnDebt; DebtsMoved.
     """
 
-    def bear(recovery: Recovery) -> None:
+    def change(recovery: Recovery) -> None:
         loss = recovery.outstanding
         number = 1
         while Transfer.objects.filter(key=f"writeoff:{recovery.pk}:{number}").exists():
@@ -234,52 +246,53 @@ def write_off(
         recovery.written_off += loss
         recovery.decision, recovery.pct, recovery.reason = Recovery.Decision.WRITTEN_OFF, None, reason
 
-    after = {"decision": "WRITTEN_OFF"}
-    return _decide(
-        "recovery.write_off", recovery_id, market_id, bear, after, by=by, at=at, reason=reason, expected=expected
-    )
+    act = _Act("recovery.write_off", change, {"decision": "WRITTEN_OFF"}, reason)
+    return _decide(act, recovery_id, market_id, by=by, at=at, expected=expected)
 
 
 def _decide(
-    action: str,
+    act: _Act,
     recovery_id: int | None,
     market_id: int | None,
-    carry_out: Callable[[Recovery], None],
-    after: dict[str, Any],
     *,
     by: audit.Actor,
     at: datetime,
-    reason: str,
     expected: str | None,
 ) -> list[Recovery]:
     with transaction.atomic(durable=True):
         rows = Recovery.objects.order_by("pk").select_for_update(no_key=True, of=("self",))
         rows = rows.filter(pk=recovery_id) if recovery_id is not None else rows.filter(settlement__market=market_id)
-        found = list(rows)
-        if not found:
-            raise RecoveryNotFound("Nothing is owed back under that id, or from that market.")
-        if any(recovery.user_id == by.user_id for recovery in found):
-            raise OwnDebt("What you owe yourself is another's to decide about.")
-        open_ones = [recovery for recovery in found if recovery.outstanding > 0]
-        if not open_ones:
-            raise NothingOwed("All of it has come back, or has been written off.")
-        if expected not in (None, mark_of((one.pk, one.outstanding) for one in open_ones)):
-            raise DebtsMoved("What is owed has changed since you looked: look again.")
-        before = {str(recovery.pk): [recovery.decision, recovery.outstanding] for recovery in open_ones}
-        for recovery in open_ones:
-            carry_out(recovery)
+        recoveries = list(rows)
+        if not recoveries:
+            raise RecoveryNotFound("Nothing is owed under this id or from this market. Nothing was changed.")
+        own_affairs.refuse_own_debt(recoveries, by)
+        still_open = [recovery for recovery in recoveries if recovery.outstanding > 0]
+        if not still_open:
+            raise NothingOwed("Everything was paid back or written off already. Nothing was changed.")
+        if expected not in (None, fingerprint((recovery.pk, recovery.outstanding) for recovery in still_open)):
+            raise DebtsMoved("The amount owed has changed since you saw it. Nothing was decided: check it again.")
+        before = {str(recovery.pk): [recovery.decision, recovery.outstanding] for recovery in still_open}
+        for recovery in still_open:
+            act.change(recovery)
             recovery.decided_by_id, recovery.decided_at = by.user_id, at
             recovery.save()
-        subject = f"recovery:{recovery_id}" if recovery_id is not None else f"market:{market_id}"
-        audit.record(action=action, by=by, subject=subject, before=before, after=after, at=at, reason=reason)
-    return open_ones
+        audit.record(
+            action=act.action,
+            by=by,
+            subject=f"recovery:{recovery_id}" if recovery_id is not None else f"market:{market_id}",
+            before=before,
+            after=act.after,
+            at=at,
+            reason=act.reason,
+        )
+    return still_open
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Recovery]:
-    """What members owe or owed back, newest first."""
+    """Return a page of recoveries, newest first: those with ids below `before`."""
     rows = Recovery.objects.filter(pk__lt=before).select_related("user", "settlement").order_by("-pk")
     if market_id is not None:
         rows = rows.filter(settlement__market=market_id)
@@ -287,17 +300,17 @@ def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Rec
 
 
 def still_owed(market_id: int | None = None) -> tuple[int, Decimal]:
-    """How many debts are not paid back, and how much of them in shillings: from one market, or in all."""
+    """Return the number and the sum in shillings of recoveries not paid back yet, of one market or of all."""
     rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off"))
     if market_id is not None:
         rows = rows.filter(settlement__market=market_id)
     left = Sum(F("amount") - F("recovered") - F("written_off"))
-    found = rows.aggregate(count=Count("pk"), total=Coalesce(left, journal.ZERO))
-    return found["count"], found["total"]
+    sums = rows.aggregate(count=Count("pk"), total=Coalesce(left, journal.ZERO))
+    return sums["count"], sums["total"]
 
 
 def owing(*, recovery_id: int | None = None, market_id: int | None = None) -> list[tuple[int, Decimal]]:
-    """The debts that are not paid back, by id, with what is owed on each in shillings: of one, or of a market."""
+    """Return (id, shillings still owed) of one recovery or of a market's, without those that are paid back."""
     rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off")).order_by("pk")
     rows = rows.filter(pk=recovery_id) if recovery_id is not None else rows.filter(settlement__market=market_id)
     return list(rows.values_list("pk", F("amount") - F("recovered") - F("written_off")))
@@ -305,7 +318,7 @@ def owing(*, recovery_id: int | None = None, market_id: int | None = None) -> li
 
 @dataclass(frozen=True)
 class UndoCost:
-    """What the undoing of settlements has cost, in shillings: of one market, or one operator who had resolved them."""
+    """The cost of undone settlements in shillings, for one market or for one operator who resolved markets."""
 
     market_id: int | None
     user_id: int | None
@@ -320,32 +333,20 @@ class UndoCost:
         return self.wrongly_paid - self.recovered - self.written_off
 
 
-# A charge is found by its key, which names the paid attempt: the settlement's attempts have an index, transfers a key.
-_UNDONE = """
-    SELECT s.market_id, s.resolved_by_id, coalesce(r.amount, 0), coalesce(r.recovered, 0), coalesce(r.written_off, 0),
-        coalesce(c.charges, 0)
-    FROM payments_settlement s
-    LEFT JOIN LATERAL (SELECT sum(amount) AS amount, sum(recovered) AS recovered, sum(written_off) AS written_off
-        FROM payments_recovery WHERE settlement_id = s.id) r ON true
-    LEFT JOIN LATERAL (SELECT sum(f.amount) AS charges FROM payments_attempt a
-        JOIN payments_transfer f ON f.key = 'charge:' || a.id WHERE a.settlement_id = s.id AND a.state = 'PAID') c
-        ON true
-    WHERE s.state IN ('UNDOING', 'UNDONE')"""
-
-
 def undo_costs() -> tuple[list[UndoCost], list[UndoCost]]:
-    """What undone settlements cost: debts, and charges for nothing. By market, and by the operator who resolved."""
+    """Sum the receivables and the lost M-Pesa charges of undone settlements, by market and by resolving operator."""
     with connection.cursor() as cursor:
-        cursor.execute(_UNDONE)
+        cursor.execute(_UNDO_COSTS)
         rows = cursor.fetchall()
     by_market: dict[int, list[tuple[Any, ...]]] = {}
     by_operator: dict[int | None, list[tuple[Any, ...]]] = {}
     for market_id, operator_id, *sums in rows:
         by_market.setdefault(market_id, []).append(tuple(sums))
         by_operator.setdefault(operator_id, []).append(tuple(sums))
+    operators = sorted(by_operator, key=lambda operator_id: (operator_id is not None, operator_id))
     return (
         [_cost(costs, market_id=market_id) for market_id, costs in sorted(by_market.items())],
-        [_cost(by_operator[one], user_id=one) for one in sorted(by_operator, key=lambda one: (one is not None, one))],
+        [_cost(by_operator[operator_id], user_id=operator_id) for operator_id in operators],
     )
 
 

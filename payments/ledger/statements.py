@@ -1,4 +1,4 @@
-"""Reading the ledger by account: finding one, its transfers with a running balance, and the same as a file's rows."""
+"""Account statements: find an account, page through its transfers with a running balance, export them."""
 
 import re
 from collections.abc import Iterator
@@ -9,17 +9,20 @@ from decimal import Decimal
 from django.db import connection
 from django.db.models import Q, QuerySet
 
+from payments import named_sql
 from payments.ledger import journal, trial_balance
 from payments.models import LedgerAccount, Transfer
 from users import phone
 from users.models import CustomUser
 
 PAGE = 50
+EXPORT_PAGE = 2_000
+_SUM_FROM = named_sql.beside(__file__)["sum_from"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One transfer as its account sees it: `change` is signed, `balance` is the account's after it. Shillings."""
+    """One transfer from the side of its account: `change` is signed, `balance` is the account's after it. Shillings."""
 
     id: int
     at: datetime
@@ -33,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Statement:
-    """A page of an account's transfers, newest first; `next` is where the following page begins."""
+    """A page of an account's transfers, newest first; `next` is the id at which the following page begins."""
 
     account: LedgerAccount
     balance: Decimal
@@ -42,7 +45,7 @@ class Statement:
 
 
 def search(typed: str, kind: str = "") -> QuerySet[LedgerAccount]:
-    """Accounts by code (`pool:12`, the start of one), by a member's phone, or by kind."""
+    """Find accounts by code (`pool:12`), by a member's phone number, by the id of a member or market, or by kind."""
     accounts = LedgerAccount.objects.select_related("user", "market").order_by("pk")
     if kind:
         accounts = accounts.filter(kind=kind)
@@ -50,25 +53,27 @@ def search(typed: str, kind: str = "") -> QuerySet[LedgerAccount]:
     if not typed:
         return accounts if kind else accounts.exclude(kind__in=["wallet", "pool", "receivable"])
     try:
-        number = phone.normalise(typed)
+        phone_number = phone.normalise(typed)
     except phone.NotAPhoneNumber:
         pass
     else:
-        return accounts.filter(user__in=CustomUser.objects.filter(phone_number=number))
-    if found := re.fullmatch(r"([0-9]{1,18})", typed):
-        return accounts.filter(Q(market_id=int(found[1])) | Q(user_id=int(found[1])))
+        return accounts.filter(user__in=CustomUser.objects.filter(phone_number=phone_number))
+    if re.fullmatch(r"[0-9]{1,18}", typed):
+        return accounts.filter(Q(market_id=int(typed)) | Q(user_id=int(typed)))
     return accounts.filter(code=typed.lower())
 
 
 def statement(account: LedgerAccount, *, before: int | None = None) -> Statement:
-    """A page of one account's transfers below the id `before` (or the newest), with the balance after each."""
-    grows_by_debit = account.kind in LedgerAccount.GROWS_BY_DEBIT
-    # Of most kinds there is but one account, which all transfers share: its balance is that of the kind.
+    """Return a page of one account's transfers with the balance after each.
+
+    The page holds the newest transfers, or the newest of those below the id `before`.
+    """
+    # Most kinds have a single account that all transfers share, so its balance is the balance of the kind.
     shared = account.user_id is None and account.market_id is None
     balance = trial_balance.balance(account.kind) if shared else journal.balance(account.code)
     later = _sum_from(account, before) if before is not None else journal.ZERO
-    running = balance - (later if grows_by_debit else -later)
-    # Each side has its own index, so each side's newest are read and the newest of both are kept.
+    running = balance - (later if _grows_by_debit(account) else -later)
+    # Each side has its own index: read the newest of each side, then keep the newest of both.
     sides: list[Transfer] = []
     for side in ("debit", "credit"):
         rows = Transfer.objects.filter(**{side: account}).select_related("debit", "credit").order_by("-pk")
@@ -76,41 +81,47 @@ def statement(account: LedgerAccount, *, before: int | None = None) -> Statement
     newest = sorted(sides, key=lambda transfer: -transfer.pk)[: PAGE + 1]
     lines = []
     for transfer in newest[:PAGE]:
-        debited = transfer.debit_id == account.pk
-        change = transfer.amount if debited == grows_by_debit else -transfer.amount
-        other = transfer.credit.code if debited else transfer.debit.code
-        lines.append(
-            Line(transfer.pk, transfer.at, transfer.key, transfer.code, other, transfer.transaction_id, change, running)
-        )
-        running -= change
+        lines.append(_line(transfer, account, running))
+        running -= lines[-1].change
     return Statement(account, balance, lines, newest[PAGE - 1].pk if len(newest) > PAGE else None)
 
 
-def _sum_from(account: LedgerAccount, first: int) -> Decimal:
-    """Debits less credits of the transfers from the id `first` on."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT (SELECT coalesce(sum(amount), 0) FROM payments_transfer"
-            " WHERE debit_id = %(account)s AND id >= %(first)s) - (SELECT coalesce(sum(amount), 0)"
-            " FROM payments_transfer WHERE credit_id = %(account)s AND id >= %(first)s)",
-            {"account": account.pk, "first": first},
-        )
-        (total,) = cursor.fetchone()
-    return total
-
-
 def exported(account: LedgerAccount) -> Iterator[Line]:
-    """Every transfer of an account, oldest first, read in pieces so that a long one needs no memory."""
-    grows_by_debit = account.kind in LedgerAccount.GROWS_BY_DEBIT
+    """Yield every transfer of an account, oldest first, in pages, so that a long account needs little memory."""
     rows = Transfer.objects.filter(Q(debit=account) | Q(credit=account)).select_related("debit", "credit")
     running, last = journal.ZERO, 0
-    while page := list(rows.filter(pk__gt=last).order_by("pk")[:2_000]):
+    while page := list(rows.filter(pk__gt=last).order_by("pk")[:EXPORT_PAGE]):
         for transfer in page:
-            debited = transfer.debit_id == account.pk
-            change = transfer.amount if debited == grows_by_debit else -transfer.amount
-            running += change
-            other = transfer.credit.code if debited else transfer.debit.code
-            yield Line(
-                transfer.pk, transfer.at, transfer.key, transfer.code, other, transfer.transaction_id, change, running
-            )
+            running += _change(transfer, account)
+            yield _line(transfer, account, running)
         last = page[-1].pk
+
+
+def _line(transfer: Transfer, account: LedgerAccount, balance: Decimal) -> Line:
+    return Line(
+        id=transfer.pk,
+        at=transfer.at,
+        key=transfer.key,
+        code=transfer.code,
+        other=transfer.credit.code if transfer.debit_id == account.pk else transfer.debit.code,
+        transaction_id=transfer.transaction_id,
+        change=_change(transfer, account),
+        balance=balance,
+    )
+
+
+def _change(transfer: Transfer, account: LedgerAccount) -> Decimal:
+    debited = transfer.debit_id == account.pk
+    return transfer.amount if debited == _grows_by_debit(account) else -transfer.amount
+
+
+def _grows_by_debit(account: LedgerAccount) -> bool:
+    return account.kind in LedgerAccount.GROWS_BY_DEBIT
+
+
+def _sum_from(account: LedgerAccount, first: int) -> Decimal:
+    """Return debits less credits of the account's transfers, from the id `first` on."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SUM_FROM, {"account": account.pk, "first": first})
+        (total,) = cursor.fetchone()
+    return total

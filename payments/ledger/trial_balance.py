@@ -1,4 +1,7 @@
-"""The trial balance of any day without reading every transfer: days are summed once, what came since is live."""
+"""Trial balance of any day, from daily sums and the transfers since.
+
+Reading every transfer would take too long. So each transfer is added once to the sums of its day and kind.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,54 +11,31 @@ from decimal import Decimal
 from django.db import connection
 
 from markets import watermarks
+from payments import named_sql
 from payments.ledger import journal
 from payments.models import LedgerAccount
 
 TABLE = "payments_transfer"
-_ADD = """
-    INSERT INTO payments_ledgerday (day, kind, debits, credits)
-    SELECT (t.at AT TIME ZONE 'Africa/Nairobi')::date, a.kind, sum(side.debit), sum(side.credit)
-    FROM payments_transfer t CROSS JOIN LATERAL
-        (VALUES (t.debit_id, t.amount, 0), (t.credit_id, 0, t.amount)) AS side (account_id, debit, credit)
-    JOIN payments_ledgeraccount a ON a.id = side.account_id
-    WHERE t.id > %s AND t.id <= %s GROUP BY 1, 2 ORDER BY 2, 1
-    ON CONFLICT (kind, day) DO UPDATE
-    SET debits = payments_ledgerday.debits + excluded.debits, credits = payments_ledgerday.credits + excluded.credits"""
-# Days, mark and later transfers in one statement: one moment, so none is missed and none is counted twice. The later
-# ones are few: read by their ids in order, and the kinds by their accounts' ids, so that no whole table is read.
-_SINCE = """
-    SELECT (t.at AT TIME ZONE 'Africa/Nairobi')::date,
-        (SELECT kind FROM payments_ledgeraccount a WHERE a.id = side.account_id), side.debit, side.credit
-    FROM (SELECT * FROM payments_transfer
-          WHERE id > coalesce((SELECT up_to FROM markets_watermark WHERE "table" = 'payments_transfer'), 0)
-          ORDER BY id) t CROSS JOIN LATERAL
-        (VALUES (t.debit_id, t.amount, 0), (t.credit_id, 0, t.amount)) AS side (account_id, debit, credit)"""
-_BALANCE = f"""
-    SELECT kind, sum(debits), sum(credits)
-    FROM (SELECT day, kind, debits, credits FROM payments_ledgerday UNION ALL {_SINCE}) booked
-    WHERE %(day)s::date IS NULL OR day <= %(day)s::date GROUP BY kind"""  # noqa: S608 - our own words
-_ONE = f"""
-    SELECT coalesce(sum(debits), 0), coalesce(sum(credits), 0)
-    FROM (SELECT kind, debits, credits FROM payments_ledgerday WHERE kind = %(kind)s
-          UNION ALL SELECT kind, debit, credit FROM ({_SINCE}) AS s (day, kind, debit, credit)) booked
-    WHERE kind = %(kind)s"""  # noqa: S608 - our own words
-_ACCOUNTS = "SELECT kind, count(*) FROM payments_ledgeraccount GROUP BY kind"
+_SQL = named_sql.beside(__file__)
 
 
 def advance(*, keep_going: Callable[[], bool]) -> int:
-    """Add the transfers that have been booked to their days; returns the id up to which they are in. Idempotent."""
+    """Add new transfers to the sums of their days; return the id up to which they are summed. Idempotent."""
 
     def add(low: int, high: int) -> None:
         with connection.cursor() as cursor:
-            cursor.execute(_ADD, [low, high])
+            cursor.execute(_SQL["add_transfers_to_days"], {"low": low, "high": high})
 
     return watermarks.advance(TABLE, add, keep_going=keep_going)
 
 
 def balance(kind: str) -> Decimal:
-    """The balance of all accounts of a kind in shillings, positive on the side it grows by; exact, as of now."""
+    """Return the balance of all accounts of one kind, in shillings, exact as of now.
+
+    It is positive on the side by which the kind grows.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(_ONE, {"kind": kind})
+        cursor.execute(_SQL["sums_of_one_kind"], {"kind": kind})
         debits, credits = cursor.fetchone()
     difference: Decimal = debits - credits
     return difference if kind in LedgerAccount.GROWS_BY_DEBIT else -difference
@@ -63,7 +43,7 @@ def balance(kind: str) -> Decimal:
 
 @dataclass(frozen=True)
 class TrialLine:
-    """One line of the trial balance: the kind's total of debits and of credits, in shillings."""
+    """One line of the trial balance: the total debits and credits of one kind, in shillings."""
 
     kind: str
     accounts: int
@@ -72,20 +52,21 @@ class TrialLine:
 
     @property
     def balance(self) -> Decimal:
-        """Positive on the side the kind grows by."""
+        """Positive on the side by which the kind grows."""
         difference = self.debits - self.credits
         return difference if self.kind in LedgerAccount.GROWS_BY_DEBIT else -difference
 
 
 def trial_balance(*, day: date | None = None) -> list[TrialLine]:
-    """Every kind of account with the sums of its debits and credits, to the cent: of all, or up to the end of a day.
+    """Return the sums of debits and credits of every kind of account: of all days, or up to the end of one day.
 
-    Units: shillings; a day is Nairobi's. The two columns are equal.
+    The two columns are equal to the cent.
+    Units: shillings; a day begins at midnight in Nairobi.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_BALANCE, {"day": day})
+        cursor.execute(_SQL["sums_of_every_kind"], {"day": day})
         sums = {kind: (debits, credits) for kind, debits, credits in cursor.fetchall()}
-        cursor.execute(_ACCOUNTS)
+        cursor.execute(_SQL["accounts_by_kind"])
         counts = dict(cursor.fetchall())
     return [
         TrialLine(kind=kind.value, accounts=counts.get(kind.value, 0), debits=debits, credits=credits)

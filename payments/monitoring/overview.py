@@ -235,7 +235,7 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
             defaults={
                 "checked_at": at,
                 "seconds": round(time.monotonic() - began, 3),
-                "broken_by": [one.what for one in found[:SHOWN]],
+                "broken_by": [difference.detail for difference in found[:SHOWN]],
                 "broken_count": len(found),
             },
         )

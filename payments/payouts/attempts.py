@@ -48,7 +48,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
 def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
     wallet, owes = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
-    owed, borne = receivables.repaid(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
+    owed, borne = receivables.record_repayment(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
     parts = [
         journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk),
         journal.Entry(f"setoff:{late.pk}", wallet, owes, owed, payout.pk),
@@ -63,7 +63,7 @@ def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
 
 def _cancel(payout: Transaction, at: datetime) -> str:
     """Its settlement was undone while it was under way, and now we know that nothing was paid: nobody owes anybody."""
-    receivables.not_owed_after_all(payout, at=at)
+    receivables.reverse_recall(payout, at=at)
     if payout.status == Status.PROCESSING:
         payout.status = Status.FAILED
         payout.save(update_fields=["status"])

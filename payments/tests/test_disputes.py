@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 
 from markets.models import Bet, Market, Outcome
-from payments import disputes, settlement_tasks
+from payments import disputes, own_affairs, settlement_tasks
 from payments.models import Dispute, DisputeEvent, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions
@@ -97,7 +97,7 @@ def test_a_member_disputes_a_result_and_is_told_when_to_expect_an_answer(user: C
     assert [(one["kind"], one["by"], one["text"]) for one in said["history"]] == [("opened", "member", TEXT)]
     assert made.due_at - made.opened_at == timedelta(hours=72)
     assert made.settlement == Settlement.objects.get()
-    assert told(user) == ["We have your dispute of the bet of KES 200.00 on No and answer within 72 hours."]
+    assert told(user) == ["We have your dispute of the bet of KES 200.00 on No. We will answer within 72 hours."]
     entry = AuditEntry.objects.get(action="dispute.open")
     assert (entry.actor_id, entry.source, entry.subject) == (user.pk, "127.0.0.1", f"dispute:{made.public_id}")
 
@@ -106,13 +106,13 @@ def test_a_member_disputes_a_payout(user: CustomUser, client: Client) -> None:
     payout = failed_payout(user, timezone.now())
     answer = post(client, f"/api/payments/transactions/{payout.public_id}/disputes/", {"text": TEXT}, bearer(user))
     assert (answer.status_code, answer.json()["dispute"]["transaction_id"]) == (201, str(payout.public_id))
-    assert told(user) == ["We have your dispute of the payout of KES 285.00 and answer within 72 hours."]
+    assert told(user) == ["We have your dispute of the payout of KES 285.00. We will answer within 72 hours."]
 
 
 def test_the_window_closes_after_thirty_days(user: CustomUser) -> None:
     lost, payout = lost_bet(user), failed_payout(user)
     for subject in (lost, payout):
-        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="for 30 days"):
+        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="30 days after the settlement"):
             dispute(subject, AT + timedelta(days=30, microseconds=1))
         assert dispute(subject, AT + timedelta(days=30)).state == State.OPEN
 
@@ -137,7 +137,7 @@ def test_one_dispute_of_a_subject_is_open_at_a_time(user: CustomUser, staff: Cus
     # then: open, answered, and after it was decided
     for step in (lambda: None, lambda: decide(first, "answer", staff)):
         step()
-        with pytest.raises(disputes.NotDisputable, match="disputed already"):
+        with pytest.raises(disputes.NotDisputable, match="is open already"):
             dispute(lost)
     decide(first, "reject", staff)
     assert dispute(lost).pk != first.pk
@@ -296,7 +296,7 @@ def test_of_operators_who_decide_at_once_one_does(transactional_db: None) -> Non
 def test_nobody_decides_their_own_dispute(staff: CustomUser) -> None:
     made = dispute(lost_bet(staff))
     for what, more in (("answer", {}), ("uphold", {"remedy": "none"}), ("reject", {})):
-        with pytest.raises(disputes.OwnDispute):
+        with pytest.raises(own_affairs.OwnDispute):
             decide(made, what, staff, **more)
     with pytest.raises(IntegrityError, match="nobody_decides_their_own_dispute"), transaction.atomic():
         Dispute.objects.update(closed_by=staff)
@@ -399,7 +399,7 @@ def test_a_result_upheld_is_done_when_the_market_is_settled_again(user: CustomUs
     made.refresh_from_db()
     lost.refresh_from_db()
     assert (made.remedy_state, lost.result) == ("DONE", "WON")
-    assert told(user)[-1] == "Your dispute of the bet of KES 200.00 on No: the market was settled anew."
+    assert told(user)[-1] == "Your dispute of the bet of KES 200.00 on No: the market was settled again."
     assert [event.kind for event in made.events.order_by("pk")] == ["opened", "upheld", "remedied"]
 
 

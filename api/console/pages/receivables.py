@@ -151,7 +151,7 @@ def _decide(
         fields=[field],
         typed=typed,
         danger=bool(typed),
-        hidden={"seen": receivables.mark_of(owing)},
+        hidden={"seen": receivables.fingerprint(owing)},
     )
     return page.ask(request, question, act)
 

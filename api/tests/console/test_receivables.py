@@ -90,7 +90,7 @@ def test_nobody_decides_about_what_they_owe_themselves(db: None, owed: list[Reco
     debtor.save()
     with nothing_moved():
         page = do(of(debtor), f"/admin/recoveries/{owed[0].pk}/set-off/", pct="5", proof=builders.PIN)
-    assert "another's to decide about" in page
+    assert "You owe this money yourself" in page
 
 
 def test_what_undos_cost_is_told_by_market_and_by_who_had_resolved(console: Client, owed: list[Recovery]) -> None:

@@ -110,7 +110,7 @@ def test_a_sum_that_is_off_by_a_cent_breaks_its_invariant(db: None, at: datetime
     assert invariants.differences() == []
     Tally.objects.update(stakes=Decimal("10.01"))
     LedgerDay.objects.filter(kind="pool").update(credits=Decimal("9.99"))
-    assert [one.what for one in invariants.differences()] == [
+    assert [difference.detail for difference in invariants.differences()] == [
         f"day {at.date()} of pool is off by 0.00 and -0.01",
         f"outcome Yes of market {made.pk} is off by 0.01 and 0 bets",
     ]

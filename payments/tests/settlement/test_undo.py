@@ -11,6 +11,7 @@ import pytest
 from django.db import transaction
 
 from markets.models import Market
+from payments import own_affairs
 from payments.ledger import journal, receivables, trial_balance
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.evidence import status_queries
@@ -475,9 +476,9 @@ def test_nobody_decides_about_their_own_debt(db: None) -> None:
     debtor = indebted()
     recovery = Recovery.objects.get()
 
-    with nothing_moved(), pytest.raises(receivables.OwnDebt):
+    with nothing_moved(), pytest.raises(own_affairs.OwnDebt):
         receivables.write_off(recovery_id=recovery.pk, reason="Mine.", by=actor(debtor), at=after(61))
-    with nothing_moved(), pytest.raises(receivables.OwnDebt):
+    with nothing_moved(), pytest.raises(own_affairs.OwnDebt):
         receivables.decide_set_off(recovery_id=recovery.pk, pct=1, by=actor(debtor), at=after(61))
 
 
