@@ -1,0 +1,112 @@
+"""One writer a fact: only named modules insert transfers and payouts, or change the state of a request or a payout."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("api", "users", "markets", "payments")
+
+# Statements and ORM calls that write each table's rows or states, as they stand in the code.
+INSERTS_TRANSFERS = re.compile(r"INSERT INTO payments_transfer|Transfer\(|Transfer\.objects\.(create|bulk_create)")
+INSERTS_PAYOUTS = re.compile(
+    r"INSERT INTO payments_transaction|[^\w.]Transaction\(|Transaction\.objects\.(bulk_)?create"
+)
+UPDATES_STATES = re.compile(r"UPDATE payments_(attempt|transaction)\b")
+# Rows of other machines whose states these names hold.
+OTHER_ROWS = {
+    "market",
+    "settlement",
+    "proposal",
+    "dispute",
+    "recovery",
+    "self",
+    "cls",
+    "breaker",
+    "request",
+    "response",
+}
+
+
+def sources() -> dict[str, str]:
+    files = {}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            inside = path.relative_to(ROOT)
+            if path.suffix in (".py", ".sql") and not {"tests", "migrations", "models", "demo", "simulator"} & set(
+                inside.parts
+            ):
+                files[str(inside)] = path.read_text(encoding="utf-8")
+    return files
+
+
+def state_changes(source: str) -> list[str]:
+    """Return the assignments to `.state` or `.status` of a row, and updates of these columns by a query set."""
+    changes = []
+    for node in ast.walk(ast.parse(source)):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = [each for target in node.targets for each in getattr(target, "elts", [target])]
+        for target in targets:
+            if isinstance(target, ast.Attribute) and target.attr in ("state", "status"):
+                owner = ast.unparse(target.value)
+                if owner.split(".")[-1] not in OTHER_ROWS:
+                    changes.append(f"{owner}.{target.attr}")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "update":
+            row = re.match(r"(Attempt|Transaction)\.objects", ast.unparse(node.func.value))
+            if row and {keyword.arg for keyword in node.keywords} & {"state", "status"}:
+                changes.append(f"{row.group(1)}.update")
+    return changes
+
+
+def writers(pattern: re.Pattern[str]) -> set[str]:
+    return {name for name, source in sources().items() if pattern.search(source)}
+
+
+def test_only_the_ledger_settling_and_undo_insert_transfers() -> None:
+    allowed = {"payments/settlement/settling.py", "payments/settlement/undo.py"}
+    others = {name for name in writers(INSERTS_TRANSFERS) if not name.startswith("payments/ledger/")}
+    assert {name.removesuffix(".sql").removesuffix(".py") + ".py" for name in others} <= allowed
+
+
+def test_only_settling_creates_payouts() -> None:
+    assert {name for name in writers(INSERTS_PAYOUTS) if Path(name).stem != "settling"} == set()
+
+
+# The evidence rules, claims, answers and status queries still change states themselves; the machine is split next.
+MAY_CHANGE_STATES = {
+    "payments/payouts/attempts.py",
+    "payments/payouts/evidence/booking.py",
+    "payments/payouts/evidence/rules.py",
+    "payments/payouts/evidence/status_queries.py",
+    "payments/payouts/sending/claims.py",
+    "payments/payouts/sending/responses.py",
+    "payments/payouts/operations/actions.py",
+    "payments/settlement/undo.py",
+}
+
+
+def test_only_the_payout_machine_changes_states_of_requests_and_payouts() -> None:
+    changes: dict[str, list[str]] = defaultdict(list)
+    for name, source in sources().items():
+        if not name.startswith("payments/"):
+            continue
+        if name.endswith(".py"):
+            changes[name] += state_changes(source)
+        changes[name] += UPDATES_STATES.findall(source)
+    assert {name for name, found in changes.items() if found} - MAY_CHANGE_STATES == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "attempt.state = 'PAID'",
+        "payout.status, payout.reason = 'FAILED', ''",
+        "Transaction.objects.filter(pk=1).update(status='FAILED')",
+    ],
+)
+def test_a_state_change_is_noticed(source: str) -> None:
+    assert state_changes(source) != []
