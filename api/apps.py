@@ -1,6 +1,6 @@
-"""The apps of api: Django's admin under our name, and the console, whose templates and static files it has.
+"""App configurations: Django's admin with our site, and the console with its templates and static files.
 
-Read before any model is, so this module imports nothing of the project.
+Django reads this module before any model, so it imports nothing of the project.
 """
 
 from django.apps import AppConfig
@@ -8,9 +8,13 @@ from django.contrib.admin.apps import AdminConfig
 
 
 class AdminSiteConfig(AdminConfig):
+    """Django's admin with the console as its site."""
+
     default_site = "api.console.site.Console"
 
 
 class ConsoleConfig(AppConfig):
+    """The console. It has templates, template tags and static files, but no models."""
+
     name = "api.console"
     label = "console"

@@ -1,4 +1,4 @@
-"""The Celery application: `celery -A api worker|beat|flower`."""
+"""Celery application: `celery -A api worker|beat|flower`."""
 
 import logging
 import os
@@ -13,10 +13,11 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
 
 app = Celery("kasoko")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-# Celery looks for modules called tasks.py; ours are named for their subject, as the guide's log lines have it.
+# Celery looks for modules called tasks.py. Ours are named by subject, because the guide fixes the names of its tasks.
 app.autodiscover_tasks(related_name="settlement_tasks")
 app.autodiscover_tasks(related_name="monitoring_tasks")
 
+# Tasks that beat starts every few seconds.
 SWEEPS = {
     "payments.settlement_tasks.settle_resolved_markets",
     "payments.settlement_tasks.send_due_payouts",
@@ -31,16 +32,17 @@ SWEEPS = {
 }
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """A sweep that came and went is no news: they run every few seconds and would bury the rest."""
-    about = record.args if isinstance(record.args, dict) else {}
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drop lines about sweeps that start and succeed, because they would hide the other lines. Keep warnings."""
+    task = record.args.get("name") if isinstance(record.args, dict) else None
     scheduled = record.args if isinstance(record.args, tuple) else ()
-    return record.levelno > logging.INFO or (about.get("name") not in SWEEPS and SWEEPS.isdisjoint(scheduled))
+    return record.levelno > logging.INFO or (task not in SWEEPS and SWEEPS.isdisjoint(scheduled))
 
 
 @after_setup_logger.connect
-def _mask_and_quieten(logger: logging.Logger, format: str, **_: Any) -> None:  # noqa: A002 - Celery's name for it
+def _mask_and_quieten(logger: logging.Logger, format: str, **_: Any) -> None:  # noqa: A002 - Celery names it so
+    """Mask secrets in every line of the worker's log, and leave out the sweeps that succeed."""
     for handler in logger.handlers:
         handler.setFormatter(MaskingFormatter(format))
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
-        logging.getLogger(name).addFilter(_is_news)
+        logging.getLogger(name).addFilter(_is_worth_logging)

@@ -1,10 +1,10 @@
-"""What a browser may load for the console's pages: nothing from elsewhere."""
+"""Content security policy of the console: a browser loads nothing from other sites."""
 
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
-# Everything is served by us. Alpine, which the theme uses, compiles its expressions; styles are set by scripts.
+# We serve every file. The theme uses Alpine, which compiles expressions (unsafe-eval) and sets styles (unsafe-inline).
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
@@ -14,7 +14,7 @@ POLICY = (
 def content_security_policy(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: the console's pages load nothing from elsewhere, and are framed by nobody."""
+    """Add headers to the console's pages: nothing from other sites, no framing, no caching. Django middleware."""
 
     def answer(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

@@ -1,4 +1,4 @@
-"""Every setting, read once from the environment by typed readers. `.env.example` has a line on each.
+"""Settings of Django and of the project, read once from the environment. `.env.example` explains each.
 
 A wrong value stops the start with a sentence that names the variable and the rule.
 """
@@ -7,14 +7,14 @@ import ipaddress
 import os
 import secrets
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from api import embedded
+from api.environment import by_pool, decimal, flag, one_of, postgres_url, stages, text, whole, words
 from payments import failpoints
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -23,71 +23,7 @@ STATE_DIR = BASE_DIR / ".kasoko"
 load_dotenv(os.environ.get("KASOKO_ENV_FILE", BASE_DIR / ".env"))
 
 
-# --- typed readers ---------------------------------------------------------------------------------------------------
-
-
-def text(name: str, default: str = "") -> str:
-    return os.environ.get(name, "").strip() or default
-
-
-def flag(name: str, default: bool) -> bool:
-    value = text(name, str(default)).lower()
-    if value not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
-        raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}.")
-    return value in {"true", "1", "yes", "on"}
-
-
-def whole(name: str, default: int, *, low: int, high: int) -> int:
-    value = text(name, str(default))
-    if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
-        raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
-    return int(value)
-
-
-def decimal(name: str, default: str, *, low: str, high: str, places: int = 2) -> Decimal:
-    value = text(name, default)
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
-        raise ImproperlyConfigured(f"{name} must be a number from {low} to {high}, not {value!r}.") from None
-    if not number.is_finite() or not Decimal(low) <= number <= Decimal(high):
-        raise ImproperlyConfigured(f"{name} must be a number from {low} to {high}, not {value!r}.")
-    if number != round(number, places):
-        raise ImproperlyConfigured(f"{name} may have at most {places} decimal places, not {value!r}.")
-    return number
-
-
-def one_of(name: str, default: str, choices: tuple[str, ...]) -> str:
-    value = text(name, default)
-    if value not in choices:
-        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-    return value
-
-
-def words(name: str, default: str = "") -> list[str]:
-    return [word.strip() for word in text(name, default).split(",") if word.strip()]
-
-
-def by_pool(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:
-    """Minutes by the least pool they hold for: `30`, or `0,100000:30,1000000:120`."""
-    found: dict[Decimal, int] = {}
-    for part in words(name, default):
-        least, colon, minutes = part.rpartition(":")
-        try:
-            pool = Decimal(least) if colon else Decimal(0)
-        except InvalidOperation:
-            pool = Decimal(-1)
-        if not (pool.is_finite() and pool >= 0 and minutes.isascii() and minutes.isdigit() and int(minutes) <= 10_080):
-            raise ImproperlyConfigured(
-                f"{name} must be minutes up to 10080, or minutes by the least pool such as 0,100000:30, not {part!r}."
-            )
-        if pool in found:
-            raise ImproperlyConfigured(f"{name} has two numbers of minutes for pools from {pool}.")
-        found[pool] = int(minutes)
-    return tuple(sorted(found.items()))
-
-
-# --- what kind of place this is --------------------------------------------------------------------------------------
+# --- production or not -----------------------------------------------------------------------------------------------
 
 MPESA_PRODUCTION = flag("MPESA_PRODUCTION", False)
 DEBUG = flag("DEBUG", False)
@@ -98,7 +34,7 @@ if MPESA_PRODUCTION:
         if not text(required):
             raise ImproperlyConfigured(f"{required} must be set when MPESA_PRODUCTION is True.")
 
-# Where no server is given, the project runs its own PostgreSQL and Redis under .kasoko/ (never in production).
+# Without a server's URL the project runs its own PostgreSQL and Redis under .kasoko/. Production must name both.
 _missing = {"postgres": not text("DATABASE_URL"), "redis": not text("CELERY_BROKER_URL")}
 if any(_missing.values()):
     for _name, _url in embedded.ensure(BASE_DIR, postgres=_missing["postgres"], redis=_missing["redis"]).items():
@@ -107,11 +43,10 @@ if any(_missing.values()):
 
 
 def _secret_key() -> str:
-    """The key given, or (outside production) one made here once and kept in `.kasoko/secret_key`."""
+    """Return the given key. Outside production it may be missing: then create one once in `.kasoko/secret_key`."""
     if text("DJANGO_SECRET_KEY"):
         return text("DJANGO_SECRET_KEY")
     path = STATE_DIR / "secret_key"
-    STATE_DIR.mkdir(mode=0o700, exist_ok=True)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(50))
@@ -120,6 +55,7 @@ def _secret_key() -> str:
     return path.read_text(encoding="ascii")
 
 
+STATE_DIR.mkdir(mode=0o700, exist_ok=True)
 SECRET_KEY = _secret_key()
 if MPESA_PRODUCTION and len(SECRET_KEY) < 40:
     raise ImproperlyConfigured("DJANGO_SECRET_KEY must have at least 40 characters when MPESA_PRODUCTION is True.")
@@ -132,7 +68,7 @@ CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 # --- Django ----------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    # Before the admin, whose templates it replaces; the site is ours, so it must not put its own in our place.
+    # Unfold comes before the admin because it replaces the admin's templates. Its basic config keeps our site.
     "unfold.apps.BasicAppConfig",
     "api.apps.AdminSiteConfig",
     "django.contrib.auth",
@@ -189,10 +125,10 @@ TIME_ZONE = "Africa/Nairobi"
 USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT = STATE_DIR / "static"
-# Outside production the admin's files are served from the packages, so nobody has to run collectstatic first.
+# Outside production static files are served from the packages, so nobody has to run collectstatic first.
 WHITENOISE_USE_FINDERS = not MPESA_PRODUCTION
 WHITENOISE_AUTOREFRESH = False
-# A callback that had to be redirected would lose its body, so a path is right or it is 404.
+# A redirected callback would lose its body, so a path without its slash answers 404.
 APPEND_SLASH = False
 DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
@@ -204,7 +140,7 @@ SECURE_HSTS_SECONDS = 31_536_000 if MPESA_PRODUCTION else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = MPESA_PRODUCTION
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-# Proxies in front of us whose X-Forwarded-For entries we believe, counted from the right; 0 means none.
+# Number of trusted proxies in front of us: that many X-Forwarded-For entries are believed, from the right.
 TRUSTED_PROXY_HOPS = whole("TRUSTED_PROXY_HOPS", 0, low=0, high=5)
 if TRUSTED_PROXY_HOPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
@@ -212,39 +148,22 @@ if TRUSTED_PROXY_HOPS:
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
 
-
-def _database(url: str) -> dict[str, object]:
-    """Django's settings of a `postgres://user:password@host:port/name` URL; `?host=/socket/dir` works too."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"postgres", "postgresql"}:
-        raise ImproperlyConfigured(
-            f"DATABASE_URL must begin with postgres:// (KASOKO runs on PostgreSQL), not {url[:8]!r}…."
-        )
-    try:
-        port = parts.port
-    except ValueError:
-        raise ImproperlyConfigured("DATABASE_URL must have a port from 0 to 65535.") from None
-    options = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
-    return {
+_connection, _options = postgres_url("DATABASE_URL")
+DATABASES = {
+    "default": {
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": unquote(parts.path.lstrip("/")),
-        "USER": unquote(parts.username or ""),
-        "PASSWORD": unquote(parts.password or ""),
-        "HOST": unquote(options.pop("host", parts.hostname or "")),
-        "PORT": str(port or ""),
+        **_connection,
         "CONN_MAX_AGE": 600,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
-            **{name: unquote(value) for name, value in options.items()},
+            **_options,
             "connect_timeout": 5,
-            # The last one tells the triggers on money that assigned balances and unbooked bets are to be refused.
+            # kasoko.production tells the triggers on money to refuse assigned balances and bets without a transfer.
             "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=60s"
             f" -c kasoko.production={'on' if MPESA_PRODUCTION else 'off'}",
         },
     }
-
-
-DATABASES = {"default": _database(text("DATABASE_URL"))}
+}
 
 # --- Redis and Celery ------------------------------------------------------------------------------------------------
 
@@ -277,7 +196,7 @@ CELERY_WORKER_SEND_TASK_EVENTS = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 10
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
-# An edge that cannot reach the broker says so at once: the sweep does what the message would have hinted at.
+# Without a broker, publishing fails at once and the request continues: the next sweep does the same work.
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_BROKER_CONNECTION_TIMEOUT = 2
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -290,41 +209,40 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_keepalive": True,
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(STATE_DIR / "celerybeat-schedule")
-STATE_DIR.mkdir(mode=0o700, exist_ok=True)
 SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
 
 
 def _every_sweep(task: str, expires: int = 60) -> dict[str, object]:
-    # A sweep that could not run in time is dropped: the next one does the same. Only the sending, which runs for
-    # seconds at a time, expires at once; the others must find their turn between two of its runs, even with one worker.
+    # A late sweep is dropped, because the next one does the same work. Sending runs for seconds at a time, so only its
+    # messages expire early. With one worker the other sweeps must find a place between two of its runs.
     return {"task": task, "schedule": SWEEP_EVERY_SECONDS, "options": {"expires": expires}}
 
 
 CELERY_BEAT_SCHEDULE = {
-    "settle what is resolved": _every_sweep("payments.settlement_tasks.settle_resolved_markets"),
-    "send what is due": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
+    "settle resolved markets": _every_sweep("payments.settlement_tasks.settle_resolved_markets"),
+    "send due payouts": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
     "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
-    "ask about money in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
+    "ask about payouts in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
     "issue certificates": _every_sweep("payments.settlement_tasks.issue_certificates"),
     "close remedied disputes": _every_sweep("payments.settlement_tasks.close_remedied_disputes"),
-    "ask for the float": {
+    "ask for the float balance": {
         "task": "payments.settlement_tasks.ask_for_the_float",
         "schedule": 60 * whole("FLOAT_EVERY_MINUTES", 15, low=1, high=1_440),
         "options": {"expires": 60},
     },
-    "show that we live": _every_sweep("payments.overview_tasks.heartbeat"),
-    "take the home page's figures": {
+    "record a heartbeat": _every_sweep("payments.overview_tasks.heartbeat"),
+    "measure the home page's figures": {
         "task": "payments.overview_tasks.measure",
         "schedule": 60,
         "options": {"expires": 60},
     },
-    "sum up what came": {"task": "payments.overview_tasks.sum_up", "schedule": 60, "options": {"expires": 60}},
-    "check the books": {"task": "payments.overview_tasks.check_books", "schedule": 30, "options": {"expires": 30}},
+    "sum up new rows": {"task": "payments.overview_tasks.sum_up", "schedule": 60, "options": {"expires": 60}},
+    "check the invariants": {"task": "payments.overview_tasks.check_books", "schedule": 30, "options": {"expires": 30}},
 }
 
 # --- the console -----------------------------------------------------------------------------------------------------
 
-# Staff prove themselves to the console by a code of their phone's app as well; see docs/decisions/0020.
+# Staff log in to the console with a code of an authenticator app as well; see docs/decisions/0020.
 STAFF_TOTP = flag("STAFF_TOTP", not DEBUG)
 if MPESA_PRODUCTION and not STAFF_TOTP:
     raise ImproperlyConfigured("STAFF_TOTP must be on when MPESA_PRODUCTION is True: the console moves real money.")
@@ -393,7 +311,7 @@ for _address in MPESA_CALLBACK_SOURCES:
     try:
         ipaddress.ip_network(_address)
     except ValueError:
-        raise ImproperlyConfigured(f"MPESA_CALLBACK_SOURCES has {_address!r}, which is no IP address.") from None
+        raise ImproperlyConfigured(f"MPESA_CALLBACK_SOURCES has {_address!r}, which is not an IP address.") from None
 
 _callback = urlsplit(MPESA_CALLBACK_URL)
 if _callback.scheme not in {"http", "https"} or not _callback.hostname or _callback.query or _callback.fragment:
@@ -408,7 +326,7 @@ if not MPESA_PRODUCTION and urlsplit(MPESA_BASE_URL).hostname == urlsplit(MPESA_
 if urlsplit(MPESA_BASE_URL).scheme not in {"http", "https"} or not urlsplit(MPESA_BASE_URL).hostname:
     raise ImproperlyConfigured(f"MPESA_BASE_URL must be an http(s) URL, not {MPESA_BASE_URL!r}.")
 if MPESA_PRODUCTION:
-    if MPESA_BASE_URL != MPESA_HOSTS[True]:
+    if MPESA_HOSTS[True] != MPESA_BASE_URL:
         raise ImproperlyConfigured(f"MPESA_BASE_URL must be {MPESA_HOSTS[True]} when MPESA_PRODUCTION is True.")
     if _callback.scheme != "https":
         raise ImproperlyConfigured("MPESA_CALLBACK_URL must be https when MPESA_PRODUCTION is True.")
@@ -443,14 +361,7 @@ PAYOUT_QUERY_GAP = whole("PAYOUT_QUERY_GAP", 60, low=1, high=86_400)
 PAYOUT_REVIEW_AFTER = whole("PAYOUT_REVIEW_AFTER", 86_400, low=1, high=30 * 86_400)
 PAYOUT_RESEND_HORIZON = whole("PAYOUT_RESEND_HORIZON", 1_800, low=0, high=86_400)
 PAYOUT_RETRY_AFTER = whole("PAYOUT_RETRY_AFTER", 15, low=1, high=3_600)
-try:
-    PAYOUT_CANARY = tuple(int(size) for size in words("PAYOUT_CANARY", "1,10") if size != "off")
-except ValueError:
-    raise ImproperlyConfigured(
-        "PAYOUT_CANARY must be whole numbers with commas between, such as 1,10, or off."
-    ) from None
-if any(size < 1 for size in PAYOUT_CANARY):
-    raise ImproperlyConfigured("PAYOUT_CANARY must have stages of at least one payout each, or be off.")
+PAYOUT_CANARY = stages("PAYOUT_CANARY", "1,10")
 PAYOUTS_PAUSED = flag("PAYOUTS_PAUSED", False)
 BREAKER_PAUSE = whole("BREAKER_PAUSE", 1, low=1, high=3_600)
 BREAKER_LONGEST_PAUSE = whole("BREAKER_LONGEST_PAUSE", 20, low=1, high=3_600)
@@ -484,6 +395,6 @@ LOGGING = {
     "loggers": {"django.server": {"handlers": ["console"], "level": "INFO", "propagate": False}},
 }
 
-# --- places to die at, for tests -------------------------------------------------------------------------------------
+# --- failpoints, for tests -------------------------------------------------------------------------------------------
 
 failpoints.arm_from_environment(production=MPESA_PRODUCTION)

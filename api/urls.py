@@ -1,4 +1,4 @@
-"""The whole HTTP surface on one page. The guide's own paths of markets are in markets/urls.py, where it puts them."""
+"""The whole HTTP surface on one page. Only the paths of markets are in markets/urls.py, as the guide requires."""
 
 from django.contrib import admin
 from django.urls import include, path, re_path
@@ -17,13 +17,13 @@ users = [
 ]
 
 payments = [
-    # Callbacks of M-Pesa, each to an address of its own; the plain one is the guide's part 4.4.
+    # Callbacks of M-Pesa. Each request gets its own address; the plain address is from the guide's part 4.4.
     path("b2c-callback/", callbacks.b2c_result_callback, name="b2c_callback"),
     re_path(rf"^b2c-callback/{HEX}$", callbacks.b2c_result_callback, name="b2c_result"),
     re_path(rf"^b2c-timeout/{HEX}$", callbacks.b2c_timeout_callback, name="b2c_timeout"),
     re_path(rf"^status-result/{HEX}$", callbacks.status_result_callback, name="status_result"),
     re_path(rf"^balance-result/{HEX}$", callbacks.balance_result_callback, name="balance_result"),
-    # Disputes about payouts, and the desk of all disputes.
+    # Disputes about payouts, and the queue of all disputes for staff.
     path(
         "transactions/<uuid:transaction_id>/disputes/",
         disputes.TransactionDisputes.as_view(),
@@ -33,12 +33,13 @@ payments = [
     path("admin/disputes/<uuid:dispute_id>/answer/", disputes.DisputeAnswer.as_view(), name="answer_dispute"),
     path("admin/disputes/<uuid:dispute_id>/uphold/", disputes.DisputeUphold.as_view(), name="uphold_dispute"),
     path("admin/disputes/<uuid:dispute_id>/reject/", disputes.DisputeReject.as_view(), name="reject_dispute"),
-    # What members owe back after an undo.
+    # Debts of members after an undo.
     path("admin/recoveries/", receivables.list_recoveries, name="recoveries"),
     path("admin/recoveries/set-off/", receivables.set_off, name="set_off"),
     path("admin/recoveries/write-off/", receivables.write_off, name="write_off"),
     path("admin/undo-costs/", receivables.undo_costs, name="undo_costs"),
-    # The guide's part 8 calls these two here as well; the names of its part 2.6 reverse to /api/markets/.
+    # The guide's part 8 calls these two here. They have no names, so that the names of its part 2.6 reverse to
+    # /api/markets/.
     path("admin/retry-payout/", settlement.retry_payout),
     path("admin/retry-failed-payouts/", settlement.retry_failed_payouts_batch),
 ]

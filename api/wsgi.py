@@ -1,4 +1,4 @@
-"""WSGI entry: `gunicorn api.wsgi`."""
+"""WSGI entry point: `gunicorn api.wsgi`."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The settings in a process of their own: what starts, and what is refused with a sentence that names the variable."""
+"""Tests of api/settings.py and api/environment.py in a fresh process: values that start, values that are refused."""
 
 import os
 import runpy
@@ -65,9 +65,9 @@ OURS = (
 
 
 def start(given: dict[str, str], expression: str = "None", env_file: str = os.devnull) -> subprocess.CompletedProcess:
-    """Import the settings with nothing but `given` in the environment and print an expression of them.
+    """Import the settings with only `given` of our variables set, and print an expression of them.
 
-    The servers named by default exist nowhere: reading the settings connects to nothing.
+    No servers answer at the given addresses: reading the settings does not connect.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     code = f"import django; from django.conf import settings as s; django.setup(); print({expression})"
@@ -84,7 +84,7 @@ def start(given: dict[str, str], expression: str = "None", env_file: str = os.de
 
 @pytest.fixture
 def refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], str]:
-    """Run the settings file anew with nothing but `given` in the environment: the sentence it refuses them with."""
+    """Return a function that runs the settings file with only `given` set and returns the text of its refusal."""
 
     def refuse(given: dict[str, str]) -> str:
         for name in [name for name in os.environ if name.startswith(OURS)]:
@@ -102,7 +102,7 @@ Refusal = Callable[[dict[str, str]], str]
 SERVERS = {"DATABASE_URL": PRODUCTION["DATABASE_URL"], "CELERY_BROKER_URL": PRODUCTION["CELERY_BROKER_URL"]}
 
 
-def test_the_guides_env_file_starts(tmp_path: Path) -> None:
+def test_env_file_of_the_guide_starts(tmp_path: Path) -> None:
     # given
     env_file = tmp_path / "env"
     env_file.write_text(GUIDES_ENV)
@@ -130,7 +130,7 @@ def test_the_guides_env_file_starts(tmp_path: Path) -> None:
     )
 
 
-def test_an_example_environment_of_production_starts() -> None:
+def test_example_environment_of_production_starts() -> None:
     # when
     ended = start(PRODUCTION, "[s.MPESA_BASE_URL, s.SECURE_SSL_REDIRECT, s.SESSION_COOKIE_SECURE, s.DEBUG]")
 
@@ -140,7 +140,7 @@ def test_an_example_environment_of_production_starts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "asked"),
+    ("given", "required"),
     [
         ({}, True),
         ({"DEBUG": "True"}, False),
@@ -148,12 +148,12 @@ def test_an_example_environment_of_production_starts() -> None:
         ({"DEBUG": "True", "STAFF_TOTP": "on"}, True),
     ],
 )
-def test_staff_are_asked_for_a_code_unless_debug_is_on_or_somebody_says_no(given: dict[str, str], asked: bool) -> None:
+def test_staff_need_a_code_unless_debug_or_setting_says_no(given: dict[str, str], required: bool) -> None:
     ended = start(SERVERS | given, "s.STAFF_TOTP")
-    assert (ended.returncode, ended.stdout.strip()) == (0, str(asked)), ended.stderr
+    assert (ended.returncode, ended.stdout.strip()) == (0, str(required)), ended.stderr
 
 
-def test_production_tells_the_triggers_so() -> None:
+def test_production_is_told_to_the_database_triggers() -> None:
     # when
     ended = start(PRODUCTION, "s.DATABASES['default']['OPTIONS']['options'].split('-c ')[-1]")
 
@@ -162,7 +162,7 @@ def test_production_tells_the_triggers_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named", "said"),
+    ("changes", "variable", "rule"),
     [
         ({"DEBUG": "True"}, "DEBUG", "must be False"),
         ({"DJANGO_SECRET_KEY": ""}, "DJANGO_SECRET_KEY", "must be set"),
@@ -194,13 +194,15 @@ def test_production_tells_the_triggers_so() -> None:
     ],
     ids=lambda value: "-".join(f"{name}={given}" for name, given in value.items()) if isinstance(value, dict) else "",
 )
-def test_production_refuses_to_start(refusal: Refusal, changes: dict[str, str], named: str, said: str) -> None:
+def test_production_with_a_wrong_value_refuses_to_start(
+    refusal: Refusal, changes: dict[str, str], variable: str, rule: str
+) -> None:
     # when
     sentence = refusal(PRODUCTION | changes)
 
     # then
-    assert named in sentence
-    assert said in sentence
+    assert variable in sentence
+    assert rule in sentence
 
 
 @pytest.mark.parametrize(
@@ -251,11 +253,11 @@ def test_production_refuses_to_start(refusal: Refusal, changes: dict[str, str], 
         ("DATABASE_URL", "sqlite:///db.sqlite3"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_name(refusal: Refusal, name: str, value: str) -> None:
+def test_wrong_value_is_refused_by_the_name_of_its_variable(refusal: Refusal, name: str, value: str) -> None:
     assert name in refusal(SERVERS | {name: value})
 
 
-def test_a_refused_start_ends_with_the_sentence_and_a_failure() -> None:
+def test_refused_start_exits_with_1_and_prints_the_refusal() -> None:
     # when
     ended = start(SERVERS | {"PAYOUT_TPS": "0"})
 
@@ -266,7 +268,7 @@ def test_a_refused_start_ends_with_the_sentence_and_a_failure() -> None:
     )
 
 
-def test_an_empty_value_is_one_that_is_not_set() -> None:
+def test_blank_value_counts_as_not_set() -> None:
     # when
     ended = start(SERVERS | {"PAYOUT_RETRY_AFTER": "", "PAYOUT_TPS": " "}, "[s.PAYOUT_RETRY_AFTER, int(s.PAYOUT_TPS)]")
 
@@ -274,7 +276,7 @@ def test_an_empty_value_is_one_that_is_not_set() -> None:
     assert ended.stdout.strip() == str([15, 5])
 
 
-def test_a_broker_that_is_no_redis_needs_a_cache_of_its_own(refusal: Refusal) -> None:
+def test_broker_other_than_redis_needs_a_cache_url(refusal: Refusal) -> None:
     # given
     rabbit = SERVERS | {"CELERY_BROKER_URL": "amqp://guest@127.0.0.1:1//"}
 
@@ -285,7 +287,7 @@ def test_a_broker_that_is_no_redis_needs_a_cache_of_its_own(refusal: Refusal) ->
     )
 
 
-def test_outside_production_any_host_may_play_daraja() -> None:
+def test_outside_production_base_url_may_be_any_host() -> None:
     # when
     ended = start(SERVERS | {"MPESA_BASE_URL": "http://127.0.0.1:9/"}, "s.MPESA_BASE_URL")
 
@@ -293,7 +295,7 @@ def test_outside_production_any_host_may_play_daraja() -> None:
     assert ended.stdout.strip() == "http://127.0.0.1:9"
 
 
-def test_the_exported_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+def test_exported_variable_wins_over_env_file(tmp_path: Path) -> None:
     # given
     env_file = tmp_path / "env"
     env_file.write_text("PAYOUT_MIN_AMOUNT=20\nPAYOUT_TPS=7\n")
@@ -307,7 +309,7 @@ def test_the_exported_environment_wins_over_the_env_file(tmp_path: Path) -> None
     assert ended.stdout.strip() == str([30, 7])
 
 
-def test_holds_and_approvals_are_off_by_default_and_may_depend_on_the_pool() -> None:
+def test_holds_and_approvals_are_off_by_default_and_depend_on_the_pool() -> None:
     # given
     shown = "[s.RESOLVE_APPROVAL_ABOVE, [(int(pool), minutes) for pool, minutes in s.SETTLEMENT_HOLD_MINUTES]]"
 

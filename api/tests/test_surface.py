@@ -18,7 +18,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = json.loads((Path(__file__).parent / "surface.json").read_text(encoding="utf-8"))
-READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "by_pool"}
+READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "by_pool", "stages", "postgres_url"}
 # URLs that were added on purpose since then.
 URLS_SINCE: list[str] = []
 MODEL_PAGES = ("changelist", "add", "history", "delete", "change")

@@ -76,7 +76,7 @@ def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
 def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
     # given
     schedule = dict(app.conf.beat_schedule)
-    assert schedule.pop("ask for the float")["schedule"] == 900  # No sweep: it looks for nothing that is due.
+    assert schedule.pop("ask for the float balance")["schedule"] == 900  # No sweep: it looks for nothing that is due.
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
@@ -85,7 +85,7 @@ def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
         assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
         assert entry["options"]["expires"] <= 60
     # It runs for seconds at a time: were it not to expire at once, a queue of them would leave no turn to the others.
-    assert schedule["send what is due"]["options"]["expires"] <= schedule["send what is due"]["schedule"]
+    assert schedule["send due payouts"]["options"]["expires"] <= schedule["send due payouts"]["schedule"]
 
 
 def test_only_json_is_taken_from_the_queue() -> None:

@@ -1,0 +1,113 @@
+"""Typed readers of environment variables.
+
+Each returns the value of a variable, or the default if the variable is not set or blank. A wrong value raises
+ImproperlyConfigured with a sentence that names the variable and the rule.
+"""
+
+import os
+from decimal import Decimal, InvalidOperation
+from urllib.parse import unquote, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+def text(name: str, default: str = "") -> str:
+    """Return the text of a variable without the blanks around it."""
+    return os.environ.get(name, "").strip() or default
+
+
+def flag(name: str, default: bool) -> bool:
+    """Return True or False for True, False, 1, 0, yes, no, on, off, in any case."""
+    value = text(name, str(default)).lower()
+    if value not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+        raise ImproperlyConfigured(f"{name} must be True or False, not {value!r}.")
+    return value in {"true", "1", "yes", "on"}
+
+
+def whole(name: str, default: int, *, low: int, high: int) -> int:
+    """Return a whole number from `low` to `high`, written in ASCII digits."""
+    value = text(name, str(default))
+    if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+        raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+    return int(value)
+
+
+def decimal(name: str, default: str, *, low: str, high: str, places: int = 2) -> Decimal:
+    """Return a finite number from `low` to `high` with at most `places` decimals."""
+    value = text(name, default)
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        raise ImproperlyConfigured(f"{name} must be a number from {low} to {high}, not {value!r}.") from None
+    if not number.is_finite() or not Decimal(low) <= number <= Decimal(high):
+        raise ImproperlyConfigured(f"{name} must be a number from {low} to {high}, not {value!r}.")
+    if number != round(number, places):
+        raise ImproperlyConfigured(f"{name} may have at most {places} decimal places, not {value!r}.")
+    return number
+
+
+def one_of(name: str, default: str, choices: tuple[str, ...]) -> str:
+    """Return one of the choices, written exactly so."""
+    value = text(name, default)
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """Return the parts of a list that is separated by commas."""
+    return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def by_pool(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:
+    """Return minutes by the smallest pool they apply to, in shillings: `30`, or `0,100000:30,1000000:120`."""
+    minutes_by_pool: dict[Decimal, int] = {}
+    for part in words(name, default):
+        least, colon, minutes = part.rpartition(":")
+        try:
+            pool = Decimal(least) if colon else Decimal(0)
+        except InvalidOperation:
+            pool = Decimal(-1)
+        if not (pool.is_finite() and pool >= 0 and minutes.isascii() and minutes.isdigit() and int(minutes) <= 10_080):
+            raise ImproperlyConfigured(
+                f"{name} must be minutes up to 10080, or minutes by smallest pool such as 0,100000:30, not {part!r}."
+            )
+        if pool in minutes_by_pool:
+            raise ImproperlyConfigured(f"{name} gives the minutes for pools from {pool} twice.")
+        minutes_by_pool[pool] = int(minutes)
+    return tuple(sorted(minutes_by_pool.items()))
+
+
+def stages(name: str, default: str) -> tuple[int, ...]:
+    """Return the sizes of stages, each at least 1: `1,10`, or () for `off`."""
+    try:
+        sizes = tuple(int(size) for size in words(name, default) if size != "off")
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be whole numbers separated by commas, such as 1,10, or off.") from None
+    if any(size < 1 for size in sizes):
+        raise ImproperlyConfigured(f"{name} must have stages of at least one payout each, or be off.")
+    return sizes
+
+
+def postgres_url(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return Django's connection settings for a `postgres://user:password@host:port/name` URL, and its query options.
+
+    The option `?host=/socket/dir` names a Unix socket. It becomes the host.
+    """
+    url = text(name)
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgres", "postgresql"}:
+        raise ImproperlyConfigured(f"{name} must begin with postgres:// (KASOKO runs on PostgreSQL), not {url[:8]!r}….")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must have a port from 0 to 65535.") from None
+    options = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
+    connection = {
+        "NAME": unquote(parts.path.lstrip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": unquote(options.pop("host", parts.hostname or "")),
+        "PORT": str(port or ""),
+    }
+    return connection, {option: unquote(value) for option, value in options.items()}
