@@ -1,4 +1,4 @@
-"""What every test shares: quick PINs, empty queues, clean caches, and books that close after each test."""
+"""Shared fixtures: fast PIN hashing, empty queues, clean caches, and a check of the books after each test."""
 
 import base64
 import json
@@ -33,43 +33,44 @@ BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "dispat
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "broken_books: leaves books behind that do not close, and means to")
-    # No directory of collected static files is looked for, not even by the live server, which outlives a test.
+    config.addinivalue_line("markers", "broken_books: breaks the books on purpose, so skip the check of them")
+    # Look for no directory of collected static files. The live server outlives a test, so a fixture would not do.
     django_settings.STATIC_ROOT = None
 
 
 @pytest.fixture
 def at() -> datetime:
-    """The moment at which a test's story happens."""
+    """The time at which a test takes place."""
     return builders.AT
 
 
 @pytest.fixture
 def policy() -> Policy:
+    """The default policy of the tests."""
     return builders.policy()
 
 
 @pytest.fixture(autouse=True)
 def _quick_pins(settings: Settings) -> None:
-    """PINs are hashed fast, and a PIN alone opens the console where a test does not say otherwise."""
+    """Hash PINs fast, and let a PIN alone open the console unless a test sets STAFF_TOTP."""
     settings.STAFF_TOTP = False
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
 
 
 @pytest.fixture(autouse=True)
-def _built_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the edges built from one test's settings, or learnt of its broker, is not the next one's."""
-    monkeypatch.setattr(wiring, "_broker_gone_until", 0.0)
-    monkeypatch.setattr(wiring, "_callbacks_came", wiring._Echo())
+def _fresh_wiring(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Discard the objects that a test built from its settings, and the state of its broker."""
+    monkeypatch.setattr(wiring, "_broker_retry_at", 0.0)
+    monkeypatch.setattr(wiring, "_callback_nudges", wiring._ThrottledNudges())
     yield
-    settlement_tasks.hear_out()
+    settlement_tasks.finish_requests()
     for name in BUILT_FROM_SETTINGS:
         getattr(wiring, name).cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _flush_guarded_tables() -> Iterator[None]:
-    """Let Django empty the tables after a transactional test although their triggers refuse TRUNCATE."""
+    """Let Django empty the tables after a transactional test, although their triggers refuse TRUNCATE."""
     flush = DatabaseOperations.execute_sql_flush
 
     def flush_without_triggers(self: DatabaseOperations, sql_list: list[str]) -> None:
@@ -82,14 +83,14 @@ def _flush_guarded_tables() -> Iterator[None]:
             for table in guarded:
                 cursor.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
 
-    # What migrations planted goes with the rest, and is planted again once Django has made its permissions anew.
-    post_migrate.connect(_plant_again, sender=apps.get_app_config("payments"))
+    # The flush also removes rows that migrations added. Add them again after Django has created its permissions.
+    post_migrate.connect(_restore_migrated_rows, sender=apps.get_app_config("payments"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatabaseOperations, "execute_sql_flush", flush_without_triggers)
         yield
 
 
-def _plant_again(**_: Any) -> None:
+def _restore_migrated_rows(**_: Any) -> None:
     roles.install(Group, Permission, ContentType)
     Breaker.objects.bulk_create([Breaker(cause=cause) for cause in Breaker.Cause.values], ignore_conflicts=True)
 
@@ -104,7 +105,7 @@ def _redis_of_this_run() -> Iterator[tuple[redis.Redis, redis.Redis]]:
 
 @pytest.fixture(autouse=True)
 def _books_close(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test that touched the database, nothing of the money is out of place; and its queues are emptied."""
+    """Empty the queues and check every invariant after each test that used the database."""
     uses = {"db", "transactional_db", "live_server"} & set(request.fixturenames)
     if not uses and request.node.get_closest_marker("django_db") is None:
         yield
@@ -121,7 +122,7 @@ def _books_close(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def queued(_redis_of_this_run: tuple[redis.Redis, redis.Redis]) -> Callable[[], list[tuple[str, str, list[Any]]]]:
-    """The messages that wait on the broker, oldest first: (task's name, task's id, its arguments)."""
+    """A function that returns the messages waiting on the broker, oldest first: (task name, task id, arguments)."""
 
     def read() -> list[tuple[str, str, list[Any]]]:
         messages = [json.loads(raw) for raw in reversed(_redis_of_this_run[1].lrange("celery", 0, -1))]
@@ -135,12 +136,12 @@ def queued(_redis_of_this_run: tuple[redis.Redis, redis.Redis]) -> Callable[[], 
 
 @pytest.fixture
 def redis_down(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[None]:
-    """The broker and the cache are at a port where nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # Bound and never listening: nobody else gets it, and connecting is refused.
-        nowhere = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
-        monkeypatch.setenv("CELERY_BROKER_WRITE_URL", nowhere)
-        settings.REDIS_URL = nowhere
+    """Point the broker and the cache at a port where nothing listens."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # Bound but not listening: no other program gets it, and nobody can connect.
+        closed_url = f"redis://127.0.0.1:{reserved.getsockname()[1]}/0"
+        monkeypatch.setenv("CELERY_BROKER_WRITE_URL", closed_url)
+        settings.REDIS_URL = closed_url
         wiring.broker.cache_clear()
         _forget_broker_connections()
         yield
@@ -157,9 +158,9 @@ def _forget_broker_connections() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest file comes first, or it would run alone at the end.
+    """Run the longest file first, because otherwise it would run alone at the end.
 
-    Without a Chromium the tests that need one are left out, and the last lines of the run say so.
+    If there is no Chromium, leave out the tests that need one. The last lines of the run say so.
     """
     items.sort(key=lambda item: item.path.name != "test_simulation.py")
     left_out = [item for item in items if item.get_closest_marker("browser")] if browsing.find() is None else []
@@ -171,12 +172,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if browsing.find() is None:
         terminalreporter.section("left out", sep="=", yellow=True)
-        terminalreporter.line(f"The tests marked `browser`, which walk the console, were left out. {browsing.MISSING}")
+        terminalreporter.line(f"The tests marked `browser`, which open the console, were left out. {browsing.MISSING}")
 
 
 @pytest.fixture(scope="module")
 def _chromium() -> Iterator[Browser]:
-    # Playwright keeps a loop in this thread; the ORM is called beside it, never inside it.
+    # Playwright runs an event loop in this thread. The tests call the ORM outside of it, so the check is turned off.
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         browser = browsing.launch(playwright)
@@ -186,6 +187,6 @@ def _chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(_chromium: Browser, live_server: Any) -> Iterator[Callable[..., browsing.Window]]:
-    """Opens browser windows on the test's own server: `opened(size=browsing.PHONE, dark=True)`."""
+    """A function that opens browser windows on the test's server: `opened(size=browsing.PHONE, dark=True)`."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(browsing.window(_chromium, live_server.url, **options))

@@ -1,4 +1,4 @@
-"""The tables of the money as records: read-only. What can be done about them is on the console's own pages."""
+"""Read-only records of payments in the console. The console's own pages offer the actions."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ class StatusQueryAdmin(ReadOnlyAdmin):
 
 @admin.register(Callback)
 class CallbackAdmin(ReadOnlyAdmin):
-    """The bodies hold names and phones of members: they are not shown here."""
+    """Stored callbacks, without their bodies, because these hold names and phone numbers of members."""
 
     list_display = ("id", "kind", "attempt", "received_at", "source_ip", "trusted", "applied_at", "verdict")
     list_filter = ("kind", "trusted")
@@ -124,7 +124,7 @@ class LedgerAccountAdmin(ReadOnlyAdmin):
 
 @admin.register(Transfer)
 class TransferAdmin(ReadOnlyAdmin):
-    # A filter by code would look at every transfer there is to find the codes; a key is found by its index.
+    # No filter by code: it would read every transfer to list the codes. A search by key uses its index.
     list_display = ("key", "debit", "credit", "amount", "code", "at")
     search_fields = ("=key",)
     list_select_related = ("debit", "credit")

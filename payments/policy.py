@@ -1,4 +1,4 @@
-"""The operator's rules of payment as one frozen value: edges read the settings once and pass it down."""
+"""Policy of payments as one frozen value, which edges build from the settings and pass down."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Policy:
-    """What `.env.example` says of each PAYOUT_, MPESA_ and DISPUTE_ setting; amounts in shillings."""
+    """The operator's rules. `.env.example` explains each setting that they come from. Amounts are shillings."""
 
     production: bool
     protect_stake: bool
@@ -35,15 +35,16 @@ class Policy:
     approval_above: Decimal | None = None
 
     def hold_for(self, pool: Decimal) -> timedelta:
-        """How long a settlement's payouts wait before they leave, by its pool in shillings."""
+        """Return how long the payouts of a settlement wait before they are sent, by its pool in shillings."""
         return next((hold for least, hold in sorted(self.holds, reverse=True) if pool >= least), timedelta(0))
 
     def needs_approval(self, pool: Decimal) -> bool:
-        """Whether a decision about a pool of so many shillings takes a second person."""
+        """Return whether a decision about a pool of this size (shillings) needs a second person."""
         return self.approval_above is not None and pool > self.approval_above
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
+        """Build the policy from Django's settings."""
         return cls(
             production=settings.MPESA_PRODUCTION,
             protect_stake=settings.PAYOUT_PROTECT_STAKE,

@@ -1,4 +1,4 @@
-"""What edges build from settings, and how they wake the workers."""
+"""Wiring of the edges: objects built from settings, and messages that wake the workers."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.undo import Undoing
 
 log = logging.getLogger(__name__)
-# Tasks are published by name: this module is below the modules that define them.
+# Tasks are published by name because the modules that define them import this one.
 SETTLE_MARKET = "payments.settlement_tasks.settle_market"
 UNDO_MARKET = "payments.settlement_tasks.undo_market"
 SEND_B2C_PAYOUT = "payments.settlement_tasks.send_b2c_payout"
@@ -31,16 +31,16 @@ APPLY_STORED_CALLBACKS = "payments.settlement_tasks.apply_stored_callbacks"
 ASK_ABOUT_DOUBTS = "payments.settlement_tasks.ask_about_doubts"
 COMPUTE_PREVIEW = "payments.overview_tasks.look"
 
-NUDGE_REST_SECONDS = 0.05
-BROKER_REST_SECONDS = 5.0
-_broker_gone_until = 0.0
+NUDGE_INTERVAL_SECONDS = 0.05
+BROKER_RETRY_SECONDS = 5.0
+_broker_retry_at = 0.0
 
 
-# --- after an act ----------------------------------------------------------------------------------------------------
+# --- after a decision or a retry ------------------------------------------------------------------------------------
 
 
 def after_decision(decided: Resolved | Undoing | Withdrawn) -> None:
-    """Wake the worker that carries out a decision on a market. A resolution without payouts to undo needs none."""
+    """Wake the worker that carries out a decision on a market. A withdrawal wakes it only if payouts must be undone."""
     if isinstance(decided, Resolved):
         hint(SETTLE_MARKET, decided.market_id, task_id=decided.public_id)
     elif isinstance(decided, Undoing) or decided.undoing:
@@ -48,9 +48,9 @@ def after_decision(decided: Resolved | Undoing | Withdrawn) -> None:
 
 
 def after_retry(*transaction_ids: int) -> None:
-    """Wake the worker that sends payouts again: those named one by one, or all due payouts where none is named.
+    """Wake the workers that send payouts again: the payouts given, or all due payouts if none is given.
 
-    M-Pesa is asked first about requests that it had taken.
+    The worker that asks M-Pesa is woken first, because a payout may have a request that M-Pesa already accepted.
     """
     hint(ASK_ABOUT_DOUBTS)
     for transaction_id in transaction_ids:
@@ -63,91 +63,96 @@ def after_retry(*transaction_ids: int) -> None:
 
 
 def hint(task_name: str, *arguments: object, task_id: str | None = None) -> None:
-    """Publish a message if the broker can be reached; if not, a sweep does the same within half a minute.
+    """Publish a task message if the broker answers. If it does not, a sweep does the work within half a minute.
 
-    A broker that did not answer is left alone for a few seconds, so that many hints do not each wait for it.
+    After a failure no message is published for a few seconds, so that many hints do not each wait for a timeout.
     """
-    global _broker_gone_until
-    if time.monotonic() < _broker_gone_until:
+    global _broker_retry_at
+    if time.monotonic() < _broker_retry_at:
         return
     try:
         current_app.send_task(task_name, arguments, task_id=task_id, ignore_result=True)
     except (OperationalError, redis.RedisError) as error:
-        _broker_gone_until = time.monotonic() + BROKER_REST_SECONDS
-        log.warning("Broker not reached, the sweep will run %s: %s", task_name, error)
+        _broker_retry_at = time.monotonic() + BROKER_RETRY_SECONDS
+        log.warning("Broker does not answer; the sweep will run %s: %s", task_name, error)
 
 
 def nudge(task_name: str) -> None:
-    """Hint at a sweep that takes no argument, unless one hinted at has not begun yet: the queue stays short."""
+    """Publish a sweep, unless one that was published has not begun yet. So the queue stays short."""
     try:
         if broker().set(f"kasoko:nudged:{task_name}", 1, nx=True, ex=30):
             hint(task_name)
     except redis.RedisError as error:
-        log.warning("Redis not reached, the sweep will run %s: %s", task_name, error)
+        log.warning("Redis does not answer; the sweep will run %s: %s", task_name, error)
 
 
-class _Echo:
-    """Nudges for events that come by the thousand: at once after a rest, and one more when the next rest is over.
+class _ThrottledNudges:
+    """A throttle for frequent nudges: at most one per NUDGE_INTERVAL_SECONDS, and always one after the last event.
 
-    So nobody waits for more than a rest, what came last is never missed, and Redis hears of it twenty times a second.
+    An event waits for one interval at most, and Redis gets at most twenty nudges a second from this process.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._until = 0.0
+        self._next_at = 0.0
         self._timer: threading.Timer | None = None
 
     def nudge(self, task_name: str) -> None:
+        """Nudge the task now, or at the end of the interval if one was sent within it."""
         with self._lock:
             now = time.monotonic()
-            if now < self._until:
+            if now < self._next_at:
                 if self._timer is None:
-                    self._timer = threading.Timer(self._until - now, self._once_more, [task_name])
+                    self._timer = threading.Timer(self._next_at - now, self._nudge_after_interval, [task_name])
                     self._timer.daemon = True
                     self._timer.start()
                 return
-            self._until = now + NUDGE_REST_SECONDS
+            self._next_at = now + NUDGE_INTERVAL_SECONDS
         nudge(task_name)
 
-    def _once_more(self, task_name: str) -> None:
+    def _nudge_after_interval(self, task_name: str) -> None:
         with self._lock:
-            self._timer, self._until = None, time.monotonic() + NUDGE_REST_SECONDS
+            self._timer, self._next_at = None, time.monotonic() + NUDGE_INTERVAL_SECONDS
         nudge(task_name)
 
 
-_callbacks_came = _Echo()
+_callback_nudges = _ThrottledNudges()
 
 
-def callback_came() -> None:
-    """A callback is stored: have it applied."""
-    _callbacks_came.nudge(APPLY_STORED_CALLBACKS)
+def after_callback() -> None:
+    """Wake the worker that applies stored callbacks."""
+    _callback_nudges.nudge(APPLY_STORED_CALLBACKS)
 
 
-def began(task_name: str) -> None:
-    """From here on a nudge is a new one: whatever was committed before it, this run may have missed."""
+def sweep_began(task_name: str) -> None:
+    """Let the next nudge publish a message again, because this sweep may miss rows committed from now on."""
     broker().delete(f"kasoko:nudged:{task_name}")
 
 
-# --- what the edges build from the settings --------------------------------------------------------------------------
+# --- objects built from settings ------------------------------------------------------------------------------------
 
 
 @cache
 def policy() -> Policy:
+    """Return the operator's rules of payment."""
     return Policy.from_settings(settings)
 
 
 @cache
 def addresses() -> Addresses:
+    """Return the builder of callback URLs."""
     return Addresses(callback_url=settings.MPESA_CALLBACK_URL, key=settings.SECRET_KEY)
 
 
 @cache
 def broker() -> redis.Redis:
+    """Return the connection to Redis."""
     return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=2)
 
 
 @cache
 def gateway() -> client.Gateway:
+    """Return the client of M-Pesa's API."""
     credentials = client.Credentials(
         base_url=settings.MPESA_BASE_URL,
         consumer_key=settings.MPESA_CONSUMER_KEY,
@@ -168,11 +173,13 @@ def gateway() -> client.Gateway:
 
 @cache
 def bulk_gateway() -> BulkGateway:
+    """Return the client that sends many payouts at once."""
     return BulkGateway(gateway(), in_flight=settings.PAYOUT_IN_FLIGHT)
 
 
 @cache
 def dispatcher() -> Dispatcher:
+    """Return the dispatcher of due payouts."""
     return Dispatcher(
         gateway=gateway(),
         calls=bulk_gateway(),
@@ -187,4 +194,5 @@ def dispatcher() -> Dispatcher:
 
 @cache
 def dispatcher_thread() -> DispatcherThread:
+    """Return the thread of this process that runs the dispatcher."""
     return DispatcherThread(dispatcher)

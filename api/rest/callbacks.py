@@ -93,7 +93,7 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
         return _nothing_here()
     except (OperationalError, InterfaceError):
         return _unavailable()  # Never 200 for what is not stored: a status query will find it.
-    wiring.callback_came()
+    wiring.after_callback()
     return JsonResponse(ACCEPTED)
 
 

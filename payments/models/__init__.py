@@ -1,4 +1,4 @@
-"""The rows of payments, one file a noun; imported from here by everybody."""
+"""Models of payments, one file a noun. Import each from here."""
 
 from payments.models.certificates import Certificate, CertificateBlock
 from payments.models.decisions import Proposal, Verdict

@@ -1,4 +1,4 @@
-"""The certificate of a settlement, as it was issued. Written once; triggers hold it."""
+"""Certificates of settlements, as issued. Triggers refuse any later change."""
 
 from django.db import models
 
@@ -21,7 +21,7 @@ class CertificateBlock(models.Model):
 
 
 class Certificate(models.Model):
-    """What a settlement states to everyone: canonical JSON, kept as text because `hash` is over exactly this text."""
+    """The public statement of a settlement: canonical JSON, stored as text because `hash` covers exactly this text."""
 
     settlement = models.OneToOneField("payments.Settlement", on_delete=models.PROTECT, related_name="certificate")
     issued_at = models.DateTimeField()

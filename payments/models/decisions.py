@@ -1,4 +1,4 @@
-"""What an operator decides with: proposals that wait for a second person, what members owe back, what the float is."""
+"""Two-person decisions: proposals on markets, and decisions on held payouts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from payments.models.payouts import Transaction
 
 
 class Proposal(models.Model):
-    """A decision on a market that takes a second member of staff: to resolve it, void it, or undo its settlement.
+    """A decision on a market that needs a second member of staff: to resolve it, void it or undo its settlement.
 
-    `preview_hash` is what the first one saw; the second one approves exactly that. `weights` as in Settlement.
+    `preview_hash` identifies the preview that the proposer saw; the approver approves exactly that. `weights` are as in
+    Settlement.
     """
 
     class Kind(models.TextChoices):
@@ -26,7 +27,7 @@ class Proposal(models.Model):
         REJECTED = "REJECTED"
         STALE = "STALE"
 
-    # STALE: the numbers moved after it was made, so that what was proposed is not what would happen.
+    # STALE: the figures changed after the proposal, so approving it would do something else than the preview showed.
     TRANSITIONS = {
         State.OPEN: {State.APPROVED, State.REJECTED, State.STALE},
         State.APPROVED: set(),
@@ -68,9 +69,9 @@ class Proposal(models.Model):
 
 
 class Verdict(models.Model):
-    """A person's word on a held payout, which waits for a second person's: paid, with M-Pesa's `receipt`, or not paid.
+    """One person's decision on a held payout: paid, with M-Pesa's `receipt`, or not paid. A second person confirms it.
 
-    Kept for ever; open while it has neither been confirmed nor refused.
+    It is open until it is confirmed or refused, and is never deleted.
     """
 
     transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")

@@ -1,4 +1,4 @@
-"""A member's dispute of a bet's result or a payout, and what happened to it."""
+"""Members' disputes of results and payouts, and their history."""
 
 import uuid
 
@@ -8,9 +8,10 @@ from django.db.models import F, Q
 
 
 class Dispute(models.Model):
-    """A member says that a bet's result or a payout is wrong; an operator answers, and upholds or rejects it.
+    """A member's complaint that a bet's result or a payout is wrong. An operator answers it, and upholds or rejects it.
 
-    Its texts are its events'. `remedy` is what upholding it promised; it is DUE until the books show that it was done.
+    The texts stand in its events. `remedy` is the promise made when it was upheld. It is DUE until the books show that
+    it is done.
     """
 
     class State(models.TextChoices):
@@ -30,7 +31,7 @@ class Dispute(models.Model):
         DONE = "DONE"
 
     LIVE = [State.OPEN, State.ANSWERED]
-    # ANSWERED → OPEN is the member's reply. Nobody is rejected before there was an answer to reply to.
+    # ANSWERED → OPEN is the member's reply. A dispute is rejected only after an answer, so the member could reply.
     TRANSITIONS = {
         State.OPEN: {State.ANSWERED, State.UPHELD},
         State.ANSWERED: {State.OPEN, State.UPHELD, State.REJECTED},
@@ -86,7 +87,7 @@ class Dispute(models.Model):
 
 
 class DisputeEvent(models.Model):
-    """One thing that happened to a dispute. Never edited, never removed."""
+    """One step in the history of a dispute. Triggers refuse any change or removal."""
 
     class Kind(models.TextChoices):
         OPENED = "opened"

@@ -1,4 +1,4 @@
-"""The double-entry ledger: accounts, transfers and daily sums."""
+"""Double-entry ledger: accounts, transfers, daily sums and recoveries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from payments.models.payouts import Transaction
 
 
 class LedgerAccount(models.Model):
-    """A named balance. Assets and expenses grow by debit, everything else by credit."""
+    """A named balance. Assets and expenses grow by debit, all other kinds by credit."""
 
     class Kind(models.TextChoices):
         WALLET = "wallet"
@@ -40,7 +40,7 @@ class LedgerAccount(models.Model):
 
     class Meta:
         constraints = [
-            # A UniqueConstraint rather than unique=True, here and below: the latter gets a second index, for LIKE.
+            # UniqueConstraint, here and below, because unique=True would also create an index for LIKE.
             models.UniqueConstraint(fields=["code"], name="account_code_once"),
             models.CheckConstraint(
                 name="account_belongs_to_whom_its_kind_says",
@@ -55,10 +55,11 @@ class LedgerAccount(models.Model):
 
 
 class Transfer(models.Model):
-    """One move of one amount from one account to another. Never edited, never removed; corrected by further transfers.
+    """One move of one amount from one account to another. It is never changed or removed; later transfers correct it.
 
-    `debit` grows an asset or an expense, `credit` grows the rest; `key` makes booking it twice impossible. That what it
-    names is there, a trigger asks once a statement, where foreign keys would ask three times a row.
+    `debit` grows an asset or an expense, `credit` grows the other kinds. `key` makes it impossible to book it twice. A
+    trigger checks once per statement that the accounts and the transaction exist. Foreign keys would check three times
+    per row.
     """
 
     key = models.CharField(max_length=64)
@@ -91,9 +92,9 @@ class Transfer(models.Model):
 
 
 class LedgerDay(models.Model):
-    """What was booked on one day of Nairobi to the accounts of one kind, in shillings; of transfers up to their mark.
+    """The debits and credits of one kind of account on one day in Nairobi, in shillings, up to the watermark.
 
-    Transfers are never changed or removed, so a day only grows: a balance is its days and the transfers since.
+    Transfers are never changed or removed, so a sum only grows. A balance is the days plus the later transfers.
     """
 
     day = models.DateField()
@@ -109,10 +110,10 @@ class LedgerDay(models.Model):
 
 
 class Recovery(models.Model):
-    """What one member owes back from one settlement: paid to them, and not theirs (an undo, or a payment twice).
+    """The amount that one member owes back from one settlement, after an undo or a double payment.
 
-    amount = outstanding + recovered + written_off, in shillings. The operator decides: nothing yet (OPEN), to keep up
-    to `pct` % of each later dividend (SET_OFF), or to bear the loss (WRITTEN_OFF).
+    amount = outstanding + recovered + written_off, in shillings. The operator's decision: none yet (OPEN), keep up to
+    `pct` % of each later dividend (SET_OFF), or bear the loss (WRITTEN_OFF).
     """
 
     class Decision(models.TextChoices):
@@ -120,7 +121,7 @@ class Recovery(models.Model):
         SET_OFF = "SET_OFF"
         WRITTEN_OFF = "WRITTEN_OFF"
 
-    # WRITTEN_OFF → OPEN: more came to be owed after it, by a payment that was proven late.
+    # WRITTEN_OFF → OPEN: a payment proven late added to the amount owed.
     TRANSITIONS = {
         Decision.OPEN: {Decision.SET_OFF, Decision.WRITTEN_OFF},
         Decision.SET_OFF: {Decision.WRITTEN_OFF},
@@ -167,4 +168,5 @@ class Recovery(models.Model):
 
     @property
     def outstanding(self) -> Decimal:
+        """The amount still owed, in shillings."""
         return self.amount - self.recovered - self.written_off

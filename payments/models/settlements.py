@@ -1,4 +1,4 @@
-"""Settlements: one division or refund of a market's pool."""
+"""Settlements: each divides or refunds the pool of one market."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from payments.models.columns import shillings
 
 
 class Settlement(models.Model):
-    """One run of dividing one market's pool; its totals are frozen before the first bet is touched.
+    """One division of a market's pool. Its totals are frozen before the first bet gets a result.
 
-    Amounts are shillings; `weights` maps outcome to percentage text; `funds` maps outcome to integer cents and the
-    cutoff of the left-over cents (see division.py). `pool` is what is divided; the stakes of bets that were placed
-    after `effective_close_at` are not in it but in `late_refund`. A SCRATCH gives back the stakes on one outcome,
-    `scratched`, while the market goes on; every other run decides the market.
+    Amounts are shillings. `weights` maps an outcome to a percentage as text. `funds` maps an outcome to integer cents
+    and the cutoff for the left-over cents (see division.py). `pool` is the money to divide. Stakes of bets placed after
+    `effective_close_at` are in `late_refund` instead. A SCRATCH refunds the stakes on one outcome, `scratched`, and the
+    market continues. Every other rule decides the market.
     """
 
     class Rule(models.TextChoices):

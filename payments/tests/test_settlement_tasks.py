@@ -113,7 +113,7 @@ def test_two_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> No
     before = len(queued())
 
     # when
-    wiring.began(sweep)
+    wiring.sweep_began(sweep)
     wiring.nudge(sweep)
 
     # then

@@ -1,4 +1,4 @@
-"""`python manage.py daraja_sandbox`: an M-Pesa Daraja simulator for development, tests and rehearsals."""
+"""`python manage.py daraja_sandbox`: simulator of M-Pesa Daraja for development, tests and rehearsals."""
 
 import sys
 
@@ -8,13 +8,13 @@ from payments.mpesa.simulator import server
 
 
 class Command(BaseCommand):
-    """Edge: runs the simulator, which uses neither the database nor the settings."""
+    """Edge: run the simulator, which uses neither the database nor the settings."""
 
-    help = "Run a simulator of Safaricom's Daraja with a book of who was paid what. Prints its base URL first."
+    help = "Run a simulator of Safaricom's Daraja that records every payment. It prints its base URL first."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare the simulator's own command line."""
+        """Add the simulator's options."""
         server.add_arguments(parser)
 
     def handle(self, *args: object, **options: object) -> None:

@@ -13,7 +13,7 @@ from payments.mpesa.security_credential import UnusableKey, encrypt_credential
 
 
 class Command(BaseCommand):
-    help = "Encrypt the M-Pesa initiator's password for Safaricom's certificate and print it in base64."
+    help = "Encrypt the M-Pesa initiator's password with Safaricom's certificate and print it in base64."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -35,9 +35,9 @@ def _password(*, from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\r\n")
     with warnings.catch_warnings():
-        # Without a terminal getpass would fall back to echoing the password.
+        # Without a terminal, getpass would show the password as it is typed.
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass("Initiator password (not shown): ")
         except (getpass.GetPassWarning, EOFError):
-            raise CommandError("There is no terminal to type the password on. Use --stdin.") from None
+            raise CommandError("There is no terminal on which to type the password. Use --stdin.") from None

@@ -1,4 +1,4 @@
-"""`python manage.py reconcile`: do the books close?"""
+"""`python manage.py reconcile`: the trial balance and a check of every invariant."""
 
 import sys
 from typing import Any
@@ -9,14 +9,14 @@ from payments.ledger import invariants, trial_balance
 
 
 class Command(BaseCommand):
-    help = "Check every invariant of the money. Exit 0 when the books close, else 1 with the first that differs."
+    help = "Print the trial balance and check every invariant. Exit with 0 if the books close, else list what differs."
 
     def handle(self, *args: Any, **options: Any) -> None:
         for line in trial_balance.trial_balance():
             self.stdout.write(f"{line.kind:<20} {line.debits:>18,.2f} {line.credits:>18,.2f} {line.balance:>18,.2f}")
-        found = invariants.differences()
-        for difference in found:
+        differences = invariants.differences()
+        for difference in differences:
             self.stderr.write(str(difference))
-        if found:
+        if differences:
             sys.exit(1)
         self.stdout.write(f"The books close: {len(invariants.INVARIANTS)} invariants hold.")
