@@ -11,7 +11,7 @@ from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from payments.mpesa import client
+from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
@@ -165,7 +165,7 @@ def gateway() -> client.Gateway:
     )
     return client.Gateway(
         credentials,
-        tokens=client.SharedTokens(broker(), name=credentials.token_name),
+        tokens=access_tokens.SharedTokens(broker(), name=credentials.token_name),
         timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
         pool_size=QUESTIONS,
     )

@@ -18,10 +18,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payments.mpesa import messages
+from payments.mpesa import message_fields, messages, result_codes, strict_json
 from testing.figures import Figure, hand_over, say
 
 PARSERS = ("parse_result", "parse_status", "parse_timeout", "parse_balance", "parse_stk")
+READERS = {module.__name__ for module in (messages, message_fields, strict_json, result_codes)}
 BATCH = 5_000
 ATHERIS = find_spec("atheris") is not None
 KEYS = (
@@ -63,12 +64,12 @@ def read(body: bytes) -> None:
     for name in PARSERS:
         try:
             found = getattr(messages, name)(body)
-        except messages.Unreadable:
+        except strict_json.Unreadable:
             continue
         for attribute in dir(type(found)):
             if not attribute.startswith("_"):
                 getattr(found, attribute)
-        messages.meaning(getattr(found, "result_code", ""))
+        result_codes.meaning(getattr(found, "result_code", ""))
 
 
 def run(*, seconds: float) -> list[Figure]:
@@ -137,9 +138,10 @@ def _genuine() -> list[dict[str, Any]]:
 def _by_atheris(arguments: list[str]) -> None:
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-    for name, function in list(vars(messages).items()):
-        if getattr(function, "__module__", "") == messages.__name__ and hasattr(function, "__code__"):
-            setattr(messages, name, atheris.instrument_func(function))
+    for module in (messages, message_fields, strict_json, result_codes):
+        for name, function in list(vars(module).items()):
+            if getattr(function, "__module__", "") in READERS and hasattr(function, "__code__"):
+                setattr(module, name, atheris.instrument_func(function))
     atheris.Setup([sys.argv[0], *arguments], read)
     atheris.Fuzz()
 

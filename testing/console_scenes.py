@@ -11,7 +11,7 @@ from markets.models import Market
 from payments import disputes
 from payments.models import LedgerAccount, Recovery, Transaction
 from payments.monitoring import overview
-from payments.mpesa import client as mpesa_client
+from payments.mpesa import gateway_errors
 from payments.payouts import breakers, float_balance
 from payments.settlement import proposals, undo
 from testing import builders, payout_steps
@@ -20,7 +20,7 @@ from users.models import CustomUser
 
 ACTOR = audit.Actor(user_id=None, source="test")
 TWO_PEOPLE = builders.policy(approval_above=Decimal(500))
-TIMED_OUT = mpesa_client.OutcomeUnknown(message="no whole answer: ReadTimeout")
+TIMED_OUT = gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
 NOT_REGISTERED = 2040
 
 
@@ -63,7 +63,7 @@ def not_registered(payout: Transaction, at: datetime) -> None:
 
 
 def refused(payout: Transaction, at: datetime) -> None:
-    payout_steps.sent(payout, mpesa_client.Rejected("400.002.02", "Bad Request - Invalid PartyB"), at=at)
+    payout_steps.sent(payout, gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB"), at=at)
 
 
 def in_doubt(payout: Transaction, at: datetime) -> None:

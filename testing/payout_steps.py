@@ -14,7 +14,7 @@ from django.db.models import Q
 
 from payments.ledger import journal
 from payments.models import Attempt, Callback, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts.evidence import callbacks, status_queries
@@ -27,14 +27,14 @@ from testing.builders import AT
 ADDRESSES = Addresses(callback_url="https://kasoko.app/api/payments/b2c-callback/", key="k" * 40)
 POLICY = builders.policy()
 RECEIPT = "SKG7ABCDEF"
-Said = client.Accepted | client.GatewayError
+Said = client.Accepted | gateway_errors.GatewayError
 
 ACCEPTED = client.Accepted("AG_20260216_1", "ours")
-NO_CONNECTION = client.NotSent("network", message="no connection: ConnectTimeoutError")
-THROTTLED = client.NotSent("throttle", "500.003.02", "Spike Arrest Violation", retry_after_seconds=40.0)
-REJECTED = client.Rejected("400.002.02", "Bad Request - Invalid PartyB")
-READ_TIMEOUT = client.OutcomeUnknown(message="no whole answer: ReadTimeout")
-DUPLICATE = client.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
+NO_CONNECTION = gateway_errors.NotSent("network", message="no connection: ConnectTimeoutError")
+THROTTLED = gateway_errors.NotSent("throttle", "500.003.02", "Spike Arrest Violation", retry_after_seconds=40.0)
+REJECTED = gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
+READ_TIMEOUT = gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
+DUPLICATE = gateway_errors.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
 
 
 def after(seconds: float) -> datetime:
@@ -60,7 +60,7 @@ class FakeGateway:
 
     def _next(self) -> client.Accepted:
         said = self.script.pop(0) if self.script else ACCEPTED
-        if isinstance(said, client.GatewayError):
+        if isinstance(said, gateway_errors.GatewayError):
             raise said
         return said
 

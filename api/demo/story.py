@@ -27,7 +27,7 @@ from api.demo.supervisor import Stack, StackError
 from markets.models import NAIROBI, Market
 from payments.ledger import journal, trial_balance
 from payments.models import Attempt, Transaction, Transfer
-from payments.mpesa import messages
+from payments.mpesa import result_codes
 from users.models import CustomUser
 
 CATEGORY = "Demo"
@@ -122,7 +122,7 @@ class Story:
         resolved, settled = _eat(status["resolved_at"]), _eat(status["settled_at"])
         self.console.print(f"  Resolved {resolved}, settled {settled}, {len(self._failed(market))} failed.")
         for payout in self._failed(market):
-            meaning = messages.meaning(payout.reason.partition(" ")[0])
+            meaning = result_codes.meaning(payout.reason.partition(" ")[0])
             self.console.print(
                 f"  FAILED: payout {payout.pk} to {payout.user.full_name}, {_money(payout.amount)}. M-Pesa says"
                 f' "{payout.reason}" {meaning.words} {meaning.advice}',

@@ -13,11 +13,11 @@ from django.views.decorators.http import require_POST
 from api.rest.errors import envelope
 from payments import wiring
 from payments.models import Callback
-from payments.mpesa import messages
+from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from users.source_address import source_address
 
-LONGEST_BODY = messages.MAX_BYTES
+LONGEST_BODY = strict_json.MAX_BYTES
 ACCEPTED = {"ResultCode": 0, "ResultDesc": "Accepted"}
 
 
@@ -44,7 +44,7 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
             policy=wiring.policy(),
             addresses=wiring.addresses(),
         )
-    except messages.Unreadable as error:
+    except strict_json.Unreadable as error:
         return JsonResponse(envelope("unreadable_body", f"The body is no callback: {error}."), status=400)
     except callbacks.UnknownReference as error:
         return JsonResponse(envelope("unknown_reference", str(error)), status=404)

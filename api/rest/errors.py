@@ -14,7 +14,7 @@ from rest_framework.views import set_rollback
 from markets import locks, parimutuel
 from payments import disputes, own_affairs
 from payments.ledger import receivables
-from payments.mpesa import messages
+from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions
 from payments.settlement import approvals, proposals, resolutions, settling, undo
@@ -67,7 +67,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     disputes.NoSuchRemedy: (409, "no_such_remedy"),
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
-    messages.Unreadable: (400, "unreadable_body"),
+    strict_json.Unreadable: (400, "unreadable_body"),
     Refusal: (409, "refused"),
     RequestDataTooBig: (400, "body_too_large"),
     # The database is restarting or full: nothing was done, and the same call may be made again.
@@ -134,8 +134,8 @@ class StrictJSONParser(BaseParser):
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> dict[str, Any]:
         try:
-            return messages.read_object(stream.read(), max_bytes=64 * 1024)
-        except messages.Unreadable as error:
+            return strict_json.read_object(stream.read(), max_bytes=64 * 1024)
+        except strict_json.Unreadable as error:
             raise exceptions.ParseError(f"The body must be a JSON object: {error}") from error
 
 

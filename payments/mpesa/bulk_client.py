@@ -20,17 +20,10 @@ import aiohttp
 import certifi
 
 from payments import failpoints
-from payments.mpesa.client import (
-    CONNECT_SECONDS,
-    MAX_BODY_BYTES,
-    PAYMENT_PATH,
-    Accepted,
-    Answer,
-    Gateway,
-    GatewayError,
-    NotSent,
-    OutcomeUnknown,
-)
+from payments.mpesa.client import PAYMENT_PATH, Accepted, Gateway
+from payments.mpesa.gateway_errors import GatewayError, NotSent, OutcomeUnknown
+from payments.mpesa.http_answers import MAX_BODY_BYTES, Answer
+from payments.mpesa.transport import CONNECT_SECONDS
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The addresses M-Pesa answers to. Each request and each query has its own, with a token that nobody can guess.
+"""Callback addresses with a secret token for each request and each query.
 
-A token is HMAC-SHA256 of what it is for, in hex: it can be made again for a resend of the same id, and hex cannot spell
-any of the words that M-Pesa forbids in URLs. The database keeps its SHA-256 only.
+M-Pesa posts its results to these addresses. A token is the HMAC-SHA256 of its subject in hex, so a resend of the same
+id gets the same token. Hex cannot spell any of the words that M-Pesa forbids in URLs.
+The database stores only the SHA-256 of a token.
 """
 
 import hashlib
@@ -11,13 +12,13 @@ from urllib.parse import urljoin
 
 
 def token_hash(token: str) -> str:
-    """What is stored of a token, and looked up when a callback brings one."""
+    """Return the hash under which the database stores a token and finds it again."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Makes callback addresses under `callback_url`, the public address of `…/b2c-callback/`."""
+    """Builder of callback addresses under `callback_url`, the public address of `…/b2c-callback/`."""
 
     callback_url: str
     key: str = field(repr=False)
@@ -26,7 +27,7 @@ class Addresses:
         return hmac.new(self.key.encode(), f"kasoko.callback:{subject}".encode(), hashlib.sha256).hexdigest()
 
     def owns(self, token: str, subject: str) -> bool:
-        """Whether `token` is the one that `subject` was given."""
+        """Return True if `token` is the token of `subject`."""
         return hmac.compare_digest(token.encode(), self.token(subject).encode())
 
     def result(self, token: str) -> str:

@@ -1,7 +1,7 @@
-"""One pace for all workers: a shared reservation of sending slots in Redis (GCRA), by Redis's own clock.
+"""Shared rate limit of all workers: sending slots reserved in Redis (GCRA).
 
-A worker reserves its slots, waits until each comes and sends: no polling, one call for as many as it can use. Losing
-the key loses nothing but one pause.
+A worker reserves as many slots as it can use in one call, waits for each slot and then sends. It does not poll.
+The clock is Redis's own. If the key is lost, one pause is lost and nothing else.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import redis
 
-# Returns the microseconds to wait for the first slot reserved, and how many were: those within the longest wait.
+# Returns the microseconds to wait for the first slot and the number of slots that start within the longest wait.
 _RESERVE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -25,18 +25,19 @@ return {free_at - now, granted}
 
 @dataclass(frozen=True)
 class Limiter:
-    """At most `per_second` requests a second over all workers that share `connection` and `name`."""
+    """Limit of `per_second` requests for all workers that share `connection` and `name`."""
 
     connection: redis.Redis
     name: str
     per_second: Decimal
 
     def reserve(self, count: int = 1, *, longest_wait_seconds: float) -> list[float]:
-        """Reserve up to `count` slots: the seconds to wait for each, none of them longer than the longest wait.
+        """Reserve up to `count` slots and return the seconds to wait for each of them.
 
-        Raises: redis.RedisError, where Redis cannot be reached.
+        No slot lies beyond `longest_wait_seconds`, so the list may be shorter than `count` or empty.
+        Raises: redis.RedisError if Redis cannot be reached.
         """
-        # Two per cent slower than allowed, so that jitter on the way does not push a second's window over.
+        # Two per cent slower than allowed, because network jitter could push one second over the limit.
         interval = int(Decimal("1020000") / self.per_second)
         longest = int(longest_wait_seconds * 1_000_000)
         first, granted = self.connection.eval(_RESERVE, 1, f"kasoko:pace:{self.name}", interval, longest, count)

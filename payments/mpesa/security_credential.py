@@ -1,4 +1,4 @@
-"""M-Pesa's security credential: the initiator's password, encrypted for M-Pesa's certificate. Pure."""
+"""Security credential: the initiator's password, encrypted for M-Pesa's certificate. Pure."""
 
 import base64
 
@@ -9,14 +9,15 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key, lo
 
 
 class UnusableKey(ValueError):
-    """The file is no RSA certificate or public key, or the password does not fit it; the text says which."""
+    """A file that is not an RSA certificate or public key, or a password that does not fit the key."""
 
 
 def encrypt_credential(key_bytes: bytes, password: str) -> str:
-    """Encrypt the initiator's password as Daraja wants it: RSA PKCS#1 v1.5 over its UTF-8 bytes, then base64.
+    """Encrypt the initiator's password for Daraja: RSA PKCS#1 v1.5 over its UTF-8 bytes, then base64.
 
-    `key_bytes` is an X.509 certificate or a public key, PEM or DER. Its dates are not looked at: the certificates that
-    Safaricom hands out expired years ago and are still the right ones. The padding is random, so each call differs.
+    `key_bytes` is an X.509 certificate or a public key, in PEM or DER. The dates of a certificate are ignored, because
+    the certificates that Safaricom hands out expired years ago and are still in use.
+    The padding is random, so each call returns another text.
     Raises: UnusableKey.
     Source: Daraja portal, Transaction Status page, question 6.
     """
@@ -31,9 +32,9 @@ def encrypt_credential(key_bytes: bytes, password: str) -> str:
 def _public_key(key_bytes: bytes) -> rsa.RSAPublicKey:
     stripped = key_bytes.removeprefix(b"\xef\xbb\xbf").strip()
     if stripped.startswith(b"<"):
-        raise UnusableKey("This file is a web page, not a certificate: its download failed. Fetch it again.")
+        raise UnusableKey("This file is a web page, not a certificate. The download failed; download it again.")
     if b"PRIVATE KEY-----" in stripped:
-        raise UnusableKey("This file holds a private key. M-Pesa's certificate or public key is wanted.")
+        raise UnusableKey("This file holds a private key. Use M-Pesa's certificate or public key.")
     key: object
     try:
         if b"-----BEGIN CERTIFICATE-----" in stripped:
@@ -45,7 +46,7 @@ def _public_key(key_bytes: bytes) -> rsa.RSAPublicKey:
     except (ValueError, UnsupportedAlgorithm):
         raise UnusableKey("This file is neither an X.509 certificate nor a public key, in PEM or DER.") from None
     if not isinstance(key, rsa.RSAPublicKey):
-        raise UnusableKey("This key is not RSA, and M-Pesa's is.")
+        raise UnusableKey("This key is not RSA. M-Pesa's key is an RSA key.")
     return key
 
 

@@ -1,4 +1,4 @@
-"""What M-Pesa charges the business for one B2C payment to a registered customer, by date."""
+"""Charges that M-Pesa takes from the business for B2C payments to registered customers. Pure."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -6,7 +6,7 @@ from decimal import Decimal
 
 
 class NoTariff(LookupError):
-    """No published charge covers this amount on this day."""
+    """No published charge for this amount on this day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class _Tariff:
     bands: tuple[tuple[Decimal, Decimal], ...]  # (largest amount of the band, charge), both in shillings
 
 
-# Newest first. The form of 1 August 2023 stops at 150,000; the last band repeats its price up to today's limit,
-# which the statement corrects if Safaricom says otherwise.
+# Newest first. The form of 1 August 2023 ends at 150,000. The last band repeats its price up to today's limit; the
+# M-Pesa statement shows it if Safaricom charges another price.
 _TARIFFS = (
     _Tariff(
         since=date(2023, 8, 1),
@@ -33,8 +33,9 @@ _TARIFFS = (
 
 
 def bands(on: date) -> tuple[tuple[Decimal, Decimal], ...]:
-    """The bands of the tariff of a day: (largest amount, price), in shillings, the lowest first.
+    """Return the bands of a day's tariff: (largest amount, price), the lowest band first.
 
+    Units: shillings; `on` is a Nairobi date.
     Raises: NoTariff for a day before the published tables.
     """
     for tariff in _TARIFFS:
@@ -44,7 +45,7 @@ def bands(on: date) -> tuple[tuple[Decimal, Decimal], ...]:
 
 
 def charge(amount: Decimal, on: date) -> Decimal:
-    """Price one payment.
+    """Return the charge for one payment.
 
     Units: shillings; `on` is the Nairobi date of the payment.
     Idempotent: pure.

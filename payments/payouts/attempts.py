@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from payments.ledger import journal, receivables
 from payments.models import Attempt, Transaction
-from payments.mpesa import messages
+from payments.mpesa import result_codes
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts import breakers
 from payments.policy import Policy
@@ -35,7 +35,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         return _set_off(payout, late, at)
     if receivables.was_recalled(payout.pk):
         return _cancel(payout, at)
-    if messages.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
+    if result_codes.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
         payout.status = Status.PENDING
         payout.due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
         breakers.trip_by_code(code, reason=words, at=at, policy=policy)
@@ -48,7 +48,9 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
 def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
     wallet, owes = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
-    owed, borne = receivables.record_repayment(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount)
+    owed, borne = receivables.record_repayment(
+        settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount
+    )
     parts = [
         journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk),
         journal.Entry(f"setoff:{late.pk}", wallet, owes, owed, payout.pk),

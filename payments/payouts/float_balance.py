@@ -11,7 +11,7 @@ from decimal import Decimal
 from django.db import transaction
 
 from payments.models import FloatReading
-from payments.mpesa import client, messages
+from payments.mpesa import client, gateway_errors, messages
 from payments.mpesa.callback_urls import Addresses, token_hash
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def put(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addres
             timeout_url=addresses.timeout(question.token),
             remarks="Float",
         )
-    except client.GatewayError as error:
+    except gateway_errors.GatewayError as error:
         log.warning("Balance query not taken: %s", error)
         return False
     return True
@@ -68,7 +68,7 @@ def put(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addres
 def hear(reading_id: int, body: bytes, *, trusted: bool, at: datetime) -> str:
     """Apply the answer to a balance query, in the caller's transaction, and say what came of it.
 
-    Raises: daraja_messages.Unreadable.
+    Raises: strict_json.Unreadable.
     """
     balances = messages.parse_balance(body)
     if not trusted:

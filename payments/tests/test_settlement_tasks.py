@@ -16,8 +16,8 @@ from api.celery import SWEEPS, app
 from markets.models import Market
 from payments import settlement_tasks, wiring
 from payments.models import Callback, Transaction
-from payments.mpesa.simulator.provider import Terms
 from payments.mpesa.simulator.server import Options, Sandbox
+from payments.mpesa.simulator.terms import Terms
 from payments.payouts.sending import claims
 from testing import builders, payout_steps
 

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 
 from payments.ledger import journal
 from payments.models import Attempt, StatusQuery, Transaction
-from payments.mpesa import client, messages
+from payments.mpesa import client, gateway_errors, message_fields, messages, result_codes
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts
 from payments.payouts.evidence import booking, callbacks, rules
@@ -28,7 +28,7 @@ from soak.simulation import world
 from soak.simulation.world import World
 
 State = Attempt.State
-Said = client.Accepted | client.GatewayError
+Said = client.Accepted | gateway_errors.GatewayError
 Result = messages.Result
 
 
@@ -119,7 +119,7 @@ def failing_on_status(verdict: str) -> AbstractContextManager[None]:
         query_id: int, answer: messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
     ) -> str:
         said = original(query_id, answer, trusted=trusted, at=at, policy=policy)
-        if answer.verdict == verdict:
+        if answer.payment_status == verdict:
             fail_if_open(StatusQuery.objects.get(pk=query_id).attempt_id, verdict, at, policy)
         return said
 
@@ -134,7 +134,7 @@ def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> N
 
 
 def means_failure(result: Result) -> bool:
-    return messages.meaning(result.result_code).definite
+    return result_codes.meaning(result.result_code).definite
 
 
 # --- what the call left us knowing -----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def means_failure(result: Result) -> bool:
 
 @bug("timeout read as failure", "D4: a timeout leaves the money in doubt")
 def _(here: World) -> Iterator[None]:
-    with failing_on_answer(lambda said: isinstance(said, client.OutcomeUnknown) and not said.duplicate):
+    with failing_on_answer(lambda said: isinstance(said, gateway_errors.OutcomeUnknown) and not said.duplicate):
         yield
 
 
@@ -152,7 +152,7 @@ def _(here: World) -> Iterator[None]:
     RESENT | {"duplicate by result": 0.0},
 )
 def _(here: World) -> Iterator[None]:
-    with failing_on_answer(lambda said: isinstance(said, client.OutcomeUnknown) and said.duplicate):
+    with failing_on_answer(lambda said: isinstance(said, gateway_errors.OutcomeUnknown) and said.duplicate):
         yield
 
 
@@ -163,7 +163,7 @@ def _(here: World) -> Iterator[None]:
     seed=22,
 )
 def _(here: World) -> Iterator[None]:
-    with failing_on_answer(lambda said: isinstance(said, client.Rejected)):
+    with failing_on_answer(lambda said: isinstance(said, gateway_errors.Rejected)):
         yield
 
 
@@ -267,7 +267,7 @@ def _(here: World) -> Iterator[None]:
     def hear_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         amount = Attempt.objects.get(pk=attempt_id).amount
         pairs = tuple((key, amount if key == "TransactionAmount" else value) for key, value in result.parameters.pairs)
-        matching = replace(result, parameters=messages.Parameters(pairs))
+        matching = replace(result, parameters=message_fields.Parameters(pairs))
         return original(attempt_id, matching, trusted=trusted, at=at, policy=policy)
 
     with instead_of(rules, "hear_result", hear_result):

@@ -17,7 +17,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from payments.models import Breaker, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions, decisions
 from payments.payouts.sending import claims as sending_claims
@@ -32,7 +32,7 @@ from users.models import CustomUser
 EVENTS = 30
 SHORT = (1, 5, 21, 40, 61, 130)
 LONG = (400, 1_000, 1_799, 1_801, 4_000, 90_000)
-ANSWERS: tuple[client.Accepted | client.GatewayError, ...] = (
+ANSWERS: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
     payout_steps.ACCEPTED,
     payout_steps.ACCEPTED,
     payout_steps.READ_TIMEOUT,
@@ -40,7 +40,7 @@ ANSWERS: tuple[client.Accepted | client.GatewayError, ...] = (
     payout_steps.REJECTED,
     payout_steps.NO_CONNECTION,
     payout_steps.THROTTLED,
-    client.NotSent("auth", "404.001.03", "Invalid Access Token"),
+    gateway_errors.NotSent("auth", "404.001.03", "Invalid Access Token"),
 )
 CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711")
 STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}

@@ -10,7 +10,7 @@ another.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.policy import Policy
 from soak.simulation.rows import OPEN, UNDECIDED, Answer, Attempt, Book, Message, Payout, Question, Result
 
@@ -117,13 +117,13 @@ class Machine:
     def within_horizon(self, attempt: Attempt, at: datetime) -> bool:
         return attempt.first_sent_at is None or at < attempt.first_sent_at + self.policy.resend_horizon
 
-    def record(self, attempt: Attempt, said: client.Accepted | client.GatewayError, *, at: datetime) -> None:
+    def record(self, attempt: Attempt, said: client.Accepted | gateway_errors.GatewayError, *, at: datetime) -> None:
         """What a POST left us knowing; whoever was faster has the last word."""
         payout, policy = attempt.payout, self.policy
         self.touched.add(payout)
         accepted = isinstance(said, client.Accepted)
         attempt.acknowledged |= accepted
-        if isinstance(said, client.OutcomeUnknown) and said.duplicate:
+        if isinstance(said, gateway_errors.OutcomeUnknown) and said.duplicate:
             self.is_known(attempt, at=at)
         sure = attempt.doubted_at is None
         if attempt.state != "SENDING":
@@ -131,7 +131,7 @@ class Machine:
         if accepted:
             attempt.move("ACCEPTED")
             attempt.ask_at = at + policy.query_after
-        elif sure and isinstance(said, client.NotSent):
+        elif sure and isinstance(said, gateway_errors.NotSent):
             if payout.status == "HELD":  # An earlier request was paid meanwhile.
                 self.fail(attempt, code="", at=at)
                 return
@@ -142,7 +142,7 @@ class Machine:
             pause = max(policy.retry_after, timedelta(seconds=said.retry_after_seconds or 0), at - attempt.opened_at)
             payout.due_at = at + min(pause, LONGEST_WAIT)
             payout.move("PENDING")
-        elif sure and isinstance(said, client.Rejected):
+        elif sure and isinstance(said, gateway_errors.Rejected):
             self.fail(attempt, code=said.code, at=at)
         else:
             self.doubt(attempt, ask_at=at + policy.query_after, at=at)

@@ -1,6 +1,6 @@
 """A scripted M-Pesa: in memory, on the virtual clock, with a book of what it paid and a rate for each of its faults.
 
-It is independent of the simulator that speaks HTTP (payments/sandbox): what two of them agree on is no accident of
+It is independent of the simulator that speaks HTTP (payments/mpesa/simulator): what two of them agree on is no accident of
 one. It stands in for the gateway, so it answers with the gateway's own values and errors; what it posts are bytes.
 Amounts are whole shillings.
 """
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Literal
 
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 
 # M-Pesa publishes no retention of its check of duplicates; ours ends after the resend horizon and all our delays.
 REMEMBERS = timedelta(minutes=45)
@@ -128,28 +128,28 @@ class Provider:
         )
         self.seen.append(request)
         if self.strikes("connection refused"):
-            raise client.NotSent("network", message="no connection: ConnectionRefusedError")
+            raise gateway_errors.NotSent("network", message="no connection: ConnectionRefusedError")
         if self.strikes("throttled"):
             wait = self._random.choice([None, 1.0, 40.0])
-            raise client.NotSent("throttle", "500.003.02", "Spike Arrest Violation", wait)
+            raise gateway_errors.NotSent("throttle", "500.003.02", "Spike Arrest Violation", wait)
         if self.strikes("bad access token"):
-            raise client.NotSent("auth", "404.001.03", "Invalid Access Token")
+            raise gateway_errors.NotSent("auth", "404.001.03", "Invalid Access Token")
         if self.strikes("rejected"):
-            raise client.Rejected("400.002.02", "Bad Request - Invalid PartyB")
+            raise gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
         if self.strikes("lost on the way"):
-            raise client.OutcomeUnknown(message="no whole answer: ReadTimeout")
+            raise gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
         if self.strikes("late in the proxy"):
             self.on_the_way[request.ocid] += 1
             self._schedule(self._random.uniform(1, 120), "comes out of the proxy", lambda: self._arrive(request))
-            raise client.OutcomeUnknown("504", "Gateway Timeout")
+            raise gateway_errors.OutcomeUnknown("504", "Gateway Timeout")
         is_new = self._receive(request)
         if self.strikes("answer lost"):
-            raise client.OutcomeUnknown(message="no whole answer: ReadTimeout")
+            raise gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
         if self.strikes("server error"):
             code, words = self._random.choice([("500.001.1001", "Internal Error"), ("", "<html>"), ("502", "")])
-            raise client.OutcomeUnknown(code, words)
+            raise gateway_errors.OutcomeUnknown(code, words)
         if not is_new and not self.strikes("duplicate by result"):
-            raise client.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
+            raise gateway_errors.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
         if not is_new:
             self._tell(request, "15")
         return client.Accepted(self._id("AG"), request.ocid)
@@ -160,9 +160,9 @@ class Provider:
         if self.strikes("question refused"):
             raise self._random.choice(
                 [
-                    client.NotSent("network", message="no connection: ConnectTimeoutError"),
-                    client.NotSent("throttle", "500.003.02", "Spike Arrest Violation"),
-                    client.OutcomeUnknown(message="no whole answer: ReadTimeout"),
+                    gateway_errors.NotSent("network", message="no connection: ConnectTimeoutError"),
+                    gateway_errors.NotSent("throttle", "500.003.02", "Spike Arrest Violation"),
+                    gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout"),
                 ]
             )
         lost = self.strikes("answer to question lost")

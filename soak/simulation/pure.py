@@ -18,7 +18,7 @@ from decimal import Decimal
 from functools import partial
 from random import Random
 
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.policy import Policy
 from soak.simulation.judge import Judge
 from soak.simulation.machine import Machine, Refused
@@ -298,9 +298,9 @@ class World:
             self.machine.record(attempt, said, at=self.now)
             yield 0.02
 
-    def call(self, attempt: Attempt) -> client.Accepted | client.GatewayError:
+    def call(self, attempt: Attempt) -> client.Accepted | gateway_errors.GatewayError:
         """POST a request; what M-Pesa said to it."""
-        said: client.Accepted | client.GatewayError
+        said: client.Accepted | gateway_errors.GatewayError
         try:
             said = self.provider.pay(
                 originator_conversation_id=attempt.ocid,
@@ -309,7 +309,7 @@ class World:
                 result_url=attempt,  # type: ignore[arg-type] - an address is the row it belongs to
                 timeout_url=attempt,  # type: ignore[arg-type]
             )
-        except client.GatewayError as error:
+        except gateway_errors.GatewayError as error:
             said = error
         self.note(f"    POST {attempt.ocid}: {type(said).__name__}")
         return said
@@ -323,7 +323,7 @@ class World:
                 self.provider.ask_status(
                     originator_conversation_id=question.attempt.ocid, result_url=question, timeout_url=question
                 )
-            except client.GatewayError:
+            except gateway_errors.GatewayError:
                 continue
 
     def _apply_stored(self) -> Task:

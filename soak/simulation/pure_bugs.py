@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from payments.mpesa import client
+from payments.mpesa import gateway_errors
 from soak.simulation import pure
 from soak.simulation.machine import DEFINITE, Machine, Refused
 from soak.simulation.outcome import Outcome
@@ -85,13 +85,13 @@ class FailingOnVerdict(Machine):
 @bug("timeout read as failure", "D4: a timeout leaves the money in doubt")
 class TimeoutAsFailure(FailingOnAnswer):
     def reads_as_failure(self, said: Any) -> bool:
-        return isinstance(said, client.OutcomeUnknown) and not said.duplicate
+        return isinstance(said, gateway_errors.OutcomeUnknown) and not said.duplicate
 
 
 @bug("duplicate 500 as failure", "D4: a duplicate answer says nothing of the first request", RESENT)
 class DuplicateAsFailure(FailingOnAnswer):
     def reads_as_failure(self, said: Any) -> bool:
-        return isinstance(said, client.OutcomeUnknown) and said.duplicate
+        return isinstance(said, gateway_errors.OutcomeUnknown) and said.duplicate
 
 
 @bug(
@@ -99,7 +99,7 @@ class DuplicateAsFailure(FailingOnAnswer):
 )
 class RejectionBelieved(FailingOnAnswer):
     def reads_as_failure(self, said: Any) -> bool:
-        return isinstance(said, client.Rejected)
+        return isinstance(said, gateway_errors.Rejected)
 
 
 @bug("code 15 as failure", "D4: result 15 says nothing of the first request", RESENT | {"duplicate by result": 1.0})

@@ -28,7 +28,7 @@ from markets.models import Bet, Market
 from payments import failpoints
 from payments.ledger import invariants
 from payments.models import Callback
-from payments.mpesa import client
+from payments.mpesa import gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.operations import actions
@@ -646,7 +646,7 @@ class World:
 
 
 def _is_error(said: object) -> bool:
-    return isinstance(said, client.GatewayError)
+    return isinstance(said, gateway_errors.GatewayError)
 
 
 def _look(known: dict[str, str]) -> Sight:

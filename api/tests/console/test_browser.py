@@ -116,7 +116,7 @@ def test_an_operator_sets_up_an_app_logs_in_with_it_and_deals_with_failed_payout
     # when: from the home page to the cause, and to sending one again
     page = screen.page
     page.get_by_role("link", name=re.compile("failed payouts")).click()
-    page.wait_for_selector("text=The number is no registered M-Pesa customer.")
+    page.wait_for_selector("text=The number is not a registered M-Pesa customer.")
     page.click(f"a[href='/admin/payouts/{first.pk}/']")
     page.wait_for_selector("text=Its whole life")
     press(page, "Send again…")

@@ -11,7 +11,7 @@ from django.utils import timezone
 from markets.models import Market
 from payments import settlement_tasks, wiring
 from payments.models import Settlement, Transaction
-from payments.mpesa import client
+from payments.mpesa import gateway_errors
 from payments.payouts.sending import claims, responses
 from payments.settlement import settling
 from testing.builders import (
@@ -50,7 +50,7 @@ def failed_payout(amount: int = 285, *, at: Any = AT) -> Transaction:
     """A payout that M-Pesa has refused for good."""
     made = payout(amount, at=at)
     (claim,) = claims.claim(at=at, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=made.pk)
-    refused = client.Rejected("400.002.02", "Bad Request")
+    refused = gateway_errors.Rejected("400.002.02", "Bad Request")
     responses.record(claim, refused, at=at, policy=policy())
     made.refresh_from_db()
     assert made.status == "FAILED"

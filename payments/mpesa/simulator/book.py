@@ -10,112 +10,19 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from payments.mpesa import tariff
-from payments.mpesa.simulator import faults
-
-# East Africa Time has no daylight saving, so the simulator needs no time zone database.
-NAIROBI = timezone(timedelta(hours=3), "EAT")
+from payments.mpesa.simulator import draws, faults, records
 
 # Source: Daraja portal, B2C page, FAQ 9.
 SMALLEST, LARGEST, DAILY_LIMIT = 10, 250_000, 500_000
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ATTEMPT_NUMBER = re.compile(r"-[0-9]+$")
-
-State = Literal["accepted", "paid", "failed", "dropped"]
-Event = dict[str, object]
-
-
-@dataclass(slots=True)
-class Payment:
-    """One accepted B2C request.
-
-    `state` is the truth about the money, `code` what the result says; they differ only for code 17.
-    "dropped" means that the request never reached the core.
-    """
-
-    ocid: str
-    conversation_id: str
-    amount: int
-    phone: str
-    request: Mapping[str, str]
-    strikes: faults.Strikes
-    accepted_at: datetime
-    state: State = "accepted"
-    code: str = ""
-    receipt: str = ""
-    charge: Decimal = Decimal(0)
-    executed_at: datetime | None = None
-    utility_after: int = 0
-    charges_after: Decimal = Decimal(0)
-    callbacks: list[tuple[str, str, datetime]] = field(default_factory=list)
-
-    @property
-    def reported(self) -> bool:
-        """Whether nothing more is to be told about the result: it was posted, or lost on purpose."""
-        return any(kind == "result" for kind, _, _ in self.callbacks)
-
-    @property
-    def timed_out(self) -> bool:
-        """Whether the queue timeout was already posted."""
-        return any(kind == "timeout" for kind, _, _ in self.callbacks)
-
-    @property
-    def answered(self) -> bool:
-        """Whether a status query about it was answered."""
-        return any(kind == "status" for kind, _, _ in self.callbacks)
-
-    def summary(self) -> dict[str, object]:
-        """Return the payment for people and tests, as JSON types."""
-        return {
-            "ocid": self.ocid,
-            "conversation_id": self.conversation_id,
-            "amount": self.amount,
-            "phone": self.phone,
-            "state": self.state,
-            "result_code": self.code,
-            "receipt": self.receipt,
-            "charge": f"{self.charge:.2f}",
-            "faults": self.strikes.texts(),
-            "accepted_at": self.accepted_at.isoformat(),
-            "executed_at": self.executed_at and self.executed_at.isoformat(),
-            "callbacks": [
-                {"kind": kind, "outcome": outcome, "at": at.isoformat()} for kind, outcome, at in self.callbacks
-            ],
-        }
-
-
-@dataclass(slots=True)
-class Deposit:
-    """One M-Pesa Express push. `code` is empty while the customer is being asked."""
-
-    checkout_id: str
-    merchant_id: str
-    amount: int
-    phone: str
-    callback_url: str
-    strikes: faults.Strikes
-    accepted_at: datetime
-    code: str = ""
-    receipt: str = ""
-    reported: bool = False
-
-    def summary(self) -> dict[str, object]:
-        """Return the deposit for people and tests, as JSON types."""
-        return {
-            "checkout_request_id": self.checkout_id,
-            "amount": self.amount,
-            "phone": self.phone,
-            "result_code": self.code,
-            "receipt": self.receipt,
-            "accepted_at": self.accepted_at.isoformat(),
-        }
 
 
 class Book:
@@ -128,9 +35,9 @@ class Book:
 
     def __init__(self, path: Path | None, *, float_shillings: int, seed: int, now: Callable[[], datetime]) -> None:
         self.lock = threading.RLock()
-        self.payments: dict[str, Payment] = {}
-        self.deposits: dict[str, Deposit] = {}
-        self.by_receipt: dict[str, Payment] = {}
+        self.payments: dict[str, records.Payment] = {}
+        self.deposits: dict[str, records.Deposit] = {}
+        self.by_receipt: dict[str, records.Payment] = {}
         self.spent: list[tuple[str, str]] = []
         self.utility = 0
         self.working = 0
@@ -172,7 +79,7 @@ class Book:
 
     def accept(
         self, *, ocid: str, amount: int, phone: str, request: Mapping[str, str], strikes: faults.Strikes
-    ) -> Payment | None:
+    ) -> records.Payment | None:
         """Accept a payment request; None when its originator conversation id was accepted before."""
         with self.lock:
             if ocid in self.payments:
@@ -191,7 +98,7 @@ class Book:
             )
             return self.payments[ocid]
 
-    def execute(self, ocid: str, *, dropped: bool = False) -> Payment:
+    def execute(self, ocid: str, *, dropped: bool = False) -> records.Payment:
         """Let the core decide: check the limits and the float, and move the money or not.
 
         Idempotent: by the payment's state; a second call moves nothing.
@@ -200,7 +107,7 @@ class Book:
             payment = self.payments[ocid]
             if payment.state != "accepted":
                 return payment
-            event: Event = {"event": "executed", "ocid": ocid, "state": "failed", "receipt": "", "charge": "0"}
+            event: records.Event = {"event": "executed", "ocid": ocid, "state": "failed", "receipt": "", "charge": "0"}
             failure = self._failure(payment)
             if dropped:
                 event |= {"state": "dropped", "code": ""}
@@ -211,7 +118,7 @@ class Book:
             elif payment.strikes.has("system_17", "dropped"):
                 event |= {"code": "17"}
             else:
-                charge = tariff.charge(Decimal(payment.amount), self._now().astimezone(NAIROBI).date())
+                charge = tariff.charge(Decimal(payment.amount), self._now().astimezone(records.NAIROBI).date())
                 code = "17" if "system_17" in payment.strikes else "0"
                 event |= {"state": "paid", "code": code, "receipt": self._new_receipt(ocid), "charge": str(charge)}
             self._write(event)
@@ -231,11 +138,11 @@ class Book:
 
     def accept_deposit(
         self, *, merchant_id: str, amount: int, phone: str, callback_url: str, strikes: faults.Strikes
-    ) -> Deposit:
+    ) -> records.Deposit:
         """Accept an M-Pesa Express push."""
         with self.lock:
             number = len(self.deposits) + 1
-            stamp = f"{self._now().astimezone(NAIROBI):%d%m%Y%H%M%S}"
+            stamp = f"{self._now().astimezone(records.NAIROBI):%d%m%Y%H%M%S}"
             checkout_id = f"ws_CO_{stamp}{number:06d}{phone[3:]}"
             self._write(
                 {
@@ -251,7 +158,7 @@ class Book:
             )
             return self.deposits[checkout_id]
 
-    def execute_deposit(self, checkout_id: str) -> Deposit:
+    def execute_deposit(self, checkout_id: str) -> records.Deposit:
         """Let the customer answer the push. Idempotent: by the deposit's code."""
         with self.lock:
             deposit = self.deposits[checkout_id]
@@ -277,14 +184,16 @@ class Book:
         with self.lock:
             return self._queries[key]
 
-    def find(self, *, ocid: str, receipt: str) -> Payment | None:
+    def find(self, *, ocid: str, receipt: str) -> records.Payment | None:
         """Find a payment by its originator conversation id, else by its receipt."""
         with self.lock:
             return self.payments.get(ocid) or self.by_receipt.get(receipt)
 
     def conversation_id(self, *parts: object) -> str:
         """Make Daraja's id of a conversation, `AG_yyyymmdd_<hex>`."""
-        return f"AG_{self._now().astimezone(NAIROBI):%Y%m%d}_{faults.draw(self._seed, 'conversation', *parts):020x}"
+        return (
+            f"AG_{self._now().astimezone(records.NAIROBI):%Y%m%d}_{draws.draw(self._seed, 'conversation', *parts):020x}"
+        )
 
     def entry(self, ocid: str) -> dict[str, object] | None:
         """Return everything known of an originator conversation id, as JSON types; None when it was never seen."""
@@ -302,7 +211,7 @@ class Book:
         """Return the whole book as JSON types; `with_payments=False` leaves the long lists out."""
         with self.lock:
             paid = [payment for payment in self.payments.values() if payment.state == "paid"]
-            by_reference: dict[str, list[Payment]] = {}
+            by_reference: dict[str, list[records.Payment]] = {}
             for payment in paid:
                 by_reference.setdefault(_ATTEMPT_NUMBER.sub("", payment.ocid), []).append(payment)
             lists = {
@@ -336,7 +245,7 @@ class Book:
 
     # Inside: call with the lock held.
 
-    def _failure(self, payment: Payment) -> str | None:
+    def _failure(self, payment: records.Payment) -> str | None:
         chosen = payment.strikes.faults.get("fail")
         if chosen:
             return chosen[0]
@@ -344,7 +253,7 @@ class Book:
             return "2"
         if payment.amount > LARGEST:
             return "3"
-        today = self._now().astimezone(NAIROBI).date().isoformat()
+        today = self._now().astimezone(records.NAIROBI).date().isoformat()
         if self._paid_on[payment.phone, today] + payment.amount > DAILY_LIMIT:
             return "4"
         # Charges go to the Charges Paid account, which may run negative, so only the amount must be there.
@@ -352,13 +261,13 @@ class Book:
 
     def _new_receipt(self, key: str) -> str:
         for collisions in range(1_000):
-            number = faults.draw(self._seed, "receipt", key, collisions)
+            number = draws.draw(self._seed, "receipt", key, collisions)
             receipt = "".join(_ALPHABET[number // 36**place % 36] for place in range(9))
             if f"U{receipt}" not in self.by_receipt:
                 return f"U{receipt}"
         raise RuntimeError("no free receipt")
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: records.Event) -> None:
         with self.lock:
             event["at"] = self._now().astimezone(UTC).isoformat()
             if self._file is not None:
@@ -398,7 +307,7 @@ class Book:
             case "accepted":
                 self._verdicts["accepted"] += 1
                 self._requests.setdefault(event["ocid"], []).append(("accepted", event["at"]))
-                self.payments[event["ocid"]] = Payment(
+                self.payments[event["ocid"]] = records.Payment(
                     event["ocid"],
                     event["conversation_id"],
                     event["amount"],
@@ -414,7 +323,7 @@ class Book:
             case "query":
                 self._queries[event["key"]] += 1
             case "deposit":
-                self.deposits[event["checkout_id"]] = Deposit(
+                self.deposits[event["checkout_id"]] = records.Deposit(
                     event["checkout_id"],
                     event["merchant_id"],
                     event["amount"],
@@ -432,14 +341,14 @@ class Book:
             case unknown:
                 raise ValueError(f"unknown event {unknown!r}")
 
-    def _apply_execution(self, payment: Payment, event: Mapping[str, Any], at: datetime) -> None:
+    def _apply_execution(self, payment: records.Payment, event: Mapping[str, Any], at: datetime) -> None:
         payment.state, payment.code, payment.receipt = event["state"], event["code"], event["receipt"]
         payment.charge, payment.executed_at = Decimal(event["charge"]), at
         if payment.state == "paid":
             self.utility -= payment.amount
             self.charges += payment.charge
             self.by_receipt[payment.receipt] = payment
-            self._paid_on[payment.phone, at.astimezone(NAIROBI).date().isoformat()] += payment.amount
+            self._paid_on[payment.phone, at.astimezone(records.NAIROBI).date().isoformat()] += payment.amount
             paid_to = self._by_phone.setdefault(payment.phone, {"count": 0, "total": 0})
             paid_to["count"] += 1
             paid_to["total"] += payment.amount

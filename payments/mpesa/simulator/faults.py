@@ -1,8 +1,6 @@
 """What can go wrong at M-Pesa: the table of faults, and the schedule that says whom each one strikes."""
 
-import hashlib
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -284,22 +282,6 @@ def parse_phone(text: str) -> tuple[str, str]:
     return phone, spec
 
 
-def draw(*parts: object) -> int:
-    """Draw 64 bits, the same for the same parts on every machine."""
-    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8])
-
-
-def fraction(*parts: object) -> float:
-    """Draw from [0, 1) the same number for the same parts."""
-    return (draw(*parts) >> 11) / (1 << 53)
-
-
-def pick(options: tuple[str, ...], *parts: object) -> str:
-    """Choose the same option for the same parts."""
-    return options[draw(*parts) % len(options)]
-
-
 @dataclass(frozen=True, slots=True)
 class Strikes:
     """The faults of one request. `faults` maps a name to its settled variants and `seconds` to its time.
@@ -338,97 +320,3 @@ def strikes_from(texts: Iterable[str]) -> Strikes:
         {spec.fault.name: spec.seconds for spec in specs if spec.seconds is not None},
         (),
     )
-
-
-class Schedule:
-    """Decides which faults strike. The same seed gives an originator conversation id the same faults.
-
-    `rate` is divided evenly among `names`, each drawn on its own; while it is small it is the share of
-    payments struck.
-    """
-
-    def __init__(
-        self,
-        *,
-        seed: int = 0,
-        rate: float = 0.0,
-        names: tuple[str, ...] = (),
-        phones: Iterable[tuple[str, str]] = (),
-    ) -> None:
-        self.seed = seed
-        self._lock = threading.Lock()
-        self._rate, self._names = 0.0, names
-        self._phones: dict[str, list[Spec]] = {}
-        self._spent: dict[tuple[str, str], int] = {}
-        self.set_rate(rate, names)
-        for phone, text in phones:
-            self.add(phone, text)
-
-    def set_rate(self, rate: float, names: tuple[str, ...]) -> None:
-        """Change the seeded faults from now on. Raises: ValueError for a rate that gives a fault more than its all."""
-        if not 0 <= rate <= max(1, len(names)):
-            raise ValueError(f"a fault rate lies between 0 and the number of faults, not {rate}")
-        with self._lock:
-            self._rate, self._names = rate, names
-
-    def add(self, phone: str, text: str) -> None:
-        """Let a fault strike this phone from now on, its count starting afresh. Raises: ValueError."""
-        parse_phone(f"{phone}={text}")
-        with self._lock:
-            others = [spec for spec in self._phones.get(phone, []) if spec.text != text]
-            self._phones[phone] = [*others, parse(text)]
-            self._spent.pop((phone, text), None)
-
-    def clear(self, phone: str) -> None:
-        """Let no more faults by number strike this phone."""
-        with self._lock:
-            self._phones.pop(phone, None)
-
-    def spend(self, phone: str, texts: Iterable[str]) -> None:
-        """Count specifications that a former run of the same book has used up."""
-        with self._lock:
-            for text in texts:
-                self._spent[phone, text] = self._spent.get((phone, text), 0) + 1
-
-    def strikes(self, stage: Stage, *, key: str, phone: str, earlier: int) -> Strikes:
-        """Return what strikes the request of this id, after `earlier` requests of the same kind for it."""
-        with self._lock:
-            rate, names = self._rate, self._names
-            specs = []
-            for spec in self._phones.get(phone, ()):
-                if stage in spec.fault.stages and self._fits(spec, stage) and self._left(phone, spec):
-                    specs.append(spec)
-                    if spec.count is not None:
-                        self._spent[phone, spec.text] = self._spent.get((phone, spec.text), 0) + 1
-        spent = tuple(spec.text for spec in specs if spec.count is not None)
-        if rate and stage != "deposit":
-            for name in names:
-                fault = FAULTS[name]
-                if stage in fault.stages and (fault.first is None or earlier < fault.first):
-                    if fraction(self.seed, key, name) < rate / len(names):
-                        specs.append(parse(name))
-        if not specs:
-            return NO_STRIKES
-        faults = {spec.fault.name: self._settled(spec, key) for spec in reversed(specs)}
-        seconds = {spec.fault.name: spec.seconds for spec in reversed(specs) if spec.seconds is not None}
-        return Strikes(faults, seconds, spent)
-
-    def _left(self, phone: str, spec: Spec) -> bool:
-        return spec.count is None or self._spent.get((phone, spec.text), 0) < spec.count
-
-    @staticmethod
-    def _fits(spec: Spec, stage: Stage) -> bool:
-        # A failure code of M-Pesa Express says nothing about a B2C payment, and the reverse.
-        codes = PAYMENT_FAILURES if stage == "payment" else DEPOSIT_FAILURES
-        return spec.fault.name != "fail" or not spec.options or spec.options[0] in codes
-
-    def _settled(self, spec: Spec, key: str) -> tuple[str, ...]:
-        fault = spec.fault
-        groups = (SEEDED_FAILURES,) if fault.name == "fail" and not spec.options else fault.choices
-        return tuple(
-            next((option for option in spec.options if option in group), None)
-            or pick(
-                tuple(option for option in group if option not in fault.named_only), self.seed, key, fault.name, number
-            )
-            for number, group in enumerate(groups)
-        )

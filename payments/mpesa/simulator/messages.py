@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 
-from payments.mpesa.simulator import faults
-from payments.mpesa.simulator.book import NAIROBI, Deposit, Payment
+from payments.mpesa.simulator import draws, faults
+from payments.mpesa.simulator.records import NAIROBI, Deposit, Payment
 
 RESULT_DESCRIPTIONS: Mapping[str, str] = {
     **faults.PAYMENT_FAILURES,
@@ -52,11 +52,11 @@ def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
 
 def name_of(phone: str) -> str:
     """Invent the customer's name, the same one for the same phone."""
-    return f"{faults.pick(_FIRST_NAMES, phone, 'first')} {faults.pick(_LAST_NAMES, phone, 'last')}"
+    return f"{draws.pick(_FIRST_NAMES, phone, 'first')} {draws.pick(_LAST_NAMES, phone, 'last')}"
 
 
 def _party(payment: Payment) -> str:
-    dash = faults.pick((" - ", "- ", " -", "-"), payment.ocid, "dash")
+    dash = draws.pick((" - ", "- ", " -", "-"), payment.ocid, "dash")
     if "masked_receiver" in payment.strikes:
         first, _, last = name_of(payment.phone).partition(" ")
         return f"0{payment.phone[3:6]}***{payment.phone[-3:]}{dash}{first[0]}*** {last[0]}***"
@@ -64,7 +64,7 @@ def _party(payment: Payment) -> str:
 
 
 def _placeholder(key: str) -> str:
-    return faults.pick(("OAK0000000", "NLJ0000000", "SG722NMVXQ", "MBN0000000"), key, "placeholder")
+    return draws.pick(("OAK0000000", "NLJ0000000", "SG722NMVXQ", "MBN0000000"), key, "placeholder")
 
 
 def _envelope(result: dict[str, object], strikes: faults.Strikes) -> dict[str, object]:
@@ -167,14 +167,14 @@ def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, ob
 
 def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, shortcode: str) -> dict[str, object]:
     """Tell what became of a payment. The outer code only says that the query worked."""
-    blanks = faults.fraction(payment.ocid, "blanks") < 0.25
+    blanks = draws.fraction(payment.ocid, "blanks") < 0.25
     unpaid = "Expired" if payment.strikes.has("queue_timeout", "expired") else "Failed"
     status = {"paid": "Completed", "failed": unpaid}.get(payment.state, "Authorized")
     paid = payment.state == "paid"
     initiated = f"{payment.accepted_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"
     finalised = payment.executed_at and f"{payment.executed_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"
-    as_number = faults.fraction(payment.ocid, "numbers") < 0.5
-    payee_key = faults.pick(("DebitPartyName", "CreditPartyName"), payment.ocid, "payee")
+    as_number = draws.fraction(payment.ocid, "numbers") < 0.5
+    payee_key = draws.pick(("DebitPartyName", "CreditPartyName"), payment.ocid, "payee")
     items: list[tuple[str, object]] = [
         ("DebitPartyName", f"{shortcode} - KASOKO"),
         (payee_key, _party(payment)),

@@ -4,75 +4,17 @@ import base64
 import binascii
 import hmac
 import itertools
-import json
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
-from urllib.parse import urlsplit
 
-from payments.mpesa.simulator import faults, messages
-from payments.mpesa.simulator.book import Book, Payment
+from payments.mpesa.simulator import draws, fault_schedule, faults, messages, replies, request_reading, terms
+from payments.mpesa.simulator.book import Book
 from payments.mpesa.simulator.delivery import Delivery
 from payments.mpesa.simulator.messages import Refused
-
-Body = Mapping[str, object]
-
-# Source: Daraja portal, C2B Register URL page; support says they hold for every callback URL.
-FORBIDDEN_WORDS = (
-    "mpesa",
-    "m-pesa",
-    "safaricom",
-    "exe",
-    "cmd",
-    "sql",
-    "query",
-    "ngrok",
-    "mockbin",
-    "requestbin",
-)
-_BAD_TOKEN_STATUS = {"404.001.03": 404, "401.002.01": 401, "400.003.01": 400, "404.001.04": 404}
-_COMMANDS = ("BusinessPayment", "SalaryPayment", "PromotionPayment")
-_MSISDN = re.compile(r"254[17][0-9]{8}")
-_SHORTCODE = re.compile(r"[0-9]{5,7}")
-_WHOLE = re.compile(r"[0-9]{1,12}")
-_OCID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_STAMP = re.compile(r"[0-9]{14}")
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How this provider behaves. Times in seconds; empty credentials accept any that are not empty.
-
-    `tps` is the number of payment requests accepted in one second, 0 for no limit.
-    """
-
-    callback_delay: float = 0.2
-    tps: int = 0
-    token_life: int = 3599
-    not_found_code: str = "49"
-    consumer_key: str = ""
-    consumer_secret: str = ""
-    passkey: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP answer: sent after `delay` seconds, or never when `dropped`."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    delay: float = 0.0
-    dropped: bool = False
-
-
-def reply(message: object, *, status: int = 200, delay: float = 0.0, dropped: bool = False) -> Reply:
-    """Build an HTTP answer of a JSON message."""
-    return Reply(status, messages.encode(message), delay=delay, dropped=dropped)
+from payments.mpesa.simulator.records import Payment
 
 
 class Provider:
@@ -81,9 +23,9 @@ class Provider:
     def __init__(
         self,
         *,
-        terms: Terms,
+        terms: terms.Terms,
         book: Book,
-        schedule: faults.Schedule,
+        schedule: fault_schedule.Schedule,
         delivery: Delivery,
         now: Callable[[], datetime],
     ) -> None:
@@ -110,7 +52,7 @@ class Provider:
 
     # Tokens.
 
-    def issue_token(self, *, authorization: str, grant_type: str) -> Reply:
+    def issue_token(self, *, authorization: str, grant_type: str) -> replies.Reply:
         """Issue a token, which ends the one before it. Raises: Refused."""
         if not self._knows(authorization):
             raise Refused(400, "400.008.01", "Invalid Authentication passed")
@@ -119,22 +61,22 @@ class Provider:
         number = next(self._tokens_issued)
         life = self._terms.token_life
         with self._lock:
-            drawn = faults.draw(self.schedule.seed, "token", number, time.time_ns())
+            drawn = draws.draw(self.schedule.seed, "token", number, time.time_ns())
             self._token = base64.b64encode(f"{drawn:021d}".encode()).decode()
             self._token_ends = time.monotonic() + life
             token = self._token
-        as_text = faults.fraction(self.schedule.seed, "expires_in", number) < 0.5
-        return reply({"access_token": token, "expires_in": str(life) if as_text else life})
+        as_text = draws.fraction(self.schedule.seed, "expires_in", number) < 0.5
+        return replies.reply({"access_token": token, "expires_in": str(life) if as_text else life})
 
     def check_token(self, authorization: str, spelling: str) -> None:
         """Refuse a call without the current token, in the spelling of that API. Raises: Refused."""
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
-            raise _bad_token("404.001.04", "")
+            raise replies.bad_token("404.001.04", "")
         with self._lock:
             current = self._token if time.monotonic() < self._token_ends else ""
         if not current or not hmac.compare_digest(token.encode(), current.encode()):
-            raise _bad_token(spelling, token)
+            raise replies.bad_token(spelling, token)
 
     def _knows(self, authorization: str) -> bool:
         scheme, _, encoded = authorization.partition(" ")
@@ -150,13 +92,13 @@ class Provider:
 
     # B2C payments.
 
-    def pay(self, body: Body) -> Reply:
+    def pay(self, body: request_reading.Body) -> replies.Reply:
         """Accept a payment request or refuse it; the money moves later. Raises: Refused."""
         asked = {name: str(body.get(name, "")) for name in ("OriginatorConversationID", "Amount", "PartyB")}
         ocid, phone = asked["OriginatorConversationID"], asked["PartyB"]
         strikes = faults.NO_STRIKES
         try:
-            request = _payment_request(body)
+            request = request_reading.payment_request(body)
             self._throttle()
             known = ocid in self.book.payments
             if not known:
@@ -173,7 +115,7 @@ class Provider:
             return self._repeated(ocid, phone)
         if strikes.has("error_500", "dropped"):
             self.book.refuse(ocid=ocid, amount=asked["Amount"], phone=phone, verdict="dropped", spent=strikes.spent)
-            return _server_error(strikes)
+            return replies.server_error(strikes)
         self._security_credential = str(body["SecurityCredential"])
         payment = self.book.accept(
             ocid=ocid, amount=int(asked["Amount"]), phone=phone, request=request, strikes=strikes
@@ -185,8 +127,8 @@ class Provider:
         else:
             self._delivery.after(self._terms.callback_delay, self._conclude, ocid)
         if "error_500" in strikes:
-            return _server_error(strikes)
-        return reply(
+            return replies.server_error(strikes)
+        return replies.reply(
             messages.acknowledgement(conversation_id=payment.conversation_id, ocid=ocid),
             delay=strikes.seconds.get("slow", 0.0),
             dropped="ack_lost" in strikes,
@@ -207,13 +149,13 @@ class Provider:
         if "token_expired" in strikes:
             with self._lock:
                 ended, self._token = self._token, ""
-            raise _bad_token(strikes.faults["token_expired"][0], ended)
+            raise replies.bad_token(strikes.faults["token_expired"][0], ended)
         if "spike_arrest" in strikes:
             raise Refused(500, "500.003.02", "Error Occurred: Spike Arrest Violation")
         if "quota" in strikes:
             raise Refused(500, "500.003.03", "Error Occurred: Quota Violation")
 
-    def _repeated(self, ocid: str, phone: str) -> Reply:
+    def _repeated(self, ocid: str, phone: str) -> replies.Reply:
         payment = self.book.payments[ocid]
         refusal = Refused(500, "500.002.1001", "Duplicate OriginatorConversationID.")
         self.book.refuse(ocid=ocid, amount=str(payment.amount), phone=phone, verdict=refusal.code)
@@ -221,7 +163,7 @@ class Provider:
             raise refusal
         conversation_id = self.book.conversation_id(ocid, next(self._numbers))
         self._delivery.after(self._terms.callback_delay, self._report_duplicate, ocid, conversation_id)
-        return reply(messages.acknowledgement(conversation_id=conversation_id, ocid=ocid))
+        return replies.reply(messages.acknowledgement(conversation_id=conversation_id, ocid=ocid))
 
     def _conclude(self, ocid: str) -> None:
         payment = self.book.payments[ocid]
@@ -275,9 +217,12 @@ class Provider:
 
     # Queries.
 
-    def ask_status(self, body: Body) -> Reply:
+    def ask_status(self, body: request_reading.Body) -> replies.Reply:
         """Accept a question about a payment, by its originator conversation id or its receipt. Raises: Refused."""
-        ocid, receipt = _text(body, "OriginalConversationID", 0, 128), _text(body, "TransactionID", 0, 20)
+        ocid, receipt = (
+            request_reading.text_field(body, "OriginalConversationID", 0, 128),
+            request_reading.text_field(body, "TransactionID", 0, 20),
+        )
         shortcode, url = self._check_query(body, "TransactionStatusQuery")
         payment = self.book.find(ocid=ocid, receipt=receipt)
         key = payment.ocid if payment else ocid or receipt
@@ -290,7 +235,7 @@ class Provider:
             self._delivery.after(
                 self._terms.callback_delay, self._answer_status, ocid, receipt, found, shortcode, url, *ids
             )
-        return reply(messages.acknowledgement(conversation_id=ids[0], ocid=ids[1]))
+        return replies.reply(messages.acknowledgement(conversation_id=ids[0], ocid=ids[1]))
 
     def _answer_status(
         self, ocid: str, receipt: str, found: bool, shortcode: str, url: str, conversation_id: str, query_ocid: str
@@ -311,12 +256,12 @@ class Provider:
             if "out_of_order" in payment.strikes:
                 self._report(payment.ocid)
 
-    def ask_balance(self, body: Body) -> Reply:
+    def ask_balance(self, body: request_reading.Body) -> replies.Reply:
         """Accept a question about the accounts of the shortcode. Raises: Refused."""
         _, url = self._check_query(body, "AccountBalance")
         ids = self._query_ids()
         self._delivery.after(self._terms.callback_delay, self._answer_balance, url, *ids)
-        return reply(messages.acknowledgement(conversation_id=ids[0], ocid=ids[1]))
+        return replies.reply(messages.acknowledgement(conversation_id=ids[0], ocid=ids[1]))
 
     def _answer_balance(self, url: str, conversation_id: str, query_ocid: str) -> None:
         with self.book.lock:
@@ -330,21 +275,23 @@ class Provider:
             )
         self._delivery.post(url, messages.encode(message))
 
-    def _check_query(self, body: Body, command: str) -> tuple[str, str]:
+    def _check_query(self, body: request_reading.Body, command: str) -> tuple[str, str]:
         for name in ("Initiator", "SecurityCredential"):
-            _text(body, name, 1, 1_000)
-        if _text(body, "CommandID", 1, 64) != command:
-            raise _invalid("CommandID")
-        if _text(body, "IdentifierType", 1, 2) != "4":
-            raise _invalid("IdentifierType")
-        _text(body, "Remarks", 1, 100)
-        _text(body, "Occasion", 0, 100)
-        _url(body, "QueueTimeOutURL")
-        return _matching(body, "PartyA", _SHORTCODE), _url(body, "ResultURL")
+            request_reading.text_field(body, name, 1, 1_000)
+        if request_reading.text_field(body, "CommandID", 1, 64) != command:
+            raise request_reading.invalid_field("CommandID")
+        if request_reading.text_field(body, "IdentifierType", 1, 2) != "4":
+            raise request_reading.invalid_field("IdentifierType")
+        request_reading.text_field(body, "Remarks", 1, 100)
+        request_reading.text_field(body, "Occasion", 0, 100)
+        request_reading.url_field(body, "QueueTimeOutURL")
+        return request_reading.matching_field(body, "PartyA", request_reading.SHORTCODE), request_reading.url_field(
+            body, "ResultURL"
+        )
 
     def _query_ids(self) -> tuple[str, str]:
         number = next(self._numbers)
-        drawn = faults.draw(self.schedule.seed, "query", number)
+        drawn = draws.draw(self.schedule.seed, "query", number)
         return (
             self.book.conversation_id("query", number),
             f"{drawn % 90_000 + 10_000}-{drawn // 90_000 % 9_000_000 + 1_000_000}-{number}",
@@ -352,28 +299,31 @@ class Provider:
 
     # M-Pesa Express.
 
-    def push(self, body: Body) -> Reply:
+    def push(self, body: request_reading.Body) -> replies.Reply:
         """Ask a customer for a deposit. Raises: Refused."""
-        shortcode = _matching(body, "BusinessShortCode", _SHORTCODE)
+        shortcode = request_reading.matching_field(body, "BusinessShortCode", request_reading.SHORTCODE)
         self._check_password(body, shortcode)
-        if _text(body, "TransactionType", 1, 64) not in ("CustomerPayBillOnline", "CustomerBuyGoodsOnline"):
-            raise _invalid("TransactionType")
-        amount = int(_matching(body, "Amount", _WHOLE))
+        if request_reading.text_field(body, "TransactionType", 1, 64) not in (
+            "CustomerPayBillOnline",
+            "CustomerBuyGoodsOnline",
+        ):
+            raise request_reading.invalid_field("TransactionType")
+        amount = int(request_reading.matching_field(body, "Amount", request_reading.WHOLE))
         if not 1 <= amount <= 250_000:
-            raise _invalid("Amount")
-        _matching(body, "PartyA", _MSISDN)
-        _matching(body, "PartyB", _SHORTCODE)
-        phone = _matching(body, "PhoneNumber", _MSISDN)
-        url = _url(body, "CallBackURL")
-        _text(body, "AccountReference", 1, 12)
-        _text(body, "TransactionDesc", 1, 13)
+            raise request_reading.invalid_field("Amount")
+        request_reading.matching_field(body, "PartyA", request_reading.MSISDN)
+        request_reading.matching_field(body, "PartyB", request_reading.SHORTCODE)
+        phone = request_reading.matching_field(body, "PhoneNumber", request_reading.MSISDN)
+        url = request_reading.url_field(body, "CallBackURL")
+        request_reading.text_field(body, "AccountReference", 1, 12)
+        request_reading.text_field(body, "TransactionDesc", 1, 13)
         strikes = self.schedule.strikes("deposit", key=phone, phone=phone, earlier=0)
         merchant_id = self._query_ids()[1]
         deposit = self.book.accept_deposit(
             merchant_id=merchant_id, amount=amount, phone=phone, callback_url=url, strikes=strikes
         )
         self._delivery.after(self._terms.callback_delay, self._conclude_deposit, deposit.checkout_id)
-        return reply(
+        return replies.reply(
             {
                 "MerchantRequestID": merchant_id,
                 "CheckoutRequestID": deposit.checkout_id,
@@ -398,15 +348,15 @@ class Provider:
         message = messages.encode(messages.deposit_result(deposit, at=self._now()))
         self.book.note_deposit_callback(checkout_id, self._delivery.post(deposit.callback_url, message))
 
-    def ask_push(self, body: Body) -> Reply:
+    def ask_push(self, body: request_reading.Body) -> replies.Reply:
         """Answer at once what became of a push. Raises: Refused, also while the customer is being asked."""
-        self._check_password(body, _matching(body, "BusinessShortCode", _SHORTCODE))
-        deposit = self.book.deposits.get(_text(body, "CheckoutRequestID", 1, 100))
+        self._check_password(body, request_reading.matching_field(body, "BusinessShortCode", request_reading.SHORTCODE))
+        deposit = self.book.deposits.get(request_reading.text_field(body, "CheckoutRequestID", 1, 100))
         if deposit is None:
-            raise _invalid("CheckoutRequestID")
+            raise request_reading.invalid_field("CheckoutRequestID")
         if not deposit.code:
             raise Refused(500, "500.001.1001", "The transaction is being processed")
-        return reply(
+        return replies.reply(
             {
                 "ResponseCode": "0",
                 "ResponseDescription": "The service request has been accepted successsfully",
@@ -417,95 +367,13 @@ class Provider:
             }
         )
 
-    def _check_password(self, body: Body, shortcode: str) -> None:
-        stamp = _matching(body, "Timestamp", _STAMP)
+    def _check_password(self, body: request_reading.Body, shortcode: str) -> None:
+        stamp = request_reading.matching_field(body, "Timestamp", request_reading.STAMP)
         try:
-            password = base64.b64decode(_text(body, "Password", 1, 500), validate=True).decode()
+            password = base64.b64decode(request_reading.text_field(body, "Password", 1, 500), validate=True).decode()
         except (binascii.Error, UnicodeDecodeError) as error:
-            raise _invalid("Password") from error
+            raise request_reading.invalid_field("Password") from error
         passkey = self._terms.passkey
         right = password == f"{shortcode}{passkey}{stamp}" if passkey else password.startswith(shortcode)
         if not right or not password.endswith(stamp):
             raise Refused(500, "500.001.1001", "Wrong credentials")
-
-
-def read_body(content_type: str, raw: bytes) -> Body:
-    """Read a JSON object. Raises: Refused."""
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise _invalid("Content-Type")
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "400.002.05", "Invalid Request Payload") from error
-    if not isinstance(body, dict):
-        raise Refused(400, "400.002.05", "Invalid Request Payload")
-    return body
-
-
-def _payment_request(body: Body) -> dict[str, str]:
-    _matching(body, "OriginatorConversationID", _OCID)
-    _text(body, "SecurityCredential", 1, 1_000)
-    command = _text(body, "CommandID", 1, 64)
-    if command not in _COMMANDS:
-        raise _invalid("CommandID")
-    _matching(body, "Amount", _WHOLE)
-    _matching(body, "PartyB", _MSISDN)
-    return {
-        "InitiatorName": _text(body, "InitiatorName", 1, 100),
-        "CommandID": command,
-        "PartyA": _matching(body, "PartyA", _SHORTCODE),
-        "Remarks": _text(body, "Remarks", 2, 100),
-        "QueueTimeOutURL": _url(body, "QueueTimeOutURL"),
-        "ResultURL": _url(body, "ResultURL"),
-        "Occassion": _text(body, "Occassion", 0, 100),
-    }
-
-
-def _text(body: Body, name: str, shortest: int, longest: int) -> str:
-    found = body.get(name, "")
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    if not isinstance(found, str) or not shortest <= len(found) <= longest or not found.isprintable():
-        raise _invalid(name)
-    return found
-
-
-def _matching(body: Body, name: str, pattern: re.Pattern[str]) -> str:
-    found = _text(body, name, 1, 128)
-    if not pattern.fullmatch(found):
-        raise _invalid(name)
-    return found
-
-
-def _url(body: Body, name: str) -> str:
-    url = _text(body, name, 1, 1_000)
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole or any(word in url.lower() for word in FORBIDDEN_WORDS):
-        raise _invalid(name)
-    return url
-
-
-def _invalid(name: str) -> Refused:
-    return Refused(400, "400.002.02", f"Bad Request - Invalid {name}")
-
-
-def _bad_token(spelling: str, token: str) -> Refused:
-    text = {
-        "404.001.04": "Invalid Authentication Header",
-        "401.002.01": f"Error Occurred - Invalid Access Token - {token}",
-    }.get(spelling, "Invalid Access Token")
-    return Refused(_BAD_TOKEN_STATUS[spelling], spelling, text)
-
-
-def _server_error(strikes: faults.Strikes) -> Reply:
-    if strikes.has("error_500", "html"):
-        page = b"<html><head><title>503</title></head><body><h1>Service Unavailable</h1></body></html>"
-        return Reply(503, page, content_type="text/html")
-    return reply(
-        {"requestId": "11728-2929992-1", "errorCode": "500.003.1001", "errorMessage": "Internal Server Error"},
-        status=500,
-    )

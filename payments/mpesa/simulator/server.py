@@ -21,11 +21,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from payments.mpesa.simulator import faults, provider
+from payments.mpesa.simulator import fault_schedule, faults, request_reading
+from payments.mpesa.simulator import terms as simulator_terms
 from payments.mpesa.simulator.book import Book
 from payments.mpesa.simulator.delivery import Delivery
 from payments.mpesa.simulator.messages import Refused
-from payments.mpesa.simulator.provider import Provider, Reply, reply
+from payments.mpesa.simulator.provider import Provider
+from payments.mpesa.simulator.replies import Reply, reply
 
 BIGGEST_BODY = 64 * 1024
 MOST_CONNECTIONS = 512
@@ -39,7 +41,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 0
     latency: float = 0.05
-    terms: provider.Terms = field(default_factory=provider.Terms)
+    terms: simulator_terms.Terms = field(default_factory=simulator_terms.Terms)
     seed: int = 0
     fault_rate: float = 0.0
     fault_names: tuple[str, ...] = tuple(faults.FAULTS)
@@ -60,7 +62,7 @@ class Sandbox:
 
     def __init__(self, options: Options) -> None:
         self.latency = options.latency
-        self.schedule = faults.Schedule(
+        self.schedule = fault_schedule.Schedule(
             seed=options.seed, rate=options.fault_rate, names=options.fault_names, phones=options.phone_faults
         )
         self.stopping = threading.Event()
@@ -214,7 +216,7 @@ def _route(sandbox: Sandbox, verb: str, target: str, headers: Message, raw: byte
         raise Refused(405, "405.001", "Method Not Allowed")
     answer, spelling = products[path]
     sandbox.provider.check_token(authorization, spelling)
-    return answer(provider.read_body(headers.get("Content-Type", ""), raw))
+    return answer(request_reading.read_body(headers.get("Content-Type", ""), raw))
 
 
 def _own(sandbox: Sandbox, verb: str, path: str, arguments: Mapping[str, list[str]], raw: bytes) -> Reply:
@@ -236,7 +238,7 @@ def _own(sandbox: Sandbox, verb: str, path: str, arguments: Mapping[str, list[st
         case "GET", ["faults"]:
             return reply({fault.name: [fault.wire, fault.money, fault.source] for fault in faults.TABLE})
         case "POST", ["float" | "faults" as what]:
-            body = provider.read_body("application/json", raw)
+            body = request_reading.read_body("application/json", raw)
             try:
                 return _set_float(sandbox, body) if what == "float" else _set_faults(sandbox, body)
             except (KeyError, TypeError, ValueError) as error:
@@ -244,7 +246,7 @@ def _own(sandbox: Sandbox, verb: str, path: str, arguments: Mapping[str, list[st
     return reply({"error": "no such path"}, status=404)
 
 
-def _set_float(sandbox: Sandbox, body: provider.Body) -> Reply:
+def _set_float(sandbox: Sandbox, body: request_reading.Body) -> Reply:
     amount = body["amount"]
     if not isinstance(amount, int) or isinstance(amount, bool) or amount < 0:
         raise ValueError("amount is a whole number of shillings")
@@ -252,7 +254,7 @@ def _set_float(sandbox: Sandbox, body: provider.Body) -> Reply:
     return reply({"float": amount})
 
 
-def _set_faults(sandbox: Sandbox, body: provider.Body) -> Reply:
+def _set_faults(sandbox: Sandbox, body: request_reading.Body) -> Reply:
     if "phone" in body and body.get("spec") is None:
         sandbox.schedule.clear(str(body["phone"]))
     elif "phone" in body:
@@ -306,7 +308,7 @@ def serve(arguments: Mapping[str, object]) -> int:
         host=given.host,
         port=given.port,
         latency=given.latency,
-        terms=provider.Terms(
+        terms=simulator_terms.Terms(
             callback_delay=given.callback_delay,
             tps=given.tps,
             token_life=given.token_life,

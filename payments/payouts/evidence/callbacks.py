@@ -17,7 +17,7 @@ from django.db.models.functions import Coalesce
 
 from payments import failpoints
 from payments.models import Attempt, Callback, Transaction
-from payments.mpesa import messages
+from payments.mpesa import messages, strict_json
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts import float_balance
 from payments.payouts.evidence import booking, rules
@@ -117,7 +117,7 @@ def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
         return ""
     try:
         named = messages.parse_result(body).originator_conversation_id or ""
-    except messages.Unreadable:
+    except strict_json.Unreadable:
         return ""
     return named if len(named) <= 36 and addresses.owns(token, named) else ""
 
@@ -165,7 +165,7 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
 def _result(kind: str, body: bytes) -> messages.Result | None:
     try:
         return messages.parse_result(body) if kind == Callback.Kind.RESULT else None
-    except messages.Unreadable:
+    except strict_json.Unreadable:
         return None
 
 
@@ -231,7 +231,7 @@ def _verdict(callback: Callback, at: datetime, policy: Policy) -> str:
             return rules.hear_status(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
         if callback.attempt_id:
             return rules.hear_timeout(callback.attempt_id, at=at, policy=policy)
-    except messages.Unreadable as error:
+    except strict_json.Unreadable as error:
         alarm.error("Callback %s cannot be read: %s", callback.pk, error)
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
             return f"unreadable ({error}); " + rules.hear_timeout(callback.attempt_id, at=at, policy=policy)
@@ -243,7 +243,7 @@ def apply_plain(*, body: bytes, source_ip: str | None, at: datetime, policy: Pol
     """Store and apply a callback that names its payout by `ExternalReference` (the guide's part 4.4), in one go.
 
     The edge offers this only outside production.
-    Raises: daraja_messages.Unreadable; UnknownReference; then nothing is stored.
+    Raises: strict_json.Unreadable; UnknownReference; then nothing is stored.
     """
     result = messages.parse_result(body)
     with transaction.atomic(durable=True):

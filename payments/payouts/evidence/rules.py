@@ -15,7 +15,7 @@ from datetime import datetime
 
 from payments.ledger import journal
 from payments.models import Attempt, StatusQuery, Transaction
-from payments.mpesa import messages
+from payments.mpesa import message_fields, messages, result_codes
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts, breakers
 from payments.payouts.evidence import booking
@@ -59,10 +59,10 @@ def hear_result(attempt_id: int, result: messages.Result, *, trusted: bool, at: 
     if _never_left(attempt):
         alarm.error("A result with code %s for attempt %s, which never left us", result.result_code, attempt)
         return "nothing: this request never left us"
-    if messages.meaning(result.result_code).definite and result.is_final:
+    if result_codes.meaning(result.result_code).definite and result.is_final:
         breakers.trip_by_code(result.result_code, reason=result.result_desc, at=at, policy=policy)
         return _claimed(attempt, result, "failed, to be confirmed by a status query", at)
-    if trusted and result.is_final and messages.says_duplicate(result.result_code):
+    if trusted and result.is_final and result_codes.says_duplicate(result.result_code):
         attempts.is_known(attempt, at=at)
     attempt.result_words = f"{result.result_code} {result.result_desc}"[:300]
     attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
@@ -97,7 +97,7 @@ def _does_not_match(result: messages.Result, attempt: Attempt) -> str:
     if result.amount not in (None, attempt.amount):
         return f"the result says {result.amount} instead of {attempt.amount}"
     receiver = result.receiver_phone_visible
-    if receiver is not None and not messages.phone_is_compatible(receiver, attempt.phone_number):
+    if receiver is not None and not message_fields.phone_is_compatible(receiver, attempt.phone_number):
         return "the result names another phone"
     return ""
 
@@ -137,32 +137,32 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
     payout, attempt = attempts.locked(query.attempt_id)
     if answer.originator_conversation_id not in (None, attempt.originator_conversation_id):
         return _mismatch(attempt, "the answer is about another request", at)
-    if answer.verdict == "completed" and answer.amount not in (None, attempt.amount):
+    if answer.payment_status == "completed" and answer.amount not in (None, attempt.amount):
         return _mismatch(attempt, f"the answer says {answer.amount} instead of {attempt.amount}", at)
     receiver = answer.receiver_phone_visible
-    if answer.verdict == "completed" and not (
-        receiver is None or messages.phone_is_compatible(receiver, attempt.phone_number)
+    if answer.payment_status == "completed" and not (
+        receiver is None or message_fields.phone_is_compatible(receiver, attempt.phone_number)
     ):
         return _mismatch(attempt, "the answer names another phone", at)
-    if not trusted and (answer.verdict != "completed" or not _corroborated(attempt, query)):
-        alarm.error("An answer about attempt %s came from a strange address: %s", attempt, answer.verdict)
+    if not trusted and (answer.payment_status != "completed" or not _corroborated(attempt, query)):
+        alarm.error("An answer about attempt %s came from a strange address: %s", attempt, answer.payment_status)
         if attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT):
             attempts.doubt(attempt, ask_at=at + policy.query_gap, at=at)
-        if answer.verdict == "completed" and query.verdict not in DECISIVE:
-            query.verdict, query.answered_at = answer.verdict, at
+        if answer.payment_status == "completed" and query.verdict not in DECISIVE:
+            query.verdict, query.answered_at = answer.payment_status, at
             query.save(update_fields=["verdict", "answered_at"])
-        return f"in doubt: {answer.verdict}, from an address that is not M-Pesa's"
+        return f"in doubt: {answer.payment_status}, from an address that is not M-Pesa's"
     if query.verdict not in DECISIVE:
-        query.verdict, query.answered_at = answer.verdict, at
+        query.verdict, query.answered_at = answer.payment_status, at
         query.save(update_fields=["verdict", "answered_at"])
-    if answer.verdict == "completed":
+    if answer.payment_status == "completed":
         return booking.pay(payout, attempt, receipt=answer.receipt or attempt.receipt, at=at, policy=policy)
     if (
         attempt.state == State.FAILED
         and attempt.next_query_at is not None
         and (
-            answer.verdict == "failed"
-            or (answer.verdict == "not_found" and attempt.result_code not in (SAYS_PAID, MAY_SAY_PAID))
+            answer.payment_status == "failed"
+            or (answer.payment_status == "not_found" and attempt.result_code not in (SAYS_PAID, MAY_SAY_PAID))
         )
     ):
         attempt.next_query_at = None
@@ -172,9 +172,9 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
         return f"{attempt.state} already"
     # A question asked before the latest POST says nothing about that POST.
     current = attempt.posted_at is None or query.asked_at >= attempt.posted_at
-    if answer.verdict == "failed" and current:
+    if answer.payment_status == "failed" and current:
         return _weigh_failure(payout, attempt, at, policy)
-    if answer.verdict == "not_found" and current and attempt.result_code != SAYS_PAID:
+    if answer.payment_status == "not_found" and current and attempt.result_code != SAYS_PAID:
         # Whatever else a callback claimed: within the horizon the same id is safe, for M-Pesa refuses it twice.
         # Where it said that it has had the id, sending that again could bring nothing but the same word.
         open_to_it = attempt.state == State.IN_DOUBT and attempt.known_at is None
@@ -182,7 +182,7 @@ def hear_status(query_id: int, answer: messages.StatusAnswer, *, trusted: bool, 
             attempt.resend_at = at
             attempt.save(update_fields=["resend_at"])
             return "not found: the same request goes again"
-    return f"in doubt: {answer.verdict} proves nothing"
+    return f"in doubt: {answer.payment_status} proves nothing"
 
 
 def _corroborated(attempt: Attempt, query: StatusQuery) -> bool:
@@ -193,7 +193,7 @@ def _corroborated(attempt: Attempt, query: StatusQuery) -> bool:
 
 def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> str:
     """A status query says failed. It takes a second voice: a definite code in a callback, or another query, later."""
-    if messages.meaning(attempt.result_code).definite:
+    if result_codes.meaning(attempt.result_code).definite:
         return attempts.fail(
             payout, attempt, code=attempt.result_code, words=attempt.result_words, at=at, policy=policy
         )

@@ -9,7 +9,7 @@ from django.db.models import Max
 
 from payments import failpoints
 from payments.models import Attempt, StatusQuery, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts.evidence import rules
 from payments.policy import Policy
@@ -92,7 +92,7 @@ def put(question: Question, *, gateway: client.Gateway, addresses: Addresses) ->
             timeout_url=addresses.timeout(question.token),
             remarks="Payout status",
         )
-    except client.GatewayError as error:
+    except gateway_errors.GatewayError as error:
         log.warning("Question about %s not taken: %s", question.originator_conversation_id, error)
         return None
     return accepted.conversation_id

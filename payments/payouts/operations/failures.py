@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce
 
 from payments.ledger import journal
 from payments.models import Attempt, Transaction
-from payments.mpesa import messages
+from payments.mpesa import result_codes
 from payments.payouts.operations import actions
 from users import audit
 
@@ -69,10 +69,10 @@ def words_of(code: str) -> tuple[str, str, bool]:
     """What a code means, what to do about it, and whether sending again may help."""
     if code in ("", NO_CODE):
         return "No code was given; the payout's page says what happened.", "Look at one, then retry.", True
-    meaning = messages.MEANING.get(code)
+    meaning = result_codes.MEANING.get(code)
     if meaning is None:
         return "M-Pesa refused the request with this code.", "Look at one payout's timeline, then retry.", True
-    return meaning.words, meaning.advice, meaning.fault != "member" or "etry" in meaning.advice
+    return meaning.words, meaning.advice, meaning.retry_helps
 
 
 def failed() -> QuerySet[Transaction]:

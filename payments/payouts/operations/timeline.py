@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from payments.ledger import journal
 from payments.models import Attempt, Callback, StatusQuery, Transaction, Transfer, Verdict
-from payments.mpesa import messages
+from payments.mpesa import redaction, result_codes, strict_json
 from payments.payouts.operations import failures
 from users import phone
 from users.models import AuditEntry, CustomUser
@@ -118,7 +118,7 @@ def _explained(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
         words, advice, _ = failures.words_of(last.result_code if last is not None else "")
         return f"It failed, and the money is still with us, owed to the member. {words}", advice
     if last is not None and last.state == Attempt.State.IN_DOUBT:
-        words = messages.meaning(last.result_code).words if last.result_code else ""
+        words = result_codes.meaning(last.result_code).words if last.result_code else ""
         held = status == Transaction.Status.HELD
         return (
             f"We do not know whether M-Pesa paid it. The money counts as on its way. {words}".strip(),
@@ -234,8 +234,8 @@ def _of_decision(entry: AuditEntry) -> Moment:
 def redacted(body: bytes) -> str:
     """A callback's body for the screen: ids, codes, amounts and times as they are, everything else masked."""
     try:
-        message = messages.read_object(body)
-    except messages.Unreadable as error:
+        message = strict_json.read_object(body)
+    except strict_json.Unreadable as error:
         return f"[{len(body)} bytes that cannot be read: {error}]"
     return json.dumps(_masked(message), indent=2, ensure_ascii=False)
 
@@ -256,7 +256,7 @@ def _masked(value: object, *, shown: bool = True) -> object:
 
 
 def _clean(text: str) -> str:
-    return messages.redact(text)
+    return redaction.redact(text)
 
 
 def of_member(member: CustomUser) -> list[Transaction]:

@@ -20,7 +20,7 @@ from markets.models import NAIROBI
 from payments import failpoints
 from payments.ledger import journal, receivables
 from payments.models import Attempt, Settlement, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts as payouts_attempts
 from payments.payouts import breakers, eligibility
@@ -32,7 +32,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 State = Attempt.State
 Status = Transaction.Status
-Said: TypeAlias = client.Accepted | client.GatewayError
+Said: TypeAlias = client.Accepted | gateway_errors.GatewayError
 
 
 @dataclass(frozen=True)
@@ -290,5 +290,5 @@ def call(claim: Claim, *, gateway: client.Gateway, addresses: Addresses) -> Said
     """POST one claimed request and return what M-Pesa said: the answer or the error. Touches no database."""
     try:
         return gateway.pay(**request(claim, addresses=addresses))
-    except client.GatewayError as error:
+    except gateway_errors.GatewayError as error:
         return error

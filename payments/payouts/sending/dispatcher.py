@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 
 import redis
 
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
@@ -44,7 +44,7 @@ Answers: TypeAlias = list[tuple[sending_claims.Claim, sending_claims.Said]]
 
 
 class Calls(Protocol):
-    """What carries many requests at once: daraja_bulk.BulkGateway."""
+    """What carries many requests at once: bulk_client.BulkGateway."""
 
     def start(self, payments: Iterable[Payment]) -> None: ...
 
@@ -194,7 +194,7 @@ class Dispatcher:
             claim = under_way.pop(end.key, None)
             if claim is None:  # Of a run that ended before it could write this down: a question finds out.
                 continue
-            if isinstance(end.said, client.Accepted | client.GatewayError):
+            if isinstance(end.said, client.Accepted | gateway_errors.GatewayError):
                 answers.append((claim, end.said))
             else:
                 unforeseen.append(end.said)

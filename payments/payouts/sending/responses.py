@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from payments import failpoints
 from payments.ledger import receivables
 from payments.models import Attempt, Breaker, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.payouts import attempts, breakers
 from payments.payouts.sending import claims
 from payments.policy import Policy
@@ -83,7 +83,7 @@ def record(claim: claims.Claim, said: claims.Said, *, at: datetime, policy: Poli
         if isinstance(said, client.Accepted) and not attempt.conversation_id:
             attempt.conversation_id = said.conversation_id[:64]
             attempt.save(update_fields=["conversation_id"])
-        if isinstance(said, client.OutcomeUnknown) and said.duplicate:
+        if isinstance(said, gateway_errors.OutcomeUnknown) and said.duplicate:
             attempts.is_known(attempt, at=at)
         sure = attempt.doubted_at is None
         if attempt.state != State.SENDING:
@@ -93,15 +93,15 @@ def record(claim: claims.Claim, said: claims.Said, *, at: datetime, policy: Poli
             attempt.save()
             breakers.acknowledged(attempt.posted_at)
         elif (
-            isinstance(said, client.NotSent)
+            isinstance(said, gateway_errors.NotSent)
             and sure
             and (payout.status == Status.HELD or receivables.was_recalled(payout.pk))
         ):
             # An earlier request was paid meanwhile, or the settlement undone: this one did not leave, and must not.
             attempts.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
-        elif isinstance(said, client.NotSent) and sure:
+        elif isinstance(said, gateway_errors.NotSent) and sure:
             _wait(payout, attempt, said, at, policy)
-        elif isinstance(said, client.Rejected) and sure:
+        elif isinstance(said, gateway_errors.Rejected) and sure:
             attempts.fail(payout, attempt, code=said.code, words=str(said), at=at, policy=policy)
         else:
             attempt.result_words = str(said)[:300]
@@ -110,7 +110,7 @@ def record(claim: claims.Claim, said: claims.Said, *, at: datetime, policy: Poli
     failpoints.hit("record after commit")
 
 
-def _wait(payout: Transaction, attempt: Attempt, said: client.NotSent, at: datetime, policy: Policy) -> None:
+def _wait(payout: Transaction, attempt: Attempt, said: gateway_errors.NotSent, at: datetime, policy: Policy) -> None:
     """The request did not leave: the payout is pending again, its attempt stays open, the same id goes again."""
     attempt.state, attempt.next_query_at = State.WAITING, None
     if said.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:

@@ -17,8 +17,10 @@ import aiohttp
 import pytest
 
 from payments.mpesa import bulk_client
+from payments.mpesa.access_tokens import SharedTokens
 from payments.mpesa.bulk_client import BulkGateway, Ended, Payment
-from payments.mpesa.client import Accepted, Gateway, GatewayError, NotSent, OutcomeUnknown, SharedTokens
+from payments.mpesa.client import Accepted, Gateway
+from payments.mpesa.gateway_errors import GatewayError, NotSent, OutcomeUnknown
 from payments.tests.mpesa.test_client import (
     ACK,
     ACKNOWLEDGEMENT,

@@ -8,7 +8,7 @@ from django.urls import resolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payments.mpesa import client
+from payments.mpesa import request_fields
 from payments.mpesa.callback_urls import Addresses, token_hash
 
 ADDRESSES = Addresses(callback_url="https://kasoko.app/api/payments/b2c-callback/", key="k" * 40)
@@ -79,7 +79,7 @@ def test_no_address_holds_a_word_that_daraja_refuses(subject: str) -> None:
 
     # then
     assert TOKEN.fullmatch(token)
-    assert not any(word in url for url in urls for word in client.FORBIDDEN_WORDS)
+    assert not any(word in url for url in urls for word in request_fields.FORBIDDEN_WORDS)
 
 
 def test_the_key_is_not_shown() -> None:

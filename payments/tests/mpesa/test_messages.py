@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payments.mpesa import messages
+from payments.mpesa import message_fields, messages, redaction, result_codes, strict_json
 
 PAID: dict[str, Any] = {
     "ResultType": 0,
@@ -81,7 +81,7 @@ def test_only_zero_says_paid(code: object) -> None:
 
 @pytest.mark.parametrize("code", [False, 0.0, [], {}])
 def test_a_code_of_another_type_is_unreadable(code: object) -> None:
-    with pytest.raises(messages.Unreadable):
+    with pytest.raises(strict_json.Unreadable):
         result(ResultCode=code)
 
 
@@ -177,7 +177,7 @@ def test_a_receivers_phone_is_whole_or_shown_masked(party: object, phone: str | 
     ],
 )
 def test_a_masked_number_agrees_when_the_digits_it_shows_do(visible: str, agrees: bool) -> None:
-    assert messages.phone_is_compatible(visible, "254712345678") is agrees
+    assert message_fields.phone_is_compatible(visible, "254712345678") is agrees
 
 
 @pytest.mark.parametrize("amount", ["285", "285.00", 285, 285.0])
@@ -234,7 +234,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("message", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_a_body_that_is_no_result_is_unreadable(message: bytes) -> None:
-    with pytest.raises(messages.Unreadable):
+    with pytest.raises(strict_json.Unreadable):
         messages.parse_result(message)
 
 
@@ -261,7 +261,7 @@ def reads_or_refuses(message: bytes) -> None:
     for parse in PARSERS:
         try:
             read = parse(message)
-        except messages.Unreadable:
+        except strict_json.Unreadable:
             continue
         assert is_dataclass(read) or isinstance(read, dict)
         for name in [] if isinstance(read, dict) else dir(read):
@@ -323,7 +323,7 @@ def test_a_completed_payment_is_read_from_the_status_answer() -> None:
         ("TransactionReason", None),
     )
 
-    assert answer.verdict == "completed"
+    assert answer.payment_status == "completed"
     assert (answer.receipt, answer.amount, answer.charge) == ("SKN4Q1ABCD", Decimal(285), Decimal("22.40"))
     assert (answer.originator_conversation_id, answer.conversation_id) == ("KASOKO-1-7-0a1b2c3d-1", "AG_20261123_1")
     assert (answer.receiver_phone, answer.receiver_phone_visible) == ("254712345678", "254712345678")
@@ -365,12 +365,12 @@ def test_the_credit_party_is_the_receiver_and_a_lone_debit_party_is_not() -> Non
 def test_a_verdict_needs_a_working_query_and_one_listed_status(code: object, statuses: list, verdict: str) -> None:
     answer = status(*(("TransactionStatus", text) for text in statuses), ResultCode=code)
 
-    assert answer.verdict == verdict
+    assert answer.payment_status == verdict
 
 
 def test_a_status_answer_that_is_not_final_has_no_verdict() -> None:
-    assert status(("TransactionStatus", "Completed"), ResultType=1).verdict == "unknown"
-    assert status(ResultType=1, ResultCode=49).verdict == "unknown"
+    assert status(("TransactionStatus", "Completed"), ResultType=1).payment_status == "unknown"
+    assert status(ResultType=1, ResultCode=49).payment_status == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_failed_balance_query_tells_no_balances() -> None:
     "text", [None, "x", "A|KES|1|2|3", "A|USD|1|2|3|4", "A|KES|1|2|3|x", "|KES|1|2|3|4", "A|KES|1|2|3|4&A|KES|1|2|3|4"]
 )
 def test_a_malformed_balance_is_unreadable(text: object) -> None:
-    with pytest.raises(messages.Unreadable):
+    with pytest.raises(strict_json.Unreadable):
         balances(text)
 
 
@@ -441,7 +441,7 @@ def test_a_cancelled_stk_push_has_no_metadata() -> None:
 
 @pytest.mark.parametrize("root", [{}, {"Body": 1}, {"Body": {"stkCallback": {"ResultCode": 0}}}])
 def test_an_stk_callback_without_its_id_is_unreadable(root: dict) -> None:
-    with pytest.raises(messages.Unreadable):
+    with pytest.raises(strict_json.Unreadable):
         messages.parse_stk(body(root))
 
 
@@ -449,13 +449,13 @@ def test_an_stk_callback_without_its_id_is_unreadable(root: dict) -> None:
 
 
 def test_only_the_allow_list_is_definite() -> None:
-    definite = {code for code, meaning in messages.MEANING.items() if meaning.definite}
+    definite = {code for code, meaning in result_codes.MEANING.items() if meaning.definite}
 
     assert definite == {"1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028", "2040", "8006", "SFC_IC0003"}
 
 
 def test_each_definite_code_is_ours_or_the_members() -> None:
-    faults = {code: meaning.fault for code, meaning in messages.MEANING.items() if meaning.definite}
+    faults = {code: meaning.fault for code, meaning in result_codes.MEANING.items() if meaning.definite}
 
     assert {code for code, fault in faults.items() if fault == "ours"} == {
         "1", "21", "2001", "8006", "2006", "2028", "11"
@@ -465,14 +465,14 @@ def test_each_definite_code_is_ours_or_the_members() -> None:
 
 @pytest.mark.parametrize("code", ["0", "15", "17", "26", "41", "45", "49", "100000000", "999", "", "sfc_ic0003"])
 def test_any_other_code_is_in_doubt(code: str) -> None:
-    meaning = messages.meaning(code)
+    meaning = result_codes.meaning(code)
 
     assert (meaning.definite, meaning.fault) == (False, "unknown")
     assert meaning.words and meaning.advice
 
 
 def test_redaction_hides_phones_tokens_and_credentials() -> None:
-    text = messages.redact(
+    text = redaction.redact(
         'Invalid Access Token - cJcPoBhGsVdt2kFqJ1m1q2 for 254712345678, "SecurityCredential": "short", s3cret\nx',
         "s3cret",
     )
@@ -480,5 +480,5 @@ def test_redaction_hides_phones_tokens_and_credentials() -> None:
     assert text == (
         'Invalid Access Token - [redacted] for 2547****678, "SecurityCredential": "[redacted]", [redacted] x'
     )
-    assert messages.redact("A" * 344) == "[redacted]"
-    assert messages.redact("receipt SKN4Q1ABCD of 285.00") == "receipt SKN4Q1ABCD of 285.00"
+    assert redaction.redact("A" * 344) == "[redacted]"
+    assert redaction.redact("receipt SKN4Q1ABCD of 285.00") == "receipt SKN4Q1ABCD of 285.00"

@@ -6,7 +6,7 @@ from decimal import Decimal
 from markets.models import Market
 from payments import wiring
 from payments.models import Attempt, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.sending import claims, responses
 from payments.settlement import status
@@ -22,7 +22,7 @@ def claimed(of: Market, amount: int) -> claims.Claim:
     return claim
 
 
-def sent(of: Market, amount: int, said: client.Accepted | client.GatewayError) -> claims.Claim:
+def sent(of: Market, amount: int, said: client.Accepted | gateway_errors.GatewayError) -> claims.Claim:
     claim = claimed(of, amount)
     responses.record(claim, said, at=AT, policy=policy())
     return claim
@@ -81,16 +81,16 @@ def test_each_payout_is_in_one_of_six_states_and_they_sum_to_the_total(db: None)
     # which one for more than a day, one is refused, one is paid
     claimed(made, 102)
     sent(made, 103, accepted)
-    sent(made, 104, client.OutcomeUnknown("", "read timeout"))
-    sent(made, 105, client.OutcomeUnknown("", "read timeout"))
-    sent(made, 106, client.Rejected("400.002.02", "Bad Request"))
+    sent(made, 104, gateway_errors.OutcomeUnknown("", "read timeout"))
+    sent(made, 105, gateway_errors.OutcomeUnknown("", "read timeout"))
+    sent(made, 106, gateway_errors.Rejected("400.002.02", "Bad Request"))
     paid(made, 107)
     doubtful = Attempt.objects.get(amount=105)
     Attempt.objects.filter(pk=doubtful.pk).update(
         next_query_at=AT - timedelta(days=1), first_sent_at=AT - timedelta(days=2)
     )
     status_queries.ask(at=AT, policy=policy(), addresses=wiring.addresses(), limit=1)
-    sent(made, 101, client.NotSent("network"))  # The last to be sent, as a dead line pauses sending.
+    sent(made, 101, gateway_errors.NotSent("network"))  # The last to be sent, as a dead line pauses sending.
 
     # then
     found = status.settlement_status(made.pk)

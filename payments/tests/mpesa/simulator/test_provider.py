@@ -20,10 +20,10 @@ import pytest
 import requests
 
 from payments.mpesa import tariff
-from payments.mpesa.simulator import faults, messages
+from payments.mpesa.simulator import fault_schedule, faults, messages
 from payments.mpesa.simulator.book import Book
-from payments.mpesa.simulator.provider import Terms
 from payments.mpesa.simulator.server import Options, Sandbox
+from payments.mpesa.simulator.terms import Terms
 
 ROOT = Path(__file__).resolve().parents[4]
 PHONE = "254708374149"
@@ -935,7 +935,7 @@ def test_status_not_found_denies_a_payment_it_knows(start: Callable[..., Client]
 
 def test_every_fault_can_be_written_and_read_again() -> None:
     # given
-    schedule = faults.Schedule(seed=3, rate=1.0, names=tuple(faults.FAULTS))
+    schedule = fault_schedule.Schedule(seed=3, rate=1.0, names=tuple(faults.FAULTS))
 
     # when
     for name in faults.FAULTS:
@@ -960,7 +960,7 @@ def test_the_same_seed_strikes_the_same_payments(tmp_path: Path) -> None:
     ids = [f"KASOKO-1-{number}-aaaaaaaa-1" for number in range(2_000)]
 
     def struck(seed: int) -> list[list[str]]:
-        schedule = faults.Schedule(seed=seed, rate=0.2, names=tuple(faults.FAULTS))
+        schedule = fault_schedule.Schedule(seed=seed, rate=0.2, names=tuple(faults.FAULTS))
         return [schedule.strikes("payment", key=ocid, phone=PHONE, earlier=0).texts() for ocid in ids]
 
     # when

@@ -20,7 +20,7 @@ def test_failures_are_grouped_by_code_with_words_and_advice(db: None, at: dateti
     console_scenes.refused(payout(400, at=at), at)
     first, second = failures.reasons()
     assert (first.code, first.count, first.amount) == ("2040", 2, Decimal(300))
-    assert first.words == "The number is no registered M-Pesa customer."
+    assert first.words == "The number is not a registered M-Pesa customer."
     assert first.advice == "Correct the number, or pay to the wallet." and not first.retry_helps
     assert (second.code, second.count, second.amount, second.retry_helps) == ("400.002.02", 1, Decimal(400), True)
 

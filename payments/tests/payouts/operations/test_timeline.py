@@ -79,7 +79,7 @@ def test_a_life_tells_everything_in_order(db: None, at: datetime) -> None:
     life = timeline.life(one.pk)
     assert life is not None
     assert life.words == (
-        "It failed, and the money is still with us, owed to the member. The number is no registered M-Pesa customer."
+        "It failed, and the money is still with us, owed to the member. The number is not a registered M-Pesa customer."
     )
     assert (life.advice, life.owed) == ("Correct the number, or pay to the wallet.", Decimal(285))
     assert timeline.life(10**9) is None

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from payments.models import Attempt, Settlement, StatusQuery, Transaction
-from payments.mpesa import client
+from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
@@ -301,7 +301,7 @@ def test_an_accepted_request_is_not_paid(payout: Transaction) -> None:
 @pytest.mark.parametrize(
     "said", [payout_steps.READ_TIMEOUT, payout_steps.DUPLICATE], ids=["read timeout", "duplicate id"]
 )
-def test_what_may_have_left_is_in_doubt_never_failed(payout: Transaction, said: client.GatewayError) -> None:
+def test_what_may_have_left_is_in_doubt_never_failed(payout: Transaction, said: gateway_errors.GatewayError) -> None:
     # when
     attempt = sent(payout, said)
 
@@ -425,7 +425,7 @@ def test_an_outright_rejection_fails_the_payout(payout: Transaction) -> None:
     ids=["rejected", "no connection", "throttled", "duplicate", "read timeout"],
 )
 def test_once_in_doubt_no_answer_to_a_resend_but_a_result_decides(
-    payout: Transaction, said: client.GatewayError
+    payout: Transaction, said: gateway_errors.GatewayError
 ) -> None:
     # given
     attempt = sent(payout, payout_steps.READ_TIMEOUT)
@@ -540,7 +540,7 @@ def test_a_question_is_put_to_its_own_address(payout: Transaction) -> None:
     [payout_steps.READ_TIMEOUT, payout_steps.NO_CONNECTION, payout_steps.REJECTED, payout_steps.DUPLICATE],
     ids=str,
 )
-def test_a_question_that_is_not_taken_changes_nothing(payout: Transaction, said: client.GatewayError) -> None:
+def test_a_question_that_is_not_taken_changes_nothing(payout: Transaction, said: gateway_errors.GatewayError) -> None:
     # given
     attempt = sent(payout)
     asked = question(attempt, after(20))

@@ -14,12 +14,12 @@ from django.conf import settings
 from django.db.models import QuerySet
 
 from payments.models import Attempt, Breaker, StatusQuery, Transaction
-from payments.mpesa import client
+from payments.mpesa import access_tokens, client, gateway_errors
 from payments.mpesa.bulk_client import BulkGateway, Ended, Payment
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
-from payments.mpesa.simulator.provider import Terms
 from payments.mpesa.simulator.server import Options, Sandbox
+from payments.mpesa.simulator.terms import Terms
 from payments.payouts.sending import claims
 from payments.payouts.sending.dispatcher import Dispatcher, _last_turn
 from testing import builders, payout_steps
@@ -98,7 +98,7 @@ def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[client.Gatewa
         security_credential="credential==",
         shortcode="600000",
     )
-    tokens = client.SharedTokens(connection, name=credentials.token_name)
+    tokens = access_tokens.SharedTokens(connection, name=credentials.token_name)
     gateway = client.Gateway(credentials, tokens=tokens, timeout_seconds=20.0, pool_size=32)
     yield gateway
     gateway.close()
@@ -270,7 +270,7 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(dispa
     ids=str,
 )
 def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
-    dispatcher: Dispatcher, said: client.GatewayError, expected: tuple[str, str]
+    dispatcher: Dispatcher, said: gateway_errors.GatewayError, expected: tuple[str, str]
 ) -> None:
     # given
     winners(10)

@@ -1,0 +1,101 @@
+"""OAuth access token that all workers share in Redis."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import redis
+from redis.exceptions import LockError
+
+from payments.mpesa.gateway_errors import NotSent
+
+Fetch: TypeAlias = Callable[[], tuple[str, int]]
+
+
+class Tokens(Protocol):
+    """Store of the OAuth token. `fetch` returns the token and its life in seconds."""
+
+    def get(self, fetch: Fetch) -> str: ...
+
+    def drop(self, token: str) -> None: ...
+
+
+class SharedTokens:
+    """One OAuth token in Redis for all workers, because each new token ends the one before.
+
+    One worker renews the token, min(60 s, a quarter of its life) before its end. The others use the old token
+    meanwhile.
+    Units: `name` is `Credentials.token_name`; `clock` gives seconds since the epoch.
+    Source: Daraja portal, page Authorization.
+    """
+
+    _DROP = "if redis.call('HGET', KEYS[1], 'value') == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+    def __init__(
+        self,
+        redis_client: redis.Redis,
+        *,
+        name: str,
+        clock: Callable[[], float] = time.time,
+        wait_seconds: float = 1.0,
+        lock_seconds: float = 10.0,
+    ) -> None:
+        self._redis = redis_client
+        self._key = f"daraja:token:{name}"
+        self._clock = clock
+        self._wait_seconds = wait_seconds
+        self._lock_seconds = lock_seconds
+
+    def get(self, fetch: Fetch) -> str:
+        """Return the shared token. Fetch it under the lock if there is none or if its end is near.
+
+        Raises: NotSent if another worker holds the lock for too long; RedisError; every error of `fetch`.
+        """
+        token, is_fresh = self._read()
+        if token and is_fresh:
+            return token
+        lock = self._redis.lock(f"{self._key}:lock", timeout=self._lock_seconds, sleep=0.02)
+        if not lock.acquire(blocking=not token, blocking_timeout=self._wait_seconds if not token else None):
+            if token:
+                return token
+            raise NotSent("network", message="another worker is still fetching the access token")
+        try:
+            token, is_fresh = self._read()
+            return token if token and is_fresh else self._write(*fetch())
+        except NotSent:
+            # The old token is valid until its end, even if no new token can be fetched.
+            if token:
+                return token
+            raise
+        finally:
+            try:
+                lock.release()
+            except LockError:
+                # The lock expired while we fetched. Its new holder fetches again, which is harmless.
+                pass
+
+    def drop(self, token: str) -> None:
+        """Delete `token` if it is still the shared token. A newer token stays. Raises: RedisError."""
+        self._redis.eval(self._DROP, 1, self._key, token)
+
+    def _read(self) -> tuple[str, bool]:
+        fields = self._redis.hmget(self._key, "value", "refresh_at", "expires_at")
+        value, refresh_at, expires_at = (field.decode() if isinstance(field, bytes) else field for field in fields)
+        now = self._clock()
+        if not (value and refresh_at and expires_at) or now >= float(expires_at):
+            return "", False
+        return value, now < float(refresh_at)
+
+    def _write(self, value: str, life_seconds: int) -> str:
+        now = self._clock()
+        margin = min(60.0, life_seconds / 4)
+        token: dict[Any, Any] = {
+            "value": value,
+            "refresh_at": now + life_seconds - margin,
+            "expires_at": now + life_seconds,
+        }
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(self._key, mapping=token)
+            pipeline.expire(self._key, life_seconds)
+            pipeline.execute()
+        return value

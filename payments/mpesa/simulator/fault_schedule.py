@@ -1,0 +1,100 @@
+"""The schedule of faults."""
+
+import threading
+from collections.abc import Iterable
+
+from payments.mpesa.simulator import draws, faults
+
+
+class Schedule:
+    """Decides which faults strike. The same seed gives an originator conversation id the same faults.
+
+    `rate` is divided evenly among `names`, each drawn on its own; while it is small it is the share of
+    payments struck.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        rate: float = 0.0,
+        names: tuple[str, ...] = (),
+        phones: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self.seed = seed
+        self._lock = threading.Lock()
+        self._rate, self._names = 0.0, names
+        self._phones: dict[str, list[faults.Spec]] = {}
+        self._spent: dict[tuple[str, str], int] = {}
+        self.set_rate(rate, names)
+        for phone, text in phones:
+            self.add(phone, text)
+
+    def set_rate(self, rate: float, names: tuple[str, ...]) -> None:
+        """Change the seeded faults from now on. Raises: ValueError for a rate that gives a fault more than its all."""
+        if not 0 <= rate <= max(1, len(names)):
+            raise ValueError(f"a fault rate lies between 0 and the number of faults, not {rate}")
+        with self._lock:
+            self._rate, self._names = rate, names
+
+    def add(self, phone: str, text: str) -> None:
+        """Let a fault strike this phone from now on, its count starting afresh. Raises: ValueError."""
+        faults.parse_phone(f"{phone}={text}")
+        with self._lock:
+            others = [spec for spec in self._phones.get(phone, []) if spec.text != text]
+            self._phones[phone] = [*others, faults.parse(text)]
+            self._spent.pop((phone, text), None)
+
+    def clear(self, phone: str) -> None:
+        """Let no more faults by number strike this phone."""
+        with self._lock:
+            self._phones.pop(phone, None)
+
+    def spend(self, phone: str, texts: Iterable[str]) -> None:
+        """Count specifications that a former run of the same book has used up."""
+        with self._lock:
+            for text in texts:
+                self._spent[phone, text] = self._spent.get((phone, text), 0) + 1
+
+    def strikes(self, stage: faults.Stage, *, key: str, phone: str, earlier: int) -> faults.Strikes:
+        """Return what strikes the request of this id, after `earlier` requests of the same kind for it."""
+        with self._lock:
+            rate, names = self._rate, self._names
+            specs = []
+            for spec in self._phones.get(phone, ()):
+                if stage in spec.fault.stages and self._fits(spec, stage) and self._left(phone, spec):
+                    specs.append(spec)
+                    if spec.count is not None:
+                        self._spent[phone, spec.text] = self._spent.get((phone, spec.text), 0) + 1
+        spent = tuple(spec.text for spec in specs if spec.count is not None)
+        if rate and stage != "deposit":
+            for name in names:
+                fault = faults.FAULTS[name]
+                if stage in fault.stages and (fault.first is None or earlier < fault.first):
+                    if draws.fraction(self.seed, key, name) < rate / len(names):
+                        specs.append(faults.parse(name))
+        if not specs:
+            return faults.NO_STRIKES
+        variants = {spec.fault.name: self._settled(spec, key) for spec in reversed(specs)}
+        seconds = {spec.fault.name: spec.seconds for spec in reversed(specs) if spec.seconds is not None}
+        return faults.Strikes(variants, seconds, spent)
+
+    def _left(self, phone: str, spec: faults.Spec) -> bool:
+        return spec.count is None or self._spent.get((phone, spec.text), 0) < spec.count
+
+    @staticmethod
+    def _fits(spec: faults.Spec, stage: faults.Stage) -> bool:
+        # A failure code of M-Pesa Express says nothing about a B2C payment, and the reverse.
+        codes = faults.PAYMENT_FAILURES if stage == "payment" else faults.DEPOSIT_FAILURES
+        return spec.fault.name != "fail" or not spec.options or spec.options[0] in codes
+
+    def _settled(self, spec: faults.Spec, key: str) -> tuple[str, ...]:
+        fault = spec.fault
+        groups = (faults.SEEDED_FAILURES,) if fault.name == "fail" and not spec.options else fault.choices
+        return tuple(
+            next((option for option in spec.options if option in group), None)
+            or draws.pick(
+                tuple(option for option in group if option not in fault.named_only), self.seed, key, fault.name, number
+            )
+            for number, group in enumerate(groups)
+        )

@@ -1,0 +1,94 @@
+"""Strict reading of requests to the simulator."""
+
+import json
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from payments.mpesa.simulator.messages import Refused
+
+Body = Mapping[str, object]
+
+# Source: Daraja portal, C2B Register URL page; support says they hold for every callback URL.
+FORBIDDEN_WORDS = (
+    "mpesa",
+    "m-pesa",
+    "safaricom",
+    "exe",
+    "cmd",
+    "sql",
+    "query",
+    "ngrok",
+    "mockbin",
+    "requestbin",
+)
+_COMMANDS = ("BusinessPayment", "SalaryPayment", "PromotionPayment")
+MSISDN = re.compile(r"254[17][0-9]{8}")
+SHORTCODE = re.compile(r"[0-9]{5,7}")
+WHOLE = re.compile(r"[0-9]{1,12}")
+_OCID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+STAMP = re.compile(r"[0-9]{14}")
+
+
+def read_body(content_type: str, raw: bytes) -> Body:
+    """Read a JSON object. Raises: Refused."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise invalid_field("Content-Type")
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "400.002.05", "Invalid Request Payload") from error
+    if not isinstance(body, dict):
+        raise Refused(400, "400.002.05", "Invalid Request Payload")
+    return body
+
+
+def payment_request(body: Body) -> dict[str, str]:
+    matching_field(body, "OriginatorConversationID", _OCID)
+    text_field(body, "SecurityCredential", 1, 1_000)
+    command = text_field(body, "CommandID", 1, 64)
+    if command not in _COMMANDS:
+        raise invalid_field("CommandID")
+    matching_field(body, "Amount", WHOLE)
+    matching_field(body, "PartyB", MSISDN)
+    return {
+        "InitiatorName": text_field(body, "InitiatorName", 1, 100),
+        "CommandID": command,
+        "PartyA": matching_field(body, "PartyA", SHORTCODE),
+        "Remarks": text_field(body, "Remarks", 2, 100),
+        "QueueTimeOutURL": url_field(body, "QueueTimeOutURL"),
+        "ResultURL": url_field(body, "ResultURL"),
+        "Occassion": text_field(body, "Occassion", 0, 100),
+    }
+
+
+def text_field(body: Body, name: str, shortest: int, longest: int) -> str:
+    found = body.get(name, "")
+    if isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)
+    if not isinstance(found, str) or not shortest <= len(found) <= longest or not found.isprintable():
+        raise invalid_field(name)
+    return found
+
+
+def matching_field(body: Body, name: str, pattern: re.Pattern[str]) -> str:
+    found = text_field(body, name, 1, 128)
+    if not pattern.fullmatch(found):
+        raise invalid_field(name)
+    return found
+
+
+def url_field(body: Body, name: str) -> str:
+    url = text_field(body, name, 1, 1_000)
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole or any(word in url.lower() for word in FORBIDDEN_WORDS):
+        raise invalid_field(name)
+    return url
+
+
+def invalid_field(name: str) -> Refused:
+    return Refused(400, "400.002.02", f"Bad Request - Invalid {name}")
