@@ -1,7 +1,7 @@
-"""Daraja's B2C call with hundreds of requests under way at once, on an event loop in a thread of its own.
+"""Bulk client for Daraja's B2C call: hundreds of requests in flight on one event loop.
 
-It is the gateway's contract and nothing beside it: the gateway writes each body, gives the shared token, reads each
-answer, and so names each end by what we know of the money. Only the wire is another.
+The event loop has its own thread. The gateway still writes each body, gives the shared token, reads each answer and
+classifies it by what we know of the money. Only the HTTP transport differs.
 Source: docs/decisions/0011-bulk-client.md.
 """
 
@@ -28,9 +28,10 @@ from payments.mpesa.transport import CONNECT_SECONDS
 
 @dataclass(frozen=True)
 class Payment:
-    """One B2C request to be POSTed at `at` (seconds of time.monotonic); `key` is the caller's name for it.
+    """One B2C request to be POSTed at `at`.
 
-    `request` is what `Gateway.pay` takes.
+    `key` is the caller's name for it. `request` holds the arguments of `Gateway.pay`.
+    Units: `at` is in seconds of time.monotonic.
     """
 
     key: int
@@ -40,16 +41,19 @@ class Payment:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of one: the answer, the gateway's error, or what nobody foresaw, for the caller to raise."""
+    """The end of one request: Daraja's acceptance, the gateway's error, or an unexpected error.
+
+    The caller raises an unexpected error.
+    """
 
     key: int
-    said: Accepted | GatewayError | Exception
+    response: Accepted | GatewayError | Exception
 
 
 class _Exchange:
-    """`sent` turns True when a connection is there and the request is about to be written to it.
+    """One request in flight. `sent` turns True when the request is about to be written to a connection.
 
-    Exception types cannot tell this: the same ones are raised before and after.
+    Exception types do not show this: aiohttp raises the same ones before and after.
     """
 
     __slots__ = ("sent",)
@@ -68,10 +72,10 @@ class _WatchedRequest(aiohttp.ClientRequest):
 
 
 class BulkGateway:
-    """B2C requests for a caller's thread: `start` some, `collect` what has ended, each by its key.
+    """B2C requests for one caller's thread: `start` some, then `collect` the ended ones by their keys.
 
-    At most `in_flight` connections, kept and used again. Proxies, .netrc, cookies and redirects play no part. Each
-    request and its answer have the gateway's `timeout_seconds` in all, from when it is due.
+    It keeps at most `in_flight` connections and uses them again. It ignores proxies, .netrc, cookies and redirects.
+    A request and its answer share the gateway's `timeout_seconds`, counted from the moment the request is due.
     """
 
     def __init__(self, gateway: Gateway, *, in_flight: int) -> None:
@@ -86,12 +90,12 @@ class BulkGateway:
         self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # --- the caller's thread
+    # --- called from the caller's thread
 
     def start(self, payments: Iterable[Payment]) -> None:
-        """Have each POSTed when it is due. Returns at once, but for the token where it must be fetched.
+        """POST each payment when it is due. Returns at once, unless the token must be fetched.
 
-        Without a token nothing is sent, and each ends as NotSent.
+        Without a token nothing is sent, and each payment ends as NotSent.
         """
         loop = self._running_loop()
         try:
@@ -109,7 +113,10 @@ class BulkGateway:
                 loop.call_soon_threadsafe(self._due_later, payment, body)
 
     def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
-        """What has ended since the last call; waits until `enough` have, at most for as long as one has patience."""
+        """Return the requests that ended since the last call.
+
+        Waits until `enough` requests have ended, but no longer than `patience_seconds`.
+        """
         self._wanted = enough
         if len(self._ended) < enough:
             self._enough.wait(patience_seconds)
@@ -117,7 +124,7 @@ class BulkGateway:
         return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def close(self) -> None:
-        """Stop the loop. What is under way is not waited for: collect it first."""
+        """Stop the loop without waiting for requests in flight. Collect them first."""
         if self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(10)
@@ -134,10 +141,10 @@ class BulkGateway:
             asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
         return self._loop
 
-    # --- the loop's thread
+    # --- run in the loop's thread
 
     async def _open(self) -> None:
-        # The same authorities as requests trusts, wherever the machine keeps its own.
+        # Trust the same certificate authorities as `requests`, not those of the machine.
         connector = aiohttp.TCPConnector(
             limit=self._in_flight, ssl=ssl.create_default_context(cafile=certifi.where()), keepalive_timeout=15
         )
@@ -156,8 +163,8 @@ class BulkGateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
-    def _end(self, key: int, said: Accepted | GatewayError | Exception) -> None:
-        self._ended.append(Ended(key, said))
+    def _end(self, key: int, response: Accepted | GatewayError | Exception) -> None:
+        self._ended.append(Ended(key, response))
         if len(self._ended) >= self._wanted:
             self._enough.set()
 
@@ -173,7 +180,7 @@ class BulkGateway:
         try:
             answer = await self._authorised_post(body)
             self._end(payment.key, self._gateway.acceptance(answer, payment.request["originator_conversation_id"]))
-        # Whatever it is goes to the thread that can write it down or raise it; here it would only be lost.
+        # Pass every error to the caller's thread, which can record it or raise it. Here it would be lost.
         except Exception as error:  # noqa: BLE001
             self._end(payment.key, error)
 
@@ -183,7 +190,7 @@ class BulkGateway:
         answer = await self._post(body, token, deadline)
         if not answer.refuses_token:
             return answer
-        # It proves that nothing was executed, so the same body may go once more with another token.
+        # A refused token proves that nothing was executed, so the same body may go again with another token.
         token = await self._renewed(token, deadline)
         answer = await self._post(body, token, deadline)
         if answer.refuses_token:
@@ -191,16 +198,17 @@ class BulkGateway:
         return answer
 
     async def _renewed(self, refused: str, deadline: float) -> str:
-        """One renewal for all requests whose token was refused at about the same time."""
+        """Renew the token once for all requests whose token was refused at about the same time."""
         async with self._renewing:
             if self._token == refused:
                 self._token = await asyncio.to_thread(self._gateway.renewed_token, refused, deadline)
             return self._token
 
     async def _post(self, body: bytes, token: str, deadline: float) -> Answer:
-        """Make one request and read its whole answer before the deadline (seconds of time.monotonic).
+        """Send one request and read its complete answer before `deadline`.
 
-        Raises: NotSent where not a byte of the request left; OutcomeUnknown for everything else that goes wrong.
+        Units: `deadline` is in seconds of time.monotonic.
+        Raises: NotSent if no byte of the request left; OutcomeUnknown for every other failure.
         """
         remaining = deadline - time.monotonic()
         if remaining <= 0:
@@ -228,7 +236,7 @@ class BulkGateway:
 
 async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    # What is left unread closes the connection when the response is let go.
+    # If a part stays unread, aiohttp closes the connection when the response is released.
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_BODY_BYTES:

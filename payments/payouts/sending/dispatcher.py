@@ -194,10 +194,10 @@ class Dispatcher:
             claim = under_way.pop(end.key, None)
             if claim is None:  # Of a run that ended before it could write this down: a question finds out.
                 continue
-            if isinstance(end.said, client.Accepted | gateway_errors.GatewayError):
-                answers.append((claim, end.said))
+            if isinstance(end.response, client.Accepted | gateway_errors.GatewayError):
+                answers.append((claim, end.response))
             else:
-                unforeseen.append(end.said)
+                unforeseen.append(end.response)
         if unforeseen:
             self._record(answers)
             raise unforeseen[0]

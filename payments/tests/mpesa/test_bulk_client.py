@@ -87,7 +87,7 @@ def pay(bulk: BulkGateway, count: int = 1, **changes: Any) -> list[Ended]:
 
 def said(bulk: BulkGateway, **changes: Any) -> Any:
     (end,) = pay(bulk, **changes)
-    return end.said
+    return end.response
 
 
 def always(answer: bytes) -> Script:
@@ -151,8 +151,8 @@ def test_what_must_not_be_sent_is_the_callers_to_raise_and_the_others_go(tokens:
         (refused,) = pay(bulk, amount_shillings=0)
         (sent,) = pay(bulk)
 
-    assert isinstance(refused.said, ValueError)
-    assert isinstance(sent.said, Accepted)
+    assert isinstance(refused.response, ValueError)
+    assert isinstance(sent.response, Accepted)
     assert len(wire.requests) == 1
 
 
@@ -193,7 +193,7 @@ def test_a_refused_token_is_renewed_once_for_all_and_each_body_goes_once_more(
         wire.close()
 
     # then
-    assert [type(end.said) for end in ended] == [Accepted] * 5
+    assert [type(end.response) for end in ended] == [Accepted] * 5
     assert sum(b"GET /oauth" in request for request in wire.requests) == 1
     posts = [request for request in wire.requests if b"POST" in request]
     assert sum(b"second-token" in request for request in posts) == 5
@@ -213,7 +213,7 @@ def test_without_a_token_nothing_is_sent(tokens: SharedTokens) -> None:
     wire.close()
 
     # then
-    assert [(type(end.said), end.said.reason) for end in ended] == [(NotSent, "network")] * 3
+    assert [(type(end.response), end.response.reason) for end in ended] == [(NotSent, "network")] * 3
     assert all(b"paymentrequest" not in request for request in wire.requests)
 
 
