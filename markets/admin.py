@@ -1,3 +1,5 @@
+"""Django admin pages of markets and bets."""
+
 from typing import Any
 
 from django.contrib import admin
@@ -9,6 +11,8 @@ from users.admin import ReadOnlyAdmin
 
 
 class OutcomeInline(TabularInline):
+    """Outcomes in the form of their market. They can be added with a new market, and then never changed."""
+
     model = Outcome
     exclude = ("scratched_at",)
     extra = 0
@@ -20,7 +24,7 @@ class OutcomeInline(TabularInline):
 
 @admin.register(Bet)
 class BetAdmin(ReadOnlyAdmin):
-    """Bets are read here; they are placed by members and decided by settlement."""
+    """Bets, read-only: members place them, and settlement writes their results."""
 
     list_display = ("id", "market", "user", "outcome", "amount", "result", "payout", "placed_at")
     list_filter = ("result",)
@@ -30,12 +34,12 @@ class BetAdmin(ReadOnlyAdmin):
 
 @admin.register(Market)
 class MarketAdmin(ModelAdmin):
-    """Making a market and mending its description. What is decided about it is decided on its page in the console."""
+    """Forms that create a market and edit its description. Decisions about it are made on its page in the console."""
 
     list_display = ("id", "question", "category", "status", "resolved_outcome", "end_date", "settled_at")
     list_filter = ("status", "category")
     search_fields = ("question",)
-    exclude = ("effective_close_at",)  # It comes with the resolution.
+    exclude = ("effective_close_at",)  # The resolution sets it.
     readonly_fields = ("status", "resolved_outcome", "created_at", "resolved_at", "settled_at")
     inlines = (OutcomeInline,)
 
@@ -43,13 +47,13 @@ class MarketAdmin(ModelAdmin):
         return False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Market | None = None) -> tuple[str, ...]:
-        # What members bet on stays as they saw it.
+        # Members have bet on this question with this fee, so neither may change.
         fixed = ("question", "platform_fee_pct") if obj is not None else ()
         return (*self.readonly_fields, *fixed)
 
     def save_model(self, request: HttpRequest, obj: Market, form: Any, change: bool) -> None:
         if not change:
-            obj.outcome_names = ()  # Those that were typed come with the formset, after the market.
+            obj.outcome_names = ()  # The formset adds the typed outcomes after the market.
         super().save_model(request, obj, form, change)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:

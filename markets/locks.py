@@ -1,31 +1,53 @@
-"""Locks of markets, and the registry of advisory lock numbers."""
+"""Locks of markets, and the registry of all advisory lock numbers.
+
+An advisory lock of PostgreSQL is a 64-bit number. Its top byte is the kind of the lock, so kinds never collide:
+
+| byte | number | locks | taken by |
+|---|---|---|---|
+| 7 | `market_lock(id)` | one market; bets share the lock | this module, `wallet.bets`, a trigger of `markets` |
+| 8 | `AUDIT_CHAIN` | the end of the audit trail | a trigger of `users`, which may not import this module |
+| 9 | `certificate_lock(id)` | the issuing of one settlement's certificate | `settlement.certificates.issuing` |
+
+All are held until the transaction ends. A new kind takes the next byte and a line here.
+"""
 
 from django.db import connection
 
 from markets.models import Market
 from users.refusal import Refusal
 
+AUDIT_CHAIN = (8 << 56) + (2 << 48) + 1
+
 
 def market_lock(market_id: int) -> int:
-    """The number of a market's advisory lock; the trigger that guards bets has the same."""
+    """Return the number of a market's advisory lock. The trigger that guards bets computes the same number."""
     return (7 << 56) + market_id % (1 << 56)
 
 
+def certificate_lock(settlement_id: int) -> int:
+    """Return the number of the lock that lets one worker at a time issue a settlement's certificate."""
+    return (9 << 56) + settlement_id % (1 << 56)
+
+
 class MarketNotFound(Refusal):
-    """There is no market with that id."""
+    """No market has this id."""
 
 
 class MarketNotOpen(Refusal):
-    """The market takes no bets any more."""
+    """The market takes no bets now."""
 
 
 class OutcomeNotInMarket(Refusal):
-    """The outcome is none of the market's."""
+    """The market does not have this outcome."""
 
 
 def locked_market(market_id: int) -> Market:
-    """The market under lock. Bets share its advisory lock: it queues fairly, where a stream of sharers of the row's own
-    lock would keep us waiting for as long as they bet.
+    """Lock a market for a decision and return it.
+
+    Bets share the market's advisory lock, and its queue is fair. The row's own lock is not: a stream of bets that share
+    it would keep a decision waiting as long as they come.
+    Locks: the market's advisory lock, then its row.
+    Raises: MarketNotFound.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [market_lock(market_id)])

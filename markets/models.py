@@ -1,10 +1,11 @@
-"""What was bet on: the question, its answers, and the members' entries."""
+"""Tables of markets, their outcomes, and members' bets."""
 
 from __future__ import annotations
 
 import datetime as dt
 import uuid
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,14 +26,12 @@ def default_fee_pct() -> Decimal:
 
 
 class EndDateField(models.DateTimeField):
-    """A moment; a bare date means that day's end in Nairobi."""
+    """A time. A date alone means the end of that day in Nairobi."""
 
     def to_python(self, value: Any) -> Any:
         if isinstance(value, str):
-            try:
+            with suppress(ValueError):  # Django's own field explains the error.
                 value = parse_date(value.strip()) or value
-            except ValueError:
-                pass  # Django's own field says what is wrong with it.
         if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
             return dt.datetime.combine(value, dt.time.max, tzinfo=NAIROBI)
         return super().to_python(value)
@@ -49,8 +48,8 @@ class EndDateField(models.DateTimeField):
 class Market(models.Model):
     """A question with two or more outcomes, and a pool.
 
-    `status` moves by `TRANSITIONS` alone; a trigger holds it. A market saved without outcomes gets Yes and No; pass
-    `outcome_names` to name others.
+    `status` changes only by `TRANSITIONS`; a trigger enforces them. A new market gets the outcomes Yes and No, unless
+    `outcome_names` gives others.
     """
 
     class Status(models.TextChoices):
@@ -103,8 +102,8 @@ class Market(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         new = self._state.adding
         if not new and kwargs.get("update_fields") is None:
-            # A form or a shell may have read the market before it was settled: of what settlement writes, only what
-            # was changed here is saved, so that a stale copy undoes nothing.
+            # A form or a shell may have loaded the market before it was settled. Of the columns that settlement writes,
+            # save only those that were changed here, so that an old copy does not overwrite the settlement.
             unchanged = {name for name, value in self._as_read.items() if self.__dict__.get(name) == value}
             columns = {field.name for field in self._meta.concrete_fields} - self.get_deferred_fields()
             kwargs["update_fields"] = columns - {"id"} - unchanged
@@ -147,12 +146,12 @@ class Market(models.Model):
 
     @property
     def running_outcomes(self) -> tuple[str, ...]:
-        """The outcomes that can win: all but the scratched ones."""
+        """Return the names of the outcomes that can win: all but the scratched ones."""
         return tuple(self.outcomes.filter(scratched_at=None).order_by("pk").values_list("name", flat=True))
 
 
 class Outcome(models.Model):
-    """One answer to a market's question; bets name it by (market, name)."""
+    """A possible answer to a market's question. Bets reference it by (market, name)."""
 
     market = models.ForeignKey(Market, on_delete=models.PROTECT, related_name="outcomes")
     name = models.CharField(max_length=120)
@@ -169,11 +168,11 @@ class Outcome(models.Model):
 
 
 class Bet(models.Model):
-    """One member's entry. `amount` is the stake, `payout` the dividend, both in shillings.
+    """A member's bet. `amount` is the stake, `payout` the dividend, both in shillings.
 
-    A trigger takes the market FOR SHARE at insert and refuses a market that is not OPEN, and a scratched outcome.
-    (market, outcome) references the market's outcomes. `result` and `payout` are settlement's to write, everything else
-    is fixed once placed.
+    At insert a trigger locks the market FOR SHARE. It refuses a market that is not OPEN and a scratched outcome.
+    (market, outcome) references the market's outcomes. Only settlement writes `result` and `payout`. All other columns
+    are fixed once the bet is placed.
     """
 
     class Result(models.TextChoices):
@@ -192,7 +191,7 @@ class Bet(models.Model):
     result = models.CharField(max_length=10, choices=Result.choices, default=Result.PENDING)
     payout = models.DecimalField(max_digits=14, decimal_places=2, default=Decimal("0.00"))
     placed_at = models.DateTimeField(default=timezone.now)
-    # Null where none was given: a unique index passes over nulls.
+    # Null if the member sent no key, because a unique index ignores nulls.
     client_ref = models.CharField(max_length=80, null=True, blank=True, help_text="Its Idempotency-Key.")  # noqa: DJ001
 
     class Meta:
@@ -205,7 +204,7 @@ class Bet(models.Model):
         ]
         indexes = [
             models.Index(fields=["market", "id"], name="bet_by_market"),
-            # A settlement books members by id, some thousand at a time, and reads only their bets.
+            # A settlement posts members in order of id, a few thousand at a time, and reads only their bets.
             models.Index(fields=["market", "user"], name="bet_by_market_and_member"),
         ]
 
@@ -214,7 +213,7 @@ class Bet(models.Model):
 
 
 class Watermark(models.Model):
-    """Up to which id the rows of a table are summed elsewhere; see watermarks.py. Below it none can appear any more."""
+    """The id up to which a table's rows are summed elsewhere; see watermarks.py. No new row can appear below it."""
 
     table = models.CharField(max_length=40, unique=True)
     up_to = models.BigIntegerField(default=0)
@@ -224,9 +223,9 @@ class Watermark(models.Model):
 
 
 class Tally(models.Model):
-    """The stakes, in shillings, that were placed on an outcome within five minutes; of bets up to their watermark.
+    """Sum of the stakes, in shillings, on one outcome in five minutes, for bets up to the watermark.
 
-    Bets are never changed or removed, so a tally only grows, and pools are tallies and the bets since.
+    Bets are never changed or deleted, so a tally only grows. A pool is the sum of its tallies and of the later bets.
     """
 
     market = models.ForeignKey(

@@ -1,8 +1,8 @@
-"""The rule that divides a pool. Pure: no database, no clock, no settings, exact integers all the way.
+"""The rule that divides a pool among winning bets. Pure and in exact integers.
 
-`funds` decides how much goes to the stakes on each winning outcome; a fund is then shared among those stakes pro rata,
-floored to the cent, and the cents that flooring leaves go one by one to the largest remainders, ties to the lowest bet
-id. `divide_pool` does both in memory; settlement does the second step in SQL and is tested against it.
+`funds` divides the pool among the winning outcomes. Each outcome's fund is then shared among its stakes pro rata and
+floored to the cent. The leftover cents go one by one to the largest remainders; ties go to the lowest bet id.
+`divide_pool` does both steps in memory. Settlement does the second step in SQL, and tests compare the two.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ Rule = Literal["WINNER", "JOINT", "SPLIT", "VOID"]
 
 
 class UnknownOutcome(Refusal, ValueError):
-    """A weight was given to an outcome that the market does not have."""
+    """The decision gives a weight to an outcome that the market does not have."""
 
 
 class BadWeights(Refusal, ValueError):
@@ -25,7 +25,7 @@ class BadWeights(Refusal, ValueError):
 
 @dataclass(frozen=True)
 class Stake:
-    """One bet as the rule sees it; `cents` > 0."""
+    """The parts of a bet that the rule needs; `cents` > 0."""
 
     bet_id: int
     outcome: str
@@ -34,9 +34,9 @@ class Stake:
 
 @dataclass(frozen=True)
 class Funds:
-    """How a pool is divided among outcomes, in cents: pool = fee + net, and the by_outcome values sum to net.
+    """Division of a pool among outcomes, in cents: pool = fee + net, and the by_outcome values sum to net.
 
-    `refund` says that nothing was won: every stake goes back whole, and net = pool.
+    If `refund` is True, nobody won: every stake is returned in full, and net = pool.
     `winning_pool` is the sum of the stakes on the outcomes that share net.
     """
 
@@ -49,20 +49,21 @@ class Funds:
 
 
 def share_cents(total: int, weights: Sequence[int]) -> list[int]:
-    """Split `total` cents by weight: floored, the left-over cents to the largest remainders, ties to the earlier place.
+    """Split `total` cents by weight, and return the parts in the order of the weights.
 
+    Each part is floored. Leftover cents go to the largest remainders; ties go to the earlier place.
     The parts sum to `total` exactly. The weights are not negative and at least one is positive.
     """
-    whole = sum(weights)
-    parts = [total * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(parts)), key=lambda place: (-(total * weights[place] % whole), place))
+    weight_sum = sum(weights)
+    parts = [total * weight // weight_sum for weight in weights]
+    by_remainder = sorted(range(len(parts)), key=lambda place: (-(total * weights[place] % weight_sum), place))
     for place in by_remainder[: total - sum(parts)]:
         parts[place] += 1
     return parts
 
 
 def _as_integers(weights: Sequence[Decimal]) -> list[int]:
-    """The same proportions in whole numbers: 33.3 and 66.7 become 333 and 667."""
+    """Return the same proportions as integers: 33.3 and 66.7 become 333 and 667."""
     places = max(-min(int(weight.as_tuple().exponent), 0) for weight in weights)
     return [int(weight.scaleb(places)) for weight in weights]
 
@@ -77,11 +78,11 @@ def check_weights(rule: Rule, weights: Mapping[str, Decimal], outcomes: Iterable
         raise UnknownOutcome(f"The market has no outcome {unknown[0]!r}.")
     if rule == "VOID":
         if weights:
-            raise BadWeights("A void market has no winning outcome.")
+            raise BadWeights("A void has no winning outcome. Leave the weights out.")
     elif any(not weight.is_finite() or weight <= 0 for weight in weights.values()) or sum(weights.values()) != 100:
         raise BadWeights("The weights must be positive numbers that sum to 100.")
     elif rule == "WINNER" and len(weights) != 1:
-        raise BadWeights("One outcome wins, with the weight 100.")
+        raise BadWeights("Rule WINNER needs exactly one outcome with weight 100.")
 
 
 def funds(
@@ -94,9 +95,9 @@ def funds(
 ) -> Funds:
     """Divide a market's pool among its winning outcomes.
 
-    fee = floor(pool × fee_pct / 100), but never more than the losing stakes while stakes are protected. With one winner
-    or joint winners the winning stakes come back first and the rest is split by weight; a split resolution divides all
-    of the net by weight and protects no stake. An outcome that nobody backed passes its part on.
+    fee = floor(pool × fee_pct / 100). If stakes are protected, the fee is at most the sum of the losing stakes.
+    With one winner or joint winners, the winning stakes are returned first and the rest is split by weight. A SPLIT
+    divides the whole net by weight and protects no stake. If nobody bet on a winning outcome, the others get its part.
     Units: integer cents, by outcome in the market's order; weights sum to 100 (empty for VOID); fee_pct from 0 to 100.
     Source: docs/decisions/0003-rounding.md.
     """
@@ -139,8 +140,8 @@ def divide_pool(
 ) -> tuple[Funds, dict[int, int]]:
     """Divide a market's pool among its winning stakes.
 
-    Each winner gets stake × fund ÷ stakes on the outcome, floored to the cent; leftover cents go to the largest
-    remainders. Where nothing was won, each stake comes back whole.
+    Each winner gets stake × fund ÷ stakes on the outcome, floored to the cent. Leftover cents go to the largest
+    remainders. If nobody won, each stake is returned in full.
     Units: integer KES cents. Returns the funds and the dividend of every bet by its id (0 for a losing bet).
     Raises: UnknownOutcome; BadWeights.
     Source: docs/decisions/0003-rounding.md.

@@ -1,4 +1,7 @@
-"""Pools without reading every bet: bets are summed by outcome and five minutes once, and those since are read live."""
+"""Pools of markets, read from tallies and the bets since.
+
+A tally is the sum of the bets on one outcome in five minutes, so reading a pool does not read every bet.
+"""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +18,7 @@ _ADD = """
     FROM markets_bet WHERE id > %s AND id <= %s GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     ON CONFLICT (market_id, outcome, slot) DO UPDATE
     SET stakes = markets_tally.stakes + excluded.stakes, bets = markets_tally.bets + excluded.bets"""
-# Tallies, mark and later bets in one statement: one moment, so no bet is missed and none is counted twice.
+# One statement reads the tallies, the watermark and the later bets, so it sees one moment: it counts each bet once.
 _STAKED = """
     SELECT market_id, outcome, slot AS at, stakes, bets FROM markets_tally WHERE market_id = ANY (%(markets)s)
     UNION ALL
@@ -24,7 +27,11 @@ _STAKED = """
 
 
 def advance(*, keep_going: Callable[[], bool]) -> int:
-    """Add the bets that have come to the tallies; returns the id up to which they are in. Idempotent."""
+    """Add new bets to the tallies and return the id up to which they are added.
+
+    Idempotent: the watermark moves in the same transaction, so each bet is added once.
+    Locks: the Watermark.
+    """
 
     def add(low: int, high: int) -> None:
         with connection.cursor() as cursor:
@@ -34,35 +41,35 @@ def advance(*, keep_going: Callable[[], bool]) -> int:
 
 
 def pools(market_ids: list[int]) -> dict[int, dict[str, tuple[Decimal, int]]]:
-    """Stakes in shillings and number of bets by outcome name, for each market that has any. Exact, as of now."""
-    found: dict[int, dict[str, tuple[Decimal, int]]] = {}
+    """Return stakes in shillings and number of bets by outcome name, for each market with bets. Exact and current."""
+    by_market: dict[int, dict[str, tuple[Decimal, int]]] = {}
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT market_id, outcome, sum(stakes), sum(bets) FROM ({_STAKED}) s GROUP BY 1, 2",  # noqa: S608 - ours
             {"markets": market_ids},
         )
         for market_id, outcome, stakes, bets in cursor.fetchall():
-            found.setdefault(market_id, {})[outcome] = (stakes, int(bets))
-    return found
+            by_market.setdefault(market_id, {})[outcome] = (stakes, int(bets))
+    return by_market
 
 
 def steps(market_id: int, *, points: int) -> list[tuple[datetime, str, Decimal]]:
-    """A market's stakes over its time in so many steps: (end of the step, outcome, stakes), the earliest first.
+    """Return a market's stakes over time in `points` steps: (end of step, outcome, stakes), the earliest step first.
 
-    What is in tallies is placed at the beginning of its five minutes.
+    A tally counts at the beginning of its five minutes.
     """
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
             WITH staked AS MATERIALIZED ({_STAKED}),
-            span AS (SELECT min(at) AS first, max(at) AS last FROM staked),
+            period AS (SELECT min(at) AS first, max(at) AS last FROM staked),
             steps AS (
                 SELECT outcome, sum(stakes) AS stakes, least(%(points)s, width_bucket(
-                    extract(epoch FROM at), extract(epoch FROM span.first),
-                    extract(epoch FROM span.last) + 1, %(points)s)) AS step
-                FROM staked, span GROUP BY 1, 3)
-            SELECT span.first + (span.last - span.first) * steps.step / %(points)s, steps.outcome, steps.stakes
-            FROM steps, span ORDER BY steps.step
+                    extract(epoch FROM at), extract(epoch FROM period.first),
+                    extract(epoch FROM period.last) + 1, %(points)s)) AS step
+                FROM staked, period GROUP BY 1, 3)
+            SELECT period.first + (period.last - period.first) * steps.step / %(points)s, steps.outcome, steps.stakes
+            FROM steps, period ORDER BY steps.step
             """,  # noqa: S608 - ours
             {"markets": [market_id], "points": points},
         )

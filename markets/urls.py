@@ -1,4 +1,4 @@
-"""The guide's paths of markets (its part 2.6), and the other calls beside them. The views live in api/rest."""
+"""Paths of markets: those of the guide's part 2.6 and the other calls. The views are in api/rest."""
 
 from django.urls import path
 

@@ -1,7 +1,8 @@
-"""Up to which id a table to which rows are only added may be summed for good, without keeping anybody from adding.
+"""Watermarks: the id up to which an append-only table can be summed for good, without blocking its writers.
 
-An id is drawn by the statement that inserts its row, which holds the table's lock until its transaction ends. So once
-all who were writing at a moment are through, every row whose id was drawn before that moment is there or never will be.
+The statement that inserts a row draws its id and holds a lock on the table until its transaction ends. Take the last id
+drawn and the transactions that write at that moment. Once all of them have ended, every row up to that id is visible or
+was rolled back, so no row can appear below it.
 """
 
 import time
@@ -14,7 +15,7 @@ from markets.models import Watermark
 PATIENCE_SECONDS = 2.0
 STEP = 250_000
 
-# Who writes to a table now, but for ourselves; a lock that is only waited for has drawn no id.
+# Other transactions that write to a table now. One that still waits for its lock has drawn no id.
 _WRITERS = """
     SELECT virtualtransaction FROM pg_locks
     WHERE relation = %s::regclass AND granted AND pid <> pg_backend_pid() AND mode IN
@@ -22,13 +23,14 @@ _WRITERS = """
 
 
 def advance(table: str, add: Callable[[int, int], None], *, keep_going: Callable[[], bool]) -> int:
-    """Have `add` sum the rows of `table` whose ids lie above the first number and not above the second, step by step.
+    """Sum new rows of `table` step by step and return the new watermark.
 
-    Each step is a transaction together with the mark it moves, so a row is summed once, whatever dies. Where somebody
-    writes for longer than PATIENCE_SECONDS, nothing is done: the next call tries again. Returns the mark.
+    Each step calls `add(low, high)`, which sums the rows with low < id <= high, and moves the watermark in the same
+    transaction. So each row is summed once, even if the process dies. If a transaction writes for longer than
+    PATIENCE_SECONDS, nothing is summed and the next call tries again.
     Locks: the Watermark.
     """
-    end = _settled(table)
+    end = _last_final_id(table)
     Watermark.objects.get_or_create(table=table)
     while True:
         with transaction.atomic(durable=True):
@@ -44,8 +46,8 @@ def advance(table: str, add: Callable[[int, int], None], *, keep_going: Callable
             return mark.up_to
 
 
-def _settled(table: str) -> int | None:
-    """The last id drawn, once nobody who may have drawn it or one before is writing; None where somebody still is."""
+def _last_final_id(table: str) -> int | None:
+    """Return the last id drawn once all transactions that were writing have ended, or None if one still writes."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {table}_id_seq")  # noqa: S608 - ours
         (last,) = cursor.fetchone()

@@ -1,4 +1,4 @@
-"""The admin: a market is made there with the outcomes that were typed; what members bet on stays as they saw it."""
+"""Tests of markets/admin.py: new markets get the typed outcomes, and bets and settled columns stay."""
 
 import pytest
 from django.test import Client
@@ -22,28 +22,28 @@ def outcomes_form(*names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "made"),
+    ("typed", "stored"),
     [
         ((), ("Yes", "No")),
         (("Home", "Away", "Draw"), ("Home", "Away", "Draw")),
         (("Yes", "No"), ("Yes", "No")),
     ],
 )
-def test_a_market_made_in_the_console_has_the_outcomes_that_were_typed(
-    console: Client, typed: tuple[str, ...], made: tuple[str, ...]
+def test_market_from_the_form_gets_the_typed_outcomes(
+    console: Client, typed: tuple[str, ...], stored: tuple[str, ...]
 ) -> None:
     answer = console.post("/admin/markets/market/add/", NEW | outcomes_form(*typed))
     assert answer.status_code == 302
-    assert Market.objects.get().outcome_names == made
+    assert Market.objects.get().outcome_names == stored
 
 
 @pytest.mark.parametrize("page", ["", "add/", "?status__exact=OPEN", "?q=rain"])
-def test_the_pages_of_markets_open(console: Client, page: str) -> None:
+def test_pages_of_markets_open(console: Client, page: str) -> None:
     settled_market([(member(), "Yes", 100), (member(), "No", 100)])
     assert console.get(f"/admin/markets/market/{page}").status_code == 200
 
 
-def test_a_bet_is_read_in_the_console_and_not_touched(console: Client) -> None:
+def test_bet_can_be_read_but_not_changed(console: Client) -> None:
     placed = bet(market(), member(balance=100))
     page = f"/admin/markets/bet/{placed.pk}"
     with nothing_moved():
@@ -54,9 +54,9 @@ def test_a_bet_is_read_in_the_console_and_not_touched(console: Client) -> None:
         assert console.post(f"{page}/delete/", {"post": "yes"}).status_code == 403
 
 
-def test_what_members_bet_on_and_what_settlement_writes_is_not_typed_in_the_console(console: Client) -> None:
-    made = market(question="Will it rain?")
-    page = f"/admin/markets/market/{made.pk}"
+def test_form_changes_only_the_description_of_a_market(console: Client) -> None:
+    rain = market(question="Will it rain?")
+    page = f"/admin/markets/market/{rain.pk}"
     with nothing_moved():
         assert console.post(f"{page}/delete/", {"post": "yes"}).status_code == 403
         form = NEW | {
@@ -66,7 +66,7 @@ def test_what_members_bet_on_and_what_settlement_writes_is_not_typed_in_the_cons
             "resolved_outcome": "Yes",
         }
         answer = console.post(f"{page}/change/", form | outcomes_form())
-    made.refresh_from_db()
+    rain.refresh_from_db()
     assert answer.status_code == 302
-    assert (made.question, made.description, made.platform_fee_pct) == ("Will it rain?", "In Nairobi.", 5)
-    assert (made.status, made.resolved_outcome) == ("OPEN", None)
+    assert (rain.question, rain.description, rain.platform_fee_pct) == ("Will it rain?", "In Nairobi.", 5)
+    assert (rain.status, rain.resolved_outcome) == ("OPEN", None)

@@ -1,4 +1,4 @@
-"""The rule that divides a pool: exact to the cent, whatever is staked."""
+"""Tests of markets/parimutuel.py: a pool is divided exactly to the cent, for any stakes."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -40,7 +40,7 @@ def divide(
     protect_stake: bool = True,
     outcomes: Sequence[str] = ("Yes", "No"),
 ) -> tuple[Funds, list[int]]:
-    """Divide stakes given as (outcome, cents) with ids 1, 2, 3…; return the funds and the dividends in their order."""
+    """Divide stakes of (outcome, cents) with ids 1, 2, 3…, and return the funds and the dividends in the same order."""
     divided, dividends = divide_pool(
         [Stake(number, outcome, cents) for number, (outcome, cents) in enumerate(stakes, start=1)],
         rule=rule,
@@ -52,16 +52,16 @@ def divide(
     return divided, [dividends[number] for number in range(1, len(stakes) + 1)]
 
 
-# --- examples that the documents name --------------------------------------------------------------------------------
+# --- examples from the documents -------------------------------------------------------------------------------------
 
 
-def test_the_guides_example_pays_285_and_takes_15() -> None:
+def test_example_of_the_guide_pays_285_and_takes_15() -> None:
     divided, dividends = divide([("Yes", 100_00), ("No", 200_00)], {"Yes": 100})
     assert (divided.pool, divided.winning_pool, divided.fee, divided.net) == (300_00, 100_00, 15_00, 285_00)
     assert dividends == [285_00, 0]
 
 
-def test_joint_winners_get_their_stakes_back_first_and_share_the_rest_by_weight() -> None:
+def test_joint_winners_get_stakes_back_and_share_the_rest_by_weight() -> None:
     divided, dividends = divide(
         [("A", 90_00), ("B", 10_00), ("C", 20_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=strategies.OUTCOMES
     )
@@ -69,47 +69,47 @@ def test_joint_winners_get_their_stakes_back_first_and_share_the_rest_by_weight(
     assert dividends == [97_00, 17_00, 0]
 
 
-def test_a_fee_never_takes_from_a_winning_stake() -> None:
+def test_fee_is_limited_to_the_losing_stakes() -> None:
     # given: a losing pool of 1.00, a fee of 5 % of 101.00
     divided, dividends = divide([("Yes", 100_00), ("No", 1_00)], {"Yes": 100})
     assert (divided.fee, dividends) == (1_00, [100_00, 0])
 
 
-def test_the_plain_formula_takes_its_fee_from_the_whole_pool() -> None:
+def test_fee_without_stake_protection_is_taken_from_the_whole_pool() -> None:
     divided, dividends = divide([("Yes", 100_00), ("No", 1_00)], {"Yes": 100}, protect_stake=False)
     assert (divided.fee, dividends) == (5_05, [95_95, 0])
 
 
-def test_the_only_bettor_gets_the_stake_back() -> None:
+def test_only_bettor_gets_the_stake_back() -> None:
     assert divide([("Yes", 100_00)], {"Yes": 100}) == (
         Funds(100_00, 100_00, 0, 100_00, {"Yes": 100_00}, False),
         [100_00],
     )
 
 
-def test_where_nobody_backed_the_winner_every_stake_goes_back_whole() -> None:
+def test_winner_without_bets_returns_every_stake_in_full() -> None:
     divided, dividends = divide([("No", 33_33), ("No", 1)], {"Yes": 100})
     assert divided == Funds(pool=33_34, winning_pool=0, fee=0, net=33_34, by_outcome={}, refund=True)
     assert dividends == [33_33, 1]
 
 
-def test_a_void_market_refunds_every_stake_whole() -> None:
+def test_void_market_returns_every_stake_in_full() -> None:
     divided, dividends = divide([("Yes", 100_00), ("No", 7)], rule="VOID")
     assert (divided.fee, divided.net, divided.refund) == (0, 100_07, True)
     assert dividends == [100_00, 7]
 
 
-def test_a_market_without_bets_divides_nothing() -> None:
+def test_market_without_bets_divides_nothing() -> None:
     assert divide([], {"Yes": 100}) == (Funds(0, 0, 0, 0, {}, True), [])
 
 
-def test_a_split_divides_the_net_by_weight_and_protects_no_stake() -> None:
+def test_split_divides_the_net_by_weight_and_protects_no_stake() -> None:
     divided, dividends = divide([("Yes", 100_00), ("No", 200_00)], {"Yes": "70", "No": "30"}, rule="SPLIT")
     assert (divided.fee, divided.by_outcome) == (15_00, {"Yes": 199_50, "No": 85_50})
     assert dividends == [199_50, 85_50]
 
 
-def test_a_split_weight_on_an_outcome_nobody_backed_passes_on() -> None:
+def test_split_weight_of_an_outcome_without_bets_goes_to_the_others() -> None:
     divided, dividends = divide(
         [("A", 100_00), ("B", 100_00)], {"A": 25, "B": 25, "C": 50}, rule="SPLIT", outcomes=strategies.OUTCOMES
     )
@@ -117,7 +117,7 @@ def test_a_split_weight_on_an_outcome_nobody_backed_passes_on() -> None:
     assert dividends == [95_00, 95_00]
 
 
-def test_a_joint_winner_nobody_backed_passes_its_part_on() -> None:
+def test_part_of_a_joint_winner_without_bets_goes_to_the_others() -> None:
     divided, dividends = divide(
         [("A", 50_00), ("C", 50_00)], {"A": 50, "B": 50}, rule="JOINT", outcomes=strategies.OUTCOMES
     )
@@ -143,7 +143,7 @@ def test_weights_with_decimals_divide_exactly() -> None:
     assert divided.by_outcome == {"A": 333_00, "B": 333_50, "C": 333_50}
 
 
-def test_left_over_cents_go_to_the_largest_remainders_and_ties_to_the_lowest_bet_id() -> None:
+def test_leftover_cents_go_to_largest_remainders_then_lowest_bet_ids() -> None:
     # given: three equal stakes share 100 cents, and 1, 1 and 2 cents share 103
     assert divide([("Yes", 1), ("Yes", 1), ("Yes", 1), ("No", 97)], {"Yes": 100}, fee_pct="0")[1] == [34, 33, 33, 0]
     assert divide([("Yes", 1), ("Yes", 1), ("Yes", 2), ("No", 99)], {"Yes": 100}, fee_pct="0")[1] == [26, 26, 51, 0]
@@ -159,18 +159,18 @@ def test_ten_million_shillings_beside_one_cent_lose_no_cent() -> None:
     assert dividends == [1_900_000_000, 2, 0, 0]
 
 
-def test_a_fee_is_floored_to_the_cent() -> None:
+def test_fee_is_floored_to_the_cent() -> None:
     assert divide([("Yes", 1), ("No", 1_98)], {"Yes": 100}, fee_pct="5")[0].fee == 9
     assert divide([("Yes", 1), ("No", 1_99)], {"Yes": 100}, fee_pct="5")[0].fee == 10
     assert divide([("Yes", 1_00), ("No", 100_00)], {"Yes": 100}, fee_pct="0.01")[0].fee == 1
 
 
-def test_a_fee_of_everything_leaves_the_winners_their_stakes_or_in_the_plain_formula_nothing() -> None:
+def test_fee_of_100_percent_leaves_protected_stakes_or_nothing() -> None:
     assert divide([("Yes", 5_00), ("No", 7_00)], {"Yes": 100}, fee_pct="100")[1] == [5_00, 0]
     assert divide([("Yes", 5_00), ("No", 7_00)], {"Yes": 100}, fee_pct="100", protect_stake=False)[1] == [0, 0]
 
 
-def test_a_plain_fee_above_the_losing_stakes_takes_from_joint_winners_pro_rata() -> None:
+def test_unprotected_fee_above_losing_stakes_is_taken_from_winners_pro_rata() -> None:
     divided, dividends = divide(
         [("A", 90_00), ("B", 10_00)],
         {"A": 50, "B": 50},
@@ -181,7 +181,7 @@ def test_a_plain_fee_above_the_losing_stakes_takes_from_joint_winners_pro_rata()
     assert (divided.fee, dividends) == (5_00, [85_50, 9_50])
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,16 +212,16 @@ def test_weights_that_cannot_resolve_the_market_are_refused(
         divide([("Yes", 1)], weights, rule=rule)
 
 
-def test_a_stake_on_an_outcome_the_market_has_not_is_refused() -> None:
+def test_stake_on_an_unknown_outcome_is_refused() -> None:
     with pytest.raises(UnknownOutcome, match="'Maybe'"):
         divide([("Yes", 1), ("Maybe", 1)], {"Yes": 100})
 
 
-# --- what holds for every pool ---------------------------------------------------------------------------------------
+# --- properties of every pool ----------------------------------------------------------------------------------------
 
 
 @given(total=st.integers(0, 10**15), weights=st.lists(st.integers(0, 10**12), min_size=1, max_size=8))
-def test_shares_sum_to_the_total_and_each_is_within_a_cent_of_exact(total: int, weights: list[int]) -> None:
+def test_shares_sum_to_the_total_and_are_within_a_cent_of_exact(total: int, weights: list[int]) -> None:
     if not sum(weights):
         weights[0] = 1
     parts = share_cents(total, weights)
@@ -247,17 +247,18 @@ def test_stakes_equal_dividends_and_fee_to_the_cent(stakes: list[Stake], resolut
 
 
 @given(stakes=entries(), resolution=strategies.resolutions())
-def test_no_protected_winner_gets_less_than_the_stake(stakes: list[Stake], resolution: dict[str, Any]) -> None:
+def test_protected_winner_gets_at_least_the_stake(stakes: list[Stake], resolution: dict[str, Any]) -> None:
     resolution["protect_stake"] = True
     divided, dividends = divide_pool(stakes, outcomes=strategies.OUTCOMES, **resolution)
     if divided.refund:
-        assert all(dividends[stake.bet_id] == stake.cents for stake in stakes) and divided.fee == 0
+        assert all(dividends[stake.bet_id] == stake.cents for stake in stakes)
+        assert divided.fee == 0
     elif resolution["rule"] != "SPLIT":
         assert all(dividends[s.bet_id] >= s.cents for s in stakes if s.outcome in resolution["weights"])
 
 
 @given(stakes=entries(), resolution=strategies.resolutions(), data=st.data())
-def test_the_order_in_which_bets_are_read_makes_no_difference(
+def test_order_of_bets_does_not_change_the_division(
     stakes: list[Stake], resolution: dict[str, Any], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(stakes))
@@ -267,9 +268,7 @@ def test_the_order_in_which_bets_are_read_makes_no_difference(
 
 
 @given(stakes=entries(), resolution=strategies.resolutions())
-def test_of_two_stakes_on_one_outcome_the_larger_never_gets_less(
-    stakes: list[Stake], resolution: dict[str, Any]
-) -> None:
+def test_larger_stake_on_an_outcome_never_gets_less(stakes: list[Stake], resolution: dict[str, Any]) -> None:
     _, dividends = divide_pool(stakes, outcomes=strategies.OUTCOMES, **resolution)
     for outcome in strategies.OUTCOMES:
         ranked = sorted((s for s in stakes if s.outcome == outcome), key=lambda s: (s.cents, -s.bet_id))
@@ -278,13 +277,13 @@ def test_of_two_stakes_on_one_outcome_the_larger_never_gets_less(
 
 
 @given(stakes=entries(), fee_pct=strategies.FEES, winner=st.sampled_from(strategies.OUTCOMES))
-def test_one_winner_is_the_same_as_a_joint_win_of_one(stakes: list[Stake], fee_pct: Decimal, winner: str) -> None:
+def test_one_winner_equals_a_joint_win_of_one(stakes: list[Stake], fee_pct: Decimal, winner: str) -> None:
     rule = {"outcomes": strategies.OUTCOMES, "weights": {winner: Decimal(100)}, "fee_pct": fee_pct}
     assert divide_pool(stakes, rule="WINNER", **rule) == divide_pool(stakes, rule="JOINT", **rule)
 
 
 @given(stakes=entries(), fee_pct=strategies.FEES, winner=st.sampled_from(strategies.OUTCOMES))
-def test_the_plain_formula_is_stake_times_net_over_winning_pool(
+def test_unprotected_dividend_is_stake_times_net_over_winning_pool(
     stakes: list[Stake], fee_pct: Decimal, winner: str
 ) -> None:
     divided, dividends = divide_pool(
@@ -308,7 +307,9 @@ def test_the_plain_formula_is_stake_times_net_over_winning_pool(
     totals=st.fixed_dictionaries({name: st.integers(0, 10**14) for name in strategies.OUTCOMES}),
     resolution=strategies.resolutions(),
 )
-def test_funds_sum_to_the_net_for_pools_beyond_any_real_one(totals: dict[str, int], resolution: dict[str, Any]) -> None:
+def test_funds_of_unrealistically_large_pools_sum_to_the_net(
+    totals: dict[str, int], resolution: dict[str, Any]
+) -> None:
     divided = funds(stakes_by_outcome=totals, **resolution)
     assert divided.fee + divided.net == divided.pool == sum(totals.values())
     if not divided.refund:

@@ -80,7 +80,7 @@ def _step(settlement_id: int, at: datetime) -> bool:
     with transaction.atomic(durable=True):
         # Not the row's lock: the sending waits for that one.
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [(9 << 56) + settlement_id])
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [locks.certificate_lock(settlement_id)])
         run = Settlement.objects.filter(pk=settlement_id, state=Settlement.State.SETTLED).first()
         if run is None or Certificate.objects.filter(settlement=run).exists():
             return True
