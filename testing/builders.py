@@ -1,6 +1,6 @@
-"""What tests start from: members, markets, bets and settlements, made through the project's own services.
+"""Builders of test data: members, markets, bets and settlements, made by the project's own services.
 
-Amounts may be given as text, whole numbers or Decimal; they are shillings.
+Amounts are shillings, given as text, whole numbers or Decimal.
 """
 
 import itertools
@@ -52,12 +52,12 @@ _POLICY = Policy(
 
 
 def policy(**changes: Any) -> Policy:
-    """The rules of payment as `.env.example` has them, with changes."""
+    """Return the policy of `.env.example` with these changes."""
     return replace(_POLICY, **changes)
 
 
 def member(balance: Amount = 0, **fields: Any) -> CustomUser:
-    """A member with a phone number of their own, the PIN 1234 and, if wanted, money from `opening` in the wallet."""
+    """Create a member with a new phone number, the PIN 1234 and a wallet balance, booked from `opening`."""
     number = next(_numbers)
     return CustomUser.objects.create_user(
         **{
@@ -71,12 +71,12 @@ def member(balance: Amount = 0, **fields: Any) -> CustomUser:
 
 
 def operator(**fields: Any) -> CustomUser:
-    """A member of staff, who may use the admin calls."""
+    """Create a member of staff, who may call the admin endpoints."""
     return member(is_staff=True, **fields)
 
 
 def market(outcomes: Sequence[str] = ("Yes", "No"), fee_pct: Amount = "5.00", **fields: Any) -> Market:
-    """An OPEN market with these outcomes, in this order; it ends long after anyone runs this."""
+    """Create an OPEN market with these outcomes in this order. It ends in 2099."""
     return Market.objects.create(
         **{
             "question": "Will it rain tomorrow?",
@@ -91,18 +91,18 @@ def market(outcomes: Sequence[str] = ("Yes", "No"), fee_pct: Amount = "5.00", **
 def bet(
     on: Market, user: CustomUser, outcome: str = "Yes", amount: Amount = 100, *, at: datetime = AT, client_ref: str = ""
 ) -> Bet:
-    """A bet placed by the service, from the member's wallet."""
+    """Place a bet by the service, paid from the member's wallet."""
     return wallet_bets.place(
         user_id=user.pk, market_id=on.pk, outcome=outcome, amount=Decimal(amount), client_ref=client_ref or None, at=at
     ).bet
 
 
 def orm_bet(on: Market, user: CustomUser, outcome: str = "Yes", amount: Amount = 100, *, at: datetime = AT) -> Bet:
-    """A bet made straight through the ORM, as the guide's shell snippet does; settlement books it from `opening`."""
+    """Create a bet by the ORM alone, as the guide's shell example does. Settlement books its stake from `opening`."""
     return Bet.objects.create(market=on, user=user, outcome=outcome, amount=Decimal(amount), placed_at=at)
 
 
-def resolve(
+def resolve(  # noqa: PLR0913 - keyword-only, and a test names only those that it is about
     of: Market,
     outcome: str | None = "Yes",
     *,
@@ -113,7 +113,7 @@ def resolve(
     policy: Policy = _POLICY,
     **more: Any,
 ) -> Any:
-    """Declare `outcome` the winner; or a JOINT or SPLIT resolution by `weights`; or VOID. Resolved, or Proposed."""
+    """Resolve a market: `outcome` wins, or JOINT or SPLIT by `weights`, or VOID. Return Resolved or Proposed."""
     if weights is None:
         weights = {} if rule == "VOID" or outcome is None else {outcome: 100}
     return resolutions.resolve(
@@ -129,19 +129,19 @@ def resolve(
 
 
 def actor(user: CustomUser | None = None) -> audit.Actor:
-    """Someone who decides, at a loopback address; nobody in particular where no user is given."""
+    """Return the actor of a decision, at a loopback address. Without a user it is nobody in particular."""
     return audit.Actor(user_id=user.pk if user else None, source="127.0.0.1")
 
 
 def undo(of: Market, *, by: CustomUser | None = None, at: datetime = AT, policy: Policy = _POLICY) -> None:
-    """Undo a settled market to the end, in as many chunks as the policy makes of it."""
+    """Undo a settled market to the end, in chunks of the policy's size."""
     undoing.undo(market_id=of.pk, reason="The wrong outcome.", by=actor(by), at=at, policy=policy)
     undoing.carry_out(market_id=of.pk, at=at, policy=policy, keep_going=lambda: True)
     of.refresh_from_db()
 
 
 def settle(of: Market, *, at: datetime = AT, policy: Policy = _POLICY) -> settling.Progress:
-    """Settle a resolved market to the end, in as many chunks as the policy makes of it."""
+    """Settle a resolved market to the end, in chunks of the policy's size."""
     progress = settling.settle(market_id=of.pk, at=at, policy=policy, keep_going=lambda: True)
     of.refresh_from_db()
     return progress
@@ -158,44 +158,47 @@ def settled_market(
     at: datetime = AT,
     policy: Policy = _POLICY,
 ) -> Market:
-    """A market on which these members bet (through the ORM, so they need no money), resolved and settled."""
-    made = market(outcomes, fee_pct)
+    """Create a market with bets of these members, then resolve and settle it.
+
+    The bets are made by the ORM, so the members need no money.
+    """
+    settled = market(outcomes, fee_pct)
     for user, on, amount in bets:
-        orm_bet(made, user, on, amount, at=at)
-    resolve(made, outcome, rule=rule, weights=weights, at=at, policy=policy)
-    settle(made, at=at, policy=policy)
-    return made
+        orm_bet(settled, user, on, amount, at=at)
+    resolve(settled, outcome, rule=rule, weights=weights, at=at, policy=policy)
+    settle(settled, at=at, policy=policy)
+    return settled
 
 
 def payout(
     amount: Amount = 285, *, user: CustomUser | None = None, at: datetime = AT, policy: Policy = _POLICY
 ) -> Transaction:
-    """A PENDING payout over M-Pesa of this many whole shillings (at most the largest payment), due at `at`."""
+    """Create a PENDING M-Pesa payout of whole shillings, at most the largest payment, due at `at`."""
     user = user or member()
-    made = settled_market([(user, "Yes", amount)], fee_pct=0, at=at, policy=policy)
-    return Transaction.objects.get(settlement__market=made, destination=Transaction.Destination.MPESA)
+    settled = settled_market([(user, "Yes", amount)], fee_pct=0, at=at, policy=policy)
+    return Transaction.objects.get(settlement__market=settled, destination=Transaction.Destination.MPESA)
 
 
 def token_of(user: CustomUser) -> str:
-    """A bearer token for the REST API."""
+    """Create a bearer token for the REST API."""
     from knox.models import AuthToken
 
     return AuthToken.objects.create(user=user)[1]
 
 
 def bearer(user: CustomUser) -> dict[str, str]:
-    """The headers of a request by this member: `client.post(..., headers=bearer(user))`."""
+    """Return the headers of a request by this member: `client.post(..., headers=bearer(user))`."""
     return {"Authorization": f"Bearer {token_of(user)}"}
 
 
 def transfers(**having: Any) -> list[tuple[str, str, str, Decimal]]:
-    """Transfers in the order they were booked: (key, debit account, credit account, amount)."""
-    found = Transfer.objects.filter(**having).order_by("pk")
-    return list(found.values_list("key", "debit__code", "credit__code", "amount"))
+    """Return transfers in the order of booking: (key, debit account, credit account, amount)."""
+    rows = Transfer.objects.filter(**having).order_by("pk")
+    return list(rows.values_list("key", "debit__code", "credit__code", "amount"))
 
 
-def where_everything_is() -> dict[str, Any]:
-    """Counts and sums of everything that money or a state could have moved in."""
+def money_snapshot() -> dict[str, Any]:
+    """Return counts and sums of every table in which money or a state can move."""
 
     def tally(model: Any, by: str, total: str | None = None) -> list[tuple[Any, ...]]:
         sums = {"total": Sum(total)} if total else {}
@@ -219,20 +222,20 @@ def where_everything_is() -> dict[str, Any]:
 
 @contextmanager
 def nothing_moved() -> Iterator[None]:
-    """Assert that the block left every count, sum and state as it was."""
-    before = where_everything_is()
+    """Assert that the block changed no count, sum or state."""
+    before = money_snapshot()
     yield
-    assert where_everything_is() == before
+    assert money_snapshot() == before
 
 
 def begin(call: Callable[[], Any]) -> Future[Any]:
-    """Start the call in a thread of its own, with its own connection; its `result(timeout)` is the call's answer."""
+    """Start the call in a new thread with its own connection. `result(timeout)` returns the call's answer."""
     future: Future[Any] = Future()
 
     def make() -> None:
         try:
             future.set_result(call())
-        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+        except Exception as error:  # Raised again by result().
             future.set_exception(error)
         finally:
             connections.close_all()
@@ -242,7 +245,7 @@ def begin(call: Callable[[], Any]) -> Future[Any]:
 
 
 def wait_until_one_waits() -> None:
-    """Return as soon as another session on this database waits for a lock."""
+    """Wait until another session on this database waits for a lock."""
     for _ in range(2_000):
         with connection.cursor() as cursor:
             cursor.execute(
@@ -258,9 +261,9 @@ def wait_until_one_waits() -> None:
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """Make the calls in threads of their own, started together; return each one's answer, or the exception it raised.
+    """Make the calls at the same time in new threads. Return the answer of each, or the exception that it raised.
 
-    For tests with `transactional_db`: each thread has its own connection, closed at the end.
+    For tests with `transactional_db`, because each thread has its own connection, closed at the end.
     """
     start = Barrier(len(calls))
 

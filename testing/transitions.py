@@ -1,14 +1,14 @@
-"""Ways through a table of transitions."""
+"""Paths through a table of transitions."""
 
 from collections.abc import Mapping
 
 
-def ways(transitions: Mapping[str, set[str]], first: str) -> dict[str, list[str]]:
-    """For each state that can be reached, the shortest series of legal moves from the first one."""
-    found: dict[str, list[str]] = {first: []}
+def paths_from(transitions: Mapping[str, set[str]], first: str) -> dict[str, list[str]]:
+    """Return the shortest series of legal moves from the first state to each state that can be reached."""
+    paths: dict[str, list[str]] = {first: []}
     reached = [first]
     for state in reached:
-        for following in sorted(transitions[state] - set(found)):
-            found[following] = [*found[state], following]
+        for following in sorted(transitions[state] - set(paths)):
+            paths[following] = [*paths[state], following]
             reached.append(following)
-    return found
+    return paths

@@ -124,9 +124,10 @@ def balance(code: str) -> Decimal:
     account = LedgerAccount.objects.filter(code=code).first()
     if account is None:
         return ZERO
-    debits: Decimal = Transfer.objects.filter(debit=account).aggregate(total=Coalesce(Sum("amount"), ZERO))["total"]
-    credits: Decimal = Transfer.objects.filter(credit=account).aggregate(total=Coalesce(Sum("amount"), ZERO))["total"]
-    return debits - credits if account.kind in LedgerAccount.GROWS_BY_DEBIT else credits - debits
+    total = Coalesce(Sum("amount"), ZERO)
+    debited: Decimal = Transfer.objects.filter(debit=account).aggregate(total=total)["total"]
+    credited: Decimal = Transfer.objects.filter(credit=account).aggregate(total=total)["total"]
+    return debited - credited if account.kind in LedgerAccount.GROWS_BY_DEBIT else credited - debited
 
 
 def owed(transaction_id: int) -> Decimal:

@@ -36,8 +36,8 @@ def balance(kind: str) -> Decimal:
     """
     with connection.cursor() as cursor:
         cursor.execute(_SQL["sums_of_one_kind"], {"kind": kind})
-        debits, credits = cursor.fetchone()
-    difference: Decimal = debits - credits
+        debited, credited = cursor.fetchone()
+    difference: Decimal = debited - credited
     return difference if kind in LedgerAccount.GROWS_BY_DEBIT else -difference
 
 
@@ -65,12 +65,12 @@ def trial_balance(*, day: date | None = None) -> list[TrialLine]:
     """
     with connection.cursor() as cursor:
         cursor.execute(_SQL["sums_of_every_kind"], {"day": day})
-        sums = {kind: (debits, credits) for kind, debits, credits in cursor.fetchall()}
+        sums = {kind: (debited, credited) for kind, debited, credited in cursor.fetchall()}
         cursor.execute(_SQL["accounts_by_kind"])
         counts = dict(cursor.fetchall())
     return [
-        TrialLine(kind=kind.value, accounts=counts.get(kind.value, 0), debits=debits, credits=credits)
+        TrialLine(kind=kind.value, accounts=counts.get(kind.value, 0), debits=debited, credits=credited)
         for kind in LedgerAccount.Kind
-        for debits, credits in [sums.get(kind.value, (journal.ZERO, journal.ZERO))]
-        if debits or credits
+        for debited, credited in [sums.get(kind.value, (journal.ZERO, journal.ZERO))]
+        if debited or credited
     ]

@@ -1,5 +1,7 @@
 """Certificates of settlements, as issued. Triggers refuse any later change."""
 
+from typing import ClassVar
+
 from django.db import models
 
 
@@ -12,7 +14,7 @@ class CertificateBlock(models.Model):
     root = models.CharField(max_length=64)
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["settlement", "number"], name="block_number_once_a_settlement"),
         ]
 

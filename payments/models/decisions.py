@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
@@ -28,7 +30,7 @@ class Proposal(models.Model):
         STALE = "STALE"
 
     # STALE: the figures changed after the proposal, so approving it would do something else than the preview showed.
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         State.OPEN: {State.APPROVED, State.REJECTED, State.STALE},
         State.APPROVED: set(),
         State.REJECTED: set(),
@@ -56,7 +58,7 @@ class Proposal(models.Model):
     words = models.CharField(max_length=300, blank=True, help_text="Why it was rejected, or is stale.")
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["market"], condition=Q(state="OPEN"), name="one_open_proposal_a_market"),
             models.CheckConstraint(
                 condition=~Q(state="APPROVED") | (Q(decided_by__isnull=False) & ~Q(decided_by=F("proposed_by"))),
@@ -85,7 +87,7 @@ class Verdict(models.Model):
     confirmed = models.BooleanField(null=True)
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["transaction"], condition=Q(closed_at__isnull=True), name="one_open_verdict_a_transaction"
             ),

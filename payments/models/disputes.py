@@ -1,6 +1,7 @@
 """Members' disputes of results and payouts, and their history."""
 
 import uuid
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -30,9 +31,9 @@ class Dispute(models.Model):
         DUE = "DUE"
         DONE = "DONE"
 
-    LIVE = [State.OPEN, State.ANSWERED]
+    LIVE: ClassVar = [State.OPEN, State.ANSWERED]
     # ANSWERED → OPEN is the member's reply. A dispute is rejected only after an answer, so the member could reply.
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         State.OPEN: {State.ANSWERED, State.UPHELD},
         State.ANSWERED: {State.OPEN, State.UPHELD, State.REJECTED},
         State.UPHELD: set(),
@@ -58,7 +59,7 @@ class Dispute(models.Model):
     remedied_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(bet__isnull=False, transaction__isnull=True)
                 | Q(bet__isnull=True, transaction__isnull=False),
@@ -76,7 +77,7 @@ class Dispute(models.Model):
                 name="one_live_dispute_a_transaction",
             ),
         ]
-        indexes = [
+        indexes: ClassVar = [
             models.Index(fields=["state", "due_at"], name="dispute_queue"),
             models.Index(fields=["id"], condition=Q(remedy_state="DUE"), name="dispute_remedy_due"),
         ]

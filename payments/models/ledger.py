@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -31,7 +32,13 @@ class LedgerAccount(models.Model):
         RECEIVABLE = "receivable"
         BAD_DEBT = "bad_debt"
 
-    GROWS_BY_DEBIT = {Kind.MPESA_UTILITY, Kind.MPESA_PAYBILL, Kind.CHARGE_EXPENSE, Kind.RECEIVABLE, Kind.BAD_DEBT}
+    GROWS_BY_DEBIT: ClassVar = {
+        Kind.MPESA_UTILITY,
+        Kind.MPESA_PAYBILL,
+        Kind.CHARGE_EXPENSE,
+        Kind.RECEIVABLE,
+        Kind.BAD_DEBT,
+    }
 
     code = models.CharField(max_length=40, help_text="wallet:<member>, pool:<market> or the kind itself.")
     kind = models.CharField(max_length=20, choices=Kind.choices)
@@ -39,7 +46,7 @@ class LedgerAccount(models.Model):
     market = models.ForeignKey(Market, on_delete=models.PROTECT, null=True, blank=True)
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             # UniqueConstraint, here and below, because unique=True would also create an index for LIKE.
             models.UniqueConstraint(fields=["code"], name="account_code_once"),
             models.CheckConstraint(
@@ -77,12 +84,12 @@ class Transfer(models.Model):
     )
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["key"], name="transfer_key_once"),
             models.CheckConstraint(condition=Q(amount__gt=Decimal(0)), name="transfer_amount_is_positive"),
             models.CheckConstraint(condition=~Q(debit=F("credit")), name="transfer_between_two_accounts"),
         ]
-        indexes = [
+        indexes: ClassVar = [
             models.Index(fields=["debit", "id"], name="transfer_by_debit"),
             models.Index(fields=["credit", "id"], name="transfer_by_credit"),
         ]
@@ -103,7 +110,7 @@ class LedgerDay(models.Model):
     credits = models.DecimalField(max_digits=18, decimal_places=2)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["kind", "day"], name="ledger_day_once_a_kind")]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["kind", "day"], name="ledger_day_once_a_kind")]
 
     def __str__(self) -> str:
         return f"{self.kind} on {self.day}"
@@ -122,7 +129,7 @@ class Recovery(models.Model):
         WRITTEN_OFF = "WRITTEN_OFF"
 
     # WRITTEN_OFF → OPEN: a payment proven late added to the amount owed.
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         Decision.OPEN: {Decision.SET_OFF, Decision.WRITTEN_OFF},
         Decision.SET_OFF: {Decision.WRITTEN_OFF},
         Decision.WRITTEN_OFF: {Decision.OPEN},
@@ -146,7 +153,7 @@ class Recovery(models.Model):
 
     class Meta:
         verbose_name_plural = "recoveries"
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["settlement", "user"], nulls_distinct=False, name="recovery_once_a_settlement_and_member"
             ),
@@ -159,7 +166,7 @@ class Recovery(models.Model):
                 name="a_set_off_has_a_percentage",
             ),
         ]
-        indexes = [
+        indexes: ClassVar = [
             models.Index(fields=["user"], condition=Q(decision="SET_OFF"), name="recovery_to_set_off"),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -36,7 +37,7 @@ class Settlement(models.Model):
         WITHDRAWN = "WITHDRAWN"
         UNDONE = "UNDONE"
 
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         State.PENDING: {State.DIVIDING, State.WITHDRAWN},
         State.DIVIDING: {State.SETTLED},
         State.SETTLED: {State.UNDOING},
@@ -87,7 +88,7 @@ class Settlement(models.Model):
     undone_reason = models.CharField(max_length=300, blank=True)
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["market", "number"], name="settlement_number_once_a_market"),
             models.UniqueConstraint(
                 fields=["market"],
@@ -103,7 +104,7 @@ class Settlement(models.Model):
             ),
             models.CheckConstraint(condition=Q(pool=F("fee") + F("net")), name="pool_is_fee_and_net"),
         ]
-        indexes = [
+        indexes: ClassVar = [
             models.Index(
                 fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING", "UNDOING"]), name="settlement_to_do"
             ),

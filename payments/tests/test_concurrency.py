@@ -27,7 +27,7 @@ from users.audit import MACHINE
 from users.models import CustomUser
 
 THREADS = 64
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.parametrize("_round", range(3))]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.parametrize("repetition", range(3))]
 
 
 def kinds(answers: list[Any]) -> dict[str, int]:
@@ -41,7 +41,7 @@ def place_bet(market_id: int, user_id: int, amount: int = 10, outcome: str = "Ye
     )
 
 
-def test_of_many_bets_from_one_wallet_exactly_those_it_can_pay_are_placed(_round: int) -> None:
+def test_of_many_bets_from_one_wallet_exactly_those_it_can_pay_are_placed(repetition: int) -> None:
     # given: money for 40 bets and 9 shillings
     market, member = builders.market(), builders.member(409)
 
@@ -58,7 +58,7 @@ def test_of_many_bets_from_one_wallet_exactly_those_it_can_pay_are_placed(_round
     )
 
 
-def test_bets_of_many_members_that_race_with_the_resolve_are_in_the_pool_or_refused(_round: int) -> None:
+def test_bets_of_many_members_that_race_with_the_resolve_are_in_the_pool_or_refused(repetition: int) -> None:
     # given
     market, first = builders.market(), builders.member(10)
     others = [builders.member(10) for _ in range(THREADS - 1)]
@@ -81,7 +81,7 @@ def test_bets_of_many_members_that_race_with_the_resolve_are_in_the_pool_or_refu
     assert CustomUser.objects.filter(pk__in=[member.pk for member in others], balance=10).count() == refused
 
 
-def test_of_many_resolves_one_wins(_round: int) -> None:
+def test_of_many_resolves_one_wins(repetition: int) -> None:
     # given
     market = builders.market()
     builders.orm_bet(market, builders.member(), "Yes", 100)
@@ -99,7 +99,7 @@ def test_of_many_resolves_one_wins(_round: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [20_000, 7])
-def test_a_market_that_many_settle_at_once_is_settled_once(_round: int, chunk: int) -> None:
+def test_a_market_that_many_settle_at_once_is_settled_once(repetition: int, chunk: int) -> None:
     # given: thirty winners and as many losers
     market = builders.market(fee_pct=0)
     for _ in range(30):
@@ -121,7 +121,7 @@ def test_a_market_that_many_settle_at_once_is_settled_once(_round: int, chunk: i
     assert Transaction.objects.filter(status="PENDING", amount=150).count() == Transaction.objects.count() == 30
 
 
-def test_of_many_claims_of_one_payout_one_sends_it(_round: int) -> None:
+def test_of_many_claims_of_one_payout_one_sends_it(repetition: int) -> None:
     # given
     payout = builders.payout(285)
 
@@ -137,7 +137,7 @@ def test_of_many_claims_of_one_payout_one_sends_it(_round: int) -> None:
     assert len(transfers(code="send")) == 1
 
 
-def test_a_callback_that_comes_many_times_at_once_is_stored_once(_round: int) -> None:
+def test_a_callback_that_comes_many_times_at_once_is_stored_once(repetition: int) -> None:
     # given
     attempt = sent(builders.payout(285))
     token, body = ADDRESSES.token(attempt.originator_conversation_id), result_body(attempt)
@@ -154,7 +154,7 @@ def test_a_callback_that_comes_many_times_at_once_is_stored_once(_round: int) ->
     assert Callback.objects.count() == 1
 
 
-def test_a_callback_that_many_apply_at_once_is_booked_once(_round: int) -> None:
+def test_a_callback_that_many_apply_at_once_is_booked_once(repetition: int) -> None:
     # given
     payout = builders.payout(285)
     attempt = sent(payout)
@@ -173,7 +173,7 @@ def test_a_callback_that_many_apply_at_once_is_booked_once(_round: int) -> None:
     assert [(code, len(transfers(code=code))) for code in ("won", "paid")] == [("won", 1), ("paid", 1)]
 
 
-def test_many_different_callbacks_about_one_payout_book_it_once(_round: int) -> None:
+def test_many_different_callbacks_about_one_payout_book_it_once(repetition: int) -> None:
     # given: the same payment told in sixty-four ways, all of them true
     payout = builders.payout(285)
     attempt = sent(payout)
@@ -192,7 +192,7 @@ def test_many_different_callbacks_about_one_payout_book_it_once(_round: int) -> 
     assert len(transfers(code="paid")) == 1
 
 
-def test_of_many_retries_of_one_failed_payout_one_wins(_round: int) -> None:
+def test_of_many_retries_of_one_failed_payout_one_wins(repetition: int) -> None:
     # given
     payout = builders.payout(285)
     failed(payout)
@@ -207,7 +207,7 @@ def test_of_many_retries_of_one_failed_payout_one_wins(_round: int) -> None:
     assert payout.attempts.count() == 1
 
 
-def test_of_retries_and_redirects_of_one_failed_payout_one_wins(_round: int) -> None:
+def test_of_retries_and_redirects_of_one_failed_payout_one_wins(repetition: int) -> None:
     # given
     payout = builders.payout(285)
     failed(payout)
@@ -225,7 +225,7 @@ def test_of_retries_and_redirects_of_one_failed_payout_one_wins(_round: int) -> 
     assert (payout.status, len(transfers(code="redirect"))) in (("PENDING", 0), ("COMPLETED", 1))
 
 
-def test_a_bet_posted_many_times_at_once_under_one_key_is_placed_once(_round: int) -> None:
+def test_a_bet_posted_many_times_at_once_under_one_key_is_placed_once(repetition: int) -> None:
     # given
     market, member = builders.market(), builders.member(1_000)
     headers = builders.bearer(member) | {"Idempotency-Key": "tap"}

@@ -21,7 +21,7 @@ from testing import builders
 from testing.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
 from testing.payout_steps import failed, hear, result_body, sent
 from testing.rest import UNREADABLE_BODIES, assert_refused, post
-from testing.transitions import ways
+from testing.transitions import paths_from
 from users import audit
 from users.audit import Actor
 from users.models import AuditEntry, CustomUser, Notice
@@ -228,7 +228,7 @@ def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(user: Custo
     made = dispute(lost_bet(user))
     rows = Dispute.objects.filter(pk=made.pk)
     assert sorted(Dispute.TRANSITIONS) == sorted(State.values)
-    for state in ways(Dispute.TRANSITIONS, "OPEN")[start]:
+    for state in paths_from(Dispute.TRANSITIONS, "OPEN")[start]:
         rows.update(state=state)
     for end in State.values:
         moved = True

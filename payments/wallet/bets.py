@@ -1,4 +1,4 @@
-"""Placing a bet: the entry and the money in one transaction."""
+"""Bets: the bet and its stake are written in one transaction."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,16 +15,16 @@ from users.refusal import Refusal
 
 
 class InsufficientFunds(Refusal):
-    """The wallet holds less than the stake."""
+    """The wallet's balance is less than the stake."""
 
 
 class ClientRefReused(Refusal):
-    """The Idempotency-Key was used before, for another bet."""
+    """The Idempotency-Key was used before for another bet."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A bet, its wallet's balance after it in shillings, and whether this very call placed it."""
+    """A bet, the wallet's balance after it in shillings, and `new`, true if this call placed it."""
 
     bet: Bet
     balance: Decimal
@@ -34,22 +34,22 @@ class Placed:
 def place(
     *, user_id: int, market_id: int, outcome: str, amount: Decimal, client_ref: str | None, at: datetime
 ) -> Placed:
-    """Stake `amount` shillings of a member's wallet on an outcome of an open market.
+    """Place a bet: stake `amount` shillings of a member's wallet on an outcome of an open market.
 
-    Idempotent: by `client_ref`; the same bet again returns the one placed.
-    Locks: the market FOR SHARE (by trigger, so bets do not wait for each other), the member's wallet.
+    Idempotent: by `client_ref`; the same bet again returns the bet placed before.
+    Locks: the market FOR SHARE, so bets do not wait for each other, then the member's wallet.
     Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
     """
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [locks.market_lock(market_id)])
-        # FOR SHARE before anything is decided: a resolve waits for us or we for it. The market comes before the wallet
-        # in the lock order, or a settlement that credits this member could wait for us while we wait for it.
+        # Lock the market FOR SHARE first, so that a bet and a resolution never overlap. The market comes before the
+        # wallet in the lock order, because a settlement that credits this member could otherwise deadlock with us.
         rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
         market = next(iter(rows), None)
         if market is None:
             raise locks.MarketNotFound(f"There is no market {market_id}.")
-        # The wallet's lock also makes two requests with one client_ref take turns.
+        # The wallet's lock also serialises two requests with the same client_ref.
         member = CustomUser.objects.select_for_update(no_key=True).get(pk=user_id)
         if client_ref:
             placed = Bet.objects.filter(user=member, client_ref=client_ref).first()
@@ -58,11 +58,11 @@ def place(
                     raise ClientRefReused("This Idempotency-Key was used for another bet.")
                 return Placed(bet=placed, balance=member.balance, new=False)
         if market.status != Market.Status.OPEN or market.end_date <= at:
-            raise locks.MarketNotOpen(f"Market {market_id} takes no bets any more.")
+            raise locks.MarketNotOpen(f"Market {market_id} no longer takes bets.")
         if outcome not in market.running_outcomes:
             raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
         if member.balance < amount:
-            raise InsufficientFunds(f"The wallet holds {member.balance}, less than the stake of {amount}.")
+            raise InsufficientFunds(f"The wallet holds {member.balance}, which is less than the stake of {amount}.")
         bet = Bet.objects.create(
             user=member, market=market, outcome=outcome, amount=amount, client_ref=client_ref or None, placed_at=at
         )

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from payments.models import Attempt, Callback, Transaction
 from payments.payouts.evidence import callbacks
 from testing import builders, payout_steps
-from testing.builders import transfers, where_everything_is
+from testing.builders import money_snapshot, transfers
 from testing.payout_steps import ADDRESSES, RECEIPT, after, question, result_body, sent, status_body
 
 pytestmark = pytest.mark.django_db
@@ -147,14 +147,14 @@ def test_any_bytes_with_a_token_that_nobody_was_given_leave_no_row(
     door: Door, body: bytes, token: str, kind: str
 ) -> None:
     # given
-    before = where_everything_is()
+    before = money_snapshot()
 
     # when
     status = door.post(path(kind, token), body)
 
     # then
     assert status in (400, 404)
-    assert where_everything_is() == before
+    assert money_snapshot() == before
 
 
 @fuzzed
@@ -163,7 +163,7 @@ def test_a_genuine_message_with_a_token_that_is_one_digit_off_leaves_no_row(
     door: Door, swaps: dict[str, Any], kind: str, one_off: int
 ) -> None:
     # given
-    before = where_everything_is()
+    before = money_snapshot()
     token = door.own if kind != "status-result" else door.query_token
     wrong = token[:one_off] + ("0" if token[one_off] != "0" else "1") + token[one_off + 1 :]
 
@@ -172,7 +172,7 @@ def test_a_genuine_message_with_a_token_that_is_one_digit_off_leaves_no_row(
 
     # then
     assert statuses == [404, 404]
-    assert where_everything_is() == before
+    assert money_snapshot() == before
 
 
 def _changed(door: Door, swaps: dict[str, Any]) -> bytes:
@@ -187,12 +187,12 @@ def _changed(door: Door, swaps: dict[str, Any]) -> bytes:
 @example(segment="%00" * 20, body=b"{}", content_type="")
 def test_any_path_below_the_door_is_answered(door: Door, segment: str, body: bytes, content_type: str) -> None:
     # when
-    before = where_everything_is()
+    before = money_snapshot()
     status = door.post(f"{PLAIN}{segment}", body, content_type)
 
     # then
     assert 400 <= status < 500
-    assert where_everything_is() == before
+    assert money_snapshot() == before
 
 
 # --- good tokens -----------------------------------------------------------------------------------------------------
@@ -360,14 +360,14 @@ def test_two_hundred_replays_of_a_genuine_result_book_it_once(door: Door) -> Non
 @given(body=RAW)
 def test_any_bytes_at_the_plain_path_are_refused_and_leave_no_row(door: Door, body: bytes) -> None:
     # given
-    before = where_everything_is()
+    before = money_snapshot()
 
     # when
     status = door.post(PLAIN, body)
 
     # then
     assert status in (400, 404)
-    assert where_everything_is() == before
+    assert money_snapshot() == before
 
 
 @fuzzed
@@ -403,7 +403,7 @@ def test_in_production_nothing_at_the_plain_path_leaves_a_row(
 ) -> None:
     # given
     settings.MPESA_PRODUCTION = True
-    before = where_everything_is()
+    before = money_snapshot()
     genuine = json.loads(result_body(door.attempt))
     genuine["Result"]["ExternalReference"] = door.payout.external_ref
 
@@ -412,4 +412,4 @@ def test_in_production_nothing_at_the_plain_path_leaves_a_row(
 
     # then
     assert statuses == [404, 404]
-    assert where_everything_is() == before
+    assert money_snapshot() == before

@@ -11,7 +11,7 @@ class Command(BaseCommand):
     """Edge: run the simulator, which uses neither the database nor the settings."""
 
     help = "Run a simulator of Safaricom's Daraja that records every payment. It prints its base URL first."
-    requires_system_checks: list[str] = []
+    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the simulator's options."""

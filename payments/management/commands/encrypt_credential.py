@@ -14,7 +14,7 @@ from payments.mpesa.security_credential import UnusableKey, encrypt_credential
 
 class Command(BaseCommand):
     help = "Encrypt the M-Pesa initiator's password with Safaricom's certificate and print it in base64."
-    requires_system_checks: list[str] = []
+    requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--cert", required=True, type=Path, help="certificate or public key, PEM or DER")

@@ -95,7 +95,7 @@ def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, n
         if row.pk is None:
             row.save()
         rows = model.objects.filter(pk=row.pk)
-        for state in transitions.ways(model.TRANSITIONS, first)[start]:
+        for state in transitions.paths_from(model.TRANSITIONS, first)[start]:
             rows.update(**{column: state}, **beside(name, state))
 
         for end in model.TRANSITIONS:
@@ -119,7 +119,7 @@ def test_every_state_is_in_the_table_and_can_be_reached(name: str) -> None:
     model, column, first = MACHINES[name]
     choices = [value for value, _ in model._meta.get_field(column).choices]
     assert sorted(model.TRANSITIONS) == sorted(choices)
-    assert sorted(transitions.ways(model.TRANSITIONS, first)) == sorted(choices)
+    assert sorted(transitions.paths_from(model.TRANSITIONS, first)) == sorted(choices)
     assert model._meta.get_field(column).default == first
 
 

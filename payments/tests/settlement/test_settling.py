@@ -32,6 +32,7 @@ from testing.builders import (
     bet,
     market,
     member,
+    money_snapshot,
     nothing_moved,
     orm_bet,
     policy,
@@ -39,7 +40,6 @@ from testing.builders import (
     settle,
     settled_market,
     transfers,
-    where_everything_is,
 )
 from users.models import CustomUser
 
@@ -635,10 +635,10 @@ def test_a_pool_that_is_tampered_with_halfway_is_not_closed(db: None) -> None:
     # when, then: all but the last step is booked, and nothing of it can be sent
     with pytest.raises(settling.BooksDisagree, match="0.01 would stay in its pool"):
         settle(made, policy=rules)
-    before = where_everything_is()
+    before = money_snapshot()
     with pytest.raises(settling.BooksDisagree):
         settle(made, policy=rules)
-    assert where_everything_is() == before
+    assert money_snapshot() == before
     assert _due_of(made) == []
     made.refresh_from_db()
     assert (made.status, Settlement.objects.get().state) == ("RESOLVED", "DIVIDING")

@@ -282,10 +282,10 @@ class nothing_moved_but_callbacks:  # noqa: N801 - reads as the function it stan
     """Assert that a block moved no money and no state; a callback may have been stored."""
 
     def __enter__(self) -> None:
-        self.before = {**builders.where_everything_is(), "callbacks": None}
+        self.before = {**builders.money_snapshot(), "callbacks": None}
 
     def __exit__(self, *_: object) -> None:
-        assert {**builders.where_everything_is(), "callbacks": None} == self.before
+        assert {**builders.money_snapshot(), "callbacks": None} == self.before
 
 
 @pytest.mark.parametrize("shown", ["254{1}****{2}", "0{1}***{2}", "0{1}{2}", "+254{1}***{2}", "{full}"])
