@@ -66,7 +66,7 @@ class Bench:
         addresses = wiring.addresses()
         while len(made) < count:
             claims = sending_claims.claim(at=timezone.now(), policy=self.policy, addresses=addresses, limit=500)
-            answers: list[tuple[sending_claims.Claim, sending_claims.Said]] = [
+            answers: list[tuple[sending_claims.Claim, sending_claims.Response]] = [
                 (claim, client.Accepted("AG_1", claim.originator_conversation_id)) for claim in claims
             ]
             responses.record_all(answers, at=timezone.now(), policy=self.policy)

@@ -19,6 +19,7 @@ from payments.monitoring import overview
 from payments.payouts.operations import decisions
 from payments.policy import Policy
 from payments.settlement import resolutions, settling, undo
+from payments.settlement.decision import Decision
 from testing.figures import say
 from users import audit, staff_notes
 from users.models import CustomUser
@@ -95,7 +96,7 @@ def fill(*, bets: int) -> House:
 def _settle(market_id: int, policy: Policy) -> None:
     at = timezone.now()
     resolutions.resolve(
-        market_id=market_id, rule="WINNER", weights={"Yes": Decimal(100)}, by=audit.MACHINE, at=at, policy=policy
+        market_id=market_id, decision=Decision("WINNER", {"Yes": Decimal(100)}), by=audit.MACHINE, at=at, policy=policy
     )
     settling.settle(market_id=market_id, at=at, policy=policy, keep_going=lambda: True)
     run_sql(
@@ -193,7 +194,7 @@ def _decisions(second: CustomUser, hot: int, others: population.Crowd, policy: P
     """What people do: a proposal, disputes, notes, and a word on a held payout, which is returned."""
     at, by = timezone.now(), audit.Actor(user_id=second.pk, source="127.0.0.1")
     resolutions.resolve(
-        market_id=hot, rule="WINNER", weights={OUTCOMES[0]: Decimal(100)}, by=by, at=at,
+        market_id=hot, decision=Decision("WINNER", {OUTCOMES[0]: Decimal(100)}), by=by, at=at,
         policy=replace(policy, approval_above=Decimal(1)),
     )  # fmt: skip
     Market.objects.filter(pk=others.others[1]).update(end_date=at - timedelta(hours=1))
@@ -204,7 +205,7 @@ def _decisions(second: CustomUser, hot: int, others: population.Crowd, policy: P
         )  # fmt: skip
         staff_notes.add(member_id=payout.user_id, text="Called, and was told.", by=by, at=at)
     held = Transaction.objects.filter(status="HELD").order_by("pk")[0]
-    decisions.give(
+    decisions.decide_or_propose(
         transaction_id=held.pk, receipt="", grounds="Line 7 of the statement.", by=by, at=at,
         policy=replace(policy, confirm_above=Decimal(1)),
     )  # fmt: skip

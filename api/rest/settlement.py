@@ -1,4 +1,4 @@
-"""The operator's settlement calls: resolve, void, watch, retry. Staff only; each calls one service."""
+"""Settlement calls of staff: resolve, void, status, retry."""
 
 from dataclasses import asdict
 from datetime import timedelta
@@ -16,8 +16,9 @@ from rest_framework.response import Response
 
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
 from payments import wiring
-from payments.payouts.operations import actions, in_doubt
+from payments.payouts.operations import actions, failures, in_doubt
 from payments.settlement import proposals, resolutions, status
+from payments.settlement.decision import VOID_REASONS, Decision, Evidence
 
 
 class ResolveBody(Body):
@@ -36,15 +37,15 @@ class ResolveBody(Body):
 
     def validate(self, body: dict[str, Any]) -> dict[str, Any]:
         if ("outcome" in body) == ("weights" in body):
-            raise serializers.ValidationError({"outcome": ["Give either outcome, or weights and rule."]})
+            raise serializers.ValidationError({"outcome": ["Give either outcome, or weights with rule."]})
         if ("weights" in body) != ("rule" in body):
-            raise serializers.ValidationError({"rule": ["Weights need a rule, JOINT or SPLIT; an outcome needs none."]})
+            raise serializers.ValidationError({"rule": ["Give rule JOINT or SPLIT with weights, none with outcome."]})
         return body
 
 
 class VoidBody(Body):
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
-    reason = serializers.ChoiceField(choices=resolutions.VOID_REASONS)
+    reason = serializers.ChoiceField(choices=VOID_REASONS)
     preview_hash = StrictText(max_length=64, required=False, default=None)
 
 
@@ -59,22 +60,24 @@ class RetryFailedBody(Body):
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def resolve_market(request: Request) -> Response:
-    """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome; the rest follows by itself.
+    """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome. Workers then settle and pay.
 
-    Several winners: {market_id, weights, rule}. With evidence_url, evidence_note, effective_close_at, preview_hash, as
-    wanted. 202 where it takes a second person.
+    For several winners send {market_id, weights, rule}. Optional: evidence_url, evidence_note, effective_close_at,
+    preview_hash. Answers 202 if a second person must approve.
     """
     body = checked(ResolveBody(data=request.data))
     outcome = body.get("outcome")
     resolved = resolutions.resolve(
         market_id=body["market_id"],
-        rule=body.get("rule", "WINNER"),
-        weights={outcome: Decimal(100)} if outcome is not None else body["weights"],
+        decision=Decision(
+            rule=body.get("rule", "WINNER"),
+            weights={outcome: Decimal(100)} if outcome is not None else body["weights"],
+            evidence=Evidence(url=body["evidence_url"], note=body["evidence_note"]),
+            effective_close_at=body["effective_close_at"],
+        ),
         by=actor(request),
         at=timezone.now(),
         policy=wiring.policy(),
-        grounds=resolutions.Grounds(url=body["evidence_url"], note=body["evidence_note"]),
-        effective_close_at=body["effective_close_at"],
         preview_hash=body["preview_hash"],
     )
     if isinstance(resolved, proposals.Proposed):
@@ -93,16 +96,14 @@ def resolve_market(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def void_market(request: Request) -> Response:
-    """`POST /api/markets/admin/void/` {market_id, reason}: cancel the market; every stake goes back to its wallet."""
+    """`POST /api/markets/admin/void/` {market_id, reason}: void the market and return every stake to its wallet."""
     body = checked(VoidBody(data=request.data))
     resolved = resolutions.resolve(
         market_id=body["market_id"],
-        rule="VOID",
-        weights={},
+        decision=Decision(rule="VOID", weights={}, reason=body["reason"]),
         by=actor(request),
         at=timezone.now(),
         policy=wiring.policy(),
-        reason=body["reason"],
         preview_hash=body["preview_hash"],
     )
     if isinstance(resolved, proposals.Proposed):
@@ -119,7 +120,7 @@ def void_market(request: Request) -> Response:
 
 
 def proposed(proposal: proposals.Proposed) -> Response:
-    """202: nothing is decided yet, a second member of staff approves it by the same hash."""
+    """Answer 202: nothing is decided yet. A second member of staff must approve the proposal with the same hash."""
     return Response(
         {
             "status": "proposed",
@@ -135,39 +136,42 @@ def proposed(proposal: proposals.Proposed) -> Response:
 @api_view(["GET"])
 @permission_classes([IsAdminUser])
 def settlement_status(request: Request, market_id: int) -> Response:
-    """`GET …/admin/settlement-status/<market_id>/`: how much went where, in six states that do not overlap."""
-    found = status.settlement_status(market_id) if market_id <= LARGEST_ID else None
-    if found is None:
+    """`GET …/admin/settlement-status/<market_id>/`: amounts and counts of payouts in six states that do not overlap."""
+    current = status.settlement_status(market_id) if market_id <= LARGEST_ID else None
+    if current is None:
         raise NotFound(f"There is no market {market_id}.")
-    amounts = {name: amount for name, (amount, _) in found.by_state.items()}
+    amounts = {name: amount for name, (amount, _) in current.by_state.items()}
+    payouts_in_doubt = [
+        {
+            "transaction_id": payout.transaction_id,
+            "amount": f"{payout.amount:.2f}",
+            "since": payout.since,
+            "last_asked_at": payout.last_asked_at,
+            "next_question_at": payout.next_question_at,
+        }
+        for payout in in_doubt.in_doubt(market_id)[:100]
+    ]
     return Response(
         {
-            "market_id": found.market_id,
-            "status": found.status,
-            "outcome": found.outcome,
-            "resolved_at": found.resolved_at,
-            "settled_at": found.settled_at,
-            "release_at": found.release_at,
-            "pool": f"{found.pool:.2f}",
-            "platform_fee": f"{found.platform_fee:.2f}",
-            "total_payouts": f"{found.total_payouts:.2f}",
+            "market_id": current.market_id,
+            "status": current.status,
+            "outcome": current.outcome,
+            "resolved_at": current.resolved_at,
+            "settled_at": current.settled_at,
+            "release_at": current.release_at,
+            "pool": f"{current.pool:.2f}",
+            "platform_fee": f"{current.platform_fee:.2f}",
+            "total_payouts": f"{current.total_payouts:.2f}",
             "completed_payouts": f"{amounts['completed']:.2f}",
             "failed_payouts": f"{amounts['failed']:.2f}",
             "pending_payouts": f"{amounts['pending'] + amounts['processing']:.2f}",
             "in_doubt_payouts": f"{amounts['in_doubt']:.2f}",
             "held_payouts": f"{amounts['held']:.2f}",
-            "payout_count": {name: count for name, (_, count) in found.by_state.items()},
-            "progress": asdict(found.progress),
-            "limbo": [
-                {
-                    "transaction_id": one.transaction_id,
-                    "amount": f"{one.amount:.2f}",
-                    "since": one.since,
-                    "last_asked_at": one.last_asked_at,
-                    "next_question_at": one.next_question_at,
-                }
-                for one in in_doubt.in_doubt(market_id)[:100]
-            ],
+            "payout_count": {name: count for name, (_, count) in current.by_state.items()},
+            "progress": asdict(current.progress),
+            "in_doubt": payouts_in_doubt,
+            # The old name of the same list. It is kept for one version.
+            "limbo": payouts_in_doubt,
         }
     )
 
@@ -185,10 +189,18 @@ def retry_payout(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def retry_failed_payouts_batch(request: Request) -> Response:
-    """`POST …/admin/retry-failed-payouts/` {hours}: send every payout again that failed within so many hours."""
+    """`POST …/admin/retry-failed-payouts/` {hours}: retry every payout that failed in the last hours."""
     body = checked(RetryFailedBody(data=request.data))
     at = timezone.now()
-    retried, skipped = actions.retry_failed(since=at - timedelta(hours=body["hours"]), by=actor(request), at=at)
-    if retried:
+    since = at - timedelta(hours=body["hours"])
+    outcome = failures.retry_failed(since=since, by=actor(request), at=at, limit=None)
+    if outcome.retried:
         wiring.after_retry()
-    return Response({"status": "retried", "count": len(retried), "transaction_ids": retried, "skipped": skipped})
+    return Response(
+        {
+            "status": "retried",
+            "count": len(outcome.retried),
+            "transaction_ids": outcome.retried,
+            "skipped": sum(outcome.skipped.values()),
+        }
+    )

@@ -1,4 +1,4 @@
-"""Heartbeats, figures of the home page, and checks of the invariants."""
+"""Heartbeats, figures for the home page, and results of invariant checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import models
 
 
 class Heartbeat(models.Model):
-    """When a part of the machine was last seen at work: beat, or a worker by its name. Written by overview_tasks."""
+    """The time at which beat, or a worker by its name, was last seen. Written by monitoring_tasks."""
 
     name = models.CharField(max_length=120, unique=True)
     at = models.DateTimeField()
@@ -16,7 +16,7 @@ class Heartbeat(models.Model):
 
 
 class Figures(models.Model):
-    """A set of figures that is dear to compute, as beat last had it computed: the home page reads it as it is."""
+    """A set of expensive figures. A task computes it every minute; the home page reads it as stored."""
 
     name = models.CharField(max_length=40, unique=True)
     at = models.DateTimeField()
@@ -30,7 +30,7 @@ class Figures(models.Model):
 
 
 class InvariantCheck(models.Model):
-    """When an invariant of reconciliation.py was last checked, and what broke it then."""
+    """The latest check of one invariant of ledger/invariants.py, and the rows that broke it."""
 
     invariant = models.CharField(max_length=120, unique=True)
     checked_at = models.DateTimeField()

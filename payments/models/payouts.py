@@ -1,4 +1,7 @@
-"""Where the money is and how it leaves. Each state machine has one table of transitions; triggers hold the same."""
+"""Payouts, their requests to M-Pesa, and the messages about them.
+
+Each state machine has one table of transitions. Triggers of the database hold the same tables.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from django.utils import timezone
 from payments.models.columns import shillings
 from payments.models.settlements import Settlement
 
+# An open attempt that is in doubt, or that was and is being sent again: we do not know whether M-Pesa paid it.
+IN_DOUBT = Q(state="IN_DOUBT") | Q(state__in=["SENDING", "WAITING", "ACCEPTED", "IN_DOUBT"], doubted_at__isnull=False)
+
 
 class Transaction(models.Model):
     """A move of money between us and one member: a deposit, a withdrawal, a payout or a refund.
 
-    A payout goes to one `destination`; over M-Pesa it is whole shillings, and leaves when `due_at` has come and its
-    settlement is released. `phone_number` is the one the money goes to, frozen when the debt was born.
+    A payout goes to one `destination`. Over M-Pesa it is in whole shillings, and leaves once `due_at` has passed and
+    its settlement is released. `phone_number` receives the money; it is frozen when the debt arises.
     """
 
     class Type(models.TextChoices):
@@ -50,7 +56,7 @@ class Transaction(models.Model):
 
     public_id = models.UUIDField(default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="transactions")
-    # A settlement is never removed, so a trigger's look at each statement's rows is enough; a member may be.
+    # Settlements are never deleted, so a trigger that checks each statement's rows replaces the foreign key.
     settlement = models.ForeignKey(
         Settlement, on_delete=models.PROTECT, null=True, blank=True, db_index=False, db_constraint=False
     )
@@ -67,6 +73,9 @@ class Transaction(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
     completed_at = models.DateTimeField(null=True, blank=True)
     failed_at = models.DateTimeField(null=True, blank=True)
+    redirected_at = models.DateTimeField(
+        null=True, blank=True, help_text="When it was paid into the wallet instead of over M-Pesa."
+    )
 
     class Meta:
         constraints = [
@@ -82,7 +91,7 @@ class Transaction(models.Model):
             ),
         ]
         indexes = [
-            # By settlement first: whose turn it is, is found by skipping from one settlement to the next.
+            # By settlement first: the fair queue finds due settlements by skipping from one to the next.
             models.Index(fields=["settlement", "due_at", "id"], condition=Q(status="PENDING"), name="transaction_due"),
             models.Index(fields=["failed_at"], condition=Q(status="FAILED"), name="transaction_failed"),
             models.Index(fields=["id"], condition=Q(status__in=["PROCESSING", "HELD"]), name="transaction_open"),
@@ -92,11 +101,19 @@ class Transaction(models.Model):
         return f"{self.type} {self.external_ref} {self.amount}"
 
 
-class Attempt(models.Model):
-    """One B2C request for one payout, committed before the call. At most one open attempt a transaction.
+class AttemptQuerySet(models.QuerySet["Attempt"]):
+    """Filters on attempts."""
 
-    SENDING: a POST may be under way. WAITING: the last POST never left; the same id goes again. ACCEPTED: Daraja queued
-    it, not paid. IN_DOUBT: we do not know. PAID and FAILED: proven.
+    def in_doubt(self) -> AttemptQuerySet:
+        """Return the open attempts that are in doubt, also those that are being sent again meanwhile."""
+        return self.filter(IN_DOUBT)
+
+
+class Attempt(models.Model):
+    """One B2C request for one payout, committed before the call. A transaction has at most one open attempt.
+
+    SENDING: a POST may be under way. WAITING: the last POST never left us; the same id is sent again. ACCEPTED: Daraja
+    queued the request, which is not paid yet. IN_DOUBT: we do not know the result. PAID and FAILED: proven.
     """
 
     class Kind(models.TextChoices):
@@ -111,8 +128,13 @@ class Attempt(models.Model):
         PAID = "PAID"
         FAILED = "FAILED"
 
+    class PaidReport(models.TextChoices):
+        NONE = "", "none"
+        UNTRUSTED = "untrusted"
+        TRUSTED = "trusted"
+
     OPEN = [State.SENDING, State.WAITING, State.ACCEPTED, State.IN_DOUBT]
-    # FAILED → PAID is late evidence: what was proven not executed was executed after all, and is booked.
+    # FAILED → PAID is late evidence: a request that was proven not executed was paid after all, and is booked.
     TRANSITIONS = {
         State.SENDING: {State.WAITING, State.ACCEPTED, State.IN_DOUBT, State.PAID, State.FAILED},
         State.WAITING: {State.SENDING, State.IN_DOUBT, State.PAID, State.FAILED},
@@ -149,9 +171,19 @@ class Attempt(models.Model):
         null=True, help_text="When M-Pesa said that it has had this id: it is asked about, and not sent again."
     )
     result_code = models.CharField(max_length=20, blank=True)
+    paid_report = models.CharField(
+        max_length=9,
+        choices=PaidReport.choices,
+        blank=True,
+        default=PaidReport.NONE,
+        db_default=PaidReport.NONE,
+        help_text="Whether a callback reported that it was paid, and whether we trust that callback.",
+    )
     result_words = models.CharField(max_length=300, blank=True)
     receipt = models.CharField(max_length=64, blank=True)
     closed_at = models.DateTimeField(null=True)
+
+    objects = AttemptQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -172,7 +204,7 @@ class Attempt(models.Model):
                 name="attempt_to_ask_about",
             ),
             models.Index(fields=["resend_at"], condition=Q(resend_at__isnull=False), name="attempt_to_resend"),
-            models.Index(fields=["first_sent_at", "id"], condition=Q(state="IN_DOUBT"), name="attempt_in_doubt"),
+            models.Index(fields=["first_sent_at", "id"], condition=IN_DOUBT, name="attempt_in_doubt"),
             models.Index(
                 fields=["first_sent_at", "opened_at", "id"], condition=Q(state="WAITING"), name="attempt_waiting"
             ),
@@ -183,12 +215,17 @@ class Attempt(models.Model):
     def __str__(self) -> str:
         return self.originator_conversation_id
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether `AttemptQuerySet.in_doubt` would select it."""
+        return self.state == self.State.IN_DOUBT or (self.state in self.OPEN and self.doubted_at is not None)
+
 
 class Breaker(models.Model):
-    """A reason for not sending at the moment: open from `opened_at` until something proves it gone.
+    """A reason to pause sending: open from `opened_at` until evidence shows that the cause is gone.
 
-    While it is open one payout goes out as a probe whenever `probe_at` has come, at pauses that double. `switch` is the
-    operator's own and has no probe.
+    While it is open, one payout leaves as a probe each time `probe_at` has passed, at pauses that double. The
+    operator's `switch` sends no probes.
     """
 
     class Cause(models.TextChoices):
@@ -212,7 +249,7 @@ class Breaker(models.Model):
 
 
 class StatusQuery(models.Model):
-    """One question to Daraja what became of an attempt; it has a token of its own, and so its answer is its own."""
+    """A question to Daraja about the result of an attempt. Its own token ties an answer to it."""
 
     class Verdict(models.TextChoices):
         COMPLETED = "completed"
@@ -240,9 +277,10 @@ class StatusQuery(models.Model):
 
 
 class FloatReading(models.Model):
-    """What the Utility account held at a moment, in shillings, as M-Pesa said: beside a payment, or when we asked.
+    """The Utility account's balance at one moment, in shillings, as M-Pesa stated it.
 
-    A question has the hash of the token in its address, and no amount until its answer comes.
+    M-Pesa states it in a payment's result, or when we ask. A balance query stores the hash of its callback token, and
+    has no amount until its answer arrives.
     """
 
     class Source(models.TextChoices):
@@ -266,9 +304,10 @@ class FloatReading(models.Model):
 
 
 class Callback(models.Model):
-    """A message from a stranger that claims something: stored raw first, applied once.
+    """A message that reports something about a request: stored as it came, then applied once.
 
-    The very same is stored once for each trust: what a stranger said first, M-Pesa may still say itself.
+    The same message is stored once from a trusted and once from an untrusted address. An untrusted caller that sends it
+    first therefore does not block M-Pesa's own.
     """
 
     class Kind(models.TextChoices):

@@ -1,8 +1,8 @@
-"""What the home page shows: what needs a person now, where the money is, how well it goes, and whether we are alive.
+"""Figures of the home page: work for staff, money by state, payout quality, health.
 
-`now` asks the database at each view, by indexes alone. What takes a look at every payout of a month (`measure`) and the
-invariants of the books (`check_books`) are taken by beat every minute and read as they were last taken.
-Amounts are shillings; times in figures are seconds.
+`now` queries the database at each view, through indexes only. `measure` reads every payout of a month, and
+`check_books` checks the invariants. A task runs both every minute; the page shows their stored results.
+Units: amounts in shillings; times in figures in seconds.
 """
 
 import time
@@ -66,21 +66,21 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Now:
-    """What the home page knows at this very moment."""
+    """The figures that the home page computes at each view."""
 
     to_resolve: int
     held: Total
     failed: Total
     pending: Total
     processing: Total
-    verdicts: int
+    decisions: int
     proposals: int
     disputes: int
     overdue_disputes: int
-    debts: int
+    receivables: int
     float_reading: FloatReading | None
-    limbo: Total
-    limbo_ages: list[Bucket]
+    in_doubt: Total
+    in_doubt_ages: list[Bucket]
     oldest_doubt: datetime | None
     breakers: list[Breaker]
     due: Decimal
@@ -90,10 +90,10 @@ class Now:
 
 
 def now(*, at: datetime) -> Now:
-    """The state of things, by indexes alone: the open payouts, the doubts, the open breakers, the last checks."""
-    # One query a state, so that each is answered by its own partial index and no completed payout is looked at.
+    """Return the current figures, through indexes only: open payouts, money in doubt, open breakers, latest checks."""
+    # One query per state, so that each uses its own partial index and reads no completed payout.
     sums = {status: _sum(status) for status in (Status.PENDING, Status.PROCESSING, Status.HELD, Status.FAILED)}
-    ages, oldest = _limbo_ages(at)
+    ages, oldest = _in_doubt_ages(at)
     checks = list(InvariantCheck.objects.order_by("checked_at"))
     return Now(
         to_resolve=Market.objects.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at).count(),
@@ -101,21 +101,21 @@ def now(*, at: datetime) -> Now:
         failed=sums[Status.FAILED],
         pending=sums[Status.PENDING],
         processing=sums[Status.PROCESSING],
-        verdicts=Verdict.objects.filter(closed_at__isnull=True, transaction__status=Status.HELD).count(),
+        decisions=Verdict.objects.filter(closed_at__isnull=True, transaction__status=Status.HELD).count(),
         proposals=Proposal.objects.filter(state=Proposal.State.OPEN).count(),
         disputes=Dispute.objects.filter(state=Dispute.State.OPEN).count(),
         overdue_disputes=Dispute.objects.filter(state=Dispute.State.OPEN, due_at__lt=at).count(),
-        debts=Recovery.objects.filter(
+        receivables=Recovery.objects.filter(
             decision=Recovery.Decision.OPEN, amount__gt=F("recovered") + F("written_off")
         ).count(),
         float_reading=float_balance.latest(),
-        limbo=Total(sum(one.count for one in ages), sum((one.amount for one in ages), journal.ZERO)),
-        limbo_ages=ages,
+        in_doubt=Total(sum(bucket.count for bucket in ages), sum((bucket.amount for bucket in ages), journal.ZERO)),
+        in_doubt_ages=ages,
         oldest_doubt=oldest,
         breakers=list(
             Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at")
         ),
-        due=sum((one.amount for one in sums.values()), journal.ZERO),
+        due=sum((total.amount for total in sums.values()), journal.ZERO),
         broken=[check for check in checks if check.broken_count],
         books_checked_at=checks[0].checked_at if len(checks) == len(invariants.INVARIANTS) else None,
         heartbeats=list(Heartbeat.objects.order_by("name")),
@@ -123,13 +123,14 @@ def now(*, at: datetime) -> Now:
 
 
 def _sum(status: str) -> Total:
+    """Return the number and amount of M-Pesa payouts and withdrawals in one status."""
     payouts = Transaction.objects.filter(status=status, type__in=["PAYOUT", "WITHDRAWAL"], destination="mpesa")
-    found = payouts.aggregate(count=Count("pk"), amount=Coalesce(Sum("amount"), journal.ZERO))
-    return Total(found["count"], found["amount"])
+    total = payouts.aggregate(count=Count("pk"), amount=Coalesce(Sum("amount"), journal.ZERO))
+    return Total(total["count"], total["amount"])
 
 
-def _limbo_ages(at: datetime) -> tuple[list[Bucket], datetime | None]:
-    doubtful = Attempt.objects.filter(state=Attempt.State.IN_DOUBT)
+def _in_doubt_ages(at: datetime) -> tuple[list[Bucket], datetime | None]:
+    """Return the money in doubt by age, and the time at which its oldest request was first sent."""
     since = Coalesce("first_sent_at", "opened_at")
     sums: dict[str, Any] = {"oldest": Min(since)}
     younger: datetime | None = None
@@ -141,13 +142,13 @@ def _limbo_ages(at: datetime) -> tuple[list[Bucket], datetime | None]:
         sums[f"count_{place}"] = Count("pk", filter=within)
         sums[f"amount_{place}"] = Coalesce(Sum("amount", filter=within), journal.ZERO)
         younger = older
-    found = doubtful.annotate(since=since).aggregate(**sums)
+    totals = Attempt.objects.in_doubt().annotate(since=since).aggregate(**sums)
     return [
-        Bucket(words, found[f"count_{place}"], found[f"amount_{place}"]) for place, (words, _) in enumerate(AGES)
-    ], found["oldest"]
+        Bucket(words, totals[f"count_{place}"], totals[f"amount_{place}"]) for place, (words, _) in enumerate(AGES)
+    ], totals["oldest"]
 
 
-# --- figures that beat takes -----------------------------------------------------------------------------------------
+# --- figures computed by a task --------------------------------------------------------------------------------------
 
 _BY_TIME = """
     SELECT steps.moment, count(t.id) FILTER (WHERE t.status = 'COMPLETED'),
@@ -164,13 +165,13 @@ _BY_TIME = """
           AND (status = 'COMPLETED' AND completed_at >= %(since)s OR status = 'FAILED' AND failed_at >= %(since)s)
         ) t ON t.moment = steps.moment
     GROUP BY 1 ORDER BY 1"""
-# A payout that went to the wallet after all did not succeed over M-Pesa: it has no receipt and no paid attempt.
+# A payout that was redirected to the wallet did not succeed over M-Pesa.
 _QUALITY = """
     SELECT count(*) FILTER (WHERE paid) AS paid, count(*) AS final,
         percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) FILTER (WHERE paid) AS median,
         percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) FILTER (WHERE paid) AS p95
     FROM (
-        SELECT t.status = 'COMPLETED' AND NOT t.reason LIKE 'Paid into the wallet%%' AS paid,
+        SELECT t.status = 'COMPLETED' AND t.redirected_at IS NULL AS paid,
             extract(epoch FROM t.completed_at - coalesce(s.resolved_at, t.created_at)) AS seconds
         FROM payments_transaction t LEFT JOIN payments_settlement s ON s.id = t.settlement_id
         WHERE t.destination = 'mpesa' AND t.type IN ('PAYOUT', 'WITHDRAWAL')
@@ -179,12 +180,12 @@ _QUALITY = """
 
 
 def figures() -> Figures | None:
-    """The figures as they were last taken, or None where beat has not taken any yet."""
+    """Return the figures as last computed, or None if they were never computed."""
     return Figures.objects.filter(name="payouts").first()
 
 
 def measure(*, at: datetime) -> None:
-    """Take the figures of the last day, by the hour, and of the last month, by the day. Set-based. Idempotent."""
+    """Compute and store the figures of the last day by hour and of the last month by day. Idempotent."""
     value = {
         "day": _series("hour", at - timedelta(hours=23), at),
         "month": _series("day", at - timedelta(days=29), at),
@@ -217,9 +218,10 @@ def _rows(sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
-    """Check the invariants that were not checked for BOOKS_EVERY, the longest unchecked first; return how many.
+    """Check the invariants that are due, the longest unchecked first, and return their number.
 
-    An invariant over every bet takes seconds, so a caller with little time checks a few and goes on at the next call.
+    An invariant over every bet takes seconds. A caller with little time therefore checks a few, and the rest at the
+    next call.
     """
     last = dict(InvariantCheck.objects.values_list("invariant", "checked_at"))
     never = datetime.min.replace(tzinfo=at.tzinfo)
@@ -229,14 +231,14 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
         if not keep_going():
             break
         began = time.monotonic()
-        found = invariants.broken(invariant)
+        differences = invariants.broken(invariant)
         InvariantCheck.objects.update_or_create(
             invariant=invariant,
             defaults={
                 "checked_at": at,
                 "seconds": round(time.monotonic() - began, 3),
-                "broken_by": [difference.detail for difference in found[:SHOWN]],
-                "broken_count": len(found),
+                "broken_by": [difference.detail for difference in differences[:SHOWN]],
+                "broken_count": len(differences),
             },
         )
         checked += 1
@@ -245,13 +247,16 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
 
 
 def sum_up(*, keep_going: Callable[[], bool]) -> None:
-    """Add new bets to the tallies and new transfers to their days. Idempotent; readers see the same sums before it."""
+    """Add new bets to the pools and new transfers to the trial balance. Idempotent.
+
+    Readers see the same sums before and after.
+    """
     pools.advance(keep_going=keep_going)
     trial_balance.advance(keep_going=keep_going)
 
 
 def beat(*, worker: str, at: datetime) -> None:
-    """Note that beat sent a message and that this worker carried it out. Idempotent."""
+    """Record that beat sent this task and that this worker ran it. Idempotent."""
     with transaction.atomic():
         for name in ("beat", f"worker {worker}"[:120]):
             Heartbeat.objects.update_or_create(name=name, defaults={"at": at})

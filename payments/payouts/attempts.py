@@ -1,4 +1,4 @@
-"""Changes of state of an attempt and its payout."""
+"""State changes of attempts and their payouts."""
 
 from datetime import datetime, timedelta
 
@@ -15,17 +15,23 @@ Status = Transaction.Status
 LONGEST_WAIT = timedelta(minutes=5)
 
 
-def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
-    """Book proof that an attempt was not executed: the debt is open again.
+# --- changes of state ------------------------------------------------------------------------------------------------
 
-    A fault of ours (no float, credentials) puts the payout back to be sent; the member's or an unknown one fails it.
+
+def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
+    """Mark an attempt as proven not executed and return its amount from in-flight to payable.
+
+    A fault of ours (no float, wrong credentials) makes the payout pending again. A fault of the member's, or an unknown
+    one, fails it.
+    Locks: none further; the caller holds the Transaction and the Attempt.
     """
     attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
     attempt.result_code, attempt.result_words = code[:20], words[:300]
+    attempt.paid_report = Attempt.PaidReport.NONE
     attempt.save()
     entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
     journal.post([entry], at=at)
-    if payout.status == Status.PENDING:  # Its request waited to leave, or was a manual one.
+    if payout.status == Status.PENDING:  # Its request was waiting to be sent again, or was a manual one.
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
@@ -46,7 +52,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
 
 
 def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
-    """An earlier attempt had paid after all while this one was under way: what the member owes back is this debt."""
+    """Settle the payout's debt against the receivable of an earlier attempt that was paid after all."""
     wallet, owes = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
     owed, borne = receivables.record_repayment(
         settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount
@@ -58,13 +64,13 @@ def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     ]
     journal.post([part for part in parts if part.amount > 0], at=at)
     payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, late.receipt
-    payout.reason = f"Paid by {late}, which had been held to have failed."
+    payout.reason = f"Paid by the earlier request {late}, which we had recorded as failed."
     payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
     return "failed; an earlier request had paid, so the debt is settled"
 
 
 def _cancel(payout: Transaction, at: datetime) -> str:
-    """Its settlement was undone while it was under way, and now we know that nothing was paid: nobody owes anybody."""
+    """Cancel a payout whose settlement was undone while it was under way, now that it is proven unpaid."""
     receivables.reverse_recall(payout, at=at)
     if payout.status == Status.PROCESSING:
         payout.status = Status.FAILED
@@ -76,7 +82,10 @@ def _cancel(payout: Transaction, at: datetime) -> str:
 
 
 def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
-    """We do not know; a question is due at `ask_at` at the latest. The payout is no longer one that may be sent."""
+    """Mark an attempt as in doubt, with a status query due at `ask_at` at the latest.
+
+    A pending payout becomes PROCESSING, because it must not be sent again.
+    """
     attempt.state = State.IN_DOUBT
     attempt.doubted_at = attempt.doubted_at or at
     attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
@@ -84,18 +93,22 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
     Transaction.objects.filter(pk=attempt.transaction_id, status=Status.PENDING).update(status=Status.PROCESSING)
 
 
-def is_known(attempt: Attempt, *, at: datetime) -> None:
-    """M-Pesa has had this id: from now on there are only questions. What became of it is as unknown as before."""
+def mark_known(attempt: Attempt, *, at: datetime) -> None:
+    """Record that M-Pesa has had this id, so that it is asked about and never sent again.
+
+    The result of the request stays as unknown as before.
+    """
     attempt.known_at, attempt.resend_at = attempt.known_at or at, None
     attempt.save(update_fields=["known_at", "resend_at"])
 
 
-# --- attempts --------------------------------------------------------------------------------------------------------
+# --- new and open attempts -------------------------------------------------------------------------------------------
 
 
 def new_attempt(
     payout: Transaction, number: int, at: datetime, policy: Policy, addresses: Addresses, kind: str = Attempt.Kind.B2C
 ) -> Attempt:
+    """Return a new attempt to pay a payout, in state SENDING and not saved yet."""
     ocid = f"{payout.external_ref}-{number}"
     return Attempt(
         transaction=payout,
@@ -115,11 +128,18 @@ def new_attempt(
 
 
 def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
+    """Return whether the attempt's id may still be sent again.
+
+    M-Pesa publishes no retention for its check of duplicates, so an id is sent again for a limited time only.
+    """
     return attempt.first_sent_at is None or at < attempt.first_sent_at + policy.resend_horizon
 
 
 def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
-    """The attempt and its transaction under lock, the transaction first."""
+    """Lock and return an attempt's transaction and the attempt.
+
+    Locks: Transaction, then Attempt.
+    """
     payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).get(attempts=attempt_id)
     attempt = Attempt.objects.select_for_update(no_key=True, of=("self",)).get(pk=attempt_id)
     attempt.transaction = payout
@@ -127,4 +147,5 @@ def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
 
 
 def open_attempt(payout: Transaction) -> Attempt | None:
+    """Lock and return the payout's open attempt, if it has one."""
     return payout.attempts.select_for_update(no_key=True, of=("self",)).filter(state__in=Attempt.OPEN).first()

@@ -1,34 +1,47 @@
-"""Whether a payout may leave: the one rule, which everything that sends asks."""
+"""The rule for payouts that may leave, in one place for everything that sends.
+
+SQL below names a payout `t` and its settlement `s`. A payout may leave if it is DUE, and if its settlement, if it has
+one, is RELEASED.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from django.db import connection
+from django.db.models import Q
 
-# A due payout `t`. A retry asks first what became of the request that failed, and so does a report that it was paid
-# after all. A payout that one request has paid gets no other request.
+from payments.models import Settlement
+
+# A payout that was paid once gets no other request. A failed request that we still ask M-Pesa about may have been paid:
+# it was retried, or a callback reported a payment.
 DUE = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
         AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
-# A settlement `s` whose payouts are released: all of them, or as many as its canary has places for.
-RELEASED = """
-    s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.release_at <= %(at)s
-    AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+# A settlement that is neither undone nor stopped: `standing` says the same to the ORM.
+STANDING = "s.state = 'SETTLED' AND s.stopped_at IS NULL"
+# All payouts of a settlement are released, or as many as its canary has places for.
+RELEASED = f"""
+    {STANDING} AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
 """
 _MAY_LEAVE = f"""
     SELECT t.id FROM payments_transaction t LEFT JOIN payments_settlement s ON s.id = t.settlement_id
     WHERE t.id = ANY (%(payouts)s::bigint[]) AND {DUE} AND (s.id IS NULL OR {RELEASED})
-"""  # noqa: S608 - our own words
+"""  # noqa: S608 - fragments of this module
+
+
+def standing(settlement: str = "") -> Q:
+    """Return the filter for settlements that are neither undone nor stopped; `settlement` is the path to them."""
+    return Q((f"{settlement}state", Settlement.State.SETTLED), (f"{settlement}stopped_at", None))
 
 
 def may_leave(transaction_ids: Sequence[int], *, in_canary: Sequence[int], at: datetime) -> set[int]:
     """Return the payouts among these that may leave at `at`.
 
     `in_canary`: the settlements whose canary has a place for one more payout (`canary.in_canary`).
-    Locks: none; a claim asks again under the lock.
+    Locks: none; a claim checks again under lock.
     """
     parameters: dict[str, Any] = {"payouts": list(transaction_ids), "in_canary": list(in_canary), "at": at}
     with connection.cursor() as cursor:

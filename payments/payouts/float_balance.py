@@ -1,6 +1,7 @@
-"""What our Utility account holds, as M-Pesa last said: beside a payment's result, or when we asked for it.
+"""The balance of our Utility account (the float), as M-Pesa last stated it.
 
-The float is only read here; what it should be follows from the ledger.
+M-Pesa states it in each payment's result, and in the answer to a balance query. This module only reads the float; the
+expected float follows from the ledger.
 """
 
 import logging
@@ -17,32 +18,35 @@ from payments.mpesa.callback_urls import Addresses, token_hash
 log = logging.getLogger(__name__)
 
 UTILITY = "Utility Account"
-# Each paid result tells the float; one row for that long is enough.
-EVERY = timedelta(seconds=10)
+# Each paid result states the float. One row per interval is enough.
+READING_INTERVAL = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
 class BalanceQuestion:
-    """A balance query to be POSTed now, its row committed."""
+    """A balance query that is committed and must be POSTed now."""
 
     reading_id: int
     token: str
 
 
 def latest() -> FloatReading | None:
-    """The last that we know of the float, or None where we know nothing yet."""
+    """Return the latest reading of the float, or None if there is none yet."""
     return FloatReading.objects.filter(read_at__isnull=False).order_by("-read_at").first()
 
 
 def note(amount: Decimal | None, *, at: datetime) -> None:
-    """Keep what a payment's result says the float was after it, in the caller's transaction, every few seconds."""
-    if amount is None or FloatReading.objects.filter(read_at__gt=at - EVERY).exists():
+    """Store the float that a payment's result states, in the caller's transaction.
+
+    Skips a reading if the last one is younger than READING_INTERVAL.
+    """
+    if amount is None or FloatReading.objects.filter(read_at__gt=at - READING_INTERVAL).exists():
         return
     FloatReading.objects.create(source=FloatReading.Source.RESULT, amount=amount, read_at=at)
 
 
 def ask(*, at: datetime, addresses: Addresses) -> BalanceQuestion:
-    """Write a balance query down before it is put. Its address has a token of its own, like every other."""
+    """Commit a balance query before it is POSTed. Its callback address has its own token."""
     with transaction.atomic(durable=True):
         reading = FloatReading.objects.create(source=FloatReading.Source.BALANCE, asked_at=at)
         token = addresses.token(f"balance?{reading.pk}")
@@ -52,7 +56,7 @@ def ask(*, at: datetime, addresses: Addresses) -> BalanceQuestion:
 
 
 def put(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addresses) -> bool:
-    """POST one balance query; whether Daraja took it. Touches no database."""
+    """POST one balance query and return whether Daraja took it. Touches no database."""
     try:
         gateway.ask_balance(
             result_url=addresses.balance_result(question.token),
@@ -65,9 +69,10 @@ def put(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addres
     return True
 
 
-def hear(reading_id: int, body: bytes, *, trusted: bool, at: datetime) -> str:
-    """Apply the answer to a balance query, in the caller's transaction, and say what came of it.
+def apply_answer(reading_id: int, body: bytes, *, trusted: bool, at: datetime) -> str:
+    """Apply the answer to a balance query in the caller's transaction, and return the outcome in words.
 
+    Locks: the FloatReading.
     Raises: strict_json.Unreadable.
     """
     balances = messages.parse_balance(body)

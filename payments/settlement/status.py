@@ -1,4 +1,4 @@
-"""Reading payments: where a market's money is, and what of it is in limbo."""
+"""The state of a market's settlement: its money by state, its progress, and which settlement decides."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from markets.models import Bet, Market
 from payments.ledger import journal
 from payments.models import Attempt, Settlement, Transaction
 
-SIX = ("pending", "processing", "in_doubt", "held", "completed", "failed")
+PAYOUT_STATES = ("pending", "processing", "in_doubt", "held", "completed", "failed")
 
 
 @dataclass(frozen=True)
 class SettlementProgress:
-    """How far the division has come: bets with their verdict, of how many, and members whose dividend is booked.
+    """Progress of a division: bets with their result, and members whose dividend is booked.
 
-    All 0 until the totals are frozen. Each chunk moves them when it commits; verdicts come first, then the members.
+    All counts are 0 until the totals are frozen. Each chunk moves them when it commits: first the bets, then the
+    members.
     """
 
     bets_done: int = 0
@@ -30,7 +31,7 @@ class SettlementProgress:
 
 @dataclass(frozen=True)
 class SettlementStatus:
-    """Where a market's money is: amounts in shillings and counts by state; `by_state` has exactly the keys of SIX."""
+    """Where a market's money is. `by_state` maps each of PAYOUT_STATES to its amount in shillings and its count."""
 
     market_id: int
     status: str
@@ -49,83 +50,90 @@ class SettlementStatus:
 
 
 def settlement_status(market_id: int) -> SettlementStatus | None:
-    """A market's settlement as it stands, or None where there is no such market."""
+    """Return the status of a market's settlement, or None if there is no such market."""
     market = Market.objects.filter(pk=market_id).first()
     if market is None:
         return None
-    run = market.settlements.exclude(
-        Q(state__in=[Settlement.State.WITHDRAWN, Settlement.State.UNDONE]) | Q(rule=Settlement.Rule.SCRATCH)
-    ).order_by("-number").first()  # fmt: skip
-    by_state = dict.fromkeys(SIX, (journal.ZERO, 0))
-    if run is not None:
-        rows = (
-            Transaction.objects.filter(settlement=run, type__in=["PAYOUT", "REFUND"])
-            .exclude(status="CANCELLED")
-            .annotate(
-                state=Case(
-                    When(status="PROCESSING", pk__in=_in_doubt(run), then=Value("in_doubt")),
-                    *(When(status=name.upper(), then=Value(name)) for name in SIX if name != "in_doubt"),
-                )
-            )
-            .values_list("state")
-            .annotate(total=Sum("amount"), count=Count("pk"))
-            .order_by()
-        )
-        by_state.update({name: (total, count) for name, total, count in rows})
-    pool = run.pool if run is not None and run.pool is not None else _stakes(market)
+    settlement = deciding_settlement(market_id)
     return SettlementStatus(
         market_id=market.pk,
         status=market.status,
         outcome=market.resolved_outcome,
         resolved_at=market.resolved_at,
         settled_at=market.settled_at,
-        release_at=run.release_at if run is not None else None,
-        pool=pool,
-        platform_fee=(run.fee if run is not None else None) or journal.ZERO,
-        by_state=by_state,
-        progress=SettlementProgress() if run is None else _progress(run),
+        release_at=settlement.release_at if settlement else None,
+        pool=settlement.pool if settlement and settlement.pool is not None else _stakes(market),
+        platform_fee=(settlement.fee if settlement else None) or journal.ZERO,
+        by_state=_by_state(settlement),
+        progress=_progress(settlement),
     )
 
 
 def settlement_progress(market_id: int) -> SettlementProgress:
-    """How far the latest settlement of a market has come; one row is read, so it may be asked for all the time."""
-    run = Settlement.objects.filter(market=market_id).order_by("-number").first()
-    return SettlementProgress() if run is None else _progress(run)
+    """Return the progress of a market's latest settlement. It reads one row, so callers may poll it."""
+    return _progress(Settlement.objects.filter(market=market_id).order_by("-number").first())
 
 
-def standing(market_id: int) -> Settlement | None:
-    """The run that has decided a market and stands; one that gave back the stakes on a single outcome is none."""
-    runs = Settlement.objects.filter(market=market_id, state=Settlement.State.SETTLED)
-    return runs.exclude(rule=Settlement.Rule.SCRATCH).first()
+def deciding_settlement(market_id: int, *, settled_only: bool = False) -> Settlement | None:
+    """Return the settlement that decides a market, or None.
+
+    It may still be divided or undone, unless `settled_only`. A withdrawn or undone settlement decides nothing, nor
+    does a scratch, which only gives back the stakes on one outcome. A constraint allows one a market.
+    """
+    State = Settlement.State
+    states = [State.SETTLED] if settled_only else [State.PENDING, State.DIVIDING, State.SETTLED, State.UNDOING]
+    settlements = Settlement.objects.filter(market=market_id, state__in=states)
+    return settlements.exclude(rule=Settlement.Rule.SCRATCH).first()
 
 
-def run_of(bet: Bet) -> Settlement | None:
-    """The run that gave a bet its result: its market's, or the one that scratched its outcome."""
+def settlement_of(bet: Bet) -> Settlement | None:
+    """Return the settlement that gave a bet its result: the scratch of its outcome, or its market's settlement."""
     scratch = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome).first()
     if scratch is None:
-        return standing(bet.market_id)
+        return deciding_settlement(bet.market_id, settled_only=True)
     return scratch if scratch.state == Settlement.State.SETTLED else None
 
 
 def provisional(market_ids: Iterable[int], at: datetime) -> set[int]:
-    """Of these markets, those whose result may still be withdrawn: resolved and not settled, held, or being undone."""
+    """Return the markets among these whose result may still change: not settled yet, held, or being undone."""
     State = Settlement.State
-    runs = Settlement.objects.filter(market__in=list(market_ids)).exclude(rule=Settlement.Rule.SCRATCH)
+    settlements = Settlement.objects.filter(market__in=list(market_ids)).exclude(rule=Settlement.Rule.SCRATCH)
     unsettled = Q(state__in=[State.PENDING, State.DIVIDING, State.UNDOING])
-    return set(runs.filter(unsettled | Q(state=State.SETTLED, release_at__gt=at)).values_list("market_id", flat=True))
+    held = Q(state=State.SETTLED, release_at__gt=at)
+    return set(settlements.filter(unsettled | held).values_list("market_id", flat=True))
 
 
-def _progress(run: Settlement) -> SettlementProgress:
-    return SettlementProgress(run.bets_done, run.bet_count or 0, run.members_done)
+def _by_state(settlement: Settlement | None) -> dict[str, tuple[Decimal, int]]:
+    by_state = dict.fromkeys(PAYOUT_STATES, (journal.ZERO, 0))
+    if settlement is None:
+        return by_state
+    rows = (
+        Transaction.objects.filter(settlement=settlement, type__in=["PAYOUT", "REFUND"])
+        .exclude(status="CANCELLED")
+        .annotate(
+            state=Case(
+                When(status="PROCESSING", pk__in=_in_doubt(settlement), then=Value("in_doubt")),
+                *(When(status=name.upper(), then=Value(name)) for name in PAYOUT_STATES if name != "in_doubt"),
+            )
+        )
+        .values_list("state")
+        .annotate(total=Sum("amount"), count=Count("pk"))
+        .order_by()
+    )
+    return by_state | {name: (total, count) for name, total, count in rows}
 
 
-def _in_doubt(run: Settlement) -> QuerySet[Attempt, Any]:
-    # A doubtful request that is being sent again is as doubtful as before.
-    doubtful = Q(state=Attempt.State.IN_DOUBT) | Q(state__in=Attempt.OPEN, doubted_at__isnull=False)
-    return Attempt.objects.filter(doubtful, transaction__settlement=run).values("transaction")
+def _progress(settlement: Settlement | None) -> SettlementProgress:
+    if settlement is None:
+        return SettlementProgress()
+    return SettlementProgress(settlement.bets_done, settlement.bet_count or 0, settlement.members_done)
+
+
+def _in_doubt(settlement: Settlement) -> QuerySet[Attempt, Any]:
+    return Attempt.objects.in_doubt().filter(transaction__settlement=settlement).values("transaction")
 
 
 def _stakes(market: Market) -> Decimal:
-    scratched = market.outcomes.exclude(scratched_at=None).values_list("name", flat=True)
+    scratched = set(market.outcomes.exclude(scratched_at=None).values_list("name", flat=True))
     pools = markets_pools.pools([market.pk]).get(market.pk, {})
-    return sum((stakes for outcome, (stakes, _) in pools.items() if outcome not in set(scratched)), journal.ZERO)
+    return sum((stakes for outcome, (stakes, _) in pools.items() if outcome not in scratched), journal.ZERO)

@@ -100,22 +100,22 @@ def failing_on_answer(reads_as_failure: Callable[[Said], bool]) -> AbstractConte
 
 def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractContextManager[None]:
     """Results of which `reads_as_failure` says so fail the attempt at once."""
-    original = rules.hear_result
+    original = rules.apply_result
 
-    def hear_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         verdict = original(attempt_id, result, trusted=trusted, at=at, policy=policy)
         if reads_as_failure(result):
             fail_if_open(attempt_id, result.result_desc, at, policy)
         return verdict
 
-    return instead_of(rules, "hear_result", hear_result)
+    return instead_of(rules, "apply_result", apply_result)
 
 
 def failing_on_status(verdict: str) -> AbstractContextManager[None]:
     """One status answer with this verdict fails the attempt."""
-    original = rules.hear_status
+    original = rules.apply_status_answer
 
-    def hear_status(
+    def apply_status_answer(
         query_id: int, answer: messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
     ) -> str:
         said = original(query_id, answer, trusted=trusted, at=at, policy=policy)
@@ -123,7 +123,7 @@ def failing_on_status(verdict: str) -> AbstractContextManager[None]:
             fail_if_open(StatusQuery.objects.get(pk=query_id).attempt_id, verdict, at, policy)
         return said
 
-    return instead_of(rules, "hear_status", hear_status)
+    return instead_of(rules, "apply_status_answer", apply_status_answer)
 
 
 def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> None:
@@ -205,29 +205,29 @@ def _(here: World) -> Iterator[None]:
 
 @bug("queue timeout as failure", "D4: a queue timeout proves nothing", {"queue timeout, executed": 0.4})
 def _(here: World) -> Iterator[None]:
-    original = rules.hear_timeout
+    original = rules.apply_timeout
 
-    def hear_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
+    def apply_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
         verdict = original(attempt_id, at=at, policy=policy)
         fail_if_open(attempt_id, "queue timeout", at, policy)
         return verdict
 
-    with instead_of(rules, "hear_timeout", hear_timeout):
+    with instead_of(rules, "apply_timeout", apply_timeout):
         yield
 
 
 @bug("a paid payout failed by a late callback", "D4: paid evidence beats failure evidence, always", FORGED)
 def _(here: World) -> Iterator[None]:
-    original = rules.hear_result
+    original = rules.apply_result
 
-    def hear_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         verdict = original(attempt_id, result, trusted=trusted, at=at, policy=policy)
         if not result.says_paid and Attempt.objects.filter(pk=attempt_id, state=State.PAID).update(state=State.FAILED):
             Transaction.objects.filter(attempts=attempt_id).update(status=Transaction.Status.FAILED)
         return verdict
 
     without(NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD)
-    with instead_of(rules, "hear_result", hear_result):
+    with instead_of(rules, "apply_result", apply_result):
         yield
 
 
@@ -262,15 +262,15 @@ def _(here: World) -> Iterator[None]:
 
 @bug("amount not compared", "D4: a result pays only what it matches", FORGED)
 def _(here: World) -> Iterator[None]:
-    original = rules.hear_result
+    original = rules.apply_result
 
-    def hear_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         amount = Attempt.objects.get(pk=attempt_id).amount
         pairs = tuple((key, amount if key == "TransactionAmount" else value) for key, value in result.parameters.pairs)
         matching = replace(result, parameters=message_fields.Parameters(pairs))
         return original(attempt_id, matching, trusted=trusted, at=at, policy=policy)
 
-    with instead_of(rules, "hear_result", hear_result):
+    with instead_of(rules, "apply_result", apply_result):
         yield
 
 
@@ -288,12 +288,12 @@ def _(here: World) -> Iterator[None]:
     seed=1,
 )
 def _(here: World) -> Iterator[None]:
-    original = rules.hear_result
+    original = rules.apply_result
 
-    def hear_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         return original(attempt_id, result, trusted=True, at=at, policy=policy)
 
-    with instead_of(rules, "hear_result", hear_result):
+    with instead_of(rules, "apply_result", apply_result):
         yield
 
 
@@ -412,9 +412,9 @@ def _(here: World) -> Iterator[None]:
     original = sending_claims._claim_of
 
     def claim_of(
-        attempt: Attempt, payout: Transaction, addresses: Addresses, *, before_turns: bool
+        attempt: Attempt, payout: Transaction, addresses: Addresses, *, skips_queue: bool
     ) -> sending_claims.Claim:
-        claimed = original(attempt, payout, addresses, before_turns=before_turns)
+        claimed = original(attempt, payout, addresses, skips_queue=skips_queue)
         post = partial(sending_claims.call, claimed, gateway=here.provider, addresses=addresses)
         here.schedule(0.01, "message sent before the commit", post)
         return claimed
@@ -435,7 +435,7 @@ def _(here: World) -> Iterator[None]:
             second.save()
             send = journal.Entry(f"send:{second.pk}", journal.PAYABLE, journal.IN_FLIGHT, second.amount, payout.pk)
             journal.post([send], at=at)
-            claims.append(sending_claims._claim_of(second, payout, addresses, before_turns=False))
+            claims.append(sending_claims._claim_of(second, payout, addresses, skips_queue=False))
         return claims
 
     without("DROP INDEX one_open_attempt_a_transaction")

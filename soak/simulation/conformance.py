@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from django.db import connection, transaction
 from payments.models import Breaker, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import status_queries
-from payments.payouts.operations import actions, decisions
+from payments.payouts.operations import actions, decisions, failures
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
 from soak.simulation.machine import Machine, Refused
@@ -254,7 +255,8 @@ class Pair:
                 real = lambda: actions.retry(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
                 pure = lambda: self.machine.retry(payout, at=at)  # noqa: E731
             case "retry all":
-                real = lambda: len(actions.retry_failed(since=since, by=audit.MACHINE, at=at)[0])  # noqa: E731
+                retry = partial(failures.retry_failed, since=since, by=audit.MACHINE, at=at, limit=None)
+                real = lambda: len(retry().retried)  # noqa: E731
                 pure = lambda: self.machine.retry_failed(since=since, at=at)  # noqa: E731
             case "to the wallet":
                 real = lambda: actions.redirect_to_wallet(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731

@@ -31,7 +31,7 @@ from payments.models import Callback
 from payments.mpesa import gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts.evidence import callbacks, status_queries
-from payments.payouts.operations import actions
+from payments.payouts.operations import actions, failures
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
 from payments.settlement import settling
@@ -445,7 +445,7 @@ class World:
         """Run the dispatcher: it claims as there is room, and records together the requests that have ended."""
         in_flight, last_turn = self.random.choice([1, 3, 8]), 0
         waiting: list[sending_claims.Claim] = []
-        answers: list[tuple[sending_claims.Claim, sending_claims.Said]] = []
+        answers: list[tuple[sending_claims.Claim, sending_claims.Response]] = []
         while True:
             room = self.random.randint(0, in_flight - len(waiting) - len(answers))
             claims = []
@@ -471,7 +471,7 @@ class World:
                 responses.record_all(answers[:heard], at=self.now, policy=self.policy)
                 answers = answers[heard:]
 
-    def _post_payment(self, claim: sending_claims.Claim) -> sending_claims.Said:
+    def _post_payment(self, claim: sending_claims.Claim) -> sending_claims.Response:
         said = sending_claims.call(claim, gateway=self.provider, addresses=self.addresses)
         self.note(f"    POST {claim.originator_conversation_id}: {said if _is_error(said) else 'accepted'}")
         return said
@@ -543,8 +543,8 @@ class World:
 
     def _retry_failed(self) -> None:
         self._touched = True
-        retried, skipped = actions.retry_failed(since=self.now - RECENT, by=MACHINE, at=self.now)
-        self.note(f"    retried {len(retried)}, skipped {skipped}")
+        outcome = failures.retry_failed(since=self.now - RECENT, by=MACHINE, at=self.now, limit=None)
+        self.note(f"    retried {len(outcome.retried)}, skipped {sum(outcome.skipped.values())}")
 
     def _forge(self) -> None:
         """A stranger who knows ids, amounts and phones, and now and then an address that a log of ours leaked."""

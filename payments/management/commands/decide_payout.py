@@ -1,4 +1,4 @@
-"""`python manage.py decide_payout 42 --receipt SGL12AB34C | --not-paid`: a person's word on a held payout."""
+"""The command `decide_payout 42 --receipt SGL12AB34C | --not-paid`, for decisions on held payouts."""
 
 import getpass
 from typing import Any
@@ -13,15 +13,17 @@ from users import audit, auth, phone
 
 
 class Command(BaseCommand):
-    help = "Close the doubtful request of a HELD payout by what M-Pesa's statement shows. Large ones take two people."
+    help = "Decide a HELD payout as paid or not paid, by M-Pesa's statement. A large payout takes two people."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("transaction_id", type=int)
-        verdict = parser.add_mutually_exclusive_group(required=True)
-        verdict.add_argument("--receipt", default="", help="It was paid: M-Pesa's receipt in the statement.")
-        verdict.add_argument("--not-paid", action="store_true", help="The statement shows that it was not paid.")
-        parser.add_argument("--grounds", required=True, help="What was looked at, in words.")
-        parser.add_argument("--by", nargs="+", required=True, metavar="PHONE", help="Who decides; PINs are asked for.")
+        decision = parser.add_mutually_exclusive_group(required=True)
+        decision.add_argument("--receipt", default="", help="It was paid. M-Pesa's receipt from the statement.")
+        decision.add_argument("--not-paid", action="store_true", help="The statement shows that it was not paid.")
+        parser.add_argument("--grounds", required=True, help="The evidence in words.")
+        parser.add_argument(
+            "--by", nargs="+", required=True, metavar="PHONE", help="The people who decide. The command asks for PINs."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         at = timezone.now()
@@ -33,7 +35,7 @@ class Command(BaseCommand):
             except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber) as refusal:
                 raise CommandError(f"{refusal} Nothing was decided.") from refusal
             if not person.is_staff:
-                raise CommandError(f"{person} is no member of staff. Nothing was decided.")
+                raise CommandError(f"{person} is not a member of staff. Nothing was decided.")
             people.append(audit.Actor(user_id=person.pk, source="command"))
         try:
             payout = decisions.decide(

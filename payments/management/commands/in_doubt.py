@@ -1,4 +1,4 @@
-"""`python manage.py limbo`: the money of which we do not know where it is."""
+"""The command `python manage.py in_doubt`, which lists the money in doubt."""
 
 from datetime import datetime
 from typing import Any
@@ -11,30 +11,30 @@ from payments.payouts.operations import in_doubt
 
 
 class Command(BaseCommand):
-    help = "List the payouts in doubt: amount, age, last question asked, next one due; and what pauses the sending."
+    help = "List the payouts in doubt with amount, age and status queries, and the reasons why sending is paused."
 
     def handle(self, *args: Any, **options: Any) -> None:
         at = timezone.now()
-        found = in_doubt.in_doubt()
-        for one in found:
+        payouts = in_doubt.in_doubt()
+        for payout in payouts:
+            last_asked = f"last asked {_age(payout.last_asked_at, at)} ago" if payout.last_asked_at else "not asked yet"
             self.stdout.write(
-                f"transaction {one.transaction_id} of market {one.market_id}: KES {one.amount:,.2f}, {one.status}, "
-                f"in doubt for {_ago(one.since, at)}, "
-                + (f"last asked {_ago(one.last_asked_at, at)} ago, " if one.last_asked_at else "not asked yet, ")
-                + f"next question {_when(one.next_question_at, at)}. {one.words}".rstrip()
+                f"transaction {payout.transaction_id} of market {payout.market_id}: KES {payout.amount:,.2f}, "
+                f"{payout.status}, in doubt for {_age(payout.since, at)}, {last_asked}, "
+                f"next question {_when(payout.next_question_at, at)}. {payout.words}".rstrip()
             )
-        total = sum(one.amount for one in found)
-        self.stdout.write(f"{len(found)} payouts in limbo, KES {total:,.2f}.")
+        total = sum(payout.amount for payout in payouts)
+        self.stdout.write(f"{len(payouts)} payout{'' if len(payouts) == 1 else 's'} in doubt, KES {total:,.2f}.")
         for breaker in Breaker.objects.filter(opened_at__isnull=False).order_by("opened_at"):
-            age = _ago(breaker.opened_at or at, at)
+            age = _age(breaker.opened_at or at, at)
             self.stdout.write(f"Sending is paused ({breaker.cause}) for {age}: {breaker.reason}")
 
 
-def _ago(then: datetime, at: datetime) -> str:
+def _age(then: datetime, at: datetime) -> str:
     return str(at - then).partition(".")[0]
 
 
 def _when(then: datetime | None, at: datetime) -> str:
     if then is None:
         return "not planned"
-    return "is due" if then <= at else f"in {_ago(at, then)}"
+    return "is due" if then <= at else f"in {_age(at, then)}"

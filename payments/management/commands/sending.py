@@ -1,6 +1,6 @@
-"""`python manage.py sending off --reason WHY | on`: the kill switch.
+"""The command `sending off --reason WHY | on`, which is the kill switch.
 
-It asks for no PIN: whoever can run it holds the machine. The audit trail names the account on the machine.
+It asks for no PIN, because anyone who can run it controls the server. The audit trail names the server's user account.
 """
 
 import getpass
@@ -14,11 +14,11 @@ from users import audit
 
 
 class Command(BaseCommand):
-    help = "Stop payouts from leaving, or let them leave again. Settling, callbacks and questions go on."
+    help = "Stop sending payouts, or send them again. Settlement, callbacks and status queries continue."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("state", choices=["off", "on"])
-        parser.add_argument("--reason", default="", help="Why it is switched off; shown to whoever looks.")
+        parser.add_argument("--reason", default="", help="Why sending is switched off. Shown in the console.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         at, by = timezone.now(), audit.Actor(user_id=None, source=f"command by {getpass.getuser()}"[:64])

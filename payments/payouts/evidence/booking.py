@@ -1,6 +1,8 @@
-"""Payments that are plainly proven, booked many at once: what `evidence.pay` writes for one, in a few statements.
+"""Booking of proven payments, one at a time or in bulk.
 
-Which ones are plain is `evidence.is_plainly_paid`. The caller owns the database transaction and holds the locks.
+`pay` books one payment, whatever the state of its attempt. `book` writes in a few statements exactly what `pay` writes
+for each result that is plainly paid (rules.is_plainly_paid). Both build their entries with `payment_entries`.
+The caller owns the database transaction and holds the locks.
 """
 
 import logging
@@ -23,13 +25,13 @@ alarm = logging.getLogger("kasoko.alarm")
 State = Attempt.State
 Status = Transaction.Status
 
-_CLOSE = """
+_CLOSE_ATTEMPTS = """
     UPDATE payments_attempt a
     SET state = 'PAID', receipt = proof.receipt, closed_at = %(at)s, next_query_at = NULL, resend_at = NULL
     FROM unnest(%(attempts)s::bigint[], %(receipts)s::text[]) AS proof (attempt_id, receipt)
     WHERE a.id = proof.attempt_id
 """
-_COMPLETE = """
+_COMPLETE_PAYOUTS = """
     UPDATE payments_transaction t
     SET status = 'COMPLETED', completed_at = %(at)s, receipt = proof.receipt, reason = ''
     FROM unnest(%(payouts)s::bigint[], %(receipts)s::text[]) AS proof (payout_id, receipt)
@@ -39,7 +41,7 @@ _COMPLETE = """
 
 @dataclass(frozen=True)
 class Proof:
-    """An open attempt, the member it pays, and M-Pesa's receipt of its payment."""
+    """Proof that an open attempt was paid: the attempt, its member and M-Pesa's receipt."""
 
     attempt: Attempt
     user_id: int
@@ -47,8 +49,9 @@ class Proof:
 
 
 def book(proofs: Sequence[Proof], *, at: datetime) -> None:
-    """Book payments, each of another payout, and complete the payouts.
+    """Book many proven payments in bulk and complete their payouts, each proof for a different payout.
 
+    Writes exactly what `pay` writes for one.
     Locks: none further; the caller holds the Transactions and the Attempts.
     """
     if not proofs:
@@ -60,14 +63,18 @@ def book(proofs: Sequence[Proof], *, at: datetime) -> None:
         "at": at,
     }
     with connection.cursor() as cursor:
-        cursor.execute(_CLOSE, columns)
-        cursor.execute(_COMPLETE, columns)
+        cursor.execute(_CLOSE_ATTEMPTS, columns)
+        cursor.execute(_COMPLETE_PAYOUTS, columns)
     breakers.paid(max((proof.attempt.posted_at for proof in proofs if proof.attempt.posted_at), default=None))
     journal.post([entry for proof in proofs for entry in payment_entries(proof.user_id, proof.attempt, at=at)], at=at)
 
 
 def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
-    """Book proof of payment. Refuses nothing: what M-Pesa did is recorded, whatever state we had."""
+    """Book proof of payment for one attempt, and return the outcome in words.
+
+    Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. A payment after the debt was
+    settled otherwise becomes a receivable from the member.
+    """
     receipt = receipt[:64]
     if attempt.state == State.PAID:
         if receipt and not attempt.receipt:
@@ -88,25 +95,26 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
     breakers.paid(attempt.posted_at)
     _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
-        alarm.critical("Attempt %s was held to have failed and was paid after all", attempt)
+        alarm.critical("Attempt %s was recorded as failed and was paid after all", attempt)
     if debt_open:
         payout.status, payout.completed_at = Status.COMPLETED, at
         payout.receipt, payout.reason = receipt, ""
         payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
         return "paid"
     waiting = payout.attempts.filter(state=State.WAITING, first_sent_at=None).first()
-    if waiting is not None:  # It never left, and now it must not.
+    if waiting is not None:  # It never left us, and now it must not leave.
         return attempts.fail(
             payout, waiting, code="", words="An earlier request was paid after all", at=at, policy=policy
         )
     if payout.status in (Status.PENDING, Status.PROCESSING):
         payout.status = Status.HELD
-        payout.reason = f"An earlier request of it, {attempt}, was paid after all."
+        payout.reason = f"Its earlier request {attempt} was paid after all."
         payout.save(update_fields=["status", "reason"])
     return "paid after the debt was settled otherwise: the member owes it back"
 
 
 def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
+    """Post the entries of one payment: as a payout if its debt is open, otherwise as a receivable."""
     amount, tx = attempt.amount, payout.pk
     if debt_open:
         entries = payment_entries(payout.user_id, attempt, at=at)
@@ -120,7 +128,7 @@ def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_o
 
 
 def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[journal.Entry]:
-    """What is booked when the money of an open attempt is proven to have reached the member."""
+    """Return the entries for an open attempt whose money is proven to have reached the member."""
     amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
     return [
         journal.Entry(f"won:{attempt.pk}", journal.IN_FLIGHT, wallet, amount, tx),
@@ -132,7 +140,7 @@ def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[jou
 def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
     try:
         charge = tariff.charge(attempt.amount, at.astimezone(NAIROBI).date())
-    except tariff.NoTariff as error:  # Proof of payment is booked whatever it cost; the statement trues the charge up.
+    except tariff.NoTariff as error:  # The payment is booked anyway; M-Pesa's statement corrects the charge later.
         alarm.error("Attempt %s: %s", attempt, error)
         charge = journal.ZERO
     if charge <= 0:

@@ -1,7 +1,7 @@
-"""Callbacks: stored raw before they are answered, then applied once, under lock.
+"""Callbacks: stored raw before we answer them, then applied once, under lock.
 
-An address is known by its token alone; what comes to an unknown one is not even stored. What comes to a known one is
-kept as it came, whatever it says, and `evidence` decides what it proves.
+Each callback address holds a secret token. A message to an unknown address is refused and not stored. A message to a
+known address is stored exactly as received, and `rules` decides how much it proves.
 """
 
 import hashlib
@@ -28,12 +28,16 @@ alarm = logging.getLogger("kasoko.alarm")
 
 
 class UnknownAddress(Refusal):
-    """No request of ours was given that callback address."""
+    """We gave that callback address to none of our requests."""
+
+
+class UnknownReference(Refusal):
+    """No payout has the external reference that a plain callback names."""
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """What the first callback about one transaction claims."""
+class Report:
+    """The first stored callback about one transaction, and the result it reports."""
 
     callback_id: int
     attempt_id: int
@@ -41,23 +45,19 @@ class Claimed:
     is_trusted: bool
 
 
-class UnknownReference(Refusal):
-    """No payout has the external reference that a plain callback names."""
-
-
 def store(
     *, kind: str, token: str, body: bytes, source_ip: str | None, trusted: bool, at: datetime, addresses: Addresses
 ) -> None:
-    """Keep a callback that came to one of our addresses, to be applied; once, where the very same came before.
+    """Store a callback to one of our addresses, to be applied later.
 
-    Where a stranger brought the very same before M-Pesa did, M-Pesa's own is kept and applied beside it.
-
-    A result whose token is ours although we have no such request (a restore lost it) is parked until it is there.
-
-    A timeout may be about a request or about a query: both are given such an address.
+    Idempotent: the same body from the same trust is stored once. If an untrusted caller sent it first, M-Pesa's own
+    copy is stored and applied too.
+    A result with a token of ours for a request that we do not have is parked until the request exists. A restore from
+    a backup may lose such a request.
+    A timeout may be about a request or a status query, because both have a timeout address.
     Raises: UnknownAddress, and stores nothing.
     """
-    claimed: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "kind": kind,
         "token_hash": token_hash(token),
         "body": body,
@@ -68,14 +68,14 @@ def store(
     }
     failpoints.hit("callback before store")
     with connection.cursor() as cursor:
-        cursor.execute(_STORE, claimed)
+        cursor.execute(_STORE, fields)
         (is_known,) = cursor.fetchone()
     if not is_known:
-        _park(kind, token, body, claimed, addresses)
+        _park(kind, token, body, fields, addresses)
     failpoints.hit("callback after store")
 
 
-# One statement, and so one commit and one round trip: M-Pesa waits for the answer.
+# One statement means one commit and one round trip, because M-Pesa waits for our answer.
 _STORE = """
     WITH known AS (
         SELECT id AS attempt_id, NULL::bigint AS query_id, NULL::bigint AS reading_id FROM payments_attempt
@@ -98,21 +98,24 @@ _STORE = """
 """
 
 
-def _park(kind: str, token: str, body: bytes, claimed: dict[str, Any], addresses: Addresses) -> None:
-    """Keep a result of a request of ours that we do not have. Raises: UnknownAddress where it is none of ours."""
+def _park(kind: str, token: str, body: bytes, fields: dict[str, Any], addresses: Addresses) -> None:
+    """Store a result of a request that we sent and no longer have.
+
+    Raises: UnknownAddress, if we never sent it.
+    """
     orphan = _orphan(kind, token, body, addresses)
     if not orphan:
         raise UnknownAddress("There is nothing at this address.")
     alarm.critical("A result for request %s, which we sent and do not have: restored from a backup?", orphan)
-    fields = {name: value for name, value in claimed.items() if name != "token_hash"}
+    columns = {name: value for name, value in fields.items() if name != "token_hash"}
     Callback.objects.bulk_create(
-        [Callback(originator_conversation_id=orphan, **fields)],
+        [Callback(originator_conversation_id=orphan, **columns)],
         ignore_conflicts=True,
     )
 
 
 def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
-    """The id that a body names, if the token it came with is the one we would have given a request of that id."""
+    """Return the request id that a body names, if its token is the one we give to a request with that id."""
     if kind != Callback.Kind.RESULT:
         return ""
     try:
@@ -123,43 +126,44 @@ def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
 
 
 def to_apply(*, after: int, limit: int) -> list[int]:
-    """Ids above `after` of the stored callbacks that have not been applied yet, oldest first."""
+    """Return ids above `after` of stored callbacks that are not applied yet, oldest first."""
     parked = Q(attempt=None, query=None, reading=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
     waiting = Callback.objects.filter(applied_at=None, pk__gt=after).exclude(parked).order_by("pk")
     return list(waiting.values_list("pk", flat=True)[:limit])
 
 
 def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> list[int]:
-    """Apply those of the callbacks that plainly prove a payment, all at once; return the others, for `apply`, in order.
+    """Apply in bulk the callbacks that plainly prove a payment, and return the others in order, for `apply`.
 
-    Of the callbacks about one transaction only the first is looked at: what came before a proof has the first word.
-    Idempotent: an applied one is passed over.
-    Locks: the Callbacks, the Transactions by id (passing over locked ones), their Attempts.
+    Only the first callback about each transaction is considered, because callbacks are applied in order of arrival.
+    Idempotent: skips applied callbacks.
+    Locks: the Callbacks, the Transactions by id (skipping locked ones), their Attempts.
     """
     with transaction.atomic(durable=True):
         about = Coalesce("attempt__transaction", "query__attempt__transaction")
         waiting = Callback.objects.filter(pk__in=callback_ids, applied_at=None).order_by("pk")
         locked = waiting.select_for_update(skip_locked=True, no_key=True, of=("self",))
-        found: dict[int, Claimed] = {}
+        reports: dict[int, Report] = {}
         seen: set[int] = set()
-        left = []
+        remaining = []
         for pk, kind, attempt_id, body, trusted, payout_id in locked.annotate(payout=about).values_list(
             "pk", "kind", "attempt", "body", "trusted", "payout"
         ):
-            left.append(pk)
+            remaining.append(pk)
             if payout_id is not None and payout_id not in seen:
                 seen.add(payout_id)
                 if (result := _result(kind, bytes(body)) if attempt_id else None) is not None:
-                    found[payout_id] = Claimed(pk, attempt_id, result, trusted or not policy.production)
+                    reports[payout_id] = Report(pk, attempt_id, result, trusted or not policy.production)
         failpoints.hit("apply before evidence")
-        plain = _plainly_paid(found, policy)
-        booking.book(list(plain.values()), at=at)
-        if plain:
-            last = max((claim for claim in found.values() if claim.callback_id in plain), key=lambda c: c.callback_id)
+        proofs = _plainly_paid(reports, policy)
+        booking.book(list(proofs.values()), at=at)
+        if proofs:
+            paid = (report for report in reports.values() if report.callback_id in proofs)
+            last = max(paid, key=lambda report: report.callback_id)
             float_balance.note(last.result.utility_available, at=at)
-        Callback.objects.filter(pk__in=list(plain)).update(applied_at=at, verdict="paid")
+        Callback.objects.filter(pk__in=list(proofs)).update(applied_at=at, verdict="paid")
         failpoints.hit("apply before commit")
-    return [pk for pk in left if pk not in plain]
+    return [pk for pk in remaining if pk not in proofs]
 
 
 def _result(kind: str, body: bytes) -> messages.Result | None:
@@ -169,26 +173,30 @@ def _result(kind: str, body: bytes) -> messages.Result | None:
         return None
 
 
-def _plainly_paid(found: dict[int, Claimed], policy: Policy) -> dict[int, booking.Proof]:
-    """The proofs, by callback, among what is claimed, by transaction."""
-    rows = Transaction.objects.filter(pk__in=list(found)).order_by("pk").only("status", "user")
+def _plainly_paid(reports: dict[int, Report], policy: Policy) -> dict[int, booking.Proof]:
+    """Return the proofs of payment by callback id, among reports by transaction id.
+
+    Locks: the Transactions (skipping locked ones), then their Attempts.
+    """
+    rows = Transaction.objects.filter(pk__in=list(reports)).order_by("pk").only("status", "user")
     payouts = {row.pk: row for row in rows.select_for_update(skip_locked=True, no_key=True, of=("self",))}
-    wanted = [claimed.attempt_id for payout_id, claimed in found.items() if payout_id in payouts]
+    wanted = [report.attempt_id for payout_id, report in reports.items() if payout_id in payouts]
     columns = ("transaction", "state", "amount", "phone_number", "originator_conversation_id", "posted_at")
     attempts = Attempt.objects.filter(pk__in=wanted).order_by("pk").only(*columns)
-    plain = {}
+    proofs = {}
     for attempt in attempts.select_for_update(no_key=True, of=("self",)):
         payout = payouts[attempt.transaction_id]
-        claimed = found[payout.pk]
-        if rules.is_plainly_paid(payout, attempt, claimed.result, trusted=claimed.is_trusted, policy=policy):
-            plain[claimed.callback_id] = booking.Proof(attempt, payout.user_id, claimed.result.receipt or "")
-    return plain
+        report = reports[payout.pk]
+        if rules.is_plainly_paid(payout, attempt, report.result, trusted=report.is_trusted, policy=policy):
+            proofs[report.callback_id] = booking.Proof(attempt, payout.user_id, report.result.receipt or "")
+    return proofs
 
 
 def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
-    """Apply one stored callback and say what came of it. Idempotent: an applied one is passed over.
+    """Apply one stored callback and return the outcome in words.
 
-    Locks: the Callback (skipped where another worker holds it), then what its evidence touches.
+    Idempotent: skips an applied callback.
+    Locks: the Callback (skipped if another worker holds it), then the rows that its evidence changes.
     """
     with transaction.atomic(durable=True):
         callback = (
@@ -203,7 +211,7 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
             callback.attempt_id = _attempt_of(callback.originator_conversation_id).values_list("pk", flat=True).first()
             if callback.attempt_id is None:
                 return "parked: its request is not here"
-        callback.verdict = _verdict(callback, at, policy)[:200]
+        callback.verdict = _outcome(callback, at, policy)[:200]
         callback.applied_at = at
         callback.save(update_fields=["attempt", "applied_at", "verdict"])
         failpoints.hit("apply before commit")
@@ -214,43 +222,44 @@ def _attempt_of(originator_conversation_id: object) -> QuerySet[Attempt]:
     return Attempt.objects.filter(originator_conversation_id=originator_conversation_id)
 
 
-def _verdict(callback: Callback, at: datetime, policy: Policy) -> str:
+def _outcome(callback: Callback, at: datetime, policy: Policy) -> str:
+    """Apply a callback's evidence by its kind, and return the outcome in words."""
     body = bytes(callback.body)
     trusted = callback.trusted or not policy.production
     try:
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
             result = messages.parse_result(body)
-            verdict = rules.hear_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
+            outcome = rules.apply_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
             if trusted and result.says_paid:
                 float_balance.note(result.utility_available, at=at)
-            return verdict
+            return outcome
         if callback.kind == Callback.Kind.BALANCE and callback.reading_id:
-            return float_balance.hear(callback.reading_id, body, trusted=trusted, at=at)
+            return float_balance.apply_answer(callback.reading_id, body, trusted=trusted, at=at)
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = messages.parse_status(body)
-            return rules.hear_status(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
+            return rules.apply_status_answer(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
         if callback.attempt_id:
-            return rules.hear_timeout(callback.attempt_id, at=at, policy=policy)
+            return rules.apply_timeout(callback.attempt_id, at=at, policy=policy)
     except strict_json.Unreadable as error:
         alarm.error("Callback %s cannot be read: %s", callback.pk, error)
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
-            return f"unreadable ({error}); " + rules.hear_timeout(callback.attempt_id, at=at, policy=policy)
+            return f"unreadable ({error}); " + rules.apply_timeout(callback.attempt_id, at=at, policy=policy)
         return f"unreadable: {error}"
-    return "a query's queue timed out: the next question is due already"
+    return "a status query timed out in M-Pesa's queue: the next query is already due"
 
 
 def apply_plain(*, body: bytes, source_ip: str | None, at: datetime, policy: Policy, addresses: Addresses) -> str:
-    """Store and apply a callback that names its payout by `ExternalReference` (the guide's part 4.4), in one go.
+    """Store and apply a callback that names its payout by `ExternalReference` (the guide's part 4.4).
 
-    The edge offers this only outside production.
-    Raises: strict_json.Unreadable; UnknownReference; then nothing is stored.
+    The endpoint exists only outside production.
+    Raises: strict_json.Unreadable; UnknownReference. Then nothing is stored.
     """
     result = messages.parse_result(body)
     with transaction.atomic(durable=True):
-        heard = rules.hear_plain(result, at=at, policy=policy, addresses=addresses)
-        if heard is None:
+        applied = rules.apply_plain_result(result, at=at, policy=policy, addresses=addresses)
+        if applied is None:
             raise UnknownReference(f"No payout has the reference {result.external_reference!r}.")
-        attempt_id, verdict = heard
+        attempt_id, outcome = applied
         Callback.objects.create(
             kind=Callback.Kind.PLAIN,
             attempt_id=attempt_id,
@@ -260,6 +269,6 @@ def apply_plain(*, body: bytes, source_ip: str | None, at: datetime, policy: Pol
             source_ip=source_ip,
             trusted=False,
             applied_at=at,
-            verdict=verdict[:200],
+            verdict=outcome[:200],
         )
-    return verdict
+    return outcome

@@ -1,4 +1,4 @@
-"""Status queries: which requests to ask M-Pesa about, and asking."""
+"""Status queries: attempts that are due to be asked about, and the queries themselves."""
 
 import logging
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from payments import failpoints
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts.evidence import rules
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -31,14 +30,11 @@ class Question:
     token: str
 
 
-# --- doubt: asking what became of a request --------------------------------------------------------------------------
-
-
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[Question]:
-    """Claim up to `limit` attempts that have gone without proof for too long, and write a question about each.
+    """Claim up to `limit` attempts that are due to be asked about, and store a status query for each.
 
-    The first is due `query_after` the POST, then at gaps that double from `query_gap` to an hour. An attempt in doubt
-    for longer than `review_after` is HELD for a person; questions go on.
+    The first query is due `query_after` the POST; later ones follow at gaps that double from `query_gap` to an hour. A
+    payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
     Locks: Transactions (skipping locked ones), then their Attempts.
     """
     with transaction.atomic(durable=True):
@@ -73,17 +69,20 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
 
 
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
-    """Whether a proven failure has been asked about in vain: a claim that it was paid for long, before a retry once."""
-    if attempt.result_code in (rules.SAYS_PAID, rules.MAY_SAY_PAID):
-        claimed_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
-        return at - claimed_at >= policy.review_after
+    """Return whether a proven failure needs no further query.
+
+    If a callback reported that it was paid, we ask for `review_after`; before a retry, once.
+    """
+    if attempt.paid_report:
+        reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
+        return at - reported_at >= policy.review_after
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
 
 
 def put(question: Question, *, gateway: client.Gateway, addresses: Addresses) -> str | None:
-    """POST one question and return Daraja's id of it. Touches no database.
+    """POST one status query and return Daraja's id for it, or None if Daraja did not take it.
 
-    What goes wrong with it (None) changes nothing: the next question is due already.
+    Touches no database. A failure changes nothing, because the next query is already due.
     """
     try:
         accepted = gateway.ask_status(
@@ -99,15 +98,16 @@ def put(question: Question, *, gateway: client.Gateway, addresses: Addresses) ->
 
 
 def record_question(question: Question, conversation_id: str) -> None:
-    """Keep Daraja's id of a question, for whoever looks into it later; its answer comes by its own address."""
+    """Store Daraja's id for a status query, for later investigation. The answer is matched by its address instead."""
     failpoints.hit("question put")
     StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=conversation_id[:64])
 
 
 def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:
+    """Hold a payout for a person if its attempt has been in doubt for `review_after`."""
     since = attempt.first_sent_at or attempt.opened_at
     if attempt.state in Attempt.OPEN and payout.status == Status.PROCESSING and at - since >= policy.review_after:
         payout.status = Status.HELD
-        payout.reason = "In doubt for too long: a person must look at M-Pesa's statement."
+        payout.reason = "In doubt for too long. A person must check M-Pesa's statement."
         payout.save(update_fields=["status", "reason"])
         alarm.error("Transaction %s is held: in doubt since %s", payout.pk, since.isoformat())

@@ -1,7 +1,6 @@
-"""What an operator may do about one payout: send it again, hold it, let it go, ask about it, pay it to the wallet
-instead, say what became of it.
+"""Manual actions on one payout: retry, hold, release, ask M-Pesa, pay into the wallet.
 
-Nothing is done while money of the payout may be on its way, or after the books have stopped owing it.
+No action moves money while a request of the payout may still be paid, or after its debt is settled.
 Lock order: Transaction, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
@@ -26,23 +25,23 @@ class TransactionNotFound(Refusal):
 
 
 class PayoutNotRetryable(Refusal):
-    """The payout has not failed for good, or money of it may be on its way: sending it again could pay twice."""
+    """The payout has not failed for good, or a request of it may still be paid. Sending it again could pay twice."""
 
 
 class NotToBeHeld(Refusal):
-    """The payout does not wait to be sent, so it cannot be held back."""
+    """The payout is not waiting to be sent, so it cannot be held."""
 
 
 class NotToBeReleased(Refusal):
-    """The payout is neither held nor waiting, or money of it may be on its way."""
+    """The payout is neither held nor waiting, or a request of it may still be paid."""
 
 
 class NothingToAsk(Refusal):
-    """The payout has no request of which M-Pesa may know what we do not."""
+    """The payout has no request at M-Pesa with an unknown result."""
 
 
 def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Put a failed payout back to be sent, with a new attempt.
+    """Make a failed or held payout pending again, to be sent with a new attempt.
 
     Locks: Transaction.
     Raises: TransactionNotFound; PayoutNotRetryable.
@@ -54,8 +53,9 @@ def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
 
 
 def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
-    """What `retry` does, in the caller's transaction, which records it: the payout, and what it was before.
+    """Do the work of `retry` in the caller's transaction, which must record it.
 
+    Returns the payout, and the snapshot of its state before.
     Locks: Transaction.
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
@@ -64,7 +64,7 @@ def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[st
     payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
     payout.reason = ""
     payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
-    # A request that M-Pesa had taken is asked about once more before another one leaves.
+    # A request that M-Pesa may have taken is asked about once more before a new one leaves.
     taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
     last = taken.order_by("number").last()
     if last is not None:
@@ -73,22 +73,8 @@ def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[st
     return payout, was
 
 
-def retry_failed(*, since: datetime, by: audit.Actor, at: datetime) -> tuple[list[int], int]:
-    """Retry every payout that failed at or after `since`: the ids retried, and how many could not be."""
-    failed = Transaction.objects.filter(
-        status=Status.FAILED, failed_at__gte=since, type=Transaction.Type.PAYOUT
-    ).order_by("pk")
-    retried, skipped = [], 0
-    for transaction_id in list(failed.values_list("pk", flat=True)):
-        try:
-            retried.append(retry(transaction_id=transaction_id, by=by, at=at).pk)
-        except PayoutNotRetryable:
-            skipped += 1
-    return retried, skipped
-
-
 def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Pay a payout that failed for good into the member's wallet instead.
+    """Pay a failed or held payout into the member's wallet instead.
 
     Locks: Transaction, the wallet.
     Raises: TransactionNotFound; PayoutNotRetryable.
@@ -100,7 +86,7 @@ def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) ->
 
 
 def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
-    """What `redirect_to_wallet` does, in the caller's transaction, which records it; returns what `put_back` does.
+    """Do the work of `redirect_to_wallet` in the caller's transaction, which must record it. Returns as `put_back`.
 
     Locks: Transaction, the wallet.
     Raises: TransactionNotFound; PayoutNotRetryable.
@@ -111,15 +97,16 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     was = snapshot(payout)
     wallet = journal.wallet(payout.user_id)
     journal.post([journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
-    payout.status, payout.completed_at, payout.reason = Status.COMPLETED, at, "Paid into the wallet instead."
-    payout.save(update_fields=["status", "completed_at", "reason"])
+    payout.status, payout.completed_at, payout.redirected_at = Status.COMPLETED, at, at
+    payout.reason = "Paid into the wallet instead."
+    payout.save(update_fields=["status", "completed_at", "redirected_at", "reason"])
     return payout, was
 
 
 def record(
     action: str, payout: Transaction, was: dict[str, str], *, by: audit.Actor, at: datetime, reason: str = ""
 ) -> None:
-    """Add what was done about a payout to the audit trail, as the last thing in the caller's transaction."""
+    """Record a manual action in the audit trail, as the last statement of the caller's transaction."""
     audit.record(
         action=action,
         by=by,
@@ -132,15 +119,15 @@ def record(
 
 
 def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> Transaction:
-    """Keep a payout that waits to be sent from leaving, until a person releases it.
+    """Hold a pending payout until a person releases it.
 
     Locks: Transaction.
-    Raises: TransactionNotFound; NotToBeHeld, where it has left already or needs no sending.
+    Raises: TransactionNotFound; NotToBeHeld, if it has already left or goes to a wallet.
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
         if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
-            raise NotToBeHeld(f"Only a payout that waits to be sent can be held; {payout.pk} is {payout.status}.")
+            raise NotToBeHeld(f"Only a pending payout can be held. Payout {payout.pk} is {payout.status}.")
         was = snapshot(payout)
         payout.status, payout.reason = Status.HELD, f"Held by a person: {reason.strip()}"[:300]
         payout.save(update_fields=["status", "reason"])
@@ -149,7 +136,7 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
 
 
 def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Let a held payout go, or make a waiting one due now. The market's hold, the switch and the pace still apply.
+    """Release a held payout, or make a pending one due now. The market's hold, the switch and the pace still apply.
 
     Locks: Transaction.
     Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable, as for a retry.
@@ -158,8 +145,8 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
         payout = _locked(transaction_id)
         was = snapshot(payout)
         if payout.attempts.filter(state=Attempt.State.PAID).exists():
-            raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid: nothing more may leave for it.")
-        # A request that never left keeps its id and goes with the payout; any other open one forbids to let it go.
+            raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid. It must not be paid again.")
+        # A request that never left keeps its id and leaves with the payout. Any other open request forbids a release.
         waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
         if payout.status == Status.HELD and not waits:
             payout, was = put_back(transaction_id, at=at)
@@ -167,13 +154,15 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
             payout.status, payout.due_at, payout.reason = Status.PENDING, at, ""
             payout.save(update_fields=["status", "due_at", "reason"])
         else:
-            raise NotToBeReleased(f"Only a held or waiting payout can be let go; {payout.pk} is {payout.status}.")
+            raise NotToBeReleased(
+                f"Only a held or pending payout can be released. Payout {payout.pk} is {payout.status}."
+            )
         record("payout.release", payout, was, by=by, at=at)
     return payout
 
 
 def ask_now(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Make the question to M-Pesa about a payout's open request due now, rather than at its next turn. Idempotent.
+    """Make the next status query about a payout's open request due now. Idempotent.
 
     Locks: Transaction, Attempt.
     Raises: TransactionNotFound; NothingToAsk.
@@ -182,7 +171,7 @@ def ask_now(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
         payout = _locked(transaction_id)
         attempt = attempts.open_attempt(payout)
         if attempt is None or attempt.state not in (Attempt.State.ACCEPTED, Attempt.State.IN_DOUBT):
-            raise NothingToAsk(f"Transaction {payout.pk} has no request at M-Pesa whose fate is open.")
+            raise NothingToAsk(f"Payout {payout.pk} has no request at M-Pesa with an unknown result.")
         attempt.next_query_at = at
         attempt.save(update_fields=["next_query_at"])
         record("payout.ask", payout, snapshot(payout), by=by, at=at)
@@ -197,20 +186,21 @@ def _locked(transaction_id: int) -> Transaction:
 
 
 def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
-    """The payout under lock, if nothing of it is on its way and the ledger still owes all of it."""
+    """Lock and return the payout, if none of its requests may still be paid and its whole amount is still owed."""
     payout = _locked(transaction_id)
     if payout.type != Transaction.Type.PAYOUT or payout.status not in statuses:
-        raise PayoutNotRetryable(f"{rule}; transaction {transaction_id} is a {payout.type}, {payout.status}.")
+        raise PayoutNotRetryable(f"{rule}. Transaction {transaction_id} is a {payout.type}, {payout.status}.")
     if payout.attempts.filter(state__in=Attempt.OPEN).exists():
-        raise PayoutNotRetryable(f"Transaction {transaction_id} has a request whose fate is not known yet.")
+        raise PayoutNotRetryable(f"Transaction {transaction_id} has a request with an unknown result.")
     if payout.attempts.filter(next_query_at__isnull=False).exists():
         raise PayoutNotRetryable(
-            f"A message claims that transaction {transaction_id} was paid after all: we are asking."
+            f"A message reports that transaction {transaction_id} was paid after all. We are asking M-Pesa."
         )
     if journal.owed(payout.pk) != payout.amount:
-        raise PayoutNotRetryable(f"The books no longer owe transaction {transaction_id} its whole amount.")
+        raise PayoutNotRetryable(f"The books no longer owe the whole amount of transaction {transaction_id}.")
     return payout
 
 
 def snapshot(payout: Transaction) -> dict[str, str]:
+    """Return the columns of a payout that the audit trail shows before and after a manual action."""
     return {"status": payout.status, "reason": payout.reason, "receipt": payout.receipt}

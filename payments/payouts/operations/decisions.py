@@ -1,6 +1,6 @@
-"""A person's word on a held payout, given in the console: small amounts by one, large ones by two, each in their turn.
+"""Decisions of staff on held payouts: one person decides a small one, two people a large one.
 
-The first person's word is kept as a Verdict; the second one confirms or refuses just that, from a session of their own.
+The first person's decision is stored as a Verdict. A second person confirms or refuses it in their own session.
 Lock order: Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
@@ -23,25 +23,30 @@ alarm = logging.getLogger("kasoko.alarm")
 Status = Transaction.Status
 
 
-class VerdictNotOpen(Refusal):
-    """There is no such word that still waits for a second person."""
+class NotToBeDecided(Refusal):
+    """The payout is not held with a request in doubt, or these people may not decide it."""
+
+
+class DecisionNotOpen(Refusal):
+    """No such decision waits for a second person."""
 
 
 class SamePerson(Refusal):
-    """The second word on a large payout must be another person's."""
+    """The decision on a large payout needs a second person."""
 
 
 def needs_two(payout: Transaction, policy: Policy) -> bool:
+    """Return whether a decision on this payout takes two people."""
     return payout.amount >= policy.confirm_above
 
 
-def give(
+def decide_or_propose(
     *, transaction_id: int, receipt: str, grounds: str, by: audit.Actor, at: datetime, policy: Policy
 ) -> Verdict | None:
-    """Say what became of a held payout: it is decided at once (None), or waits as a Verdict for a second person.
+    """Decide a small held payout at once and return None, or store the first decision on a large one as a Verdict.
 
     Locks: Transaction, Attempt.
-    Raises: interventions.NotToBeDecided, also where a word waits already.
+    Raises: NotToBeDecided, also if a decision already waits for a second person.
     """
     with transaction.atomic(durable=True):
         payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
@@ -51,11 +56,11 @@ def give(
             )
             return None
         if payout.status != Transaction.Status.HELD or attempts.open_attempt(payout) is None:
-            raise NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose fate is open.")
+            raise NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose result is unknown.")
         if payout.verdicts.filter(closed_at__isnull=True).exists():
-            raise NotToBeDecided(f"A word on transaction {payout.pk} waits for its second person already.")
+            raise NotToBeDecided(f"A decision on transaction {payout.pk} already waits for a second person.")
         if by.user_id is None or not grounds.strip():
-            raise NotToBeDecided("It takes a person, and the grounds in words.")
+            raise NotToBeDecided("A member of staff must decide and state the grounds.")
         verdict = Verdict.objects.create(
             transaction=payout,
             receipt=receipt.strip(),
@@ -69,15 +74,15 @@ def give(
 
 
 def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -> Transaction:
-    """Add the second person's word, which decides the payout.
+    """Confirm a decision as the second person, and apply it.
 
     Locks: Transaction, Verdict, Attempt.
-    Raises: VerdictNotOpen; SamePerson; interventions.NotToBeDecided, where the payout is decided meanwhile.
+    Raises: DecisionNotOpen; SamePerson; NotToBeDecided, if the payout was decided meanwhile.
     """
     with transaction.atomic(durable=True):
         verdict = _open(verdict_id)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
-            raise SamePerson("The second word must be another person's than the first.")
+            raise SamePerson("You made this decision. Another person must confirm it.")
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, True
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         first = audit.Actor(user_id=verdict.proposed_by_id, source=verdict.proposed_from)
@@ -92,10 +97,10 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
 
 
 def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> None:
-    """Take a waiting word back: by the one who gave it, or by anybody else who may decide. The payout stays held.
+    """Refuse or withdraw a decision that waits for a second person. The payout stays held.
 
     Locks: Transaction, Verdict.
-    Raises: VerdictNotOpen.
+    Raises: DecisionNotOpen.
     """
     with transaction.atomic(durable=True):
         verdict = _open(verdict_id)
@@ -105,13 +110,14 @@ def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> No
 
 
 def _open(verdict_id: int) -> Verdict:
+    """Lock and return a Verdict that waits for a second person, its Transaction first."""
     transaction_id = Verdict.objects.filter(pk=verdict_id).values_list("transaction", flat=True).first()
     if transaction_id is not None:
         Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
     waiting = Verdict.objects.select_for_update(no_key=True, of=("self",)).filter(closed_at__isnull=True)
     verdict = waiting.filter(pk=verdict_id).first()
     if verdict is None:
-        raise VerdictNotOpen("That word no longer waits for a second person.")
+        raise DecisionNotOpen("This decision no longer waits for a second person.")
     return verdict
 
 
@@ -127,16 +133,12 @@ def _record(action: str, verdict: Verdict, *, by: audit.Actor, at: datetime, rea
     )
 
 
-class NotToBeDecided(Refusal):
-    """The payout is not held with a request in doubt, or the people are not those who may decide it."""
-
-
 def decide(
     *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
 ) -> Transaction:
-    """Close a HELD payout's doubtful request by a person's word: paid, with M-Pesa's `receipt`, or not paid (empty).
+    """Close a HELD payout's request by a decision of staff: paid, with M-Pesa's `receipt`, or not paid (empty).
 
-    From `confirm_above` shillings on it takes two people. `grounds` says what the statement shows.
+    An amount of `confirm_above` shillings or more takes two people. `grounds` states the evidence in words.
     Locks: Transaction, Attempt.
     Raises: NotToBeDecided.
     """
@@ -149,7 +151,7 @@ def decide(
 def close_by_decision(
     *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
 ) -> Transaction:
-    """What `decide` does, in the caller's transaction.
+    """Do the work of `decide` in the caller's transaction.
 
     Locks: Transaction, Attempt.
     Raises: NotToBeDecided.
@@ -157,17 +159,20 @@ def close_by_decision(
     payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
     attempt = attempts.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
     if payout is None or attempt is None:
-        raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose fate is open.")
+        raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose result is unknown.")
     people = 2 if payout.amount >= policy.confirm_above else 1
     deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
-    if len(deciders) < people or not grounds.strip():
-        raise NotToBeDecided(f"It takes {people} different members of staff, and the grounds in words.")
+    if len(deciders) < people:
+        different = "A member of staff" if people == 1 else "Two different members of staff"
+        raise NotToBeDecided(f"{different} must decide this payout.")
+    if not grounds.strip():
+        raise NotToBeDecided("The decision needs grounds in words.")
     alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
     was = actions.snapshot(payout)
     if receipt:
         booking.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
     else:
-        attempts.fail(payout, attempt, code="", words=f"Not paid, says a person: {grounds}", at=at, policy=policy)
+        attempts.fail(payout, attempt, code="", words=f"Decided as not paid: {grounds}", at=at, policy=policy)
     for person in dict.fromkeys(by):
         actions.record(
             f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds

@@ -1,7 +1,7 @@
-"""Failed payouts together: why they failed, in words with advice, and sending many again after a look at it."""
+"""Failed payouts by reason, with advice, and their bulk retry."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -17,18 +17,19 @@ from payments.payouts.operations import actions
 from users import audit
 
 AT_ONCE = 500
-# What a payout without any attempt, or one that failed without a code, is grouped under.
+# The group of payouts that have no attempt or failed without a code.
 NO_CODE = "none"
 BLOCKED = {
-    "open": "a request of it is open: its fate is not known yet",
-    "claimed": "a message claims that it was paid after all: we are asking",
-    "withdrawal": "a withdrawal goes back to the wallet by itself and is not sent again",
+    "open": "a request of it has an unknown result",
+    "reported": "a message reports that it was paid after all, and we are asking M-Pesa",
+    "withdrawal": "a withdrawal returns to the wallet automatically and is not sent again",
 }
+CHANGED = "it has changed since the preview, or a request of it may still be paid"
 
 
 @dataclass(frozen=True)
 class Reason:
-    """The failed payouts of one result code: how many, how much, what the code means and what to do."""
+    """The failed payouts of one result code, with their number and amount, the code's meaning and advice."""
 
     code: str
     count: int
@@ -40,7 +41,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a bulk retry would do now. `transaction_ids` are those to send; `skipped` maps a reason to a number."""
+    """A preview of a bulk retry: the payouts to send, and the number skipped for each reason.
+
+    `beyond` more could be sent, but exceed the bound of one retry.
+    """
 
     transaction_ids: list[int]
     amount: Decimal
@@ -50,14 +54,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a bulk retry did: the ids sent back to be paid, and why the others were not."""
+    """The result of a bulk retry: the ids that are pending again, and the number skipped for each reason."""
 
     retried: list[int]
     skipped: dict[str, int]
 
 
 def reasons() -> list[Reason]:
-    """Every failed payout by its last result code, the most frequent first. Amounts in shillings."""
+    """Return the failed payouts by their last result code, the most frequent first. Amounts in shillings."""
     rows = with_code(failed()).values_list("code").annotate(count=Count("pk"), total=Sum("amount")).order_by("-count")
     return [
         Reason(code, count, total, *words_of(code))
@@ -66,21 +70,22 @@ def reasons() -> list[Reason]:
 
 
 def words_of(code: str) -> tuple[str, str, bool]:
-    """What a code means, what to do about it, and whether sending again may help."""
+    """Return a code's meaning, the advice, and whether a retry may help."""
     if code in ("", NO_CODE):
-        return "No code was given; the payout's page says what happened.", "Look at one, then retry.", True
+        return "No code was given. The payout's page shows what happened.", "Check one payout, then retry.", True
     meaning = result_codes.MEANING.get(code)
     if meaning is None:
-        return "M-Pesa refused the request with this code.", "Look at one payout's timeline, then retry.", True
+        return "M-Pesa refused the request with this code.", "Check one payout's timeline, then retry.", True
     return meaning.words, meaning.advice, meaning.retry_helps
 
 
 def failed() -> QuerySet[Transaction]:
+    """Return all failed transactions."""
     return Transaction.objects.filter(status=Transaction.Status.FAILED)
 
 
 def with_code(payouts: QuerySet[Transaction]) -> QuerySet[Any]:
-    """Payouts with the result code of their last attempt as `code`."""
+    """Annotate payouts with the result code of their last attempt as `code`."""
     last = Attempt.objects.filter(transaction=OuterRef("pk")).order_by("-number").values("result_code")[:1]
     code = Coalesce(Subquery(last), Value(""), output_field=CharField())
     return payouts.annotate(last_code=code).annotate(
@@ -89,7 +94,7 @@ def with_code(payouts: QuerySet[Transaction]) -> QuerySet[Any]:
 
 
 def chosen(*, code: str = "", market_id: int | None = None, since: datetime | None = None) -> QuerySet[Any]:
-    """The failed payouts that a bulk retry is about: of one code, one market, or failed since a moment."""
+    """Return the failed payouts of one code, of one market, or that failed since a moment, for a bulk retry."""
     payouts: QuerySet[Any] = failed()
     if code:
         payouts = with_code(payouts).filter(code=code)
@@ -99,12 +104,12 @@ def chosen(*, code: str = "", market_id: int | None = None, since: datetime | No
 
 
 def plan(payouts: QuerySet[Transaction]) -> Plan:
-    """What sending these again would do, without doing it: at most AT_ONCE, and the rules of a single retry."""
+    """Preview the bulk retry of these payouts: at most AT_ONCE, by the rules of a single retry."""
     attempts = Attempt.objects.filter(transaction=OuterRef("pk"))
     blocked = Case(
         When(~Q(type=Transaction.Type.PAYOUT), then=Value("withdrawal")),
         When(Exists(attempts.filter(state__in=Attempt.OPEN)), then=Value("open")),
-        When(Exists(attempts.filter(next_query_at__isnull=False)), then=Value("claimed")),
+        When(Exists(attempts.filter(next_query_at__isnull=False)), then=Value("reported")),
         default=Value(""),
         output_field=CharField(),
     )
@@ -118,18 +123,29 @@ def plan(payouts: QuerySet[Transaction]) -> Plan:
     )
 
 
-def retry_each(*, transaction_ids: Iterable[int], by: audit.Actor, at: datetime) -> Outcome:
-    """Send these again, each in a transaction of its own; what can no longer be retried is passed over and told.
+def retry_failed(*, since: datetime, by: audit.Actor, at: datetime, limit: int | None) -> Outcome:
+    """Retry the payouts that failed at or after `since`, oldest first. See `retry_each`."""
+    payouts = chosen(since=since).filter(type=Transaction.Type.PAYOUT).order_by("pk")
+    return retry_each(transaction_ids=list(payouts.values_list("pk", flat=True)), by=by, at=at, limit=limit)
 
-    Locks: as interventions.retry, one payout after the other.
+
+def retry_each(
+    *, transaction_ids: Sequence[int], by: audit.Actor, at: datetime, limit: int | None = AT_ONCE
+) -> Outcome:
+    """Retry up to `limit` payouts, each in its own database transaction; None means no limit.
+
+    Skips and counts payouts that can no longer be retried.
+    Locks: as actions.retry, one payout at a time.
     """
     retried: list[int] = []
     skipped: Counter[str] = Counter()
-    for transaction_id in transaction_ids:
+    for transaction_id in transaction_ids[:limit]:
         try:
             retried.append(actions.retry(transaction_id=transaction_id, by=by, at=at).pk)
         except actions.PayoutNotRetryable:
-            skipped["it has changed since the look, or money of it may be on its way"] += 1
+            skipped[CHANGED] += 1
         except actions.TransactionNotFound:
-            skipped["it is not there"] += 1
+            skipped["it does not exist"] += 1
+    if beyond := len(transaction_ids) - len(transaction_ids[:limit]):
+        skipped[f"at most {limit} are sent again at once"] += beyond
     return Outcome(retried, dict(skipped))

@@ -1,4 +1,4 @@
-"""Money in doubt: requests whose result is not known."""
+"""The list of money in doubt: requests with an unknown result."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from payments.models import Attempt
 
 @dataclass(frozen=True)
 class InDoubt:
-    """Money of which we do not know where it is: one payout in doubt, or held with a request whose fate is open."""
+    """One request in doubt, with the amount, status and market of its payout, and the times of its queries."""
 
     transaction_id: int
     market_id: int | None
@@ -25,10 +25,10 @@ class InDoubt:
 
 
 def in_doubt(market_id: int | None = None, *, limit: int | None = None) -> list[InDoubt]:
-    """The money in doubt, oldest first: of one market, or all of it; the first `limit`. Amounts in shillings."""
-    doubtful = Attempt.objects.filter(state=Attempt.State.IN_DOUBT).select_related("transaction__settlement")
+    """Return requests in doubt, oldest first, of one market or of all; at most `limit`. Amounts in shillings."""
+    attempts = Attempt.objects.in_doubt().select_related("transaction__settlement")
     if market_id is not None:
-        doubtful = doubtful.filter(transaction__settlement__market=market_id)
+        attempts = attempts.filter(transaction__settlement__market=market_id)
     return [
         InDoubt(
             transaction_id=attempt.transaction_id,
@@ -41,5 +41,5 @@ def in_doubt(market_id: int | None = None, *, limit: int | None = None) -> list[
             next_question_at=attempt.next_query_at,
             words=attempt.result_words,
         )
-        for attempt in doubtful.annotate(last_asked_at=Max("queries__asked_at")).order_by("first_sent_at", "pk")[:limit]
+        for attempt in attempts.annotate(last_asked_at=Max("queries__asked_at")).order_by("first_sent_at", "pk")[:limit]
     ]

@@ -1,4 +1,4 @@
-"""Finding payouts: by phone, receipt, reference, market or number, by indexes alone."""
+"""Search for payouts by phone, receipt, reference, market or number, using indexes only."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from users import phone
 from users.models import CustomUser
 
 _REFERENCE = re.compile(r"KASOKO-([0-9A-Z]+)-([0-9]+)-[0-9a-f]{8}(?:-[0-9]+)?", re.IGNORECASE)
-# What the list can be narrowed to: the word in the address and the words on the page.
+# The filters of the list: the word in the URL, and the words on the page.
 STATES = {
     "": "All",
     "pending": "Pending",
@@ -25,29 +25,30 @@ STATES = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """The payouts that a search is about, and how the words typed were understood."""
+class SearchResult:
+    """The payouts that match a search, and our reading of the typed text."""
 
     payouts: QuerySet[Transaction]
     understood: str
 
 
-def search(typed: str = "", *, state: str = "", code: str = "", market_id: int | None = None) -> Found:
-    """Transactions, narrowed by what was typed and chosen; the order is the caller's."""
+def search(typed: str = "", *, state: str = "", code: str = "", market_id: int | None = None) -> SearchResult:
+    """Return the transactions that match the typed text and the chosen filters, in no particular order."""
     payouts = Transaction.objects.select_related("user", "settlement").defer("user__password")
     payouts, understood = _typed(payouts, typed.strip())
     if state == "in_doubt":
-        payouts = payouts.filter(pk__in=Attempt.objects.filter(state=Attempt.State.IN_DOUBT).values("transaction"))
+        payouts = payouts.filter(pk__in=Attempt.objects.in_doubt().values("transaction"))
     elif state in STATES and state:
         payouts = payouts.filter(status=state.upper())
     if code:
         payouts = failures.with_code(payouts.filter(status=Transaction.Status.FAILED)).filter(code=code)
     if market_id is not None:
         payouts = payouts.filter(settlement__market=market_id)
-    return Found(payouts, understood)
+    return SearchResult(payouts, understood)
 
 
 def _typed(payouts: QuerySet[Transaction], typed: str) -> tuple[QuerySet[Transaction], str]:
+    """Return the payouts that match the typed text, and our reading of it in words."""
     if not typed:
         return payouts, ""
     try:
@@ -57,10 +58,10 @@ def _typed(payouts: QuerySet[Transaction], typed: str) -> tuple[QuerySet[Transac
     else:
         members = CustomUser.objects.filter(phone_number=number)
         return payouts.filter(user__in=members), f"payouts to {phone.masked(number)}"
-    if found := re.fullmatch(r"(?:market|m)\s*[:#]?\s*([0-9]{1,18})", typed, re.IGNORECASE):
-        return payouts.filter(settlement__market=int(found[1])), f"payouts of market {found[1]}"
-    if found := re.fullmatch(r"#?([0-9]{1,18})", typed):
-        return payouts.filter(pk=int(found[1])), f"transaction {found[1]}"
+    if match := re.fullmatch(r"(?:market|m)\s*[:#]?\s*([0-9]{1,18})", typed, re.IGNORECASE):
+        return payouts.filter(settlement__market=int(match[1])), f"payouts of market {match[1]}"
+    if match := re.fullmatch(r"#?([0-9]{1,18})", typed):
+        return payouts.filter(pk=int(match[1])), f"transaction {match[1]}"
     if _REFERENCE.fullmatch(typed):
         attempts = Attempt.objects.filter(originator_conversation_id=typed)
         by_reference = payouts.filter(external_ref=typed)

@@ -1,9 +1,9 @@
-"""Releasing a settlement's payouts: a canary first (one, then ten), then the rest.
+"""Canary release of a settlement's payouts: one, then ten, then the rest.
 
-What is wrong for everyone then shows on one payout, not on a million. How far a release is follows from its attempts,
-so there is no count that could be lost: those acknowledged or paid have filled their places, those under way hold
-theirs, and whatever ended otherwise has given its place to another. Acknowledgements widen it, so a lost callback
-cannot stall it; payments do too, so a lost acknowledgement cannot either. The breakers decide when sending must stop.
+A fault that would affect every payout then shows on one of them, not on a million. The progress of a release is counted
+from its attempts, so no counter can be lost. An acknowledged or paid attempt fills a place; an attempt under way holds
+one; an attempt that ended otherwise gives its place back. Acknowledgements and payments both widen the release, because
+either message may be lost. The breakers decide when sending must stop.
 """
 
 from collections.abc import Iterable
@@ -13,57 +13,57 @@ from django.db import connection
 from django.db.models import Count, Exists, OuterRef, Q
 
 from payments.models import Attempt, Settlement, Transaction
+from payments.payouts import eligibility
 from payments.policy import Policy
 
 
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
-    """Ids of the released settlements that are still in their canary and have a place for one more payout."""
-    runs = Settlement.objects.filter(
-        state=Settlement.State.SETTLED, release_open=False, release_at__lte=at, stopped_at=None
-    )
-    # A small market never fills its canary: once nothing of it waits, it is not looked at any more.
+    """Return ids of released settlements that are still in their canary and have a place for one more payout."""
+    settlements = Settlement.objects.filter(eligibility.standing(), release_open=False, release_at__lte=at)
+    # A small market never fills its canary, so settlements without a pending payout are skipped.
     waiting = Transaction.objects.filter(settlement=OuterRef("pk"), status=Transaction.Status.PENDING)
-    ids = list(runs.filter(Exists(waiting)).order_by("pk").values_list("pk", flat=True))
-    return [run for run, room in _rooms(ids, policy).items() if room != 0]
+    ids = list(settlements.filter(Exists(waiting)).order_by("pk").values_list("pk", flat=True))
+    return [settlement_id for settlement_id, places in _free_places(ids, policy).items() if places != 0]
 
 
 def within(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
-    """Those of the payouts that have a place now, in the caller's transaction, which claims them.
+    """Return the payouts that have a place now, in the caller's transaction, which claims them.
 
-    What is undone or stopped while it was being claimed has none.
-    Locks: the Settlements that are in their canary, by id, and the others shared; nothing waits for a Transaction while
+    A settlement that was undone or stopped since the payouts were selected has no place.
+    Locks: the Settlements that are in their canary, by id, and the others shared. Nothing waits for a Transaction while
     it holds one.
     """
     ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
-    runs = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
-    locked = list(runs.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
-    standing = _standing(ids)
-    rooms = _rooms(locked, policy)
+    settlements = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
+    locked = list(settlements.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
+    standing = _lock_standing(ids)
+    free = _free_places(locked, policy)
     allowed = []
     for payout in payouts:
         if payout.settlement_id is not None and payout.settlement_id not in standing:
             continue
-        room = rooms.get(payout.settlement_id or 0)
-        if room is None or room > 0:
+        places = free.get(payout.settlement_id or 0)
+        if places is None or places > 0:
             allowed.append(payout)
-        if room is not None and payout.settlement_id is not None:
-            rooms[payout.settlement_id] = room - 1
+        if places is not None and payout.settlement_id is not None:
+            free[payout.settlement_id] = places - 1
     return allowed
 
 
-def _standing(settlement_ids: Iterable[int]) -> set[int]:
-    """Those that are settled and not stopped, and stay so until the caller's transaction ends."""
+_LOCK_STANDING = f"""
+    SELECT s.id FROM payments_settlement s WHERE s.id = ANY (%s) AND {eligibility.STANDING} ORDER BY s.id FOR SHARE
+"""  # noqa: S608 - a fragment of eligibility
+
+
+def _lock_standing(settlement_ids: Iterable[int]) -> set[int]:
+    """Return the standing settlements, locked so that none is undone or stopped before the caller commits."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT id FROM payments_settlement WHERE id = ANY (%s) AND state = 'SETTLED' AND stopped_at IS NULL"
-            " ORDER BY id FOR SHARE",
-            [sorted(settlement_ids)],
-        )
+        cursor.execute(_LOCK_STANDING, [sorted(settlement_ids)])
         return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 
-def _rooms(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:
-    """How many more payouts each one's canary has places for; None once all are filled, which opens it for good."""
+def _free_places(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:
+    """Return the free places in each settlement's canary, or None once all are filled, which opens it for good."""
     ids = list(settlement_ids)
     if not ids:
         return {}
@@ -78,12 +78,14 @@ def _rooms(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | Non
         )
         .order_by()
     }
-    rooms = {settlement_id: _room(*counts.get(settlement_id, (0, 0)), policy) for settlement_id in ids}
-    Settlement.objects.filter(pk__in=[run for run, room in rooms.items() if room is None]).update(release_open=True)
-    return rooms
+    free = {settlement_id: _free(*counts.get(settlement_id, (0, 0)), policy) for settlement_id in ids}
+    complete = [settlement_id for settlement_id, places in free.items() if places is None]
+    Settlement.objects.filter(pk__in=complete).update(release_open=True)
+    return free
 
 
-def _room(filled: int, under_way: int, policy: Policy) -> int | None:
+def _free(filled: int, under_way: int, policy: Policy) -> int | None:
+    """Return the free places of the canary's current step, or None if every step is filled."""
     places = 0
     for size in policy.canary:
         places += size

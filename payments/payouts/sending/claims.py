@@ -1,8 +1,8 @@
-"""The payout machine: what may be sent, what a request to M-Pesa left us knowing, and what proves the money's fate.
+"""Claims of due payouts, each committed before its request is POSTed.
 
-A payout is claimed (its attempt committed) before the call, and what the call left us knowing is written after it; no
-transaction is open across the network. Until its fate is proven (evidence.py has the rules) an attempt stays open and
-no other one can be opened.
+A claim is a lease: a committed attempt in state SENDING. After the POST, `responses` records M-Pesa's response. No
+database transaction is open during a POST. An attempt stays open until evidence proves its result (evidence/rules.py),
+and a payout never has two open attempts.
 
 Lock order: Transaction, Attempt, then wallets (ledger).
 """
@@ -19,7 +19,7 @@ from django.db.models import Q, QuerySet, Sum
 from markets.models import NAIROBI
 from payments import failpoints
 from payments.ledger import journal, receivables
-from payments.models import Attempt, Settlement, Transaction
+from payments.models import Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts as payouts_attempts
@@ -32,14 +32,15 @@ alarm = logging.getLogger("kasoko.alarm")
 
 State = Attempt.State
 Status = Transaction.Status
-Said: TypeAlias = client.Accepted | gateway_errors.GatewayError
+Response: TypeAlias = client.Accepted | gateway_errors.GatewayError
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A request to be POSTed now, its attempt committed as SENDING. Amount in whole shillings.
+    """A request that must be POSTed now, with its attempt committed as SENDING.
 
-    `before_turns`: it goes again, and did not wait for its settlement's turn.
+    `skips_queue`: it is sent again, so it did not wait in the fair queue.
+    Units: whole shillings.
     """
 
     attempt_id: int
@@ -50,23 +51,24 @@ class Claim:
     phone_number: str
     external_ref: str
     token: str
-    before_turns: bool
+    skips_queue: bool
 
 
-# --- claiming: what may be sent now ----------------------------------------------------------------------------------
+# --- claims ----------------------------------------------------------------------------------------------------------
 
 
 def any_due(*, at: datetime, policy: Policy) -> bool:
-    """Whether there is a payout to claim or a request to send again."""
+    """Return whether a payout can be claimed or a request sent again."""
     return fair_queue.any_due(at=at, policy=policy) or _resendable(at).exists()
 
 
 def _resendable(at: datetime) -> QuerySet[Attempt]:
-    """Doubtful attempts whose same id may go again; what is undone, or is to be, is only asked about."""
-    stands = Q(transaction__settlement=None) | Q(
-        transaction__settlement__state=Settlement.State.SETTLED, transaction__settlement__stopped_at=None
-    )
-    return Attempt.objects.filter(stands, state=State.IN_DOUBT, resend_at__lte=at)
+    """Return attempts in doubt whose id may be sent again.
+
+    If the settlement is undone or stopped, we only ask about its attempts.
+    """
+    standing = Q(transaction__settlement=None) | eligibility.standing("transaction__settlement__")
+    return Attempt.objects.filter(standing, state=State.IN_DOUBT, resend_at__lte=at)
 
 
 def claim(
@@ -78,33 +80,32 @@ def claim(
     transaction_id: int | None = None,
     after: int = 0,
 ) -> list[Claim]:
-    """Claim up to `limit` due payouts for sending (or the one named, where it is due), in the order of `turns.take`.
+    """Claim up to `limit` due payouts in the order of `fair_queue.take`, or the named payout if it is due.
 
-    `after` is the settlement that had the last turn before.
-    A payout whose last request never left keeps its id; any other gets a new attempt. What would pass a member's limit
-    of the day is put off to the next day in Nairobi.
-    Idempotent: what another worker holds or has claimed is passed over.
+    `after` is the settlement that was served last. A payout whose last request never left us keeps its id; any other
+    payout gets a new attempt. A payout above the member's limit of the day waits until the next day in Nairobi.
+    Idempotent: skips payouts that another worker has locked or claimed.
     Locks: Transactions (skipping locked ones), then their open Attempts.
     """
     with transaction.atomic(durable=True):
         if transaction_id is None:
-            taken = fair_queue.take(at=at, policy=policy, limit=limit, after=after)
+            queue = fair_queue.take(at=at, policy=policy, limit=limit, after=after)
         else:
             in_canary = canary.in_canary(at=at, policy=policy)
             may_leave = eligibility.may_leave([transaction_id], in_canary=in_canary, at=at)
-            taken = fair_queue.take_named(transaction_id, at=at) if may_leave else []
-        payouts = _within_day_limit([turn.payout for turn in taken], at, policy)
+            queue = fair_queue.take_named(transaction_id, at=at) if may_leave else []
+        payouts = _within_day_limit([queued.payout for queued in queue], at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
         payouts = canary.within(payouts, policy)
         leaving = {payout.pk for payout in payouts}
-        taken = [turn for turn in taken if turn.payout.pk in leaving]
-        attempts = _attempts_for(taken, at, policy, addresses)
+        queue = [queued for queued in queue if queued.payout.pk in leaving]
+        attempts = _attempts_for(queue, at, policy, addresses)
         Transaction.objects.filter(pk__in=leaving).update(status=Status.PROCESSING, reason="")
         claims = [
-            _claim_of(attempt, turn.payout, addresses, before_turns=turn.before_turns)
-            for turn in taken
-            if (attempt := attempts[turn.payout.pk]).state == State.SENDING
+            _claim_of(attempt, queued.payout, addresses, skips_queue=queued.skips_queue)
+            for queued in queue
+            if (attempt := attempts[queued.payout.pk]).state == State.SENDING
         ]
         failpoints.hit("claim before commit")
     failpoints.hit("claim after commit")
@@ -112,9 +113,10 @@ def claim(
 
 
 def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[Claim]:
-    """Claim doubtful attempts whose same id is to go again, because a status query did not find it.
+    """Claim attempts in doubt whose id is to be sent again, because a status query did not find it.
 
-    Only within the resend horizon of the first POST: M-Pesa publishes no retention for its check of duplicates.
+    An id is sent again only within the resend horizon of its first POST, because M-Pesa publishes no retention for its
+    check of duplicates.
     Locks: Transactions (skipping locked ones), then the Attempts.
     """
     with transaction.atomic(durable=True):
@@ -131,7 +133,7 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             else:
                 attempt.resend_at = None
                 attempt.save(update_fields=["resend_at"])
-        if leaving:  # A probe is taken for what really leaves.
+        if leaving:  # Use up a probe only if a request really leaves.
             leaving = leaving[: breakers.allowance(at=at, policy=policy)]
         claims = []
         for payout, attempt in leaving:
@@ -139,28 +141,29 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             attempt.first_sent_at = attempt.first_sent_at or at
             attempt.next_query_at = at + policy.query_after
             attempt.save()
-            claims.append(_claim_of(attempt, payout, addresses, before_turns=True))
+            claims.append(_claim_of(attempt, payout, addresses, skips_queue=True))
     return claims
 
 
 def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, after: int) -> list[Claim]:
-    """Claim up to `limit` requests to be POSTed next, what goes again before what is new.
+    """Claim up to `limit` requests to be POSTed next, resends before new ones.
 
-    An id that goes again is safe for a while only, and a million others may wait. While sending is paused it is the
-    other way round: a resend says less of whether the way is clear, for M-Pesa may call it a duplicate. `after` and
-    locks are those of `claim`.
+    An id may be sent again for a limited time only, and a million payouts may wait. While sending is paused, new
+    requests come first: M-Pesa may call a resend a duplicate, so it is a poor probe. `after` as in `claim`.
+    Locks: as `claim`.
     """
-    span: dict[str, Any] = {"at": at, "policy": policy, "addresses": addresses}
+    parameters: dict[str, Any] = {"at": at, "policy": policy, "addresses": addresses}
     if breakers.any_open():
-        claims = claim(**span, limit=limit, after=after)
-        return claims + (claim_resends(**span, limit=limit - len(claims)) if len(claims) < limit else [])
-    claims = claim_resends(**span, limit=limit)
-    return claims + (claim(**span, limit=limit - len(claims), after=after) if len(claims) < limit else [])
+        claims = claim(**parameters, limit=limit, after=after)
+        return claims + (claim_resends(**parameters, limit=limit - len(claims)) if len(claims) < limit else [])
+    claims = claim_resends(**parameters, limit=limit)
+    return claims + (claim(**parameters, limit=limit - len(claims), after=after) if len(claims) < limit else [])
 
 
 def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) -> list[Transaction]:
+    """Return the payouts within their member's limit of the day, and put the others off until tomorrow in Nairobi."""
     midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
-    # What these payouts themselves opened today is either proven not sent or waits for the very claim we make here.
+    # Attempts that these payouts opened today are either proven not sent, or about to be sent again by this claim.
     others = Attempt.objects.exclude(state=State.FAILED).exclude(transaction__in=payouts)
     sent_today = dict(
         others.filter(transaction__user__in={payout.user_id for payout in payouts}, opened_at__gte=midnight)
@@ -173,7 +176,7 @@ def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) 
         total = sent_today.get(payout.user_id, journal.ZERO) + payout.amount
         if total > policy.day_limit:
             payout.due_at = midnight + timedelta(days=1, minutes=5)
-            payout.reason = "M-Pesa's limit of the day for one member is reached; it leaves tomorrow."
+            payout.reason = "The member reached M-Pesa's limit of the day. It leaves tomorrow."
             payout.save(update_fields=["due_at", "reason"])
         else:
             sent_today[payout.user_id] = total
@@ -182,9 +185,10 @@ def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) 
 
 
 def _attempts_for(
-    taken: Sequence[fair_queue.Turn], at: datetime, policy: Policy, addresses: Addresses
+    queue: Sequence[fair_queue.QueuedPayout], at: datetime, policy: Policy, addresses: Addresses
 ) -> dict[int, Attempt]:
-    reopened = [turn.payout.pk for turn in taken if turn.has_open_attempt]
+    """Reopen or create the attempts of queued payouts, and return them by transaction id."""
+    reopened = [queued.payout.pk for queued in queue if queued.has_open_attempt]
     waiting = {
         attempt.transaction_id: attempt
         for attempt in Attempt.objects.select_for_update(no_key=True, of=("self",)).filter(
@@ -192,18 +196,18 @@ def _attempts_for(
         )
     }
     opened = []
-    for turn in taken:
-        payout = turn.payout
+    for queued in queue:
+        payout = queued.payout
         attempt = waiting.get(payout.pk)
         if attempt is None:
-            opened.append(payouts_attempts.new_attempt(payout, turn.last_number + 1, at, policy, addresses))
+            opened.append(payouts_attempts.new_attempt(payout, queued.last_number + 1, at, policy, addresses))
         elif payouts_attempts.within_horizon(attempt, at, policy):
             attempt.state, attempt.posted_at = State.SENDING, at
             attempt.first_sent_at = attempt.first_sent_at or at
             attempt.next_query_at = at + policy.query_after
             attempt.save()
         else:
-            # It may have left once, too long ago for the same id to be safe: from now on only questions.
+            # It may have left once, too long ago to send the same id again safely. From now on we only ask about it.
             attempt.state, attempt.next_query_at = State.IN_DOUBT, at
             attempt.doubted_at = attempt.doubted_at or at
             attempt.save()
@@ -220,8 +224,9 @@ def _attempts_for(
     return waiting | {attempt.transaction_id: attempt for attempt in opened}
 
 
-# What Django's bulk_create would write, at a fifth of its cost: most of a row is the payout's, or the same for all.
-_INSERT = """
+# Writes the rows that Django's bulk_create would write, at a fifth of its cost. Most columns are copied from the
+# payout, or are the same for all rows. `paid_report` has a default in the database.
+_INSERT_ATTEMPTS = """
     INSERT INTO payments_attempt (transaction_id, settlement_id, number, kind, originator_conversation_id,
         conversation_id, token_hash, amount, phone_number, state, opened_at, posted_at, first_sent_at, next_query_at,
         result_code, result_words, receipt)
@@ -235,7 +240,7 @@ _INSERT = """
 
 
 def _insert(opened: Sequence[Attempt]) -> None:
-    """Insert new attempts as `evidence.new_attempt` made them, all of the same moment, and give them their ids."""
+    """Insert attempts from `new_attempt`, all opened at the same moment, and set their ids."""
     if not opened:
         return
     columns: dict[str, Any] = {
@@ -249,13 +254,13 @@ def _insert(opened: Sequence[Attempt]) -> None:
         "ask_at": opened[0].next_query_at,
     }
     with connection.cursor() as cursor:
-        cursor.execute(_INSERT, columns)
+        cursor.execute(_INSERT_ATTEMPTS, columns)
         ids = dict(cursor.fetchall())
     for attempt in opened:
         attempt.pk = ids[attempt.transaction_id]
 
 
-def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, before_turns: bool) -> Claim:
+def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, skips_queue: bool) -> Claim:
     return Claim(
         attempt_id=attempt.pk,
         transaction_id=payout.pk,
@@ -265,15 +270,15 @@ def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, be
         phone_number=attempt.phone_number,
         external_ref=payout.external_ref,
         token=addresses.token(attempt.originator_conversation_id),
-        before_turns=before_turns,
+        skips_queue=skips_queue,
     )
 
 
-# --- sending: what the call left us knowing --------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------------
 
 
 def request(claim: Claim, *, addresses: Addresses) -> dict[str, Any]:
-    """What the gateway is to be asked for a claimed payout; the log says that it is."""
+    """Return the gateway's arguments for a claimed payout, and log the payout."""
     log.info("Initiating B2C payout for transaction %s, amount=%s", claim.transaction_id, claim.amount_shillings)
     return {
         "originator_conversation_id": claim.originator_conversation_id,
@@ -286,8 +291,8 @@ def request(claim: Claim, *, addresses: Addresses) -> dict[str, Any]:
     }
 
 
-def call(claim: Claim, *, gateway: client.Gateway, addresses: Addresses) -> Said:
-    """POST one claimed request and return what M-Pesa said: the answer or the error. Touches no database."""
+def call(claim: Claim, *, gateway: client.Gateway, addresses: Addresses) -> Response:
+    """POST one claimed request and return M-Pesa's response, or the error. Touches no database."""
     try:
         return gateway.pay(**request(claim, addresses=addresses))
     except gateway_errors.GatewayError as error:

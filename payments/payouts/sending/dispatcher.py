@@ -1,7 +1,7 @@
-"""The dispatcher: sends due payouts at the shared pace, with hundreds of requests in flight.
+"""The dispatcher, which sends due payouts at the shared pace with hundreds of requests in flight.
 
-The bulk gateway's thread carries the requests. The thread that runs the dispatcher writes claims and results, many in
-one statement. So one database connection serves them all, and none is held across the network.
+The bulk gateway's thread makes the requests. The thread that runs the dispatcher writes claims and responses, many in
+one statement. So one database connection serves all requests, and no transaction is open during a request.
 """
 
 import logging
@@ -26,25 +26,26 @@ from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
-# Slots are reserved so far ahead. Claims of a batch are written meanwhile, and what a killed worker had claimed and not
-# sent is no more than this.
+# Slots are reserved this far ahead. A batch of claims is written in this time, and a killed worker leaves at most this
+# much claimed and unsent.
 AHEAD_SECONDS = 0.15
 TICK_SECONDS = 0.05
-# The pace is two per cent below the allowed one: a slot may be used as late as that and no second has too many.
+# The pace is two per cent below the allowed one, so a slot may be used this late without overfilling a second.
 LATE_SECONDS = 0.015
 MARGIN = Decimal("0.015")
 LONGEST_REST = 1.0
 LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
-# Few at a time: each is committed as asked before it is put, and a killed worker leaves them unasked until the next.
+# Few at a time, because each query is committed before it is POSTed. A killed worker leaves these unasked until the
+# next query is due.
 QUESTIONS = 8
 
 
-Answers: TypeAlias = list[tuple[sending_claims.Claim, sending_claims.Said]]
+Responses: TypeAlias = list[tuple[sending_claims.Claim, sending_claims.Response]]
 
 
 class Calls(Protocol):
-    """What carries many requests at once: bulk_client.BulkGateway."""
+    """The interface of a gateway for many requests at once: bulk_client.BulkGateway."""
 
     def start(self, payments: Iterable[Payment]) -> None: ...
 
@@ -53,7 +54,7 @@ class Calls(Protocol):
 
 @dataclass(frozen=True)
 class Dispatcher:
-    """What sending needs: the gateways, the pace, the clock. `in_flight` bounds the requests under way at once."""
+    """The dispatcher with its gateways, pace and clock. `in_flight` bounds the requests under way at once."""
 
     gateway: client.Gateway
     calls: Calls
@@ -65,8 +66,9 @@ class Dispatcher:
     in_flight: int
 
     def send_one(self, transaction_id: int) -> bool:
-        """Send one due payout; False where it is not due, another worker has it, or the pace allows it only later.
+        """Send one payout and return True, or return False and send nothing.
 
+        Nothing is sent if the payout is not due, another worker holds it, or the pace has no slot within a second.
         Raises: redis.RedisError, and sends nothing.
         """
         slots = self.limiter.reserve(longest_wait_seconds=1.0)
@@ -77,49 +79,49 @@ class Dispatcher:
             at=self.clock(), policy=self.policy, addresses=self.addresses, limit=1, transaction_id=transaction_id
         )
         for claim in claims:
-            said = sending_claims.call(claim, gateway=self.gateway, addresses=self.addresses)
-            responses.record(claim, said, at=self.clock(), policy=self.policy)
+            response = sending_claims.call(claim, gateway=self.gateway, addresses=self.addresses)
+            responses.record(claim, response, at=self.clock(), policy=self.policy)
         return bool(claims)
 
     def run(self, *, keep_going: Callable[[], bool]) -> int:
-        """Send until nothing is due any more, or `keep_going` says no; return how many requests were made.
+        """Send until no payout is due or `keep_going` returns False, and return the number of requests made.
 
-        Whatever ends it, the requests under way are heard out and written down first. A claim is made only when its
-        slot has been given, so what is killed in between has lost nothing but the slot.
-        Raises: redis.RedisError; what a request raised that could not even be made.
+        Before it returns or raises, it waits for the requests under way and records their responses. A claim is made
+        only after its slot is reserved, so a worker killed in between loses only the slot.
+        Raises: redis.RedisError; any error that kept a request from being made.
         """
-        sent, rest, last_turn, is_due = 0, 0.0, 0, False
+        sent, rest, last_served, is_due = 0, 0.0, 0, False
         under_way: dict[int, sending_claims.Claim] = {}
-        answers: Answers = []
+        received: Responses = []
         try:
             while keep_going():
                 is_due = is_due or sending_claims.any_due(at=self.clock(), policy=self.policy)
-                if not is_due and not under_way and not answers:
+                if not is_due and not under_way and not received:
                     break
-                room = self.in_flight + self._queue() - len(under_way)
-                claims, is_due = self._claim(room, last_turn) if is_due else ([], False)
+                room = self.in_flight + self._queue_length() - len(under_way)
+                claims, is_due = self._claim(room, last_served) if is_due else ([], False)
                 if claims:
                     under_way |= {claim.attempt_id: claim for claim in claims}
                     sent += len(claims)
-                    last_turn, rest = _last_turn(claims, last_turn), 0.0
-                # The lanes are filled again before what emptied them is written down.
-                answers = self._record(answers)
+                    last_served, rest = _last_served(claims, last_served), 0.0
+                # Start new requests before recording the responses of the last ones.
+                received = self._record(received)
                 if under_way:
-                    answers = self._hear(under_way, patience_seconds=TICK_SECONDS)
-                    if any(not isinstance(said, client.Accepted) for _, said in answers):
-                        # It may be a reason to send no more, so it is written down first.
-                        answers = self._record(answers)
-                elif not claims:  # Something holds back what is due: a pause, a probe's time, the pace, another worker.
+                    received = self._collect(under_way, patience_seconds=TICK_SECONDS)
+                    if any(not isinstance(response, client.Accepted) for _, response in received):
+                        # It may open a breaker, so it is recorded before the next claim.
+                        received = self._record(received)
+                elif not claims:  # Held back by a pause, the time of a probe, the pace or another worker.
                     rest = min(LONGEST_REST, rest + TICK_SECONDS)
                     time.sleep(rest)
         finally:
-            answers = self._record(answers)
+            received = self._record(received)
             while under_way:
-                self._record(self._hear(under_way, patience_seconds=LONGEST_REST))
+                self._record(self._collect(under_way, patience_seconds=LONGEST_REST))
         return sent
 
     def ask_due(self, *, for_seconds: float) -> int:
-        """Ask about the attempts that have gone without proof for too long; return how many questions were put.
+        """POST the status queries that are due, and return their number.
 
         Raises: redis.RedisError.
         """
@@ -135,7 +137,7 @@ class Dispatcher:
                 under_way = {}
                 for question in questions:
                     slots = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
-                    if not slots:  # No slot in time: it counts as a question without an answer; the next is due.
+                    if not slots:  # No slot in time counts as a query without an answer. The next is already due.
                         continue
                     time.sleep(slots[0])
                     put = threads.submit(status_queries.put, question, gateway=self.gateway, addresses=self.addresses)
@@ -146,14 +148,17 @@ class Dispatcher:
                 asked += len(questions)
         return asked
 
-    def _claim(self, room: int, last_turn: int) -> tuple[list[sending_claims.Claim], bool]:
-        """Claim what there are slots and room for, and start it; the slots come first. Second: more may be due."""
+    def _claim(self, room: int, last_served: int) -> tuple[list[sending_claims.Claim], bool]:
+        """Reserve slots for at most `room` requests, then claim and start as many.
+
+        Returns the claims, and whether more payouts may be due.
+        """
         slots = self._slots(room, AHEAD_SECONDS) if room > 0 else []
         if not slots:
             return [], True
         at, limit = self.clock(), len(slots)
         claims = sending_claims.claim_next(
-            at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_turn
+            at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_served
         )
         if claims and time.monotonic() > slots[0] + LATE_SECONDS:
             slots = self._later_slots(slots[: len(claims)])
@@ -164,9 +169,9 @@ class Dispatcher:
         return claims, len(claims) == limit
 
     def _later_slots(self, missed: list[float]) -> list[float]:
-        """Other slots for requests that would all leave at once now, too many for one second; the missed are forgone.
+        """Return new slots for requests that missed theirs, because too many would leave in one second otherwise.
 
-        Where Redis has just gone or has no more to give, they leave at the pace they had.
+        If Redis is down or has no more slots, the requests keep their pace and leave as late as the first of them.
         """
         late = time.monotonic() - missed[0]
         try:
@@ -177,45 +182,52 @@ class Dispatcher:
         return slots + [slot + late for slot in missed[len(slots) :]]
 
     def _slots(self, count: int, within_seconds: float) -> list[float]:
-        """When requests may leave, as time.monotonic has it."""
+        """Reserve slots and return the times at which requests may leave, on the clock of time.monotonic."""
         now = time.monotonic()
         return [now + wait for wait in self.limiter.reserve(count, longest_wait_seconds=within_seconds)]
 
-    def _queue(self) -> int:
-        """How many claims may wait for a lane: so few that, should they leave at once, no second has too many."""
+    def _queue_length(self) -> int:
+        """Return the number of claims that may wait for a free connection.
+
+        It is small enough that a second stays within the allowed pace even if all of them leave at once.
+        """
         return min(self.in_flight // 2, int(self.limiter.per_second * MARGIN))
 
-    def _hear(self, under_way: dict[int, sending_claims.Claim], *, patience_seconds: float) -> Answers:
-        """What has ended meanwhile. Raises what could not even be requested, the others written down."""
+    def _collect(self, under_way: dict[int, sending_claims.Claim], *, patience_seconds: float) -> Responses:
+        """Return the responses of the requests that have ended.
+
+        Raises: any error that kept a request from being made, after recording the other responses.
+        """
         ended = self.calls.collect(patience_seconds=patience_seconds, enough=1 + len(under_way) // 10)
-        answers: Answers = []
+        received: Responses = []
         unforeseen: list[Exception] = []
         for end in ended:
             claim = under_way.pop(end.key, None)
-            if claim is None:  # Of a run that ended before it could write this down: a question finds out.
+            if claim is None:  # An earlier run ended before it could record this. A status query finds the result.
                 continue
             if isinstance(end.response, client.Accepted | gateway_errors.GatewayError):
-                answers.append((claim, end.response))
+                received.append((claim, end.response))
             else:
                 unforeseen.append(end.response)
         if unforeseen:
-            self._record(answers)
+            self._record(received)
             raise unforeseen[0]
-        return answers
+        return received
 
-    def _record(self, answers: Answers) -> Answers:
-        """Write answers down; what is left of them is nothing."""
-        if answers:
-            responses.record_all(answers, at=self.clock(), policy=self.policy)
+    def _record(self, received: Responses) -> Responses:
+        """Record the responses and return an empty list."""
+        if received:
+            responses.record_all(received, at=self.clock(), policy=self.policy)
         return []
 
 
-def _last_turn(claims: list[sending_claims.Claim], before: int) -> int:
-    """The settlement after which the next turn begins; what did not wait for a turn has not had one.
+def _last_served(claims: list[sending_claims.Claim], before: int) -> int:
+    """Return the settlement after which the next round begins, or 0 for a new round.
 
-    Where each came from another settlement, more of them may wait than there were places; else all have been round.
+    Requests that skip the queue do not count. If every claim came from a different settlement, more settlements may
+    wait than there were places. Otherwise every waiting settlement was served in this round.
     """
-    turns = [claim.settlement_id or 0 for claim in claims if not claim.before_turns]
-    if not turns:
+    served = [claim.settlement_id or 0 for claim in claims if not claim.skips_queue]
+    if not served:
         return before
-    return turns[-1] if len(set(turns)) == len(turns) else 0
+    return served[-1] if len(set(served)) == len(served) else 0

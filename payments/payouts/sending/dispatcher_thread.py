@@ -1,7 +1,8 @@
-"""The dispatcher in a thread of its own, so that requests outlive the task that asked for them to be sent.
+"""A thread that runs the dispatcher, so that requests outlive the Celery task that woke it.
 
-A task only wakes it, and is over at once; it sends for as long as something is due, and then sleeps. What it has under
-way when its process is asked to end is heard out and written down; when the process is killed, the questions find out.
+A task only wakes the thread and ends at once. The thread sends while payouts are due, then sleeps. When its process is
+asked to end, it waits for the requests under way and records their responses. If the process is killed, status queries
+find the results instead.
 """
 
 import logging
@@ -18,7 +19,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 
 class DispatcherThread:
-    """One thread, started when it is first woken. `dispatcher` makes what it runs."""
+    """One thread, started when it is first woken. `dispatcher` builds the dispatcher that it runs."""
 
     def __init__(self, dispatcher: Callable[[], Dispatcher]) -> None:
         self._dispatcher = dispatcher
@@ -29,7 +30,7 @@ class DispatcherThread:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Have it look for what is due. Returns at once; idempotent."""
+        """Make the thread look for due payouts. Returns at once. Idempotent."""
         with self._awake:
             if self._ending:
                 return
@@ -40,12 +41,12 @@ class DispatcherThread:
             self._awake.notify_all()
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Whether it came to rest, having sent all that was due, within this time."""
+        """Wait at most this long until all due payouts are sent, and return whether they are."""
         with self._awake:
             return self._awake.wait_for(lambda: not (self._wanted or self._busy), seconds)
 
     def end(self, seconds: float) -> None:
-        """Claim nothing more, write down what is under way, and end the thread, within this time if it can be."""
+        """Stop claiming, record the requests under way, and end the thread; wait at most this long."""
         with self._awake:
             self._ending, thread = True, self._thread
             self._awake.notify_all()
@@ -68,14 +69,14 @@ class DispatcherThread:
             return not self._ending
 
     def _send(self) -> None:
-        """Run the dispatcher once. What goes wrong ends this run only: the next sweep wakes us again."""
+        """Run the dispatcher once. An error ends this run only, because the next sweep wakes the thread again."""
         close_old_connections()
         try:
             self._dispatcher().run(keep_going=lambda: not self._ending)
         except (redis.RedisError, OperationalError, InterfaceError) as error:
             log.warning("Sending stops until the next sweep: %s", error)
             connections.close_all()
-        # The thread must outlive what nobody foresaw, or nothing would be sent until the process is started again.
+        # The thread must outlive any error. Otherwise nothing would be sent until the process is started again.
         except Exception:
             alarm.exception("Sending stops until the next sweep")
             connections.close_all()

@@ -1,4 +1,4 @@
-"""What the answers to POSTs leave us knowing."""
+"""Responses to POSTed payment requests, recorded on their attempts."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ CAUSES = {
 }
 
 
-# Acknowledgements may be lost with the server, for they are not proof of anything: the attempt is asked about then.
+# An acknowledgement may be lost if the server dies, because it proves nothing. Then the attempt is asked about.
 _ACCEPT = """
     SET LOCAL synchronous_commit = off;
     WITH locked AS (
@@ -36,90 +36,97 @@ _ACCEPT = """
     )
     UPDATE payments_attempt a
     SET state = 'ACCEPTED', next_query_at = %(ask_at)s,
-        conversation_id = CASE WHEN a.conversation_id = '' THEN said.conversation_id ELSE a.conversation_id END
-    FROM unnest(%(attempts)s::bigint[], %(conversations)s::text[]) AS said (attempt_id, conversation_id), locked
-    WHERE a.id = said.attempt_id AND a.state = 'SENDING' AND locked.id = a.transaction_id
+        conversation_id = CASE WHEN a.conversation_id = '' THEN response.conversation_id ELSE a.conversation_id END
+    FROM unnest(%(attempts)s::bigint[], %(conversations)s::text[]) AS response (attempt_id, conversation_id), locked
+    WHERE a.id = response.attempt_id AND a.state = 'SENDING' AND locked.id = a.transaction_id
     RETURNING a.id, a.posted_at
 """
 
 
-def record_all(answers: Sequence[tuple[claims.Claim, claims.Said]], *, at: datetime, policy: Policy) -> None:
-    """Write down what many POSTs left us knowing: plain acknowledgements in one statement, the others one by one.
+def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at: datetime, policy: Policy) -> None:
+    """Record the responses to many POSTs: acknowledgements in bulk if possible, the others one at a time.
 
-    Plain is one whose attempt is still SENDING and whose transaction nobody else holds at the moment.
-    Locks: Transactions by id (passing over locked ones), their Attempts; then as `record`.
+    An acknowledgement is recorded in bulk if its attempt is still SENDING and no other worker holds its Transaction.
+    Locks: Transactions by id (skipping locked ones), their Attempts; then as `record`.
     """
-    accepted = {claim.attempt_id: (claim, said) for claim, said in answers if isinstance(said, client.Accepted)}
+    accepted = {
+        claim.attempt_id: (claim, response) for claim, response in responses if isinstance(response, client.Accepted)
+    }
     recorded: set[int] = set()
     if len(accepted) > 1:
         failpoints.hit("answer read")
         with transaction.atomic(durable=True):
-            spoken: dict[str, Any] = {
+            parameters: dict[str, Any] = {
                 "attempts": list(accepted),
                 "payouts": [claim.transaction_id for claim, _ in accepted.values()],
-                "conversations": [said.conversation_id[:64] for _, said in accepted.values()],
+                "conversations": [response.conversation_id[:64] for _, response in accepted.values()],
                 "ask_at": at + policy.query_after,
             }
             with connection.cursor() as cursor:
-                cursor.execute(_ACCEPT, spoken)
+                cursor.execute(_ACCEPT, parameters)
                 rows = cursor.fetchall()
             if rows:
                 breakers.acknowledged(max(posted_at for _, posted_at in rows))
             recorded = {attempt_id for attempt_id, _ in rows}
         failpoints.hit("record after commit")
-    for claim, said in answers:
+    for claim, response in responses:
         if claim.attempt_id not in recorded:
-            record(claim, said, at=at, policy=policy)
+            record(claim, response, at=at, policy=policy)
 
 
-def record(claim: claims.Claim, said: claims.Said, *, at: datetime, policy: Policy) -> None:
-    """Write down what a POST left us knowing. A callback that was faster has the last word: then nothing changes.
+def record(claim: claims.Claim, response: claims.Response, *, at: datetime, policy: Policy) -> None:
+    """Record the response to one POST. If a callback was applied first, the attempt's state does not change.
 
     Locks: Transaction, Attempt.
     """
     failpoints.hit("answer read")
     with transaction.atomic(durable=True):
         payout, attempt = attempts.locked(claim.attempt_id)
-        if isinstance(said, client.Accepted) and not attempt.conversation_id:
-            attempt.conversation_id = said.conversation_id[:64]
+        if isinstance(response, client.Accepted) and not attempt.conversation_id:
+            attempt.conversation_id = response.conversation_id[:64]
             attempt.save(update_fields=["conversation_id"])
-        if isinstance(said, gateway_errors.OutcomeUnknown) and said.duplicate:
-            attempts.is_known(attempt, at=at)
-        sure = attempt.doubted_at is None
+        if isinstance(response, gateway_errors.OutcomeUnknown) and response.duplicate:
+            attempts.mark_known(attempt, at=at)
+        never_in_doubt = attempt.doubted_at is None
         if attempt.state != State.SENDING:
-            log.info("A callback was faster than the answer for %s", attempt)
-        elif isinstance(said, client.Accepted):
+            log.info("A callback was faster than the response for %s", attempt)
+        elif isinstance(response, client.Accepted):
             attempt.state, attempt.next_query_at = State.ACCEPTED, at + policy.query_after
             attempt.save()
             breakers.acknowledged(attempt.posted_at)
         elif (
-            isinstance(said, gateway_errors.NotSent)
-            and sure
+            isinstance(response, gateway_errors.NotSent)
+            and never_in_doubt
             and (payout.status == Status.HELD or receivables.was_recalled(payout.pk))
         ):
-            # An earlier request was paid meanwhile, or the settlement undone: this one did not leave, and must not.
+            # An earlier request was paid meanwhile, or the settlement was undone. This one must not leave any more.
             attempts.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
-        elif isinstance(said, gateway_errors.NotSent) and sure:
-            _wait(payout, attempt, said, at, policy)
-        elif isinstance(said, gateway_errors.Rejected) and sure:
-            attempts.fail(payout, attempt, code=said.code, words=str(said), at=at, policy=policy)
+        elif isinstance(response, gateway_errors.NotSent) and never_in_doubt:
+            _wait(payout, attempt, response, at, policy)
+        elif isinstance(response, gateway_errors.Rejected) and never_in_doubt:
+            attempts.fail(payout, attempt, code=response.code, words=str(response), at=at, policy=policy)
         else:
-            attempt.result_words = str(said)[:300]
+            attempt.result_words = str(response)[:300]
             attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
             breakers.watch(at=at, policy=policy)
     failpoints.hit("record after commit")
 
 
-def _wait(payout: Transaction, attempt: Attempt, said: gateway_errors.NotSent, at: datetime, policy: Policy) -> None:
-    """The request did not leave: the payout is pending again, its attempt stays open, the same id goes again."""
+def _wait(
+    payout: Transaction, attempt: Attempt, response: gateway_errors.NotSent, at: datetime, policy: Policy
+) -> None:
+    """Make the payout pending again after a request that did not leave us.
+
+    The attempt stays open, so the same id is sent again.
+    """
     attempt.state, attempt.next_query_at = State.WAITING, None
-    if said.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:
+    if response.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:
         attempt.first_sent_at = None
     attempt.save()
-    # Waiting as long again as it has waited doubles the pause each time.
-    pause = max(policy.retry_after, timedelta(seconds=float(said.retry_after_seconds or 0)))
+    # The pause equals the time since the attempt was opened, so it doubles each time.
+    pause = max(policy.retry_after, timedelta(seconds=float(response.retry_after_seconds or 0)))
     payout.due_at = at + min(max(pause, at - attempt.opened_at), attempts.LONGEST_WAIT)
-    payout.reason = f"Not sent yet: {said}"[:300]
+    payout.reason = f"Not sent yet: {response}"[:300]
     payout.status = Status.PENDING
     payout.save(update_fields=["due_at", "reason", "status"])
-    breakers.trip(CAUSES[said.reason], reason=str(said), at=at, policy=policy)
+    breakers.trip(CAUSES[response.reason], reason=str(response), at=at, policy=policy)

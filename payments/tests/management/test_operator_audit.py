@@ -11,7 +11,7 @@ from django.test import Client
 
 from payments.models import Transaction
 from payments.payouts import breakers
-from payments.payouts.operations import actions
+from payments.payouts.operations import failures
 from testing import builders
 from testing.builders import AT, PIN, bearer, operator
 from testing.payout_steps import READ_TIMEOUT, after, failed, question, sent
@@ -72,7 +72,7 @@ def test_behind_our_proxy_the_address_is_the_one_the_proxy_saw(db: None, client:
 
 def test_a_batch_of_retries_is_recorded_one_by_one(db: None) -> None:
     payouts = [failed_payout(), failed_payout()]
-    actions.retry_failed(since=AT - timedelta(hours=1), by=BY, at=AT)
+    failures.retry_failed(since=AT - timedelta(hours=1), by=BY, at=AT, limit=None)
     assert [(entry[0], entry[3]) for entry in trail()] == [
         ("payout.retry", f"transaction:{payout.pk}") for payout in payouts
     ]
@@ -114,7 +114,8 @@ def test_a_persons_word_on_a_held_payout_is_recorded_for_each_person(db: None, m
         ("payout.decide_paid", who.pk, "command", f"transaction:{payout.pk}") for who in (one, two)
     ]
     last = AuditEntry.objects.order_by("number").last()
-    assert last is not None and last.reason == "Statement, page 3"
+    assert last is not None
+    assert last.reason == "Statement, page 3"
     assert last.after == '{"amount":"50000.00","reason":"","receipt":"SGL12AB34C","status":"COMPLETED"}'
 
 
@@ -147,7 +148,8 @@ def test_logins_of_staff_are_recorded_and_members_are_not(db: None, log_in: Call
         ("login.refused", staff.pk, "127.0.0.1", f"member:{staff.pk}"),
     ]
     refused = AuditEntry.objects.order_by("number").last()
-    assert refused is not None and refused.after == '{"failed_logins":1,"locked_until":null}'
+    assert refused is not None
+    assert refused.after == '{"failed_logins":1,"locked_until":null}'
 
 
 def test_a_stranger_cannot_fill_the_trail(db: None, log_in: Callable[[str, str], int]) -> None:

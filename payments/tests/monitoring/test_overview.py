@@ -20,8 +20,8 @@ NOTHING = overview.Total(0, Decimal(0))
 
 def test_an_empty_house_needs_nothing(db: None, at: datetime) -> None:
     now = overview.now(at=at)
-    assert (now.to_resolve, now.verdicts, now.breakers, now.broken, now.books_checked_at) == (0, 0, [], [], None)
-    assert (now.held, now.failed, now.pending, now.processing, now.limbo, now.due) == (*[NOTHING] * 5, 0)
+    assert (now.to_resolve, now.decisions, now.breakers, now.broken, now.books_checked_at) == (0, 0, [], [], None)
+    assert (now.held, now.failed, now.pending, now.processing, now.in_doubt, now.due) == (*[NOTHING] * 5, 0)
     assert now.oldest_doubt is None and overview.figures() is None
 
 
@@ -37,7 +37,7 @@ def test_each_payout_is_counted_in_its_state_and_due_is_the_sum_of_what_is_not_p
     assert now.processing == overview.Total(1, Decimal(400))
     assert now.held == overview.Total(1, held.amount)
     assert now.due == 2_300
-    assert now.limbo == overview.Total(2, Decimal(2_000))
+    assert now.in_doubt == overview.Total(2, Decimal(2_000))
     assert now.oldest_doubt == at - timedelta(days=2)
 
 
@@ -56,7 +56,7 @@ def test_each_payout_is_counted_in_its_state_and_due_is_the_sum_of_what_is_not_p
 def test_money_in_doubt_is_in_exactly_one_bucket_of_age(db: None, at: datetime, age: timedelta, bucket: int) -> None:
     console_scenes.in_doubt(payout(400, at=at), at)
     Attempt.objects.update(first_sent_at=at - age)
-    counts = [one.count for one in overview.now(at=at).limbo_ages]
+    counts = [one.count for one in overview.now(at=at).in_doubt_ages]
     assert counts == [int(place == bucket) for place in range(5)]
 
 

@@ -322,7 +322,7 @@ def test_a_genuine_result_replayed_at_another_attempts_address_pays_nothing() ->
 
 def claims_only(payout: Transaction, attempt: Attempt, verdict: str | None) -> None:
     """The callback was kept as a claim: nothing is booked, and a question is due at once."""
-    assert verdict == "claims to be paid, to be confirmed by a status query"
+    assert verdict == "reported paid: a status query must confirm it"
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert [key for key, *_ in booked(payout)] == [f"send:{attempt.pk}"]
     assert attempt.next_query_at == after(2)
@@ -422,7 +422,7 @@ def test_a_failure_code_in_a_callback_alone_does_not_fail(payout: Transaction) -
     verdict = hear(attempt, result_body(attempt, 2040), after(2))
 
     # then
-    assert verdict == "claims to be failed, to be confirmed by a status query"
+    assert verdict == "reported failed: a status query must confirm it"
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert (attempt.result_code, attempt.next_query_at) == ("2040", after(2))
     assert balances(payout) == {"in_flight": KES_285}
@@ -661,7 +661,7 @@ def test_not_found_sends_the_same_id_again_within_the_horizon(payout: Transactio
     attempt = payout_steps.put_through(claim, at=after(23))
 
     # then
-    assert verdict == "not found: the same request goes again"
+    assert verdict == "not found: the same request is sent again"
     assert claim.originator_conversation_id == f"{payout.external_ref}-1"
     assert states(payout, attempt) == ("PROCESSING", "ACCEPTED")
     assert (attempt.posted_at, attempt.first_sent_at, attempt.resend_at) == (after(22), AT, None)
@@ -708,7 +708,7 @@ def test_not_found_sends_the_same_id_again_whatever_a_callback_claimed(payout: T
     verdict = ask_and_hear(attempt, not_found_body(), after(2))
 
     # then
-    assert verdict == "not found: the same request goes again"
+    assert verdict == "not found: the same request is sent again"
     (claim,) = payout_steps.resends(after(4))
     assert claim.originator_conversation_id == attempt.originator_conversation_id
 
@@ -797,7 +797,7 @@ def test_what_mpesa_says_it_has_had_is_asked_about_and_not_sent_again(payout: Tr
         verdict = ask_and_hear(attempt, not_found_body(), after(100))
     else:
         verdict = ask_and_hear(attempt, not_found_body(), after(100))
-        assert verdict == "not found: the same request goes again"
+        assert verdict == "not found: the same request is sent again"
         payout_steps.put_through(again, payout_steps.DUPLICATE, at=after(102))
         verdict = ask_and_hear(attempt, not_found_body(), after(300))
 
@@ -845,7 +845,7 @@ def test_a_failure_after_payment_changes_nothing(payout: Transaction, alarms: Ca
         ]
 
     # then
-    assert verdicts == ["kept as paid: a failure after proof of payment changes nothing", "PAID already"]
+    assert verdicts == ["still paid: a failure after proof of payment changes nothing", "PAID already"]
     assert len(alarms()) == 1
     assert states(payout, attempt) == ("COMPLETED", "PAID")
 
@@ -1355,7 +1355,7 @@ def test_a_plain_failure_of_what_may_have_left_is_asked_about(payout: Transactio
     verdict = hear_plain(plain_body(payout, 2040))
 
     # then
-    assert verdict == "claims to be failed, to be confirmed by a status query"
+    assert verdict == "reported failed: a status query must confirm it"
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert balances(payout) == {"in_flight": KES_285}
 

@@ -128,7 +128,7 @@ def test_there_is_nothing_to_ask_about_what_never_left_or_is_known(db: None, at:
 
 
 def give(one: Transaction, by: CustomUser, receipt: str = "", at: datetime = payout_steps.AT) -> Verdict | None:
-    return operations_decisions.give(
+    return operations_decisions.decide_or_propose(
         transaction_id=one.pk, receipt=receipt, grounds="Line 7.", by=actor(by), at=at, policy=policy()
     )
 
@@ -167,7 +167,7 @@ def test_a_large_one_waits_for_a_second_person_who_confirms_just_that(db: None, 
     assert actions == ["payout.decision_proposed", "payout.decide_paid", "payout.decide_paid"]
     deciders = AuditEntry.objects.filter(action="payout.decide_paid").values_list("actor", flat=True)
     assert set(deciders) == {first.pk, second.pk}
-    with pytest.raises(operations_decisions.VerdictNotOpen):
+    with pytest.raises(operations_decisions.DecisionNotOpen):
         operations_decisions.confirm(verdict_id=waiting.pk, by=actor(second), at=at, policy=policy())
 
 
@@ -182,7 +182,7 @@ def test_a_word_that_is_taken_back_decides_nothing_and_makes_room_for_another(db
     operations_decisions.confirm(verdict_id=again.pk, by=actor(first), at=at, policy=policy())
     one.refresh_from_db()
     assert (one.status, journal.owed(one.pk)) == ("FAILED", 60_000)
-    with pytest.raises(operations_decisions.VerdictNotOpen):
+    with pytest.raises(operations_decisions.DecisionNotOpen):
         operations_decisions.refuse(verdict_id=waiting.pk, reason="", by=actor(second), at=at)
 
 
@@ -222,6 +222,6 @@ def test_two_who_confirm_at_once_decide_once(transactional_db: None, at: datetim
             for person in seconds
         )
     )
-    assert sum(isinstance(answer, operations_decisions.VerdictNotOpen) for answer in said) == 3
+    assert sum(isinstance(answer, operations_decisions.DecisionNotOpen) for answer in said) == 3
     assert Transaction.objects.get(pk=one.pk).status == "COMPLETED"
     assert len(payout_steps.booked(one)) == 4  # send, won, paid, charge

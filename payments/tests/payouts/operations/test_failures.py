@@ -32,12 +32,12 @@ def test_words_are_found_for_every_code(code: str, helps: bool) -> None:
 
 
 def test_a_plan_says_what_a_retry_would_do_and_does_nothing(db: None, at: datetime) -> None:
-    # given: one that may go, one of which a message claims it was paid, one of another code
-    free, claimed, other = payout(100, at=at), payout(200, at=at), payout(400, at=at)
+    # given: one that may go, one that a message reports as paid, one of another code
+    free, reported, other = payout(100, at=at), payout(200, at=at), payout(400, at=at)
     console_scenes.not_registered(free, at)
-    console_scenes.not_registered(claimed, at)
+    console_scenes.not_registered(reported, at)
     console_scenes.refused(other, at)
-    Attempt.objects.filter(transaction=claimed).update(next_query_at=at)
+    Attempt.objects.filter(transaction=reported).update(next_query_at=at)
 
     # when
     with nothing_moved():
@@ -45,7 +45,7 @@ def test_a_plan_says_what_a_retry_would_do_and_does_nothing(db: None, at: dateti
 
     # then
     assert (found.transaction_ids, found.amount, found.beyond) == ([free.pk], Decimal(100), 0)
-    assert found.skipped == {failures.BLOCKED["claimed"]: 1}
+    assert found.skipped == {failures.BLOCKED["reported"]: 1}
     assert failures.plan(failures.chosen(market_id=other.settlement.market_id)).transaction_ids == [other.pk]
     assert failures.plan(failures.chosen(since=at + timedelta(hours=1))).transaction_ids == []
     assert failures.plan(failures.chosen()).transaction_ids == [free.pk, other.pk]

@@ -1,4 +1,4 @@
-"""Finding a payout, reading its life, and the reading side of accounts and markets."""
+"""Finding a payout, reading its shown, and the reading side of accounts and markets."""
 
 import json
 from datetime import date, datetime, timedelta
@@ -56,43 +56,43 @@ def test_payouts_are_narrowed_by_state_and_code(db: None, at: datetime) -> None:
 
 
 def titles(one: Transaction) -> list[str]:
-    life = timeline.life(one.pk)
-    assert life is not None
-    return [moment.title for moment in life.moments]
+    shown = timeline.of_payout(one.pk)
+    assert shown is not None
+    return [event.title for event in shown.events]
 
 
-def test_a_life_tells_everything_in_order(db: None, at: datetime) -> None:
+def test_timeline_lists_every_event_in_order(db: None, at: datetime) -> None:
     one = payout(285, at=at)
     console_scenes.not_registered(one, at + timedelta(seconds=1))
     assert titles(one) == [
-        "Payout came into being",
-        "Booked KES 285.00: pool:1 → payable".replace("pool:1", f"pool:{one.settlement.market_id}"),
+        "Payout created",
+        "Transfer of KES 285.00: pool:1 → payable".replace("pool:1", f"pool:{one.settlement.market_id}"),
         "Request 1 to M-Pesa",
-        "Booked KES 285.00: payable → in_flight",
-        "Request 1 is in doubt",
-        "A result came",
-        "Question 1 to M-Pesa: what became of it?",
-        "Request 1 is proven not executed",
-        "An answer to a question came",
-        "Booked KES 285.00: in_flight → payable",
+        "Transfer of KES 285.00: payable → in_flight",
+        "Request 1 in doubt",
+        "Result received",
+        "Status query 1 to M-Pesa",
+        "Request 1 proven not executed",
+        "Answer to a status query received",
+        "Transfer of KES 285.00: in_flight → payable",
     ]
-    life = timeline.life(one.pk)
-    assert life is not None
-    assert life.words == (
+    shown = timeline.of_payout(one.pk)
+    assert shown is not None
+    assert shown.words == (
         "It failed, and the money is still with us, owed to the member. The number is not a registered M-Pesa customer."
     )
-    assert (life.advice, life.owed) == ("Correct the number, or pay to the wallet.", Decimal(285))
-    assert timeline.life(10**9) is None
+    assert (shown.advice, shown.owed) == ("Correct the number, or pay to the wallet.", Decimal(285))
+    assert timeline.of_payout(10**9) is None
 
 
-def test_a_life_tells_that_mpesa_has_had_the_request(db: None, at: datetime) -> None:
+def test_timeline_shows_that_mpesa_already_has_the_request(db: None, at: datetime) -> None:
     one = payout(285, at=at)
     payout_steps.sent(one, payout_steps.DUPLICATE, at)
-    told = [title for title in titles(one) if not title.startswith("Booked")]
-    assert told[1:] == ["Request 1 to M-Pesa", "Request 1 is in doubt", "M-Pesa has had request 1"]
+    listed = [title for title in titles(one) if not title.startswith("Transfer of")]
+    assert listed[1:] == ["Request 1 to M-Pesa", "Request 1 in doubt", "M-Pesa already has request 1"]
 
 
-def test_what_may_be_done_follows_where_the_money_is(db: None, at: datetime) -> None:
+def test_allowed_actions_follow_the_place_of_the_money(db: None, at: datetime) -> None:
     pending, failed, doubtful, paid = (payout(amount, at=at) for amount in (100, 200, 300, 400))
     console_scenes.refused(failed, at)
     console_scenes.in_doubt(doubtful, at)
@@ -100,9 +100,9 @@ def test_what_may_be_done_follows_where_the_money_is(db: None, at: datetime) -> 
     held = console_scenes.held_in_doubt(500, at)
 
     def actions(one: Transaction) -> set[str]:
-        life = timeline.life(one.pk)
-        assert life is not None
-        return set(life.actions)
+        shown = timeline.of_payout(one.pk)
+        assert shown is not None
+        return set(shown.actions)
 
     assert actions(pending) == {"hold", "release"}
     assert actions(failed) == {"retry", "wallet"}
@@ -115,12 +115,12 @@ def test_what_may_be_done_follows_where_the_money_is(db: None, at: datetime) -> 
     ("status", "words"),
     [
         ("paid", "M-Pesa paid it, receipt SKG7ABC001. The money is on the member's phone."),
-        ("doubt", "We do not know whether M-Pesa paid it. The money counts as on its way."),
-        ("pending", "It waits to be sent; the money is still with us."),
-        ("sent", "M-Pesa has the request; the money is on its way."),
+        ("doubt", "We do not know whether M-Pesa paid it. The money counts as in flight."),
+        ("pending", "It waits to be sent, and the money is still with us."),
+        ("sent", "M-Pesa has the request. The money is in flight."),
     ],
 )
-def test_a_life_says_where_the_money_is(db: None, at: datetime, status: str, words: str) -> None:
+def test_timeline_explains_where_the_money_is(db: None, at: datetime, status: str, words: str) -> None:
     one = payout(285, at=at)
     if status == "paid":
         console_scenes.paid(one, at, "SKG7ABC001")
@@ -128,8 +128,8 @@ def test_a_life_says_where_the_money_is(db: None, at: datetime, status: str, wor
         console_scenes.in_doubt(one, at)
     elif status == "sent":
         payout_steps.sent(one, at=at)
-    life = timeline.life(one.pk)
-    assert life is not None and life.words == words
+    shown = timeline.of_payout(one.pk)
+    assert shown is not None and shown.words == words
 
 
 def test_a_callback_is_shown_with_names_phones_and_unknown_keys_masked() -> None:

@@ -10,7 +10,7 @@ import pytest
 from payments.models import Attempt, Settlement, StatusQuery, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import status_queries
-from payments.payouts.operations import actions
+from payments.payouts.operations import actions, failures
 from payments.payouts.sending import claims as sending_claims
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
@@ -64,7 +64,7 @@ def test_a_claim_commits_its_attempt_and_moves_the_money_in_flight(payout: Trans
         phone_number=payout.phone_number,
         external_ref=payout.external_ref,
         token=ADDRESSES.token(f"{payout.external_ref}-1"),
-        before_turns=False,
+        skips_queue=False,
     )
     assert states(payout, attempt) == ("PROCESSING", "SENDING")
     assert (attempt.posted_at, attempt.first_sent_at, attempt.next_query_at) == (AT, AT, after(20))
@@ -188,7 +188,7 @@ def test_what_would_pass_the_days_limit_leaves_tomorrow() -> None:
     third.refresh_from_db()
     assert today == [first.pk, second.pk, other.pk]
     assert (third.status, third.due_at) == ("PENDING", TOMORROW)
-    assert third.reason == "M-Pesa's limit of the day for one member is reached; it leaves tomorrow."
+    assert third.reason == "The member reached M-Pesa's limit of the day. It leaves tomorrow."
     assert third.attempts.count() == 0
     assert claims(TOMORROW - timedelta(seconds=1)) == []
     assert pks(claims(TOMORROW)) == [third.pk]
@@ -610,7 +610,7 @@ def test_in_doubt_for_a_day_is_held_for_a_person(payout: Transaction, caplog: py
     # then
     assert before == ("PROCESSING", "IN_DOUBT")
     assert states(payout, attempt) == ("HELD", "IN_DOUBT")
-    assert payout.reason == "In doubt for too long: a person must look at M-Pesa's statement."
+    assert payout.reason == "In doubt for too long. A person must check M-Pesa's statement."
     assert [record.name for record in caplog.records if "is held" in record.getMessage()] == ["kasoko.alarm"]
     assert balances(payout) == {"in_flight": KES_285}
 
@@ -772,12 +772,13 @@ def test_all_that_failed_lately_is_retried() -> None:
     sent(fine)
 
     # when
-    retried = actions.retry_failed(since=after(3_600), by=MACHINE, at=after(9_000))
+    outcome = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_000), limit=None)
 
     # then
-    assert retried == ([at_the_edge.pk, lately.pk], 0)
+    assert outcome == failures.Outcome([at_the_edge.pk, lately.pk], {})
     assert set(pks(claims(after(9_000)))) == {at_the_edge.pk, lately.pk}
-    assert actions.retry_failed(since=after(3_600), by=MACHINE, at=after(9_001)) == ([], 0)
+    again = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_001), limit=None)
+    assert again == failures.Outcome([], {})
 
 
 @pytest.mark.broken_books
@@ -792,7 +793,8 @@ def test_what_cannot_be_retried_is_counted() -> None:
     )  # fmt: skip
 
     # then
-    assert actions.retry_failed(since=AT, by=MACHINE, at=after(60)) == ([good.pk], 1)
+    outcome = failures.retry_failed(since=AT, by=MACHINE, at=after(60), limit=None)
+    assert outcome == failures.Outcome([good.pk], {failures.CHANGED: 1})
 
 
 def test_a_failed_payout_goes_to_the_wallet_instead(payout: Transaction) -> None:

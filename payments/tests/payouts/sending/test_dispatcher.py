@@ -21,7 +21,7 @@ from payments.mpesa.rate_limit import Limiter
 from payments.mpesa.simulator.server import Options, Sandbox
 from payments.mpesa.simulator.terms import Terms
 from payments.payouts.sending import claims
-from payments.payouts.sending.dispatcher import Dispatcher, _last_turn
+from payments.payouts.sending.dispatcher import Dispatcher, _last_served
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
 from testing.payout_steps import after
@@ -363,10 +363,10 @@ def test_no_probe_is_spent_on_a_resend_that_is_too_late(dispatcher: Dispatcher, 
 
 def test_what_goes_again_moves_no_turn(dispatcher: Dispatcher, lost: Attempt) -> None:
     again, *new = claims.claim_next(at=after(30), policy=PROBING, addresses=payout_steps.ADDRESSES, limit=3, after=0)
-    assert [claim.before_turns for claim in (again, *new)] == [True, False, False]
-    assert _last_turn([again], 7) == 7
-    assert _last_turn([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=9)], 7) == 9
-    assert _last_turn([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=8)], 7) == 0
+    assert [claim.skips_queue for claim in (again, *new)] == [True, False, False]
+    assert _last_served([again], 7) == 7
+    assert _last_served([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=9)], 7) == 9
+    assert _last_served([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=8)], 7) == 0
 
 
 # --- one payout ------------------------------------------------------------------------------------------------------

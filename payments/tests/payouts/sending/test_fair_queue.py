@@ -164,10 +164,10 @@ def test_the_turn_is_found_by_the_index_and_not_by_sorting_what_waits() -> None:
     # when
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
-        cursor.execute(f"EXPLAIN {fair_queue._WAITING}", span)
+        cursor.execute(f"EXPLAIN {fair_queue._WAITING_SETTLEMENTS}", span)
         released = "\n".join(line for (line,) in cursor.fetchall())
         cursor.execute(
-            f"EXPLAIN {fair_queue._TAKE_OF_SETTLEMENT}", {"at": after(1), "whose": [1], "already": [0], "each": 5}
+            f"EXPLAIN {fair_queue._LOCK_OF_SETTLEMENTS}", {"at": after(1), "ids": [1], "already": [0], "each": 5}
         )
         of_one = "\n".join(line for (line,) in cursor.fetchall())
 
