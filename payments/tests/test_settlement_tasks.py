@@ -16,7 +16,7 @@ from api.celery import SWEEPS, app
 from markets.models import Market
 from payments import settlement_tasks, wiring
 from payments.models import Callback, Transaction
-from payments.mpesa.simulator.server import Options, Sandbox
+from payments.mpesa.simulator.server import Options, Simulator
 from payments.mpesa.simulator.terms import Terms
 from payments.payouts.sending import claims
 from testing import builders, payout_steps
@@ -29,10 +29,10 @@ Queued = Callable[[], list[tuple[str, str, list[Any]]]]
 @pytest.fixture
 def provider(settings: Any) -> Any:
     """A simulator that the tasks send to; its results are due long after any test."""
-    with Sandbox(Options(latency=0, terms=Terms(callback_delay=600))) as sandbox:
-        settings.MPESA_BASE_URL = sandbox.base_url
+    with Simulator(Options(latency=0, terms=Terms(callback_delay=600))) as simulator:
+        settings.MPESA_BASE_URL = simulator.base_url
         settings.MPESA_CALLBACK_URL = "http://127.0.0.1:9/api/payments/b2c-callback/"
-        yield sandbox
+        yield simulator
         wiring.gateway().close()
 
 
@@ -268,7 +268,7 @@ def test_one_market_whose_books_disagree_does_not_stop_the_sweep(caplog: pytest.
 
 
 @pytest.mark.django_db
-def test_a_payout_is_sent_by_its_message_once(provider: Sandbox) -> None:
+def test_a_payout_is_sent_by_its_message_once(provider: Simulator) -> None:
     # given
     payout = builders.payout(285)
 
@@ -283,7 +283,7 @@ def test_a_payout_is_sent_by_its_message_once(provider: Sandbox) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_sweep_sends_what_lost_messages_were_about(provider: Sandbox, settings: Any) -> None:
+def test_the_sweep_sends_what_lost_messages_were_about(provider: Simulator, settings: Any) -> None:
     # given
     settings.PAYOUT_TPS = 1_000
     market = resolved(winners=5)
@@ -300,7 +300,7 @@ def test_the_sweep_sends_what_lost_messages_were_about(provider: Sandbox, settin
 
 
 @pytest.mark.django_db
-def test_the_sweep_asks_about_what_went_without_an_answer(provider: Sandbox) -> None:
+def test_the_sweep_asks_about_what_went_without_an_answer(provider: Simulator) -> None:
     # given
     long_ago = timezone.now() - timedelta(minutes=1)
     payout = builders.payout(285, at=long_ago)

@@ -1,7 +1,8 @@
-"""The simulator's books: an append-only file of JSON lines, and what follows from it in memory.
+"""Book of the simulator: an append-only file of JSON lines and its state in memory.
 
-Every change is an event that is first written to the file and then applied; a restart applies the same events
-again, so the books before and after cannot differ. Amounts are whole shillings, except charges (Decimal shillings).
+Every change is an event. The event is first written to the file and then applied. A restart applies the same events
+again, so the state before and after cannot differ.
+Units: amounts are whole shillings; charges are Decimal shillings.
 """
 
 import json
@@ -26,11 +27,12 @@ _ATTEMPT_NUMBER = re.compile(r"-[0-9]+$")
 
 
 class Book:
-    """Who asked for what, who was paid what, and what is left in the Utility account.
+    """The requests, the payments made and the balance of the Utility account.
 
-    A new file begins with `float_shillings`; an existing one continues with the float written in it.
-    Locks: one, inside; every public method is safe from any thread.
-    Raises: ValueError when the file is not a book of this simulator.
+    A new file starts with `float_shillings`. An existing file continues with its own float.
+    The JSON key "verdict" of files and summaries holds the answer to a request: "accepted", "dropped" or an error code.
+    Locks: one inner lock; every public method is safe from any thread.
+    Raises: ValueError if the file is not a book of this simulator.
     """
 
     def __init__(self, path: Path | None, *, float_shillings: int, seed: int, now: Callable[[], datetime]) -> None:
@@ -44,7 +46,7 @@ class Book:
         self.charges = Decimal(0)
         self._requests: dict[str, list[tuple[str, str]]] = {}
         self._queries: Counter[str] = Counter()
-        self._verdicts: Counter[str] = Counter()
+        self._answers: Counter[str] = Counter()
         self._paid_on: Counter[tuple[str, str]] = Counter()
         self._by_phone: dict[str, dict[str, int]] = {}
         self._seed, self._now = seed, now
@@ -52,7 +54,7 @@ class Book:
         if path is not None:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             self._reload(path)
-        if not self._verdicts["opened"]:
+        if not self._answers["opened"]:
             self._write({"event": "opened", "float": float_shillings})
 
     def close(self) -> None:
@@ -62,17 +64,17 @@ class Book:
                 os.close(self._file)
                 self._file = -1
 
-    # What is written.
+    # Changes.
 
-    def refuse(self, *, ocid: str, amount: str, phone: str, verdict: str, spent: tuple[str, ...] = ()) -> None:
-        """Note a payment request that was not accepted, with the error code it was answered with."""
+    def refuse(self, *, ocid: str, amount: str, phone: str, answer: str, spent: tuple[str, ...] = ()) -> None:
+        """Record a payment request that was not accepted. `answer` is its error code, or "dropped"."""
         self._write(
             {
                 "event": "refused",
                 "ocid": ocid,
                 "amount": amount,
                 "phone": phone,
-                "verdict": verdict,
+                "verdict": answer,
                 "spent": list(spent),
             }
         )
@@ -80,7 +82,7 @@ class Book:
     def accept(
         self, *, ocid: str, amount: int, phone: str, request: Mapping[str, str], strikes: faults.Strikes
     ) -> records.Payment | None:
-        """Accept a payment request; None when its originator conversation id was accepted before."""
+        """Accept a payment request. None if its originator conversation id was accepted before."""
         with self.lock:
             if ocid in self.payments:
                 return None
@@ -99,7 +101,7 @@ class Book:
             return self.payments[ocid]
 
     def execute(self, ocid: str, *, dropped: bool = False) -> records.Payment:
-        """Let the core decide: check the limits and the float, and move the money or not.
+        """Execute a payment: check the limits and the float, then move the money or fail.
 
         Idempotent: by the payment's state; a second call moves nothing.
         """
@@ -125,15 +127,15 @@ class Book:
             return payment
 
     def note_callback(self, ocid: str, kind: str, outcome: str) -> None:
-        """Note that a callback was posted (`outcome` is the HTTP status or the error), or lost on purpose."""
+        """Record a callback. `outcome` is the HTTP status, the error, or "lost" for a deliberate loss."""
         self._write({"event": "callback", "ocid": ocid, "kind": kind, "outcome": outcome})
 
     def note_query(self, key: str, phone: str, spent: tuple[str, ...]) -> None:
-        """Note a status query about an originator conversation id or a receipt."""
+        """Record a status query about an originator conversation id or a receipt."""
         self._write({"event": "query", "key": key, "phone": phone, "spent": list(spent)})
 
     def set_float(self, shillings: int) -> None:
-        """Set what the Utility account holds."""
+        """Set the balance of the Utility account."""
         self._write({"event": "float", "float": shillings})
 
     def accept_deposit(
@@ -159,7 +161,7 @@ class Book:
             return self.deposits[checkout_id]
 
     def execute_deposit(self, checkout_id: str) -> records.Deposit:
-        """Let the customer answer the push. Idempotent: by the deposit's code."""
+        """Execute a deposit: the customer answers the push. Idempotent: by the deposit's code."""
         with self.lock:
             deposit = self.deposits[checkout_id]
             if not deposit.code:
@@ -169,18 +171,18 @@ class Book:
             return deposit
 
     def note_deposit_callback(self, checkout_id: str, outcome: str) -> None:
-        """Note that a deposit's callback was posted, or lost on purpose."""
+        """Record a deposit's callback. `outcome` is as in `note_callback`."""
         self._write({"event": "deposit_callback", "checkout_id": checkout_id, "outcome": outcome})
 
-    # What is read.
+    # Questions.
 
     def requests_of(self, ocid: str) -> int:
-        """Count the payment requests seen for an originator conversation id."""
+        """Count the payment requests for an originator conversation id."""
         with self.lock:
             return len(self._requests.get(ocid, ()))
 
     def queries_of(self, key: str) -> int:
-        """Count the status queries seen for an originator conversation id."""
+        """Count the status queries about an originator conversation id."""
         with self.lock:
             return self._queries[key]
 
@@ -196,19 +198,19 @@ class Book:
         )
 
     def entry(self, ocid: str) -> dict[str, object] | None:
-        """Return everything known of an originator conversation id, as JSON types; None when it was never seen."""
+        """Return everything about an originator conversation id as JSON types. None for an unknown id."""
         with self.lock:
             if ocid not in self._requests:
                 return None
             payment = self.payments.get(ocid)
             return {
-                "requests": [{"verdict": verdict, "at": at} for verdict, at in self._requests[ocid]],
+                "requests": [{"verdict": answer, "at": at} for answer, at in self._requests[ocid]],
                 "queries": self._queries[ocid],
                 "payment": payment and payment.summary(),
             }
 
     def summary(self, *, with_payments: bool = True) -> dict[str, object]:
-        """Return the whole book as JSON types; `with_payments=False` leaves the long lists out."""
+        """Return the complete book as JSON types. `with_payments=False` leaves out the long lists."""
         with self.lock:
             paid = [payment for payment in self.payments.values() if payment.state == "paid"]
             by_reference: dict[str, list[records.Payment]] = {}
@@ -228,7 +230,7 @@ class Book:
                     "working": self.working,
                     "charges": f"{self.charges:.2f}",
                     "states": Counter(payment.state for payment in self.payments.values()),
-                    "verdicts": {key: count for key, count in self._verdicts.items() if key != "opened"},
+                    "verdicts": {key: count for key, count in self._answers.items() if key != "opened"},
                     "queries": self._queries.total(),
                 },
                 "double_paid": [
@@ -243,7 +245,7 @@ class Book:
                 ],
             }
 
-    # Inside: call with the lock held.
+    # Private: call with the lock held.
 
     def _failure(self, payment: records.Payment) -> str | None:
         chosen = payment.strikes.faults.get("fail")
@@ -256,7 +258,7 @@ class Book:
         today = self._now().astimezone(records.NAIROBI).date().isoformat()
         if self._paid_on[payment.phone, today] + payment.amount > DAILY_LIMIT:
             return "4"
-        # Charges go to the Charges Paid account, which may run negative, so only the amount must be there.
+        # Charges go to the Charges Paid account, which may be negative, so the float must cover only the amount.
         return "1" if payment.amount > self.utility else None
 
     def _new_receipt(self, key: str) -> str:
@@ -271,14 +273,14 @@ class Book:
         with self.lock:
             event["at"] = self._now().astimezone(UTC).isoformat()
             if self._file is not None:
-                # One write call per line: the line survives a killed process before anybody is told of it.
+                # One write call per line, so that the line survives a kill of the process before any answer is sent.
                 line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
                 if os.write(self._file, line) != len(line):
-                    raise OSError("the book's disk is full")
+                    raise OSError("the disk of the book is full")
             self._apply(event)
 
     def _reload(self, path: Path) -> None:
-        whole = 0
+        complete = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
@@ -289,23 +291,23 @@ class Book:
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{path} line {number} is not a line of a simulator's book") from error
                 self.spent.extend((str(event["phone"]), text) for text in event.get("spent", ()))
-                whole += len(line)
-        # A process killed while writing leaves half a line, of which nobody was told.
-        os.truncate(path, whole)
+                complete += len(line)
+        # A process that was killed while writing leaves half a line. No answer was sent for it.
+        os.truncate(path, complete)
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         at = datetime.fromisoformat(event["at"])
         match event["event"]:
             case "opened":
-                self._verdicts["opened"] += 1
+                self._answers["opened"] += 1
                 self.utility = event["float"]
             case "float":
                 self.utility = event["float"]
             case "refused":
-                self._verdicts[event["verdict"]] += 1
+                self._answers[event["verdict"]] += 1
                 self._requests.setdefault(event["ocid"], []).append((event["verdict"], event["at"]))
             case "accepted":
-                self._verdicts["accepted"] += 1
+                self._answers["accepted"] += 1
                 self._requests.setdefault(event["ocid"], []).append(("accepted", event["at"]))
                 self.payments[event["ocid"]] = records.Payment(
                     event["ocid"],

@@ -1,4 +1,4 @@
-"""Later: a clock thread that starts what is due, and the posts to the callback URLs."""
+"""Delayed jobs of the simulator and its posts to the callback URLs."""
 
 import heapq
 import itertools
@@ -15,7 +15,7 @@ CALLBACK_TIMEOUT_SECONDS = (3.0, 10.0)
 
 
 class Delivery:
-    """Runs jobs after a delay on a bounded pool of threads; each thread keeps its connections to the receivers."""
+    """A pool of threads that runs jobs after a delay. Each thread keeps its connections to the receivers."""
 
     def __init__(self, *, threads: int = 24) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="callback")
@@ -28,11 +28,11 @@ class Delivery:
         self._clock = threading.Thread(target=self._run, name="delivery-clock", daemon=True)
 
     def start(self) -> None:
-        """Begin to run jobs."""
+        """Start to run jobs."""
         self._clock.start()
 
     def stop(self) -> None:
-        """Forget jobs that are not due, finish those that run, close the connections."""
+        """Drop the jobs that are not due, finish the running ones and close the connections."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -42,23 +42,23 @@ class Delivery:
             session.close()
 
     def after(self, seconds: float, job: Callable[..., None], *arguments: object) -> None:
-        """Run a job on the pool in so many seconds."""
+        """Run a job on the pool after a delay in seconds."""
         with self._wake:
             heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), job, arguments))
             if self._due[0][3] is arguments:
                 self._wake.notify()
 
     def at_once(self, job: Callable[..., None], *arguments: object) -> None:
-        """Run a job on the pool and wait for its end."""
+        """Run a job on the pool now and wait until it ends."""
         self._pool.submit(job, *arguments).result()
 
     def pending(self) -> int:
-        """Count the jobs that are not due."""
+        """Count the jobs that are not due yet."""
         with self._wake:
             return len(self._due)
 
     def post(self, url: str, body: bytes) -> str:
-        """Post JSON once, following no redirect. Return the HTTP status, or the name of the error."""
+        """Post JSON once without following redirects. Return the HTTP status or the name of the error."""
         try:
             return self._post(url, body)
         except requests.ConnectTimeout as error:
@@ -66,7 +66,7 @@ class Delivery:
         except requests.ConnectionError as error:
             if "NewConnectionError" in repr(error):
                 return type(error).__name__
-            # A receiver may close a kept connection at the very moment it is used again, which is no refusal.
+            # A receiver may close a kept connection at the moment we use it again. That is not a refusal.
             try:
                 return self._post(url, body)
             except requests.RequestException as again:
@@ -78,7 +78,7 @@ class Delivery:
         session = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
-            # The environment's proxies are for the outside world, and looking them up costs more than the post.
+            # Ignore the environment's proxies: looking them up costs more than the post.
             session.trust_env = False
             session.headers["Content-Type"] = "application/json"
             self._sessions.append(session)
@@ -93,9 +93,10 @@ class Delivery:
                 if self._stopping:
                     return
                 _, _, job, arguments = heapq.heappop(self._due)
-            self._pool.submit(job, *arguments).add_done_callback(_complain)
+            self._pool.submit(job, *arguments).add_done_callback(_print_error)
 
 
-def _complain(future: Future[None]) -> None:
+def _print_error(future: Future[None]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
-        print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+        sys.stderr.write("".join(traceback.format_exception(error)))
+        sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The schedule of faults."""
+"""Fault schedule: it decides which faults strike which request."""
 
 import threading
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from payments.mpesa.simulator import draws, faults
 
 
 class Schedule:
-    """Decides which faults strike. The same seed gives an originator conversation id the same faults.
+    """Faults by phone number and faults by seed. The same seed gives the same id the same faults.
 
-    `rate` is divided evenly among `names`, each drawn on its own; while it is small it is the share of
-    payments struck.
+    `rate` is divided evenly among `names`, and each fault is drawn independently. A small `rate` is therefore the
+    share of payments with a fault.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class Schedule:
             self.add(phone, text)
 
     def set_rate(self, rate: float, names: tuple[str, ...]) -> None:
-        """Change the seeded faults from now on. Raises: ValueError for a rate that gives a fault more than its all."""
+        """Change the seeded faults from now on. Raises: ValueError if a fault would get a chance above 1."""
         if not 0 <= rate <= max(1, len(names)):
-            raise ValueError(f"a fault rate lies between 0 and the number of faults, not {rate}")
+            raise ValueError(f"a fault rate must lie between 0 and the number of faults, not {rate}")
         with self._lock:
             self._rate, self._names = rate, names
 
     def add(self, phone: str, text: str) -> None:
-        """Let a fault strike this phone from now on, its count starting afresh. Raises: ValueError."""
+        """Let a fault strike this phone from now on. Its count starts again at 0. Raises: ValueError."""
         faults.parse_phone(f"{phone}={text}")
         with self._lock:
             others = [spec for spec in self._phones.get(phone, []) if spec.text != text]
@@ -46,18 +46,18 @@ class Schedule:
             self._spent.pop((phone, text), None)
 
     def clear(self, phone: str) -> None:
-        """Let no more faults by number strike this phone."""
+        """Remove this phone's own faults. Seeded faults stay."""
         with self._lock:
             self._phones.pop(phone, None)
 
     def spend(self, phone: str, texts: Iterable[str]) -> None:
-        """Count specifications that a former run of the same book has used up."""
+        """Count specifications that an earlier process with the same book has used."""
         with self._lock:
             for text in texts:
                 self._spent[phone, text] = self._spent.get((phone, text), 0) + 1
 
     def strikes(self, stage: faults.Stage, *, key: str, phone: str, earlier: int) -> faults.Strikes:
-        """Return what strikes the request of this id, after `earlier` requests of the same kind for it."""
+        """Return the faults of a request with the id `key`, after `earlier` requests of the same kind for it."""
         with self._lock:
             rate, names = self._rate, self._names
             specs = []
@@ -70,9 +70,9 @@ class Schedule:
         if rate and stage != "deposit":
             for name in names:
                 fault = faults.FAULTS[name]
-                if stage in fault.stages and (fault.first is None or earlier < fault.first):
-                    if draws.fraction(self.seed, key, name) < rate / len(names):
-                        specs.append(faults.parse(name))
+                may_strike = stage in fault.stages and (fault.first is None or earlier < fault.first)
+                if may_strike and draws.fraction(self.seed, key, name) < rate / len(names):
+                    specs.append(faults.parse(name))
         if not specs:
             return faults.NO_STRIKES
         variants = {spec.fault.name: self._settled(spec, key) for spec in reversed(specs)}
@@ -84,7 +84,7 @@ class Schedule:
 
     @staticmethod
     def _fits(spec: faults.Spec, stage: faults.Stage) -> bool:
-        # A failure code of M-Pesa Express says nothing about a B2C payment, and the reverse.
+        # Failure codes of M-Pesa Express do not apply to B2C payments, nor the other way round.
         codes = faults.PAYMENT_FAILURES if stage == "payment" else faults.DEPOSIT_FAILURES
         return spec.fault.name != "fail" or not spec.options or spec.options[0] in codes
 

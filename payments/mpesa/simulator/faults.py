@@ -1,4 +1,4 @@
-"""What can go wrong at M-Pesa: the table of faults, and the schedule that says whom each one strikes."""
+"""Faults of M-Pesa that the simulator can produce: the table and its specifications."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import Literal
 
 Stage = Literal["payment", "status", "deposit"]
 
-# Codes with which the core says that the movement did not happen. Source: Daraja portal, B2C page, result codes.
+# Result codes for a payment that did not happen. Source: Daraja portal, B2C page, result codes.
 PAYMENT_FAILURES: Mapping[str, str] = {
     "1": "The balance is insufficient for the transaction.",
     "2": "Declined due to limit rule: less than the minimum transaction amount.",
@@ -46,12 +46,13 @@ AUTH_SPELLINGS = ("404.001.03", "401.002.01", "400.003.01", "404.001.04")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row of the table: what is seen on the wire, what became of the money, and where the fact comes from.
+    """One row of the table: the effect on the wire, the effect on the money, and the source of the fact.
 
-    `choices` are the variants, one group per aspect: a specification may name one of each group, the seed picks the
-    rest, but none of `named_only`. `seconds` is the default of a fault that takes a time. By seed a fault strikes only
-    the `first` requests (or status answers) of an originator conversation id, so that an honest repetition gets
-    through; None is always.
+    `choices` are the variants, one group per aspect. A specification may name one variant of each group. The seed picks
+    the others, but never one of `named_only`.
+    `seconds` is the default duration of a fault that takes time.
+    `first`: by seed, the fault strikes only the first requests (or status answers) of an originator conversation id, so
+    that a resend succeeds. None means every request.
     """
 
     name: str
@@ -158,7 +159,7 @@ TABLE: tuple[Fault, ...] = (
         "Safaricom/Huawei broker B2C specification (notifyQueueTimeout); 121-platform mock; SDK fixtures; for Expired"
         " the Daraja portal, Transaction Status page",
         choices=(("flat", "envelope"), ("result", "silence", "expired", "dropped")),
-        # Nothing but M-Pesa's statement can tell what became of it: each of these waits on a person.
+        # Only M-Pesa's statement shows the end of such a payment, so each of them waits for a person.
         named_only=frozenset({"dropped"}),
     ),
     Fault(
@@ -231,7 +232,7 @@ _PHONE = re.compile(r"254[17][0-9]{8}")
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A fault asked for: `name`, `name:argument`, either with `xN` for the first N times only."""
+    """A requested fault: `name` or `name:argument`, with `xN` for only the first N times."""
 
     text: str
     fault: Fault
@@ -243,11 +244,11 @@ class Spec:
 def parse(text: str) -> Spec:
     """Read a specification such as `callback_lost`, `fail:2040x1`, `slow:2` or `error_500:html+dropped`.
 
-    Raises: ValueError with a sentence for an unknown fault, variant or time.
+    Raises: ValueError with a sentence for an unknown fault, an unknown variant or a wrong time.
     """
     match = _SPEC.fullmatch(text)
     if match is None or match["name"] not in FAULTS:
-        raise ValueError(f"{text!r} names no fault; known are {', '.join(FAULTS)}")
+        raise ValueError(f"{text!r} is not a fault; the faults are {', '.join(FAULTS)}")
     fault, argument = FAULTS[match["name"]], match["argument"]
     count = int(match["count"]) if match["count"] else None
     if argument is None:
@@ -265,16 +266,16 @@ def parse(text: str) -> Spec:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Read `all`, or fault names with commas between. Raises: ValueError for an unknown name."""
+    """Read `all`, or fault names separated by commas. Raises: ValueError for an unknown name."""
     names = tuple(FAULTS) if text == "all" else tuple(name for name in text.split(",") if name)
     for name in names:
         if name not in FAULTS:
-            raise ValueError(f"{name!r} is no fault; known are {', '.join(FAULTS)}")
+            raise ValueError(f"{name!r} is not a fault; the faults are {', '.join(FAULTS)}")
     return names
 
 
 def parse_phone(text: str) -> tuple[str, str]:
-    """Read `2547XXXXXXXX=SPEC`. Raises: ValueError for a number or a specification that cannot be."""
+    """Read `2547XXXXXXXX=SPEC`. Raises: ValueError for a wrong number or a wrong specification."""
     phone, _, spec = text.partition("=")
     if not _PHONE.fullmatch(phone):
         raise ValueError(f"{phone!r} is not a number of twelve digits such as 254712345678")
@@ -284,9 +285,10 @@ def parse_phone(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Strikes:
-    """The faults of one request. `faults` maps a name to its settled variants and `seconds` to its time.
+    """The faults of one request. `faults` maps a name to its chosen variants, `seconds` to its duration.
 
-    `spent` are the counted specifications used up by it, which the book keeps so that a restart counts on.
+    `spent` holds the counted specifications that this request used. The book keeps them, so that a restart continues
+    the count.
     """
 
     faults: Mapping[str, tuple[str, ...]]
@@ -297,11 +299,11 @@ class Strikes:
         return name in self.faults
 
     def has(self, name: str, option: str) -> bool:
-        """Whether the fault strikes in this variant."""
+        """Return True if the fault strikes in this variant."""
         return option in self.faults.get(name, ())
 
     def texts(self) -> list[str]:
-        """Return specifications from which `parse` and `strikes_from` rebuild these strikes."""
+        """Return specifications from which `strikes_from` rebuilds these strikes."""
         arguments = {name: "+".join(options) for name, options in self.faults.items()}
         arguments |= {name: str(seconds) for name, seconds in self.seconds.items()}
         return [f"{name}:{argument}" if argument else name for name, argument in arguments.items()]
@@ -311,7 +313,7 @@ NO_STRIKES = Strikes({}, {}, ())
 
 
 def strikes_from(texts: Iterable[str]) -> Strikes:
-    """Rebuild strikes written by `Strikes.texts`."""
+    """Rebuild strikes from the specifications of `Strikes.texts`."""
     specs = [parse(text) for text in texts]
     if not specs:
         return NO_STRIKES

@@ -1,7 +1,7 @@
-"""The JSON that Daraja sends: acknowledgements, errors, results. Pure.
+"""Daraja's JSON messages as the simulator sends them: acknowledgements, errors and results. Pure.
 
-Source: Daraja portal pages B2C, Transaction Status, Account Balance and M-Pesa Express; where the portal's samples
-differ from each other, the seed chooses among the published shapes.
+Where the portal's samples differ from each other, the seed chooses one of the published shapes.
+Source: Daraja portal, pages B2C, Transaction Status, Account Balance and M-Pesa Express.
 """
 
 import json
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r'"\\u0000(-?[0-9]+\.[0-9]{2})"')
 
 
 class Refused(Exception):
-    """A synchronous error: HTTP status, Daraja's error code and its message."""
+    """A refusal in the HTTP answer: the status, Daraja's error code and its message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -35,13 +35,13 @@ class Refused(Exception):
 
 
 def encode(message: object) -> bytes:
-    """Write JSON. A Decimal becomes a number with two decimals, by its digits and never through a float."""
+    """Encode a message as JSON. A Decimal becomes a number with two decimals, without passing through a float."""
     text = json.dumps(message, separators=(",", ":"), default=lambda amount: f"\0{amount:.2f}")
     return _NUMBER.sub(r"\1", text).encode()
 
 
 def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
-    """Say that a request was accepted, which says nothing about its money."""
+    """Build the acceptance of a request, which says nothing about its money."""
     return {
         "ConversationID": conversation_id,
         "OriginatorConversationID": ocid,
@@ -51,7 +51,7 @@ def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
 
 
 def name_of(phone: str) -> str:
-    """Invent the customer's name, the same one for the same phone."""
+    """Return an invented customer's name, the same one for the same phone."""
     return f"{draws.pick(_FIRST_NAMES, phone, 'first')} {draws.pick(_LAST_NAMES, phone, 'last')}"
 
 
@@ -86,7 +86,7 @@ def _parameters(items: list[tuple[str, object]], without: tuple[str, ...] = ()) 
 
 
 def payment_result(payment: Payment) -> dict[str, object]:
-    """Tell the result of a payment, as posted to its ResultURL."""
+    """Build the result of a payment, as posted to its ResultURL."""
     result: dict[str, object] = {
         "ResultType": 0,
         "ResultCode": _code(payment.code),
@@ -128,7 +128,7 @@ def payment_result(payment: Payment) -> dict[str, object]:
 
 
 def duplicate_result(payment: Payment, *, conversation_id: str) -> dict[str, object]:
-    """Tell that a repeated id was refused by the core, under the id of the original and a new ConversationID."""
+    """Build the result of a repeated id: code 15, the id of the original and a new ConversationID."""
     return _envelope(
         {
             "ResultType": 0,
@@ -143,7 +143,7 @@ def duplicate_result(payment: Payment, *, conversation_id: str) -> dict[str, obj
 
 
 def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, object]:
-    """Tell that the request expired in the broker's queue, in one of the two shapes that integrators describe."""
+    """Build the notice that a request timed out in the queue, in one of the two shapes that integrators describe."""
     if payment.strikes.has("queue_timeout", "flat"):
         return {
             "OriginatorConversationID": payment.ocid,
@@ -166,7 +166,7 @@ def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, ob
 
 
 def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, shortcode: str) -> dict[str, object]:
-    """Tell what became of a payment. The outer code only says that the query worked."""
+    """Build the answer to a status query. Its outer code only says that the query worked."""
     blanks = draws.fraction(payment.ocid, "blanks") < 0.25
     unpaid = "Expired" if payment.strikes.has("queue_timeout", "expired") else "Failed"
     status = {"paid": "Completed", "failed": unpaid}.get(payment.state, "Authorized")
@@ -197,7 +197,7 @@ def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, sh
 
 
 def query_refusal(code: str, *, conversation_id: str, query_ocid: str) -> dict[str, object]:
-    """Tell that a query itself did not work, for one because nothing was found."""
+    """Build the answer to a query that failed, for example because nothing was found."""
     return _query_result(code, conversation_id, query_ocid, parameters=None, strikes=faults.NO_STRIKES)
 
 
@@ -210,7 +210,7 @@ def balance_answer(
     conversation_id: str,
     query_ocid: str,
 ) -> dict[str, object]:
-    """Tell the balances: current, available, reserved, uncleared of each account."""
+    """Build the answer to a balance query: current, available, reserved and uncleared of each account."""
     accounts = {
         "Working Account": Decimal(working),
         "Float Account": Decimal(0),
@@ -226,7 +226,7 @@ def balance_answer(
 
 
 def deposit_result(deposit: Deposit, *, at: datetime) -> dict[str, object]:
-    """Tell what the customer answered to a push. Only a success carries metadata."""
+    """Build the callback of a push. Only a success has metadata."""
     callback: dict[str, object] = {
         "MerchantRequestID": deposit.merchant_id,
         "CheckoutRequestID": deposit.checkout_id,

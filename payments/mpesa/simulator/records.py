@@ -1,4 +1,4 @@
-"""Payments and deposits in the simulator's book."""
+"""Records of the simulator's book: payments and deposits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ Event = dict[str, object]
 class Payment:
     """One accepted B2C request.
 
-    `state` is the truth about the money, `code` what the result says; they differ only for code 17.
-    "dropped" means that the request never reached the core.
+    `state` is the truth about the money. `code` is the result code that is reported; only code 17 may contradict it.
+    "dropped" means that the request never reached M-Pesa's core.
     """
 
     ocid: str
@@ -41,21 +41,21 @@ class Payment:
 
     @property
     def reported(self) -> bool:
-        """Whether nothing more is to be told about the result: it was posted, or lost on purpose."""
+        """True if the result was posted or deliberately lost."""
         return any(kind == "result" for kind, _, _ in self.callbacks)
 
     @property
     def timed_out(self) -> bool:
-        """Whether the queue timeout was already posted."""
+        """True if the queue timeout was posted."""
         return any(kind == "timeout" for kind, _, _ in self.callbacks)
 
     @property
     def answered(self) -> bool:
-        """Whether a status query about it was answered."""
+        """True if a status query about this payment was answered."""
         return any(kind == "status" for kind, _, _ in self.callbacks)
 
     def summary(self) -> dict[str, object]:
-        """Return the payment for people and tests, as JSON types."""
+        """Return the payment as JSON types, for people and tests."""
         return {
             "ocid": self.ocid,
             "conversation_id": self.conversation_id,
@@ -76,7 +76,7 @@ class Payment:
 
 @dataclass(slots=True)
 class Deposit:
-    """One M-Pesa Express push. `code` is empty while the customer is being asked."""
+    """One M-Pesa Express push. `code` is empty until the customer answers."""
 
     checkout_id: str
     merchant_id: str
@@ -90,7 +90,7 @@ class Deposit:
     reported: bool = False
 
     def summary(self) -> dict[str, object]:
-        """Return the deposit for people and tests, as JSON types."""
+        """Return the deposit as JSON types, for people and tests."""
         return {
             "checkout_request_id": self.checkout_id,
             "amount": self.amount,

@@ -10,7 +10,7 @@ _BAD_TOKEN_STATUS = {"404.001.03": 404, "401.002.01": 401, "400.003.01": 400, "4
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer: sent after `delay` seconds, or never when `dropped`."""
+    """An HTTP answer, sent after `delay` seconds. If `dropped`, the connection closes without an answer."""
 
     status: int
     body: bytes
@@ -20,11 +20,12 @@ class Reply:
 
 
 def reply(message: object, *, status: int = 200, delay: float = 0.0, dropped: bool = False) -> Reply:
-    """Build an HTTP answer of a JSON message."""
+    """Build an HTTP answer from a JSON message."""
     return Reply(status, messages.encode(message), delay=delay, dropped=dropped)
 
 
 def bad_token(spelling: str, token: str) -> Refused:
+    """Build the refusal of an access token. `spelling` is one of Daraja's four error codes."""
     text = {
         "404.001.04": "Invalid Authentication Header",
         "401.002.01": f"Error Occurred - Invalid Access Token - {token}",
@@ -33,6 +34,7 @@ def bad_token(spelling: str, token: str) -> Refused:
 
 
 def server_error(strikes: faults.Strikes) -> Reply:
+    """Build the answer of the fault error_500: JSON with HTTP 500, or an HTML page with HTTP 503."""
     if strikes.has("error_500", "html"):
         page = b"<html><head><title>503</title></head><body><h1>Service Unavailable</h1></body></html>"
         return Reply(503, page, content_type="text/html")

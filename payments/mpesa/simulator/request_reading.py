@@ -1,4 +1,4 @@
-"""Strict reading of requests to the simulator."""
+"""Strict reader of the requests that the simulator gets. Pure."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from payments.mpesa.simulator.messages import Refused
 
 Body = Mapping[str, object]
 
-# Source: Daraja portal, C2B Register URL page; support says they hold for every callback URL.
+# Source: Daraja portal, C2B Register URL page. Safaricom's support says that they hold for every callback URL.
 FORBIDDEN_WORDS = (
     "mpesa",
     "m-pesa",
@@ -31,7 +31,7 @@ STAMP = re.compile(r"[0-9]{14}")
 
 
 def read_body(content_type: str, raw: bytes) -> Body:
-    """Read a JSON object. Raises: Refused."""
+    """Read a request body, which must be a JSON object. Raises: Refused."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise invalid_field("Content-Type")
     try:
@@ -44,6 +44,7 @@ def read_body(content_type: str, raw: bytes) -> Body:
 
 
 def payment_request(body: Body) -> dict[str, str]:
+    """Check a B2C request and return the fields that the book keeps. Raises: Refused."""
     matching_field(body, "OriginatorConversationID", _OCID)
     text_field(body, "SecurityCredential", 1, 1_000)
     command = text_field(body, "CommandID", 1, 64)
@@ -63,32 +64,36 @@ def payment_request(body: Body) -> dict[str, str]:
 
 
 def text_field(body: Body, name: str, shortest: int, longest: int) -> str:
-    found = body.get(name, "")
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    if not isinstance(found, str) or not shortest <= len(found) <= longest or not found.isprintable():
+    """Return a printable field of `shortest` to `longest` characters. Raises: Refused."""
+    value = body.get(name, "")
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not shortest <= len(value) <= longest or not value.isprintable():
         raise invalid_field(name)
-    return found
+    return value
 
 
 def matching_field(body: Body, name: str, pattern: re.Pattern[str]) -> str:
-    found = text_field(body, name, 1, 128)
-    if not pattern.fullmatch(found):
+    """Return a field that matches a pattern. Raises: Refused."""
+    value = text_field(body, name, 1, 128)
+    if not pattern.fullmatch(value):
         raise invalid_field(name)
-    return found
+    return value
 
 
 def url_field(body: Body, name: str) -> str:
+    """Return a callback URL without forbidden words. Raises: Refused."""
     url = text_field(body, name, 1, 1_000)
     try:
         parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        whole = False
-    if not whole or any(word in url.lower() for word in FORBIDDEN_WORDS):
+        is_complete = False
+    if not is_complete or any(word in url.lower() for word in FORBIDDEN_WORDS):
         raise invalid_field(name)
     return url
 
 
 def invalid_field(name: str) -> Refused:
+    """Build the refusal of a field."""
     return Refused(400, "400.002.02", f"Bad Request - Invalid {name}")

@@ -1,7 +1,7 @@
-"""The simulator as a server of its own: HTTP, options, start and stop.
+"""HTTP server of the simulator: options, start, stop and routes.
 
-It answers as Safaricom's Daraja does, on the loopback address, and keeps a book of who was paid what.
-Besides Daraja's paths it has its own under /sandbox/, listed in `_own`.
+It answers as Safaricom's Daraja does, on the loopback address, and keeps a book of all payments.
+Its own paths are under /sandbox/; `_own` lists them.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from payments.mpesa.simulator import fault_schedule, faults, request_reading
-from payments.mpesa.simulator import terms as simulator_terms
+from payments.mpesa.simulator import faults, request_reading
 from payments.mpesa.simulator.book import Book
 from payments.mpesa.simulator.delivery import Delivery
+from payments.mpesa.simulator.fault_schedule import Schedule
 from payments.mpesa.simulator.messages import Refused
 from payments.mpesa.simulator.provider import Provider
 from payments.mpesa.simulator.replies import Reply, reply
+from payments.mpesa.simulator.terms import Terms
 
 BIGGEST_BODY = 64 * 1024
 MOST_CONNECTIONS = 512
@@ -36,12 +37,12 @@ IDLE_SECONDS = 75
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a simulator is started with. Port 0 takes a free one; without a book file it remembers nothing."""
+    """Options of a simulator. Port 0 takes a free port. Without a `book` file nothing survives a restart."""
 
     host: str = "127.0.0.1"
     port: int = 0
     latency: float = 0.05
-    terms: simulator_terms.Terms = field(default_factory=simulator_terms.Terms)
+    terms: Terms = field(default_factory=Terms)
     seed: int = 0
     fault_rate: float = 0.0
     fault_names: tuple[str, ...] = tuple(faults.FAULTS)
@@ -54,15 +55,15 @@ def _clock() -> datetime:
     return datetime.now(UTC)
 
 
-class Sandbox:
-    """A running simulator. Usable as a context manager.
+class Simulator:
+    """A simulator with its server, book and schedule. It is a context manager.
 
-    Raises: OSError when the port is taken; ValueError for a book file that is not one.
+    Raises: OSError if the port is in use; ValueError if the book file is not a book.
     """
 
     def __init__(self, options: Options) -> None:
         self.latency = options.latency
-        self.schedule = fault_schedule.Schedule(
+        self.schedule = Schedule(
             seed=options.seed, rate=options.fault_rate, names=options.fault_names, phones=options.phone_faults
         )
         self.stopping = threading.Event()
@@ -78,19 +79,19 @@ class Sandbox:
         self.provider = Provider(
             terms=options.terms, book=self.book, schedule=self.schedule, delivery=self.delivery, now=_clock
         )
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="sandbox", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="simulator", daemon=True)
         host, port = self._server.server_address[:2]
         self.base_url = f"http://{host!s}:{port}"
 
-    def start(self) -> "Sandbox":
-        """Answer from now on, and continue what a former run left unfinished."""
+    def start(self) -> "Simulator":
+        """Start to answer, and continue what an earlier process left unfinished."""
         self.delivery.start()
         self.provider.resume()
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Stop answering; what is accepted and not yet executed stays in the book for the next start."""
+        """Stop answering. Payments that are accepted and not executed stay in the book for the next start."""
         self.stopping.set()
         self._server.shutdown()
         self._thread.join()
@@ -99,7 +100,7 @@ class Sandbox:
         self.delivery.stop()
         self.book.close()
 
-    def __enter__(self) -> "Sandbox":
+    def __enter__(self) -> "Simulator":
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -110,15 +111,15 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, address: tuple[str, int], sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
+    def __init__(self, address: tuple[str, int], simulator: Simulator) -> None:
+        self.simulator = simulator
         self.numbers = itertools.count(1)
         self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         super().__init__(address, _Handler)
 
-    # One thread serves one connection, so the bound on connections is the bound on threads.
+    # One thread serves one connection, so the limit of connections is the limit of threads.
     def get_request(self) -> tuple[socket.socket, object]:
         if not self._free.acquire(timeout=0.5):
             raise OSError("every connection is in use")
@@ -158,9 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _answer(self) -> None:
-        sandbox = self.server.sandbox
+        simulator = self.server.simulator
         try:
-            answer = _route(sandbox, self.command, self.path, self.headers, self._body())
+            answer = _route(simulator, self.command, self.path, self.headers, self._body())
         except Refused as refusal:
             answer = reply(
                 {
@@ -170,8 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
                 },
                 status=refusal.status,
             )
-        wait = answer.delay + (0.0 if self.path.startswith("/sandbox/") else sandbox.latency)
-        if wait and sandbox.stopping.wait(wait) or answer.dropped:
+        wait = answer.delay + (0.0 if self.path.startswith("/sandbox/") else simulator.latency)
+        if (wait and simulator.stopping.wait(wait)) or answer.dropped:
             self.close_connection = True
             return
         closing = "Connection: close\r\n" if self.close_connection else ""
@@ -184,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
         if self.headers.get("Transfer-Encoding") or not length.isdecimal() or int(length) > BIGGEST_BODY:
-            # What follows on this connection cannot be told from the next request.
+            # The rest of this body cannot be told apart from the next request, so the connection must close.
             self.close_connection = True
             raise Refused(400, "400.002.05", "Invalid Request Payload")
         return self.rfile.read(int(length))
@@ -192,153 +193,159 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _answer
 
 
-def _route(sandbox: Sandbox, verb: str, target: str, headers: Message, raw: bytes) -> Reply:
+def _route(simulator: Simulator, verb: str, target: str, headers: Message, raw: bytes) -> Reply:
     parts = urlsplit(target)
     path, arguments = parts.path.rstrip("/"), parse_qs(parts.query)
     if path.startswith("/sandbox/"):
-        return _own(sandbox, verb, path.removeprefix("/sandbox/"), arguments, raw)
+        return _own(simulator, verb, path.removeprefix("/sandbox/"), arguments, raw)
     authorization = headers.get("Authorization", "")
     if path == "/oauth/v1/generate":
         if verb != "GET":
             raise Refused(405, "405.001", "Method Not Allowed")
         grant_type = arguments.get("grant_type", [""])[0]
-        return sandbox.provider.issue_token(authorization=authorization, grant_type=grant_type)
+        return simulator.provider.tokens.issue(authorization=authorization, grant_type=grant_type)
     products = {
-        "/mpesa/b2c/v3/paymentrequest": (sandbox.provider.pay, "404.001.03"),
-        "/mpesa/transactionstatus/v1/query": (sandbox.provider.ask_status, "400.003.01"),
-        "/mpesa/accountbalance/v1/query": (sandbox.provider.ask_balance, "401.002.01"),
-        "/mpesa/stkpush/v1/processrequest": (sandbox.provider.push, "404.001.03"),
-        "/mpesa/stkpushquery/v1/query": (sandbox.provider.ask_push, "404.001.03"),
+        "/mpesa/b2c/v3/paymentrequest": (simulator.provider.pay, "404.001.03"),
+        "/mpesa/transactionstatus/v1/query": (simulator.provider.ask_status, "400.003.01"),
+        "/mpesa/accountbalance/v1/query": (simulator.provider.ask_balance, "401.002.01"),
+        "/mpesa/stkpush/v1/processrequest": (simulator.provider.express.push, "404.001.03"),
+        "/mpesa/stkpushquery/v1/query": (simulator.provider.express.query, "404.001.03"),
     }
     if path not in products:
         raise Refused(404, "404.001.01", "Resource not found")
     if verb != "POST":
         raise Refused(405, "405.001", "Method Not Allowed")
     answer, spelling = products[path]
-    sandbox.provider.check_token(authorization, spelling)
+    simulator.provider.tokens.check(authorization, spelling)
     return answer(request_reading.read_body(headers.get("Content-Type", ""), raw))
 
 
-def _own(sandbox: Sandbox, verb: str, path: str, arguments: Mapping[str, list[str]], raw: bytes) -> Reply:
-    """Answer the simulator's own paths, none of which Daraja has.
+def _own(simulator: Simulator, verb: str, path: str, arguments: Mapping[str, list[str]], raw: bytes) -> Reply:
+    """Answer the simulator's own paths, which Daraja does not have.
 
-    GET health · GET book (?payments=0 for the totals alone) · GET book/<OCID> · GET faults (the table)
-    POST float {"amount"} sets what the Utility account holds
-    POST faults {"phone", "spec"} adds a fault, {"phone", "spec": null} removes that phone's,
-    {"rate", "names": "all" | "name,name"} changes the seeded ones
+    GET health · GET book (?payments=0 for only the totals) · GET book/<OCID> · GET faults (the table)
+    POST float {"amount"} sets the balance of the Utility account.
+    POST faults {"phone", "spec"} adds a fault; {"phone", "spec": null} removes the faults of that phone;
+    {"rate", "names": "all" | "name,name"} changes the seeded faults.
     """
     match verb, path.split("/", 1):
         case "GET", ["health"]:
-            return reply({"status": "ok", "pending": sandbox.delivery.pending()})
+            return reply({"status": "ok", "pending": simulator.delivery.pending()})
         case "GET", ["book"]:
-            return reply(sandbox.book.summary(with_payments=arguments.get("payments") != ["0"]))
+            return reply(simulator.book.summary(with_payments=arguments.get("payments") != ["0"]))
         case "GET", ["book", ocid]:
-            entry = sandbox.book.entry(unquote(ocid))
+            entry = simulator.book.entry(unquote(ocid))
             return reply(entry or {"error": "never seen"}, status=200 if entry else 404)
         case "GET", ["faults"]:
             return reply({fault.name: [fault.wire, fault.money, fault.source] for fault in faults.TABLE})
-        case "POST", ["float" | "faults" as what]:
+        case "POST", ["float" | "faults" as subject]:
             body = request_reading.read_body("application/json", raw)
             try:
-                return _set_float(sandbox, body) if what == "float" else _set_faults(sandbox, body)
+                return _set_float(simulator, body) if subject == "float" else _set_faults(simulator, body)
             except (KeyError, TypeError, ValueError) as error:
                 return reply({"error": str(error)}, status=400)
     return reply({"error": "no such path"}, status=404)
 
 
-def _set_float(sandbox: Sandbox, body: request_reading.Body) -> Reply:
+def _set_float(simulator: Simulator, body: request_reading.Body) -> Reply:
     amount = body["amount"]
     if not isinstance(amount, int) or isinstance(amount, bool) or amount < 0:
-        raise ValueError("amount is a whole number of shillings")
-    sandbox.book.set_float(amount)
+        raise ValueError("amount must be a whole number of shillings")
+    simulator.book.set_float(amount)
     return reply({"float": amount})
 
 
-def _set_faults(sandbox: Sandbox, body: request_reading.Body) -> Reply:
+def _set_faults(simulator: Simulator, body: request_reading.Body) -> Reply:
     if "phone" in body and body.get("spec") is None:
-        sandbox.schedule.clear(str(body["phone"]))
+        simulator.schedule.clear(str(body["phone"]))
     elif "phone" in body:
-        sandbox.schedule.add(str(body["phone"]), str(body["spec"]))
+        simulator.schedule.add(str(body["phone"]), str(body["spec"]))
     else:
         rate = float(str(body["rate"]))
-        sandbox.schedule.set_rate(rate, faults.parse_names(str(body.get("names", "all"))))
+        simulator.schedule.set_rate(rate, faults.parse_names(str(body.get("names", "all"))))
     return reply({"status": "ok"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line."""
+    """Add the options of the command line."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
     parser.add_argument("--url-file", type=Path, help="file to write the base URL to")
     parser.add_argument("--callback-delay", type=float, default=0.2, help="seconds from acceptance to result")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds before each answer")
-    parser.add_argument("--tps", type=int, default=0, help="payment requests a second before spike arrest; 0: no limit")
+    parser.add_argument(
+        "--tps", type=int, default=0, help="payment requests a second before spike arrest; 0 means no limit"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same faults")
-    parser.add_argument("--fault-rate", type=float, default=0.0, help="shared evenly among the faults")
-    parser.add_argument("--faults", type=_argument(faults.parse_names), default="all", help="all, or name,name")
+    parser.add_argument(
+        "--fault-rate", type=float, default=0.0, help="chance of a fault, divided evenly among the faults"
+    )
+    parser.add_argument(
+        "--faults", type=_argument(faults.parse_names), default="all", help="all, or names separated by commas"
+    )
     parser.add_argument(
         "--phone-fault",
         type=_argument(faults.parse_phone),
         action="append",
         default=[],
         metavar="2547XXXXXXXX=NAME[:VARIANT][xCOUNT]",
-        help="a fault for one phone; may be repeated",
+        help="a fault for one phone; the option may be repeated",
     )
-    parser.add_argument("--book", type=Path, help="file that keeps the book over restarts")
+    parser.add_argument("--book", type=Path, help="file in which the book survives restarts")
     parser.add_argument("--float", type=int, default=10_000_000, help="shillings in the Utility account of a new book")
     parser.add_argument("--token-life", type=int, default=3599, help="seconds an access token lives")
     parser.add_argument("--not-found-code", choices=("49", "SFC_IC0003"), default="49", help="answer for an unknown id")
     parser.add_argument("--consumer-key", default="", help="the only consumer key to accept; any when empty")
     parser.add_argument("--consumer-secret", default="", help="the only consumer secret to accept; any when empty")
     parser.add_argument("--passkey", default="", help="the only M-Pesa Express passkey to accept; any when empty")
-    parser.add_argument("--list-faults", action="store_true", help="print the table of faults and leave")
+    parser.add_argument("--list-faults", action="store_true", help="print the table of faults and exit")
 
 
 def serve(arguments: Mapping[str, object]) -> int:
-    """Run until SIGTERM or SIGINT; the first line of output is the base URL. Returns the exit status.
+    """Run until SIGTERM or SIGINT and return the exit status. The first line of output is the base URL.
 
-    `arguments` are the values of the command line declared by `add_arguments`.
+    `arguments` are the values of the options that `add_arguments` adds.
     """
-    given = argparse.Namespace(**arguments)
-    if given.list_faults:
+    values = argparse.Namespace(**arguments)
+    if values.list_faults:
         for fault in faults.TABLE:
             print(f"{fault.name}\n  wire:   {fault.wire}\n  money:  {fault.money}\n  source: {fault.source}")
         return 0
     options = Options(
-        host=given.host,
-        port=given.port,
-        latency=given.latency,
-        terms=simulator_terms.Terms(
-            callback_delay=given.callback_delay,
-            tps=given.tps,
-            token_life=given.token_life,
-            not_found_code=given.not_found_code,
-            consumer_key=given.consumer_key,
-            consumer_secret=given.consumer_secret,
-            passkey=given.passkey,
+        host=values.host,
+        port=values.port,
+        latency=values.latency,
+        terms=Terms(
+            callback_delay=values.callback_delay,
+            tps=values.tps,
+            token_life=values.token_life,
+            not_found_code=values.not_found_code,
+            consumer_key=values.consumer_key,
+            consumer_secret=values.consumer_secret,
+            passkey=values.passkey,
         ),
-        seed=given.seed,
-        fault_rate=given.fault_rate,
-        fault_names=given.faults,
-        phone_faults=tuple(given.phone_fault),
-        book=given.book,
-        float_shillings=given.float,
+        seed=values.seed,
+        fault_rate=values.fault_rate,
+        fault_names=values.faults,
+        phone_faults=tuple(values.phone_fault),
+        book=values.book,
+        float_shillings=values.float,
     )
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     try:
-        sandbox = Sandbox(options)
+        simulator = Simulator(options)
     except (OSError, ValueError) as error:
         print(f"The simulator cannot start: {error}", file=sys.stderr)
         return 1
-    with sandbox:
-        print(sandbox.base_url, flush=True)
-        if given.url_file:
-            # Renamed into place, so that a reader never sees half a URL.
-            draft = given.url_file.with_name(f"{given.url_file.name}.{os.getpid()}")
-            draft.write_text(f"{sandbox.base_url}\n")
-            draft.replace(given.url_file)
+    with simulator:
+        print(simulator.base_url, flush=True)
+        if values.url_file:
+            # Write to another name first, so that a reader never sees half a URL.
+            draft = values.url_file.with_name(f"{values.url_file.name}.{os.getpid()}")
+            draft.write_text(f"{simulator.base_url}\n")
+            draft.replace(values.url_file)
         ended.wait()
     return 0
 
@@ -351,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """Let argparse show the sentence of a ValueError, which by itself it hides."""
+    """Make argparse show the sentence of a ValueError, which it hides by default."""
 
     def parsed(text: str) -> object:
         try:

@@ -1,13 +1,14 @@
-"""The terms of a simulated provider."""
+"""Terms of a simulated provider: delays, limits and credentials."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How this provider behaves. Times in seconds; empty credentials accept any that are not empty.
+    """Behaviour of one simulated provider.
 
-    `tps` is the number of payment requests accepted in one second, 0 for no limit.
+    Units: times in seconds; `tps` is the number of payment requests accepted in one second, 0 for no limit.
+    An empty credential accepts any credential that is not empty.
     """
 
     callback_delay: float = 0.2

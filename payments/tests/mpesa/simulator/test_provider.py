@@ -22,7 +22,7 @@ import requests
 from payments.mpesa import tariff
 from payments.mpesa.simulator import fault_schedule, faults, messages
 from payments.mpesa.simulator.book import Book
-from payments.mpesa.simulator.server import Options, Sandbox
+from payments.mpesa.simulator.server import Options, Simulator
 from payments.mpesa.simulator.terms import Terms
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -183,20 +183,20 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 def start(receiver: Receiver) -> Iterator[Callable[..., Client]]:
     """Start a simulator in this process; faults of PHONE by their specifications."""
-    running: list[tuple[Sandbox, Client]] = []
+    running: list[tuple[Simulator, Client]] = []
 
     def begin(*specs: str, callback_delay: float = 0.01, tps: int = 0, **options: object) -> Client:
         terms = options.pop("terms", Terms(callback_delay=callback_delay, tps=tps))
         phone_faults = tuple((PHONE, spec) for spec in specs)
-        sandbox = Sandbox(Options(latency=0, terms=terms, phone_faults=phone_faults, **options)).start()
-        client = Client(sandbox.base_url, receiver)
-        running.append((sandbox, client))
+        simulator = Simulator(Options(latency=0, terms=terms, phone_faults=phone_faults, **options)).start()
+        client = Client(simulator.base_url, receiver)
+        running.append((simulator, client))
         return client
 
     yield begin
-    for sandbox, client in running:
+    for simulator, client in running:
         client.session.close()
-        sandbox.stop()
+        simulator.stop()
 
 
 def parameters(result: dict) -> dict:

@@ -18,7 +18,7 @@ from payments.mpesa import access_tokens, client, gateway_errors
 from payments.mpesa.bulk_client import BulkGateway, Ended, Payment
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
-from payments.mpesa.simulator.server import Options, Sandbox
+from payments.mpesa.simulator.server import Options, Simulator
 from payments.mpesa.simulator.terms import Terms
 from payments.payouts.sending import claims
 from payments.payouts.sending.dispatcher import Dispatcher, _last_served
@@ -83,15 +83,15 @@ def connection() -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(Options(latency=0.02, terms=Terms(callback_delay=600))) as sandbox:
-        yield sandbox
+def simulator() -> Iterator[Simulator]:
+    with Simulator(Options(latency=0.02, terms=Terms(callback_delay=600))) as simulator:
+        yield simulator
 
 
 @pytest.fixture
-def gateway(sandbox: Sandbox, connection: redis.Redis) -> Iterator[client.Gateway]:
+def gateway(simulator: Simulator, connection: redis.Redis) -> Iterator[client.Gateway]:
     credentials = client.Credentials(
-        base_url=sandbox.base_url,
+        base_url=simulator.base_url,
         consumer_key="key",
         consumer_secret="secret",
         initiator_name="testapi",
@@ -145,13 +145,13 @@ def states() -> Counter[tuple[str, str]]:
     return Counter(Attempt.objects.values_list("transaction__status", "state"))
 
 
-def requests_of(sandbox: Sandbox) -> dict[str, int]:
+def requests_of(simulator: Simulator) -> dict[str, int]:
     """How many requests reached the simulator, accepted or not, by the id of the accepted ones."""
-    return {ocid: sandbox.book.requests_of(ocid) for ocid in list(sandbox.book.payments)}
+    return {ocid: simulator.book.requests_of(ocid) for ocid in list(simulator.book.payments)}
 
 
 def test_everything_due_is_sent_once_with_few_requests_under_way(
-    dispatcher: Dispatcher, calls: CountingCalls, sandbox: Sandbox
+    dispatcher: Dispatcher, calls: CountingCalls, simulator: Simulator
 ) -> None:
     # given
     payouts = winners(60)
@@ -164,7 +164,7 @@ def test_everything_due_is_sent_once_with_few_requests_under_way(
     assert sent == 60
     assert 1 < calls.most <= 8 + 4  # Eight are under way, and half as many more may wait for a lane.
     assert states() == {("PROCESSING", "ACCEPTED"): 60}
-    assert requests_of(sandbox) == {f"{reference}-1": 1 for reference in references}
+    assert requests_of(simulator) == {f"{reference}-1": 1 for reference in references}
     assert Attempt.objects.filter(conversation_id="").count() == 0
     assert send_due(dispatcher) == 0
 
@@ -192,18 +192,18 @@ def test_a_pace_below_four_a_second_is_kept_until_all_is_sent(dispatcher: Dispat
     assert sent == 4
 
 
-def test_nothing_is_sent_after_its_time_is_up(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
+def test_nothing_is_sent_after_its_time_is_up(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     winners(3)
 
     # then
     with nothing_moved():
         assert send_due(dispatcher, 0.0) == 0
-    assert requests_of(sandbox) == {}
+    assert requests_of(simulator) == {}
 
 
 def test_claims_are_recorded_before_redis_stops_the_run(
-    dispatcher: Dispatcher, sandbox: Sandbox, connection: redis.Redis
+    dispatcher: Dispatcher, simulator: Simulator, connection: redis.Redis
 ) -> None:
     # given
     payouts = winners(12)
@@ -216,9 +216,9 @@ def test_claims_are_recorded_before_redis_stops_the_run(
     # then
     assert states() == {("PROCESSING", "ACCEPTED"): 5}
     assert payouts.filter(status="PENDING").count() == 7
-    assert len(requests_of(sandbox)) == 5
+    assert len(requests_of(simulator)) == 5
     assert send_due(dispatcher) == 7
-    assert list(requests_of(sandbox).values()) == [1] * 12
+    assert list(requests_of(simulator).values()) == [1] * 12
 
 
 def test_without_redis_nothing_is_claimed(dispatcher: Dispatcher) -> None:
@@ -284,11 +284,11 @@ def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
     assert states() == {expected: 10}
 
 
-def test_throttled_requests_go_again_under_the_same_ids(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
+def test_throttled_requests_go_again_under_the_same_ids(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     payouts = winners(10)
     for phone in payouts.values_list("phone_number", flat=True):
-        sandbox.schedule.add(phone, "spike_arrestx2")
+        simulator.schedule.add(phone, "spike_arrestx2")
     clock = Clock()
 
     # when
@@ -300,10 +300,10 @@ def test_throttled_requests_go_again_under_the_same_ids(dispatcher: Dispatcher, 
     # then
     throttled = {("PENDING", "WAITING"): 10}
     assert rounds == [(10, throttled), (10, throttled), (10, {("PROCESSING", "ACCEPTED"): 10})]
-    assert requests_of(sandbox) == {f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)}
+    assert requests_of(simulator) == {f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)}
 
 
-def test_resends_go_by_the_dispatcher(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
+def test_resends_go_by_the_dispatcher(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     (payout,) = winners(1)
     attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
@@ -317,7 +317,7 @@ def test_resends_go_by_the_dispatcher(dispatcher: Dispatcher, sandbox: Sandbox) 
     # then
     assert sent == 1
     assert states() == {("PROCESSING", "ACCEPTED"): 1}
-    assert requests_of(sandbox) == {attempt.originator_conversation_id: 1}
+    assert requests_of(simulator) == {attempt.originator_conversation_id: 1}
 
 
 @pytest.fixture
@@ -372,7 +372,7 @@ def test_what_goes_again_moves_no_turn(dispatcher: Dispatcher, lost: Attempt) ->
 # --- one payout ------------------------------------------------------------------------------------------------------
 
 
-def test_one_payout_is_sent_by_itself(dispatcher: Dispatcher, sandbox: Sandbox) -> None:
+def test_one_payout_is_sent_by_itself(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     first, second = winners(2).order_by("pk")
 
@@ -381,7 +381,7 @@ def test_one_payout_is_sent_by_itself(dispatcher: Dispatcher, sandbox: Sandbox) 
 
     # then
     assert answers == [True, False]
-    assert requests_of(sandbox) == {f"{second.external_ref}-1": 1}
+    assert requests_of(simulator) == {f"{second.external_ref}-1": 1}
     first.refresh_from_db()
     assert first.status == "PENDING"
 
