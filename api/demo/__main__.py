@@ -1,14 +1,14 @@
 """`make demo` and `make run`: a whole KASOKO on this machine, with a simulator in the place of M-Pesa.
 
-    python -m api.demo           tell the story of a market from stakes to payouts (demo_story.py), prove it, stop
-    python -m api.demo --stay    the same stack with something to look at in it, until Ctrl-C
+    python -m api.demo           tell the story of a market from bets to payouts (story.py), prove it, stop
+    python -m api.demo --stay    start the same programs, with something to look at, and run until Ctrl-C
 
 Exit status: 0 only if the books close, the provider's book agrees with ours and every winner has exactly their
-dividend; 1 with the first difference, or with what could not be started; 130 when interrupted.
+dividend; 1 with the first difference, or with the reason why it could not start; 130 if interrupted.
 
-It runs on this checkout's own PostgreSQL and Redis, or on those that DATABASE_URL and CELERY_BROKER_URL name in the
-environment; a developer's `.env` and other exported settings play no part. What it writes (logs, pids, the simulator's
-book) goes to `.kasoko/`, or to KASOKO_DEMO_DIR.
+It runs on this checkout's own PostgreSQL and Redis, or on the servers that DATABASE_URL and CELERY_BROKER_URL name in
+the environment. It ignores a developer's `.env` and other exported settings. Its files (logs, pids, the simulator's
+book) go to `.kasoko/`, or to KASOKO_DEMO_DIR.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from rich.console import Console
 
 from api.celery import app as celery_app
 from api.demo import supervisor
+from api.demo.screen import Screen
 from api.embedded import EmbeddedServerError
 
-# Quicker than the defaults, so that nobody waits for what M-Pesa does slowly; slow enough to see payouts go out.
+# Faster than the defaults, so that nobody waits for M-Pesa's slow steps, and slow enough to see payouts leave.
 PACE = {
     "PAYOUT_TPS": "3",
     "PAYOUT_QUERY_AFTER": "3",
@@ -39,7 +40,7 @@ PACE = {
 
 
 class CannotRun(Exception):
-    """The demo must not or cannot run here; the message says why and what to do."""
+    """A reason why the demo must not or cannot run here, with what to do."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,11 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--stay", action="store_true", help="leave everything running until Ctrl-C")
     stay = parser.parse_args(arguments).stay
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    console = Console(highlight=False)
+    screen = Screen(Console(highlight=False))
     try:
-        return _run(console, stay=stay)
+        return _run(screen, stay=stay)
     except supervisor.Interrupted as interrupted:
-        console.print(f"Stopped by {interrupted}.")
+        screen.plain(f"Stopped by {interrupted}.")
         return 0 if stay else 128 + interrupted.signal_number
     except (
         CannotRun,
@@ -62,13 +63,13 @@ def main(arguments: Sequence[str]) -> int:
         DatabaseError,
         OSError,
     ) as error:
-        console.print(str(error), style="red", markup=False)
+        screen.console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
 
 
-def _run(console: Console, *, stay: bool) -> int:
+def _run(screen: Screen, *, stay: bool) -> int:
     if os.environ.get("MPESA_PRODUCTION", "").lower() in {"true", "1", "yes", "on"}:
-        raise CannotRun("MPESA_PRODUCTION is set in this shell: the demo pays with play money and must not meet it.")
+        raise CannotRun("MPESA_PRODUCTION is set in this shell. The demo pays with play money: unset it first.")
     supervisor.isolate(os.environ)
     state = Path(os.environ.get("KASOKO_DEMO_DIR") or supervisor.BASE_DIR / ".kasoko").resolve()
     web_port, simulator_port = supervisor.free_port(preferred=8000), supervisor.free_port()
@@ -77,53 +78,64 @@ def _run(console: Console, *, stay: bool) -> int:
         PACE,
         DJANGO_SETTINGS_MODULE="api.settings",
         MPESA_PRODUCTION="False",
-        # The demo's operator logs in with a PIN alone; an app may be set up all the same.
+        # The demo's operator logs in with a PIN alone, but may set up an authenticator app.
         STAFF_TOTP="False",
         MPESA_BASE_URL=simulator,
         MPESA_CALLBACK_URL=f"{web}/api/payments/b2c-callback/",
     )
-    with supervisor.Stack(state, say=lambda line: console.print(f"  ! {line}", style="yellow")) as running:
-        lock = _only_one(state)
-        console.print("Starting PostgreSQL, Redis, the M-Pesa simulator, web, worker and beat", style="bold")
-        # From here on the settings are read, which starts the embedded servers where none are given.
+    with supervisor.Stack(state, say=lambda line: screen.say(f"! {line}", "yellow")) as running:
+        lock = _only_one(state, web)
+        screen.step("Starting PostgreSQL, Redis, the M-Pesa simulator, web, worker and beat")
+        # From here on the settings are read. They start the embedded servers if none are given.
         django.setup()
         call_command("migrate", verbosity=0)
-        _no_other_worker(running)
+        _refuse_other_workers(running)
         # Models can be imported only now, and the story uses them.
-        from api.demo import story as demo_story
+        from api.demo.story import Story
 
         book = state / "demo" / f"book-{_database_identity()}.jsonl"
-        story = demo_story.Story(console=console, running=running, web=web, simulator=simulator, state=state, book=book)
+        story = Story(screen=screen, running=running, web=web, simulator=simulator, state=state, book=book)
         programs = supervisor.programs(
             state=state,
             web_port=web_port,
             simulator_port=simulator_port,
             book=book,
-            phone_faults=story.faults(),
+            phone_faults=story.cast.faults(),
         )
         running.start(*programs)
-        console.print(f"  web {web} · simulator {simulator} · logs {state / 'logs'}\n", style="dim", soft_wrap=True)
+        for name, address in (("web", web), ("simulator", simulator), ("logs", str(state / "logs"))):
+            screen.say(f"{name:<10} {address}", "dim")
         status = story.stay() if stay else story.tell()
         os.close(lock)
     return status
 
 
-def _only_one(state: Path) -> int:
-    """Hold the lock of the state directory until this ends: two simulators cannot write one book."""
+def _only_one(state: Path, web: str) -> int:
+    """Lock the state directory until this process ends, because two simulators cannot write one book.
+
+    The lock file has the address of the web process. Raises: CannotRun, with that address, if the lock is taken.
+    """
     (state / "demo").mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(state / "demo" / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    path = state / "demo" / "lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise CannotRun("A `make demo` or `make run` of this checkout is running already; stop it first.") from None
+        running_web = path.read_text().strip()
+        raise CannotRun(
+            f"This checkout's `make demo` or `make run` is running already: {running_web}/admin/\n"
+            "Use it, or stop it with Ctrl-C in its terminal."
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{web}\n".encode(), 0)
     return lock
 
 
-def _no_other_worker(running: supervisor.Stack) -> None:
-    """Refuse to share the queue: another worker would send the demo's payouts to an M-Pesa of its own.
+def _refuse_other_workers(running: supervisor.Stack) -> None:
+    """Refuse to share the queue, because another worker would send the demo's payouts to another M-Pesa.
 
-    The worker of a run that was killed a moment ago is given time to end.
+    The worker of a run that was just killed gets time to end.
     """
     others: list[str] = []
 
@@ -134,11 +146,11 @@ def _no_other_worker(running: supervisor.Stack) -> None:
     try:
         running.until(none_answers, what="other workers to end", seconds=15)
     except supervisor.StackError:
-        raise CannotRun(f"Another Celery worker uses the same Redis ({', '.join(others)}); stop it first.") from None
+        raise CannotRun(f"Another Celery worker uses the same Redis ({', '.join(others)}). Stop it first.") from None
 
 
 def _database_identity() -> str:
-    """What tells this database from any other, so that each has a provider's book of its own."""
+    """Return a name for this database that no other has, so that each has its own provider's book."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT system_identifier || '-' || oid FROM pg_control_system(), pg_database"

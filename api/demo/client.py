@@ -1,36 +1,44 @@
-"""The demo's HTTP client: what it calls it prints, as a line that the reader could type."""
+"""The demo's HTTP client. It prints each call as a curl command that the reader can type."""
 
 import http.client
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from api.demo.supervisor import Stack, StackError
 
+JSON_HEADER = "-H 'Content-Type: application/json'"
+
 
 class Refused(StackError):
-    """An HTTP call was answered with an error that the story does not expect."""
+    """An HTTP call that was answered with an error the demo does not expect."""
 
 
 @dataclass
 class Client:
-    """Calls the web over HTTP and prints each call as a line for curl. A web that is being restarted is waited for."""
+    """Calls to one base URL over HTTP. A web process that is being restarted is waited for."""
 
     base_url: str
     running: Stack
-    show: Callable[[str], None]
+    show: Callable[[Sequence[str]], None]
 
     def call(
-        self, method: str, path: str, body: Any = None, *, who: tuple[str, str] | None = None, key: str = "",
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        who: tuple[str, str] | None = None,
+        key: str = "",
         shown: bool = True,
-    ) -> Any:  # fmt: skip
-        """Make one call and return its JSON. `who` is a name for the token in the printed line, and the token.
+    ) -> Any:
+        """Make one call and return its JSON. `who` is the token's name in the printed command, and the token.
 
-        A call whose connection broke is made again; a 409 to such a repetition says that the first one arrived.
-        Raises: Refused; StackError; stack.Interrupted.
+        A call whose connection broke is repeated. If the repetition is answered 409, the first one had arrived.
+        Raises: Refused; StackError; supervisor.Interrupted.
         """
         if shown:
             self.show(self._as_curl(method, path, body, who, key))
@@ -60,9 +68,10 @@ class Client:
             raise Refused(f"{method} {path} was answered {status}: {raw.decode(errors='replace')[:500]}")
         return json.loads(raw)
 
-    def _as_curl(self, method: str, path: str, body: Any, who: tuple[str, str] | None, key: str) -> str:
-        words = ["curl"]
-        words += [f'-H "Authorization: Bearer ${who[0]}"'] if who else []
-        words += [f"-H {shlex.quote(f'Idempotency-Key: {key}')}"] if key else []
-        words += [f"--json {shlex.quote(json.dumps(body))}"] if method == "POST" else []
-        return " ".join([*words, shlex.quote(f"{self.base_url}{path}")])
+    def _as_curl(self, method: str, path: str, body: Any, who: tuple[str, str] | None, key: str) -> list[str]:
+        """Return the parts of the call's curl command. curl 7.81 has no --json."""
+        parts = ["curl"]
+        parts += [f'-H "Authorization: Bearer ${who[0]}"'] if who else []
+        parts += [f"-H {shlex.quote(f'Idempotency-Key: {key}')}"] if key else []
+        parts += [JSON_HEADER, f"-d {shlex.quote(json.dumps(body))}"] if method == "POST" else []
+        return [*parts, shlex.quote(f"{self.base_url}{path}")]

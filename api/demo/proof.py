@@ -1,4 +1,4 @@
-"""What the demo proves at its end, from three sides: the rule in memory, our books, and the provider's own book."""
+"""The demo's proof from three sides: the rule in memory, our books, and the provider's own book."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Sum
 
+from api.demo.screen import money
 from markets import parimutuel
 from markets.models import Bet
 from payments.ledger import invariants, journal, trial_balance
@@ -29,22 +30,41 @@ class Winner:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The provider's book beside ours: payments, shillings paid, charges; and where they differ."""
+    """The provider's book beside ours: rows of payments, shillings and charges, and the differences in words."""
 
     rows: tuple[tuple[str, str, str], ...]
     differences: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Division:
+    """A settled market's pool beside the sums of its payouts, fee and refunds, in shillings."""
+
+    market_id: int
+    pool: Decimal
+    payouts: Decimal
+    fee: Decimal
+    refunds: Decimal
+
+    @property
+    def differences(self) -> list[str]:
+        """Return the difference between the pool and its parts in words, or nothing."""
+        if self.pool == self.payouts + self.fee + self.refunds:
+            return []
+        parts = f"{money(self.payouts)} + {money(self.fee)} + {money(self.refunds)}"
+        return [f"market {self.market_id}: {money(self.pool)} ≠ {parts}"]
+
+
 def winners(settlement: Settlement) -> list[Winner]:
-    """Who won what, by name of the winner's first bet."""
+    """Return the winners of a settlement, in the order of their first bets."""
     bets: dict[int, list[Bet]] = {}
     for bet in settlement.market.bets.filter(result="WON").select_related("user").order_by("pk"):
         bets.setdefault(bet.user_id, []).append(bet)
     paid = _paid_by_destination(settlement)
-    found = []
+    winners = []
     for user_id, won in bets.items():
         stake = sum((bet.amount for bet in won), journal.ZERO)
-        found.append(
+        winners.append(
             Winner(
                 name=won[0].user.full_name,
                 stake=stake,
@@ -54,11 +74,25 @@ def winners(settlement: Settlement) -> list[Winner]:
                 to_wallet=paid.get((user_id, "wallet"), journal.ZERO),
             )
         )
-    return found
+    return winners
+
+
+def division(settlement: Settlement) -> Division:
+    """Add up what a settlement paid out and gave back."""
+    sums = dict.fromkeys(("PAYOUT", "REFUND"), journal.ZERO)
+    for kind, amount in Transaction.objects.filter(settlement=settlement).values_list("type", "amount"):
+        sums[kind] += amount
+    return Division(
+        market_id=settlement.market_id,
+        pool=settlement.pool or journal.ZERO,
+        payouts=sums["PAYOUT"],
+        fee=settlement.fee or journal.ZERO,
+        refunds=sums["REFUND"],
+    )
 
 
 def pool_differences(settlement: Settlement) -> list[str]:
-    """Where a settled market departs from the rule: another dividend, or another sum paid, than the pure rule says."""
+    """Compare a settled market's dividends, fee and payments with the pure rule, and return the differences."""
     market = settlement.market
     bets = list(market.bets.select_related("user").order_by("pk"))
     divided, dividends = parimutuel.divide_pool(
@@ -69,29 +103,31 @@ def pool_differences(settlement: Settlement) -> list[str]:
         fee_pct=settlement.fee_pct,
         protect_stake=settings.PAYOUT_PROTECT_STAKE,
     )
-    found = [
+    differences = [
         f"bet {bet.pk} of market {market.pk} got {bet.payout}, the rule says {_shillings(dividends[bet.pk])}"
         for bet in bets
         if int(bet.payout * 100) != dividends[bet.pk]
     ]
     if int((settlement.fee or 0) * 100) != divided.fee:
-        found.append(f"market {market.pk} took a fee of {settlement.fee}, the rule says {_shillings(divided.fee)}")
+        differences.append(
+            f"market {market.pk} took a fee of {settlement.fee}, the rule says {_shillings(divided.fee)}"
+        )
     completed = _paid_by_destination(settlement)
     for user in {bet.user for bet in bets}:
         due = _shillings(sum(dividends[bet.pk] for bet in bets if bet.user_id == user.pk))
         paid = sum((completed.get((user.pk, where), journal.ZERO) for where in ("mpesa", "wallet")), journal.ZERO)
         if paid != due:
-            found.append(f"{user} is due {due} from market {market.pk} and has been paid {paid}")
-    return found
+            differences.append(f"{user} is due {due} from market {market.pk} and has been paid {paid}")
+    return differences
 
 
 def compare(book: Mapping[str, Any], market_ids: Collection[int]) -> Comparison:
-    """Lay the provider's book beside ours: each of its payments must be ours, and each of these markets' payments its.
+    """Compare the provider's book with ours, receipt by receipt.
 
-    `book` is what the simulator answers at /sandbox/book. Other markets may have been paid elsewhere, so of theirs only
-    what the provider knows is compared.
+    `book` is the simulator's answer at /sandbox/book. Each of its payments must be in our books. Each completed payment
+    of these markets must be in its book. Other markets may have been paid through another book.
     """
-    theirs = {
+    provider_payments = {
         payment["ocid"]: (Decimal(payment["amount"]), payment["receipt"], payment["phone"])
         for payment in book["payments"]
         if payment["state"] == "paid"
@@ -100,37 +136,40 @@ def compare(book: Mapping[str, Any], market_ids: Collection[int]) -> Comparison:
     columns = ("originator_conversation_id", "amount", "receipt", "phone_number")
     of_markets = attempts.filter(transaction__settlement__market__in=market_ids)
     ours = {ocid: rest for ocid, *rest in of_markets.values_list(*columns)}
-    ours |= {ocid: rest for ocid, *rest in attempts.filter(**{f"{columns[0]}__in": theirs}).values_list(*columns)}
-    found = [
-        f"{ocid}: ours {_words(ours.get(ocid))}, the provider's {_words(theirs.get(ocid))}"
-        for ocid in sorted(ours.keys() | theirs.keys())
-        if tuple(ours.get(ocid, ())) != theirs.get(ocid, ())
+    known_to_provider = attempts.filter(**{f"{columns[0]}__in": provider_payments})
+    ours |= {ocid: rest for ocid, *rest in known_to_provider.values_list(*columns)}
+    differences = [
+        f"{ocid}: our book has {_describe(ours.get(ocid))}, the provider's {_describe(provider_payments.get(ocid))}"
+        for ocid in sorted(ours.keys() | provider_payments.keys())
+        if tuple(ours.get(ocid, ())) != provider_payments.get(ocid, ())
     ]
-    found += [f"the provider paid {twice['reference']} {len(twice['receipts'])} times" for twice in book["double_paid"]]
+    differences += [
+        f"the provider paid {payment['reference']} {len(payment['receipts'])} times" for payment in book["double_paid"]
+    ]
     totals = book["totals"]
+    paid_by_us = sum((Decimal(amount) for amount, *_ in ours.values()), journal.ZERO)
     rows = (
         ("Payments", f"{len(ours):,}", f"{totals['paid_count']:,}"),
-        ("Paid out", _money(sum((Decimal(amount) for amount, *_ in ours.values()), journal.ZERO)),
-         _money(Decimal(totals["paid_total"]))),
-        ("Charges", _money(_charges(list(ours))), _money(Decimal(totals["charges"]))),
-    )  # fmt: skip
-    return Comparison(rows=rows, differences=tuple(found))
+        ("Paid out", money(paid_by_us), money(totals["paid_total"])),
+        ("Charges", money(_charges(list(ours))), money(totals["charges"])),
+    )
+    return Comparison(rows=rows, differences=tuple(differences))
 
 
 def ledger_differences() -> list[str]:
-    """What does not close in our books, all of it seen at one moment."""
+    """Check the invariants and the trial balance in one snapshot, and return the differences in words."""
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        found = [str(difference) for difference in invariants.differences()]
+        differences = [str(difference) for difference in invariants.differences()]
         lines = trial_balance.trial_balance()
     debits = sum((line.debits for line in lines), journal.ZERO)
-    credits = sum((line.credits for line in lines), journal.ZERO)
-    return found + ([f"the debits are {debits}, the credits {credits}"] if debits != credits else [])
+    credits_ = sum((line.credits for line in lines), journal.ZERO)
+    return differences + ([f"the debits are {debits}, the credits {credits_}"] if debits != credits_ else [])
 
 
 def settlement_of(market_id: int) -> Settlement:
-    """The settlement that stands."""
+    """Return the settlement that decides a market."""
     return Settlement.objects.select_related("market").get(market=market_id, state=Settlement.State.SETTLED)
 
 
@@ -149,9 +188,5 @@ def _shillings(cents: int) -> Decimal:
     return Decimal(cents).scaleb(-2)
 
 
-def _money(amount: Decimal) -> str:
-    return f"KES {amount:,.2f}"
-
-
-def _words(payment: Any) -> str:
+def _describe(payment: Any) -> str:
     return "nothing" if payment is None else f"{payment[0]} to {payment[2]}, receipt {payment[1] or 'none'}"

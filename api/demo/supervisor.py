@@ -1,8 +1,8 @@
-"""The supervisor: starts all programs of a KASOKO on this machine, restarts what dies, leaves nothing behind.
+"""The supervisor: it starts all programs of a KASOKO, restarts dead ones and stops them at the end.
 
-It has one thread. Whoever uses it waits through `Stack.until`, which is where deaths are noticed, children restarted
-and Ctrl-C or SIGTERM heeded. Each program leads a group of its own, so a Ctrl-C at the terminal reaches the supervisor
-alone, which then stops the programs in order; on Linux they are told to stop even where the supervisor is killed.
+It has one thread. Its user waits in `Stack.until`, which notices deaths, restarts programs and obeys Ctrl-C and
+SIGTERM. Each program leads its own process group, so Ctrl-C at the terminal reaches the supervisor only. It then stops
+the programs in order. On Linux the programs are told to stop even if the supervisor is killed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 60.0
 DEATHS_ALLOWED, DEATHS_WITHIN_SECONDS = 5, 60.0
 PAUSE_SECONDS = 0.05
-# What a developer has exported for another installation must not reach this one; the servers' URLs may.
+# Settings that a developer exported for another installation must not reach this one. The servers' URLs may.
 FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROXY", "SETTLEMENT_", "SWEEP_", "CELERY_",
            "GUNICORN_", "TOKEN_HOURS", "STAFF_", "STEP_UP_")  # fmt: skip
 SERVERS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
@@ -34,11 +34,11 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class StackError(RuntimeError):
-    """A program does not run, or what was waited for did not come; the message has the end of the log."""
+    """A program that does not run, or a wait that took too long. The message has the end of the log."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the user wants it to end. `signal_number` says which."""
+    """Ctrl-C or SIGTERM: the user wants to end the run. `signal_number` says which."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Program:
-    """One program of the stack: its command, and how to tell that it works. `log` and `deaths` are the supervisor's."""
+    """One program of the stack: its command, and a test that it works. The supervisor sets `child` and `deaths`."""
 
     name: str
     command: tuple[str, ...]
@@ -59,9 +59,9 @@ class Program:
 
 
 class Stack:
-    """The programs of one checkout. A context manager: leaving it stops them, the last started first.
+    """The programs of one checkout. At the end of its `with` block it stops them, the last started first.
 
-    `state` is the directory of logs and pids; `say` prints one line for the user.
+    `state` is the directory of logs and pids. `say` prints one line for the user.
     """
 
     def __init__(self, state: Path, say: Callable[[str], None]) -> None:
@@ -73,7 +73,7 @@ class Stack:
 
     def __enter__(self) -> "Stack":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Under nohup the hang-up is ignored, and stays so.
+            # Under nohup the hang-up signal is ignored, and that stays so.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
         return self
@@ -93,45 +93,45 @@ class Stack:
 
     def until(
         self,
-        true: Callable[[], bool],
+        condition: Callable[[], bool],
         *,
         what: str,
         seconds: float = START_SECONDS,
         of: Program | None = None,
     ) -> None:
-        """Wait until `true()`, tending the programs meanwhile. Raises: StackError after `seconds`; Interrupted."""
+        """Wait until a condition is true, and tend the programs. Raises: StackError after `seconds`; Interrupted."""
         deadline = time.monotonic() + seconds
         self.tend()
-        while not true():
+        while not condition():
             if time.monotonic() > deadline:
-                raise StackError(f"Waited {seconds:.0f} s for {what}, in vain.{_tail(of.log) if of else ''}")
+                raise StackError(f"Waited {seconds:.0f} s in vain for {what}.{_tail(of.log) if of else ''}")
             time.sleep(PAUSE_SECONDS)
             self.tend()
 
     def tend(self) -> None:
-        """Restart what has died. Raises: StackError for what dies again and again; Interrupted."""
+        """Restart dead programs. Raises: StackError for one that died too often within a minute; Interrupted."""
         if self._signal:
             raise Interrupted(self._signal)
         for program in self.programs:
             if program.child is None or program.child.poll() is None:
                 continue
-            died = self._bury(program)
+            cause = self._bury(program)
             now = time.monotonic()
             program.deaths = [at for at in program.deaths if now - at < DEATHS_WITHIN_SECONDS] + [now]
             if len(program.deaths) > DEATHS_ALLOWED:
                 raise StackError(
-                    f"{program.name} died {len(program.deaths)} times within a minute ({died}).{_tail(program.log)}"
+                    f"{program.name} died {len(program.deaths)} times within a minute ({cause}).{_tail(program.log)}"
                 )
-            self.say(f"{program.name} died ({died}); it is started again.")
+            self.say(f"{program.name} died ({cause}) and is started again.")
             self._launch(program)
 
     def _launch(self, program: Program) -> None:
-        supervisor = os.getpid()
+        supervisor_pid = os.getpid()
 
         def stop_with_supervisor() -> None:
             if _libc is not None:
                 _libc.prctl(1, int(signal.SIGTERM))
-                if os.getppid() != supervisor:
+                if os.getppid() != supervisor_pid:
                     os._exit(1)
 
         with program.log.open("ab") as log:
@@ -147,11 +147,11 @@ class Stack:
         self._pid_file(program).write_text(f"{program.child.pid}\n")
 
     def _bury(self, program: Program) -> str:
-        """Kill what is left of a program's group, and say in words how it ended."""
+        """Kill the rest of a program's group, and return in words how the program ended."""
         child, program.child = program.child, None
         if child is None:
             return "not running"
-        # A group's number is given to nobody else while one of its members lives.
+        # The system gives a group's number to no other process while one of its members lives.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         status = child.wait()
@@ -162,7 +162,7 @@ class Stack:
         child = program.child
         if child is None:
             return
-        # The leader alone is told: it stops its own children in its own order.
+        # Only the leader gets the signal. It stops its own children in its own order.
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(program.stop_seconds)
@@ -172,7 +172,7 @@ class Stack:
         return self.state / "pids" / program.name
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        # Only noted: an exception in the middle of anything could lose a child that was just started.
+        # Only noted, because an exception at this moment could lose a child that was just started.
         self._signal = self._signal or number
 
 
@@ -180,7 +180,7 @@ class Stack:
 
 
 def isolate(environment: MutableMapping[str, str]) -> None:
-    """Take out of an environment what would make this stack another's: settings, an `.env`, proxies."""
+    """Remove from an environment the settings, `.env` file and proxies of other installations."""
     for name in [name for name in environment if name.startswith(FOREIGN) and name not in SERVERS]:
         del environment[name]
     environment.setdefault("KASOKO_ENV_FILE", os.devnull)
@@ -188,7 +188,7 @@ def isolate(environment: MutableMapping[str, str]) -> None:
 
 
 def free_port(preferred: int = 0) -> int:
-    """A port nobody listens on: the preferred one, or one outside the range of the system's outgoing connections."""
+    """Return a free port: the preferred one, or one below the range of the system's outgoing connections."""
     for port in [preferred] * bool(preferred) + [15_000 + secrets.randbelow(17_000) for _ in range(100)]:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -200,9 +200,9 @@ def free_port(preferred: int = 0) -> int:
 def programs(
     *, state: Path, web_port: int, simulator_port: int, book: Path, phone_faults: list[str]
 ) -> tuple[Program, ...]:
-    """The simulator, web, worker and beat, in the order in which they are started.
+    """Return the simulator, web, worker and beat, in the order of their start.
 
-    `phone_faults` are the simulator's, such as `254712345678=callback_lost`.
+    `phone_faults` are options of the simulator, such as `254712345678=callback_lost`.
     """
     logs = state / "logs"
     python = sys.executable

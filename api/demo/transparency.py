@@ -1,4 +1,4 @@
-"""What the demo shows everyone: a certificate, verified by a script that knows nothing of us, and one explanation."""
+"""The public side of a settlement: a certificate that a separate script verifies, and one explanation."""
 
 import json
 import subprocess
@@ -7,44 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from rich.console import Console
 
 from api.demo.client import Client
+from api.demo.screen import Screen, money
 
 
-def show(client: Client, console: Console, market_id: int, member: tuple[str, str], directory: Path) -> list[str]:
-    """Fetch, save and verify the market's certificate and the explanation of the first bet of `member`, a name and a
-    token. Returns what does not hold.
+def show(client: Client, screen: Screen, market_id: int, member: tuple[str, str], directory: Path) -> list[str]:
+    """Fetch, save and verify a market's certificate and the explanation of a member's latest bet.
+
+    `member` is a name and a token. Returns the differences; an empty list means that both were verified.
     """
     name, token = member
     who = ("MEMBER", token)
-    certified = client.call("GET", f"/api/markets/{market_id}/settlement/")
-    stated = certified["settlement"]
-    _say(
-        console, f"{stated['bets']} bets without names: {stated['equation']}. Hash {certified['settlement_hash'][:16]}…"
+    certificate = client.call("GET", f"/api/markets/{market_id}/settlement/")
+    stated = certificate["settlement"]
+    screen.say(
+        f"{stated['bets']} bets without names: stakes {money(stated['staked'])} = dividends {money(stated['net'])}"
+        f" + fee {money(stated['fee'])} + refunds {money(stated['refunds'])}."
+        f" Hash {certificate['settlement_hash'][:16]}…"
     )
-    differences = _verify_alone(certified, directory / "certificate.json", client, console)
+    differences = _verify_alone(certificate, directory / "certificate.json", client, screen)
 
     bet = client.call("GET", f"/api/markets/{market_id}/bets/", who=who, shown=False)["bets"][-1]
-    explained = client.call("GET", f"/api/markets/{market_id}/bets/{bet['id']}/explanation/", who=who)
-    proof = explained["proof"]
-    _say(console, f"{name}, in one SMS: {explained['sentence']}")
-    _say(console, f"Bet {proof['index'] + 1} of {proof['tree_size']}; {len(proof['path'])} hashes lead to the root.")
-    differences += _verify_alone(explained, directory / "explanation.json", client, console)
+    explanation = client.call("GET", f"/api/markets/{market_id}/bets/{bet['id']}/explanation/", who=who)
+    proof = explanation["proof"]
+    screen.say(f"{name}, in one SMS: {explanation['sentence']}")
+    screen.say(
+        f"This is bet {proof['index'] + 1} of {proof['tree_size']}. {len(proof['path'])} hashes lead to the root."
+    )
+    differences += _verify_alone(explanation, directory / "explanation.json", client, screen)
     if proof["merkle_root"] != stated["merkle_root"]:
         differences.append("the explanation's proof leads to another root than the certificate's")
     return differences
 
 
-def _verify_alone(body: Any, path: Path, client: Client, console: Console) -> list[str]:
+def _verify_alone(body: Any, path: Path, client: Client, screen: Screen) -> list[str]:
+    """Save a document and verify it with the script that uses nothing of the project."""
     path.write_text(json.dumps(body))
     script = settings.BASE_DIR / "docs" / "verify_settlement.py"
-    client.show(f"python docs/verify_settlement.py {path}")
-    run = subprocess.run([sys.executable, "-I", str(script), str(path)], capture_output=True, text=True, timeout=60)
-    said = (run.stdout or run.stderr).strip()
-    _say(console, said)
-    return [] if run.returncode == 0 else [f"{path.name}: {said}"]
-
-
-def _say(console: Console, words: str) -> None:
-    console.print(f"  {words}", markup=False, soft_wrap=True)
+    client.show(["python3 docs/verify_settlement.py", str(path)])
+    verification = subprocess.run(
+        [sys.executable, "-I", str(script), str(path)], capture_output=True, text=True, timeout=60
+    )
+    answer = (verification.stdout or verification.stderr).strip()
+    screen.say(answer)
+    return [] if verification.returncode == 0 else [f"{path.name}: {answer}"]

@@ -1,4 +1,4 @@
-"""`make demo` and `make run` as a user runs them: as processes, with a database and a state of their own."""
+"""`make demo` and `make run` as a user runs them: as processes, with their own database and state directory."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ NAMES = ("simulator", "web", "worker", "beat")
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """Start the demo with a scratch database on the tests' server; what still runs at the end is stopped."""
+    """Start the demo with its own database on the tests' server, and stop it at the end."""
     server, database = os.environ["DATABASE_URL"], f"kasoko_demo_{secrets.token_hex(4)}"
     maintenance = urlsplit(server)._replace(path="/postgres").geturl()
     launched: list[subprocess.Popen[str]] = []
@@ -58,13 +58,13 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 
 @pytest.fixture
 def pids(tmp_path: Path) -> Callable[[], dict[str, int]]:
-    """The pid of each running program, by name."""
+    """Return the pid of each running program, by name."""
     directory = tmp_path / "state" / "pids"
     return lambda: {path.name: int(path.read_text()) for path in directory.iterdir()}
 
 
 def read_until(demo: "subprocess.Popen[str]", words: str) -> list[str]:
-    """The demo's lines up to the first that has `words`; fails with all of them where it ends before."""
+    """Read the demo's lines up to the first that matches `words`. Fail with all of them if the demo ends before."""
     lines: list[str] = []
     assert demo.stdout is not None
     for line in demo.stdout:
@@ -72,6 +72,16 @@ def read_until(demo: "subprocess.Popen[str]", words: str) -> list[str]:
         if re.search(words, line):
             return lines
     pytest.fail(f"{words!r} never came:\n{''.join(lines)}")
+
+
+def on_one_line(told: str) -> str:
+    """Undo the wrapping of sentences."""
+    return " ".join(told.split())
+
+
+def row(name: str, *amounts: str) -> str:
+    """Return a pattern of a table's row: a name and amounts in shillings."""
+    return name + "".join(f" +KES {re.escape(amount)}" for amount in amounts)
 
 
 def group_is_gone(leader: int) -> bool:
@@ -82,7 +92,7 @@ def group_is_gone(leader: int) -> bool:
     return False
 
 
-def test_the_demo_proves_the_books_leaves_nothing_running_and_runs_again_though_its_worker_is_killed(
+def test_demo_proves_the_books_and_runs_again_despite_a_killed_worker(
     launch: Launch, pids: Callable[[], dict[str, int]]
 ) -> None:
     # given
@@ -94,7 +104,7 @@ def test_the_demo_proves_the_books_leaves_nothing_running_and_runs_again_though_
     rest, _ = demo.communicate()
     left_running = pids()
     again = launch()
-    story_again = read_until(again, "of 25 completed, [1-9]")
+    story_again = read_until(again, "of 12 payments completed, [1-9]")
     os.kill(pids()["worker"], signal.SIGKILL)
     rest_again, _ = again.communicate()
 
@@ -105,25 +115,27 @@ def test_the_demo_proves_the_books_leaves_nothing_running_and_runs_again_though_
     assert "FAILED: payout" in told
     assert "Baraka: COMPLETED" in told
     assert "LOST CALLBACK" in told
-    assert re.search(r"300\.10 × 8162\.00 ÷ 4006\.09 +611\.4232 +611\.42 +611\.00 +0\.42", told)
-    assert re.search(r"Zawadi .* 8\.9646 +8\.96 +0\.00 +8\.96", told)
-    assert re.search(r"8,591\.57 +8,162\.00 +429\.57 +0\.00", told)
-    assert re.search(r"245\.75 +0\.00 +0\.00 +245\.75", told)
+    assert "stake × KES 8,162.00 (the pool less the fee) ÷ KES 4,006.09 (the stakes on Yes)" in on_one_line(told)
+    assert re.search(row("Achieng", "300.10", "611.4232", "611.42", "611.00", "0.42"), told)
+    assert re.search(row("Zawadi", "4.40", "8.9646", "8.96", "0.00", "8.96"), told)
+    assert re.search(row(r"\d+", "8,591.57", "8,162.00", "429.57", "0.00"), told)
+    assert re.search(row(r"\d+", "245.75", "0.00", "0.00", "245.75"), told)
     assert re.search(r"Paid out +KES 8,147\.00 +KES 8,147\.00", told)
-    assert "stakes 8591.57 = dividends 8162.00 + fee 429.57 + refunds 0.00" in told
+    equation = "stakes KES 8,591.57 = dividends KES 8,162.00 + fee KES 429.57 + refunds KES 0.00"
+    assert equation in on_one_line(told)
     assert re.search(r"Achieng, in one SMS: You won KES 510\.3\d on", told)
     assert told.count("It holds.") == 2
     assert left_running == {}
     assert all(group_is_gone(pid) for pid in groups.values())
-    # New members, every winner paid once, and the books of both runs agree with M-Pesa's.
+    # The second run has new members, pays every winner once, and the books of both runs agree with M-Pesa's.
     told_again = "".join(story_again) + rest_again
     assert again.returncode == 0, told_again
-    assert "worker died (SIGKILL); it is started again." in rest_again
+    assert "worker died (SIGKILL) and is started again." in rest_again
     assert re.search(r"Payments +24 +24", told_again)
     assert re.search(r"Paid out +KES 16,294\.00 +KES 16,294\.00", told_again)
 
 
-def test_make_run_stays_up_until_ctrl_c_and_stops_everything(
+def test_make_run_stays_up_until_ctrl_c_and_its_commands_resolve_a_market(
     launch: Launch, pids: Callable[[], dict[str, int]]
 ) -> None:
     # given
@@ -136,20 +148,26 @@ def test_make_run_stays_up_until_ctrl_c_and_stops_everything(
     assert console is not None
     with urllib.request.urlopen(console[1]) as answer:  # noqa: S310 - a loopback address
         status = answer.status
+    commands = told[told.index("TOKEN=$(curl") : told.index("Everything runs until Ctrl-C")]
+    pasted = subprocess.run(["bash", "-e", "-c", commands], capture_output=True, text=True, timeout=60, check=False)
     os.killpg(demo.pid, signal.SIGINT)
     rest, _ = demo.communicate()
 
     # then
     assert status == 200
+    assert pasted.returncode == 0, pasted.stderr
+    assert '"status":"resolved"' in pasted.stdout
+    assert re.search(r'"status":"(RESOLVED|SETTLED)","outcome":"Yes"', pasted.stdout)
     assert demo.returncode == 0, rest
     assert "FAILED: payout" in told
     assert pids() == {}
     assert all(group_is_gone(pid) for pid in groups.values())
 
 
-def test_two_demos_of_one_state_do_not_share_its_book(launch: Launch) -> None:
+def test_second_demo_is_refused_with_the_address_of_the_first(launch: Launch) -> None:
     # given
-    read_until(launch(), "Members")
+    told_first = "".join(read_until(launch(), "Members"))
+    address = re.search(r"web +(http://127\.0\.0\.1:\d+)", told_first)
 
     # when
     second = launch()
@@ -157,12 +175,11 @@ def test_two_demos_of_one_state_do_not_share_its_book(launch: Launch) -> None:
 
     # then
     assert second.returncode == 1
-    assert "running already" in told
+    assert address is not None
+    assert f"running already: {address[1]}/admin/" in told
 
 
-def test_the_demo_refuses_a_shell_that_is_set_up_for_production(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_demo_refuses_a_shell_set_up_for_production(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     monkeypatch.setenv("MPESA_PRODUCTION", "True")
 

@@ -1,0 +1,131 @@
+"""The people of the demo: members with wallets and bets, and the operator with a login."""
+
+import json
+import os
+import secrets
+from decimal import Decimal
+from pathlib import Path
+
+from django.core.management import call_command
+
+from api.demo.client import Client
+from api.demo.screen import Screen, money
+from users.models import CustomUser
+
+OPERATOR_NAME = "Demo Operator"
+OPERATOR_NUMBER = 99
+MEMBER_PIN = "1234"
+WALLET = Decimal("5000.00")
+REFUSED, LOST, TWICE, SMALL = "Baraka", "Chebet", "Achieng", "Zawadi"
+
+# (name, outcome, stake). Achieng bets twice and is paid once. Zawadi's dividend is too small for M-Pesa.
+BETS = (
+    ("Achieng", "Yes", "250.50"), ("Baraka", "Yes", "1000.00"), ("Chebet", "Yes", "340.75"), ("Dalmas", "No", "820.00"),
+    ("Esther", "Yes", "99.99"), ("Fatuma", "No", "415.25"), ("Gitonga", "Yes", "512.10"), ("Halima", "No", "1250.00"),
+    ("Imani", "Yes", "75.35"), ("Jelimo", "No", "300.00"), ("Kamau", "Yes", "628.00"), ("Lokwang", "No", "145.45"),
+    ("Makena", "Yes", "181.20"), ("Njeri", "No", "90.00"), ("Otieno", "Yes", "433.33"), ("Pendo", "No", "267.80"),
+    ("Rehema", "Yes", "50.05"), ("Salim", "No", "505.05"), ("Tabitha", "Yes", "214.15"), ("Umazi", "No", "33.33"),
+    ("Wafula", "Yes", "166.67"), ("Yusuf", "No", "700.00"), ("Zawadi", "Yes", "4.40"), ("Zuhura", "No", "58.60"),
+    ("Achieng", "Yes", "49.60"),
+)  # fmt: skip
+VOID_BETS = (("Dalmas", "Yes", "120.00"), ("Fatuma", "No", "80.50"), ("Njeri", "No", "45.25"))
+NAMES = tuple(dict.fromkeys(name for name, _, _ in BETS))
+
+
+class Cast:
+    """One run's members and operator. Each run has new phone numbers."""
+
+    def __init__(self, client: Client, screen: Screen, directory: Path) -> None:
+        self.client, self.screen, self.directory = client, screen, directory
+        self.run = _unused_run()
+        self.tokens: dict[str, str] = {}
+        self.operator = ("OPERATOR", "")
+        self.operator_phone = self.operator_pin = ""
+
+    @property
+    def login_file(self) -> Path:
+        """The body of the operator's login, so that a shell can log in without showing the PIN."""
+        return self.directory / "login.json"
+
+    def phone(self, name: str) -> str:
+        """Return a member's phone number."""
+        return self._phone_of(NAMES.index(name))
+
+    def faults(self) -> list[str]:
+        """Return the simulator's faults: it refuses one phone's payment once, and loses the callback of another."""
+        return [f"{self.phone(REFUSED)}=fail:2040x1", f"{self.phone(LOST)}=callback_lost"]
+
+    def member(self, name: str) -> tuple[str, str]:
+        """Return the name of a member's token in printed commands, and the token."""
+        return ("MEMBER", self.tokens[name])
+
+    def log_in_operator(self) -> None:
+        """Create the operator if there is none, and log in. The PIN of an earlier run stays valid."""
+        self.operator_pin = _read_or_draw_pin(self.directory / "operator-pin")
+        operator = CustomUser.objects.filter(full_name=OPERATOR_NAME, is_superuser=True).first()
+        if operator is None:
+            phone = self._phone_of(OPERATOR_NUMBER)
+            os.environ["DJANGO_SUPERUSER_PASSWORD"] = self.operator_pin
+            call_command("createsuperuser", interactive=False, verbosity=0, phone_number=phone, full_name=OPERATOR_NAME)
+            del os.environ["DJANGO_SUPERUSER_PASSWORD"]
+            operator = CustomUser.objects.get(phone_number=phone)
+        elif not operator.check_password(self.operator_pin) or operator.locked_until or not operator.is_active:
+            operator.set_password(self.operator_pin)
+            operator.locked_until, operator.failed_logins, operator.is_active = None, 0, True
+            operator.save()
+        self.operator_phone = operator.phone_number
+        self._write_login_file()
+        self.operator = ("OPERATOR", self._log_in(operator.phone_number, self.operator_pin, shown=True))
+
+    def make_members(self) -> None:
+        """Create the members with their wallets and log each of them in."""
+        for name in NAMES:
+            member = CustomUser.objects.create_user(phone_number=self.phone(name), full_name=name, pin=MEMBER_PIN)
+            member.balance = WALLET
+            member.save()
+            self.tokens[name] = self._log_in(member.phone_number, MEMBER_PIN, shown=name == NAMES[0])
+        self.screen.say(
+            f"{len(NAMES)} members with {money(WALLET)} each. Below, $OPERATOR and $MEMBER are tokens of these logins."
+        )
+
+    def wallets(self, names: tuple[str, ...]) -> dict[str, Decimal]:
+        """Return the wallet balances of some members."""
+        return {
+            name: Decimal(
+                self.client.call("GET", "/api/users/me/", who=self.member(name), shown=name == names[0])["balance"]
+            )
+            for name in names
+        }
+
+    def _log_in(self, phone: str, pin: str, *, shown: bool) -> str:
+        body = {"phone_number": phone, "pin": pin}
+        return str(self.client.call("POST", "/api/users/login/", body, shown=shown)["token"])
+
+    def _write_login_file(self) -> None:
+        with open(os.open(self.login_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"phone_number": self.operator_phone, "pin": self.operator_pin}, file)
+
+    def _phone_of(self, number: int) -> str:
+        return f"{_prefix(self.run)}{number:02d}"
+
+
+def _prefix(run: int) -> str:
+    return f"25471{run:05d}"
+
+
+def _unused_run() -> int:
+    """Return the number of a run whose phone numbers do not exist yet."""
+    while True:
+        run = secrets.randbelow(100_000)
+        if not CustomUser.objects.filter(phone_number__startswith=_prefix(run)).exists():
+            return run
+
+
+def _read_or_draw_pin(path: Path) -> str:
+    """Return the operator's PIN, drawn once, so that a login printed by an earlier run still works."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{secrets.randbelow(10**6):06d}")
+    except FileExistsError:
+        pass
+    return path.read_text()
