@@ -226,9 +226,9 @@ def _once_computed(house: Any, client: Any, found: dict[str, list[str]]) -> dict
     from payments.settlement import preview
 
     slowest = 0.0
-    for rule, weights in preview.choices(house.hot):
+    for decision in preview.choices(house.hot):
         began = time.perf_counter()
-        monitoring_tasks.look(house.hot.pk, rule, {name: str(weight) for name, weight in weights.items()}, "")
+        monitoring_tasks.compute_preview(house.hot.pk, decision.rule, decision.weights_as_text(), "")
         slowest = max(slowest, time.perf_counter() - began)
     say(f"console: the slowest preview took a worker {slowest:.1f} s")
     seen: dict[str, dict[str, Seen]] = {}

@@ -75,7 +75,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
     from bench import floor
     from payments import wiring
     from payments.settlement import settling
-    from payments.settlement.pacing import giving_way
+    from payments.settlement.pacing import paced
 
     spent, locked, wallets_wait = 0.0, [0.0], False
 
@@ -100,7 +100,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
     with connection.execute_wrapper(watch):
         began = time.perf_counter()
         progress = settling.settle(
-            market_id=market_id, at=timezone.now(), policy=policy, keep_going=giving_way(lambda: True)
+            market_id=market_id, at=timezone.now(), policy=policy, keep_going=paced(lambda: True)
         )
         seconds = time.perf_counter() - began
     cpu = floor.cpu_spent() - cpu
@@ -166,12 +166,12 @@ def resolve(market_id: int) -> None:
 
     from payments import wiring
     from payments.settlement import resolutions
+    from payments.settlement.decision import Decision
     from users import audit
 
     resolutions.resolve(
         market_id=market_id,
-        rule="WINNER",
-        weights={"Yes": Decimal(100)},
+        decision=Decision("WINNER", {"Yes": Decimal(100)}),
         by=audit.MACHINE,
         at=timezone.now(),
         policy=wiring.policy(),

@@ -12,6 +12,7 @@ from markets.models import Bet, Market
 from payments.models import Settlement
 from payments.policy import Policy
 from payments.settlement import resolutions, settling
+from payments.settlement.decision import Decision
 from users import audit
 from users.models import CustomUser
 
@@ -52,8 +53,8 @@ def due(count: int) -> Settlement:
     made = market_to_resolve(count)
     policy = Policy.from_settings(settings)
     resolutions.resolve(
-        market_id=made.pk, rule="WINNER", weights={"Yes": Decimal(100)}, by=audit.MACHINE, at=timezone.now(),
-        policy=policy, reason="",
+        market_id=made.pk, decision=Decision("WINNER", {"Yes": Decimal(100)}), by=audit.MACHINE, at=timezone.now(),
+        policy=policy,
     )  # fmt: skip
     settling.settle(market_id=made.pk, at=timezone.now(), policy=policy, keep_going=lambda: True)
     Settlement.objects.filter(market=made).update(release_open=True)

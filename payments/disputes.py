@@ -69,7 +69,7 @@ def open_about_bet(
         )
         if bet is None:
             raise DisputeNotFound(f"You have no bet {bet_id} in market {market_id}.")
-        settlement = status.run_of(bet)
+        settlement = status.settlement_of(bet)
         if settlement is None or settlement.settled_at is None or bet.result == Bet.Result.PENDING:
             raise NotDisputable("This bet has no result yet.")
         _require_open_window(settlement.settled_at, Dispute.objects.filter(bet=bet), at=at, policy=policy)

@@ -19,7 +19,7 @@ from payments.payouts.evidence import callbacks
 from payments.payouts.sending import claims
 from payments.settlement import pacing, settling, undo
 from payments.settlement.certificates import issuing
-from payments.settlement.pacing import giving_way
+from payments.settlement.pacing import paced
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
@@ -34,7 +34,7 @@ def settle_market(market_id: int) -> None:
         market_id=market_id,
         at=timezone.now(),
         policy=wiring.policy(),
-        keep_going=giving_way(pacing.for_seconds(pacing.TASK_SECONDS)),
+        keep_going=paced(pacing.for_seconds(pacing.TASK_SECONDS)),
     )
     if progress.found and not progress.settled:
         wiring.hint(wiring.SETTLE_MARKET, market_id)
@@ -48,7 +48,7 @@ def settle_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.undo_market")
 def undo_market(market_id: int) -> None:
     """Continue an undo for a few seconds, then publish the rest of the work if some is left."""
-    at, keep_going = timezone.now(), giving_way(pacing.for_seconds(pacing.TASK_SECONDS))
+    at, keep_going = timezone.now(), paced(pacing.for_seconds(pacing.TASK_SECONDS))
     if not undo.carry_out(market_id=market_id, at=at, policy=wiring.policy(), keep_going=keep_going):
         wiring.hint(wiring.UNDO_MARKET, market_id)
 
@@ -113,7 +113,7 @@ def ask_about_doubts() -> None:
 @shared_task(name="payments.settlement_tasks.issue_certificates")
 def issue_certificates() -> None:
     """Sweep: issue the certificates of settlements, for a few seconds."""
-    keep_going = giving_way(pacing.for_seconds(pacing.TASK_SECONDS))
+    keep_going = paced(pacing.for_seconds(pacing.TASK_SECONDS))
     for settlement_id in issuing.to_issue(limit=100):
         if not keep_going():
             break

@@ -24,6 +24,7 @@ from payments.models import Attempt, Callback, LedgerAccount, Proposal, Recovery
 from payments.policy import Policy
 from payments.settlement import resolutions, settling
 from payments.settlement import undo as undoing
+from payments.settlement.decision import Decision, Evidence
 from payments.wallet import bets as wallet_bets
 from users import audit
 from users.models import CustomUser
@@ -111,20 +112,26 @@ def resolve(  # noqa: PLR0913 - keyword-only, and a test names only those that i
     by: CustomUser | None = None,
     at: datetime = AT,
     policy: Policy = _POLICY,
-    **more: Any,
+    evidence: Evidence | None = None,
+    effective_close_at: datetime | None = None,
+    preview_hash: str | None = None,
 ) -> Any:
     """Resolve a market: `outcome` wins, or JOINT or SPLIT by `weights`, or VOID. Return Resolved or Proposed."""
     if weights is None:
         weights = {} if rule == "VOID" or outcome is None else {outcome: 100}
     return resolutions.resolve(
         market_id=of.pk,
-        rule=rule or "WINNER",
-        weights={name: Decimal(weight) for name, weight in weights.items()},
+        decision=Decision(
+            rule=rule or "WINNER",
+            weights={name: Decimal(weight) for name, weight in weights.items()},
+            reason="cancelled" if rule == "VOID" else "",
+            evidence=evidence or Evidence(),
+            effective_close_at=effective_close_at,
+        ),
         by=actor(by),
         at=at,
         policy=policy,
-        reason="cancelled" if rule == "VOID" else "",
-        **more,
+        preview_hash=preview_hash,
     )
 
 

@@ -16,10 +16,11 @@ from rest_framework.response import Response
 
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
 from api.rest.settlement import proposed
-from markets import parimutuel, queries
+from markets import queries
 from markets.models import Market
 from payments import wiring
 from payments.settlement import approvals, preview, proposals, resolutions, undo
+from payments.settlement.decision import Decision
 
 REASON = 300
 
@@ -72,32 +73,29 @@ def settlement_preview(request: Request, market_id: int) -> Response:
         raise resolutions.MarketAlreadyResolved(f"Market {market_id} is {market.status}: its outcome is declared.")
     if "effective_close_at" in query:
         market.effective_close_at = query["effective_close_at"]
-    at = timezone.now()
-    asked = [
-        preview.preview(market, rule=rule, weights=weights, at=at, policy=wiring.policy())
-        for rule, weights in _decisions(market, query)
-    ]
+    at, policy = timezone.now(), wiring.policy()
+    previews = [preview.preview(market, decision, at=at, policy=policy) for decision in _decisions(market, query)]
     return Response(
         {
             "market_id": market.pk,
             "status": market.status,
             "effective_close_at": market.effective_close_at,
-            "previews": [_preview_body(one, at) for one in asked],
+            "previews": [_preview_body(one, at) for one in previews],
         }
     )
 
 
-def _decisions(market: Market, query: dict[str, Any]) -> list[tuple[parimutuel.Rule, dict[str, Decimal]]]:
+def _decisions(market: Market, query: dict[str, Any]) -> list[Decision]:
     if "outcome" in query:
-        return [("WINNER", {query["outcome"]: Decimal(100)})]
+        return [Decision("WINNER", {query["outcome"]: Decimal(100)})]
     if "void" in query:
-        return [("VOID", {})]
+        return [Decision("VOID", {})]
     if "weights" in query:
         parts = [re.fullmatch(r"\s*(.+):\s*([^:]*?)\s*", part) for part in query["weights"].split(",")]
         if not all(parts):
             raise ValidationError({"weights": ["Must be outcomes with their percentages, such as A:50,B:50."]})
         weights = Weights().run_validation({part[1]: part[2] for part in parts if part})
-        return [(query["rule"], weights)]
+        return [Decision(query["rule"], weights)]
     return preview.choices(market)
 
 

@@ -17,7 +17,7 @@ from payments.ledger import receivables
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions
-from payments.settlement import approvals, proposals, resolutions, settling, undo
+from payments.settlement import approvals, decision, proposals, resolutions, settling, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
 from users import auth, phone
@@ -32,8 +32,8 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     parimutuel.UnknownOutcome: (400, "unknown_outcome"),
     parimutuel.BadWeights: (400, "bad_weights"),
     locks.MarketNotFound: (404, "market_not_found"),
-    resolutions.UnknownReason: (400, "unknown_reason"),
-    resolutions.BadCloseTime: (400, "bad_close_time"),
+    decision.UnknownReason: (400, "unknown_reason"),
+    decision.BadCloseTime: (400, "bad_close_time"),
     resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),
     resolutions.NothingToWithdraw: (409, "nothing_to_withdraw"),
     resolutions.BeingSettled: (409, "being_settled"),

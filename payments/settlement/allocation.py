@@ -1,10 +1,10 @@
-"""Which part of a dividend goes by M-Pesa, and which to the wallet."""
+"""Allocation of a dividend to M-Pesa payments and to the wallet, as SQL."""
 
 # Tranches are numbered by a smallint.
 MOST_TRANCHES = 32_767
-# Of what a member has won (user_id, amount): whole shillings go by M-Pesa in tranches of at most `max`; the cents, a
-# sum or a last tranche under `min`, what is kept for a debt, what so many tranches cannot carry, and everything where
-# not `by_mpesa`, go to the wallet.
+# The amount that a member has won is split. Whole shillings go by M-Pesa in tranches of at most `max`. The wallet gets
+# the cents, a sum or a last tranche under `min`, the part kept for a debt, and the part beyond MOST_TRANCHES. It gets
+# everything if `by_mpesa` is false.
 _CARRIED = """
     SELECT won.user_id, amount, {kept} AS kept,
         CASE WHEN NOT %(by_mpesa)s THEN 0
@@ -20,7 +20,10 @@ _DEBTORS = " LEFT JOIN unnest(%(debtors)s::bigint[], %(kept)s::numeric[]) AS k (
 
 
 def due(won: str, *, debtors: bool) -> str:
-    """The CTEs `won`, `carried` and `due`, after a WITH; with `debtors` parts are kept (parameters debtors, kept)."""
+    """Build the CTEs `won`, `carried` and `due`, to follow a WITH.
+
+    `won` is a query of (user_id, amount). With `debtors` a part is kept for debts (parameters `debtors` and `kept`).
+    """
     kept, join = ("coalesce(k.kept, 0)", _DEBTORS) if debtors else ("0", "")
     carried = _CARRIED.format(kept=kept, debtors=join, most=MOST_TRANCHES)
     return f"won AS ({won}), carried AS ({carried}), due AS ({_DUE})"

@@ -1,20 +1,18 @@
-"""The second person's word on a proposal: approve it, and it is carried out; reject it, and all is as before.
+"""Approvals: the second person approves a proposal, or rejects it.
 
 Lock order: Market, Proposal, Settlement, then the end of the audit trail.
 """
 
 from datetime import datetime
-from decimal import Decimal
-from typing import cast
 
 from django.db import transaction
 
-from markets import locks, parimutuel
+from markets import locks
 from markets.models import Market
 from payments import own_affairs
 from payments.models import Proposal, Settlement
 from payments.policy import Policy
-from payments.settlement import preview, proposals, resolutions, undo
+from payments.settlement import preview, proposals, resolutions, status, undo
 from users import audit
 from users.refusal import Refusal
 
@@ -28,18 +26,18 @@ class ProposalDecided(Refusal):
 
 
 class ProposerCannotApprove(Refusal):
-    """It takes a second member of staff."""
+    """The person who made a proposal may not approve it."""
 
 
 def approve(
     *, proposal_id: int, preview_hash: str, by: audit.Actor, at: datetime, policy: Policy
 ) -> resolutions.Resolved | undo.Undoing:
-    """Carry out what another member of staff has proposed, if the figures are still those that both have seen.
+    """Carry out a proposal of another member of staff, if the figures are still those that both have seen.
 
-    Where they are not, the proposal is stale, and nothing is decided.
+    If the figures have moved, the proposal becomes stale, and nothing is decided.
     Locks: Market, Proposal, Settlement.
-    Raises: ProposalNotFound; ProposalDecided; ProposerCannotApprove; proposals.StakeInMarket; proposals.PreviewMoved;
-    proposals.PersonNeeded.
+    Raises: ProposalNotFound; ProposalDecided; ProposerCannotApprove; own_affairs.StakeInMarket;
+    proposals.PreviewMoved; proposals.PersonNeeded.
     """
     if by.user_id is None:
         raise proposals.PersonNeeded("A proposal is approved by a member of staff.")
@@ -57,10 +55,10 @@ def approve(
 
 
 def reject(*, proposal_id: int, reason: str, by: audit.Actor, at: datetime) -> Proposal:
-    """Decide against a proposal; who made it may take it back so. A market that it had closed is open again.
+    """Reject a proposal and open the market again if the proposal had closed it. The proposer may reject it too.
 
     Locks: Market, Proposal, Settlement.
-    Raises: ProposalNotFound; ProposalDecided; proposals.StakeInMarket.
+    Raises: ProposalNotFound; ProposalDecided; own_affairs.StakeInMarket.
     """
     with transaction.atomic(durable=True):
         market, proposal = _locked(proposal_id)
@@ -70,10 +68,11 @@ def reject(*, proposal_id: int, reason: str, by: audit.Actor, at: datetime) -> P
 
 
 def _locked(proposal_id: int) -> tuple[Market, Proposal]:
-    found = Proposal.objects.filter(pk=proposal_id).first()
-    if found is None:
+    market_ids = Proposal.objects.filter(pk=proposal_id).values_list("market_id", flat=True)
+    market_id = market_ids.first()
+    if market_id is None:
         raise ProposalNotFound(f"There is no proposal {proposal_id}.")
-    market = locks.locked_market(found.market_id)
+    market = locks.locked_market(market_id)
     proposal = Proposal.objects.select_for_update(no_key=True, of=("self",)).get(pk=proposal_id)
     if proposal.state != Proposal.State.OPEN:
         raise ProposalDecided(f"Proposal {proposal_id} is {proposal.state}.")
@@ -81,15 +80,16 @@ def _locked(proposal_id: int) -> tuple[Market, Proposal]:
 
 
 def _hash_now(market: Market, proposal: Proposal, at: datetime, policy: Policy) -> str:
+    """Compute the hash of the proposed act as it would be now; empty if the act is no longer possible."""
     if proposal.kind == Proposal.Kind.UNDO:
-        run = undo.deciding_run(market)
-        return "" if run is None else undo.hash_of(run)
-    weights = {outcome: Decimal(weight) for outcome, weight in proposal.weights.items()}
+        settlement = status.deciding_settlement(market.pk)
+        return "" if settlement is None else undo.hash_of(settlement)
+    decision = proposals.decision_of(proposal)
     market.effective_close_at = proposal.effective_close_at
-    if market.status not in (Market.Status.OPEN, Market.Status.CLOSED) or set(weights) - set(market.running_outcomes):
+    decided = market.status not in (Market.Status.OPEN, Market.Status.CLOSED)
+    if decided or set(decision.weights) - set(market.running_outcomes):
         return ""
-    rule = cast(parimutuel.Rule, proposal.rule)
-    return preview.figures(market, rule=rule, weights=weights, at=at, policy=policy).preview_hash
+    return preview.figures(market, decision, at=at, policy=policy).preview_hash
 
 
 def _carry_out(
@@ -98,16 +98,13 @@ def _carry_out(
     proposal.state, proposal.decided_by_id, proposal.decided_at = Proposal.State.APPROVED, by.user_id, at
     proposal.save(update_fields=["state", "decided_by", "decided_at"])
     if proposal.kind == Proposal.Kind.UNDO:
-        run = undo.deciding_run(market)
-        if run is None or run.state != Settlement.State.SETTLED:
+        settlement = status.deciding_settlement(market.pk, settled_only=True)
+        if settlement is None:
             raise ProposalDecided(f"Market {market.pk} is {market.status}: there is nothing to undo.")
-        return undo.begin(market, run, reason=proposal.reason, by=by, at=at, action="market.undo")
+        return undo.begin(market, settlement, reason=proposal.reason, by=by, at=at, action="market.undo")
     return resolutions.declare(
         market,
-        rule=cast(parimutuel.Rule, proposal.rule),
-        weights={outcome: Decimal(weight) for outcome, weight in proposal.weights.items()},
-        reason=proposal.reason,
-        grounds=resolutions.Grounds(url=proposal.evidence_url, note=proposal.evidence_note),
+        proposals.decision_of(proposal),
         by=audit.Actor(user_id=proposal.proposed_by_id, source=by.source),
         approved_by=by,
         at=at,
@@ -118,6 +115,7 @@ def _carry_out(
 def _close(
     market: Market, proposal: Proposal, state: Proposal.State, *, words: str, by: audit.Actor, at: datetime
 ) -> None:
+    """Close a proposal that is not carried out, and take back its effects: a closed market, a stopped settlement."""
     proposal.state, proposal.words = state, words[:300]
     proposal.decided_by_id, proposal.decided_at = by.user_id, at
     proposal.save(update_fields=["state", "words", "decided_by", "decided_at"])

@@ -1,4 +1,4 @@
-"""What the market page shows: pools, how the odds moved, the latest bets, and how far a settlement has come."""
+"""The market page: pools, the curve of the odds, the latest bets, and the progress of a settlement."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +11,6 @@ from markets.models import Bet, Market
 from payments.ledger import journal
 from payments.models import Settlement, Transaction
 from payments.settlement import status as settlement_status
-from payments.settlement import undo
 
 POINTS = 60
 FINISHED = ("completed", "failed", "held")
@@ -19,7 +18,7 @@ FINISHED = ("completed", "failed", "held")
 
 @dataclass(frozen=True)
 class Pool:
-    """The stakes on one outcome; `share` is its part of the pool in percent, which is what the market thinks of it."""
+    """The stakes on one outcome. `share` is in percent of the pool, `dividend` for one shilling before the fee."""
 
     outcome: str
     stakes: Decimal
@@ -30,7 +29,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Curve:
-    """Each outcome's share of the pool over time: `shares[outcome][n]` in percent at `moments[n]`."""
+    """Each outcome's share of the pool over time, in percent: `shares[outcome][n]` is the share at `moments[n]`."""
 
     moments: list[datetime]
     shares: dict[str, list[float]]
@@ -38,7 +37,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a settlement has come; `by_state` as queries.SettlementStatus has it, `ends_at` an estimate."""
+    """Progress of a settlement. `by_state` is as in status.SettlementStatus, and `ends_at` is an estimate."""
 
     settlement: Settlement
     bets: int
@@ -52,19 +51,19 @@ class Progress:
 
 
 def pools(market: Market) -> list[Pool]:
-    """The pool of each outcome, in the market's order. `dividend` is what one shilling would bring, before the fee."""
-    found = markets_pools.pools([market.pk]).get(market.pk, {})
-    total = sum((stakes for stakes, _ in found.values()), journal.ZERO)
+    """Return the pool of each outcome, in the market's order."""
+    sums = markets_pools.pools([market.pk]).get(market.pk, {})
+    total = sum((stakes for stakes, _ in sums.values()), journal.ZERO)
     result = []
     for outcome in market.outcome_names:
-        stakes, bets = found.get(outcome, (journal.ZERO, 0))
+        stakes, bets = sums.get(outcome, (journal.ZERO, 0))
         share = round(100 * stakes / total, 1) if total else Decimal(0)
         result.append(Pool(outcome, stakes, bets, share, round(total / stakes, 2) if stakes else None))
     return result
 
 
 def curve(market: Market) -> Curve:
-    """How the shares moved, in at most POINTS steps between the first and the last bet; summed up in the database."""
+    """Return the shares over time, in at most POINTS steps between the first and the last bet."""
     names = list(market.outcome_names)
     sums = dict.fromkeys(names, journal.ZERO)
     moments: list[datetime] = []
@@ -83,44 +82,50 @@ def curve(market: Market) -> Curve:
 
 
 def progress(market: Market, *, at: datetime) -> Progress | None:
-    """The live settlement of a market, or None where there is none."""
-    run = undo.deciding_run(market)
-    status = settlement_status.settlement_status(market.pk) if run is not None else None
-    if run is None or status is None:
+    """Return the progress of the settlement that decides a market, or None if there is none."""
+    settlement = settlement_status.deciding_settlement(market.pk)
+    status = settlement_status.settlement_status(market.pk) if settlement is not None else None
+    if settlement is None or status is None:
         return None
-    bets = run.bet_count if run.bet_count is not None else market.bets.count()
-    done = bets if run.bets_divided or run.state == Settlement.State.SETTLED else _bets_done(run)
+    bets = settlement.bet_count if settlement.bet_count is not None else market.bets.count()
+    done = bets if settlement.bets_divided or settlement.state == Settlement.State.SETTLED else _bets_done(settlement)
     by_state = status.by_state
     count = sum(number for _, number in by_state.values())
-    to_come = sum(by_state[name][1] for name in ("pending", "processing", "in_doubt"))
-    lately = Transaction.objects.filter(
-        settlement=run, status="COMPLETED", destination="mpesa", completed_at__gte=at - timedelta(minutes=1)
+    unfinished = sum(by_state[name][1] for name in ("pending", "processing", "in_doubt"))
+    paid_last_minute = Transaction.objects.filter(
+        settlement=settlement, status="COMPLETED", destination="mpesa", completed_at__gte=at - timedelta(minutes=1)
     ).count()
-    settled = run.state == Settlement.State.SETTLED
+    settled = settlement.state == Settlement.State.SETTLED
+    ends_at = None
+    if settled and paid_last_minute and unfinished:
+        ends_at = at + timedelta(minutes=unfinished / paid_last_minute)
     return Progress(
-        settlement=run,
+        settlement=settlement,
         bets=bets,
         bets_done=done,
         by_state=by_state,
         count=count,
         amount=status.total_payouts,
-        per_minute=Decimal(lately),
-        ends_at=at + timedelta(minutes=to_come / lately) if lately and to_come and settled else None,
-        finished=settled and to_come == 0,
+        per_minute=Decimal(paid_last_minute),
+        ends_at=ends_at,
+        finished=settled and unfinished == 0,
     )
 
 
-def _bets_done(run: Settlement) -> int:
-    return Bet.objects.filter(market_id=run.market_id, pk__lte=run.last_bet_id).count() if run.last_bet_id else 0
+def _bets_done(settlement: Settlement) -> int:
+    if not settlement.last_bet_id:
+        return 0
+    return Bet.objects.filter(market_id=settlement.market_id, pk__lte=settlement.last_bet_id).count()
 
 
 def latest_bets(market: Market, *, limit: int = 20) -> list[Bet]:
+    """Return the latest bets on a market, newest first."""
     return list(market.bets.select_related("user").order_by("-pk")[:limit])
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A market in the list: its pool, and whether it waits to be resolved."""
+    """A market in the list with its pool. `overdue` says that it has ended and waits to be resolved."""
 
     market: Market
     pool: Decimal
@@ -129,24 +134,24 @@ class Listed:
 
 
 def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
-    """These markets with their pools."""
+    """Return these markets with their pools."""
     sums = markets_pools.pools([market.pk for market in markets])
-    found = []
+    rows = []
     for market in markets:
-        mine = sums.get(market.pk, {}).values()
-        found.append(
+        outcomes = sums.get(market.pk, {}).values()
+        rows.append(
             Listed(
                 market,
-                sum((stakes for stakes, _ in mine), journal.ZERO),
-                sum(bets for _, bets in mine),
+                sum((stakes for stakes, _ in outcomes), journal.ZERO),
+                sum(bets for _, bets in outcomes),
                 market.status in (Market.Status.OPEN, Market.Status.CLOSED) and market.end_date < at,
             )
         )
-    return found
+    return rows
 
 
 def member_totals(user_id: int) -> dict[str, object]:
-    """How much a member has bet and won in all, in shillings."""
+    """Sum up the stakes and dividends of a member over all bets, in shillings."""
     return Bet.objects.filter(user_id=user_id).aggregate(
         bets=Count("pk"), stakes=Sum("amount"), dividends=Sum("payout"), last=Max("placed_at")
     )

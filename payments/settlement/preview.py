@@ -1,12 +1,12 @@
-"""What a settlement would pay, before anyone decides it: by the very figures and the very SQL that will pay.
+"""Previews: the payments of a decision before anyone takes it, computed with the figures and SQL that will pay.
 
-`figures` gives the hash of everything that decides money; a resolve that carries it is refused once a number has moved.
-`preview` adds what an operator wants to know besides: whom it pays most, what it costs, whether the float covers it,
-and who cannot be paid as they are. Nothing is written, nothing is locked.
+`figures` hashes everything that decides money; a resolve with that hash is refused if a figure has moved. `preview`
+adds the largest payments, the charges, the float, and members who are not paid as usual. Nothing is written or locked.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,22 +23,23 @@ from payments.payouts import float_balance
 from payments.policy import Policy
 from payments.settlement import allocation
 from payments.settlement import division as settlement_division
+from payments.settlement.decision import Decision
 from users import phone
 from users.refusal import Refusal
 
 LARGEST = 10
 EXAMPLES = 20
-# Up to so many bets the figures are computed a second time in memory, by divide_pool.
+# Up to this many bets the figures are computed a second time in memory, by divide_pool.
 SMALL = 2_000
 
 
 class FiguresDisagree(Refusal):
-    """SQL and the rule in memory come to different dividends: nothing may be settled, an engineer must look."""
+    """SQL and the rule in memory give different dividends. Nothing may be settled until an engineer has looked."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A division, what it gives its winners in sum (shillings), and the hash of all that decides money."""
+    """A division, the sums of its winners in shillings, and the hash of everything that decides money."""
 
     division: settlement_division.Division
     members: Mapping[str, Any]
@@ -47,7 +48,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class MemberNote:
-    """Members who are not paid as they are: why, how many, how much of their payouts it is about, the first of them."""
+    """Members who are not paid as usual for one reason: their count, the amount concerned, the first of them."""
 
     reason: str
     what: str
@@ -58,7 +59,7 @@ class MemberNote:
 
 @dataclass(frozen=True)
 class Preview:
-    """What one decision would do; amounts in shillings. `float_at` is when the float was last known, if ever."""
+    """The effects of one decision, in shillings. `float_at` is the time of the last float reading, if there is one."""
 
     market_id: int
     rule: str
@@ -74,31 +75,46 @@ class Preview:
     equation: str
 
 
-def figures(
-    market: Market, *, rule: parimutuel.Rule, weights: Mapping[str, Decimal], at: datetime, policy: Policy
-) -> Figures:
-    """The figures of deciding a market at `at`, and their hash. Late bets are those after `market.effective_close_at`.
+@dataclass(frozen=True)
+class _Division:
+    """A division with the values that every query about its winners needs."""
+
+    market: Market
+    closes_at: datetime | None
+    divided: settlement_division.Division
+
+    def parameters(self) -> dict[str, Any]:
+        funds = self.divided.funds
+        return {
+            "market": self.market.pk,
+            "closed_at": self.closes_at,
+            **settlement_division.fund_rows(funds, list(funds)),
+        }
+
+
+def figures(market: Market, decision: Decision, *, at: datetime, policy: Policy) -> Figures:
+    """Compute the figures of a decision taken at `at`, and their hash.
 
     Raises: FiguresDisagree.
     """
+    closes_at = decision.closes_at(market)
     divided = settlement_division.divide(
         market,
         settlement_division.staked(market),
-        rule=rule,
-        weights=weights,
+        rule=decision.rule,
+        weights=decision.weights,
         fee_pct=market.platform_fee_pct,
         protect_stake=policy.protect_stake,
-        effective_close_at=market.effective_close_at,
+        effective_close_at=closes_at,
     )
-    kept = _kept(market, divided)
-    prices = tariff.bands(at.astimezone(NAIROBI).date())
-    members = _members(market, divided, kept, prices, policy)
-    _check_in_memory(market, divided, members, rule=rule, weights=weights, policy=policy)
+    division = _Division(market, closes_at, divided)
+    members = _members(division, at, policy)
+    _check_in_memory(division, decision, members, policy)
     decides = {
         "market": market.pk,
-        "rule": rule,
-        "weights": {outcome: str(weight) for outcome, weight in weights.items()},
-        "effective_close_at": market.effective_close_at and market.effective_close_at.isoformat(),
+        "rule": decision.rule,
+        "weights": decision.weights_as_text(),
+        "effective_close_at": closes_at and closes_at.isoformat(),
         "fee_pct": str(market.platform_fee_pct),
         "bets": [divided.bet_count, divided.last_bet_id, divided.late_count, divided.late_refund],
         "pool": [divided.pool, divided.winning_pool, divided.fee, divided.net, divided.refund],
@@ -111,24 +127,21 @@ def figures(
     return Figures(divided, members, hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def preview(
-    market: Market, *, rule: parimutuel.Rule, weights: Mapping[str, Decimal], at: datetime, policy: Policy
-) -> Preview:
-    """What resolving (or voiding) the market at `at` would do.
+def preview(market: Market, decision: Decision, *, at: datetime, policy: Policy) -> Preview:
+    """Compute the effects of taking a decision at `at`.
 
-    Units: weights are percentages that sum to 100, empty for VOID.
     Raises: parimutuel.UnknownOutcome; parimutuel.BadWeights; FiguresDisagree.
     """
-    parimutuel.check_weights(rule, weights, market.running_outcomes)
-    found = figures(market, rule=rule, weights=weights, at=at, policy=policy)
-    divided, members = found.division, found.members
+    decision.check_weights(market)
+    computed = figures(market, decision, at=at, policy=policy)
+    divided, members = computed.division, computed.members
     charges = members["charges"]
     reading = float_balance.latest()
     return Preview(
         market_id=market.pk,
-        rule=rule,
-        weights=weights,
-        figures=found,
+        rule=decision.rule,
+        weights=decision.weights,
+        figures=computed,
         outcomes=tuple(
             {
                 "outcome": outcome,
@@ -143,17 +156,15 @@ def preview(
         float_needed=members["by_mpesa"] + charges,
         float_available=reading.amount if reading else None,
         float_at=reading.read_at if reading else None,
-        notes=_notes(market, divided, members, at, policy),
-        equation=_equation(market, rule, weights, divided),
+        notes=_notes(_Division(market, decision.closes_at(market), divided), members, at, policy),
+        equation=_equation(market, decision, divided),
     )
 
 
-def choices(market: Market) -> list[tuple[parimutuel.Rule, dict[str, Decimal]]]:
-    """What a market can be decided to be, simply: each running outcome as the winner, and void."""
-    winners: list[tuple[parimutuel.Rule, dict[str, Decimal]]] = [
-        ("WINNER", {outcome: Decimal(100)}) for outcome in market.running_outcomes
-    ]
-    return [*winners, ("VOID", {})]
+def choices(market: Market) -> list[Decision]:
+    """Return the simple decisions about a market: each running outcome as the winner, and void."""
+    winners = [Decision("WINNER", {outcome: Decimal(100)}) for outcome in market.running_outcomes]
+    return [*winners, Decision("VOID", {})]
 
 
 # --- members ---------------------------------------------------------------------------------------------------------
@@ -165,48 +176,58 @@ _NOBODY: dict[str, Any] = {
 
 
 def _won(divided: settlement_division.Division, only: str = "") -> str:
+    """Build the query of each winner's dividends in sum."""
     in_time = "AND b.placed_at <= %(closed_at)s" if divided.late_count else ""
     return f"""
         SELECT b.user_id, sum({settlement_division.DIVIDEND}) AS amount
         FROM markets_bet b JOIN {settlement_division.FUNDS} ON b.outcome = f.outcome
         WHERE b.market_id = %(market)s {in_time} {only}
-        GROUP BY b.user_id HAVING sum({settlement_division.DIVIDEND}) > 0"""  # noqa: S608 - our own words
+        GROUP BY b.user_id HAVING sum({settlement_division.DIVIDEND}) > 0"""  # noqa: S608 - fixed text
 
 
-def _span(market: Market, divided: settlement_division.Division) -> dict[str, Any]:
-    return {
-        "market": market.pk,
-        "closed_at": market.effective_close_at,
-        **settlement_division.fund_rows(divided.funds, list(divided.funds)),
-    }
-
-
-def _kept(market: Market, divided: settlement_division.Division) -> list[receivables.SetOff]:
-    if divided.refund or not receivables.any_to_set_off():
+def _set_offs(division: _Division) -> list[receivables.SetOff]:
+    """Return the parts of dividends that stay with us to set off member debts."""
+    if division.divided.refund or not receivables.any_to_set_off():
         return []
     owing = "AND b.user_id IN (SELECT user_id FROM payments_recovery WHERE decision = 'SET_OFF')"
-    dividends = dict(_rows(_won(divided, owing), _span(market, divided)))
+    dividends = dict(_rows(_won(division.divided, owing), division.parameters()))
     return receivables.to_set_off(dividends, locked=False)
 
 
-def _members(
-    market: Market,
-    divided: settlement_division.Division,
-    kept: list[receivables.SetOff],
-    prices: Sequence[tuple[Decimal, Decimal]],
-    policy: Policy,
-) -> dict[str, Any]:
-    """What the winners get in sum, in one pass over the winning bets.
+def _members(division: _Division, at: datetime, policy: Policy) -> dict[str, Any]:
+    """Sum up the payments of the winners, in one pass over the winning bets.
 
-    A payment's band is the number of bands whose largest amount (`prices`, in whole shillings) is less than it.
+    A payment's tariff band is the number of bands whose largest amount is less than it.
     """
-    if divided.refund:
+    if division.divided.refund:
         return _NOBODY
+    set_offs = _set_offs(division)
+    prices = tariff.bands(at.astimezone(NAIROBI).date())
+    rows = _member_rows(division, set_offs, [largest for largest, _ in prices], policy)
+    ((_, winners, amount, by_mpesa, kept, *_),) = [row for row in rows if row[0] == "sum"]
+    bands = {int(row[1]): int(row[2]) for row in rows if row[0] == "band"}
+    top = [_member(row[1], row[5], row[2], by_mpesa=row[3]) for row in rows if row[0] == "largest"]
+    return {
+        "winners": int(winners),
+        "amount": amount,
+        "by_mpesa": by_mpesa,
+        "to_wallet": amount - by_mpesa,
+        "kept": kept,
+        "payments": sum(bands.values()),
+        "charges": _charges(bands, prices),
+        "largest": sorted(top, key=lambda member: (-member["amount"], member["user_id"])),
+        "kept_by_member": dict(zip(*receivables.by_member(set_offs).values(), strict=True)),
+    }
+
+
+def _member_rows(
+    division: _Division, set_offs: list[receivables.SetOff], largest_of_bands: list[Decimal], policy: Policy
+) -> list[tuple[Any, ...]]:
+    """Read one row of sums, one row for each tariff band in use, and the LARGEST members."""
     largest = f"(SELECT * FROM carried ORDER BY amount DESC, user_id LIMIT {LARGEST})"  # noqa: S608 - a constant
-    due = allocation.due(_won(divided), debtors=bool(kept))
-    rows = _rows(
+    return _rows(
         f"""
-        WITH {due}
+        WITH {allocation.due(_won(division.divided), debtors=bool(set_offs))}
         SELECT 'sum', count(*)::numeric, coalesce(sum(amount), 0), coalesce(sum(by_mpesa), 0), coalesce(sum(kept), 0),
             NULL, NULL FROM carried
         UNION ALL
@@ -215,85 +236,71 @@ def _members(
         UNION ALL
         SELECT 'largest', c.user_id, c.amount, c.by_mpesa, c.kept, u.phone_number, u.full_name
         FROM {largest} c JOIN users_customuser u ON u.id = c.user_id
-        """,  # noqa: S608 - our own words
-        _span(market, divided)
-        | receivables.by_member(kept)
+        """,  # noqa: S608 - fixed text
+        division.parameters()
+        | receivables.by_member(set_offs)
         | {
             "by_mpesa": policy.destination == "mpesa",
             "min": policy.min_amount,
             "max": policy.max_amount,
-            "prices": [largest for largest, _ in prices],
+            "prices": largest_of_bands,
         },
     )
-    ((_, winners, amount, by_mpesa, stays, *_),) = [row for row in rows if row[0] == "sum"]
-    bands = {int(row[1]): int(row[2]) for row in rows if row[0] == "band"}
-    top = [_member(row[1], row[5], row[2], by_mpesa=row[3]) for row in rows if row[0] == "largest"]
-    return {
-        "winners": int(winners),
-        "amount": amount,
-        "by_mpesa": by_mpesa,
-        "to_wallet": amount - by_mpesa,
-        "kept": stays,
-        "payments": sum(bands.values()),
-        "charges": sum((prices[band][1] * count for band, count in bands.items() if band < len(prices)), journal.ZERO),
-        "largest": sorted(top, key=lambda one: (-one["amount"], one["user_id"])),
-        "kept_by_member": dict(zip(*receivables.by_member(kept).values(), strict=True)),
-    }
+
+
+def _charges(bands: Mapping[int, int], prices: Sequence[tuple[Decimal, Decimal]]) -> Decimal:
+    """Sum up M-Pesa's charges of the payments, counted by tariff band."""
+    charged = (prices[band][1] * count for band, count in bands.items() if band < len(prices))
+    return sum(charged, journal.ZERO)
 
 
 def _member(user_id: Any, number: str, amount: Decimal, **more: Any) -> dict[str, Any]:
     return {"user_id": int(user_id), "phone": phone.masked(number), "amount": amount, **more}
 
 
-def _check_in_memory(
-    market: Market,
-    divided: settlement_division.Division,
-    members: Mapping[str, Any],
-    *,
-    rule: parimutuel.Rule,
-    weights: Mapping[str, Decimal],
-    policy: Policy,
-) -> None:
+def _check_in_memory(division: _Division, decision: Decision, members: Mapping[str, Any], policy: Policy) -> None:
+    """Compute the division of a small market by the rule in memory too, and compare.
+
+    Raises: FiguresDisagree.
+    """
+    market, divided = division.market, division.divided
     if divided.bet_count > SMALL:
         return
     bets = Bet.objects.filter(market=market, outcome__in=market.running_outcomes)
     if divided.late_count:
-        bets = bets.filter(placed_at__lte=market.effective_close_at)
-    found = list(bets.values_list("pk", "outcome", "amount", "user_id"))
+        bets = bets.filter(placed_at__lte=division.closes_at)
+    rows = list(bets.values_list("pk", "outcome", "amount", "user_id"))
     funds, dividends = parimutuel.divide_pool(
-        [parimutuel.Stake(pk, outcome, settlement_division.cents(amount)) for pk, outcome, amount, _ in found],
-        rule=rule,
+        [parimutuel.Stake(pk, outcome, settlement_division.cents(amount)) for pk, outcome, amount, _ in rows],
+        rule=decision.rule,
         outcomes=market.running_outcomes,
-        weights=weights,
+        weights=decision.weights,
         fee_pct=market.platform_fee_pct,
         protect_stake=policy.protect_stake,
     )
-    total: dict[int, int] = {}
-    for pk, _, _, user_id in found:
-        total[user_id] = total.get(user_id, 0) + dividends[pk]
-    won = {user_id: cents for user_id, cents in total.items() if cents}
-    top = {one["user_id"]: settlement_division.cents(one["amount"]) for one in members["largest"]}
+    won: Counter[int] = Counter()
+    for pk, _, _, user_id in rows if not funds.refund else ():
+        won[user_id] += dividends[pk]
+    winners = sum(cents > 0 for cents in won.values())
+    in_memory = (funds.pool, funds.fee, funds.net, winners, won.total())
     in_sql = (divided.pool, divided.fee, divided.net, members["winners"], settlement_division.cents(members["amount"]))
-    in_memory = (funds.pool, funds.fee, funds.net, len(won), sum(won.values()))
-    if funds.refund:
-        in_memory = (funds.pool, funds.fee, funds.net, 0, 0)
-    if in_sql != in_memory or any(won.get(user_id) != cents for user_id, cents in top.items()):
+    top = {member["user_id"]: settlement_division.cents(member["amount"]) for member in members["largest"]}
+    if in_sql != in_memory or any(won[user_id] != cents for user_id, cents in top.items()):
         raise FiguresDisagree(f"Market {market.pk}: {in_sql} in SQL, {in_memory} by the rule.")
 
 
-# --- who is not paid as they are -------------------------------------------------------------------------------------
+# --- members who are not paid as usual -------------------------------------------------------------------------------
 
 
-def _notes(
-    market: Market, divided: settlement_division.Division, members: Mapping[str, Any], at: datetime, policy: Policy
-) -> tuple[MemberNote, ...]:
-    if divided.refund:
+def _notes(division: _Division, members: Mapping[str, Any], at: datetime, policy: Policy) -> tuple[MemberNote, ...]:
+    """Find suspended members, and parts that wait for another day, go to the wallet or are set off against a debt."""
+    if division.divided.refund:
         return ()
     midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
     debts = members["kept_by_member"]
     rows = _rows(
         f"""
-        WITH {allocation.due(_won(divided), debtors=bool(debts))}, sent AS (
+        WITH {allocation.due(_won(division.divided), debtors=bool(debts))}, sent AS (
             SELECT t.user_id, sum(a.amount) AS amount FROM payments_attempt a
             JOIN payments_transaction t ON t.id = a.transaction_id
             WHERE a.opened_at >= %(midnight)s AND a.state <> 'FAILED' GROUP BY t.user_id
@@ -317,8 +324,8 @@ def _notes(
         SELECT p.reason, p.members, p.total, p.user_id, u.phone_number, p.amount
         FROM placed p JOIN users_customuser u ON u.id = p.user_id
         WHERE p.place <= {EXAMPLES} ORDER BY p.reason, p.place
-        """,  # noqa: S608 - our own words
-        _span(market, divided)
+        """,  # noqa: S608 - fixed text
+        division.parameters()
         | {
             "midnight": midnight,
             "day_limit": policy.day_limit,
@@ -337,25 +344,27 @@ def _notes(
 
 
 WHAT_HAPPENS = {
-    "suspended": "The member is suspended; the payout leaves all the same, for the money is theirs.",
-    "day_limit": "Over M-Pesa's limit of the day for one member: this part leaves on the following days.",
-    "below_minimum": "Less than M-Pesa carries: it goes to the wallet.",
-    "set_off": "The member owes from an earlier settlement: this part stays for the debt.",
+    "suspended": "The member is suspended. The payout still leaves, because the money belongs to the member.",
+    "day_limit": "Over M-Pesa's daily limit for one member. This part leaves on the following days.",
+    "below_minimum": "Less than the smallest M-Pesa payment. It goes to the wallet.",
+    "set_off": "The member owes from an earlier settlement. This part pays the debt.",
 }
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- the equation ----------------------------------------------------------------------------------------------------
 
 
-def _equation(market: Market, rule: str, weights: Mapping[str, Decimal], divided: settlement_division.Division) -> str:
+def _equation(market: Market, decision: Decision, divided: settlement_division.Division) -> str:
+    """Write the division as one line that a person can check with a calculator."""
     pool, fee, net = (f"{_shillings(part):,.2f}" for part in (divided.pool, divided.fee, divided.net))
     late = ""
     if divided.late_count:
         late = f" Stakes of {_shillings(divided.late_refund):,.2f} came after the event's end and go back first."
-    if rule == "VOID":
+    if decision.rule == "VOID":
         return f"Void: every stake goes back whole, {pool} in all, without a fee.{late}"
     if divided.refund:
-        return f"Nobody backed {' or '.join(weights)}: every stake goes back whole, {pool} in all, without a fee.{late}"
+        backed = " or ".join(decision.weights)
+        return f"Nobody backed {backed}: every stake goes back whole, {pool} in all, without a fee.{late}"
     shares = "; ".join(
         f"{_shillings(fund['fund']):,.2f} ÷ stakes of {_shillings(fund['stakes']):,.2f} on {outcome}"
         f" = {Decimal(fund['fund']) / fund['stakes']:.6f} for each shilling"
@@ -368,7 +377,7 @@ def _shillings(cents: int) -> Decimal:
     return Decimal(cents) / 100
 
 
-def _rows(sql: str, numbers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _rows(sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
-        cursor.execute(sql, numbers)
+        cursor.execute(sql, parameters)
         return cursor.fetchall()

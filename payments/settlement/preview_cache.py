@@ -1,8 +1,8 @@
-"""A look at what a decision would do, kept for as long as the numbers stand: a preview over many bets takes seconds.
+"""Previews kept in Redis while their figures stand, because a preview of many bets takes seconds.
 
-A kept preview has the mark of all it was computed from: the market, the stakes, the last bet, debts that are kept
-back, the rules. While the mark is that of now, it is what `preview` would say; when it is not, the look says so, and a
-resolve that carries its hash is refused. What is small is computed at once, what is large by a worker.
+A kept preview has a mark of everything it was computed from: market, stakes, last bet, debts to set off, rules. If the
+mark of now is the same, the preview is current. If not, the preview says so, and a resolve with its hash is refused.
+Small markets are computed at once, large ones by a worker.
 """
 
 import hashlib
@@ -11,61 +11,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 
 import redis
 from django.core.cache import cache
 from django.db.models import Count, F, Max, Sum
 
-from markets import parimutuel
 from markets import pools as markets_pools
 from markets.models import NAIROBI, Bet, Market
 from payments.models import Recovery
-from payments.mpesa import tariff
 from payments.payouts import float_balance
 from payments.policy import Policy
-from payments.settlement import division, preview
+from payments.settlement import preview
+from payments.settlement.decision import Decision
 
 log = logging.getLogger(__name__)
 
+# Raise it when Preview or a dataclass inside it changes its fields, or when the same bets come to other figures (a
+# change of division, parimutuel or tariff code). Previews of another version are never read.
+VERSION = 1
 KEPT_SECONDS = 3_600
 ASKED_SECONDS = 60
-# What another version of the code kept is not read: it may have other fields, or other rules.
-_CODE = (preview, division, parimutuel, tariff)
-_VERSION = hashlib.sha256(b"".join(Path(str(part.__file__)).read_bytes() for part in _CODE)).hexdigest()
-# What is computed while somebody waits, in bets: a preview asks some questions however few there are.
+# Bets that may be computed while a person waits. A preview costs as much as ONE_PREVIEW bets, however few it has.
 AT_ONCE, ONE_PREVIEW = 40_000, 2_000
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What could be decided about a market; weights are percentages that sum to 100, empty for VOID."""
+class KeptPreview:
+    """The preview of a decision as it was at `at`. `preview` is None until a worker has computed it.
 
-    rule: parimutuel.Rule
-    weights: Mapping[str, Decimal]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a decision would do, as it was at `at`. `current`: nothing has moved since. No `seen`: not known yet."""
+    `current` says that nothing has moved since.
+    """
 
     decision: Decision
-    seen: preview.Preview | None
+    preview: preview.Preview | None
     at: datetime | None
     current: bool
 
 
-def looks(
+def previews(
     market: Market, decisions: Sequence[Decision], *, at: datetime, policy: Policy, patient: bool = False
-) -> list[Look]:
-    """What each decision would do: kept and current, or computed now, where that is quick (or the caller `patient`).
+) -> list[KeptPreview]:
+    """Return the preview of each decision: the kept one if it is current, or a new one if that is quick.
 
-    Late bets are those after `market.effective_close_at`. Where Redis is not reached, everything is computed now.
+    A `patient` caller waits for every preview. If Redis cannot be reached, every preview is computed now.
     Raises: parimutuel.UnknownOutcome; parimutuel.BadWeights; preview.FiguresDisagree.
     """
     pools = markets_pools.pools([market.pk]).get(market.pk, {})
     mark = _mark(market, pools, at, policy)
-    bets = sum(number for _, number in pools.values())
+    bets = sum(count for _, count in pools.values())
     keys = [_key(market, decision) for decision in decisions]
     try:
         kept = cache.get_many(keys)
@@ -73,30 +66,34 @@ def looks(
         log.warning("Redis not reached, previews are computed while somebody waits: %s", error)
         kept, patient = {}, True
     missing = sum(key not in kept or kept[key][0] != mark for key in keys)
-    now = patient or missing * (bets + ONE_PREVIEW) <= AT_ONCE
+    compute_now = patient or missing * (bets + ONE_PREVIEW) <= AT_ONCE
     reading = float_balance.latest() if kept else None
-    found = []
+    results = []
     for key, decision in zip(keys, decisions, strict=True):
-        old_mark, old_at, seen = kept.get(key, ("", None, None))
-        if old_mark != mark and now:
-            seen, old_mark, old_at = _computed(market, decision, key, mark, at, policy), mark, at
-        elif seen is not None and reading is not None:
-            # The float is not the market's: it is shown as it is last known.
-            seen = replace(seen, float_available=reading.amount, float_at=reading.read_at)
-        found.append(Look(decision, seen, old_at, old_mark == mark))
-    return found
+        kept_mark, computed_at, figures = kept.get(key, ("", None, None))
+        if kept_mark != mark and compute_now:
+            figures, kept_mark, computed_at = _computed(market, decision, key, mark, at, policy), mark, at
+        elif figures is not None and reading is not None:
+            # The float does not belong to the market, so the mark leaves it out: show the latest reading.
+            figures = replace(figures, float_available=reading.amount, float_at=reading.read_at)
+        results.append(KeptPreview(decision, figures, computed_at, kept_mark == mark))
+    return results
 
 
 def compute(market: Market, decision: Decision, *, at: datetime, policy: Policy) -> None:
-    """Compute what a decision would do and keep it, unless what is kept is current. Idempotent.
+    """Compute and keep the preview of a decision.
 
+    Idempotent: a kept preview that is current stays.
     Raises: parimutuel.UnknownOutcome; parimutuel.BadWeights; preview.FiguresDisagree.
     """
-    looks(market, [decision], at=at, policy=policy, patient=True)
+    previews(market, [decision], at=at, policy=policy, patient=True)
 
 
-def is_news(market: Market, decision: Decision) -> bool:
-    """Whether nobody has asked for this look within the last minute, so that a worker is asked once."""
+def first_request(market: Market, decision: Decision) -> bool:
+    """Record that a preview is requested; return whether this is the first request in the last minute.
+
+    So a page that asks again every two seconds asks a worker once.
+    """
     try:
         return bool(cache.add(_key(market, decision) + ":asked", 1, ASKED_SECONDS))
     except redis.RedisError:
@@ -104,35 +101,36 @@ def is_news(market: Market, decision: Decision) -> bool:
 
 
 def _computed(market: Market, decision: Decision, key: str, mark: str, at: datetime, policy: Policy) -> preview.Preview:
-    seen = preview.preview(market, rule=decision.rule, weights=decision.weights, at=at, policy=policy)
+    computed = preview.preview(market, decision, at=at, policy=policy)
     try:
-        cache.set(key, (mark, at, seen), KEPT_SECONDS)
+        cache.set(key, (mark, at, computed), KEPT_SECONDS)
         cache.delete(key + ":asked")
     except redis.RedisError as error:
         log.warning("Redis not reached, a preview is not kept: %s", error)
-    return seen
+    return computed
 
 
 def _key(market: Market, decision: Decision) -> str:
-    weights = sorted((outcome, str(weight)) for outcome, weight in decision.weights.items())
-    about = (_VERSION, market.pk, decision.rule, weights, market.effective_close_at)
-    return f"console:look:{hashlib.sha256(repr(about).encode()).hexdigest()}"
+    """Return the cache key of a preview. Reason and evidence move no money, so they are not in it."""
+    weights = sorted(decision.weights_as_text().items())
+    about = (VERSION, market.pk, decision.rule, weights, decision.closes_at(market))
+    return f"console:preview:{hashlib.sha256(repr(about).encode()).hexdigest()}"
 
 
 def _mark(market: Market, pools: Mapping[str, tuple[Decimal, int]], at: datetime, policy: Policy) -> str:
     last = Bet.objects.filter(market=market).aggregate(last=Max("pk"))["last"]
-    # Whoever owes, and how much of it is kept, moves what members get.
+    # A debt that is set off changes the amount that a member gets.
     debts = Recovery.objects.filter(decision=Recovery.Decision.SET_OFF).aggregate(
         count=Count("pk"), last=Max("decided_at"), left=Sum(F("amount") - F("recovered") - F("written_off"))
     )
-    on = at.astimezone(NAIROBI).date()  # The tariff is the day's, and so is M-Pesa's limit.
+    day = at.astimezone(NAIROBI).date()  # The tariff and M-Pesa's limit are those of a day.
     about = (
         sorted(pools.items()),
         last,
         market.running_outcomes,
         market.platform_fee_pct,
         sorted(debts.items(), key=str),
-        on,
+        day,
         policy,
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()

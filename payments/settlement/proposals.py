@@ -1,34 +1,36 @@
-"""Decisions that take two people: what the first one proposes waits, unchanged, for the second one's approval.
+"""Proposals: decisions on large pools that wait for a second person.
 
-approvals.py carries an approved one out; resolutions.py and undo.py make a proposal where the pool demands it.
+`resolutions` and `undo` make a proposal if the pool demands one. `approvals` carries out an approved proposal.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import cast
 
+from markets import parimutuel
 from markets.models import Market
 from payments.models import Proposal
+from payments.settlement.decision import Decision, Evidence
 from users import audit
 from users.refusal import Refusal
 
 
 class ProposalWaits(Refusal):
-    """A decision on the market is proposed, and waits for its approval."""
+    """A proposal on the market already waits for approval."""
 
 
 class PersonNeeded(Refusal):
-    """A proposal is made by a member of staff; a second one approves it."""
+    """Only a member of staff may make or approve a proposal."""
 
 
 class PreviewMoved(Refusal):
-    """The numbers are not those that were seen: nothing was decided."""
+    """The figures differ from the preview that was seen. Nothing was decided."""
 
 
 @dataclass(frozen=True)
 class Proposed:
-    """A decision that waits for a second person, who approves it by the same hash."""
+    """A proposal that waits for a second person, who approves it with the same hash."""
 
     proposal_id: int
     market_id: int
@@ -37,7 +39,10 @@ class Proposed:
 
 
 def refuse_while_one_waits(market: Market) -> None:
-    """Raises: ProposalWaits."""
+    """Refuse a new decision while a proposal on the market is open.
+
+    Raises: ProposalWaits.
+    """
     waiting = market.proposals.filter(state=Proposal.State.OPEN).first()
     if waiting is not None:
         raise ProposalWaits(f"Proposal {waiting.pk} on market {market.pk} waits: approve or reject it first.")
@@ -46,41 +51,38 @@ def refuse_while_one_waits(market: Market) -> None:
 def make(
     market: Market,
     *,
-    kind: Proposal.Kind,
+    decision: Decision | None,
+    reason: str,
     preview_hash: str,
     pool: Decimal,
     by: audit.Actor,
     at: datetime,
-    rule: str = "",
-    weights: Mapping[str, Decimal] | None = None,
-    reason: str = "",
-    evidence_url: str = "",
-    evidence_note: str = "",
-    effective_close_at: datetime | None = None,
 ) -> Proposed:
-    """Write a proposal down, in the caller's transaction, which has the market locked. An OPEN market is closed by it.
+    """Record a proposal to take `decision`, or to undo the settlement if it is None.
 
-    So the numbers stand until it is decided.
+    Runs in the caller's transaction, which has locked the market. It closes an OPEN market, so that no further bet
+    changes the figures before the second person decides.
     Raises: PersonNeeded.
     """
     if by.user_id is None:
         raise PersonNeeded("With a pool of this size it takes two members of staff: propose it as one of them.")
     was = market.status
-    proposal = Proposal.objects.create(
+    proposal = Proposal(
         market=market,
-        kind=kind,
-        rule=rule,
-        weights={outcome: str(weight) for outcome, weight in (weights or {}).items()},
+        kind=Proposal.Kind.UNDO,
         reason=reason,
-        evidence_url=evidence_url,
-        evidence_note=evidence_note,
-        effective_close_at=effective_close_at,
         preview_hash=preview_hash,
         pool=pool,
         closed_market=was == Market.Status.OPEN,
         proposed_by_id=by.user_id,
         proposed_at=at,
     )
+    if decision is not None:
+        proposal.kind = Proposal.Kind.RESOLVE
+        proposal.rule, proposal.weights = decision.rule, decision.weights_as_text()
+        proposal.evidence_url, proposal.evidence_note = decision.evidence.url, decision.evidence.note
+        proposal.effective_close_at = decision.closes_at(market)
+    proposal.save(force_insert=True)
     if proposal.closed_market:
         market.status = Market.Status.CLOSED
         market.save(update_fields=["status"])
@@ -89,8 +91,25 @@ def make(
         by=by,
         subject=f"market:{market.pk}",
         before={"status": was},
-        after={"status": market.status, "proposal": proposal.pk, "kind": kind, "rule": rule, "preview": preview_hash},
+        after={
+            "status": market.status,
+            "proposal": proposal.pk,
+            "kind": proposal.kind,
+            "rule": proposal.rule,
+            "preview": preview_hash,
+        },
         at=at,
         reason=reason,
     )
-    return Proposed(proposal.pk, market.pk, kind, preview_hash)
+    return Proposed(proposal.pk, market.pk, proposal.kind, preview_hash)
+
+
+def decision_of(proposal: Proposal) -> Decision:
+    """Return the decision that a proposal to resolve or void a market would take."""
+    return Decision(
+        rule=cast(parimutuel.Rule, proposal.rule),
+        weights={outcome: Decimal(weight) for outcome, weight in proposal.weights.items()},
+        reason=proposal.reason,
+        evidence=Evidence(url=proposal.evidence_url, note=proposal.evidence_note),
+        effective_close_at=proposal.effective_close_at,
+    )

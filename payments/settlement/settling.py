@@ -1,12 +1,13 @@
-"""Dividing a resolved market's pool: set-based, resumable at any line, frozen before the first bet is touched.
+"""Settling: divide a resolved market's pool and book it, in set-based steps that can be resumed at any line.
 
-`resolutions.resolve` declares the outcome and opens a Settlement. `settle` takes it from there in steps that each leave
-the books whole: freeze the totals and the rule's numbers; write the verdict and dividend of each bet; write each
-member's Transactions and transfers; take the fee and close. A market of up to one chunk settles in one transaction; a
-larger one a chunk at a time, and nothing of it can be sent before the last step commits.
+`resolutions.resolve` declares the outcome and opens a Settlement. `settle` continues in steps that each keep the books
+in balance. It freezes the totals and the rule's parameters before it touches a bet. It writes each bet's result and
+dividend, then each member's Transactions and transfers. Then it takes the fee and closes the market. A market of up to
+one chunk settles in one transaction. A larger one settles a chunk at a time, and none of it can be sent before the
+last step commits.
 
-What it comes to is division.py's, which the preview of it asks too. A scratched outcome's stakes go back by a run of
-their own while the market goes on; runs of one market are settled in the order of their numbers.
+`division` computes the figures, and a preview uses the same code. The stakes on a scratched outcome go back in a
+settlement of that outcome alone, while the market goes on. Settlements of one market are settled in number order.
 """
 
 import logging
@@ -21,7 +22,7 @@ from django.db.models import QuerySet, Sum
 
 from markets import locks, parimutuel
 from markets.models import Bet, Market
-from payments import failpoints
+from payments import failpoints, named_sql
 from payments.ledger import journal, receivables
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
@@ -30,19 +31,21 @@ from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
-# Bets from outside are booked so many in a statement.
+# Stakes of bets made through the ORM that one statement books.
 OUTSIDE_BETS = 100_000
-# In chunks, the members of so many bets are booked in one transaction: their wallets are locked until it commits.
+# Bets whose members one transaction books, if a market settles in chunks: it locks their wallets until it commits.
 BETS_WHOSE_WALLETS_WAIT = 5_000
+LARGEST_ID = 2**62
+_SQL = named_sql.beside(__file__)
 
 
 class BooksDisagree(Refusal):
-    """What a settlement would book does not add up. Nothing of the step was booked; an engineer must look."""
+    """The amounts of a step do not add up. Nothing of the step was booked; an engineer must look at it."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one call of `settle` left behind. `to_send` are the first payouts that may leave now, at most 20."""
+    """The state after one call of `settle`. `to_send` holds the first payouts that may leave now, at most 20."""
 
     found: bool
     settled: bool
@@ -51,11 +54,11 @@ class Progress:
 
 
 def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> Progress:
-    """Divide a resolved market's pool and book it, as far as `keep_going` allows; call again to go on.
+    """Divide a resolved market's pool and book it as far as `keep_going` allows. Call it again to go on.
 
-    Idempotent: a market that is settled, or not resolved, is left as it is. Safe to kill at any line.
+    Idempotent: skips a market that is settled or not resolved. Safe to kill at any line.
     Locks: Market, Settlement, then a chunk of Bets by id, then of Recoveries and of wallets by id.
-    Raises: BooksDisagree, and the step that found it books nothing.
+    Raises: BooksDisagree; the step that raises it books nothing.
     """
     with transaction.atomic(durable=True):
         settlement = _locked_settlement(market_id)
@@ -81,15 +84,13 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
         return Progress(found=True, settled=False)
     if settlement.release_at is None or settlement.release_at > at:
         return Progress(found=True, settled=True)
-    sendable = Transaction.objects.filter(
-        settlement=settlement, status=Transaction.Status.PENDING, due_at__lte=at
-    ).order_by("pk")
-    first = tuple(sendable.values_list("pk", flat=True)[:21])
+    due = Transaction.objects.filter(settlement=settlement, status=Transaction.Status.PENDING, due_at__lte=at)
+    first = tuple(due.order_by("pk").values_list("pk", flat=True)[:21])
     return Progress(found=True, settled=True, to_send=first[:20], more_to_send=len(first) > 20)
 
 
 def to_settle(limit: int) -> list[int]:
-    """Ids of the markets that are resolved and not settled yet, oldest first."""
+    """Return the ids of the markets that are resolved and not settled yet, oldest first."""
     waiting = _waiting().order_by("pk").values_list("market_id", flat=True)[:limit]
     return list(dict.fromkeys(waiting))
 
@@ -100,16 +101,15 @@ def _waiting() -> QuerySet[Settlement]:
 
 def _locked_settlement(market_id: int) -> Settlement | None:
     market = locks.locked_market(market_id)
-    settlement = (
-        _waiting().filter(market=market).order_by("number").select_for_update(no_key=True, of=("self",)).first()
-    )
+    waiting = _waiting().filter(market=market).order_by("number")
+    settlement = waiting.select_for_update(no_key=True, of=("self",)).first()
     if settlement is not None:
         settlement.market = market
     return settlement
 
 
 def _freeze(settlement: Settlement, at: datetime) -> None:
-    """Write down the totals, the funds and the cutoffs; from here on the division is only carried out."""
+    """Record the totals, the funds and the cutoffs. Later steps only carry this division out."""
     market = settlement.market
     staked = division.staked(market)
     _book_bets_from_outside(market, staked, at)
@@ -147,34 +147,25 @@ def _freeze(settlement: Settlement, at: datetime) -> None:
 
 
 def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetime) -> None:
-    """Book the bets that were made straight through the ORM: their stakes came from outside the books, from `opening`.
+    """Book the stakes of bets that were made straight through the ORM, from `opening`.
 
-    In production such a bet cannot be made (a trigger refuses it), so a difference there is an error.
+    In production a trigger refuses such a bet, so a difference there is an error.
+    Raises: BooksDisagree.
     """
     account = journal.pool(market.pk)
     held = stakes_held(market, staked)
     if journal.balance(account) == held:
         return
     ids = journal.open_accounts([journal.OPENING, account])
-    span: dict[str, Any] = {"opening": ids[journal.OPENING], "pool": ids[account], "market": market.pk, "at": at}
-    # A statement for each chunk: none of them runs into its time limit. Its plan may not depend on statistics that do
-    # not know these rows yet: looking each bet up in the whole ledger by a nested loop takes hours.
+    parameters = {"opening": ids[journal.OPENING], "pool": ids[account], "market": market.pk, "at": at}
+    # One statement a chunk, so that none runs into its time limit. The statistics do not know these rows yet, and a
+    # nested loop would look each bet up in the whole ledger, which takes hours.
     _execute("SET LOCAL enable_nestloop = off", {})
     low: int | None = 0
     while low is not None:
         ids_of = Bet.objects.filter(market=market, pk__gt=low).order_by("pk").values_list("pk", flat=True)
         high = next(iter(ids_of[OUTSIDE_BETS - 1 : OUTSIDE_BETS]), None)
-        _execute(
-            """
-            INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
-            SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
-            WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s
-              AND current_setting('kasoko.production', true) IS DISTINCT FROM 'on'
-              AND NOT EXISTS (SELECT FROM payments_transfer t WHERE t.credit_id = %(pool)s AND t.key = 'stake:' || b.id)
-            ORDER BY b.id
-            """,
-            span | {"low": low, "high": high or 2**62},
-        )
+        _execute(_SQL["book_outside_stakes"], parameters | {"low": low, "high": high or LARGEST_ID})
         low = high
     _execute("SET LOCAL enable_nestloop = DEFAULT", {})
     booked = journal.balance(account)
@@ -183,21 +174,21 @@ def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetim
 
 
 def stakes_held(market: Market, staked: division.Staked) -> Decimal:
-    """What the pool must hold before the market is decided: every stake but those that a scratch has given back."""
-    runs = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
-    given_back = set(runs.values_list("scratched", flat=True))
+    """Return the amount that the pool must hold before the market is decided: all stakes that no scratch gave back."""
+    scratches = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
+    given_back = set(scratches.values_list("scratched", flat=True))
     return sum((total for outcome, (total, _) in staked.items() if outcome not in given_back), journal.ZERO)
 
 
 def _outcomes(settlement: Settlement) -> list[str]:
-    """The outcomes whose bets this run decides; bets on the others have their stakes back, or keep waiting."""
+    """Return the outcomes whose bets this settlement decides. Other bets have their stakes back, or still wait."""
     if settlement.rule == Settlement.Rule.SCRATCH:
         return [settlement.scratched]
     return list(settlement.market.running_outcomes)
 
 
 def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
-    """Do the next piece of work and say whether it was the last."""
+    """Take the next step and return whether it was the last."""
     if not settlement.bets_divided:
         _divide_bets(settlement, chunk)
     elif _book_members(settlement, at=at, policy=policy, chunk=chunk):
@@ -207,123 +198,101 @@ def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | 
 
 
 def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
-    """Write result and dividend of the next `chunk` bets by id (all for None), in one statement whatever the size."""
-    low, high = settlement.last_bet_id, 2**62
+    """Write the result and dividend of the next `chunk` bets by id, or of all bets if `chunk` is None."""
+    low, high = settlement.last_bet_id, LARGEST_ID
     if chunk is not None:
         ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
         high = next(iter(ids[chunk - 1 : chunk]), high)
     outcomes = _outcomes(settlement)
-    these = "b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s"
-    back = f"""
+    chosen = "b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s"
+    refund = f"""
         UPDATE markets_bet b SET result = 'REFUNDED', payout = amount
-        WHERE {these} AND b.outcome = ANY (%(outcomes)s)"""  # noqa: S608 - our own words
-    span: dict[str, Any] = {"market": settlement.market_id, "low": low, "high": high, "outcomes": outcomes}
+        WHERE {chosen} AND b.outcome = ANY (%(outcomes)s)"""  # noqa: S608 - fixed text
+    parameters = {"market": settlement.market_id, "low": low, "high": high, "outcomes": outcomes}
     if settlement.refund:
-        settlement.bets_done += _execute(back, span)
+        settlement.bets_done += _execute(refund, parameters)
     else:
         in_time = ""
         if settlement.late_refund:
-            span["closed_at"] = settlement.effective_close_at
+            parameters["closed_at"] = settlement.effective_close_at
             in_time = "AND b.placed_at <= %(closed_at)s"
-            settlement.bets_done += _execute(f"{back} AND b.placed_at > %(closed_at)s", span)
+            settlement.bets_done += _execute(f"{refund} AND b.placed_at > %(closed_at)s", parameters)
         settlement.bets_done += _execute(
             f"""
             UPDATE markets_bet b SET result = CASE WHEN f.won THEN 'WON' ELSE 'LOST' END, payout = {division.DIVIDEND}
-            FROM {division.FUNDS} WHERE {these} AND b.outcome = f.outcome {in_time}
-            """,  # noqa: S608 - our own words
-            span | division.fund_rows(settlement.funds, outcomes),
+            FROM {division.FUNDS} WHERE {chosen} AND b.outcome = f.outcome {in_time}
+            """,  # noqa: S608 - fixed text
+            parameters | division.fund_rows(settlement.funds, outcomes),
         )
     settlement.last_bet_id = high
-    settlement.bets_divided = high == 2**62
+    settlement.bets_divided = high == LARGEST_ID
     settlement.save(update_fields=["last_bet_id", "bets_divided", "bets_done"])
 
 
 def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
-    """Write the Transactions and transfers of the next members by id, and say whether none is left after them.
+    """Write the Transactions and transfers of the next members by id, and return whether they were the last.
 
-    In chunks, the members of at most BETS_WHOSE_WALLETS_WAIT bets at a time; wallets are locked by the last statement.
-    What goes by M-Pesa and what to the wallet is division.py's. Refunds go to the wallet they came from. A member who
-    owes from an earlier settlement, and whose debt is to be set off, leaves a part of the dividend.
+    In chunks, it books the members of at most BETS_WHOSE_WALLETS_WAIT bets. Its last statement locks the wallets.
+    `allocation` divides a dividend between M-Pesa and the wallet. Refunds go to the wallet. If a debt is to be set
+    off, a part of the member's dividend stays with us.
     """
     accounts = journal.open_accounts([journal.pool(settlement.market_id), journal.PAYABLE])
-    span: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "settlement": settlement.pk,
         "market": settlement.market_id,
         "outcomes": _outcomes(settlement),
         "low": settlement.last_user_id,
-        "bets": 2**62 if chunk is None else min(chunk, BETS_WHOSE_WALLETS_WAIT),
+        "bets": LARGEST_ID if chunk is None else min(chunk, BETS_WHOSE_WALLETS_WAIT),
         "at": at,
         "min": policy.min_amount,
         "max": policy.max_amount,
         "pool": accounts[journal.pool(settlement.market_id)],
         "payable": accounts[journal.PAYABLE],
     }
-    back = {"type": Transaction.Type.REFUND, "result": Bet.Result.REFUNDED, "by_mpesa": False}
-    kept: list[receivables.SetOff] = []
+    refund = {"type": Transaction.Type.REFUND, "result": Bet.Result.REFUNDED, "by_mpesa": False}
+    set_offs: list[receivables.SetOff] = []
     if settlement.refund:
-        bets, high, members = _owe(span | back, kept)
+        bets, high, members = _create_transactions(parameters | refund, set_offs)
     else:
         if receivables.any_to_set_off():
-            kept = receivables.to_set_off(_dividends_of_debtors(span))
+            set_offs = receivables.to_set_off(_dividends_of_debtors(parameters))
         by_mpesa = policy.destination == Transaction.Destination.MPESA
-        won = {"type": Transaction.Type.PAYOUT, "result": Bet.Result.WON, "by_mpesa": by_mpesa}
-        bets, high, members = _owe(span | won, kept)
+        payout = {"type": Transaction.Type.PAYOUT, "result": Bet.Result.WON, "by_mpesa": by_mpesa}
+        bets, high, members = _create_transactions(parameters | payout, set_offs)
         if settlement.late_refund:
-            members += _owe(span | back, [])[2]
-    span["high"] = high
-    _execute(
-        """
-        INSERT INTO payments_ledgeraccount (code, kind, user_id)
-        SELECT DISTINCT 'wallet:' || t.user_id, 'wallet', t.user_id FROM payments_transaction t
-        WHERE t.settlement_id = %(settlement)s AND t.destination = 'wallet' AND t.user_id > %(low)s
-          AND t.user_id <= %(high)s
-          AND NOT EXISTS (SELECT FROM payments_ledgeraccount a WHERE a.kind = 'wallet' AND a.user_id = t.user_id)
-        ORDER BY 3 ON CONFLICT (code) DO NOTHING
-        """,
-        span,
-    )
+            members += _create_transactions(parameters | refund, [])[2]
+    parameters["high"] = high
+    _execute(_SQL["open_wallets"], parameters)
     settlement.last_user_id = high
     settlement.members_done += members
     settlement.save(update_fields=["last_user_id", "members_done"])
-    # What the foreign keys have to say is said now, and not at the commit, while wallets are locked.
+    # Check foreign keys now: at commit time the wallets are already locked.
     _execute("SET CONSTRAINTS ALL IMMEDIATE", {})
-    _execute(
-        """
-        INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
-        SELECT CASE t.destination WHEN 'mpesa' THEN 'payout:' ELSE 'wallet:' END || t.id, %(pool)s,
-            coalesce(a.id, %(payable)s), t.amount, CASE t.destination WHEN 'mpesa' THEN 'payout' ELSE 'wallet' END,
-            %(at)s, t.id
-        FROM payments_transaction t
-        LEFT JOIN payments_ledgeraccount a
-          ON a.kind = 'wallet' AND a.user_id = CASE t.destination WHEN 'wallet' THEN t.user_id END
-        WHERE t.settlement_id = %(settlement)s AND t.user_id > %(low)s AND t.user_id <= %(high)s
-        ORDER BY t.id
-        """,
-        span,
-    )
-    receivables.set_off(settlement.pk, kept, at=at)
-    return bool(bets < span["bets"])
+    _execute(_SQL["book_transfers"], parameters)
+    receivables.set_off(settlement.pk, set_offs, at=at)
+    return bool(bets < parameters["bets"])
 
 
-# The bets of the next members by id, and of no member only a part.
-_THESE = """these AS MATERIALIZED (
+# The bets of the next members by id. WITH TIES keeps all bets of a member in one chunk.
+_CHOSEN = """chosen AS MATERIALIZED (
         SELECT user_id, result, payout FROM markets_bet
         WHERE market_id = %(market)s AND user_id > %(low)s AND outcome = ANY (%(outcomes)s)
         ORDER BY user_id FETCH FIRST %(bets)s ROWS WITH TIES
     )"""
-_WON = "SELECT user_id, sum(payout) AS amount FROM these WHERE payout > 0 AND result = %(result)s GROUP BY user_id"
+_WON = "SELECT user_id, sum(payout) AS amount FROM chosen WHERE payout > 0 AND result = %(result)s GROUP BY user_id"
 
 
-def _owe(span: dict[str, Any], kept: list[receivables.SetOff]) -> tuple[int, int, int]:
-    """Write the Transactions of one type for the next members: how many bets, the last member's id, how many members.
+def _create_transactions(parameters: dict[str, Any], set_offs: list[receivables.SetOff]) -> tuple[int, int, int]:
+    """Create the Transactions of one type for the next members.
 
-    Strong random numbers a statement, and from them a public id and the eight hex digits of each row: drawing them row
-    by row costs as much as writing the row. A member's digits count on from one drawn start: of 32,767 tranches with
-    digits drawn one by one, two would be alike one time in eight.
+    Returns the count of their bets, the last member's id, and the count of members. Each statement draws strong random
+    numbers once and derives each row's public id and eight hex digits from them, because drawing a row's own costs as
+    much as writing the row. The digits of a member's tranches count up from one start: if each of 32,767 tranches drew
+    its own, two would be equal one time in eight.
     """
     bets, high, members = _row(
         f"""
-        WITH {_THESE}, {allocation.due(_WON, debtors=bool(kept))}, seed AS MATERIALIZED (
+        WITH {_CHOSEN}, {allocation.due(_WON, debtors=bool(set_offs))}, seed AS MATERIALIZED (
             SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn,
                 ('x' || translate(gen_random_uuid()::text, '-', ''))::bit(64)::bigint AS salt
         ), drawn AS (
@@ -341,57 +310,53 @@ def _owe(span: dict[str, Any], kept: list[receivables.SetOff]) -> tuple[int, int
                 member.phone_number, %(at)s, '', '', %(at)s,
                 CASE drawn.destination WHEN 'wallet' THEN %(at)s::timestamptz END
             FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
-            WHERE member.id > %(low)s AND member.id <= (SELECT max(user_id) FROM these)
+            WHERE member.id > %(low)s AND member.id <= (SELECT max(user_id) FROM chosen)
             ORDER BY drawn.user_id, drawn.destination, drawn.tranche
         )
-        SELECT count(*), coalesce(max(user_id), %(low)s), (SELECT count(*) FROM won) FROM these
-        """,  # noqa: S608 - our own words
-        span | receivables.by_member(kept),
+        SELECT count(*), coalesce(max(user_id), %(low)s), (SELECT count(*) FROM won) FROM chosen
+        """,  # noqa: S608 - fixed text
+        parameters | receivables.by_member(set_offs),
     )
     return bets, high, members
 
 
-def _dividends_of_debtors(span: dict[str, Any]) -> dict[int, Decimal]:
+def _dividends_of_debtors(parameters: dict[str, Any]) -> dict[int, Decimal]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
-            WITH {_THESE}, won AS ({_WON})
+            WITH {_CHOSEN}, won AS ({_WON})
             SELECT user_id, amount FROM won
             WHERE user_id IN (SELECT user_id FROM payments_recovery WHERE decision = 'SET_OFF')
-            """,  # noqa: S608 - our own words
-            span | {"result": Bet.Result.WON},
+            """,  # noqa: S608 - fixed text
+            parameters | {"result": Bet.Result.WON},
         )
         return dict(cursor.fetchall())
 
 
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
-    """Take the fee, check that the pool is empty to the cent, and close the market; a scratch leaves it as it is."""
-    market = settlement.market
-    fee = settlement.fee or journal.ZERO
+    """Take the fee, check that the pool is empty to the cent, and close the market. A scratch leaves it open.
+
+    Raises: BooksDisagree.
+    """
+    market, scratch = settlement.market, settlement.rule == Settlement.Rule.SCRATCH
+    pool, fee = journal.pool(market.pk), settlement.fee or journal.ZERO
     if fee > 0:
-        journal.post(
-            [
-                journal.Entry(
-                    f"fee:{settlement.pk}", debit=journal.pool(market.pk), credit=journal.FEE_INCOME, amount=fee
-                )
-            ],
-            at=at,
-        )
+        entry = journal.Entry(f"fee:{settlement.pk}", debit=pool, credit=journal.FEE_INCOME, amount=fee)
+        journal.post([entry], at=at)
     owed = (settlement.net or journal.ZERO) + (settlement.late_refund or journal.ZERO)
     paid = Transaction.objects.filter(settlement=settlement).aggregate(total=Sum("amount"))["total"] or journal.ZERO
     settlement.state = Settlement.State.SETTLED
     settlement.settled_at, settlement.release_at = at, at + policy.hold_for(settlement.pool or journal.ZERO)
     settlement.release_open = not policy.canary
-    if settlement.rule == Settlement.Rule.SCRATCH:
+    if scratch:
         settlement.release_at, settlement.release_open = at, True
     settlement.save(update_fields=["state", "settled_at", "release_at", "release_open"])
-    if settlement.rule == Settlement.Rule.SCRATCH:
-        _book_bets_from_outside(
-            market, division.staked(market), at
-        )  # It checks the pool against the stakes that stay, too.
+    if scratch:
+        # This also checks the pool against the stakes that stay.
+        _book_bets_from_outside(market, division.staked(market), at)
         left = journal.ZERO
     else:
-        left = journal.balance(journal.pool(market.pk))
+        left = journal.balance(pool)
         void = settlement.rule == Settlement.Rule.VOID
         market.status = Market.Status.VOID if void else Market.Status.SETTLED
         market.settled_at = at
@@ -403,13 +368,13 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
     log.info("Settled market %s: paid_out=%.2f, platform_fee=%.2f", market.pk, paid, fee)
 
 
-def _execute(sql: str, numbers: dict[str, Any]) -> int:
+def _execute(sql: str, parameters: dict[str, Any]) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(sql, numbers)
+        cursor.execute(sql, parameters)
         return cursor.rowcount
 
 
-def _row(sql: str, numbers: dict[str, Any]) -> tuple[Any, ...]:
+def _row(sql: str, parameters: dict[str, Any]) -> tuple[Any, ...]:
     with connection.cursor() as cursor:
-        cursor.execute(sql, numbers)
+        cursor.execute(sql, parameters)
         return cursor.fetchone()

@@ -1,7 +1,6 @@
 """The second person's word on what was proposed for a market, and taking back: withdraw, undo, scratch an outcome."""
 
 from collections.abc import Callable
-from decimal import Decimal
 from typing import cast
 
 from django.http import Http404, HttpRequest
@@ -11,7 +10,6 @@ from django.utils import timezone
 
 from api.console import page, paging
 from api.console.pages import resolve
-from markets import parimutuel
 from markets.models import Market
 from payments import wiring
 from payments.models import Proposal
@@ -31,11 +29,11 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     look = None
     if found.kind == Proposal.Kind.RESOLVE:
         look = _figures_now(found, patient=request.method == "POST")
-        if look.seen is None:
+        if look.preview is None:
             return resolve.being_computed(
                 request, f"Approve proposal {found.pk}", reverse("admin:market", args=[market.pk])
             )
-    now = look.seen if look is not None else None
+    now = look.preview if look is not None else None
     own = found.proposed_by_id == request.user.pk
     question = page.Question(
         title=f"Approve proposal {found.pk}",
@@ -111,13 +109,12 @@ def _proposed_words(found: Proposal) -> str:
     return f"{found.proposed_by} proposes to {what}." + (f" Evidence: {evidence}" if evidence else "")
 
 
-def _figures_now(found: Proposal, *, patient: bool) -> preview_cache.Look:
+def _figures_now(found: Proposal, *, patient: bool) -> preview_cache.KeptPreview:
     market = found.market
     market.effective_close_at = found.effective_close_at
-    weights = {outcome: Decimal(weight) for outcome, weight in found.weights.items()}
-    decision = preview_cache.Decision(cast(parimutuel.Rule, found.rule), weights)
-    (look,) = resolve.looked(market, [decision], at=timezone.now(), patient=patient)
-    return look
+    decision = proposals.decision_of(found)
+    (kept,) = resolve.latest_previews(market, [decision], at=timezone.now(), patient=patient)
+    return kept
 
 
 # --- taking back -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from api.console import page, paging
 from markets.models import NAIROBI, Market
 from payments.ledger import receivables
 from payments.models import Proposal, Settlement
-from payments.settlement import market_overview, undo
+from payments.settlement import market_overview, status
 
 TABS = {
     "due": "To resolve",
@@ -61,15 +61,19 @@ def markets(request: HttpRequest) -> HttpResponse:
 def market(request: HttpRequest, market_id: int) -> HttpResponse:
     found = _found(market_id)
     at = timezone.now()
-    run = undo.deciding_run(found)
-    held = run is not None and run.release_at is not None and run.release_at > at
-    settled = run is not None and run.state == Settlement.State.SETTLED and run.rule != Settlement.Rule.VOID
-    pending = run is not None and run.state == Settlement.State.PENDING
+    settlement = status.deciding_settlement(found.pk)
+    held = settlement is not None and settlement.release_at is not None and settlement.release_at > at
+    settled = (
+        settlement is not None
+        and settlement.state == Settlement.State.SETTLED
+        and settlement.rule != Settlement.Rule.VOID
+    )
+    pending = settlement is not None and settlement.state == Settlement.State.PENDING
     proposal = found.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
     context = {
         "title": f"Market {found.pk}",
         "proposal": proposal,
-        "release_at": run.release_at if run is not None and held and settled else None,
+        "release_at": settlement.release_at if settlement is not None and held and settled else None,
         "can_withdraw": pending or (settled and held),
         "can_undo": settled and not held and proposal is None,
         "can_scratch": found.status == "OPEN" and found.end_date > at and len(found.running_outcomes) > 2,

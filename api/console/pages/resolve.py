@@ -6,6 +6,7 @@ seen is what is done: the preview's hash goes with the form, and a number that h
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -25,6 +26,7 @@ from markets import parimutuel
 from markets.models import NAIROBI, Market
 from payments import wiring
 from payments.settlement import preview, preview_cache, proposals, resolutions
+from payments.settlement.decision import VOID_REASONS, BadCloseTime, Decision, Evidence
 from users.refusal import Refusal
 
 VOID_WORDS = {
@@ -55,15 +57,15 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
     """Step one: what each decision would do, side by side."""
     market = undecided(market_id)
     at, policy = timezone.now(), wiring.policy()
-    found = looked(market, [preview_cache.Decision(rule, weights) for rule, weights in preview.choices(market)], at=at)
+    previews = latest_previews(market, preview.choices(market), at=at)
     context = {
         "title": f"Resolve market {market.pk}",
         "market": market,
-        "looks": [(_name(one.decision), _value(one.decision), one) for one in found],
-        "unknown": [one for one in found if one.seen is None],
-        "moved": [one for one in found if not one.current],
-        "oldest": min((one.at for one in found if one.at is not None), default=None),
-        "float": next((one.seen for one in found if one.seen is not None), None),
+        "previews": [(_name(kept.decision), _value(kept.decision), kept) for kept in previews],
+        "unknown": [kept for kept in previews if kept.preview is None],
+        "moved": [kept for kept in previews if not kept.current],
+        "oldest": min((kept.at for kept in previews if kept.at is not None), default=None),
+        "float": next((kept.preview for kept in previews if kept.preview is not None), None),
         "approval_above": policy.approval_above,
         "stake_of_mine": market.bets.filter(user=request.user.pk).exists(),
         "early": market.end_date > at,
@@ -118,13 +120,14 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
         return HttpResponseRedirect(reverse("admin:market_choose", args=[market.pk]))
     at, policy = timezone.now(), wiring.policy()
     ended, problem = _moment(asked.get("ended", ""))
-    if ended is not None and ended <= at:
-        market.effective_close_at = ended
-    (look,) = looked(market, [decision], at=at, patient=request.method == "POST")
-    if look.seen is None:
+    decision = replace(decision, effective_close_at=ended)
+    # An end that lies ahead is refused below; the page shows the figures without it.
+    previewed = decision if ended is None or ended <= at else replace(decision, effective_close_at=None)
+    (kept,) = latest_previews(market, [previewed], at=at, patient=request.method == "POST")
+    if kept.preview is None:
         back = reverse("admin:market_choose", args=[market.pk])
         return being_computed(request, f"Market {market.pk}: {_sentence(decision)}", back)
-    seen = look.seen
+    seen = kept.preview
     pool = Decimal(seen.figures.division.pool + seen.figures.division.late_refund) / 100
     two = policy.needs_approval(pool)
     question = page.Question(
@@ -138,7 +141,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
         template="console/decide.html",
         more={
             "market": market,
-            "look": look,
+            "look": kept,
             "seen": seen,
             "decision": f"{kind}:{rest}",
             "hash": seen.figures.preview_hash,
@@ -148,7 +151,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
     def act(answers: dict[str, str]) -> str:
         if problem:
-            raise resolutions.BadCloseTime(problem)
+            raise BadCloseTime(problem)
         if answers.get("evidence_url"):
             try:
                 URLValidator(schemes=["http", "https"])(answers["evidence_url"])
@@ -156,14 +159,14 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
                 raise NotAnAddress("The evidence's address must begin with http:// or https://.") from None
         done = resolutions.resolve(
             market_id=market.pk,
-            rule=decision.rule,
-            weights=decision.weights,
+            decision=replace(
+                decision,
+                reason=answers.get("reason", ""),
+                evidence=Evidence(url=answers.get("evidence_url", ""), note=answers.get("evidence_note", "")),
+            ),
             by=page.actor(request),
             at=timezone.now(),
             policy=policy,
-            reason=answers.get("reason", ""),
-            grounds=resolutions.Grounds(url=answers.get("evidence_url", ""), note=answers.get("evidence_note", "")),
-            effective_close_at=ended,
             preview_hash=request.POST.get("hash", ""),
         )
         return _said(done)
@@ -182,7 +185,7 @@ def _said(done: resolutions.Resolved | proposals.Proposed) -> str:
 def _fields(kind: str, ended: str) -> list[page.Field]:
     fields = []
     if kind == VOID:
-        choices = [("", "choose"), *((reason, VOID_WORDS[reason]) for reason in resolutions.VOID_REASONS)]
+        choices = [("", "choose"), *((reason, VOID_WORDS[reason]) for reason in VOID_REASONS)]
         fields.append(page.Field("reason", "Void because", choices=choices))
     else:
         fields += [
@@ -227,20 +230,21 @@ def will(seen: preview.Preview, *, two: bool, hold: timedelta = timedelta(0)) ->
     return sentences
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- previews --------------------------------------------------------------------------------------------------------
 
 
-def looked(
-    market: Market, decisions: Sequence[preview_cache.Decision], *, at: datetime, patient: bool = False
-) -> list[preview_cache.Look]:
-    """What the decisions would do, as far as it is known; a worker is asked for what is not, or not any more."""
-    found = preview_cache.looks(market, decisions, at=at, policy=wiring.policy(), patient=patient)
-    ended = market.effective_close_at.isoformat() if market.effective_close_at else ""
-    for one in found:
-        if not one.current and preview_cache.is_news(market, one.decision):
-            weights = {outcome: str(weight) for outcome, weight in one.decision.weights.items()}
-            wiring.hint(wiring.COMPUTE_PREVIEW, market.pk, one.decision.rule, weights, ended)
-    return found
+def latest_previews(
+    market: Market, decisions: Sequence[Decision], *, at: datetime, patient: bool = False
+) -> list[preview_cache.KeptPreview]:
+    """Return the known previews of the decisions, and ask a worker to compute those that are missing or old."""
+    previews = preview_cache.previews(market, decisions, at=at, policy=wiring.policy(), patient=patient)
+    for kept in previews:
+        decision = kept.decision
+        if not kept.current and preview_cache.first_request(market, decision):
+            closes_at = decision.closes_at(market)
+            ended = closes_at.isoformat() if closes_at else ""
+            wiring.hint(wiring.COMPUTE_PREVIEW, market.pk, decision.rule, decision.weights_as_text(), ended)
+    return previews
 
 
 def being_computed(request: HttpRequest, title: str, back: str) -> HttpResponse:
@@ -265,13 +269,13 @@ def undecided(market_id: int) -> Market:
     return found
 
 
-def _decision(kind: str, rest: str, market: Market) -> preview_cache.Decision | None:
+def _decision(kind: str, rest: str, market: Market) -> Decision | None:
     """What an address asks for, or None where it means nothing for this market."""
     running = market.running_outcomes
     if kind == VOID:
-        return preview_cache.Decision("VOID", {})
+        return Decision("VOID", {})
     if kind == WINNER:
-        return preview_cache.Decision("WINNER", {rest: Decimal(100)}) if rest in running else None
+        return Decision("WINNER", {rest: Decimal(100)}) if rest in running else None
     if kind not in SHARES:
         return None
     try:
@@ -279,10 +283,10 @@ def _decision(kind: str, rest: str, market: Market) -> preview_cache.Decision | 
         parimutuel.check_weights("JOINT", weights, running)
     except (ValueError, RecursionError, BodyError):
         return None
-    return preview_cache.Decision("JOINT" if kind == JOINT else "SPLIT", weights)
+    return Decision("JOINT" if kind == JOINT else "SPLIT", weights)
 
 
-def _sentence(decision: preview_cache.Decision) -> str:
+def _sentence(decision: Decision) -> str:
     names = " and ".join(decision.weights)
     if decision.rule == "VOID":
         return "void"
@@ -302,11 +306,11 @@ def _moment(typed: str) -> tuple[datetime | None, str]:
     return (found if found.tzinfo else found.replace(tzinfo=NAIROBI)), ""
 
 
-def _name(decision: preview_cache.Decision) -> str:
+def _name(decision: Decision) -> str:
     return next(iter(decision.weights)) if decision.weights else "Void"
 
 
-def _value(decision: preview_cache.Decision) -> str:
+def _value(decision: Decision) -> str:
     return f"{WINNER}:{next(iter(decision.weights))}" if decision.weights else f"{VOID}:"
 
 

@@ -16,6 +16,7 @@ from payments.models import Dispute, Proposal, Recovery, Settlement, Transaction
 from payments.payouts import float_balance
 from payments.policy import Policy
 from payments.settlement import preview_cache
+from payments.settlement.decision import Decision
 from testing import builders, console_scenes, payout_steps
 from testing.builders import PIN, bet, market, member, nothing_moved, orm_bet, policy
 from testing.console_scenes import of, text
@@ -266,11 +267,11 @@ def test_figures_of_many_bets_are_a_workers_and_then_shown_with_their_age(
 
 
 def test_what_a_kept_look_rests_on_makes_it_old_when_it_moves(db: None, by_a_worker: None, at: datetime) -> None:
-    made, decision, ruled = of_two(), preview_cache.Decision("WINNER", {"Yes": Decimal(100)}), policy()
+    made, decision, ruled = of_two(), Decision("WINNER", {"Yes": Decimal(100)}), policy()
 
     def current(over: Policy = ruled, when: datetime = at) -> bool:
         made.refresh_from_db()
-        (found,) = preview_cache.looks(made, [decision], at=when, policy=over)
+        (found,) = preview_cache.previews(made, [decision], at=when, policy=over)
         return found.current
 
     assert not current()
@@ -299,11 +300,11 @@ def test_what_a_kept_look_rests_on_makes_it_old_when_it_moves(db: None, by_a_wor
 def test_what_another_version_kept_is_not_read(
     db: None, by_a_worker: None, at: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, decision = of_two(), preview_cache.Decision("WINNER", {"Yes": Decimal(100)})
+    made, decision = of_two(), Decision("WINNER", {"Yes": Decimal(100)})
     preview_cache.compute(made, decision, at=at, policy=policy())
-    monkeypatch.setattr(preview_cache, "_VERSION", "the next")
-    (found,) = preview_cache.looks(made, [decision], at=at, policy=policy())
-    assert found.seen is None
+    monkeypatch.setattr(preview_cache, "VERSION", 2)
+    (found,) = preview_cache.previews(made, [decision], at=at, policy=policy())
+    assert found.preview is None
 
 
 def test_the_float_beside_a_kept_look_is_the_latest(console: Client) -> None:

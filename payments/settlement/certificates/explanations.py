@@ -71,7 +71,7 @@ class Explanation:
 def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
     """Explain a bet as it stands at `at`; without `proven` the proof, which reads a block of bets, is left out."""
     market = bet.market
-    run = status.run_of(bet)
+    run = status.settlement_of(bet)
     if run is None or bet.result == Bet.Result.PENDING:
         return _pending(bet, market)
     parts = tuple(payment(one, at=at, run=run) for one in _transactions(bet, run))

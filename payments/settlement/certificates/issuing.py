@@ -185,7 +185,7 @@ def _statement(run: Settlement, *, root: str) -> dict[str, Any]:
             }
             for one in outcomes
         ],
-        "earlier_runs": runs_of(market.pk, before=run.number),
+        "earlier_runs": settlements_of(market.pk, before=run.number),
         "merkle_root": root,
     }
 
@@ -200,7 +200,7 @@ def _cents(
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def runs_of(market_id: int, *, before: int | None = None) -> list[dict[str, Any]]:
+def settlements_of(market_id: int, *, before: int | None = None) -> list[dict[str, Any]]:
     """A market's runs (those with a number below `before`), as they are stated to everyone, oldest first."""
     runs = Settlement.objects.filter(market=market_id).order_by("number")
     return [
@@ -221,11 +221,11 @@ def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> 
 
     Raises: stakes.MarketNotFound; NotSettled; NotIssuedYet; settlement.BooksDisagree.
     """
-    run = status.standing(market_id)
+    run = status.deciding_settlement(market_id, settled_only=True)
     if run is None:
         if not Market.objects.filter(pk=market_id).exists():
             raise locks.MarketNotFound(f"There is no market {market_id}.")
-        raise NotSettled(market_id, runs_of(market_id))
+        raise NotSettled(market_id, settlements_of(market_id))
     found = Certificate.objects.filter(settlement=run).first()
     if found is None:
         issue(settlement_id=run.pk, at=at, keep_going=keep_going)
@@ -254,7 +254,7 @@ def lines(market_id: int) -> Iterator[str]:
 
 def proof(bet: Bet) -> Proof | None:
     """That the bet is in the tree of its market's certificate, from its block alone; None before one is issued."""
-    run = status.standing(bet.market_id)
+    run = status.deciding_settlement(bet.market_id, settled_only=True)
     issued = Certificate.objects.filter(settlement=run).first() if run is not None else None
     if run is None or issued is None:
         return None

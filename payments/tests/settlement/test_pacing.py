@@ -13,7 +13,7 @@ from markets.models import Market
 from payments import settlement_tasks, wiring
 from payments.settlement import undo
 from payments.settlement.certificates import issuing
-from payments.settlement.pacing import LONGEST_REST_SECONDS, giving_way, others_at_work
+from payments.settlement.pacing import LONGEST_REST_SECONDS, others_at_work, paced
 from testing import builders
 
 
@@ -34,7 +34,7 @@ def test_a_rest_is_in_proportion_to_the_work_before_it_and_only_where_others_are
 ) -> None:
     # given
     hours = Hours()
-    go_on = giving_way(lambda: True, busy=lambda: busy, clock=lambda: hours.now, rest=hours.rest)
+    go_on = paced(lambda: True, others_busy=lambda: busy, clock=lambda: hours.now, rest=hours.rest)
 
     # when
     for took in (0.2, 0.1):
@@ -48,7 +48,7 @@ def test_a_rest_is_in_proportion_to_the_work_before_it_and_only_where_others_are
 def test_no_rest_is_longer_than_the_longest_and_none_comes_after_the_end() -> None:
     # given
     hours, more = Hours(), [True, False]
-    go_on = giving_way(lambda: more.pop(0), busy=lambda: True, clock=lambda: hours.now, rest=hours.rest)
+    go_on = paced(lambda: more.pop(0), others_busy=lambda: True, clock=lambda: hours.now, rest=hours.rest)
 
     # when
     hours.now += 60

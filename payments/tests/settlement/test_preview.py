@@ -15,9 +15,10 @@ from payments.mpesa import tariff
 from payments.payouts import float_balance
 from payments.payouts.evidence import callbacks
 from payments.settlement import preview, resolutions
+from payments.settlement.decision import Decision
 from testing import builders
 from testing.builders import AT, actor, member, nothing_moved, orm_bet, policy, resolve, settle
-from testing.payout_steps import ADDRESSES, POLICY, FakeGateway, after, hear, result_body, sent
+from testing.payout_steps import ADDRESSES, POLICY, FakeGateway, after, deliver_result, result_body, sent
 from users.models import CustomUser
 
 OUTCOMES = ("A", "B", "C")
@@ -25,7 +26,7 @@ OUTCOMES = ("A", "B", "C")
 
 def seen(made: Market, rule: Any = "WINNER", weights: Any = None, rules: Any = POLICY, at: Any = AT) -> preview.Preview:
     shares = {name: Decimal(weight) for name, weight in (weights if weights is not None else {"A": 100}).items()}
-    return preview.preview(made, rule=rule, weights=shares, at=at, policy=rules)
+    return preview.preview(made, Decision(rule, shares), at=at, policy=rules)
 
 
 @st.composite
@@ -162,8 +163,8 @@ def test_a_preview_moves_nothing(db: None) -> None:
     made = builders.settled_market([(member(), "Yes", 1)]) and builders.market()
     orm_bet(made, member(), "Yes", 100)
     with nothing_moved():
-        for rule, weights in preview.choices(made):
-            preview.preview(made, rule=rule, weights=weights, at=AT, policy=POLICY)
+        for decision in preview.choices(made):
+            preview.preview(made, decision, at=AT, policy=POLICY)
 
 
 def test_a_preview_is_of_what_can_be_decided(db: None) -> None:
@@ -185,7 +186,7 @@ def test_the_float_is_known_from_a_payments_result_and_only_now_and_then(db: Non
     body = result_body(attempts[0]).replace(b'"ResultParameter": [', FUNDS)
 
     # when
-    hear(attempts[0], body, after(1))
+    deliver_result(attempts[0], body, after(1))
 
     # then
     reading = float_balance.latest()
@@ -197,7 +198,7 @@ def test_the_float_is_known_from_a_payments_result_and_only_now_and_then(db: Non
 
     # when: another one within seconds
     again = result_body(attempts[1], receipt="SKG8").replace(b'"ResultParameter": [', FUNDS)
-    hear(attempts[1], again, after(2))
+    deliver_result(attempts[1], again, after(2))
 
     # then
     assert FloatReading.objects.count() == 1

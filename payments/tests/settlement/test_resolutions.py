@@ -14,6 +14,7 @@ from payments.ledger import journal
 from payments.models import Proposal, Settlement, Transaction
 from payments.payouts.sending import claims
 from payments.settlement import approvals, preview, proposals, resolutions, settling, undo
+from payments.settlement.decision import BadCloseTime, Decision, Evidence
 from testing import builders
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, orm_bet, policy, resolve, settle
 from testing.payout_steps import after
@@ -33,7 +34,7 @@ def staked(*, pool: int = 300, **fields: Any) -> Market:
 
 def hash_now(made: Market, outcome: str = "Yes") -> str:
     weights = {outcome: Decimal(100)}
-    return preview.figures(made, rule="WINNER", weights=weights, at=AT, policy=TWO).preview_hash
+    return preview.figures(made, Decision("WINNER", weights), at=AT, policy=TWO).preview_hash
 
 
 def approve(proposed: proposals.Proposed, by: CustomUser, preview_hash: str | None = None) -> Any:
@@ -89,14 +90,14 @@ def test_whatever_decides_money_moves_the_hash(db: None, change: str) -> None:
         made.effective_close_at = AT + timedelta(hours=1)
 
     # then
-    moved = preview.figures(made, rule="WINNER", weights={outcome: Decimal(100)}, at=AT, policy=rules)
+    moved = preview.figures(made, Decision("WINNER", {outcome: Decimal(100)}), at=AT, policy=rules)
     assert moved.preview_hash != seen
 
 
 def test_evidence_and_who_decided_are_kept_with_the_resolution_and_in_the_trail(db: None) -> None:
     made, staff = staked(), operator()
 
-    resolve(made, by=staff, grounds=resolutions.Grounds(url="https://example.com/score", note="2 : 1"))
+    resolve(made, by=staff, evidence=Evidence(url="https://example.com/score", note="2 : 1"))
 
     run = Settlement.objects.get()
     assert (run.evidence_url, run.evidence_note, run.resolved_by) == ("https://example.com/score", "2 : 1", staff)
@@ -118,7 +119,7 @@ def test_above_the_threshold_a_resolve_is_a_proposal_that_a_second_person_approv
     made, first, second = staked(), operator(), operator()
 
     # when
-    proposed = resolve(made, by=first, policy=TWO, grounds=resolutions.Grounds(note="2 : 1"))
+    proposed = resolve(made, by=first, policy=TWO, evidence=Evidence(note="2 : 1"))
 
     # then: nothing is decided, and no bet can move the numbers
     made.refresh_from_db()
@@ -482,7 +483,7 @@ def test_where_every_bet_came_too_late_all_go_back(db: None) -> None:
 
 def test_an_end_that_lies_ahead_is_refused(db: None) -> None:
     made = staked()
-    with nothing_moved(), pytest.raises(resolutions.BadCloseTime):
+    with nothing_moved(), pytest.raises(BadCloseTime):
         resolve(made, effective_close_at=after(1), at=AT)
 
 

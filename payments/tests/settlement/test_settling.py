@@ -23,6 +23,7 @@ from payments.models import Settlement, Transaction, Transfer
 from payments.payouts import eligibility
 from payments.payouts.sending import canary, claims
 from payments.settlement import resolutions, settling, status
+from payments.settlement.decision import Decision, UnknownReason
 from testing import crashes
 from testing.builders import (
     AT,
@@ -135,15 +136,13 @@ def test_what_cannot_be_resolved_moves_nothing(db: None) -> None:
             ("VOID", {}, ""),
             ("WINNER", {"Yes": Decimal(100)}, "error"),
         ):
-            with pytest.raises(resolutions.UnknownReason):
+            with pytest.raises(UnknownReason):
                 resolutions.resolve(
                     market_id=made.pk,
-                    rule=rule,  # type: ignore[arg-type]
-                    weights=weights,
+                    decision=Decision(rule, weights, reason),  # type: ignore[arg-type]
                     by=actor(),
                     at=AT,
                     policy=policy(),
-                    reason=reason,
                 )
         with pytest.raises(resolutions.MarketAlreadyResolved):
             resolve(resolved, "No")

@@ -12,7 +12,7 @@ from payments.payouts.sending import claims, responses
 from payments.settlement import status
 from testing.builders import AT, market, member, orm_bet, policy, resolve, settle, settled_market
 
-NOTHING = {name: (Decimal(0), 0) for name in status.SIX}
+NOTHING = {name: (Decimal(0), 0) for name in status.PAYOUT_STATES}
 
 
 def claimed(of: Market, amount: int) -> claims.Claim:

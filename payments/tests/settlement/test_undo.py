@@ -30,7 +30,7 @@ from testing.payout_steps import (
     after,
     answer,
     failed,
-    hear,
+    deliver_result,
     result_body,
     sent,
     states,
@@ -67,7 +67,7 @@ def payout_of(user: CustomUser, of: Market) -> Transaction:
 
 def paid(payout: Transaction, at_second: int = 1, receipt: str = "") -> Attempt:
     attempt = sent(payout, at=after(at_second))
-    hear(attempt, result_body(attempt, receipt=receipt or f"R{payout.pk}"), after(at_second + 1))
+    deliver_result(attempt, result_body(attempt, receipt=receipt or f"R{payout.pk}"), after(at_second + 1))
     assert states(payout, attempt) == ("COMPLETED", "PAID")
     return attempt
 
@@ -235,7 +235,7 @@ def test_a_request_whose_fate_is_open_is_owed_back_and_completes_when_it_is_paid
     assert owed_back([winner]) == [285]
 
     # when
-    hear(attempt, result_body(attempt), after(120))
+    deliver_result(attempt, result_body(attempt), after(120))
 
     # then
     assert states(payout, attempt) == ("COMPLETED", "PAID")
@@ -267,7 +267,7 @@ def test_a_request_that_turns_out_not_paid_cancels_the_debt_it_stood_for(db: Non
     assert journal.balance(journal.PAYABLE) == journal.balance(journal.IN_FLIGHT) == 0
 
     # when: it was paid after all
-    hear(attempt, result_body(attempt), after(400))
+    deliver_result(attempt, result_body(attempt), after(400))
 
     # then
     attempt.refresh_from_db()

@@ -21,7 +21,7 @@ from payments.settlement.certificates import document, explanations, issuing
 from testing import builders
 from testing.builders import AT, FAR, bearer, market, member, operator, orm_bet, settled_market
 from testing.certificates import SCRIPT, assert_fits, script
-from testing.payout_steps import RECEIPT, failed, hear, result_body, sent
+from testing.payout_steps import RECEIPT, failed, deliver_result, result_body, sent
 from testing.rest import assert_refused
 from users.audit import MACHINE
 
@@ -48,7 +48,7 @@ def test_a_winner_sees_the_whole_reckoning(db: None, client: Client) -> None:
     certify(made)
     bet = bet_of(made)
     attempt = sent(Transaction.objects.get())
-    hear(attempt, result_body(attempt))
+    deliver_result(attempt, result_body(attempt))
 
     # when
     said = read(client, bet)
@@ -209,7 +209,7 @@ def test_what_was_set_off_is_in_the_figures(db: None, client: Client) -> None:
     user = member()
     undone = settled_market([(user, "Yes", 100), (member(), "No", 200)])
     attempt = sent(Transaction.objects.get())
-    hear(attempt, result_body(attempt))
+    deliver_result(attempt, result_body(attempt))
     builders.undo(undone)
     receivables.decide_set_off(market_id=undone.pk, pct=50, by=builders.actor(operator()), at=AT)
 

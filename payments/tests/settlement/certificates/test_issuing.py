@@ -21,6 +21,7 @@ from payments import settlement_tasks
 from payments.models import Certificate, CertificateBlock, Settlement
 from payments.settlement import resolutions, settling
 from payments.settlement.certificates import document, explanations, issuing, merkle
+from payments.settlement.decision import Evidence
 from testing import builders
 from testing.builders import AT, at_once, bearer, market, member, operator, orm_bet, resolve, settled_market
 from testing.certificates import SCRIPT, changes, script
@@ -250,7 +251,7 @@ def test_late_bets_and_a_scratched_outcome_are_certified_as_they_were_put_back(
         "A",
         at=AT + timedelta(hours=1),
         effective_close_at=AT + timedelta(minutes=4),
-        grounds=resolutions.Grounds(url="https://example.com/report", note="Minute 4."),
+        evidence=Evidence(url="https://example.com/report", note="Minute 4."),
     )
     builders.settle(made)
 
