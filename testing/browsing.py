@@ -1,4 +1,4 @@
-"""A headless Chromium against the test's own server. Chromium comes from the system's packages; see `find`."""
+"""Headless Chromium for tests against the test server. Chromium is a package of the system."""
 
 import os
 import shutil
@@ -30,18 +30,19 @@ MISSING = "Chromium is not installed: sudo apt-get install chromium (or KASOKO_C
 
 
 def find() -> str | None:
-    """The path of a Chromium: KASOKO_CHROMIUM, or the first that the system has."""
+    """Return the path of Chromium: KASOKO_CHROMIUM, or the first of NAMES on the system. None if there is none."""
     given = os.environ.get("KASOKO_CHROMIUM")
     return given or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def launch(playwright: Playwright) -> Browser:
+    """Start Chromium. Its sandbox does not run as root, so root starts it without one."""
     root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     return playwright.chromium.launch(executable_path=find(), args=[*QUIET, *root], timeout=60_000)
 
 
 class Window:
-    """One person's browser: its pages, what they asked the network for, and what went wrong in them."""
+    """One person's browser window. It records the requested hosts and the errors of scripts."""
 
     def __init__(self, context: BrowserContext, base: str) -> None:
         self.context, self.base = context, base
@@ -62,11 +63,12 @@ class Window:
             self.errors.append(message.text)
 
     def go(self, path: str) -> Page:
+        """Open a path of the test server."""
         self.page.goto(self.base + path)
         return self.page
 
     def log_in_as(self, user: CustomUser) -> None:
-        """Begin a session as Django's own login would have left it, so that not every test walks the door."""
+        """Start a session as Django's login would leave it, so that tests need not fill in the login form."""
         from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 
         session = SessionStore()
@@ -79,7 +81,7 @@ class Window:
         )
 
     def shoot(self, path: Path, *, whole: bool = True) -> None:
-        """Take a picture of the page as it is."""
+        """Save a picture of the page, whole or only the visible part."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.wait_for_load_state("networkidle")
         self.page.screenshot(path=path, full_page=whole, animations="disabled")
@@ -87,7 +89,7 @@ class Window:
 
 @contextmanager
 def window(browser: Browser, base: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Iterator[Window]:
-    """A fresh browser window; at its end nothing was asked of another host, and no script had failed."""
+    """Open a new browser window. At its end, assert that no request went to another host and no script failed."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if dark else "light",
@@ -97,7 +99,7 @@ def window(browser: Browser, base: str, *, size: tuple[int, int] = DESKTOP, dark
     opened = Window(context, base)
     try:
         yield opened
-        assert opened.hosts <= {urlsplit(base).netloc}, f"asked of other hosts: {opened.hosts}"
+        assert opened.hosts <= {urlsplit(base).netloc}, f"requests to other hosts: {opened.hosts}"
         assert [error for error in opened.errors if "409" not in error and "403" not in error] == []
     finally:
         context.close()

@@ -1,4 +1,4 @@
-"""What the console's tests look at: a small house on a busy day, with something of everything in it."""
+"""Scenes for the console's tests: staff, browsers, forms, and a busy day with rows of every kind."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -6,6 +6,8 @@ from typing import Any
 
 from django.db import transaction
 from django.test import Client
+from django_otp.oath import totp
+from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from markets.models import Market
 from payments import disputes
@@ -15,7 +17,7 @@ from payments.mpesa import gateway_errors
 from payments.payouts import breakers, float_balance
 from payments.settlement import proposals, undo
 from testing import builders, payout_steps
-from users import audit, roles
+from users import audit, roles, second_factor
 from users.models import CustomUser
 
 ACTOR = audit.Actor(user_id=None, source="test")
@@ -25,7 +27,7 @@ NOT_REGISTERED = 2040
 
 
 def staff(role: str | None = None, **fields: Any) -> CustomUser:
-    """A member of staff with a role, or a superuser."""
+    """Create a member of staff with a role, or a superuser."""
     from django.contrib.auth.models import Group, Permission
     from django.contrib.contenttypes.models import ContentType
 
@@ -36,42 +38,75 @@ def staff(role: str | None = None, **fields: Any) -> CustomUser:
     return person
 
 
-def of(user: CustomUser) -> Client:
-    """A browser in which this person is logged in."""
+def client_of(user: CustomUser) -> Client:
+    """Return a test client in which this person is logged in."""
     client = Client()
     client.force_login(user)
     return client
 
 
-def text(answer: Any) -> str:
-    """A page as it is read."""
-    return answer.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
+def page_text(response: Any) -> str:
+    """Return a page's HTML with quotation marks and ampersands unescaped."""
+    return response.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
+
+
+def submit(client: Client, path: str, **form: str) -> str:
+    """Send a form with the PIN, and return the page that follows."""
+    return page_text(client.post(path, {"proof": builders.PIN, **form}, follow=True))
+
+
+def hidden_value(page: str, name: str) -> str:
+    """Return the value of a form's hidden field."""
+    return page.partition(f'name="{name}" value="')[2].partition('"')[0]
+
+
+def code_of(user: CustomUser, steps: int = 0) -> str:
+    """Return the code that the member's app shows now, or `steps` half minutes later."""
+    device = TOTPDevice.objects.get(user=user)
+    return f"{totp(device.bin_key, t0=-30 * steps):06d}"
+
+
+def enrol(user: CustomUser, at: datetime) -> list[str]:
+    """Set up an app for the member, and return the recovery codes."""
+    second_factor.begin(user)
+    codes = second_factor.confirm(user=user, code=code_of(user), by=ACTOR, at=at)
+    # The set-up has used the current code. Let the test use it once more.
+    TOTPDevice.objects.filter(user=user).update(last_t=-1)
+    return codes
+
+
+def log_in(client: Client, user: CustomUser, code: str = "", pin: str = builders.PIN) -> str:
+    """Send the login form, and return the page that follows."""
+    form = {"username": user.phone_number, "password": pin, "code": code, "next": "/admin/"}
+    return page_text(client.post("/admin/login/", form, follow=True))
 
 
 def paid(payout: Transaction, at: datetime, receipt: str, after: float = 4) -> None:
-    """Sent, acknowledged, and paid by a result that comes `after` seconds."""
+    """Send a payout, and book M-Pesa's result that it was paid `after` seconds later."""
     attempt = payout_steps.sent(payout, at=at)
     body = payout_steps.result_body(attempt, receipt=receipt)
-    payout_steps.hear(attempt, body, at + timedelta(seconds=after))
+    payout_steps.deliver_result(attempt, body, at + timedelta(seconds=after))
 
 
 def not_registered(payout: Transaction, at: datetime) -> None:
-    """Failed for good: M-Pesa's result and its records both say so."""
+    """Send a payout that fails: M-Pesa's result and its answer to a status query agree."""
     attempt = payout_steps.sent(payout, at=at)
-    payout_steps.hear(attempt, payout_steps.result_body(attempt, NOT_REGISTERED), at + timedelta(seconds=3))
-    payout_steps.ask_and_hear(attempt, payout_steps.status_body(attempt, "Failed"), at + timedelta(seconds=5))
+    payout_steps.deliver_result(attempt, payout_steps.result_body(attempt, NOT_REGISTERED), at + timedelta(seconds=3))
+    payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), at + timedelta(seconds=5))
 
 
 def refused(payout: Transaction, at: datetime) -> None:
+    """Send a payout whose request M-Pesa refuses at once."""
     payout_steps.sent(payout, gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB"), at=at)
 
 
 def in_doubt(payout: Transaction, at: datetime) -> None:
+    """Send a payout whose request times out, so that its result is not known."""
     payout_steps.sent(payout, TIMED_OUT, at=at)
 
 
 def held_in_doubt(amount: int, at: datetime) -> Transaction:
-    """A payout held after more than a day in doubt."""
+    """Create a payout that is held after two days in doubt."""
     long_ago = at - timedelta(days=2)
     payout = builders.payout(amount, at=long_ago)
     attempt = payout_steps.sent(payout, TIMED_OUT, at=long_ago)
@@ -81,6 +116,30 @@ def held_in_doubt(amount: int, at: datetime) -> Transaction:
     return payout
 
 
+def failed_payout(amount: int = 285) -> Transaction:
+    """Create a payout that M-Pesa refused."""
+    payout = builders.payout(amount)
+    payout_steps.failed(payout)
+    return payout
+
+
+def market_of_two(no_stake: int = 200) -> Market:
+    """Create a market with KES 100 on Yes and `no_stake` on No."""
+    market = builders.market()
+    builders.orm_bet(market, builders.member(), "Yes", 100)
+    builders.orm_bet(market, builders.member(), "No", no_stake)
+    return market
+
+
+def step_two_form(client: Client, market: Market, decision: str = "win:Yes", **more: str) -> dict[str, str]:
+    """Open step two of a resolution, and return its form filled in."""
+    page = page_text(client.get(f"/admin/markets/{market.pk}/resolve/decide/", {"decision": decision, **more}))
+    assert "Step 2 of 3" in page
+    typed = decision.partition(":")[2] or "void"
+    form = {"decision": decision, "hash": hidden_value(page, "hash"), "typed": typed, "evidence_note": "Kenya Met."}
+    return form | more
+
+
 NAMES = (
     "Wanjiku Kamau", "Otieno Ouma", "Amina Yusuf", "Kiprop Cheruiyot", "Njeri Mwangi", "Baraka Mutua", "Zawadi Ali",
     "Mumbi Njoroge", "Odhiambo Owino", "Halima Abdi", "Cherono Koech", "Mutiso Musyoka",
@@ -88,7 +147,7 @@ NAMES = (
 
 
 def to_decide(at: datetime) -> dict[str, Any]:
-    """An open market, a proposal that waits for a second person, and a dispute that waits for an answer."""
+    """Create an open market, a proposal, a dispute to answer and two member debts."""
     running = builders.market(["A", "B", "C"], question="Which of three?")
     builders.bet(running, builders.member(balance=100), "A", 100, at=at)
     large = builders.market(["In June", "Later this year", "Never"], question="When will the tower be finished?")
@@ -113,21 +172,21 @@ def to_decide(at: datetime) -> dict[str, Any]:
 
 
 def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
-    """What members owe back from a market whose settlement M-Pesa had paid when it was undone."""
-    made = builders.market(question="Did Gor Mahia win on Saturday?", fee_pct=0)
+    """Create debts of these members: undo a settlement that M-Pesa has paid already."""
+    market = builders.market(question="Did Gor Mahia win on Saturday?", fee_pct=0)
     for name, amount in owed:
-        builders.bet(made, builders.member(balance=amount, full_name=name), "Yes", amount, at=at)
-    builders.resolve(made, "Yes", at=at, by=staff(full_name="Grace Hasty"))
-    builders.settle(made, at=at)
-    for payout in Transaction.objects.filter(settlement__market=made, destination="mpesa"):
+        builders.bet(market, builders.member(balance=amount, full_name=name), "Yes", amount, at=at)
+    builders.resolve(market, "Yes", at=at, by=staff(full_name="Grace Hasty"))
+    builders.settle(market, at=at)
+    for payout in Transaction.objects.filter(settlement__market=market, destination="mpesa"):
         paid(payout, at, f"SKG7OWE{payout.pk:03}", after=0)
-    undo.undo(market_id=made.pk, reason="The referee's report.", by=ACTOR, at=at, policy=payout_steps.POLICY)
-    undo.carry_out(market_id=made.pk, at=at, policy=payout_steps.POLICY, keep_going=lambda: True)
-    return list(Recovery.objects.filter(settlement__market=made).order_by("pk"))
+    undo.undo(market_id=market.pk, reason="The referee's report.", by=ACTOR, at=at, policy=payout_steps.POLICY)
+    undo.carry_out(market_id=market.pk, at=at, policy=payout_steps.POLICY, keep_going=lambda: True)
+    return list(Recovery.objects.filter(settlement__market=market).order_by("pk"))
 
 
 def busy_day(at: datetime) -> dict[str, Any]:
-    """Markets open, due and settled; payouts paid, failed, held, pending and in doubt; figures and checks taken."""
+    """Create markets open, due and settled, payouts in every state, and fresh figures for the home page."""
     people = [builders.member(balance=20_000, full_name=name) for name in NAMES]
     football = builders.market(
         ["Gor Mahia", "Draw", "AFC Leopards"],
@@ -179,12 +238,13 @@ def busy_day(at: datetime) -> dict[str, Any]:
 
 
 def _settled(people: list[CustomUser], at: datetime) -> Market:
-    made = builders.market(question="Will the shilling close above 129 to the dollar?", category="Economy")
+    """Create a settled market with six winners."""
+    market = builders.market(question="Will the shilling close above 129 to the dollar?", category="Economy")
     when = at - timedelta(hours=1)
     for place, person in enumerate(people[:6]):
-        builders.bet(made, person, "Yes", 200 + 40 * place, at=when - timedelta(hours=place))
-    builders.bet(made, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
-    builders.resolve(made, "Yes", at=when, by=staff(full_name="Grace Operator"))
-    builders.settle(made, at=when)
-    Market.objects.filter(pk=made.pk).update(end_date=when - timedelta(minutes=5))
-    return made
+        builders.bet(market, person, "Yes", 200 + 40 * place, at=when - timedelta(hours=place))
+    builders.bet(market, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
+    builders.resolve(market, "Yes", at=when, by=staff(full_name="Grace Operator"))
+    builders.settle(market, at=when)
+    Market.objects.filter(pk=market.pk).update(end_date=when - timedelta(minutes=5))
+    return market

@@ -1,6 +1,6 @@
-"""The console's door: phone, PIN and code in one form, and the pages on which an app is set up."""
+"""Console login: phone, PIN and code in one form, and the pages that set up an authenticator app."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import segno
 from django import forms
@@ -18,19 +18,19 @@ from api.console import page, step_up
 from users import audit, second_factor, source_address
 from users.models import CustomUser
 
-# One sentence for every way of failing: it says what to do, and not which part was wrong.
-NOT_LET_IN = (
-    "You were not let in. Check the phone number, the PIN and, if you have set up an app, its current code. "
-    "After five wrong PINs the number is locked for a quarter of an hour; wrong codes make the next one wait."
+# One text for every failure: it tells the person what to do and does not reveal which part was wrong.
+LOGIN_FAILED = (
+    "Login failed. Check the phone number, the PIN and, if you have set up an app, its current code. "
+    "Five wrong PINs lock the number for 15 minutes. After a wrong code you must wait before you try again."
 )
 
 
 class LoginForm(AuthenticationForm):
-    """Phone and PIN; and the code of the member's app, where one is set up."""
+    """Phone number and PIN, and the code of the member's app if one is set up."""
 
-    error_messages = {"invalid_login": NOT_LET_IN, "inactive": NOT_LET_IN}
+    error_messages: ClassVar = {"invalid_login": LOGIN_FAILED, "inactive": LOGIN_FAILED}
     code = forms.CharField(
-        label="Code of your app",
+        label="Code from your app",
         required=False,
         max_length=30,
         help_text="Six digits, or a recovery code. Leave it empty if you have not set up an app yet.",
@@ -41,27 +41,31 @@ class LoginForm(AuthenticationForm):
 
     def __init__(self, request: Any = None, *args: Any, **options: Any) -> None:
         super().__init__(request, *args, **options)
-        number, pin = self.fields["username"], self.fields["password"]
-        number.label, pin.label = "Phone number", "PIN"
-        # As it is typed a number may be longer than as it is stored.
-        number.max_length = 20
-        number.widget.attrs |= {"maxlength": 20, "inputmode": "tel"}
+        phone_number, pin = self.fields["username"], self.fields["password"]
+        phone_number.label, pin.label = "Phone number", "PIN"
+        # A typed number may contain spaces and signs, so it may be longer than the stored one.
+        phone_number.max_length = 20
+        phone_number.widget.attrs |= {"maxlength": 20, "inputmode": "tel"}
 
     def confirm_login_allowed(self, user: Any) -> None:
+        """Check that the user is active staff and that the code is right, if an app is set up.
+
+        Raises: ValidationError, with the same text for every failure.
+        """
         if not user.is_active or not user.is_staff:
-            raise forms.ValidationError(NOT_LET_IN, code="invalid_login")
+            raise forms.ValidationError(LOGIN_FAILED, code="invalid_login")
         if second_factor.enrolled(user):
             try:
                 source = source_address.source_address(self.request) if self.request is not None else None
                 by = audit.Actor(user_id=user.pk, source=source or "unknown")
                 second_factor.check(user=user, code=self.cleaned_data.get("code", ""), by=by, at=timezone.now())
             except second_factor.WrongCode:
-                raise forms.ValidationError(NOT_LET_IN, code="invalid_login") from None
+                raise forms.ValidationError(LOGIN_FAILED, code="invalid_login") from None
             user.proved_by_code = True
 
 
 def second_factor_page(request: HttpRequest) -> HttpResponse:
-    """Set up the app (who has none), or show a code (whose session has not)."""
+    """Set up an app for a member who has none, or ask for a code in a session that has not shown one."""
     user = request.user
     if not isinstance(user, CustomUser) or not (user.is_active and user.is_staff):
         return HttpResponseRedirect(reverse("admin:login"))
@@ -84,7 +88,7 @@ def _ask(request: HttpRequest, user: CustomUser) -> HttpResponse:
             log_in(request, user, "users.backends.PinBackend")
             step_up.remember(request, by_code=True, at=timezone.now())
             return HttpResponseRedirect(reverse("admin:index"))
-    return page.render(request, "console/code.html", {"title": "Your code", "problem": problem})
+    return page.render(request, "console/code.html", {"title": "Enter your code", "problem": problem})
 
 
 def _set_up(request: HttpRequest, user: CustomUser) -> HttpResponse:
@@ -102,7 +106,7 @@ def _set_up(request: HttpRequest, user: CustomUser) -> HttpResponse:
             messages.success(request, "Your app is set up.")
             return page.render(request, "console/recovery_codes.html", {"title": "Recovery codes", "codes": codes})
     enrolment = second_factor.begin(user)
-    # Our own text in, digits and path data out: nothing of it was typed by anybody.
+    # Safe: the SVG is made from our own text and holds only digits and path data, nothing that a person typed.
     picture = mark_safe(segno.make(enrolment.url, error="m").svg_inline(scale=5, border=2, light="#fff"))  # noqa: S308
     context = {
         "title": "Set up your app",

@@ -1,4 +1,4 @@
-"""The frame around the pages: the menu by task, the environment's chip, our own files. The theme calls these."""
+"""Menu, environment label and static files of the console. The theme calls these functions."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import reverse
 
-# (title, [(title, icon, name of the page, permission)]); None stands for superusers alone.
+# (title, [(title, icon, URL name of the page, permission)]). Permission None means superusers only.
 MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
     (
         "",
@@ -15,7 +15,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
             ("Home", "home", "index", "view_console"),
             ("Markets", "query_stats", "markets", "view_console"),
             ("Payouts", "payments", "payouts", "view_console"),
-            ("Limbo", "hourglass_empty", "limbo", "view_console"),
+            ("In doubt", "hourglass_empty", "in_doubt", "view_console"),
             ("Disputes", "gavel", "disputes", "answer_dispute"),
         ],
     ),
@@ -24,7 +24,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
         [
             ("Accounts", "account_balance", "accounts", "view_ledger"),
             ("Trial balance", "balance", "trial_balance", "view_ledger"),
-            ("Debts of members", "assignment_return", "recoveries", "view_ledger"),
+            ("Member debts", "assignment_return", "recoveries", "view_ledger"),
         ],
     ),
     (
@@ -42,7 +42,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
 
 
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
-    """The menu, with what the person may see."""
+    """Return the menu; the theme hides the entries that the person has no permission for."""
     user = request.user
     return [
         {
@@ -78,16 +78,20 @@ def _never(request: HttpRequest) -> bool:
 
 
 def environment(request: HttpRequest) -> tuple[str, str]:
+    """Return the label that says whether the console moves real money, and its colour."""
     return ("Live money", "danger") if settings.MPESA_PRODUCTION else ("Sandbox", "info")
 
 
 def favicon(request: HttpRequest) -> str:
+    """Return the address of the icon in the browser's tab."""
     return static("console/favicon.svg")
 
 
 def stylesheet(request: HttpRequest) -> str:
+    """Return the address of the console's stylesheet."""
     return static("console/console.css")
 
 
 def script(request: HttpRequest) -> str:
+    """Return the address of the console's script."""
     return static("console/console.js")

@@ -1,4 +1,4 @@
-"""What every page of the console shares: its permission, its frame, its way of asking before it acts."""
+"""Shared parts of the console's pages: permission check, page frame, confirmation form."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,20 +19,20 @@ View = Callable[..., HttpResponseBase]
 
 
 def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
-    """Let only those in who have the permission (a codename of users.roles); a page that only reads takes no POST."""
+    """Guard a view: require the permission (a codename of users.roles), and refuse POST unless `posts` is set."""
 
     def wrap(view: View) -> View:
         @wraps(view)
         def guarded(request: HttpRequest, *arguments: Any, **named: Any) -> HttpResponseBase:
             if not may(request, permission):
-                context = {"title": "Not for your role", "needed": roles.PERMISSIONS[permission]}
-                return render(request, "console/refused.html", context, status=403)
+                return refused(request, roles.PERMISSIONS[permission])
             if request.method not in ("GET", "HEAD", "POST") or (request.method == "POST" and not posts):
                 return HttpResponseNotAllowed(["GET", "POST"] if posts else ["GET"])
             try:
                 return view(request, *arguments, **named)
             except Http404 as missing:
-                return render(request, "console/missing.html", {"title": "Not found", "what": str(missing)}, status=404)
+                context = {"title": "Not found", "explanation": str(missing)}
+                return render(request, "console/missing.html", context, status=404)
 
         guarded.permission = permission  # type: ignore[attr-defined]
         return guarded
@@ -41,21 +41,28 @@ def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
 
 
 def may(request: HttpRequest, permission: str) -> bool:
+    """Return True if the person has the permission, a codename of users.roles."""
     return request.user.has_perm(f"users.{permission}")
 
 
 def actor(request: HttpRequest) -> audit.Actor:
+    """Return the person and their address, as the audit trail records them."""
     return rest_fields.actor(request)
 
 
 def render(request: HttpRequest, template: str, context: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
-    """A page in the console's frame; `context` has its `title`."""
+    """Return a page in the console's frame. `context` holds its `title`."""
     return TemplateResponse(request, template, {**admin.site.each_context(request), **context}, status=status)
+
+
+def refused(request: HttpRequest, needed: str) -> HttpResponse:
+    """Return the page for a person whose role lacks a permission. `needed` is the permission in words."""
+    return render(request, "console/refused.html", {"title": "Not allowed", "needed": needed}, status=403)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One thing that a confirmation asks for. `kind`: text, area, or choice with `choices` of (value, label)."""
+    """One field of a confirmation form. `kind` is text, area, or choice with `choices` of (value, label)."""
 
     name: str
     label: str
@@ -69,10 +76,11 @@ class Field:
 
 @dataclass(frozen=True)
 class Question:
-    """What a page asks before it acts: what will happen, in sentences, and what it wants to be told.
+    """A confirmation form: the effects in sentences (`will`) and the fields to fill in.
 
-    `typed`: words that must be typed, for what cannot be taken back lightly. `money`: it needs a fresh proof.
-    `hidden` goes with the form as it is: what was seen, so that it is what is done.
+    `typed`: a word that the person must type, for actions that are hard to take back.
+    `money`: the form needs a recent PIN or code.
+    `hidden`: values sent back unchanged, so that the action applies to the figures that the person saw.
     """
 
     title: str
@@ -89,45 +97,57 @@ class Question:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def ask(
-    request: HttpRequest,
-    question: Question,
-    act: Callable[[dict[str, str]], str],
-    *,
-    done: str = "",
-) -> HttpResponse:
-    """Show the question; on its POST, with everything it wants, act and go on to `done` (or back).
+Act = Callable[[dict[str, str]], str]
 
-    `act` gets what was typed, calls one service and returns the sentence that says what was done. A refusal is
-    shown as it reads, with the question again.
+
+def ask(request: HttpRequest, question: Question, act: Act, *, done: str = "") -> HttpResponse:
+    """Show a confirmation form. After a complete POST call `act` and redirect to `done`, or to the question's `back`.
+
+    `act` takes the answers, calls one service and returns a sentence that reports the result. If the service
+    refuses, its message appears above the form, which is shown again with status 409.
     """
-    answers, problems = {}, []
+    answers: dict[str, str] = {}
+    problems: list[str] = []
     if request.method == "POST":
-        for wanted in question.fields:
-            answers[wanted.name] = request.POST.get(wanted.name, "").strip()
-            if wanted.required and not answers[wanted.name]:
-                problems.append(f"{wanted.label}: please fill this in. Nothing was done.")
-            elif len(answers[wanted.name]) > wanted.max_length or "\x00" in answers[wanted.name]:
-                problems.append(f"{wanted.label}: at most {wanted.max_length} characters. Nothing was done.")
-            elif wanted.choices and answers[wanted.name] not in dict(wanted.choices):
-                problems.append(f"{wanted.label}: please choose one. Nothing was done.")
-        if question.typed and request.POST.get("typed", "").strip() != question.typed:
-            problems.append(f"Type “{question.typed}” exactly to confirm. Nothing was done.")
-        if not problems and question.money and (problem := step_up.step_up(request)):
-            problems.append(problem)
+        answers = {field.name: request.POST.get(field.name, "").strip() for field in question.fields}
+        problems = _problems(request, question, answers) or _carry_out(request, act, answers)
         if not problems:
-            try:
-                messages.success(request, act(answers))
-            except Refusal as refusal:
-                problems.append(f"{refusal} Nothing was done, and no money was moved.")
-            else:
-                return HttpResponseRedirect(done or question.back)
+            return HttpResponseRedirect(done or question.back)
     context = {
         "title": question.title,
         "question": question,
-        "fields_shown": [{"field": one, "value": answers.get(one.name, one.value)} for one in question.fields],
+        "fields_shown": [{"field": field, "value": answers.get(field.name, field.value)} for field in question.fields],
         "problems": problems,
         "proof": step_up.asks_for(request) if question.money else "",
         **question.more,
     }
     return render(request, question.template, context, status=409 if problems else 200)
+
+
+def _problems(request: HttpRequest, question: Question, answers: Mapping[str, str]) -> list[str]:
+    """Return the problems of a form. The PIN or code is checked last, so that a wrong field does not use it up."""
+    problems = [problem for field in question.fields if (problem := _problem(field, answers[field.name]))]
+    if question.typed and request.POST.get("typed", "").strip() != question.typed:
+        problems.append(f"Type “{question.typed}” exactly to confirm. Nothing was done.")
+    if not problems and question.money and (problem := step_up.step_up(request)):
+        problems.append(problem)
+    return problems
+
+
+def _problem(field: Field, answer: str) -> str:
+    if field.required and not answer:
+        return f"{field.label}: please fill this in. Nothing was done."
+    if len(answer) > field.max_length or "\x00" in answer:
+        return f"{field.label}: at most {field.max_length} characters. Nothing was done."
+    if field.choices and answer not in dict(field.choices):
+        return f"{field.label}: please choose one. Nothing was done."
+    return ""
+
+
+def _carry_out(request: HttpRequest, act: Act, answers: dict[str, str]) -> list[str]:
+    """Call `act` and report its result on the next page. Return the refusal in words, if it refuses."""
+    try:
+        messages.success(request, act(answers))
+    except Refusal as refusal:
+        return [f"{refusal} Nothing was done, and no money was moved."]
+    return []

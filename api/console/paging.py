@@ -1,4 +1,4 @@
-"""Long lists by pages that cost the same wherever they are: newest first, each page begins below an id."""
+"""Pages of long lists, newest first. Each page starts below an id, so all pages cost the same."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ LARGEST_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class Paged:
-    """One page of rows. `next` is where the following page begins, None at the end."""
+    """One page of rows. `next` is the id below which the following page starts, None on the last page."""
 
     rows: list[Any]
     next: int | None
@@ -20,15 +20,16 @@ class Paged:
 
 
 def paged(request: HttpRequest, rows: QuerySet[Any], *, by: str = "pk", size: int = SIZE) -> Paged:
-    """The page that the request's `before` names, of rows ordered by a falling whole number."""
+    """Return the page below the request's `before`, with rows in falling order of the integer field `by`."""
     before = number(request.GET.get("before", ""))
-    found = list((rows.filter(**{f"{by}__lt": before}) if before else rows).order_by(f"-{by}")[: size + 1])
-    last = getattr(found[size - 1], by) if len(found) > size else None
-    return Paged(found[:size], last, before is not None)
+    below = rows.filter(**{f"{by}__lt": before}) if before else rows
+    ahead = list(below.order_by(f"-{by}")[: size + 1])
+    last = getattr(ahead[size - 1], by) if len(ahead) > size else None
+    return Paged(ahead[:size], last, before is not None)
 
 
 def number(typed: str) -> int | None:
-    """A whole number as typed into an address or a search, or None for anything else."""
+    """Return a positive integer typed into an address or a search field, or None for any other text."""
     if typed.isascii() and typed.isdigit() and len(typed) <= 19 and 0 < int(typed) <= LARGEST_ID:
         return int(typed)
     return None

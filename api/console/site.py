@@ -1,7 +1,7 @@
-"""The operator's console: Django's admin under our name, with pages by task. This module only composes them.
+"""The operator's console: Django's admin with pages by task.
 
-A page is a plain view of an app's `console` package; the site wraps each in its own check that a member of staff is
-logged in, with their second factor where one is asked for.
+Each page is a plain view in `pages/`. The site wraps every page in a check that the user is logged-in staff,
+with a second factor if one is required.
 """
 
 from typing import Any
@@ -33,6 +33,8 @@ PAGES = (home, markets, resolve, decisions, disputes, payouts, in_doubt, ledger,
 
 
 class Console(UnfoldAdminSite):
+    """The admin site with the console's pages, menu and login."""
+
     site_header = site_title = "KASOKO"
     index_title = "Home"
     enable_nav_sidebar = True
@@ -40,11 +42,13 @@ class Console(UnfoldAdminSite):
     login_template = "console/login.html"
 
     def has_permission(self, request: HttpRequest) -> bool:
+        """Require an active member of staff, with a second factor if one is required."""
         return super().has_permission(request) and step_up.proven(request)
 
     def get_urls(self) -> list[Any]:
+        """Return the console's pages before the admin's own."""
         pages = [self._guarded(pattern) for module in PAGES for pattern in module.urls]
-        # These are for those who are logged in and have yet to prove themselves.
+        # The login's own pages are not guarded: a person who must still show a code has to reach them.
         return [
             *pages,
             *console_login.urls,
@@ -53,13 +57,15 @@ class Console(UnfoldAdminSite):
         ]
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseBase:
+        """Return the home page in place of the admin's index."""
         return home.home(request)
 
     def records(self, request: HttpRequest) -> HttpResponse:
-        """The tables behind the pages, for whoever may see them."""
+        """Return Django's index of the tables behind the pages."""
         return super().index(request, {"title": "Records"})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Log a member of staff in, and send one who has not shown a code to the second-factor page."""
         if request.method == "GET" and super().has_permission(request) and not step_up.proven(request):
             return HttpResponseRedirect(reverse("admin:second_factor"))
         response = super().login(request, extra_context)

@@ -1,4 +1,4 @@
-"""Who stands at the console's door: logged in, proven by a second factor where one is asked for, and proven lately."""
+"""Console session checks: login, second factor, recent step-up."""
 
 from datetime import datetime, timedelta
 
@@ -15,30 +15,30 @@ STEPPED_UP_AT = "stepped_up_at"
 
 
 def proven(request: HttpRequest) -> bool:
-    """Whether the session has shown a code, where the member has an app set up or the setting asks for one."""
+    """Return True if the session has shown a code, or if neither the member's app nor the setting requires one."""
     if request.session.get(PROVEN_BY_CODE):
         return True
     return not settings.STAFF_TOTP and not second_factor.enrolled(_member(request))
 
 
 def remember(request: HttpRequest, *, by_code: bool, at: datetime) -> None:
-    """The member has just proven themselves."""
+    """Note in the session that the member gave a valid PIN or code at this time."""
     if by_code:
         request.session[PROVEN_BY_CODE] = True
     request.session[STEPPED_UP_AT] = at.isoformat()
 
 
 def asks_for(request: HttpRequest) -> str:
-    """What a money action needs now: "code", "pin", or "" where they proved themselves a moment ago."""
-    said = request.session.get(STEPPED_UP_AT)
+    """Return the proof that a money action needs now: "code", "pin", or "" if the last proof is recent enough."""
+    stepped_up_at = request.session.get(STEPPED_UP_AT)
     fresh = timedelta(minutes=settings.STEP_UP_MINUTES)
-    if said and timedelta(0) <= timezone.now() - datetime.fromisoformat(said) <= fresh:
+    if stepped_up_at and timedelta(0) <= timezone.now() - datetime.fromisoformat(stepped_up_at) <= fresh:
         return ""
     return "code" if second_factor.enrolled(_member(request)) else "pin"
 
 
 def step_up(request: HttpRequest) -> str:
-    """Check the proof that came with a money action's form. Returns what is wrong with it, or nothing."""
+    """Check the PIN or code sent with a money action's form. Return the problem in words, or "" if there is none."""
     wanted = asks_for(request)
     if not wanted:
         return ""
@@ -60,5 +60,5 @@ def step_up(request: HttpRequest) -> str:
 
 def _member(request: HttpRequest) -> CustomUser:
     if not isinstance(request.user, CustomUser):
-        raise TypeError("Only a member of staff has proven anything.")
+        raise TypeError("Step-up needs a logged-in member of staff.")
     return request.user

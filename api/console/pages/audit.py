@@ -1,4 +1,4 @@
-"""The audit trail's page: who decided what, and whether the chain is whole."""
+"""The audit trail's page: every recorded action, and the check of the hash chain."""
 
 import re
 from typing import Any
@@ -11,10 +11,48 @@ from users import audit as trail
 from users.models import AuditEntry
 
 PAGES = {"market": "market", "transaction": "payout", "member": "member"}
+# The recorded actions in words. The code stands beside them, because the search takes it.
+ACTIONS = {
+    "dispute.answer": "Dispute answered",
+    "dispute.open": "Dispute opened",
+    "dispute.reject": "Dispute rejected",
+    "dispute.remedied": "Remedy of a dispute done",
+    "dispute.reply": "Member replied in a dispute",
+    "dispute.uphold": "Dispute upheld",
+    "login.accepted": "Logged in",
+    "login.code_refused": "Wrong code",
+    "login.refused": "Login failed",
+    "market.propose": "Decision proposed",
+    "market.proposal_stale": "Proposal closed because its figures changed",
+    "market.reject": "Proposal rejected",
+    "market.resolve": "Market resolved",
+    "market.scratch": "Outcome scratched",
+    "market.undo": "Settlement undone",
+    "market.void": "Market voided",
+    "market.withdraw": "Resolution withdrawn",
+    "member.note": "Note written",
+    "member.phone_opened": "Full phone number shown",
+    "payout.ask": "Status query to M-Pesa",
+    "payout.decide_not_paid": "Payout decided: not paid",
+    "payout.decide_paid": "Payout decided: paid",
+    "payout.decision_proposed": "Payout decision proposed",
+    "payout.decision_refused": "Payout decision rejected",
+    "payout.hold": "Payout held",
+    "payout.release": "Payout released",
+    "payout.retry": "Payout sent again",
+    "payout.to_wallet": "Payout paid to the wallet",
+    "recovery.set_off": "Debt set off against dividends",
+    "recovery.write_off": "Debt written off",
+    "sending.switch_off": "Sending stopped",
+    "sending.switch_on": "Sending started",
+    "staff.second_factor_removed": "Authenticator app removed",
+    "staff.second_factor_set_up": "Authenticator app set up",
+}
 
 
 @page.page("view_audit")
 def audit(request: HttpRequest) -> HttpResponse:
+    """Show the entries, newest first, filtered by subject and action; verify the chain if asked to."""
     subject, action = (request.GET.get(name, "").replace("\x00", "").strip() for name in ("subject", "action"))
     entries = AuditEntry.objects.select_related("actor")
     if subject:
@@ -24,6 +62,7 @@ def audit(request: HttpRequest) -> HttpResponse:
     paged = paging.paged(request, entries, by="number")
     for entry in paged.rows:
         entry.link = link_to(entry.subject)
+        entry.action_words = ACTIONS.get(entry.action, "")
     context: dict[str, Any] = {"title": "Audit trail", "paged": paged, "subject": subject, "action": action}
     if request.GET.get("verify"):
         context["chain"] = trail.verify()
@@ -31,12 +70,12 @@ def audit(request: HttpRequest) -> HttpResponse:
 
 
 def link_to(subject: str) -> str:
-    """The page about an entry's subject such as market:12, if there is one."""
-    found = re.fullmatch(r"(\w+):([0-9]{1,18})", subject)
-    if found is None or found[1] not in PAGES:
+    """Return the address of the page about a subject such as market:12, or "" if there is none."""
+    match = re.fullmatch(r"(\w+):([0-9]{1,18})", subject)
+    if match is None or match[1] not in PAGES:
         return ""
     try:
-        return reverse(f"admin:{PAGES[found[1]]}", args=[int(found[2])])
+        return reverse(f"admin:{PAGES[match[1]]}", args=[int(match[2])])
     except NoReverseMatch:
         return ""
 

@@ -1,7 +1,6 @@
-"""The second person's word on what was proposed for a market, and taking back: withdraw, undo, scratch an outcome."""
+"""Second approval of proposals, and the ways to take a decision back: withdraw, undo, scratch an outcome."""
 
 from collections.abc import Callable
-from typing import cast
 
 from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
@@ -14,52 +13,53 @@ from markets.models import Market
 from payments import wiring
 from payments.models import Proposal
 from payments.settlement import approvals, preview_cache, proposals, resolutions, undo
+from users import roles
 
-# --- the second person -----------------------------------------------------------------------------------------------
+# --- second approval -------------------------------------------------------------------------------------------------
 
 
 @page.page("view_console", posts=True)
 def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """What the first person proposed, beside the figures of now; the second approves just that."""
-    found = _proposal(proposal_id)
-    market = found.market
-    if found.state != Proposal.State.OPEN or not page.may(request, "approve_resolution"):
-        context = {"title": f"Proposal {found.pk}", "proposal": found, "market": market}
+    """Show a proposal beside the current figures, and approve exactly that."""
+    proposal = _proposal(proposal_id)
+    market = proposal.market
+    if proposal.state != Proposal.State.OPEN or not page.may(request, "approve_resolution"):
+        context = {
+            "title": f"Proposal {proposal.pk}",
+            "proposal": proposal,
+            "market": market,
+            "summary": _summary(proposal),
+        }
         return page.render(request, "console/proposal.html", context)
-    look = None
-    if found.kind == Proposal.Kind.RESOLVE:
-        look = _figures_now(found, patient=request.method == "POST")
-        if look.preview is None:
-            return resolve.being_computed(
-                request, f"Approve proposal {found.pk}", reverse("admin:market", args=[market.pk])
-            )
-    now = look.preview if look is not None else None
-    own = found.proposed_by_id == request.user.pk
+    kept = None
+    if proposal.kind == Proposal.Kind.RESOLVE:
+        kept = _preview_now(proposal, patient=request.method == "POST")
+        if kept.preview is None:
+            back = reverse("admin:market", args=[market.pk])
+            return resolve.being_computed(request, f"Approve proposal {proposal.pk}", back)
+    shown = kept.preview if kept is not None else None
+    own = proposal.proposed_by_id == request.user.pk
     question = page.Question(
-        title=f"Approve proposal {found.pk}",
-        will=[
-            _proposed_words(found),
-            *(resolve.will(now, two=False) if now is not None else []),
-            *([] if not own else ["You proposed it: another person must approve it."]),
-        ],
+        title=f"Approve proposal {proposal.pk}",
+        will=[_summary(proposal), *(resolve.will(shown, two=False) if shown is not None else [])],
         button="Approve and carry out",
         back=reverse("admin:market", args=[market.pk]),
         typed="approve",
         danger=True,
         template="console/approve.html",
         more={
-            "proposal": found,
+            "proposal": proposal,
             "market": market,
-            "look": look,
-            "seen": now,
+            "kept": kept,
+            "preview": shown,
             "own": own,
-            "moved": now is not None and now.figures.preview_hash != found.preview_hash,
+            "moved": shown is not None and shown.figures.preview_hash != proposal.preview_hash,
         },
     )
 
     def act(answers: dict[str, str]) -> str:
         done = approvals.approve(
-            proposal_id=found.pk,
+            proposal_id=proposal.pk,
             preview_hash=request.POST.get("hash", ""),
             by=page.actor(request),
             at=timezone.now(),
@@ -67,85 +67,89 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         )
         if isinstance(done, undo.Undoing):
             wiring.after_decision(done)
-            return f"Approved. Market {done.market_id} is being undone; nothing of it is sent any more."
+            return f"Approved. The settlement of market {done.market_id} is being undone. None of its payouts leaves."
         wiring.after_decision(done)
-        return f"Approved. Market {done.market_id} is decided, and its settlement runs now."
+        return f"Approved. Market {done.market_id} is decided, and its settlement has started."
 
     return page.ask(request, question, act)
 
 
 @page.page("view_console", posts=True)
 def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Against a proposal: by whoever may approve, or by the one who made it."""
-    found = _proposal(proposal_id)
-    if not page.may(request, "approve_resolution") and found.proposed_by_id != request.user.pk:
-        context = {"title": "Not for your role", "needed": "Approve what another person proposed for a market"}
-        return page.render(request, "console/refused.html", context, status=403)
+    """Reject a proposal, or withdraw one's own. Anyone who may approve can reject."""
+    proposal = _proposal(proposal_id)
+    own = proposal.proposed_by_id == request.user.pk
+    if not page.may(request, "approve_resolution") and not own:
+        return page.refused(request, roles.PERMISSIONS["approve_resolution"])
+    verb = "Withdraw" if own else "Reject"
     question = page.Question(
-        title=f"Reject proposal {found.pk}",
-        will=[_proposed_words(found), "It is not carried out. A market that it had closed is open again."],
-        button="Reject it",
-        back=reverse("admin:proposal", args=[found.pk]),
-        fields=[page.Field("reason", "Why", kind="area")],
+        title=f"{verb} proposal {proposal.pk}",
+        will=[_summary(proposal), "It is not carried out. If it closed the market, the market opens again."],
+        button=f"{verb} it",
+        back=reverse("admin:proposal", args=[proposal.pk]),
+        fields=[page.Field("reason", "Reason", kind="area")],
     )
 
     def act(answers: dict[str, str]) -> str:
-        approvals.reject(proposal_id=found.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
-        return "The proposal is rejected. No money was moved."
+        approvals.reject(proposal_id=proposal.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
+        return f"The proposal is {'withdrawn' if own else 'rejected'}. No money was moved."
 
-    done = reverse("admin:market", args=[found.market_id])
+    done = reverse("admin:market", args=[proposal.market_id])
     return page.ask(request, question, act, done=done)
 
 
-def _proposed_words(found: Proposal) -> str:
-    what = {
-        Proposal.Kind.UNDO: f"undo the settlement of market {found.market_id}: {found.reason}",
-    }.get(cast(Proposal.Kind, found.kind), "")
-    if not what:
-        what = f"void market {found.market_id} ({found.reason})" if found.rule == "VOID" else (
-            f"resolve market {found.market_id}: {' and '.join(found.weights)} wins"
-        )  # fmt: skip
-    evidence = " ".join(filter(None, (found.evidence_note, found.evidence_url)))
-    return f"{found.proposed_by} proposes to {what}." + (f" Evidence: {evidence}" if evidence else "")
+def _summary(proposal: Proposal) -> str:
+    """Return a proposal in words, with the person and the evidence."""
+    if proposal.kind == Proposal.Kind.UNDO:
+        decision = f"undo the settlement of market {proposal.market_id}. Reason: {proposal.reason}"
+    elif proposal.rule == "VOID":
+        reason = resolve.VOID_WORDS.get(proposal.reason, proposal.reason)
+        decision = f"void market {proposal.market_id}, because {reason}."
+    else:
+        sentence = resolve.sentence(proposals.decision_of(proposal))
+        decision = f"resolve market {proposal.market_id}: {sentence}."
+    evidence = " ".join(filter(None, (proposal.evidence_note, proposal.evidence_url)))
+    return f"{proposal.proposed_by} proposes to {decision}" + (f" Evidence: {evidence}" if evidence else "")
 
 
-def _figures_now(found: Proposal, *, patient: bool) -> preview_cache.KeptPreview:
-    market = found.market
-    market.effective_close_at = found.effective_close_at
-    decision = proposals.decision_of(found)
-    (kept,) = resolve.latest_previews(market, [decision], at=timezone.now(), patient=patient)
+def _preview_now(proposal: Proposal, *, patient: bool) -> preview_cache.KeptPreview:
+    market = proposal.market
+    market.effective_close_at = proposal.effective_close_at
+    (kept,) = resolve.latest_previews(market, [proposals.decision_of(proposal)], at=timezone.now(), patient=patient)
     return kept
 
 
-# --- taking back -----------------------------------------------------------------------------------------------------
+# --- withdraw, undo, scratch -----------------------------------------------------------------------------------------
 
 
 @page.page("resolve_market", posts=True)
 def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
+    """Withdraw a resolution before its payouts leave."""
     market = resolve.market_of(market_id)
     will = [
-        "The resolution is taken back before its payouts leave: the market is closed again, and may be resolved anew.",
-        "What was credited to wallets comes back by reversing transfers. Once payouts have left, undo it instead.",
+        "The resolution is withdrawn before its payouts leave. The market is closed and can be resolved again.",
+        "Money credited to wallets is taken back by reversing transfers. If payouts have left, undo the settlement.",
     ]
 
     def act(reason: str) -> str:
         done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=timezone.now())
         wiring.after_decision(done)
-        return f"The resolution of market {market.pk} is withdrawn. No payout of it leaves."
+        return f"The resolution of market {market.pk} is withdrawn. None of its payouts leaves."
 
     return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", will, "withdraw", act)
 
 
 @page.page("resolve_market", posts=True)
 def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
+    """Undo a settlement, or propose it if the pool needs two people."""
     market = resolve.market_of(market_id)
     will = [
-        "From this moment on nothing more of the settlement is sent.",
-        "Payouts that have not left are cancelled; what went to wallets comes back as far as the wallets hold it.",
-        "What M-Pesa has carried stays with the members and becomes their debt to us: later you keep a part of their"
-        " winnings, or bear the loss.",
-        "The market is closed again, and may be resolved anew; then the rightful winners are paid at once.",
-        "A large pool takes a second person's approval; sending stops meanwhile all the same.",
+        "From now on no payout of the settlement leaves.",
+        "Payouts that have not left are cancelled. Money in wallets is taken back, as far as the wallets hold it.",
+        "Money that M-Pesa has paid stays with the members and becomes their debt to us. Under Member debts you decide"
+        " to set it off or to write it off.",
+        "The market is closed and can be resolved again. The right winners are then paid at once.",
+        "A large pool needs a second approval. Sending stops at once even so.",
     ]
 
     def act(reason: str) -> str:
@@ -158,9 +162,9 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
         )
         if isinstance(done, proposals.Proposed):
             link = reverse("admin:proposal", args=[done.proposal_id])
-            return f"Sending is stopped for this market. The undo waits for a second person at {link}"
+            return f"Sending is stopped for this market. Another person must approve the undo at this address: {link}"
         wiring.after_decision(done)
-        return f"Market {market.pk} is being undone. Nothing more of it is sent."
+        return f"The settlement of market {market.pk} is being undone. None of its payouts leaves now."
 
     return _take_back(request, market, f"Undo the settlement of market {market.pk}", will, "undo", act)
 
@@ -174,7 +178,7 @@ def _take_back(
         button=title,
         back=reverse("admin:market", args=[market.pk]),
         facts=[("Market", market.question), ("State", market.status.lower())],
-        fields=[page.Field("reason", "Why", kind="area", help="It stands in the audit trail.")],
+        fields=[page.Field("reason", "Reason", kind="area", help="Shown in the audit trail.")],
         typed=typed,
         danger=True,
     )
@@ -183,19 +187,20 @@ def _take_back(
 
 @page.page("resolve_market", posts=True)
 def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
+    """Scratch an outcome and return its stakes."""
     market = resolve.market_of(market_id)
     running = market.running_outcomes
     question = page.Question(
         title=f"Scratch an outcome of market {market.pk}",
         will=[
-            "The outcome takes no bets any more, and its stakes go back to their wallets at once.",
-            "The market goes on with the others. It cannot be put back.",
+            "The outcome takes no more bets, and its stakes are refunded to their wallets at once.",
+            "The market continues with the other outcomes. A scratched outcome cannot return.",
         ],
         button="Scratch it",
         back=reverse("admin:market", args=[market.pk]),
         fields=[
             page.Field("outcome", "Outcome", choices=[("", "choose"), *((name, name) for name in running)]),
-            page.Field("reason", "Why", kind="area"),
+            page.Field("reason", "Reason", kind="area"),
         ],
         typed="scratch",
         danger=True,
@@ -211,20 +216,20 @@ def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
             policy=wiring.policy(),
         )
         wiring.after_decision(done)
-        return f"{answers['outcome']} is scratched; its stakes are going back."
+        return f"{answers['outcome']} is scratched. Its stakes are being refunded."
 
     return page.ask(request, question, act)
 
 
-# --- finding ---------------------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 def _proposal(proposal_id: int) -> Proposal:
-    proposals_ = Proposal.objects.select_related("market", "proposed_by", "decided_by")
-    found = proposals_.filter(pk=proposal_id).first() if proposal_id <= paging.LARGEST_ID else None
-    if found is None:
+    rows = Proposal.objects.select_related("market", "proposed_by", "decided_by")
+    proposal = rows.filter(pk=proposal_id).first() if proposal_id <= paging.LARGEST_ID else None
+    if proposal is None:
         raise Http404(f"There is no proposal {proposal_id}.")
-    return found
+    return proposal
 
 
 urls = [

@@ -1,4 +1,4 @@
-"""Disputes: the queue by deadline, one with its history and what the books say, and the operator's answer to it."""
+"""Disputes: the queue by deadline, one dispute with its history, and the operator's answer."""
 
 import uuid
 from typing import Any
@@ -9,6 +9,7 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from api.console import page
+from markets.models import Market
 from payments import disputes as service
 from payments import wiring
 from payments.models import Dispute
@@ -16,61 +17,66 @@ from payments.settlement.certificates import explanations
 
 TABS = {"OPEN": "To answer", "ANSWERED": "Answered", "UPHELD": "Upheld", "REJECTED": "Rejected"}
 REMEDIES = {
-    Dispute.Remedy.RE_RESOLVE: "the market is resolved anew: undo its settlement next",
-    Dispute.Remedy.PAY_TO_WALLET: "the payout goes to the wallet, now",
-    Dispute.Remedy.RESEND: "the payout is sent again, now",
-    Dispute.Remedy.NONE: "nothing more than this answer",
+    Dispute.Remedy.RE_RESOLVE: "the market is resolved again: undo its settlement next",
+    Dispute.Remedy.PAY_TO_WALLET: "the payout goes to the wallet now",
+    Dispute.Remedy.RESEND: "the payout is sent again now",
+    Dispute.Remedy.NONE: "no remedy beyond this answer",
 }
 SHOWN = 100
 
 
 @page.page("answer_dispute")
 def disputes(request: HttpRequest) -> HttpResponse:
+    """List the disputes of one state, the nearest deadline first."""
     at, state = timezone.now(), request.GET.get("state", "OPEN")
     state = state if state in TABS else "OPEN"
-    rows = [(one, service.is_overdue(one, at=at)) for one in service.queue(state)[:SHOWN]]
+    rows = [(dispute, service.is_overdue(dispute, at=at)) for dispute in service.queue(state)[:SHOWN]]
     context = {"title": "Disputes", "rows": rows, "tabs": TABS, "state": state, "shown": SHOWN}
     return page.render(request, "console/disputes.html", context)
 
 
 @page.page("answer_dispute")
 def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
-    found, at = _found(dispute_id), timezone.now()
+    """Show one dispute with its events and the explanation of the bet from the books."""
+    dispute, at = _dispute(dispute_id), timezone.now()
     context: dict[str, Any] = {
         "title": "Dispute",
-        "dispute": found,
-        "overdue": service.is_overdue(found, at=at),
-        "own": found.user_id == request.user.pk,
-        "market": found.bet.market if found.bet else found.settlement.market if found.settlement else None,
-        "events": found.events.select_related("by").order_by("pk"),
+        "dispute": dispute,
+        "overdue": service.is_overdue(dispute, at=at),
+        "own": dispute.user_id == request.user.pk,
+        "market": _market(dispute),
+        "remedy": REMEDIES[Dispute.Remedy(dispute.remedy)] if dispute.remedy else "",
+        "events": dispute.events.select_related("by").order_by("pk"),
     }
-    if found.bet is not None:
-        context["explanation"] = explanations.explain(found.bet, at=at, proven=False)
+    if dispute.bet is not None:
+        context["explanation"] = explanations.explain(dispute.bet, at=at, proven=False)
     return page.render(request, "console/dispute.html", context)
 
 
 @page.page("answer_dispute", posts=True)
 def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
-    found = _found(dispute_id)
+    """Answer a dispute; the member may reply."""
+    dispute = _dispute(dispute_id)
     question = _question(
-        found, "Answer the dispute", ["The member is told, and may reply. No money moves."], "Answer", money=False
+        dispute, "Answer the dispute", ["The member is told and may reply. No money moves."], "Answer", money=False
     )
 
     def act(answers: dict[str, str]) -> str:
-        service.answer(dispute_id=found.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
-        return "The member is answered."
+        service.answer(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
+        return "Your answer is recorded, and the member is told."
 
     return page.ask(request, question, act)
 
 
 @page.page("answer_dispute", posts=True)
 def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
-    found = _found(dispute_id)
-    will = ["The dispute is closed; the member is told why. No money moves."]
-    question = _question(found, "Reject the dispute", will, "Reject it", money=False)
+    """Reject a dispute, with a reason for the member."""
+    dispute = _dispute(dispute_id)
+    will = ["The dispute is closed, and the member is told the reason. No money moves."]
+    question = _question(dispute, "Reject the dispute", will, "Reject it", money=False)
 
     def act(answers: dict[str, str]) -> str:
-        service.reject(dispute_id=found.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
+        service.reject(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
         return "The dispute is rejected, and the member is told."
 
     return page.ask(request, question, act)
@@ -78,17 +84,18 @@ def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
 
 @page.page("answer_dispute", posts=True)
 def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
-    found = _found(dispute_id)
-    remedy = page.Field("remedy", "What follows", choices=[("", "choose"), *REMEDIES.items()])
+    """Uphold a dispute and choose the remedy."""
+    dispute = _dispute(dispute_id)
+    remedy = page.Field("remedy", "Remedy", choices=[("", "choose"), *REMEDIES.items()])
     will = [
-        "The dispute is closed in the member's favour, and the member is told.",
-        "Paying to the wallet and sending again are done at once, to payouts of theirs that failed or are held.",
+        "The dispute is closed in favour of the member, and the member is told.",
+        "Payment to the wallet and sending again happen at once, for the member's failed or held payouts.",
     ]
-    question = _question(found, "Uphold the dispute", will, "Uphold it", first=remedy, money=True)
+    question = _question(dispute, "Uphold the dispute", will, "Uphold it", first=remedy, money=True)
 
     def act(answers: dict[str, str]) -> str:
         upheld = service.uphold(
-            dispute_id=found.public_id,
+            dispute_id=dispute.public_id,
             remedy=answers["remedy"],
             text=answers["text"],
             by=page.actor(request),
@@ -102,26 +109,32 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
 
 
 def _question(
-    found: Dispute, title: str, will: list[str], button: str, *, money: bool, first: page.Field | None = None
+    dispute: Dispute, title: str, will: list[str], button: str, *, money: bool, first: page.Field | None = None
 ) -> page.Question:
-    text = page.Field("text", "What you tell the member", kind="area", max_length=2_000)
-    opened = found.events.order_by("pk")[0]
+    text = page.Field("text", "Your message to the member", kind="area", max_length=2_000)
+    opened = dispute.events.order_by("pk")[0]
     return page.Question(
         title=title,
         will=will,
         button=button,
-        back=reverse("admin:dispute", args=[found.public_id]),
+        back=reverse("admin:dispute", args=[dispute.public_id]),
         facts=[("The member says", opened.text)],
         fields=[first, text] if first is not None else [text],
         money=money,
     )
 
 
-def _found(dispute_id: uuid.UUID) -> Dispute:
-    found = service.queue().select_related("settlement__market").filter(public_id=dispute_id).first()
-    if found is None:
+def _market(dispute: Dispute) -> Market | None:
+    if dispute.bet is not None:
+        return dispute.bet.market
+    return dispute.settlement.market if dispute.settlement is not None else None
+
+
+def _dispute(dispute_id: uuid.UUID) -> Dispute:
+    dispute = service.queue().select_related("settlement__market").filter(public_id=dispute_id).first()
+    if dispute is None:
         raise Http404(f"There is no dispute {dispute_id}.")
-    return found
+    return dispute
 
 
 urls = [

@@ -1,4 +1,4 @@
-"""The home page: what needs me now, where the money is, how well it goes, and whether all parts are at work."""
+"""Home page: open work, payouts, figures of the last day, and the state of beat and workers."""
 
 import logging
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ BARS = {
 
 @page.page("view_console")
 def home(request: HttpRequest) -> HttpResponse:
+    """Show the home page."""
     at = timezone.now()
     now, figures = overview.now(at=at), overview.figures()
     context = {
@@ -56,23 +57,23 @@ def _success(quality: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _chart(series: list[dict[str, Any]], form: str) -> dict[str, Any]:
-    """The theme's chart and the same as rows of a table, for whoever cannot see it."""
-    labels = [(parse_datetime(one["moment"]) or datetime.min).strftime(form) for one in series]
+    """Return the theme's chart, and the same figures as rows of a table for people who cannot see a chart."""
+    labels = [(parse_datetime(step["moment"]) or datetime.min).strftime(form) for step in series]
     sets = [
-        {"label": "Paid", "data": [one["paid"] for one in series], "backgroundColor": "#23a26c"},
-        {"label": "Failed", "data": [one["failed"] for one in series], "backgroundColor": "#dc2626"},
+        {"label": "Paid", "data": [step["paid"] for step in series], "backgroundColor": "#23a26c"},
+        {"label": "Failed", "data": [step["failed"] for step in series], "backgroundColor": "#dc2626"},
     ]
     rows = [
-        (label, one["paid"], one["failed"], one["amount"])
-        for label, one in zip(labels, series, strict=True)
-        if one["paid"] or one["failed"]
+        (label, step["paid"], step["failed"], step["amount"])
+        for label, step in zip(labels, series, strict=True)
+        if step["paid"] or step["failed"]
     ]
     return {"data": {"labels": labels, "datasets": sets}, "rows": rows, "options": BARS, "empty": not rows}
 
 
 @dataclass(frozen=True)
 class Alive:
-    """Whether beat and workers are at work, in a sentence that says what is wrong and what to do."""
+    """State of beat and workers: good or not, the fault with its remedy in words, and the waiting messages."""
 
     good: bool
     words: str
@@ -82,19 +83,22 @@ class Alive:
 def _alive(now: overview.Now, at: datetime) -> Alive:
     waiting = _waiting()
     if waiting is None:
-        return Alive(False, "Redis is not reached. Bets and resolves still work; payouts wait until it is back.", None)
-    beat = next((one for one in now.heartbeats if one.name == "beat"), None)
+        words = "Redis cannot be reached. Bets and resolutions still work. Payouts wait until Redis is back."
+        return Alive(False, words, None)
+    beat = next((heartbeat for heartbeat in now.heartbeats if heartbeat.name == "beat"), None)
     if beat is not None and at - beat.at <= STALE:
-        return Alive(True, "Beat and the workers are at work.", waiting)
+        return Alive(True, "Celery beat and the workers are running.", waiting)
     if beat is None and not waiting:
-        return Alive(False, "Beat has sent nothing yet: start it, and a worker. Nothing is paid until then.", waiting)
+        words = "Celery beat has not run yet. Start beat and a worker. No payout is sent until then."
+        return Alive(False, words, waiting)
     if waiting:
-        return Alive(False, "Messages wait and no worker takes them: start or restart the workers.", waiting)
-    return Alive(False, "Beat sends nothing: start or restart it. What Redis was told already is being done.", waiting)
+        return Alive(False, "Messages wait and no worker takes them. Start or restart the workers.", waiting)
+    words = "Celery beat has stopped. Start or restart it. Messages that were already sent are still carried out."
+    return Alive(False, words, waiting)
 
 
 def _waiting() -> int | None:
-    """How many messages wait on the broker, where it is a Redis; None where it is not reached."""
+    """Count the messages that wait in Redis. Return 0 if the broker is not Redis, None if Redis cannot be reached."""
     url = settings.CELERY_BROKER_URL
     if not url.startswith(("redis://", "rediss://", "unix://")):
         return 0
@@ -102,7 +106,7 @@ def _waiting() -> int | None:
         with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1) as broker:
             return int(broker.llen("celery"))
     except redis.RedisError as error:
-        log.warning("Redis not reached by the console: %s", error)
+        log.warning("The console cannot reach Redis: %s", error)
         return None
 
 

@@ -1,21 +1,32 @@
-"""Money of which we do not know where it is: how much, how old, who must act."""
+"""Payouts in doubt: how many, how much, how old, and who must act."""
 
-from django.http import HttpRequest, HttpResponse
-from django.urls import path
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
+from django.urls import path, reverse
 from django.utils import timezone
 
 from api.console import page
 from payments.monitoring import overview
-from payments.payouts.operations import in_doubt
+from payments.payouts.operations import in_doubt as payouts_in_doubt
 
 SHOWN = 200
 
 
 @page.page("view_console")
-def limbo(request: HttpRequest) -> HttpResponse:
+def in_doubt(request: HttpRequest) -> HttpResponse:
+    """Show the payouts in doubt by age, and the oldest of them one by one."""
     now = overview.now(at=timezone.now())
-    context = {"title": "Limbo", "now": now, "rows": in_doubt.in_doubt(limit=SHOWN), "shown": SHOWN}
-    return page.render(request, "console/limbo.html", context)
+    rows = payouts_in_doubt.in_doubt(limit=SHOWN)
+    context = {"title": "Payouts in doubt", "now": now, "rows": rows, "shown": SHOWN}
+    return page.render(request, "console/in_doubt.html", context)
 
 
-urls = [path("limbo/", limbo, name="limbo")]
+@page.page("view_console")
+def limbo(request: HttpRequest) -> HttpResponse:
+    """Redirect the page's former address, which is kept for one version."""
+    return HttpResponsePermanentRedirect(reverse("admin:in_doubt"))
+
+
+urls = [
+    path("in-doubt/", in_doubt, name="in_doubt"),
+    path("limbo/", limbo, name="limbo"),
+]

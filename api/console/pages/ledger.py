@@ -1,4 +1,4 @@
-"""The books: accounts, one account's transfers, the trial balance as of any day, and all of it as files."""
+"""Books: accounts, their transfers, the trial balance of any day, and CSV files of them."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -17,42 +17,43 @@ from payments.ledger import trial_balance as ledger_trial_balance
 from payments.models import LedgerAccount
 
 KINDS = {
-    "wallet": "What we owe members in their wallets",
-    "pool": "Stakes of markets that are not settled",
-    "payable": "Payouts that are to be sent",
-    "in_flight": "Payouts that M-Pesa has, of which we do not know the end",
-    "fee_income": "The platform's fees",
-    "opening": "What came from outside these books",
-    "tax_payable": "Tax withheld and not paid over",
+    "wallet": "Members' money in their wallets, which we owe them",
+    "pool": "Stakes of markets that are not settled yet",
+    "payable": "Payouts that we owe and have not sent yet",
+    "in_flight": "Payouts sent to M-Pesa whose result is not known yet",
+    "fee_income": "Platform fees earned",
+    "opening": "Money that came from outside these books",
+    "tax_payable": "Tax withheld and not yet paid to the tax authority",
     "mpesa_charges_paid": "M-Pesa's charges, taken from the float",
-    "mpesa_utility": "The float that payouts leave from",
-    "mpesa_paybill": "What members paid in",
-    "charge_expense": "What M-Pesa's charges cost us",
-    "receivable": "What members owe us",
-    "bad_debt": "What was written off",
+    "mpesa_utility": "M-Pesa float that pays the payouts",
+    "mpesa_paybill": "Deposits that members paid in over M-Pesa",
+    "charge_expense": "M-Pesa's charges as our expense",
+    "receivable": "Money that members owe us",
+    "bad_debt": "Member debts that we wrote off",
 }
 
 
 @page.page("view_ledger")
 def accounts(request: HttpRequest) -> HttpResponse:
+    """List the accounts that match the search; without a search, the platform's own."""
     typed, kind = request.GET.get("q", "").replace("\x00", "")[:80], request.GET.get("kind", "")
-    found = statements.search(typed, kind if kind in KINDS else "")
-    paged = paging.paged(request, found)
+    paged = paging.paged(request, statements.search(typed, kind if kind in KINDS else ""))
     context = {"title": "Accounts", "paged": paged, "typed": typed, "kind": kind, "kinds": KINDS}
     return page.render(request, "console/accounts.html", context)
 
 
 @page.page("view_ledger")
 def account(request: HttpRequest, account_id: int) -> HttpResponse:
-    found = LedgerAccount.objects.select_related("user", "market").filter(pk=account_id).first()
-    if found is None:
+    """Show an account's balance and its transfers, newest first."""
+    account = LedgerAccount.objects.select_related("user", "market").filter(pk=account_id).first()
+    if account is None:
         raise Http404("There is no such account.")
-    statement = statements.statement(found, before=paging.number(request.GET.get("before", "")))
+    statement = statements.statement(account, before=paging.number(request.GET.get("before", "")))
     context = {
-        "title": found.code,
+        "title": account.code,
         "statement": statement,
         "paged": {"next": statement.next, "is_later": "before" in request.GET},
-        "means": KINDS.get(found.kind, ""),
+        "means": KINDS.get(account.kind, ""),
         "may_export": page.may(request, "export_books"),
     }
     return page.render(request, "console/account.html", context)
@@ -60,6 +61,7 @@ def account(request: HttpRequest, account_id: int) -> HttpResponse:
 
 @page.page("view_ledger")
 def trial_balance(request: HttpRequest) -> HttpResponse:
+    """Show the trial balance at the end of a day, or up to now."""
     day, problem = _day(request)
     lines = ledger_trial_balance.trial_balance(day=day)
     context = {
@@ -76,20 +78,22 @@ def trial_balance(request: HttpRequest) -> HttpResponse:
 
 @page.page("export_books")
 def export_account(request: HttpRequest, account_id: int) -> StreamingHttpResponse:
-    found = LedgerAccount.objects.filter(pk=account_id).first()
-    if found is None:
+    """Download an account's transfers as CSV, oldest first."""
+    account = LedgerAccount.objects.filter(pk=account_id).first()
+    if account is None:
         raise Http404("There is no such account.")
     header = ("transfer", "at", "key", "other account", "transaction", "change", "balance")
     rows = (
         (line.id, line.at.astimezone(NAIROBI).isoformat(), line.key, line.other, line.transaction_id or "",
          line.change, line.balance)
-        for line in statements.exported(found)
+        for line in statements.exported(account)
     )  # fmt: skip
-    return _file(f"{found.code.replace(':', '-')}.csv", header, rows)
+    return _file(f"{account.code.replace(':', '-')}.csv", header, rows)
 
 
 @page.page("export_books")
 def export_trial_balance(request: HttpRequest) -> StreamingHttpResponse:
+    """Download the trial balance as CSV."""
     day, _ = _day(request)
     lines = ledger_trial_balance.trial_balance(day=day)
     rows = ((line.kind, line.accounts, line.debits, line.credits, line.balance) for line in lines)
@@ -106,12 +110,12 @@ def _day(request: HttpRequest) -> tuple[date | None, str]:
     except ValueError:
         day = None
     if day is None or not 2000 <= day.year <= 2999:
-        return None, "That is no day; all transfers are shown. Type it as 2026-12-31."
+        return None, "That is not a date. All transfers are shown. Type a date such as 2026-12-31."
     return day, ""
 
 
 class _Line:
-    """What the csv writer writes into: it hands each line on."""
+    """A file for the csv writer that returns each line, so that lines can be streamed."""
 
     def write(self, line: str) -> str:
         return line
@@ -131,7 +135,7 @@ def _file(name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -
 
 
 def plain(cell: Any) -> Any:
-    """A cell that a spreadsheet takes for text: what begins like a formula gets an apostrophe. Numbers stay numbers."""
+    """Put an apostrophe before text that a spreadsheet would read as a formula. Leave numbers as they are."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 

@@ -1,4 +1,4 @@
-"""Markets: the list by what is to be done, and one market with its pools, odds, bets and settlement as it goes."""
+"""Markets: the list by state, and one market with its pools, odds, bets and settlement."""
 
 from typing import Any
 
@@ -31,20 +31,21 @@ DAY, MINUTE = 86_400, 60
 
 @page.page("view_console")
 def markets(request: HttpRequest) -> HttpResponse:
+    """List the markets of one tab that match the search."""
     at = timezone.now()
     tab = request.GET.get("show", "all")
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
-    found = Market.objects.all()
+    rows = Market.objects.all()
     if tab == "due":
-        found = found.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at)
+        rows = rows.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at)
     elif tab == "proposed":
-        found = found.filter(proposals__state=Proposal.State.OPEN)
+        rows = rows.filter(proposals__state=Proposal.State.OPEN)
     elif tab in TABS and tab != "all":
-        found = found.filter(status=tab.upper())
+        rows = rows.filter(status=tab.upper())
     if typed:
         number = paging.number(typed)
-        found = found.filter(pk=number) if number is not None else found.filter(question__icontains=typed)
-    paged = paging.paged(request, found, size=25)
+        rows = rows.filter(pk=number) if number is not None else rows.filter(question__icontains=typed)
+    paged = paging.paged(request, rows, size=25)
     context = {
         "title": "Markets",
         "paged": paged,
@@ -59,9 +60,10 @@ def markets(request: HttpRequest) -> HttpResponse:
 
 @page.page("view_console")
 def market(request: HttpRequest, market_id: int) -> HttpResponse:
-    found = _found(market_id)
+    """Show one market and the actions that it allows."""
+    market = _market(market_id)
     at = timezone.now()
-    settlement = status.deciding_settlement(found.pk)
+    settlement = status.deciding_settlement(market.pk)
     held = settlement is not None and settlement.release_at is not None and settlement.release_at > at
     settled = (
         settlement is not None
@@ -69,24 +71,24 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         and settlement.rule != Settlement.Rule.VOID
     )
     pending = settlement is not None and settlement.state == Settlement.State.PENDING
-    proposal = found.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
+    proposal = market.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
     context = {
-        "title": f"Market {found.pk}",
+        "title": f"Market {market.pk}",
         "proposal": proposal,
         "release_at": settlement.release_at if settlement is not None and held and settled else None,
         "can_withdraw": pending or (settled and held),
         "can_undo": settled and not held and proposal is None,
-        "can_scratch": found.status == "OPEN" and found.end_date > at and len(found.running_outcomes) > 2,
+        "can_scratch": market.status == "OPEN" and market.end_date > at and len(market.running_outcomes) > 2,
         "may_resolve": page.may(request, "resolve_market"),
-        "market": found,
-        "pools": market_overview.pools(found),
-        "chart": _chart(found),
-        "bets": market_overview.latest_bets(found),
-        "progress": market_overview.progress(found, at=at),
-        "overdue": found.status in ("OPEN", "CLOSED") and found.end_date < at,
-        "settlements": found.settlements.select_related("resolved_by").order_by("-number"),
+        "market": market,
+        "pools": market_overview.pools(market),
+        "chart": _chart(market),
+        "bets": market_overview.latest_bets(market),
+        "progress": market_overview.progress(market, at=at),
+        "overdue": market.status in ("OPEN", "CLOSED") and market.end_date < at,
+        "settlements": market.settlements.select_related("resolved_by").order_by("-number"),
         "may_change": request.user.has_perm("markets.change_market"),
-        "owed": receivables.still_owed(found.pk),
+        "owed": receivables.still_owed(market.pk),
         "may_ledger": page.may(request, "view_ledger"),
         "may_members": page.may(request, "view_members"),
     }
@@ -95,18 +97,18 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
 
 @page.page("view_console")
 def progress(request: HttpRequest, market_id: int) -> HttpResponse:
-    """The part of the market page that brings itself up to date."""
-    found = _found(market_id)
-    context = {"market": found, "progress": market_overview.progress(found, at=timezone.now())}
+    """Show the part of the market page that refreshes itself."""
+    market = _market(market_id)
+    context = {"market": market, "progress": market_overview.progress(market, at=timezone.now())}
     return render(request, "console/progress.html", context)
 
 
-def _chart(found: Market) -> dict[str, Any] | None:
-    """The odds curve for the theme's chart, kept for a minute (a day when no bet can come any more)."""
-    key = f"console:odds:{found.pk}:{found.status}"
+def _chart(market: Market) -> dict[str, Any] | None:
+    """Return the odds curve for the theme's chart. Cached for a minute, or for a day once the market is closed."""
+    key = f"console:odds:{market.pk}:{market.status}"
     chart = _cached(key)
     if chart is None:
-        curve = market_overview.curve(found)
+        curve = market_overview.curve(market)
         chart = {
             "labels": [moment.astimezone(NAIROBI).strftime("%d %b %H:%M") for moment in curve.moments],
             "datasets": [
@@ -121,7 +123,7 @@ def _chart(found: Market) -> dict[str, Any] | None:
                 for place, (name, shares) in enumerate(curve.shares.items())
             ],
         }
-        _keep(key, chart, MINUTE if found.status == Market.Status.OPEN else DAY)
+        _keep(key, chart, MINUTE if market.status == Market.Status.OPEN else DAY)
     return chart if len(chart["labels"]) > 1 else None
 
 
@@ -139,11 +141,11 @@ def _keep(key: str, value: Any, seconds: int) -> None:
         return
 
 
-def _found(market_id: int) -> Market:
-    found = Market.objects.filter(pk=market_id).first() if market_id <= paging.LARGEST_ID else None
-    if found is None:
+def _market(market_id: int) -> Market:
+    market = Market.objects.filter(pk=market_id).first() if market_id <= paging.LARGEST_ID else None
+    if market is None:
         raise Http404(f"There is no market {market_id}.")
-    return found
+    return market
 
 
 urls = [

@@ -1,4 +1,4 @@
-"""Members: wallet, bets, statement, notes. Phones are masked until somebody who may opens one, which is recorded."""
+"""Members: wallet, bets, statement and notes. Phones are masked; showing a full number is recorded."""
 
 from typing import Any
 
@@ -18,11 +18,10 @@ from users.models import CustomUser
 
 @page.page("view_members")
 def members(request: HttpRequest) -> HttpResponse:
+    """List the members found by phone, number or part of the name."""
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
-    found = CustomUser.objects.all()
-    if typed:
-        found = _search(typed)
-    context = {"title": "Members", "paged": paging.paged(request, found), "typed": typed}
+    rows = _search(typed) if typed else CustomUser.objects.all()
+    context = {"title": "Members", "paged": paging.paged(request, rows), "typed": typed}
     return page.render(request, "console/members.html", context)
 
 
@@ -37,23 +36,24 @@ def _search(typed: str) -> Any:
 
 @page.page("view_members")
 def member(request: HttpRequest, member_id: int) -> HttpResponse:
-    return _member(request, _found(member_id), {})
+    """Show one member, with the phone number masked."""
+    return _page(request, _member(member_id), {})
 
 
-def _member(request: HttpRequest, found: CustomUser, more: dict[str, Any]) -> HttpResponse:
-    wallet = LedgerAccount.objects.filter(user=found, kind="wallet").first()
-    owes = LedgerAccount.objects.filter(user=found, kind="receivable").first()
+def _page(request: HttpRequest, member: CustomUser, more: dict[str, Any]) -> HttpResponse:
+    wallet = LedgerAccount.objects.filter(user=member, kind="wallet").first()
+    owes = LedgerAccount.objects.filter(user=member, kind="receivable").first()
     statement = statements.statement(wallet, before=paging.number(request.GET.get("before", ""))) if wallet else None
     context = {
-        "title": found.full_name or f"Member {found.pk}",
-        "member": found,
-        "totals": market_overview.member_totals(found.pk),
+        "title": member.full_name or f"Member {member.pk}",
+        "member": member,
+        "totals": market_overview.member_totals(member.pk),
         "owes": statements.statement(owes).balance if owes else None,
         "statement": statement,
         "paged": {"next": statement.next if statement else None, "is_later": "before" in request.GET},
-        "bets": found.bets.select_related("market").order_by("-pk")[:20],
-        "transactions": timeline.of_member(found)[:20],
-        "notes": found.notes.select_related("author").order_by("-pk")[:50],
+        "bets": member.bets.select_related("market").order_by("-pk")[:20],
+        "transactions": timeline.of_member(member)[:20],
+        "notes": member.notes.select_related("author").order_by("-pk")[:50],
         "may_open": page.may(request, "open_phone"),
         "may_note": page.may(request, "note_member"),
         "may_ledger": page.may(request, "view_ledger"),
@@ -65,41 +65,43 @@ def _member(request: HttpRequest, found: CustomUser, more: dict[str, Any]) -> Ht
 
 @page.page("open_phone", posts=True)
 def open_phone(request: HttpRequest, member_id: int) -> HttpResponse:
-    found = _found(member_id)
+    """Show the full phone number once, for a reason that is recorded."""
+    member = _member(member_id)
     if request.method != "POST":
-        return _member(request, found, {})
+        return _page(request, member, {})
     reason = request.POST.get("reason", "").replace("\x00", "").strip()
     if not reason:
-        messages.error(request, "Say why you need the number. It was not shown.")
-        return _member(request, found, {})
-    number = phone_access.phone_number(member_id=found.pk, reason=reason, by=page.actor(request), at=timezone.now())
-    return _member(request, found, {"opened": number})
+        messages.error(request, "Give a reason. The number was not shown.")
+        return _page(request, member, {})
+    number = phone_access.phone_number(member_id=member.pk, reason=reason, by=page.actor(request), at=timezone.now())
+    return _page(request, member, {"opened": number})
 
 
 @page.page("note_member", posts=True)
 def note(request: HttpRequest, member_id: int) -> HttpResponse:
-    found = _found(member_id)
+    """Write a note about a member."""
+    member = _member(member_id)
     question = page.Question(
-        title=f"Write a note about {found.full_name or found.pk}",
-        will=["The note stays, with your name, for all staff who may see members. It cannot be edited."],
+        title=f"Write a note about {member.full_name or member.pk}",
+        will=["All staff who may see members can read the note and your name. It cannot be edited or removed."],
         fields=[page.Field("text", "Note", kind="area", max_length=staff_notes.LONGEST)],
-        button="Write the note",
-        back=reverse("admin:member", args=[found.pk]),
+        button="Save the note",
+        back=reverse("admin:member", args=[member.pk]),
         money=False,
     )
 
     def act(answers: dict[str, str]) -> str:
-        staff_notes.add(member_id=found.pk, text=answers["text"], by=page.actor(request), at=timezone.now())
-        return "The note is written."
+        staff_notes.add(member_id=member.pk, text=answers["text"], by=page.actor(request), at=timezone.now())
+        return "The note is saved."
 
     return page.ask(request, question, act)
 
 
-def _found(member_id: int) -> CustomUser:
-    found = CustomUser.objects.filter(pk=member_id).first() if member_id <= paging.LARGEST_ID else None
-    if found is None:
+def _member(member_id: int) -> CustomUser:
+    member = CustomUser.objects.filter(pk=member_id).first() if member_id <= paging.LARGEST_ID else None
+    if member is None:
         raise Http404(f"There is no member {member_id}.")
-    return found
+    return member
 
 
 urls = [

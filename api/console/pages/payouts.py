@@ -1,4 +1,4 @@
-"""Payouts: finding them, one's whole life, and every action on one or many, each asked before it is done."""
+"""Payouts: the search, one payout with its timeline, and every action on one payout or many."""
 
 import hashlib
 from datetime import timedelta
@@ -8,6 +8,7 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from api.console import page, paging
+from api.console.templatetags.console import counted, kes, words
 from payments import wiring
 from payments.models import Transaction, Verdict
 from payments.payouts.operations import actions, decisions, failures, search, timeline
@@ -18,13 +19,13 @@ HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168
 
 @page.page("view_console")
 def payouts(request: HttpRequest) -> HttpResponse:
+    """List the payouts that match the search; group failed payouts by reason."""
     typed, state, code = (request.GET.get(name, "").replace("\x00", "")[:80] for name in ("q", "state", "code"))
     market_id = paging.number(request.GET.get("market", ""))
     found = search.search(typed, state=state, code=code, market_id=market_id)
-    paged = paging.paged(request, found.payouts)
     context = {
         "title": "Payouts",
-        "paged": paged,
+        "paged": paging.paged(request, found.payouts),
         "typed": typed,
         "understood": found.understood,
         "state": state,
@@ -40,17 +41,17 @@ def payouts(request: HttpRequest) -> HttpResponse:
 
 @page.page("view_console")
 def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    life = timeline.life(transaction_id) if transaction_id <= paging.LARGEST_ID else None
-    if life is None:
+    """Show one payout, its timeline and the actions that it allows."""
+    shown = timeline.of_payout(transaction_id) if transaction_id <= paging.LARGEST_ID else None
+    if shown is None:
         raise Http404(f"There is no transaction {transaction_id}.")
     context = {
         "title": f"Payout {transaction_id}",
-        "life": life,
-        "payout": life.payout,
+        "timeline": shown,
+        "payout": shown.payout,
         "may_act": page.may(request, "act_on_payouts"),
         "may_decide": page.may(request, "decide_payout"),
-        "needs_two": decisions.needs_two(life.payout, wiring.policy()),
-        "is_mine": life.verdict is not None and life.verdict.proposed_by_id == request.user.pk,
+        "is_mine": shown.verdict is not None and shown.verdict.proposed_by_id == request.user.pk,
     }
     return page.render(request, "console/payout.html", context)
 
@@ -58,222 +59,242 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
 # --- one payout ------------------------------------------------------------------------------------------------------
 
 
-def _question(found: Transaction, title: str, will: list[str], button: str, **more: object) -> page.Question:
+def _question(payout: Transaction, title: str, will: list[str], button: str, **more: object) -> page.Question:
     facts = [
-        ("Payout", f"{found.pk} · {found.external_ref}"),
-        ("Amount", f"KES {found.amount:,.2f}"),
-        ("To", phone.masked(found.phone_number)),
-        ("State now", f"{found.status.lower()}. {found.reason}"),
+        ("Payout", f"{payout.pk} · {payout.external_ref}"),
+        ("Amount", kes(payout.amount)),
+        ("To", phone.masked(payout.phone_number)),
+        ("State now", f"{words(payout.status)}. {payout.reason}".strip()),
     ]
-    back = reverse("admin:payout", args=[found.pk])
+    back = reverse("admin:payout", args=[payout.pk])
     return page.Question(title, will, button, back, facts, **more)  # type: ignore[arg-type]
 
 
 @page.page("act_on_payouts", posts=True)
 def retry(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
+    """Send a failed payout again."""
+    payout = _payout(transaction_id)
     question = _question(
-        found,
-        f"Send payout {found.pk} again",
+        payout,
+        f"Send payout {payout.pk} again",
         [
-            "The payout goes back into the queue and leaves with a new request to M-Pesa.",
-            "Where M-Pesa had taken the failed request, we ask about that one first: it is never paid twice.",
-            "It cannot be taken back once M-Pesa has it.",
+            "The payout returns to the queue and leaves with a new request to M-Pesa.",
+            "If M-Pesa had accepted the failed request, we ask about that request first. No payout is paid twice.",
+            "A payout that M-Pesa has received cannot be taken back.",
         ],
         "Send again",
     )
 
     def act(answers: dict[str, str]) -> str:
-        made = actions.retry(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
-        wiring.after_retry(made.pk)
-        return f"Payout {made.pk} is pending and will be sent again."
+        retried = actions.retry(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        wiring.after_retry(retried.pk)
+        return f"Payout {retried.pk} is pending and will be sent again."
 
     return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
 def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
+    """Send a status query about a payout to M-Pesa now."""
+    payout = _payout(transaction_id)
     question = _question(
-        found,
-        f"Ask M-Pesa about payout {found.pk}",
-        ["A question goes to M-Pesa now, rather than at its next turn. No money moves by asking."],
+        payout,
+        f"Ask M-Pesa about payout {payout.pk}",
+        ["A status query goes to M-Pesa now instead of at its scheduled time. No money moves."],
         "Ask now",
         money=False,
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.ask_now(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
+        actions.ask_now(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
         wiring.hint(wiring.ASK_ABOUT_DOUBTS)
-        return "The question goes out now. Its answer shows on this page."
+        return "The query is sent now. Its answer appears on this page."
 
     return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
 def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
+    """Hold a payout, so that it does not leave."""
+    payout = _payout(transaction_id)
     question = _question(
-        found,
-        f"Hold payout {found.pk}",
-        ["The payout does not leave until a person releases it. The money stays with us, owed to the member."],
+        payout,
+        f"Hold payout {payout.pk}",
+        ["The payout does not leave until a person releases it. We keep the money and still owe it to the member."],
         "Hold it",
-        fields=[page.Field("reason", "Why", kind="area", help="It stands on the payout and in the audit trail.")],
+        fields=[page.Field("reason", "Reason", kind="area", help="Shown on the payout and in the audit trail.")],
     )
 
     def act(answers: dict[str, str]) -> str:
         reason, by = answers["reason"], page.actor(request)
-        actions.hold(transaction_id=found.pk, reason=reason, by=by, at=timezone.now())
-        return f"Payout {found.pk} is held. No money left."
+        actions.hold(transaction_id=payout.pk, reason=reason, by=by, at=timezone.now())
+        return f"Payout {payout.pk} is held. No money left."
 
     return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
 def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
+    """Release a held or waiting payout, so that it is due now."""
+    payout = _payout(transaction_id)
     question = _question(
-        found,
-        f"Release payout {found.pk}",
+        payout,
+        f"Release payout {payout.pk}",
         [
-            "The payout is due at once and leaves over M-Pesa, at the usual pace.",
-            "A market's hold, the kill switch and M-Pesa's limit of the day still apply.",
+            "The payout is due at once and leaves over M-Pesa at the usual pace.",
+            "A market's hold, the kill switch and M-Pesa's daily limit still apply.",
         ],
         "Release it",
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.release(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
-        wiring.after_retry(found.pk)
-        return f"Payout {found.pk} is due now."
+        actions.release(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        wiring.after_retry(payout.pk)
+        return f"Payout {payout.pk} is due now."
 
     return page.ask(request, question, act)
 
 
 @page.page("act_on_payouts", posts=True)
 def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
+    """Pay a failed or held payout to the member's wallet instead of over M-Pesa."""
+    payout = _payout(transaction_id)
     question = _question(
-        found,
-        f"Pay payout {found.pk} to the wallet",
+        payout,
+        f"Pay payout {payout.pk} to the wallet",
         [
-            f"KES {found.amount:,.2f} goes to the member's wallet here, at once, and nothing over M-Pesa.",
-            "The member may bet with it or withdraw it. It cannot be sent as this payout any more.",
+            f"{kes(payout.amount)} goes to the member's wallet at once. Nothing is sent over M-Pesa.",
+            "The member may bet with it or withdraw it. This payout cannot be sent over M-Pesa any more.",
         ],
         "Pay to the wallet",
         typed="wallet",
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.redirect_to_wallet(transaction_id=found.pk, by=page.actor(request), at=timezone.now())
-        return f"KES {found.amount:,.2f} is in the member's wallet."
+        actions.redirect_to_wallet(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        return f"{kes(payout.amount)} is in the member's wallet."
 
     return page.ask(request, question, act)
 
 
-# --- what became of it -----------------------------------------------------------------------------------------------
+# --- decisions on held payouts ---------------------------------------------------------------------------------------
 
 
 @page.page("decide_payout", posts=True)
 def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
-    two = decisions.needs_two(found, wiring.policy())
+    """Decide a payout that is held in doubt, or propose the decision if its amount needs two people."""
+    payout = _payout(transaction_id)
+    two = decisions.needs_two(payout, wiring.policy())
     question = _question(
-        found,
-        f"Say what became of payout {found.pk}",
+        payout,
+        f"Decide payout {payout.pk}: paid or not paid",
         [
-            "Paid: the payout is completed, and the books say that the money left the M-Pesa account.",
-            "Not paid: the payout is failed, the money is owed to the member again, and it may be sent again.",
-            "A wrong word here pays a member twice, or not at all: look at M-Pesa's statement, not at a guess.",
-            "The amount is large: your word waits until a second person confirms it from their own login."
+            "Paid: the payout is completed, and the books show that the money left the M-Pesa account.",
+            "Not paid: the payout is failed, and we owe the money to the member again. It may be sent again.",
+            "A wrong decision pays a member twice or not at all. Check M-Pesa's statement; do not guess.",
+            "Second approval needed: another person must confirm your decision from their own login."
             if two
-            else "It is decided by your word alone.",
+            else "Your decision takes effect at once.",
         ],
-        "Give my word" if two else "Decide",
+        "Propose the decision" if two else "Decide",
         fields=[
             page.Field(
-                "verdict",
-                "M-Pesa's statement shows that it was",
+                "decision",
+                "M-Pesa's statement shows that the payout was",
                 choices=(("", "choose"), ("paid", "paid"), ("not_paid", "not paid")),
             ),
             page.Field("receipt", "M-Pesa's receipt, if paid", required=False, max_length=20),
-            page.Field("grounds", "What you looked at", kind="area", help="Which statement, which line."),
+            page.Field("grounds", "Grounds", kind="area", help="The statement and the line that you checked."),
         ],
         danger=True,
         typed="decide",
     )
 
     def act(answers: dict[str, str]) -> str:
-        receipt = answers["receipt"].upper() if answers["verdict"] == "paid" else ""
-        if answers["verdict"] == "paid" and not receipt.isalnum():
-            raise decisions.NotToBeDecided("A payment has a receipt, of letters and digits, in M-Pesa's statement.")
-        if answers["verdict"] == "not_paid" and answers["receipt"]:
-            raise decisions.NotToBeDecided("What was not paid has no receipt.")
-        waiting = decisions.give(
-            transaction_id=found.pk,
+        receipt = _receipt(answers)
+        proposed = decisions.decide_or_propose(
+            transaction_id=payout.pk,
             receipt=receipt,
             grounds=answers["grounds"],
             by=page.actor(request),
             at=timezone.now(),
             policy=wiring.policy(),
         )
-        if waiting is not None:
-            return "Your word is kept. A second person must confirm it on this page; until then no money moves."
-        return f"Payout {found.pk} is decided: {'paid' if receipt else 'not paid'}."
+        if proposed is not None:
+            return "Your decision is recorded. Another person must confirm it on this page. Until then no money moves."
+        return f"Payout {payout.pk} is decided: {'paid' if receipt else 'not paid'}."
 
     return page.ask(request, question, act)
 
 
+def _receipt(answers: dict[str, str]) -> str:
+    """Return the receipt of a payout decided as paid, or "" for one decided as not paid.
+
+    Raises: decisions.NotToBeDecided, if the receipt does not fit the decision.
+    """
+    if answers["decision"] == "not_paid":
+        if answers["receipt"]:
+            raise decisions.NotToBeDecided("A payout that was not paid has no receipt. Leave the receipt empty.")
+        return ""
+    if not answers["receipt"].isalnum():
+        raise decisions.NotToBeDecided("Type the receipt from M-Pesa's statement: letters and digits only.")
+    return answers["receipt"].upper()
+
+
 @page.page("decide_payout", posts=True)
-def confirm_verdict(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
-    verdict = _waiting(found)
-    if verdict is None:
-        return HttpResponseRedirect(reverse("admin:payout", args=[found.pk]))
-    said = f"paid, receipt {verdict.receipt}" if verdict.receipt else "not paid"
+def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
+    """Confirm another person's decision on a payout, which carries it out."""
+    payout = _payout(transaction_id)
+    proposed = _proposed(payout)
+    if proposed is None:
+        return HttpResponseRedirect(reverse("admin:payout", args=[payout.pk]))
+    outcome = f"paid, receipt {proposed.receipt}" if proposed.receipt else "not paid"
     question = _question(
-        found,
-        f"Confirm the word on payout {found.pk}",
+        payout,
+        f"Confirm the decision on payout {payout.pk}",
         [
-            f"{verdict.proposed_by} says that it was {said}, on these grounds: {verdict.grounds}",
-            "Look for yourself in M-Pesa's statement. With your word it is decided and booked.",
+            f"{proposed.proposed_by} proposes: {outcome}. Grounds: {proposed.grounds}",
+            "Check M-Pesa's statement yourself. Your confirmation carries out the decision and books it.",
         ],
-        f"Confirm: it was {said}",
+        f"Confirm: {outcome}",
         danger=True,
         typed="decide",
     )
 
     def act(answers: dict[str, str]) -> str:
-        decisions.confirm(verdict_id=verdict.pk, by=page.actor(request), at=timezone.now(), policy=wiring.policy())
-        return f"Payout {found.pk} is decided by two people: {said}."
+        decisions.confirm(verdict_id=proposed.pk, by=page.actor(request), at=timezone.now(), policy=wiring.policy())
+        return f"Two people decided payout {payout.pk}: {outcome}."
 
     return page.ask(request, question, act)
 
 
 @page.page("decide_payout", posts=True)
-def refuse_verdict(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    found = _found(transaction_id)
-    verdict = _waiting(found)
-    if verdict is None:
-        return HttpResponseRedirect(reverse("admin:payout", args=[found.pk]))
+def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
+    """Reject another person's proposed decision on a payout, or withdraw one's own."""
+    payout = _payout(transaction_id)
+    proposed = _proposed(payout)
+    if proposed is None:
+        return HttpResponseRedirect(reverse("admin:payout", args=[payout.pk]))
+    verb = "Withdraw" if proposed.proposed_by_id == request.user.pk else "Reject"
     question = _question(
-        found,
-        f"Take the word on payout {found.pk} back",
-        ["The word that waits is taken back. The payout stays held, its fate open; no money moves."],
-        "Take it back",
-        fields=[page.Field("reason", "Why", kind="area")],
+        payout,
+        f"{verb} the proposed decision on payout {payout.pk}",
+        ["The proposed decision is dropped. The payout stays held and in doubt. No money moves."],
+        f"{verb} it",
+        fields=[page.Field("reason", "Reason", kind="area")],
         money=False,
     )
 
     def act(answers: dict[str, str]) -> str:
-        decisions.refuse(verdict_id=verdict.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
-        return "The word is taken back. The payout is held as before."
+        decisions.refuse(verdict_id=proposed.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
+        return "The proposed decision is dropped. The payout is still held."
 
     return page.ask(request, question, act)
 
 
-def _waiting(found: Transaction) -> Verdict | None:
-    return found.verdicts.filter(closed_at__isnull=True).select_related("proposed_by").first()
+def _proposed(payout: Transaction) -> Verdict | None:
+    """Return the decision that waits for a second person, if there is one."""
+    return payout.verdicts.filter(closed_at__isnull=True).select_related("proposed_by").first()
 
 
 # --- many payouts ----------------------------------------------------------------------------------------------------
@@ -281,7 +302,7 @@ def _waiting(found: Transaction) -> Verdict | None:
 
 @page.page("act_on_payouts", posts=True)
 def retry_many(request: HttpRequest) -> HttpResponse:
-    """A look at what sending many failed payouts again would do; then, on the same list, the doing."""
+    """Preview sending many failed payouts again, and send exactly the previewed list if it is confirmed."""
     asked = request.POST if request.method == "POST" else request.GET
     code = asked.get("code", "").replace("\x00", "")[:20]
     market_id = paging.number(asked.get("market", ""))
@@ -290,11 +311,10 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     since = at - timedelta(hours=min(hours, 8_784)) if hours else None
     plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since))
     seen = hashlib.sha256(repr(plan.transaction_ids).encode()).hexdigest()
-    words, advice, helps = failures.words_of(code) if code else ("", "", True)
     question = page.Question(
         title="Send failed payouts again",
-        will=_will(plan, words, advice, helps),
-        button=f"Send {len(plan.transaction_ids)} again",
+        will=_will(plan, code),
+        button=f"Send {counted(len(plan.transaction_ids), 'payout')} again",
         back=reverse("admin:payouts") + "?state=failed",
         template="console/retry_many.html",
         more={
@@ -311,35 +331,39 @@ def retry_many(request: HttpRequest) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         if not plan.transaction_ids:
-            raise actions.PayoutNotRetryable("There is nothing to send again.")
+            raise actions.PayoutNotRetryable("No payout on this list may be sent again.")
         if request.POST.get("seen") != seen:
-            raise actions.PayoutNotRetryable("The list has changed since you looked: look again.")
-        done = failures.retry_each(transaction_ids=plan.transaction_ids, by=page.actor(request), at=timezone.now())
-        if done.retried:
+            raise actions.PayoutNotRetryable("The list has changed since the preview. Check the new list.")
+        outcome = failures.retry_each(transaction_ids=plan.transaction_ids, by=page.actor(request), at=timezone.now())
+        if outcome.retried:
             wiring.after_retry()
-        passed = "".join(f" Passed over: {number}, as {why}." for why, number in done.skipped.items())
-        return f"{len(done.retried)} payouts will be sent again.{passed}"
+        skipped = "".join(f" Skipped {counted(number, 'payout')}: {why}." for why, number in outcome.skipped.items())
+        return f"{counted(len(outcome.retried), 'payout')} will be sent again.{skipped}"
 
     return page.ask(request, question, act)
 
 
-def _will(plan: failures.Plan, words: str, advice: str, helps: bool) -> list[str]:
-    sentences = [f"{len(plan.transaction_ids)} payouts, KES {plan.amount:,.2f} in all, leave again over M-Pesa."]
-    sentences += [f"{number} are passed over: {why}." for why, number in plan.skipped.items()]
+def _will(plan: failures.Plan, code: str) -> list[str]:
+    """Return the effects of a bulk retry in sentences."""
+    number = len(plan.transaction_ids)
+    verb = "leaves" if number == 1 else "leave"
+    sentences = [f"{counted(number, 'payout')}, {kes(plan.amount)} in total, {verb} again over M-Pesa."]
+    sentences += [f"Skipped {counted(skipped, 'payout')}: {why}." for why, skipped in plan.skipped.items()]
     if plan.beyond:
-        sentences.append(f"{plan.beyond} more wait for the next press: {failures.AT_ONCE} go at once.")
-    if words:
-        sentences.append(f"They failed because: {words} Advice: {advice}")
-    if not helps:
-        sentences.append("Sending these again unchanged will most likely fail again, and M-Pesa may charge for it.")
+        sentences.append(f"At most {failures.AT_ONCE} are sent at once. {plan.beyond} more wait for the next time.")
+    if code:
+        meaning, advice, retry_helps = failures.words_of(code)
+        sentences.append(f"Reason for failure: {meaning} Advice: {advice}")
+        if not retry_helps:
+            sentences.append("These payouts will most likely fail again unchanged, and M-Pesa may charge for it.")
     return sentences
 
 
-def _found(transaction_id: int) -> Transaction:
-    found = Transaction.objects.filter(pk=transaction_id).first() if transaction_id <= paging.LARGEST_ID else None
-    if found is None:
+def _payout(transaction_id: int) -> Transaction:
+    payout = Transaction.objects.filter(pk=transaction_id).first() if transaction_id <= paging.LARGEST_ID else None
+    if payout is None:
         raise Http404(f"There is no transaction {transaction_id}.")
-    return found
+    return payout
 
 
 _ACTIONS: dict[str, page.View] = {
@@ -349,8 +373,8 @@ _ACTIONS: dict[str, page.View] = {
     "release": release,
     "wallet": to_wallet,
     "decide": decide,
-    "confirm": confirm_verdict,
-    "refuse": refuse_verdict,
+    "confirm": confirm_decision,
+    "refuse": reject_decision,
 }
 urls = [
     path("payouts/", payouts, name="payouts"),

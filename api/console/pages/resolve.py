@@ -1,7 +1,7 @@
-"""Resolving or voiding a market, in three steps: by one winner, joint winners or a split.
+"""Resolution of a market in three steps: one winner, joint winners, a split, or void.
 
-First a preview side by side for every outcome; then the chosen one with its evidence; then the word is typed. What was
-seen is what is done: the preview's hash goes with the form, and a number that has moved is a refusal.
+Step one compares the previews of all decisions. Step two shows the chosen decision in full. Step three takes its
+evidence and the typed confirmation. The form carries the preview's hash, so a figure that has changed is refused.
 """
 
 import json
@@ -21,6 +21,7 @@ from django.utils.http import urlencode
 from rest_framework.exceptions import ValidationError as BodyError
 
 from api.console import page, paging
+from api.console.templatetags.console import counted, kes
 from api.rest import fields as rest_fields
 from markets import parimutuel
 from markets.models import NAIROBI, Market
@@ -31,22 +32,22 @@ from users.refusal import Refusal
 
 VOID_WORDS = {
     "cancelled": "the event was cancelled",
-    "postponed": "the event was put off",
+    "postponed": "the event was postponed",
     "ambiguous": "the question has no clear answer",
     "no_result": "there was no result",
     "error": "the market was set up wrongly",
 }
-# What a decision's address begins with: an outcome follows, or weights, or nothing.
+# Start of a decision in an address. WINNER is followed by an outcome, JOINT and SPLIT by weights, VOID by nothing.
 WINNER, JOINT, SPLIT, VOID = "win", "joint", "split", "void"
 SHARES = {
-    JOINT: "Joint winners: the stakes on each come back first, the rest is divided by weight",
-    SPLIT: "A split: all that is left after the fee is divided by weight, and no stake is protected",
+    JOINT: "Joint winners: the stakes on each winner are returned first, and the rest is divided by weight",
+    SPLIT: "Split: the whole pool after the fee is divided by weight, and no stake is returned first",
 }
 BUTTONS = {WINNER: "Resolve and pay", JOINT: "Resolve and pay", SPLIT: "Resolve and pay", VOID: "Void and refund"}
 
 
 class NotAnAddress(Refusal):
-    """What was typed as the evidence's address is none."""
+    """The link to the official result is not a web address."""
 
 
 # --- step one --------------------------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ class NotAnAddress(Refusal):
 
 @page.page("resolve_market")
 def choose(request: HttpRequest, market_id: int) -> HttpResponse:
-    """Step one: what each decision would do, side by side."""
+    """Show step one: the effects of each decision side by side."""
     market = undecided(market_id)
     at, policy = timezone.now(), wiring.policy()
     previews = latest_previews(market, preview.choices(market), at=at)
@@ -75,7 +76,7 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
 
 @page.page("resolve_market")
 def share(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Step one for several winners: the weight of each, which leads on to step two."""
+    """Show step one for several winners: take their weights and go to step two."""
     market = undecided(market_id)
     running = market.running_outcomes
     kind = request.GET.get("kind", JOINT)
@@ -87,14 +88,14 @@ def share(request: HttpRequest, market_id: int) -> HttpResponseBase:
             parsed = rest_fields.Weights().run_validation(weights)
             parimutuel.check_weights("JOINT", parsed, running)
         except BodyError:
-            problem = "A weight is a percentage such as 50 or 33.3, of four decimals at most."
+            problem = "A weight is a percentage such as 50 or 33.3, with at most four decimals."
         except parimutuel.BadWeights as refusal:
             problem = str(refusal)
         else:
             if kind in SHARES and len(parsed) > 1:
                 asked = urlencode({"decision": f"{kind}:{json.dumps(weights)}"})
                 return HttpResponseRedirect(f"{reverse('admin:market_resolve', args=[market.pk])}?{asked}")
-            problem = "Give a weight to two outcomes or more; a single winner is chosen in the list before."
+            problem = "Give weights to at least two outcomes. To choose a single winner, go back to the list."
     context = {
         "title": f"Several winners of market {market.pk}",
         "market": market,
@@ -111,7 +112,7 @@ def share(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
 @page.page("resolve_market", posts=True)
 def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Steps two and three: the chosen decision in full, its evidence, and the word typed."""
+    """Show steps two and three, and decide the market or propose the decision."""
     market = undecided(market_id)
     asked = request.POST if request.method == "POST" else request.GET
     kind, _, rest = asked.get("decision", "").partition(":")
@@ -121,19 +122,19 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
     at, policy = timezone.now(), wiring.policy()
     ended, problem = _moment(asked.get("ended", ""))
     decision = replace(decision, effective_close_at=ended)
-    # An end that lies ahead is refused below; the page shows the figures without it.
+    # An end in the future is refused below. The page shows the figures without it.
     previewed = decision if ended is None or ended <= at else replace(decision, effective_close_at=None)
     (kept,) = latest_previews(market, [previewed], at=at, patient=request.method == "POST")
     if kept.preview is None:
         back = reverse("admin:market_choose", args=[market.pk])
-        return being_computed(request, f"Market {market.pk}: {_sentence(decision)}", back)
-    seen = kept.preview
-    pool = Decimal(seen.figures.division.pool + seen.figures.division.late_refund) / 100
+        return being_computed(request, f"Market {market.pk}: {sentence(decision)}", back)
+    shown = kept.preview
+    pool = Decimal(shown.figures.division.pool + shown.figures.division.late_refund) / 100
     two = policy.needs_approval(pool)
     question = page.Question(
-        title=f"Void market {market.pk}" if kind == VOID else f"Market {market.pk}: {_sentence(decision)}",
-        will=will(seen, two=two, hold=policy.hold_for(pool)),
-        button="Propose it" if two else BUTTONS[kind],
+        title=f"Void market {market.pk}" if kind == VOID else f"Market {market.pk}: {sentence(decision)}",
+        will=will(shown, two=two, hold=policy.hold_for(pool)),
+        button="Propose the decision" if two else BUTTONS[kind],
         back=reverse("admin:market_choose", args=[market.pk]),
         fields=_fields(kind, asked.get("ended", "")),
         typed=rest if kind == WINNER else kind,
@@ -141,10 +142,10 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
         template="console/decide.html",
         more={
             "market": market,
-            "look": kept,
-            "seen": seen,
+            "kept": kept,
+            "preview": shown,
             "decision": f"{kind}:{rest}",
-            "hash": seen.figures.preview_hash,
+            "hash": shown.figures.preview_hash,
             "moment_problem": problem,
         },
     )
@@ -156,7 +157,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
             try:
                 URLValidator(schemes=["http", "https"])(answers["evidence_url"])
             except ValidationError:
-                raise NotAnAddress("The evidence's address must begin with http:// or https://.") from None
+                raise NotAnAddress("The link to the official result must begin with http:// or https://.") from None
         done = resolutions.resolve(
             market_id=market.pk,
             decision=replace(
@@ -169,17 +170,18 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
             policy=policy,
             preview_hash=request.POST.get("hash", ""),
         )
-        return _said(done)
+        return _report(done)
 
     return page.ask(request, question, act, done=reverse("admin:market", args=[market.pk]))
 
 
-def _said(done: resolutions.Resolved | proposals.Proposed) -> str:
+def _report(done: resolutions.Resolved | proposals.Proposed) -> str:
+    """Wake the workers after a decision and return its result in words."""
     if isinstance(done, proposals.Proposed):
         link = reverse("admin:proposal", args=[done.proposal_id])
-        return f"It is proposed. Nothing is paid until a second person approves it; send them the address {link}"
+        return f"Proposed. Nothing is paid until another person approves it. Send them this address: {link}"
     wiring.after_decision(done)
-    return f"Market {done.market_id} is decided. Its settlement runs now; this page shows how far it is."
+    return f"Market {done.market_id} is decided. Its settlement has started; this page shows its progress."
 
 
 def _fields(kind: str, ended: str) -> list[page.Field]:
@@ -190,43 +192,47 @@ def _fields(kind: str, ended: str) -> list[page.Field]:
     else:
         fields += [
             page.Field(
-                "evidence_url", "Where the result stands", required=False, max_length=500,
-                help="A public page. It stands on the certificate for everyone; we never open it.",
+                "evidence_url", "Link to the official result", required=False, max_length=500,
+                help="A public page. The public certificate shows it; we never open it.",
             ),
-            page.Field("evidence_note", "What it says", kind="area", max_length=1_000, help="For everyone to read."),
+            page.Field(
+                "evidence_note", "Official result in words", kind="area", max_length=1_000,
+                help="The public certificate shows it.",
+            ),
         ]  # fmt: skip
     fields.append(
         page.Field(
-            "ended", "When the event really ended", kind="datetime-local", required=False, value=ended, max_length=30,
-            help="Nairobi. Bets placed later get their stakes back before the pool is divided.",
+            "ended", "Actual end of the event", kind="datetime-local", required=False, value=ended, max_length=30,
+            help="Nairobi time. Bets placed later get their stakes back before the pool is divided.",
         )
     )  # fmt: skip
     return fields
 
 
-def will(seen: preview.Preview, *, two: bool, hold: timedelta = timedelta(0)) -> list[str]:
-    """What a decision does, in sentences."""
-    members, divided = seen.figures.members, seen.figures.division
-    sentences = [seen.equation]
-    if len(seen.weights) > 1:
-        parts = ", ".join(f"{outcome} {weight} %" for outcome, weight in seen.weights.items())
-        kind = JOINT if seen.rule == "JOINT" else SPLIT
-        sentences.insert(0, f"{SHARES[kind]}: {parts}. The part of an outcome that nobody backed goes to the others.")
-    if divided.refund:
-        sentences.append("Every stake goes back to its wallet at once. This is final: a void is never undone.")
+def will(shown: preview.Preview, *, two: bool, hold: timedelta = timedelta(0)) -> list[str]:
+    """Return the effects of a decision in sentences."""
+    members, division = shown.figures.members, shown.figures.division
+    sentences = [shown.equation]
+    if len(shown.weights) > 1:
+        parts = ", ".join(f"{outcome} {weight} %" for outcome, weight in shown.weights.items())
+        kind = JOINT if shown.rule == "JOINT" else SPLIT
+        sentences.insert(0, f"{SHARES[kind]}: {parts}. If an outcome has no bets, its part goes to the others.")
+    if division.refund:
+        sentences.append("Every stake is refunded to its wallet at once. This is final: a void cannot be undone.")
     else:
-        winners, payments = members["winners"], members["payments"]
+        wins = "wins" if members["winners"] == 1 else "win"
         sentences.append(
-            f"{winners:,} {'member wins' if winners == 1 else 'members win'} KES {members['amount']:,.2f}:"
-            f" KES {members['by_mpesa']:,.2f} leaves over M-Pesa in {payments:,} payment{'' if payments == 1 else 's'},"
-            f" KES {members['to_wallet']:,.2f} goes to wallets."
+            f"{counted(members['winners'], 'member')} {wins} {kes(members['amount'])}: {kes(members['by_mpesa'])}"
+            f" leaves over M-Pesa in {counted(members['payments'], 'payment')}, and {kes(members['to_wallet'])}"
+            " goes to wallets."
         )
         if hold:
             minutes = int(hold.total_seconds() // 60)
-            sentences.append(f"Payouts are held for {minutes} minutes; until then the resolution can be withdrawn.")
-        sentences.append("What M-Pesa has paid cannot be taken back.")
+            held = counted(minutes, "minute")
+            sentences.append(f"Payouts are held for {held}. Until then the resolution can be withdrawn.")
+        sentences.append("Money that M-Pesa has paid cannot be taken back.")
     if two:
-        sentences.append("The pool is large: nothing is paid until a second person approves just these figures.")
+        sentences.append("Second approval needed: nothing is paid until another person approves exactly these figures.")
     return sentences
 
 
@@ -248,29 +254,31 @@ def latest_previews(
 
 
 def being_computed(request: HttpRequest, title: str, back: str) -> HttpResponse:
-    """The page that waits for a worker: it asks again by itself."""
+    """Return the page that waits for a worker. It refreshes itself."""
     return page.render(request, "console/being_computed.html", {"title": title, "back": back})
 
 
-# --- finding ---------------------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 def market_of(market_id: int) -> Market:
-    found = Market.objects.filter(pk=market_id).first() if market_id <= paging.LARGEST_ID else None
-    if found is None:
+    """Return the market. Raises: Http404, if there is none."""
+    market = Market.objects.filter(pk=market_id).first() if market_id <= paging.LARGEST_ID else None
+    if market is None:
         raise Http404(f"There is no market {market_id}.")
-    return found
+    return market
 
 
 def undecided(market_id: int) -> Market:
-    found = market_of(market_id)
-    if found.status not in (Market.Status.OPEN, Market.Status.CLOSED):
-        raise Http404(f"Market {market_id} is {found.status.lower()}: its outcome has been declared.")
-    return found
+    """Return a market that is not decided yet. Raises: Http404, if there is none or it is decided."""
+    market = market_of(market_id)
+    if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
+        raise Http404(f"Market {market_id} is {market.status.lower()}: its outcome is already declared.")
+    return market
 
 
 def _decision(kind: str, rest: str, market: Market) -> Decision | None:
-    """What an address asks for, or None where it means nothing for this market."""
+    """Read the decision from an address. Return None if it does not fit this market."""
     running = market.running_outcomes
     if kind == VOID:
         return Decision("VOID", {})
@@ -286,7 +294,8 @@ def _decision(kind: str, rest: str, market: Market) -> Decision | None:
     return Decision("JOINT" if kind == JOINT else "SPLIT", weights)
 
 
-def _sentence(decision: Decision) -> str:
+def sentence(decision: Decision) -> str:
+    """Return a decision in words: “Yes wins”, “A and B split”, or “void”."""
     names = " and ".join(decision.weights)
     if decision.rule == "VOID":
         return "void"
@@ -294,16 +303,16 @@ def _sentence(decision: Decision) -> str:
 
 
 def _moment(typed: str) -> tuple[datetime | None, str]:
-    """A moment as a browser's field has it, in Nairobi."""
+    """Read a moment in Nairobi from a browser's field. Return it and the problem in words, if there is one."""
     if not typed.strip():
         return None, ""
     try:
-        found = parse_datetime(typed.strip())
+        moment = parse_datetime(typed.strip())
     except ValueError:
-        found = None
-    if found is None:
-        return None, "That is no date and time. Type it as 2026-02-16T21:45."
-    return (found if found.tzinfo else found.replace(tzinfo=NAIROBI)), ""
+        moment = None
+    if moment is None:
+        return None, "That is not a date and time. Type one such as 2026-02-16T21:45."
+    return (moment if moment.tzinfo else moment.replace(tzinfo=NAIROBI)), ""
 
 
 def _name(decision: Decision) -> str:

@@ -1,4 +1,4 @@
-"""What pauses the sending, and the switch that stops all of it."""
+"""Breakers that pause the sending of payouts, and the switch that stops all of it."""
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -10,23 +10,24 @@ from payments import wiring
 from payments.models import Breaker
 from payments.payouts import breakers
 
-WORDS = {
-    "switch": "A person switched all sending off.",
-    "no_float": "The M-Pesa account is short of funds. Top up the Utility account; sending resumes by itself.",
-    "credentials": "M-Pesa refuses our operator. Renew its password; sending resumes by itself.",
-    "throttle": "M-Pesa asks us to slow down. Sending resumes by itself.",
-    "network": "M-Pesa cannot be reached. Sending resumes by itself when it can.",
-    "doubt": "Too many of the latest requests are in doubt. One payout at a time probes whether that is over.",
-    "failures": "Too many of the latest requests failed. One payout at a time probes whether that is over.",
+ADVICE = {
+    "switch": "No payout leaves until a person starts sending again.",
+    "no_float": "Top up the M-Pesa Utility account. Sending resumes by itself.",
+    "credentials": "Renew the operator's password with M-Pesa. Sending resumes by itself.",
+    "throttle": "Nothing to do. Sending resumes by itself.",
+    "network": "Check our own network. Sending resumes by itself when M-Pesa can be reached.",
+    "doubt": "Sending tries one payout at a time and resumes by itself.",
+    "failures": "Sending tries one payout at a time and resumes by itself.",
 }
 
 
 @page.page("view_console")
 def sending(request: HttpRequest) -> HttpResponse:
+    """Show the switch and the open breakers."""
     opened = list(Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at"))
     context = {
         "title": "Sending",
-        "breakers": [(breaker, WORDS[breaker.cause]) for breaker in opened],
+        "breakers": [(breaker, ADVICE[breaker.cause]) for breaker in opened],
         "is_off": any(breaker.cause == Breaker.Cause.SWITCH for breaker in opened),
         "may_switch": page.may(request, "switch_sending"),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
@@ -36,14 +37,15 @@ def sending(request: HttpRequest) -> HttpResponse:
 
 @page.page("switch_sending", posts=True)
 def switch_off(request: HttpRequest) -> HttpResponse:
+    """Ask for a reason and stop all sending."""
     question = page.Question(
         title="Stop all sending",
         will=[
-            "No payout leaves from now on, of any market, until somebody switches sending on again.",
-            "Requests that M-Pesa has already go on: they cannot be taken back. Their results are still booked.",
-            "Bets, resolving, settling and questions to M-Pesa go on. Nothing is lost: payouts wait.",
+            "From now on no payout of any market leaves, until a person starts sending again.",
+            "Requests that M-Pesa already has cannot be taken back. Their results are still booked.",
+            "Bets, resolutions, settlements and status queries continue. Payouts wait; no money is lost.",
         ],
-        fields=[page.Field("reason", "Why", kind="area", help="It stands in the audit trail and on the home page.")],
+        fields=[page.Field("reason", "Reason", kind="area", help="Shown on the home page and in the audit trail.")],
         typed="stop",
         button="Stop all sending",
         danger=True,
@@ -52,18 +54,19 @@ def switch_off(request: HttpRequest) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         breakers.switch_off(reason=answers["reason"], by=page.actor(request), at=timezone.now())
-        return "Sending is off. No money leaves until it is switched on again."
+        return "Sending is off. No payout leaves until a person starts it again."
 
     return page.ask(request, question, act)
 
 
 @page.page("switch_sending", posts=True)
 def switch_on(request: HttpRequest) -> HttpResponse:
+    """Ask for confirmation and start sending again."""
     question = page.Question(
         title="Start sending again",
         will=[
-            "Payouts that are due leave from now on, at the usual pace.",
-            "Other breakers that are open stay open: they close by themselves when what opened them is over.",
+            "Due payouts leave from now on, at the usual pace.",
+            "Other open breakers stay open. Each closes by itself when its cause is over.",
         ],
         button="Start sending",
         back=reverse("admin:sending"),

@@ -1,4 +1,4 @@
-"""How the console writes amounts, times and phones: KES 1,234.50; 16 Feb, 10:30 EAT, 3 min ago; 2547****678."""
+"""Formats of the console: KES 1,234.50; 16 Feb, 10:30 EAT, 3 min ago; 2547****678; 1 payout, 2 payouts."""
 
 import json
 from datetime import datetime, timedelta
@@ -14,6 +14,16 @@ from django.utils.safestring import SafeString
 from users import phone
 
 register = template.Library()
+# Titles of the breakers' causes: payments.models.Breaker.Cause.
+CAUSES = {
+    "switch": "switched off by a person",
+    "no_float": "M-Pesa float too low",
+    "credentials": "M-Pesa refuses our operator",
+    "throttle": "M-Pesa asks us to slow down",
+    "network": "M-Pesa cannot be reached",
+    "doubt": "too many requests in doubt",
+    "failures": "too many requests failed",
+}
 NAIROBI = ZoneInfo("Africa/Nairobi")
 TONES = {
     "COMPLETED": "good",
@@ -44,30 +54,37 @@ TONES = {
 
 @register.filter
 def kes(amount: Any) -> str:
-    """KES 1,234.50; nothing for nothing."""
+    """Format shillings as KES 1,234.50. An absent amount gives an empty text."""
     return "" if amount is None or amount == "" else f"KES {Decimal(amount):,.2f}"
 
 
 @register.filter
-def cents(number: Any) -> str:
-    """Integer cents as KES 1,234.50."""
-    return "" if number is None else kes(Decimal(number) / 100)
+def cents(amount: Any) -> str:
+    """Format integer cents as KES 1,234.50. An absent amount gives an empty text."""
+    return "" if amount is None else kes(Decimal(amount) / 100)
 
 
 @register.filter
 def count(number: Any) -> str:
+    """Format an integer with commas between thousands."""
     return "" if number is None or number == "" else f"{int(number):,}"
 
 
 @register.filter
-def ago(span: Any) -> str:
-    """How long a time is, in its two largest units at most: 3 min, 2 h 5 min, 4 days."""
-    if isinstance(span, datetime):
-        span = timezone.now() - span
-    if span is None or span == "":
+def counted(number: Any, noun: str) -> str:
+    """Write a number with its noun in the right form: 1 payout, 2,000 payouts."""
+    return f"{int(number):,} {noun}" if int(number) == 1 else f"{int(number):,} {noun}s"
+
+
+@register.filter
+def ago(time: Any) -> str:
+    """Write a duration, or the age of a moment, in at most two units: 3 min, 2 h 5 min, 4 days."""
+    if time is None or time == "":
         return ""
-    seconds = int((span if isinstance(span, timedelta) else timedelta(seconds=float(span))).total_seconds())
-    seconds = abs(seconds)
+    if isinstance(time, datetime):
+        time = timezone.now() - time
+    duration = time if isinstance(time, timedelta) else timedelta(seconds=float(time))
+    seconds = abs(int(duration.total_seconds()))
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:
@@ -75,56 +92,62 @@ def ago(span: Any) -> str:
     if seconds < 86_400:
         minutes = seconds % 3600 // 60
         return f"{seconds // 3600} h {minutes} min" if minutes else f"{seconds // 3600} h"
-    days = seconds // 86_400
-    return "1 day" if days == 1 else f"{days:,} days"
+    return counted(seconds // 86_400, "day")
 
 
 @register.filter
 def eat(moment: datetime | None) -> SafeString | str:
-    """A moment in Nairobi, with how long ago it was or how soon it comes."""
+    """Write a moment in Nairobi time, with its distance from now: 16 Feb, 10:30 EAT, 3 min ago."""
     if moment is None:
         return "–"
-    there = moment.astimezone(NAIROBI)
-    year = "" if there.year == timezone.now().astimezone(NAIROBI).year else f" {there.year}"
-    away = ago(timezone.now() - moment)
-    relative = f"{away} ago" if moment <= timezone.now() else f"in {away}"
+    nairobi = moment.astimezone(NAIROBI)
+    year = "" if nairobi.year == timezone.now().astimezone(NAIROBI).year else f" {nairobi.year}"
+    distance = ago(timezone.now() - moment)
+    relative = f"{distance} ago" if moment <= timezone.now() else f"in {distance}"
     return format_html(
         '<time datetime="{}" title="{}">{}{}, {} EAT</time> <span class="k-faint">{}</span>',
         moment.isoformat(),
-        f"{there:%A %d %B %Y, %H:%M:%S} East Africa Time",
-        f"{there.day} {there:%b}",
+        f"{nairobi:%A %d %B %Y, %H:%M:%S} East Africa Time",
+        f"{nairobi.day} {nairobi:%b}",
         year,
-        f"{there:%H:%M}",
+        f"{nairobi:%H:%M}",
         relative,
     )
 
 
 @register.filter
 def masked(number: str) -> str:
+    """Mask the middle of a phone number: 2547****678."""
     return phone.masked(number) if number else ""
 
 
 @register.filter
 def words(state: str) -> str:
-    """A state as a person would say it: IN_DOUBT is “in doubt”."""
+    """Write a state's code in words: IN_DOUBT becomes “in doubt”."""
     return str(state).replace("_", " ").lower().replace("mpesa", "M-Pesa")
 
 
 @register.filter
+def cause(code: str) -> str:
+    """Write the cause of a breaker in words: no_float becomes “M-Pesa float too low”."""
+    return CAUSES.get(str(code), words(code))
+
+
+@register.filter
 def chip(state: str) -> SafeString:
-    """A state as a coloured word; the word alone says it all."""
+    """Show a state as a coloured label. The label's word carries the whole meaning."""
     return format_html('<span class="k-chip k-{}">{}</span>', TONES.get(str(state).upper(), "calm"), words(state))
 
 
 @register.filter
 def as_json(value: Any) -> str:
-    """For a chart's attribute; the template escapes it."""
+    """Write a value as JSON for a chart's attribute. The template escapes it."""
     return json.dumps(value)
 
 
 @register.simple_tag(takes_context=True)
 def url_with(context: dict[str, Any], **changes: Any) -> str:
-    """The address of this page with some of its parameters changed; an empty value leaves one out."""
+    """Return this page's query string with some parameters changed. An empty value removes a parameter."""
     parameters = context["request"].GET.copy()
     for name, value in changes.items():
         parameters.pop(name, None)

@@ -1,6 +1,6 @@
-"""The console in a real browser, as an operator uses it. Nothing leaves the server's host, and no script fails.
+"""The console in a real browser: no request to another host, no failed script, no accessibility barrier.
 
-With KASOKO_PICTURES (`make pictures`) the pictures of docs/console.md are taken into that directory on the way.
+If KASOKO_PICTURES names a directory (`make pictures`), the pictures of docs/console.md are saved into it.
 """
 
 import os
@@ -15,7 +15,6 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from django.conf import Settings
 from django.utils import timezone
-from django_otp.oath import totp
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from markets.models import Market
@@ -29,7 +28,7 @@ from users.models import CustomUser
 
 pytestmark = pytest.mark.browser
 Opened = Callable[..., browsing.Window]
-# What docs/console.md shows, and whether in dark.
+# The pictures of docs/console.md, and True for those in dark mode.
 PICTURES = {
     "home": False,
     "market": False,
@@ -38,18 +37,18 @@ PICTURES = {
     "payout": False,
     "to-wallet": False,
     "retry-many": False,
-    "limbo": True,
+    "in-doubt": True,
     "trial-balance": False,
     "member": False,
     "resolve": False,
     "resolve-2": False,
     "approve": True,
     "share": False,
-    "recoveries": False,
+    "member-debts": False,
     "dispute": False,
 }
 
-LOOKED_AT_IN_THE_DARK = {
+CHECKED_IN_DARK_MODE = {
     "home",
     "market",
     "payouts",
@@ -58,35 +57,35 @@ LOOKED_AT_IN_THE_DARK = {
     "member",
     "sending",
     "weights",
-    "recoveries",
+    "member-debts",
 }
 
 
 def type_in(page: Any, **fields: str) -> None:
+    """Fill in the fields of a form by name."""
     for name, value in fields.items():
         page.fill(f"[name={name}]", value)
 
 
-def code_of(user: CustomUser) -> str:
-    device = TOTPDevice.objects.get(user=user)
-    TOTPDevice.objects.filter(pk=device.pk).update(last_t=-1)  # So that tests need not wait for the app's next code.
-    return f"{totp(device.bin_key):06d}"
+def fresh_code(user: CustomUser) -> str:
+    """Return the app's current code. It may be used again, so that a test need not wait for the next one."""
+    TOTPDevice.objects.filter(user=user).update(last_t=-1)
+    return console_scenes.code_of(user)
 
 
 def press(page: Any, words: str) -> None:
+    """Click the button or link with these words."""
     page.get_by_role("button", name=words).or_(page.get_by_role("link", name=words)).first.click()
 
 
-def test_an_operator_sets_up_an_app_logs_in_with_it_and_deals_with_failed_payouts(
-    opened: Opened, settings: Settings
-) -> None:
+def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Opened, settings: Settings) -> None:
     # given
     settings.STAFF_TOTP = True
     boss = console_scenes.staff("operator", full_name="Grace Wambui")
     at = timezone.now()
     first, second = builders.payout(285, at=at), builders.payout(410, at=at)
-    for one in (first, second):
-        console_scenes.not_registered(one, at)
+    for payout in (first, second):
+        console_scenes.not_registered(payout, at)
     screen = opened()
 
     # when: the first login leads to the set-up of an app
@@ -95,40 +94,41 @@ def test_an_operator_sets_up_an_app_logs_in_with_it_and_deals_with_failed_payout
     press(page, "Log in")
     page.wait_for_selector("text=Set up your app")
     secret = page.inner_text(".k-mono").replace(" ", "")
-    assert len(secret) == 32 and page.locator(".k-qr svg").count() == 1
-    type_in(page, code=code_of(boss))
+    assert len(secret) == 32
+    assert page.locator(".k-qr svg").count() == 1
+    type_in(page, code=fresh_code(boss))
     press(page, "Set up")
     assert page.locator("#recovery-codes li").count() == 10
-    press(page, "I have kept them")
-    page.wait_for_selector("text=What needs you now")
+    press(page, "I have written them down")
+    page.wait_for_selector("text=Needs your attention")
 
-    # when: another browser needs the code beside the PIN
+    # when: another browser needs the code and the PIN
     other = opened(size=browsing.PHONE)
     page = other.go("/admin/")
     type_in(page, username=boss.phone_number, password=PIN, code="000000")
     press(page, "Log in")
-    page.wait_for_selector("text=You were not let in")
+    page.wait_for_selector("text=Login failed.")
     TOTPDevice.objects.update(throttling_failure_timestamp=None, throttling_failure_count=0)
-    type_in(page, username=boss.phone_number, password=PIN, code=code_of(boss))
+    type_in(page, username=boss.phone_number, password=PIN, code=fresh_code(boss))
     press(page, "Log in")
-    page.wait_for_selector("text=What needs you now")
+    page.wait_for_selector("text=Needs your attention")
 
-    # when: from the home page to the cause, and to sending one again
+    # when: the home page leads to the reason, and one payout is sent again
     page = screen.page
     page.get_by_role("link", name=re.compile("failed payouts")).click()
     page.wait_for_selector("text=The number is not a registered M-Pesa customer.")
     page.click(f"a[href='/admin/payouts/{first.pk}/']")
-    page.wait_for_selector("text=Its whole life")
+    page.wait_for_selector("text=Timeline")
     press(page, "Send again…")
-    page.wait_for_selector("text=What this will do")
+    page.wait_for_selector("text=Effects")
     press(page, "Send again")
     page.wait_for_selector("text=is pending and will be sent again")
 
-    # when: the other one goes to the wallet; the proof of the login has grown old meanwhile
+    # when: the other payout goes to the wallet, after the proof of the login has expired
     settings.STEP_UP_MINUTES = 0
     page.goto(f"{screen.base}/admin/payouts/{second.pk}/")
     press(page, "To the wallet…")
-    type_in(page, typed="wallet", proof=code_of(boss))
+    type_in(page, typed="wallet", proof=fresh_code(boss))
     press(page, "Pay to the wallet")
     page.wait_for_selector("text=is in the member's wallet.")
 
@@ -136,66 +136,64 @@ def test_an_operator_sets_up_an_app_logs_in_with_it_and_deals_with_failed_payout
     assert set(Transaction.objects.values_list("pk", "status")) == {(first.pk, "PENDING"), (second.pk, "COMPLETED")}
 
 
-def test_a_settlement_is_watched_until_it_is_done_without_touching_the_page(opened: Opened) -> None:
+def test_market_page_follows_a_settlement_to_its_end_without_a_click(opened: Opened) -> None:
     # given
-    made = builders.market(fee_pct=0)
+    market = builders.market(fee_pct=0)
     for place in range(3):
-        builders.orm_bet(made, builders.member(), "Yes", 100 + place)
-    builders.resolve(made, "Yes", at=timezone.now())
+        builders.orm_bet(market, builders.member(), "Yes", 100 + place)
+    builders.resolve(market, "Yes", at=timezone.now())
     screen = opened()
     screen.log_in_as(console_scenes.staff("viewer"))
-    page = screen.go(f"/admin/markets/{made.pk}/")
+    page = screen.go(f"/admin/markets/{market.pk}/")
     page.wait_for_selector("text=0 of 3")
 
     # when, then
-    builders.settle(made, at=timezone.now())
+    builders.settle(market, at=timezone.now())
     page.wait_for_selector("text=3 of 3")
-    for place, one in enumerate(Transaction.objects.filter(settlement__market=made)):
-        console_scenes.paid(one, timezone.now(), f"SKG7ABC00{place}", after=0)
-    page.wait_for_selector("text=Every payout has come to an end")
-    # What may be done now is another thing than when the page was opened.
+    for place, payout in enumerate(Transaction.objects.filter(settlement__market=market)):
+        console_scenes.paid(payout, timezone.now(), f"SKG7ABC00{place}", after=0)
+    page.wait_for_selector("text=Every payout is finished")
+    # The end of the settlement allows other actions, so the page has reloaded itself.
     page.get_by_role("link", name="Certificate").wait_for()
     assert "3" in page.locator("tr", has_text="completed").inner_text()
 
 
-def test_a_market_is_resolved_by_two_people_in_two_browsers_undone_and_voided(
-    opened: Opened, settings: Settings
-) -> None:
+def test_two_people_resolve_undo_and_void_a_market_in_two_browsers(opened: Opened, settings: Settings) -> None:
     # given
     settings.RESOLVE_APPROVAL_ABOVE = Decimal(500)
     wiring.policy.cache_clear()
-    made = builders.market(question="Will the long rains begin before 25 March?")
+    market = builders.market(question="Will the long rains begin before 25 March?")
     for outcome, amount in (("Yes", 300), ("No", 450)):
-        builders.orm_bet(made, builders.member(), outcome, amount)
-    Market.objects.filter(pk=made.pk).update(end_date=timezone.now())
+        builders.orm_bet(market, builders.member(), outcome, amount)
+    Market.objects.filter(pk=market.pk).update(end_date=timezone.now())
     first, second = opened(), opened(size=browsing.PHONE)
     first.log_in_as(console_scenes.staff("operator", full_name="Grace Wambui"))
     second.log_in_as(console_scenes.staff("approver", full_name="Peter Second"))
 
-    # when: the first looks at every outcome, chooses one and gives the evidence
+    # when: the first person compares the outcomes, chooses one and gives the evidence
     page = first.go("/admin/")
     page.get_by_role("link", name=re.compile("market to resolve")).click()
-    page.get_by_role("link", name=made.question).click()
+    page.get_by_role("link", name=market.question).click()
     press(page, "Resolve or void…")
     page.wait_for_selector("text=Step 1 of 3")
     press(page, "Yes wins…")
     type_in(page, evidence_note="The weather service says so.", typed="Yes", proof=PIN)
-    press(page, "Propose it")
-    page.wait_for_selector("text=It is proposed.")
+    press(page, "Propose the decision")
+    page.wait_for_selector("text=Proposed. Nothing is paid")
     link = re.search(r"/admin/proposals/[0-9]+/", page.content())
     assert link is not None
 
-    # when: the second opens the link and approves
+    # when: the second person opens the link and approves
     page = second.go(link[0])
     page.wait_for_selector("text=The weather service says so.")
     type_in(page, typed="approve", proof=PIN)
     press(page, "Approve and carry out")
-    page.wait_for_selector("text=is decided, and its settlement runs now")
-    builders.settle(made, at=timezone.now())
+    page.wait_for_selector("text=is decided, and its settlement has started")
+    builders.settle(market, at=timezone.now())
     page.wait_for_selector("text=2 of 2")
 
-    # when: the first undoes it, which takes two as well
-    page = first.go(f"/admin/markets/{made.pk}/")
+    # when: two people undo it
+    page = first.go(f"/admin/markets/{market.pk}/")
     press(page, "Undo the settlement…")
     type_in(page, reason="The weather service corrected itself.", typed="undo")
     press(page, "Undo the settlement of market")
@@ -206,51 +204,52 @@ def test_a_market_is_resolved_by_two_people_in_two_browsers_undone_and_voided(
     type_in(page, typed="approve")
     press(page, "Approve and carry out")
     page.wait_for_selector("text=is being undone")
-    undo.carry_out(market_id=made.pk, at=timezone.now(), policy=wiring.policy(), keep_going=lambda: True)
+    undo.carry_out(market_id=market.pk, at=timezone.now(), policy=wiring.policy(), keep_going=lambda: True)
 
-    # when: it is void in the end, which two decide again
-    page = first.go(f"/admin/markets/{made.pk}/resolve/")
+    # when: two people void it
+    page = first.go(f"/admin/markets/{market.pk}/resolve/")
     press(page, "Void…")
     page.select_option("[name=reason]", "no_result")
     type_in(page, typed="void")
-    press(page, "Propose it")
-    page.wait_for_selector("text=It is proposed.")
-    page = second.go(f"/admin/markets/{made.pk}/")
+    press(page, "Propose the decision")
+    page.wait_for_selector("text=Proposed. Nothing is paid")
+    page = second.go(f"/admin/markets/{market.pk}/")
     page.get_by_role("link", name=re.compile("^proposal")).click()
     type_in(page, typed="approve")
     press(page, "Approve and carry out")
-    page.wait_for_selector("text=is decided, and its settlement runs now")
+    page.wait_for_selector("text=is decided, and its settlement has started")
 
     # then
-    builders.settle(made, at=timezone.now())
-    made.refresh_from_db()
-    assert made.status == "VOID"
+    builders.settle(market, at=timezone.now())
+    market.refresh_from_db()
+    assert market.status == "VOID"
 
 
-def test_a_page_that_waits_for_a_workers_figures_has_them_without_being_touched(
+def test_page_shows_a_workers_figures_without_a_click(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, queued: Any
 ) -> None:
     # given
     monkeypatch.setattr(preview_cache, "AT_ONCE", 0)
-    made = builders.market()
+    market = builders.market()
     for outcome, amount in (("Yes", 300), ("No", 450)):
-        builders.orm_bet(made, builders.member(), outcome, amount)
+        builders.orm_bet(market, builders.member(), outcome, amount)
     screen = opened()
     screen.log_in_as(console_scenes.staff("operator"))
-    page = screen.go(f"/admin/markets/{made.pk}/resolve/")
+    page = screen.go(f"/admin/markets/{market.pk}/resolve/")
     assert page.get_by_text("being computed").count() == 3
 
     # when
     asked = [arguments for name, _, arguments in queued() if name == "payments.overview_tasks.look"]
     for arguments in asked:
-        monitoring_tasks.look(*arguments)
+        monitoring_tasks.compute_preview(*arguments)
 
     # then
-    page.wait_for_selector("text=none has come since")
-    assert page.get_by_text("being computed").count() == 0 and len(asked) == 3
+    page.wait_for_selector("text=No bet has arrived since")
+    assert page.get_by_text("being computed").count() == 0
+    assert len(asked) == 3
 
 
-def test_a_dispute_is_answered_and_upheld(opened: Opened) -> None:
+def test_dispute_is_answered_and_upheld(opened: Opened) -> None:
     scene = console_scenes.to_decide(timezone.now())
     console_scenes.refused(scene["dispute"].transaction, timezone.now())
     screen = opened()
@@ -261,7 +260,7 @@ def test_a_dispute_is_answered_and_upheld(opened: Opened) -> None:
     press(page, "Answer…")
     type_in(page, text="We are looking at M-Pesa's records.")
     press(page, "Answer")
-    page.wait_for_selector("text=The member is answered.")
+    page.wait_for_selector("text=Your answer is recorded")
     press(page, "Uphold…")
     page.select_option("[name=remedy]", "pay_to_wallet")
     type_in(page, text="M-Pesa refused it; it is in your wallet.", proof=PIN)
@@ -271,12 +270,12 @@ def test_a_dispute_is_answered_and_upheld(opened: Opened) -> None:
     assert scene["dispute"].transaction.status == "COMPLETED"
 
 
-def test_limbo_is_read_and_sending_is_stopped_by_keyboard_alone(opened: Opened) -> None:
+def test_payouts_in_doubt_are_read_and_sending_is_stopped_by_keyboard(opened: Opened) -> None:
     console_scenes.in_doubt(builders.payout(285, at=timezone.now()), timezone.now())
     screen = opened()
     screen.log_in_as(console_scenes.staff("operator"))
-    page = screen.go("/admin/limbo/")
-    assert "the machine asks" in page.inner_text("table")
+    page = screen.go("/admin/in-doubt/")
+    assert "M-Pesa's answer" in page.inner_text("table")
 
     page.goto(f"{screen.base}/admin/sending/")
     page.get_by_role("link", name="Stop all sending…").focus()
@@ -289,10 +288,11 @@ def test_limbo_is_read_and_sending_is_stopped_by_keyboard_alone(opened: Opened) 
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Sending is off.")
     page.goto(f"{screen.base}/admin/")
-    page.wait_for_selector("text=Sending is paused (switch)")
+    page.wait_for_selector("text=Sending is paused: switched off by a person")
 
 
 def addresses(scene: dict[str, Any]) -> dict[str, str]:
+    """Return the address of each page by a short name."""
     failed, held = scene["failed"].pk, scene["held"].pk
     return {
         "home": "/admin/",
@@ -305,7 +305,7 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
         "decide": f"/admin/payouts/{held}/decide/",
         "to-wallet": f"/admin/payouts/{failed}/wallet/",
         "retry-many": "/admin/payouts/retry/",
-        "limbo": "/admin/limbo/",
+        "in-doubt": "/admin/in-doubt/",
         "accounts": "/admin/accounts/",
         "account": f"/admin/accounts/{scene['account'].pk}/",
         "trial-balance": "/admin/trial-balance/",
@@ -317,7 +317,7 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
         "weights": f"/admin/markets/{scene['football'].pk}/resolve/share/?kind=joint&weight_0=60&weight_1=30",
         "share": f"/admin/markets/{scene['football'].pk}/resolve/decide/?decision=joint:"
         + quote('{"Gor Mahia": 60, "Draw": 40}'),
-        "recoveries": "/admin/recoveries/",
+        "member-debts": "/admin/recoveries/",
         "write-off": f"/admin/markets/{scene['debt'].settlement.market_id}/recoveries/write-off/",
         "undo-costs": "/admin/recoveries/costs/",
         "approve": f"/admin/proposals/{scene['proposal']}/",
@@ -330,27 +330,28 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def test_no_page_has_a_serious_barrier_in_light_or_dark_or_on_a_phone(opened: Opened) -> None:
+def test_no_page_has_a_serious_barrier_on_desktop_or_phone(opened: Opened) -> None:
     scene = console_scenes.busy_day(timezone.now())
     boss = console_scenes.staff(full_name="Grace Wambui")
-    axe, found = Axe(), []
+    axe, problems = Axe(), []
     for size, dark in ((browsing.DESKTOP, False), (browsing.PHONE, True)):
         screen = opened(size=size, dark=dark)
         screen.go("/admin/login/")
-        found += barriers(axe, screen, "login")
+        problems += barriers(axe, screen, "login")
         screen.log_in_as(boss)
         for name, path in addresses(scene).items():
             screen.go(path)
-            if not dark or name in LOOKED_AT_IN_THE_DARK:
-                found += barriers(axe, screen, name)
+            if not dark or name in CHECKED_IN_DARK_MODE:
+                problems += barriers(axe, screen, name)
             wider = screen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wider <= 0, f"{name} is wider than its screen by {wider}"
-    assert found == []
+    assert problems == []
     if where := os.environ.get("KASOKO_PICTURES"):
         take_pictures(opened, boss, addresses(scene), Path(where))
 
 
 def take_pictures(opened: Opened, boss: CustomUser, paths: dict[str, str], where: Path) -> None:
+    """Save the pictures of docs/console.md into a directory."""
     screens = {dark: opened(size=(1320, 840), dark=dark) for dark in (False, True)}
     for name, dark in PICTURES.items():
         screen = screens[dark]
@@ -365,13 +366,13 @@ def take_pictures(opened: Opened, boss: CustomUser, paths: dict[str, str], where
 
 
 def barriers(axe: Axe, screen: browsing.Window, name: str) -> list[str]:
-    """What axe finds that keeps people out, as lines: page, rule, where."""
-    # It looks at everything, but tells in full only of what it finds: that is four times as quick.
-    seen = axe.run(screen.page, options={"resultTypes": ["violations"]})
-    assert len(seen["passes"]) > 10, "axe did not look"
+    """Return the serious problems that axe finds on a page, as lines of page, rule and place."""
+    # axe runs every rule but reports only violations in full, which is four times as fast.
+    report = axe.run(screen.page, options={"resultTypes": ["violations"]})
+    assert len(report["passes"]) > 10, "axe checked too few rules"
     return [
-        f"{name}: {one['id']} ({one['impact']}) at {node['target']}"
-        for one in seen["violations"]
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"][:3]
+        f"{name}: {problem['id']} ({problem['impact']}) at {node['target']}"
+        for problem in report["violations"]
+        if problem["impact"] in ("serious", "critical")
+        for node in problem["nodes"][:3]
     ]

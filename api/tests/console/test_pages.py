@@ -1,4 +1,4 @@
-"""Every page of the console: who may open it, what it loads, how many queries it makes, and what it says when empty."""
+"""Every page of the console: permissions, loaded files, number of queries, empty pages, odd input."""
 
 import re
 from datetime import timedelta
@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from django.apps import apps
 from django.contrib import admin
 from django.db import connection
 from django.template.loader import get_template
@@ -21,12 +20,12 @@ from markets.models import NAIROBI, Market
 from payments.models import Dispute, LedgerAccount, Proposal, Recovery, Transaction
 from testing import builders, console_scenes, payout_steps
 from testing.builders import nothing_moved
-from testing.console_scenes import of
+from testing.console_scenes import client_of, page_text
 from users import roles
 
 PATTERNS = [pattern for module in site.PAGES for pattern in module.urls]
 ROOT = Path(__file__).resolve().parents[3]
-# Every page, and what one must be allowed to open it: the whole of it, so that a new page without a line here fails.
+# The permission that each page needs. A new page without a line here fails the test.
 NEEDS = {
     "index": "view_console",
     "markets": "view_console",
@@ -43,6 +42,7 @@ NEEDS = {
     "payout_decide": "decide_payout",
     "payout_confirm": "decide_payout",
     "payout_refuse": "decide_payout",
+    "in_doubt": "view_console",
     "limbo": "view_console",
     "accounts": "view_ledger",
     "account": "view_ledger",
@@ -79,12 +79,12 @@ NEEDS = {
 }
 
 
-# There is no word to confirm: these lead back to the payout.
-LEADING_BACK = ("payout_confirm", "payout_refuse")
+# Pages that redirect: no decision waits for confirmation, and `limbo` is a former address.
+REDIRECTS = {"payout_confirm": 302, "payout_refuse": 302, "limbo": 301}
 
 
 def address(name: str) -> str:
-    """The page's address, about a row that is there."""
+    """Return the page's address, with the id of an existing row."""
     if name.startswith("payout_") or name == "payout":
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].pk])
     if name.startswith("recovery_"):
@@ -107,52 +107,53 @@ def address(name: str) -> str:
     return reverse(f"admin:{name}")
 
 
-def test_every_page_of_the_console_is_in_the_table_of_needs() -> None:
+def test_every_page_is_in_the_table_of_permissions() -> None:
     assert {pattern.name for pattern in PATTERNS} | {"index"} == set(NEEDS)
     assert {pattern.name: pattern.callback.permission for pattern in PATTERNS} | {"index": "view_console"} == NEEDS
     assert set(NEEDS.values()) <= set(roles.PERMISSIONS)
 
 
 @pytest.mark.parametrize("role", [*roles.ROLES, "superuser", "no role"])
-def test_each_role_opens_and_does_what_the_table_says_and_nothing_else(db: None, role: str) -> None:
+def test_each_role_can_do_exactly_what_the_table_says(db: None, role: str) -> None:
     # given
     payout_steps.failed(builders.payout(285))
     console_scenes.to_decide(timezone.now())
     person = console_scenes.staff(None if role == "superuser" else role) if role != "no role" else builders.operator()
     allowed = set(roles.PERMISSIONS) if role == "superuser" else roles.ROLES.get(role, set())
-    client = of(person)
+    client = client_of(person)
 
-    # when, then: a POST without what the page asks for does nothing either
+    # when, then: a POST without the answers does nothing either
     with nothing_moved():
         for name, needed in NEEDS.items():
-            asked, sent = client.get(address(name)), client.post(address(name), {})
+            opened, sent = client.get(address(name)), client.post(address(name), {})
             if needed not in allowed:
-                assert (asked.status_code, sent.status_code) == (403, 403), name
-                assert roles.PERMISSIONS[needed] in asked.content.decode().replace("&#x27;", "'")
+                assert (opened.status_code, sent.status_code) == (403, 403), name
+                assert roles.PERMISSIONS[needed] in page_text(opened)
             else:
                 may_not = name == "proposal_reject" and "approve_resolution" not in allowed
-                expected = 302 if name in LEADING_BACK else 403 if may_not else 200
-                assert asked.status_code == expected, name
-                assert sent.status_code in (200, 403, 405, 409) or name in (*LEADING_BACK, "market_resolve"), name
+                expected = 403 if may_not else REDIRECTS.get(name, 200)
+                assert opened.status_code == expected, name
+                assert sent.status_code in (200, 403, 405, 409) or name in (*REDIRECTS, "market_resolve"), name
 
 
-def test_who_is_no_staff_opens_no_page(db: None) -> None:
+def test_person_who_is_not_staff_opens_no_page(db: None) -> None:
     payout_steps.failed(builders.payout(285))
     console_scenes.to_decide(timezone.now())
-    for client in (Client(), of(builders.member())):
+    for client in (Client(), client_of(builders.member())):
         for name in NEEDS:
             answer = client.get(address(name))
-            assert answer.status_code == 302 and answer.headers["Location"].startswith("/admin/login/"), name
+            assert answer.status_code == 302, name
+            assert answer.headers["Location"].startswith("/admin/login/"), name
 
 
-def test_the_roles_in_the_database_are_those_of_the_table(db: None) -> None:
+def test_roles_of_the_database_and_the_document_match_the_code(db: None) -> None:
     from django.contrib.auth.models import Group
 
-    found = {
+    installed = {
         group.name: set(group.permissions.filter(content_type__app_label="users").values_list("codename", flat=True))
         for group in Group.objects.all()
     }
-    assert found == roles.ROLES
+    assert installed == roles.ROLES
     written = (ROOT / "docs" / "console.md").read_text(encoding="utf-8")
     for codename in roles.PERMISSIONS:
         ticks = [role in written_roles(written, codename) for role in roles.ROLES]
@@ -160,20 +161,21 @@ def test_the_roles_in_the_database_are_those_of_the_table(db: None) -> None:
 
 
 def written_roles(text: str, codename: str) -> set[str]:
-    """The roles that the document's table ticks for a permission."""
+    """Return the roles that the document's table ticks for a permission."""
     heads = re.search(r"\| Permission \| May \|(.+)\|", text)
     row = re.search(rf"\| `{codename}` \| [^|]+ \|(.+)\|", text)
-    assert heads and row, f"docs/console.md has no row for {codename}"
+    assert heads is not None, "docs/console.md has no table of permissions"
+    assert row is not None, f"docs/console.md has no row for {codename}"
     names = [name.strip() for name in heads[1].split("|")]
     return {name for name, tick in zip(names, row[1].split("|"), strict=True) if tick.strip()}
 
 
-# --- what a page loads -----------------------------------------------------------------------------------------------
+# --- loaded files ----------------------------------------------------------------------------------------------------
 
 
-def test_no_page_refers_to_another_host_and_each_says_so_to_the_browser(db: None) -> None:
+def test_no_page_loads_from_another_host(db: None) -> None:
     console_scenes.busy_day(timezone.now())
-    client = of(console_scenes.staff())
+    client = client_of(console_scenes.staff())
     records = [f"/admin/{model._meta.app_label}/{model._meta.model_name}/" for model in admin.site._registry]
     for path in [*(address(name) for name in NEEDS), "/admin/records/", *records, "/admin/login/"]:
         answer = client.get(path, follow=True)
@@ -185,52 +187,55 @@ def test_no_page_refers_to_another_host_and_each_says_so_to_the_browser(db: None
             assert "/static/console/console.css" in page or path.endswith("/progress/"), path
 
 
-def test_no_stylesheet_or_script_of_ours_names_another_host() -> None:
-    for app in ("users", "payments", "markets"):
-        for file in Path(apps.get_app_config(app).path).rglob("*"):
+def test_no_stylesheet_script_or_template_names_another_host() -> None:
+    for app in ("api", "users", "payments", "markets"):
+        for file in (ROOT / app).rglob("*"):
             if file.suffix in (".css", ".js", ".html", ".svg"):
-                found = re.findall(r"https?://(?!www\.w3\.org/)[^\s\"')]+", file.read_text(encoding="utf-8"))
-                assert found == [], file
+                addresses = re.findall(r"https?://(?!www\.w3\.org/)[^\s\"')]+", file.read_text(encoding="utf-8"))
+                assert addresses == [], file
 
 
-def test_the_theme_stands_behind_every_model_of_the_admin(db: None) -> None:
+def test_every_model_of_the_admin_uses_the_theme(db: None) -> None:
     from unfold.admin import ModelAdmin
 
     assert [model for model, options in admin.site._registry.items() if not isinstance(options, ModelAdmin)] == []
     assert get_template("admin/base.html").origin.name.find("unfold") > 0
 
 
-def test_the_chip_says_whether_the_money_is_real(db: None, settings: object) -> None:
-    client = of(console_scenes.staff())
-    assert "Sandbox" in client.get("/admin/").content.decode()
+def test_label_says_if_the_money_is_real(db: None, settings: object) -> None:
+    client = client_of(console_scenes.staff())
+    assert "Sandbox" in page_text(client.get("/admin/"))
     settings.MPESA_PRODUCTION = True  # type: ignore[attr-defined]
-    assert "Live money" in client.get("/admin/").content.decode()
+    assert "Live money" in page_text(client.get("/admin/"))
 
 
-# --- how much a page asks of the database ----------------------------------------------------------------------------
+# --- number of queries -----------------------------------------------------------------------------------------------
 
 
-def test_a_page_asks_no_more_queries_of_many_rows_than_of_few(db: None) -> None:
-    """With three of everything, and with a dozen: the same queries, and never more than twenty-two."""
+def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
+    """Open every page with three rows of everything and with a dozen: same queries, at most 22."""
     at = timezone.now()
     boss = console_scenes.staff()
-    client = of(boss)
+    client = client_of(boss)
     pages = [name for name in NEEDS if name not in ("payout_confirm", "payout_refuse")]
 
     def settled(number: int) -> None:
-        made = builders.settled_market([(builders.member(), "Yes", 100 + place) for place in range(number)], fee_pct=0)
-        for payout in Transaction.objects.filter(settlement__market=made, destination="mpesa"):
+        market = builders.settled_market(
+            [(builders.member(), "Yes", 100 + place) for place in range(number)], fee_pct=0
+        )
+        for payout in Transaction.objects.filter(settlement__market=market, destination="mpesa"):
             console_scenes.in_doubt(payout, at)
             break
 
     def counted() -> tuple[dict[str, int], dict[str, int]]:
-        looks: list[dict[str, int]] = [{}, {}]
+        """Count the queries of each page at its first and its second opening."""
+        openings: list[dict[str, int]] = [{}, {}]
         for name in pages:
-            for found in looks:
+            for opening in openings:
                 with CaptureQueriesContext(connection) as queries:
                     client.get(address(name))
-                found[name] = len(queries)
-        return looks[0], looks[1]
+                opening[name] = len(queries)
+        return openings[0], openings[1]
 
     console_scenes.to_decide(at)
     settled(3)
@@ -240,27 +245,28 @@ def test_a_page_asks_no_more_queries_of_many_rows_than_of_few(db: None) -> None:
     _, many = counted()
     assert many == few
     assert {name: count for name, count in few.items() if count > 22} == {}
-    # The first look computes a preview of each of four decisions, at ten queries each whatever the number of bets.
+    # The first opening computes the previews of four decisions. Each takes ten queries for any number of bets.
     assert {name: count for name, count in first.items() if count > 26 and name != "market_choose"} == {}
-    assert first["market_choose"] <= 50 and few["market_choose"] <= 15
+    assert first["market_choose"] <= 50
+    assert few["market_choose"] <= 15
 
 
-# --- empty, and odd ---------------------------------------------------------------------------------------------------
+# --- empty pages and odd input ---------------------------------------------------------------------------------------
 
 
-def test_an_empty_house_says_what_to_do(db: None) -> None:
-    client = of(console_scenes.staff())
+def test_empty_pages_say_what_to_do(db: None) -> None:
+    client = client_of(console_scenes.staff())
     for path, words in {
-        "/admin/": "Nothing needs you",
-        "/admin/payouts/": "No payouts yet. They come into being when a market is resolved",
-        "/admin/limbo/": "No money is in limbo",
+        "/admin/": "Nothing needs your attention.",
+        "/admin/payouts/": "No payouts yet. Resolving a market creates them.",
+        "/admin/in-doubt/": "No money is in doubt.",
         "/admin/markets/": "No market matches",
         "/admin/markets/?show=due": "No market waits for its outcome",
-        "/admin/trial-balance/": "Nothing was booked",
+        "/admin/trial-balance/": "No transfer is booked yet.",
         "/admin/sending/": "No breaker is open",
-        "/admin/payouts/retry/": "Nothing: no failed payout matches",
+        "/admin/payouts/retry/": "No failed payout in this selection may be sent again.",
     }.items():
-        assert words in client.get(path).content.decode(), path
+        assert words in page_text(client.get(path)), path
 
 
 @pytest.mark.parametrize(
@@ -277,9 +283,16 @@ def test_an_empty_house_says_what_to_do(db: None) -> None:
         f"/admin/markets/{10**30}/progress/",
     ],
 )
-def test_what_is_not_there_is_a_page_that_says_so(db: None, path: str) -> None:
-    answer = of(console_scenes.staff()).get(path)
-    assert answer.status_code == 404 and "There is nothing here" in answer.content.decode()
+def test_missing_row_gives_a_not_found_page(db: None, path: str) -> None:
+    answer = client_of(console_scenes.staff()).get(path)
+    assert answer.status_code == 404
+    assert "Page not found" in answer.content.decode()
+
+
+def test_former_address_redirects_to_the_payouts_in_doubt(db: None) -> None:
+    answer = client_of(console_scenes.staff()).get("/admin/limbo/")
+    assert answer.status_code == 301
+    assert answer.headers["Location"] == "/admin/in-doubt/"
 
 
 ODD = ("\x00", "%", "'", "<script>alert(1)</script>", "9" * 30, "2547" + "0" * 8, "KASOKO--", "٣")
@@ -297,8 +310,8 @@ ODD = ("\x00", "%", "'", "<script>alert(1)</script>", "9" * 30, "2547" + "0" * 8
         "/admin/payouts/retry/?code={}&hours={}&market={}",
     ],
 )
-def test_odd_words_in_an_address_are_no_error_and_no_script(db: None, path: str) -> None:
-    client = of(console_scenes.staff())
+def test_odd_search_text_gives_no_error_and_no_script(db: None, path: str) -> None:
+    client = client_of(console_scenes.staff())
     for typed in ODD:
         answer = client.get(path.replace("{}", quote(typed)))
         assert answer.status_code == 200, typed
@@ -307,15 +320,17 @@ def test_odd_words_in_an_address_are_no_error_and_no_script(db: None, path: str)
 
 def test_phones_are_masked_on_every_page(db: None) -> None:
     console_scenes.busy_day(timezone.now())
-    client = of(console_scenes.staff("operator"))
+    client = client_of(console_scenes.staff("operator"))
     for name in NEEDS:
         page = client.get(address(name))
         body = b"".join(page) if page.streaming else page.content
         assert not re.search(rb"2547\d{8}", body), name
 
 
-def test_amounts_and_times_are_kenyan(db: None) -> None:
+def test_amounts_are_shillings_and_times_are_nairobi(db: None) -> None:
     payout = builders.payout(1_234, at=timezone.now() - timedelta(hours=2))
-    page = of(console_scenes.staff()).get(f"/admin/payouts/{payout.pk}/").content.decode()
-    there = (timezone.now() - timedelta(hours=2)).astimezone(NAIROBI)
-    assert "KES 1,234.00" in page and f"{there.day} {there:%b}, {there:%H:%M} EAT" in page and "2 h ago" in page
+    page = client_of(console_scenes.staff()).get(f"/admin/payouts/{payout.pk}/").content.decode()
+    nairobi = (timezone.now() - timedelta(hours=2)).astimezone(NAIROBI)
+    assert "KES 1,234.00" in page
+    assert f"{nairobi.day} {nairobi:%b}, {nairobi:%H:%M} EAT" in page
+    assert "2 h ago" in page

@@ -1,24 +1,24 @@
-// The console's own script. Pages work without it; with it, what is marked data-live brings itself up to date, a
-// form that was sent is not sent twice, and the theme's icons that act as buttons can be used from the keyboard.
+// The console's script. Pages work without it. It refreshes the parts marked data-live, prevents a form from being
+// sent twice, names the cells of tables on phones, and makes the theme's icon buttons usable from the keyboard.
 "use strict";
 
 (() => {
   const refresh = async (part) => {
     if (document.hidden || part.contains(document.activeElement)) return;
     try {
-      const answer = await fetch(part.dataset.live, { credentials: "same-origin", headers: { "X-Fragment": "1" } });
-      if (!answer.ok || answer.redirected) return;
-      part.innerHTML = await answer.text();
-      // What may be done with it is another thing now: the whole page is asked for, once.
+      const response = await fetch(part.dataset.live, { credentials: "same-origin", headers: { "X-Fragment": "1" } });
+      if (!response.ok || response.redirected) return;
+      part.innerHTML = await response.text();
+      // The end of the work changes the page's buttons, so reload the whole page once.
       if (part.querySelector("[data-finished]")) { clearInterval(part.timer); location.reload(); }
-    } catch { /* The network is away: the page stays as it was, with its time, and asks again. */ }
+    } catch { /* Without a network the page keeps its last figures and their time, and tries again. */ }
   };
 
   const start = () => {
     for (const part of document.querySelectorAll("[data-live]")) {
       part.timer = setInterval(() => refresh(part), 1000 * (Number(part.dataset.every) || 3));
     }
-    // What waits for a worker asks again, but not while nobody looks.
+    // A page that waits for a worker reloads itself, but not in a hidden tab.
     const waits = document.querySelector("[data-again]");
     if (waits) setInterval(() => { if (!document.hidden) location.reload(); }, 1000 * Number(waits.dataset.again));
     for (const form of document.querySelectorAll("form[data-once]")) {
@@ -28,7 +28,7 @@
         for (const button of form.querySelectorAll("button")) button.setAttribute("aria-disabled", "true");
       });
     }
-    // On a phone a row of a wide table becomes a block of named lines; the names come from the table's head.
+    // On a phone each row of a wide table becomes a block of lines, named by the table's head.
     for (const table of document.querySelectorAll(".k-scroll > .k-table")) {
       const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
       for (const row of table.querySelectorAll("tbody tr")) {

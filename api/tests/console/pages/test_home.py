@@ -1,0 +1,31 @@
+"""Home page: the state of beat, workers and Redis."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.conf import Settings
+from django.test import Client
+from django.utils import timezone
+
+from payments.monitoring import overview
+from testing import builders, console_scenes
+from testing.console_scenes import page_text, submit
+
+
+def test_home_page_names_the_stopped_part(console: Client, settings: Settings, queued: Any) -> None:
+    def home_page() -> str:
+        return page_text(console.get("/admin/"))
+
+    assert "Celery beat has not run yet. Start beat and a worker." in home_page()
+    overview.beat(worker="here", at=timezone.now())
+    assert "Background work has stopped." not in home_page()
+    overview.beat(worker="here", at=timezone.now() - timedelta(minutes=5))
+    assert "Celery beat has stopped. Start or restart it." in home_page()
+    builders.resolve(builders.market())
+    submit(console, f"/admin/payouts/{console_scenes.failed_payout().pk}/retry/")
+    assert queued()
+    assert "Messages wait and no worker takes them" in home_page()
+    settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
+    assert "Redis cannot be reached." in home_page()
+    settings.CELERY_BROKER_URL = "amqp://somewhere"
+    assert "Celery beat has stopped." in home_page()

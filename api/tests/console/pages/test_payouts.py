@@ -1,0 +1,162 @@
+"""Payout pages: every manual action asks first, needs a PIN, does one thing, and reports it."""
+
+from typing import Any
+
+from django.test import Client
+from django.utils import timezone
+
+from payments.models import Transaction
+from testing import builders, console_scenes, payout_steps
+from testing.console_scenes import client_of, hidden_value, page_text, submit
+from users.models import AuditEntry, CustomUser
+
+
+def status(payout: Transaction) -> str:
+    """Return the payout's status as the database has it now."""
+    payout.refresh_from_db()
+    return payout.status
+
+
+def test_failed_payout_is_sent_again_after_confirmation(console: Client, queued: Any) -> None:
+    payout = console_scenes.failed_payout()
+    page = page_text(console.get(f"/admin/payouts/{payout.pk}/"))
+    assert f"/admin/payouts/{payout.pk}/retry/" in page
+    with builders.nothing_moved():
+        asked = page_text(console.get(f"/admin/payouts/{payout.pk}/retry/"))
+    assert "Effects" in asked
+    assert "No payout is paid twice." in asked
+
+    done = submit(console, f"/admin/payouts/{payout.pk}/retry/")
+
+    assert f"Payout {payout.pk} is pending and will be sent again." in done
+    assert status(payout) == "PENDING"
+    assert ("payments.settlement_tasks.send_b2c_payout", [payout.pk]) in [(name, ids) for name, _, ids in queued()]
+    assert AuditEntry.objects.filter(action="payout.retry", actor__full_name="Grace Wambui").count() == 1
+    assert "Grace Wambui" in page_text(console.get(f"/admin/payouts/{payout.pk}/"))
+
+
+def test_refused_action_says_that_no_money_moved(console: Client) -> None:
+    payout = builders.payout(285)
+    payout_steps.sent(payout)
+    with builders.nothing_moved():
+        page = submit(console, f"/admin/payouts/{payout.pk}/retry/")
+    assert "Only a failed or held payout can be retried" in page
+    assert "Nothing was done, and no money was moved." in page
+
+
+def test_failed_payout_goes_to_the_wallet_once_wallet_is_typed(console: Client) -> None:
+    payout = console_scenes.failed_payout()
+    with builders.nothing_moved():
+        assert "Type “wallet” exactly" in submit(console, f"/admin/payouts/{payout.pk}/wallet/", typed="walet")
+    assert "KES 285.00 is in the member's wallet." in submit(
+        console, f"/admin/payouts/{payout.pk}/wallet/", typed="wallet"
+    )
+    assert status(payout) == "COMPLETED"
+    assert CustomUser.objects.get(pk=payout.user_id).balance == 285
+
+
+def test_payout_is_held_and_released(console: Client) -> None:
+    payout = builders.payout(285)
+    assert "Reason: please fill this in" in submit(console, f"/admin/payouts/{payout.pk}/hold/")
+    assert "is held. No money left." in submit(console, f"/admin/payouts/{payout.pk}/hold/", reason="A doubt.")
+    assert status(payout) == "HELD"
+    assert "is due now." in submit(console, f"/admin/payouts/{payout.pk}/release/")
+    assert status(payout) == "PENDING"
+
+
+def test_status_query_is_due_at_once_when_asked_now(console: Client, queued: Any) -> None:
+    payout = builders.payout(285)
+    attempt = payout_steps.sent(payout)
+    assert "The query is sent now." in submit(console, f"/admin/payouts/{payout.pk}/ask/")
+    attempt.refresh_from_db()
+    assert attempt.next_query_at is not None
+    assert attempt.next_query_at <= timezone.now()
+    assert ("payments.settlement_tasks.ask_about_doubts", []) in [(name, ids) for name, _, ids in queued()]
+
+
+DECISION = {"decision": "paid", "receipt": "skg7paid01", "grounds": "Line 7 of Monday's statement.", "typed": "decide"}
+
+
+def test_small_held_payout_is_decided_by_one_person(console: Client) -> None:
+    payout = console_scenes.held_in_doubt(300, timezone.now())
+    with builders.nothing_moved():
+        assert "letters and digits" in submit(
+            console, f"/admin/payouts/{payout.pk}/decide/", **DECISION | {"receipt": ""}
+        )
+        assert "has no receipt" in submit(
+            console, f"/admin/payouts/{payout.pk}/decide/", **DECISION | {"decision": "not_paid"}
+        )
+        assert "please fill" in submit(console, f"/admin/payouts/{payout.pk}/decide/", **DECISION | {"grounds": ""})
+        assert "please choose" in submit(
+            console, f"/admin/payouts/{payout.pk}/decide/", **DECISION | {"decision": "maybe"}
+        )
+    assert f"Payout {payout.pk} is decided: paid." in submit(console, f"/admin/payouts/{payout.pk}/decide/", **DECISION)
+    assert status(payout) == "COMPLETED"
+    assert payout.receipt == "SKG7PAID01"
+
+
+def test_large_held_payout_needs_a_second_person(console: Client) -> None:
+    # given
+    payout = console_scenes.held_in_doubt(60_000, timezone.now())
+    other = client_of(console_scenes.staff("approver", full_name="Peter Second"))
+
+    # when: the first person proposes the decision, and cannot confirm it
+    with builders.nothing_moved():
+        assert "Another person must confirm it on this page." in submit(
+            console, f"/admin/payouts/{payout.pk}/decide/", **DECISION
+        )
+        own = submit(console, f"/admin/payouts/{payout.pk}/confirm/", typed="decide")
+        assert "You made this decision. Another person must confirm it." in own
+    assert "Another person must confirm it from their own login." in page_text(
+        console.get(f"/admin/payouts/{payout.pk}/")
+    )
+    assert "payout decision to confirm" in page_text(other.get("/admin/"))
+
+    # when: the second person reviews and confirms it
+    asked = page_text(other.get(f"/admin/payouts/{payout.pk}/confirm/"))
+    assert "Grace Wambui" in asked
+    assert "SKG7PAID01" in asked
+    assert "Line 7" in asked
+    done = submit(other, f"/admin/payouts/{payout.pk}/confirm/", typed="decide")
+
+    # then
+    assert f"Two people decided payout {payout.pk}: paid, receipt SKG7PAID01." in done
+    assert status(payout) == "COMPLETED"
+
+
+def test_withdrawn_decision_leaves_the_payout_held(console: Client) -> None:
+    payout = console_scenes.held_in_doubt(60_000, timezone.now())
+    submit(console, f"/admin/payouts/{payout.pk}/decide/", **DECISION)
+    assert "The proposed decision is dropped." in submit(
+        console, f"/admin/payouts/{payout.pk}/refuse/", reason="The wrong line."
+    )
+    assert status(payout) == "HELD"
+    assert payout.verdicts.get().confirmed is False
+    # No decision waits any more, so the page leads back to the payout.
+    assert console.get(f"/admin/payouts/{payout.pk}/confirm/").headers["Location"] == f"/admin/payouts/{payout.pk}/"
+
+
+def test_bulk_retry_sends_exactly_the_previewed_list(console: Client, queued: Any) -> None:
+    # given
+    first, second = console_scenes.failed_payout(100), console_scenes.failed_payout(200)
+    page = page_text(console.get("/admin/payouts/retry/?code=400.002.02"))
+    assert "2 payouts, KES 300.00 in total, leave again over M-Pesa." in page
+    seen = hidden_value(page, "seen")
+    form = {"code": "400.002.02", "typed": "send again", "seen": seen}
+
+    # when: another payout has failed since the preview
+    third = console_scenes.failed_payout(400)
+    with builders.nothing_moved():
+        assert "The list has changed since the preview." in submit(console, "/admin/payouts/retry/", **form)
+
+    # when
+    page = page_text(console.get("/admin/payouts/retry/?code=400.002.02"))
+    form["seen"] = hidden_value(page, "seen")
+    done = submit(console, "/admin/payouts/retry/", **form)
+
+    # then
+    assert "3 payouts will be sent again." in done
+    assert {status(payout) for payout in (first, second, third)} == {"PENDING"}
+    assert "payments.settlement_tasks.send_due_payouts" in [name for name, _, _ in queued()]
+    with builders.nothing_moved():
+        assert "No payout on this list may be sent again." in submit(console, "/admin/payouts/retry/", **form)

@@ -1,0 +1,73 @@
+"""Step-up: money actions need a recent PIN or code."""
+
+from datetime import datetime, timedelta
+
+from django.conf import Settings
+from django.test import Client
+from django.utils import timezone
+from django_otp.plugins.otp_totp.models import TOTPDevice
+
+from payments.models import Breaker
+from testing.builders import PIN, operator
+from testing.console_scenes import code_of, enrol, log_in, page_text
+
+STOP = {"reason": "Something is odd.", "typed": "stop"}
+
+
+def switched_off() -> bool:
+    """Return True if the kill switch is off."""
+    return Breaker.objects.filter(cause="switch", opened_at__isnull=False).exists()
+
+
+def test_money_action_without_the_pin_does_nothing(db: None, client: Client) -> None:
+    client.force_login(operator(is_superuser=True))
+    assert "Your PIN" in page_text(client.get("/admin/sending/stop/"))
+    for proof in ({}, {"proof": "0000"}):
+        answer = client.post("/admin/sending/stop/", STOP | proof)
+        assert answer.status_code == 409
+        assert "not your PIN. Nothing was done." in page_text(answer)
+        assert not switched_off()
+    assert client.post("/admin/sending/stop/", STOP | {"proof": PIN}).status_code == 302
+    assert switched_off()
+
+
+def test_proof_expires_after_step_up_minutes(db: None, client: Client, settings: Settings) -> None:
+    client.force_login(operator(is_superuser=True))
+    client.post("/admin/sending/stop/", STOP | {"proof": PIN})
+    assert client.post("/admin/sending/start/").status_code == 302
+    assert not switched_off()
+
+    session = client.session
+    session["stepped_up_at"] = (timezone.now() - timedelta(minutes=settings.STEP_UP_MINUTES, seconds=1)).isoformat()
+    session.save()
+    assert client.post("/admin/sending/stop/", STOP).status_code == 409
+    assert not switched_off()
+
+
+def test_money_action_needs_a_code_if_an_app_is_set_up(
+    db: None, client: Client, code_required: None, at: datetime
+) -> None:
+    boss = operator(is_superuser=True)
+    enrol(boss, at)
+    log_in(client, boss, code_of(boss))
+    session = client.session
+    session["stepped_up_at"] = (timezone.now() - timedelta(hours=1)).isoformat()
+    session.save()
+    assert "Code from your app" in page_text(client.get("/admin/sending/stop/"))
+    assert client.post("/admin/sending/stop/", STOP | {"proof": PIN}).status_code == 409
+    TOTPDevice.objects.update(last_t=-1, throttling_failure_timestamp=None, throttling_failure_count=0)
+    assert client.post("/admin/sending/stop/", STOP | {"proof": code_of(boss)}).status_code == 302
+    assert switched_off()
+
+
+def test_wrong_pins_at_a_money_action_lock_the_number(db: None, client: Client) -> None:
+    boss = operator(is_superuser=True)
+    client.force_login(boss)
+    for _ in range(5):
+        client.post("/admin/sending/stop/", STOP | {"proof": "0000"})
+    answer = client.post("/admin/sending/stop/", STOP | {"proof": PIN})
+    assert "Too many wrong PINs" in page_text(answer)
+    assert not switched_off()
+    boss.refresh_from_db()
+    assert boss.failed_logins == 5
+    assert boss.locked_until is not None

@@ -1,0 +1,63 @@
+"""Kept previews: any change of their inputs makes them old."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from markets.models import Market
+from payments.ledger import receivables
+from payments.models import Recovery
+from payments.policy import Policy
+from payments.settlement import preview_cache
+from payments.settlement.decision import Decision
+from testing import builders, console_scenes
+from testing.console_scenes import market_of_two
+
+
+@pytest.fixture
+def by_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave every preview to a worker, as for a market with very many bets."""
+    monkeypatch.setattr(preview_cache, "AT_ONCE", 0)
+
+
+def test_change_of_any_input_makes_a_kept_preview_old(db: None, by_a_worker: None, at: datetime) -> None:
+    market, decision, rules = market_of_two(), Decision("WINNER", {"Yes": Decimal(100)}), builders.policy()
+
+    def current(policy: Policy = rules, when: datetime = at) -> bool:
+        market.refresh_from_db()
+        (kept,) = preview_cache.previews(market, [decision], at=when, policy=policy)
+        return kept.current
+
+    assert not current()
+    preview_cache.compute(market, decision, at=at, policy=rules)
+    assert current()
+    assert current(when=at + timedelta(hours=1))
+    # The tariff of the day, the policy and the fee.
+    assert not current(when=at + timedelta(days=1))
+    assert not current(policy=builders.policy(min_amount=200))
+    Market.objects.filter(pk=market.pk).update(platform_fee_pct=7)
+    assert not current()
+    preview_cache.compute(market, decision, at=at, policy=rules)
+    assert current()
+    # A debt counts only once part of each dividend is kept for it.
+    console_scenes.owing(at, [("Faith Naliaka", 285)])
+    assert current()
+    receivables.decide_set_off(
+        market_id=Recovery.objects.get().settlement.market_id, pct=50, by=console_scenes.ACTOR, at=at
+    )  # type: ignore[union-attr]
+    assert not current()
+    preview_cache.compute(market, decision, at=at, policy=rules)
+    assert current()
+    builders.orm_bet(market, builders.member(), "No", 1)
+    assert not current()
+
+
+def test_preview_kept_by_another_version_is_not_read(
+    db: None, by_a_worker: None, at: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market, decision = market_of_two(), Decision("WINNER", {"Yes": Decimal(100)})
+    preview_cache.compute(market, decision, at=at, policy=builders.policy())
+    monkeypatch.setattr(preview_cache, "VERSION", 2)
+    (kept,) = preview_cache.previews(market, [decision], at=at, policy=builders.policy())
+    assert kept.preview is None
