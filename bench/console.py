@@ -35,6 +35,7 @@ NOT_PAGES = {
     "app_list",
     "search",
     "toggle_sidebar",
+    "limbo",  # A former address, which redirects to in_doubt.
 }
 
 
@@ -122,7 +123,7 @@ def examples(house: Any) -> dict[str, list[str]]:
         "payout_confirm": [at("payout_confirm", held)],
         "payout_refuse": [at("payout_refuse", held)],
         "payouts_retry": [f"{at('payouts_retry')}{more}" for more in ("", "?code=2040", f"?market={settled}")],
-        "limbo": [at("limbo")],
+        "in_doubt": [at("in_doubt")],
         "accounts": [
             f"{at('accounts')}{more}"
             for more in ("", "?kind=wallet", f"?q={house.member.phone_number}", f"?q={member}")
