@@ -1,6 +1,6 @@
-"""The bulk gateway keeps the gateway's promise: each end of a request is named by what it says of the money.
+"""The bulk gateway classifies the end of each request as the gateway does: by what we know of the money.
 
-Over real connections to a server on loopback that answers as told, breaks off, or is not there.
+The tests use real connections to a server on loopback that follows a script, hangs up or does not exist.
 """
 
 import json
@@ -21,7 +21,7 @@ from payments.mpesa.access_tokens import SharedTokens
 from payments.mpesa.bulk_client import BulkGateway, Ended, Payment
 from payments.mpesa.client import Accepted, Gateway
 from payments.mpesa.gateway_errors import GatewayError, NotSent, OutcomeUnknown
-from payments.tests.mpesa.test_client import (
+from testing.gateways import (
     ACK,
     ACKNOWLEDGEMENT,
     ANSWERS,
@@ -30,17 +30,12 @@ from payments.tests.mpesa.test_client import (
     PAYMENT,
     Script,
     Wire,
-    certificate,
     closed_port,
     credentials,
     http_answer,
     read_request,
-    redis_client,
     reset,
-    tokens,
 )
-
-__all__ = ["certificate", "redis_client", "tokens"]
 
 PATIENCE = 60.0
 OCID = PAYMENT["originator_conversation_id"]
@@ -72,7 +67,7 @@ def on_the_wire(tokens: SharedTokens, script: Script, **more: Any) -> Iterator[t
 
 
 def pay(bulk: BulkGateway, count: int = 1, **changes: Any) -> list[Ended]:
-    """So many payments at once; what each came to, by its key."""
+    """Start `count` payments at once and return their ends, sorted by key."""
     payments = [
         Payment(key, time.monotonic(), PAYMENT | {"originator_conversation_id": f"{OCID}{key}"} | changes)
         for key in range(count)
@@ -85,7 +80,7 @@ def pay(bulk: BulkGateway, count: int = 1, **changes: Any) -> list[Ended]:
     return sorted(ended, key=lambda end: end.key)
 
 
-def said(bulk: BulkGateway, **changes: Any) -> Any:
+def response_of(bulk: BulkGateway, **changes: Any) -> Any:
     (end,) = pay(bulk, **changes)
     return end.response
 
@@ -99,10 +94,10 @@ def answered(status: int, body: Any, *headers: str) -> bytes:
     return http_answer(raw, f"{status} {REASONS.get(status, 'Status')}", *headers)
 
 
-# --- what is sent, and how answers are read --------------------------------------------------------------------------
+# --- requests and answers ----------------------------------------------------------------------------------------
 
 
-def test_many_payments_are_accepted_over_few_connections_and_say_what_the_gateway_says(tokens: SharedTokens) -> None:
+def test_many_payments_share_few_connections_and_the_gateways_bodies(tokens: SharedTokens) -> None:
     # given
     peers: set[Any] = set()
 
@@ -130,23 +125,23 @@ def test_many_payments_are_accepted_over_few_connections_and_say_what_the_gatewa
 
 
 @pytest.mark.parametrize(("status", "body", "error", "facts"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_each_answer_is_read_as_the_gateway_reads_it(
+def test_each_answer_is_read_as_by_the_gateway(
     tokens: SharedTokens, status: int, body: Any, error: type[GatewayError], facts: dict[str, Any]
 ) -> None:
     with on_the_wire(tokens, always(answered(status, body, "Location: /elsewhere"))) as (bulk, wire):
-        found = said(bulk)
+        response = response_of(bulk)
 
-    assert type(found) is error
-    assert {name: getattr(found, name) for name in facts} == facts
+    assert type(response) is error
+    assert {name: getattr(response, name) for name in facts} == facts
     assert len(wire.requests) == 1
 
 
-def test_a_throttle_tells_how_long_to_wait(tokens: SharedTokens) -> None:
+def test_throttle_gives_the_retry_delay(tokens: SharedTokens) -> None:
     with on_the_wire(tokens, always(answered(429, b"", "Retry-After: 7"))) as (bulk, _):
-        assert said(bulk).retry_after_seconds == 7.0
+        assert response_of(bulk).retry_after_seconds == 7.0
 
 
-def test_what_must_not_be_sent_is_the_callers_to_raise_and_the_others_go(tokens: SharedTokens) -> None:
+def test_invalid_payment_ends_with_its_error_and_others_are_sent(tokens: SharedTokens) -> None:
     with on_the_wire(tokens, always(ACKNOWLEDGEMENT)) as (bulk, wire):
         (refused,) = pay(bulk, amount_shillings=0)
         (sent,) = pay(bulk)
@@ -156,7 +151,7 @@ def test_what_must_not_be_sent_is_the_callers_to_raise_and_the_others_go(tokens:
     assert len(wire.requests) == 1
 
 
-def test_cookies_that_daraja_sets_are_not_kept(tokens: SharedTokens) -> None:
+def test_cookies_from_daraja_are_not_kept(tokens: SharedTokens) -> None:
     with on_the_wire(tokens, always(answered(200, ACK, "Set-Cookie: visid=1; Path=/"))) as (bulk, wire):
         pay(bulk)
         pay(bulk)
@@ -168,9 +163,7 @@ def test_cookies_that_daraja_sets_are_not_kept(tokens: SharedTokens) -> None:
 
 
 @pytest.mark.parametrize(("status", "body"), BAD_TOKENS)
-def test_a_refused_token_is_renewed_once_for_all_and_each_body_goes_once_more(
-    tokens: SharedTokens, status: int, body: dict
-) -> None:
+def test_refused_token_is_renewed_once_and_each_body_sent_again(tokens: SharedTokens, status: int, body: dict) -> None:
     # given
     refusal, renewal = answered(status, body), answered(200, {"access_token": "second-token", "expires_in": "3599"})
 
@@ -199,7 +192,7 @@ def test_a_refused_token_is_renewed_once_for_all_and_each_body_goes_once_more(
     assert sum(b"second-token" in request for request in posts) == 5
 
 
-def test_without_a_token_nothing_is_sent(tokens: SharedTokens) -> None:
+def test_without_token_nothing_is_sent(tokens: SharedTokens) -> None:
     # given
     tokens.drop("wire-token")
     wire = Wire(always(answered(503, b"")))
@@ -217,45 +210,45 @@ def test_without_a_token_nothing_is_sent(tokens: SharedTokens) -> None:
     assert all(b"paymentrequest" not in request for request in wire.requests)
 
 
-# --- no whole answer -------------------------------------------------------------------------------------------------
+# --- no complete answer ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("script", LOST.values(), ids=LOST.keys())
-def test_a_payment_whose_answer_is_lost_is_in_doubt(tokens: SharedTokens, script: Script) -> None:
+def test_payment_without_complete_answer_is_in_doubt(tokens: SharedTokens, script: Script) -> None:
     with on_the_wire(tokens, script, timeout_seconds=1.5) as (bulk, wire):
-        found = said(bulk)
+        response = response_of(bulk)
 
-    assert type(found) is OutcomeUnknown
-    assert found.duplicate is False
+    assert type(response) is OutcomeUnknown
+    assert response.duplicate is False
     assert len(wire.requests) == 1
 
 
-def test_a_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
+def test_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
     def once(connection: socket.socket, number: int) -> None:
         connection.sendall(ACKNOWLEDGEMENT) if number == 1 else reset(connection, number)
 
     with on_the_wire(tokens, once) as (bulk, wire):
-        first, second = said(bulk), said(bulk)
+        first, second = response_of(bulk), response_of(bulk)
 
     assert (type(first), type(second)) == (Accepted, OutcomeUnknown)
     assert len(wire.requests) == 2
 
 
-def test_a_refused_connection_is_not_sent(tokens: SharedTokens) -> None:
+def test_refused_connection_raises_not_sent(tokens: SharedTokens) -> None:
     with bulk_gateway(tokens, f"http://127.0.0.1:{closed_port()}") as bulk:
-        found = said(bulk)
+        response = response_of(bulk)
 
-    assert (type(found), found.reason) == (NotSent, "network")
+    assert (type(response), response.reason) == (NotSent, "network")
 
 
-def test_an_unknown_host_is_not_sent(tokens: SharedTokens) -> None:
+def test_unknown_host_raises_not_sent(tokens: SharedTokens) -> None:
     with bulk_gateway(tokens, "http://no-such-host.invalid") as bulk:
-        found = said(bulk)
+        response = response_of(bulk)
 
-    assert (type(found), found.reason) == (NotSent, "network")
+    assert (type(response), response.reason) == (NotSent, "network")
 
 
-def test_a_tls_handshake_that_fails_is_not_sent(tokens: SharedTokens) -> None:
+def test_failed_tls_handshake_raises_not_sent(tokens: SharedTokens) -> None:
     def answer_in_plain_text(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
@@ -266,49 +259,49 @@ def test_a_tls_handshake_that_fails_is_not_sent(tokens: SharedTokens) -> None:
         thread = threading.Thread(target=answer_in_plain_text, args=(listener,))
         thread.start()
         with bulk_gateway(tokens, f"https://127.0.0.1:{listener.getsockname()[1]}") as bulk:
-            found = said(bulk)
+            response = response_of(bulk)
         thread.join(30)
 
-    assert (type(found), found.reason) == (NotSent, "network")
+    assert (type(response), response.reason) == (NotSent, "network")
 
 
-def test_a_certificate_nobody_vouches_for_is_not_sent(tokens: SharedTokens, certificate: Path) -> None:
+def test_untrusted_certificate_raises_not_sent(tokens: SharedTokens, certificate: Path) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     wire = Wire(always(ACKNOWLEDGEMENT), tls)
     try:
         with bulk_gateway(tokens, wire.url) as bulk:
-            found = said(bulk)
+            response = response_of(bulk)
     finally:
         wire.close()
 
-    assert (type(found), found.reason) == (NotSent, "network")
+    assert (type(response), response.reason) == (NotSent, "network")
     assert wire.requests == []
 
 
-def test_a_connection_that_does_not_come_in_time_is_not_sent(tokens: SharedTokens) -> None:
-    # given: a listener whose queue is full, so that a further connection gets no answer at all
+def test_connection_that_takes_too_long_raises_not_sent(tokens: SharedTokens) -> None:
+    # given: a listener whose queue is full, so that another connection gets no answer
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         address = listener.getsockname()
         waiting = [socket.socket() for _ in range(4)]
-        for one in waiting:
-            one.setblocking(False)
-            one.connect_ex(address)
+        for connection in waiting:
+            connection.setblocking(False)
+            connection.connect_ex(address)
 
         # when
         with bulk_gateway(tokens, f"http://127.0.0.1:{address[1]}", timeout_seconds=1.0) as bulk:
-            found = said(bulk)
-        for one in waiting:
-            one.close()
+            response = response_of(bulk)
+        for connection in waiting:
+            connection.close()
 
     # then
-    assert (type(found), found.reason) == (NotSent, "network")
+    assert (type(response), response.reason) == (NotSent, "network")
 
 
 def client_errors() -> list[type[BaseException]]:
-    """Every class of error that aiohttp's client declares, and the two it lets through."""
+    """Return every error class that aiohttp's client declares, and the errors that it lets through."""
     declared = [getattr(aiohttp.client_exceptions, name) for name in aiohttp.client_exceptions.__all__]
     errors = [each for each in declared if isinstance(each, type) and issubclass(each, aiohttp.ClientError)]
     return [*errors, TimeoutError, ConnectionResetError, OSError]
@@ -316,10 +309,10 @@ def client_errors() -> list[type[BaseException]]:
 
 @pytest.mark.parametrize("has_left", [False, True])
 @pytest.mark.parametrize("error", client_errors(), ids=lambda error: error.__name__)
-def test_every_error_of_the_client_is_named_by_whether_the_request_may_have_left(
+def test_every_client_error_shows_if_the_request_may_have_left(
     tokens: SharedTokens, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], has_left: bool
 ) -> None:
-    # given: the wire raises it, before or after the request is handed to a connection
+    # given: the connection raises the error, before or after it gets the request
     raised = error.__new__(error)
 
     async def send(self: Any, conn: Any) -> Any:
@@ -336,7 +329,7 @@ def test_every_error_of_the_client_is_named_by_whether_the_request_may_have_left
 
     # when
     with on_the_wire(tokens, always(ACKNOWLEDGEMENT)) as (bulk, _):
-        found = said(bulk)
+        response = response_of(bulk)
 
     # then
-    assert type(found) is (OutcomeUnknown if has_left else NotSent)
+    assert type(response) is (OutcomeUnknown if has_left else NotSent)

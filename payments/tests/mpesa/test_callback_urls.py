@@ -1,4 +1,4 @@
-"""Callback addresses: a token for each request, made again for the same one, and no word M-Pesa refuses."""
+"""Callback addresses: one token for each subject, and no word that M-Pesa forbids."""
 
 import hashlib
 import hmac
@@ -16,7 +16,7 @@ OCID = "KASOKO-1-7-0a1b2c3d-1"
 TOKEN = re.compile(r"[0-9a-f]{64}")
 
 
-def test_a_token_is_the_keyed_digest_of_what_it_is_for() -> None:
+def test_token_is_the_keyed_digest_of_its_subject() -> None:
     # when
     token = ADDRESSES.token(OCID)
 
@@ -25,11 +25,11 @@ def test_a_token_is_the_keyed_digest_of_what_it_is_for() -> None:
     assert token_hash(token) == hashlib.sha256(token.encode()).hexdigest()
 
 
-def test_a_resend_of_the_same_id_has_the_same_address() -> None:
+def test_resend_of_the_same_id_has_the_same_token() -> None:
     assert ADDRESSES.token(OCID) == ADDRESSES.token(OCID)
 
 
-def test_every_attempt_and_every_query_has_a_token_of_its_own() -> None:
+def test_each_attempt_and_each_query_has_another_token() -> None:
     # when
     subjects = [OCID, "KASOKO-1-7-0a1b2c3d-2", f"{OCID}?1", f"{OCID}?2"]
     tokens = {ADDRESSES.token(subject) for subject in subjects}
@@ -46,7 +46,7 @@ def test_another_key_makes_other_tokens() -> None:
     assert other.token(OCID) != ADDRESSES.token(OCID)
 
 
-def test_the_three_addresses_stand_side_by_side() -> None:
+def test_addresses_share_one_parent_path() -> None:
     # when
     addresses = [ADDRESSES.result("ab"), ADDRESSES.timeout("ab"), ADDRESSES.status_result("ab")]
 
@@ -64,15 +64,15 @@ def test_each_address_is_one_of_our_routes() -> None:
     urls = [ADDRESSES.result(token), ADDRESSES.timeout(token), ADDRESSES.status_result(token)]
 
     # when
-    found = [resolve(url.removeprefix("https://kasoko.app")) for url in urls]
+    matches = [resolve(url.removeprefix("https://kasoko.app")) for url in urls]
 
     # then
-    assert [match.url_name for match in found] == ["b2c_result", "b2c_timeout", "status_result"]
-    assert [match.kwargs["token"] for match in found] == [token] * 3
+    assert [match.url_name for match in matches] == ["b2c_result", "b2c_timeout", "status_result"]
+    assert [match.kwargs["token"] for match in matches] == [token] * 3
 
 
 @given(st.text(max_size=40))
-def test_no_address_holds_a_word_that_daraja_refuses(subject: str) -> None:
+def test_no_address_contains_a_forbidden_word(subject: str) -> None:
     # when
     token = ADDRESSES.token(subject)
     urls = [ADDRESSES.result(token), ADDRESSES.timeout(token), ADDRESSES.status_result(token)]
@@ -82,5 +82,5 @@ def test_no_address_holds_a_word_that_daraja_refuses(subject: str) -> None:
     assert not any(word in url for url in urls for word in request_fields.FORBIDDEN_WORDS)
 
 
-def test_the_key_is_not_shown() -> None:
+def test_repr_hides_the_key() -> None:
     assert "kkk" not in repr(ADDRESSES)

@@ -1,8 +1,9 @@
-"""One pace for all workers, reserved in a real Redis. Only the numbers it returns are judged, never the clock."""
+"""The shared rate limit, in a real Redis. The tests check only returned numbers, not elapsed time."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 import redis
@@ -10,7 +11,7 @@ from django.conf import settings
 
 from payments.mpesa.rate_limit import Limiter
 
-# A pace so slow that a slow machine's own time between two calls is nothing beside it.
+# The rate is so slow that the time a slow machine needs between two calls does not matter.
 PER_SECOND = Decimal("0.1")
 INTERVAL = 10.2
 SLACK = 5.0
@@ -25,11 +26,11 @@ def connection() -> Iterator[redis.Redis]:
 
 
 def spaced(waits: list[float]) -> bool:
-    """Whether waits reserved one after another are one interval apart, less the time that went by between them."""
-    return all(INTERVAL - SLACK < later - sooner <= INTERVAL for sooner, later in zip(waits, waits[1:], strict=False))
+    """Return True if successive waits are one interval apart, less the time that passed between the calls."""
+    return all(INTERVAL - SLACK < later - sooner <= INTERVAL for sooner, later in pairwise(waits))
 
 
-def test_the_first_slot_is_now_and_the_next_ones_an_interval_apart(connection: redis.Redis) -> None:
+def test_first_slot_is_now_and_the_next_follow_at_intervals(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
 
@@ -41,7 +42,7 @@ def test_the_first_slot_is_now_and_the_next_ones_an_interval_apart(connection: r
     assert spaced(waits)
 
 
-def test_an_interval_is_two_per_cent_longer_than_the_pace_allows(connection: redis.Redis) -> None:
+def test_interval_is_two_per_cent_longer_than_the_limit(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=Decimal("0.001"))
     limiter.reserve(longest_wait_seconds=0)
@@ -53,7 +54,7 @@ def test_an_interval_is_two_per_cent_longer_than_the_pace_allows(connection: red
     assert 1_020.0 - SLACK < wait <= 1_020.0
 
 
-def test_a_slot_beyond_the_longest_wait_is_not_taken(connection: redis.Redis) -> None:
+def test_slot_beyond_the_longest_wait_is_not_reserved(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
     limiter.reserve(longest_wait_seconds=0)
@@ -66,7 +67,7 @@ def test_a_slot_beyond_the_longest_wait_is_not_taken(connection: redis.Redis) ->
     assert INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000)[0] <= INTERVAL
 
 
-def test_many_slots_are_taken_in_one_call_and_are_an_interval_apart(connection: redis.Redis) -> None:
+def test_slots_of_one_call_are_an_interval_apart(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
 
@@ -78,7 +79,7 @@ def test_many_slots_are_taken_in_one_call_and_are_an_interval_apart(connection: 
     assert 4 * INTERVAL - SLACK < limiter.reserve(longest_wait_seconds=1_000)[0] <= 4 * INTERVAL
 
 
-def test_of_many_slots_only_those_within_the_longest_wait_are_taken(connection: redis.Redis) -> None:
+def test_only_slots_within_the_longest_wait_are_reserved(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
 
@@ -89,7 +90,7 @@ def test_of_many_slots_only_those_within_the_longest_wait_are_taken(connection: 
     assert (first, second) == ([0.0, 10.2, 20.4], [])
 
 
-def test_workers_share_one_pace(connection: redis.Redis) -> None:
+def test_workers_share_one_rate(connection: redis.Redis) -> None:
     # given
     limiters = [Limiter(connection=connection, name="test", per_second=PER_SECOND) for _ in range(8)]
 
@@ -102,7 +103,7 @@ def test_workers_share_one_pace(connection: redis.Redis) -> None:
     assert spaced(waits)
 
 
-def test_another_name_has_a_pace_of_its_own(connection: redis.Redis) -> None:
+def test_each_name_has_its_own_rate(connection: redis.Redis) -> None:
     # given
     Limiter(connection=connection, name="test", per_second=PER_SECOND).reserve(longest_wait_seconds=0)
 
@@ -113,7 +114,7 @@ def test_another_name_has_a_pace_of_its_own(connection: redis.Redis) -> None:
     assert waits == [0.0]
 
 
-def test_a_lost_key_loses_one_pause_only(connection: redis.Redis) -> None:
+def test_lost_key_loses_only_one_pause(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
     for _ in range(5):
@@ -128,7 +129,7 @@ def test_a_lost_key_loses_one_pause_only(connection: redis.Redis) -> None:
     assert INTERVAL - SLACK < waits[1] <= INTERVAL
 
 
-def test_a_redis_that_cannot_be_reached_is_said_so() -> None:
+def test_unreachable_redis_raises_redis_error() -> None:
     # given
     with redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=2, socket_timeout=2) as connection:
         limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)

@@ -1,4 +1,4 @@
-"""The security credential: what is printed decrypts to the password, and a wrong file is refused with a sentence."""
+"""The security credential: it decrypts to the password, and a wrong file is refused with a reason."""
 
 import base64
 import getpass
@@ -66,25 +66,25 @@ def decrypted(credential: str) -> str:
 
 
 @pytest.mark.parametrize("key_bytes", FILES.values(), ids=FILES.keys())
-def test_a_credential_decrypts_to_the_password_whatever_the_file_s_form_and_age(key_bytes: bytes) -> None:
+def test_credential_decrypts_to_the_password_for_each_file_form(key_bytes: bytes) -> None:
     credential = encrypt_credential(key_bytes, "Pässword#12%")
 
     assert decrypted(credential) == "Pässword#12%"
     assert len(credential) == 344
 
 
-def test_a_credential_differs_each_time() -> None:
+def test_credential_differs_each_time() -> None:
     assert encrypt_credential(PEM, "secret") != encrypt_credential(PEM, "secret")
 
 
 @pytest.mark.parametrize(("key_bytes", "words"), WRONG_FILES.values(), ids=WRONG_FILES.keys())
-def test_a_file_that_is_no_certificate_is_refused_with_a_sentence(key_bytes: bytes, words: str) -> None:
+def test_file_that_is_not_a_certificate_is_refused_with_a_reason(key_bytes: bytes, words: str) -> None:
     with pytest.raises(UnusableKey, match=words):
         encrypt_credential(key_bytes, "secret")
 
 
 @pytest.mark.parametrize("password", ["", "x" * 246])
-def test_a_password_that_does_not_fit_the_key_is_refused(password: str) -> None:
+def test_password_that_does_not_fit_the_key_is_refused(password: str) -> None:
     with pytest.raises(UnusableKey, match="1 to 245 bytes"):
         encrypt_credential(PEM, password)
 
@@ -102,7 +102,7 @@ def run(tmp_path: Path) -> Callable[..., str]:
     return run_command
 
 
-def test_the_command_reads_the_password_from_standard_input(
+def test_command_reads_the_password_from_standard_input(
     run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("two words \r\nmore\n"))
@@ -110,9 +110,7 @@ def test_the_command_reads_the_password_from_standard_input(
     assert decrypted(run("--stdin").removesuffix("\n")) == "two words "
 
 
-def test_the_command_asks_for_the_password_without_echo(
-    run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_asks_for_the_password_without_echo(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(getpass, "getpass", lambda prompt: asked.append(prompt) or "typed")
 
@@ -120,7 +118,7 @@ def test_the_command_asks_for_the_password_without_echo(
     assert asked == ["Initiator password (not shown): "]
 
 
-def test_the_command_refuses_to_echo_the_password_where_there_is_no_terminal(
+def test_command_without_terminal_refuses_to_echo_the_password(
     run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_terminal(prompt: str) -> str:
@@ -133,12 +131,12 @@ def test_the_command_refuses_to_echo_the_password_where_there_is_no_terminal(
         run()
 
 
-def test_the_command_names_a_file_it_cannot_read(run: Callable[..., str], tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="missing.cer: No such file"):
+def test_command_names_an_unreadable_file(run: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"missing\.cer: No such file"):
         run("--stdin", cert_file=tmp_path / "missing.cer")
 
 
-def test_the_command_passes_a_refusal_on(
+def test_command_reports_the_reason_for_a_refusal(
     run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "page.cer"

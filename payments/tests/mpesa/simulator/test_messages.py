@@ -1,0 +1,58 @@
+"""The simulator's messages."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from payments.mpesa.simulator import faults, messages
+from payments.mpesa.simulator.book import Book
+from testing.merchants import PHONE, CallbackReceiver, Merchant, parameters
+
+
+def test_payment_in_flight_is_authorized_without_receipt() -> None:
+    # given
+    book = Book(None, float_shillings=1_000, seed=0, now=lambda: datetime(2026, 11, 23, 9, tzinfo=UTC))
+    payment = book.accept(ocid="A-1", amount=285, phone=PHONE, request={}, strikes=faults.NO_STRIKES)
+    assert payment is not None
+
+    # when
+    answer = messages.status_answer(payment, conversation_id="AG_1", query_ocid="1-2-3", shortcode="600999")
+
+    # then
+    reported = parameters(answer)
+    assert (reported["TransactionStatus"], reported["ReceiptNo"], reported["FinalisedTime"]) == (
+        "Authorized",
+        None,
+        None,
+    )
+    assert str(reported["InitiatedTime"]) == "20261123120000"
+
+
+def test_shape_of_a_result_does_not_change_the_money(
+    start: Callable[..., Merchant], receiver: CallbackReceiver
+) -> None:
+    # given
+    merchant = start()
+    phones = {
+        name: f"25471200000{number}"
+        for number, name in enumerate(("string_codes", "dict_parameter", "missing_values", "masked_receiver"))
+    }
+    for name, phone in phones.items():
+        merchant.own("faults", {"phone": phone, "spec": name})
+
+    # when
+    for name, phone in phones.items():
+        merchant.pay(name, phone=phone)
+    results = {body["Result"]["OriginatorConversationID"]: body for body in receiver.wait("/result/", 4)}
+
+    # then
+    assert (results["string_codes"]["Result"]["ResultCode"], results["string_codes"]["Result"]["ResultType"]) == (
+        "0",
+        "0",
+    )
+    receipt = results["dict_parameter"]["Result"]["TransactionID"]
+    single = results["dict_parameter"]["Result"]["ResultParameters"]["ResultParameter"]
+    assert single == {"Key": "TransactionReceipt", "Value": receipt}
+    assert parameters(results["missing_values"])["ReceiverPartyPublicName"] is None
+    masked = parameters(results["masked_receiver"])["ReceiverPartyPublicName"]
+    assert masked.startswith("0712***003")
+    assert merchant.book()["totals"]["paid_count"] == 4

@@ -1,0 +1,152 @@
+"""One access token for all workers: fetched once, renewed in time, dropped only while it is current."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+import redis
+import responses
+
+from payments.mpesa.access_tokens import SharedTokens
+from payments.mpesa.client import Gateway
+from payments.mpesa.gateway_errors import NotSent
+from testing.gateways import ACK, PAY_URL, PAYMENT, TOKEN_URL, credentials
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fetches(*values: str, life_seconds: int = 3600) -> Callable[[], tuple[str, int]]:
+    left = list(values)
+    return lambda: (left.pop(0), life_seconds)
+
+
+def never() -> tuple[str, int]:
+    raise AssertionError("the shared token was not used")
+
+
+def test_token_is_shared_until_a_minute_before_its_end(redis_client: redis.Redis) -> None:
+    clock = Clock()
+    name = f"test-{uuid4().hex}"
+    first, second = (SharedTokens(redis_client, name=name, clock=clock) for _ in range(2))
+
+    assert first.get(fetches("a")) == "a"
+    clock.now += 3539
+    assert second.get(never) == "a"
+    clock.now += 1
+    assert second.get(fetches("b")) == "b"
+    assert first.get(never) == "b"
+
+
+def test_short_lived_token_is_renewed_after_three_quarters_of_its_life(redis_client: redis.Redis) -> None:
+    clock = Clock()
+    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", clock=clock)
+
+    assert tokens.get(fetches("a", life_seconds=20)) == "a"
+    clock.now += 14.9
+    assert tokens.get(never) == "a"
+    clock.now += 0.1
+    assert tokens.get(fetches("b")) == "b"
+
+
+def test_old_token_is_used_while_no_new_one_can_be_fetched(redis_client: redis.Redis) -> None:
+    clock = Clock()
+    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", clock=clock)
+
+    def unreachable() -> tuple[str, int]:
+        raise NotSent("network")
+
+    tokens.get(fetches("a"))
+    clock.now += 3570
+    assert tokens.get(unreachable) == "a"
+    clock.now += 30
+    with pytest.raises(NotSent):
+        tokens.get(unreachable)
+
+
+def test_only_one_of_many_workers_fetches_the_token(redis_client: redis.Redis) -> None:
+    name = f"test-{uuid4().hex}"
+    fetched: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def fetch() -> tuple[str, int]:
+        fetched.append(1)
+        return f"token-{len(fetched)}", 3600
+
+    def worker(_: int) -> str:
+        barrier.wait(30)
+        return SharedTokens(redis_client, name=name, wait_seconds=30).get(fetch)
+
+    with ThreadPoolExecutor(8) as pool:
+        values = set(pool.map(worker, range(8)))
+
+    assert values == {"token-1"}
+    assert len(fetched) == 1
+
+
+def test_other_workers_use_the_old_token_while_one_fetches(redis_client: redis.Redis) -> None:
+    clock = Clock()
+    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", clock=clock)
+    tokens.get(fetches("a"))
+    clock.now += 3570
+
+    def fetch_while_another_asks() -> tuple[str, int]:
+        assert tokens.get(never) == "a"
+        return "b", 3600
+
+    assert tokens.get(fetch_while_another_asks) == "b"
+
+
+def test_worker_that_waits_too_long_for_a_token_sends_nothing(redis_client: redis.Redis) -> None:
+    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", wait_seconds=0.05)
+
+    def fetch_while_another_asks() -> tuple[str, int]:
+        with pytest.raises(NotSent):
+            tokens.get(never)
+        return "a", 3600
+
+    assert tokens.get(fetch_while_another_asks) == "a"
+
+
+def test_dropping_an_old_token_keeps_the_newer_one(tokens: SharedTokens) -> None:
+    tokens.get(fetches("a"))
+    tokens.drop("a")
+    assert tokens.get(fetches("b")) == "b"
+
+    tokens.drop("a")
+
+    assert tokens.get(never) == "b"
+
+
+def test_lock_that_expires_during_the_fetch_is_harmless(redis_client: redis.Redis) -> None:
+    name = f"test-{uuid4().hex}"
+    tokens = SharedTokens(redis_client, name=name)
+
+    def fetch_for_too_long() -> tuple[str, int]:
+        redis_client.delete(f"daraja:token:{name}:lock")
+        return "a", 3600
+
+    assert tokens.get(fetch_for_too_long) == "a"
+
+
+@pytest.mark.parametrize(("life", "expires"), [("3599", 3599), (3599, 3599), (3599.0, 3599), (None, 1), ("soon", 1)])
+def test_token_life_is_read_from_number_or_text(
+    redis_client: redis.Redis, daraja: responses.RequestsMock, life: object, expires: int
+) -> None:
+    name = f"test-{uuid4().hex}"
+    daraja.replace("GET", TOKEN_URL, json={"access_token": "a-token", "expires_in": life})
+    daraja.post(PAY_URL, json=ACK)
+    clock = Clock()
+
+    Gateway(credentials(), tokens=SharedTokens(redis_client, name=name, clock=clock)).pay(**PAYMENT)
+
+    stored = redis_client.hget(f"daraja:token:{name}", "expires_at")
+    assert stored is not None
+    assert float(stored) == clock.now + expires
