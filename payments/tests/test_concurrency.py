@@ -1,7 +1,7 @@
-"""Sixty-four at once, on real PostgreSQL: on one wallet, one market, one payout, one callback, one retry, one key.
+"""Concurrency on real PostgreSQL: 64 calls at once on one wallet, market, payout, callback or key.
 
-Each has its own thread and connection and all start together. What is asserted is exact: how many win, and that the
-rest are refused for the right reason. A deadlock or a lock that timed out would come back as an answer and fail it.
+Each call has its own thread and connection, and all start together. The tests assert exactly how many succeed, and that
+the others are refused for the right reason. A deadlock or a lock timeout would be an answer too, and fail the test.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.parametrize("
 
 
 def kinds(answers: list[Any]) -> dict[str, int]:
-    """How many answers there are of each type; a refusal counts under its own name, so nothing unforeseen hides."""
+    """Count the answers by type. Each refusal counts under its own name, so an unexpected error shows."""
     return dict(Counter(type(answer).__name__ for answer in answers))
 
 
@@ -41,7 +41,7 @@ def place_bet(market_id: int, user_id: int, amount: int = 10, outcome: str = "Ye
     )
 
 
-def test_of_many_bets_from_one_wallet_exactly_those_it_can_pay_are_placed(repetition: int) -> None:
+def test_bets_at_once_from_one_wallet_place_exactly_the_affordable_ones(repetition: int) -> None:
     # given: money for 40 bets and 9 shillings
     market, member = builders.market(), builders.member(409)
 
@@ -58,7 +58,7 @@ def test_of_many_bets_from_one_wallet_exactly_those_it_can_pay_are_placed(repeti
     )
 
 
-def test_bets_of_many_members_that_race_with_the_resolve_are_in_the_pool_or_refused(repetition: int) -> None:
+def test_bets_racing_with_a_resolve_are_in_the_pool_or_refused(repetition: int) -> None:
     # given
     market, first = builders.market(), builders.member(10)
     others = [builders.member(10) for _ in range(THREADS - 1)]
@@ -81,7 +81,7 @@ def test_bets_of_many_members_that_race_with_the_resolve_are_in_the_pool_or_refu
     assert CustomUser.objects.filter(pk__in=[member.pk for member in others], balance=10).count() == refused
 
 
-def test_of_many_resolves_one_wins(repetition: int) -> None:
+def test_resolves_at_once_resolve_once(repetition: int) -> None:
     # given
     market = builders.market()
     builders.orm_bet(market, builders.member(), "Yes", 100)
@@ -99,7 +99,7 @@ def test_of_many_resolves_one_wins(repetition: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [20_000, 7])
-def test_a_market_that_many_settle_at_once_is_settled_once(repetition: int, chunk: int) -> None:
+def test_settling_at_once_settles_once(repetition: int, chunk: int) -> None:
     # given: thirty winners and as many losers
     market = builders.market(fee_pct=0)
     for _ in range(30):
@@ -112,7 +112,7 @@ def test_a_market_that_many_settle_at_once_is_settled_once(repetition: int, chun
     settle = partial(settling.settle, market_id=market.pk, at=AT, policy=policy, keep_going=lambda: True)
     answers = at_once(*[settle] * THREADS)
 
-    # then: each call that found it unsettled left it settled, whoever did the work
+    # then: each call that found the market unsettled left it settled
     assert kinds(answers) == {"Progress": THREADS}
     assert all(answer.settled == answer.found for answer in answers)
     assert sum(answer.found for answer in answers) >= 1
@@ -121,7 +121,7 @@ def test_a_market_that_many_settle_at_once_is_settled_once(repetition: int, chun
     assert Transaction.objects.filter(status="PENDING", amount=150).count() == Transaction.objects.count() == 30
 
 
-def test_of_many_claims_of_one_payout_one_sends_it(repetition: int) -> None:
+def test_claims_at_once_of_one_payout_claim_it_once(repetition: int) -> None:
     # given
     payout = builders.payout(285)
 
@@ -132,12 +132,12 @@ def test_of_many_claims_of_one_payout_one_sends_it(repetition: int) -> None:
     # then
     assert kinds(answers) == {"list": THREADS}
     (claimed,) = [claims for claims in answers if claims]
-    assert [one.transaction_id for one in claimed] == [payout.pk]
+    assert [claim.transaction_id for claim in claimed] == [payout.pk]
     assert Attempt.objects.get().state == "SENDING"
     assert len(transfers(code="send")) == 1
 
 
-def test_a_callback_that_comes_many_times_at_once_is_stored_once(repetition: int) -> None:
+def test_callback_received_at_once_is_stored_once(repetition: int) -> None:
     # given
     attempt = sent(builders.payout(285))
     token, body = ADDRESSES.token(attempt.originator_conversation_id), result_body(attempt)
@@ -154,7 +154,7 @@ def test_a_callback_that_comes_many_times_at_once_is_stored_once(repetition: int
     assert Callback.objects.count() == 1
 
 
-def test_a_callback_that_many_apply_at_once_is_booked_once(repetition: int) -> None:
+def test_callback_applied_at_once_is_booked_once(repetition: int) -> None:
     # given
     payout = builders.payout(285)
     attempt = sent(payout)
@@ -173,8 +173,8 @@ def test_a_callback_that_many_apply_at_once_is_booked_once(repetition: int) -> N
     assert [(code, len(transfers(code=code))) for code in ("won", "paid")] == [("won", 1), ("paid", 1)]
 
 
-def test_many_different_callbacks_about_one_payout_book_it_once(repetition: int) -> None:
-    # given: the same payment told in sixty-four ways, all of them true
+def test_different_callbacks_about_one_payout_book_it_once(repetition: int) -> None:
+    # given: sixty-four different callbacks that report the same payment
     payout = builders.payout(285)
     attempt = sent(payout)
     for number in range(THREADS):
@@ -192,7 +192,7 @@ def test_many_different_callbacks_about_one_payout_book_it_once(repetition: int)
     assert len(transfers(code="paid")) == 1
 
 
-def test_of_many_retries_of_one_failed_payout_one_wins(repetition: int) -> None:
+def test_retries_at_once_of_one_payout_retry_it_once(repetition: int) -> None:
     # given
     payout = builders.payout(285)
     failed(payout)
@@ -207,17 +207,17 @@ def test_of_many_retries_of_one_failed_payout_one_wins(repetition: int) -> None:
     assert payout.attempts.count() == 1
 
 
-def test_of_retries_and_redirects_of_one_failed_payout_one_wins(repetition: int) -> None:
+def test_retries_and_redirects_at_once_of_one_payout_act_once(repetition: int) -> None:
     # given
     payout = builders.payout(285)
     failed(payout)
 
     # when
-    ways = [
-        partial(way, transaction_id=payout.pk, by=MACHINE, at=after(60))
-        for way in (actions.retry, actions.redirect_to_wallet)
+    calls = [
+        partial(action, transaction_id=payout.pk, by=MACHINE, at=after(60))
+        for action in (actions.retry, actions.redirect_to_wallet)
     ]
-    answers = at_once(*ways * (THREADS // 2))
+    answers = at_once(*calls * (THREADS // 2))
 
     # then
     assert kinds(answers) == {"Transaction": 1, "PayoutNotRetryable": THREADS - 1}
@@ -225,7 +225,7 @@ def test_of_retries_and_redirects_of_one_failed_payout_one_wins(repetition: int)
     assert (payout.status, len(transfers(code="redirect"))) in (("PENDING", 0), ("COMPLETED", 1))
 
 
-def test_a_bet_posted_many_times_at_once_under_one_key_is_placed_once(repetition: int) -> None:
+def test_bet_posted_at_once_under_one_key_is_placed_once(repetition: int) -> None:
     # given
     market, member = builders.market(), builders.member(1_000)
     headers = builders.bearer(member) | {"Idempotency-Key": "tap"}

@@ -1,4 +1,4 @@
-"""The Celery tasks: their names, the messages they leave on a real Redis, and the sweeps that need none of them."""
+"""Celery tasks: their names, their messages on a real Redis, and sweeps that work without messages."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ Queued = Callable[[], list[tuple[str, str, list[Any]]]]
 
 @pytest.fixture
 def provider(settings: Any) -> Any:
-    """A simulator that the tasks send to; its results are due long after any test."""
+    """A simulator that receives the tasks' requests. Its results are due long after the test."""
     with Simulator(Options(latency=0, terms=Terms(callback_delay=600))) as simulator:
         settings.MPESA_BASE_URL = simulator.base_url
         settings.MPESA_CALLBACK_URL = "http://127.0.0.1:9/api/payments/b2c-callback/"
@@ -45,10 +45,10 @@ def resolved(winners: int) -> Market:
     return market
 
 
-# --- what the worker knows -------------------------------------------------------------------------------------------
+# --- registration ----------------------------------------------------------------------------------------------------
 
 
-def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
+def test_worker_registers_the_guides_tasks_and_the_sweeps() -> None:
     # when
     app.loader.import_default_modules()
     ours = {name for name in app.tasks if not name.startswith("celery.")}
@@ -73,10 +73,12 @@ def test_the_guides_two_tasks_and_the_sweeps_are_registered() -> None:
     }
 
 
-def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
+def test_beat_schedules_each_sweep_with_expiry() -> None:
     # given
     schedule = dict(app.conf.beat_schedule)
-    assert schedule.pop("ask for the float balance")["schedule"] == 900  # No sweep: it looks for nothing that is due.
+    assert (
+        schedule.pop("ask for the float balance")["schedule"] == 900
+    )  # Not a sweep: it runs whether or not work is due.
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
@@ -84,11 +86,11 @@ def test_beat_runs_the_sweeps_and_each_message_expires() -> None:
     for entry in schedule.values():
         assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
         assert entry["options"]["expires"] <= 60
-    # It runs for seconds at a time: were it not to expire at once, a queue of them would leave no turn to the others.
+    # It runs for seconds. If its messages did not expire at once, a queue of them would delay other tasks.
     assert schedule["send due payouts"]["options"]["expires"] <= schedule["send due payouts"]["schedule"]
 
 
-def test_only_json_is_taken_from_the_queue() -> None:
+def test_queue_accepts_only_json() -> None:
     assert (app.conf.accept_content, app.conf.task_serializer) == (["json"], "json")
 
 
@@ -96,7 +98,7 @@ def test_only_json_is_taken_from_the_queue() -> None:
 
 
 @pytest.mark.django_db
-def test_a_hint_carries_its_argument_and_its_id(queued: Queued) -> None:
+def test_hint_carries_its_argument_and_id(queued: Queued) -> None:
     # when
     wiring.hint(wiring.SETTLE_MARKET, 7, task_id="0d6f2b1e-0000-4000-8000-000000000007")
 
@@ -105,7 +107,7 @@ def test_a_hint_carries_its_argument_and_its_id(queued: Queued) -> None:
 
 
 @pytest.mark.django_db
-def test_two_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> None:
+def test_repeated_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> None:
     # given
     sweep = wiring.SEND_DUE_PAYOUTS
     for _ in range(3):
@@ -122,7 +124,7 @@ def test_two_nudges_are_one_message_until_the_sweep_begins(queued: Queued) -> No
 
 
 @pytest.mark.django_db
-def test_nudges_of_two_sweeps_do_not_hold_each_other_up(queued: Queued) -> None:
+def test_nudges_of_two_sweeps_do_not_block_each_other(queued: Queued) -> None:
     # when
     wiring.nudge(wiring.SEND_DUE_PAYOUTS)
     wiring.nudge(wiring.APPLY_STORED_CALLBACKS)
@@ -132,7 +134,7 @@ def test_nudges_of_two_sweeps_do_not_hold_each_other_up(queued: Queued) -> None:
 
 
 @pytest.mark.django_db
-def test_a_nudge_that_got_lost_holds_back_the_next_one_for_half_a_minute_only(queued: Queued) -> None:
+def test_lost_nudge_blocks_the_next_for_half_a_minute_only(queued: Queued) -> None:
     # when
     wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
@@ -141,7 +143,7 @@ def test_a_nudge_that_got_lost_holds_back_the_next_one_for_half_a_minute_only(qu
     assert 0 < left <= 30
 
 
-def test_with_the_broker_down_neither_a_hint_nor_a_nudge_raises() -> None:
+def test_hint_and_nudge_without_a_broker_do_not_raise() -> None:
     # given
     code = """
 import django
@@ -174,7 +176,7 @@ print("went on")
 
 
 @pytest.mark.django_db
-def test_settling_hints_at_each_of_a_few_payouts(queued: Queued) -> None:
+def test_settling_few_winners_publishes_each_payout(queued: Queued) -> None:
     # given
     market = resolved(winners=3)
 
@@ -191,7 +193,7 @@ def test_settling_hints_at_each_of_a_few_payouts(queued: Queued) -> None:
 
 
 @pytest.mark.django_db
-def test_settling_many_winners_hints_once_at_sending_in_bulk(queued: Queued) -> None:
+def test_settling_many_winners_publishes_one_bulk_send(queued: Queued) -> None:
     # given
     market = resolved(winners=21)
 
@@ -203,7 +205,7 @@ def test_settling_many_winners_hints_once_at_sending_in_bulk(queued: Queued) -> 
 
 
 @pytest.mark.django_db
-def test_a_doubled_message_settles_once(queued: Queued) -> None:
+def test_repeated_message_settles_once(queued: Queued) -> None:
     # given
     market = resolved(winners=3)
     settlement_tasks.settle_market(market.pk)
@@ -217,7 +219,7 @@ def test_a_doubled_message_settles_once(queued: Queued) -> None:
 
 
 @pytest.mark.django_db
-def test_a_message_about_a_market_that_is_not_resolved_does_nothing(queued: Queued) -> None:
+def test_message_about_unresolved_market_does_nothing(queued: Queued) -> None:
     # given
     market = builders.market()
 
@@ -228,7 +230,7 @@ def test_a_message_about_a_market_that_is_not_resolved_does_nothing(queued: Queu
 
 
 @pytest.mark.django_db
-def test_the_sweep_settles_what_a_lost_message_was_about() -> None:
+def test_sweep_settles_markets_whose_message_was_lost() -> None:
     # given
     markets = [resolved(winners=1), resolved(winners=1)]
 
@@ -244,7 +246,7 @@ def test_the_sweep_settles_what_a_lost_message_was_about() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.broken_books
-def test_one_market_whose_books_disagree_does_not_stop_the_sweep(caplog: pytest.LogCaptureFixture) -> None:
+def test_market_with_wrong_books_does_not_stop_the_sweep(caplog: pytest.LogCaptureFixture) -> None:
     # given
     from django.db import transaction
 
@@ -264,11 +266,11 @@ def test_one_market_whose_books_disagree_does_not_stop_the_sweep(caplog: pytest.
     assert any(record.name == "kasoko.alarm" for record in caplog.records)
 
 
-# --- sending, hearing, asking ----------------------------------------------------------------------------------------
+# --- sending, applying, asking ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
-def test_a_payout_is_sent_by_its_message_once(provider: Simulator) -> None:
+def test_repeated_send_message_sends_a_payout_once(provider: Simulator) -> None:
     # given
     payout = builders.payout(285)
 
@@ -283,7 +285,7 @@ def test_a_payout_is_sent_by_its_message_once(provider: Simulator) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_sweep_sends_what_lost_messages_were_about(provider: Simulator, settings: Any) -> None:
+def test_sweep_sends_payouts_whose_message_was_lost(provider: Simulator, settings: Any) -> None:
     # given
     settings.PAYOUT_TPS = 1_000
     market = resolved(winners=5)
@@ -291,16 +293,16 @@ def test_the_sweep_sends_what_lost_messages_were_about(provider: Simulator, sett
 
     # when
     settlement_tasks.send_due_payouts()
-    came_to_rest = wiring.dispatcher_thread().wait_until_idle(60)
+    idle = wiring.dispatcher_thread().wait_until_idle(60)
 
     # then
-    assert came_to_rest
+    assert idle
     assert Transaction.objects.filter(status="PROCESSING", attempts__state="ACCEPTED").count() == 5
     assert not claims.any_due(at=timezone.now(), policy=payout_steps.POLICY)
 
 
 @pytest.mark.django_db
-def test_the_sweep_asks_about_what_went_without_an_answer(provider: Simulator) -> None:
+def test_sweep_asks_about_requests_without_an_answer(provider: Simulator) -> None:
     # given
     long_ago = timezone.now() - timedelta(minutes=1)
     payout = builders.payout(285, at=long_ago)
@@ -317,7 +319,7 @@ def test_the_sweep_asks_about_what_went_without_an_answer(provider: Simulator) -
 
 
 @pytest.mark.django_db
-def test_the_sweep_applies_more_callbacks_than_it_reads_at_once() -> None:
+def test_repeated_sweeps_apply_every_stored_callback() -> None:
     # given
     attempt = payout_steps.sent(builders.payout(285))
     Callback.objects.bulk_create(
@@ -340,7 +342,7 @@ def test_the_sweep_applies_more_callbacks_than_it_reads_at_once() -> None:
     assert Callback.objects.filter(applied_at=None).count() == 0
 
 
-def test_what_the_edges_build_comes_from_the_settings() -> None:
+def test_wiring_builds_from_the_settings() -> None:
     # when
     gateway, addresses = wiring.gateway(), wiring.addresses()
 

@@ -1,4 +1,4 @@
-"""The ledger: every transfer moves once, nothing is taken back, and wallets follow their transfers."""
+"""The journal: each transfer is booked once and never changed, and wallets equal their transfers."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -25,14 +25,14 @@ def deposit(key: str, user: CustomUser, amount: str) -> Entry:
 
 
 def balances(*users: CustomUser) -> list[Decimal]:
-    found = dict(CustomUser.objects.values_list("pk", "balance"))
-    return [found[user.pk] for user in users]
+    balance_of = dict(CustomUser.objects.values_list("pk", "balance"))
+    return [balance_of[user.pk] for user in users]
 
 
 # --- booking ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_transfer_moves_the_wallet_and_both_accounts(db: None, at: datetime) -> None:
+def test_transfer_moves_the_wallet_and_both_accounts(db: None, at: datetime) -> None:
     user = member()
     post(deposit("1", user, "250.75"))
     assert Transfer.objects.values_list("key", "debit__code", "credit__code", "amount", "code", "at").get() == (
@@ -48,10 +48,10 @@ def test_a_transfer_moves_the_wallet_and_both_accounts(db: None, at: datetime) -
     assert journal.balance("mpesa_paybill") == Decimal("250.75")
 
 
-def test_the_trial_balance_has_equal_columns(db: None) -> None:
-    made, user = market(), member(balance=100)
-    bet(made, user, "Yes", "30.50")
-    post(deposit("1", user, "20"), Entry("fee:1", journal.pool(made.pk), "fee_income", Decimal("0.50")))
+def test_trial_balance_has_equal_columns(db: None) -> None:
+    open_market, user = market(), member(balance=100)
+    bet(open_market, user, "Yes", "30.50")
+    post(deposit("1", user, "20"), Entry("fee:1", journal.pool(open_market.pk), "fee_income", Decimal("0.50")))
 
     lines = {
         line.kind: (line.accounts, line.debits, line.credits, line.balance) for line in trial_balance.trial_balance()
@@ -77,9 +77,9 @@ def test_books_without_transfers_have_an_empty_trial_balance(db: None) -> None:
     assert Transfer.objects.count() == 0
 
 
-def test_accounts_open_once_however_often_they_are_asked_for(db: None) -> None:
-    made, user = market(), member()
-    codes = [journal.wallet(user.pk), journal.pool(made.pk), journal.receivable(user.pk), "payable", "payable"]
+def test_repeated_opening_of_accounts_opens_each_once(db: None) -> None:
+    open_market, user = market(), member()
+    codes = [journal.wallet(user.pk), journal.pool(open_market.pk), journal.receivable(user.pk), "payable", "payable"]
 
     first = journal.open_accounts(codes)
 
@@ -88,12 +88,12 @@ def test_accounts_open_once_however_often_they_are_asked_for(db: None) -> None:
     assert set(LedgerAccount.objects.values_list("code", "kind", "user", "market")) == {
         (f"wallet:{user.pk}", "wallet", user.pk, None),
         (f"receivable:{user.pk}", "receivable", user.pk, None),
-        (f"pool:{made.pk}", "pool", None, made.pk),
+        (f"pool:{open_market.pk}", "pool", None, open_market.pk),
         ("payable", "payable", None, None),
     }
 
 
-def test_an_account_of_nobody_is_refused(db: None) -> None:
+def test_account_without_its_owner_is_refused(db: None) -> None:
     for row in (
         {"code": "wallet:1", "kind": "wallet"},
         {"code": "payable", "kind": "payable", "user": member()},
@@ -103,7 +103,7 @@ def test_an_account_of_nobody_is_refused(db: None) -> None:
             LedgerAccount.objects.create(**row)
 
 
-def test_a_key_is_booked_once(db: None) -> None:
+def test_repeated_key_books_nothing(db: None) -> None:
     user = member()
     post(deposit("1", user, "5"))
     with nothing_moved(), pytest.raises(IntegrityError, match="transfer_key_once"):
@@ -120,12 +120,12 @@ def test_a_key_is_booked_once(db: None) -> None:
         (Entry("x:1", "payable", "payable", Decimal("5")), "transfer_between_two_accounts"),
     ],
 )
-def test_what_moves_nothing_is_no_transfer(db: None, entry: Entry, broken: str) -> None:
+def test_transfer_that_moves_no_money_is_refused(db: None, entry: Entry, broken: str) -> None:
     with nothing_moved(), pytest.raises(IntegrityError, match=broken):
         post(entry)
 
 
-def test_a_wallet_never_goes_below_zero(db: None) -> None:
+def test_transfer_below_zero_of_a_wallet_is_refused(db: None) -> None:
     user = member(balance="10.00")
     wallet = journal.wallet(user.pk)
     with nothing_moved(), pytest.raises(IntegrityError, match="wallet_is_never_negative"):
@@ -135,8 +135,8 @@ def test_a_wallet_never_goes_below_zero(db: None) -> None:
     assert balances(user) == [10]
 
 
-def test_only_the_end_of_a_posting_counts_for_the_floor(db: None) -> None:
-    # given: a payment over M-Pesa credits the wallet with what it takes out again
+def test_wallet_may_pass_below_zero_within_one_posting(db: None) -> None:
+    # given: a payment by M-Pesa credits the wallet with the amount that it takes out again
     user = member()
     wallet = journal.wallet(user.pk)
     post(
@@ -149,15 +149,15 @@ def test_only_the_end_of_a_posting_counts_for_the_floor(db: None) -> None:
     assert (journal.balance("in_flight"), journal.balance("mpesa_utility")) == (0, -285)
 
 
-def test_transfers_are_booked_in_a_transaction_only(transactional_db: None) -> None:
+def test_posting_outside_a_transaction_is_refused(transactional_db: None) -> None:
     user = member()
     with nothing_moved(), pytest.raises(transaction.TransactionManagementError):
         journal.post([deposit("1", user, "5")], at=AT)
 
 
-def test_what_is_rolled_back_was_never_booked(db: None) -> None:
+def test_rolled_back_posting_leaves_nothing(db: None) -> None:
     user = member()
-    with nothing_moved(), pytest.raises(RuntimeError), transaction.atomic():
+    with nothing_moved(), pytest.raises(RuntimeError), transaction.atomic():  # noqa: PT012 - the block rolls back
         journal.post([deposit("1", user, "5")], at=AT)
         raise RuntimeError("the rest of the step failed")
 
@@ -177,23 +177,23 @@ def test_many_transfers_in_one_statement_move_each_wallet_once(db: None) -> None
     assert balances(*users) == [Decimal("16.00")] * 20
 
 
-def test_money_between_two_wallets_moves_both(db: None) -> None:
+def test_transfer_between_two_wallets_moves_both(db: None) -> None:
     first, second = member(balance=10), member()
     post(Entry("gift:1", journal.wallet(first.pk), journal.wallet(second.pk), Decimal("3.50")))
     assert balances(first, second) == [Decimal("6.50"), Decimal("3.50")]
 
 
-def test_what_a_payout_is_owed_follows_its_transfers(db: None) -> None:
-    made = payout(285)
-    assert journal.owed(made.pk) == 285
-    post(Entry("send:1", "payable", "in_flight", Decimal(285), made.pk))
-    assert journal.owed(made.pk) == 0
-    post(Entry("return:1", "in_flight", "payable", Decimal(285), made.pk))
-    assert journal.owed(made.pk) == 285
+def test_amount_owed_on_a_payout_follows_its_transfers(db: None) -> None:
+    pending = payout(285)
+    assert journal.owed(pending.pk) == 285
+    post(Entry("send:1", "payable", "in_flight", Decimal(285), pending.pk))
+    assert journal.owed(pending.pk) == 0
+    post(Entry("return:1", "in_flight", "payable", Decimal(285), pending.pk))
+    assert journal.owed(pending.pk) == 285
     assert journal.owed(999_999) == 0
 
 
-def test_any_series_of_transfers_keeps_the_wallets_equal_to_their_sums(db: None) -> None:
+def test_any_series_of_transfers_keeps_wallets_equal_to_their_sums(db: None) -> None:
     users = [member(balance=1_000) for _ in range(3)]
     codes = [*(journal.wallet(user.pk) for user in users), "opening", "mpesa_paybill"]
     moves = st.tuples(st.sampled_from(codes), st.sampled_from(codes), st.integers(-1, 60_000))
@@ -240,18 +240,18 @@ def test_any_series_of_transfers_keeps_the_wallets_equal_to_their_sums(db: None)
         "TRUNCATE payments_ledgeraccount CASCADE",
     ],
 )
-def test_what_is_booked_is_not_changed_removed_or_emptied(db: None, sql: str) -> None:
+def test_change_or_removal_of_booked_rows_is_refused(db: None, sql: str) -> None:
     member(balance=5)
-    connection.check_constraints()  # PostgreSQL truncates no table that has deferred checks to make.
-    with nothing_moved(), pytest.raises(IntegrityError, match="not changed"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute(sql)
+    connection.check_constraints()  # PostgreSQL refuses TRUNCATE while deferred checks are pending.
+    refused = pytest.raises(IntegrityError, match="not changed")
+    with nothing_moved(), refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql)
 
 
 # --- many at once ----------------------------------------------------------------------------------------------------
 
 
-def test_transfers_that_cross_each_other_do_not_deadlock(transactional_db: None) -> None:
+def test_postings_in_opposite_orders_do_not_deadlock(transactional_db: None) -> None:
     # given: the same ten wallets, moved in opposite orders
     users = [member(balance=100) for _ in range(10)]
     wallets = [journal.wallet(user.pk) for user in users]
@@ -275,7 +275,7 @@ def test_transfers_that_cross_each_other_do_not_deadlock(transactional_db: None)
     assert balances(*users) == [80] * 10
 
 
-def test_one_key_posted_at_once_is_booked_once(transactional_db: None) -> None:
+def test_key_posted_at_once_is_booked_once(transactional_db: None) -> None:
     user = member()
     answers = at_once(*[lambda: post(deposit("1", user, "5"))] * 4)
     assert sorted(type(answer).__name__ for answer in answers) == ["IntegrityError"] * 3 + ["NoneType"]
@@ -283,7 +283,7 @@ def test_one_key_posted_at_once_is_booked_once(transactional_db: None) -> None:
     assert len(transfers()) == 1
 
 
-def test_spending_one_wallet_at_once_never_spends_more_than_it_holds(transactional_db: None) -> None:
+def test_spending_at_once_never_exceeds_the_wallet(transactional_db: None) -> None:
     user = member(balance=10)
     wallet = journal.wallet(user.pk)
     spend = [lambda key=key: post(Entry(f"x:{key}", wallet, "opening", Decimal(4))) for key in range(4)]

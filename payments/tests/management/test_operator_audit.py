@@ -1,4 +1,4 @@
-"""What operators do stands in the audit trail: who, from where, before and after; and what was refused does not."""
+"""Audit trail of operators: who acted, from where, before and after. Refused acts leave no entry."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ BY = Actor(None, "192.0.2.9")
 
 
 def entries() -> QuerySet[AuditEntry]:
-    """The trail without the resolutions that the stories begin with."""
+    """Return the audit trail without the resolutions that the test data needs."""
     assert audit.verify().difference is None
     return AuditEntry.objects.exclude(action="market.resolve").order_by("number")
 
@@ -46,7 +46,7 @@ def held_payout(amount: int = 285) -> Transaction:
 
 
 @pytest.mark.parametrize("path", ["/api/markets/admin/retry-payout/", "/api/payments/admin/retry-payout/"])
-def test_a_retry_names_the_operator_and_the_address(db: None, client: Client, path: str) -> None:
+def test_retry_records_the_operator_and_the_address(db: None, client: Client, path: str) -> None:
     # given
     payout, staff = failed_payout(), operator()
 
@@ -54,7 +54,7 @@ def test_a_retry_names_the_operator_and_the_address(db: None, client: Client, pa
     assert post(client, path, {"transaction_id": payout.pk}, bearer(staff)).status_code == 200
     again = post(client, path, {"transaction_id": payout.pk}, bearer(staff))
 
-    # then: the refused one left nothing
+    # then: the refused retry left no entry
     assert again.status_code == 409
     assert trail() == [("payout.retry", staff.pk, "127.0.0.1", f"transaction:{payout.pk}")]
     entry = entries().get()
@@ -62,7 +62,7 @@ def test_a_retry_names_the_operator_and_the_address(db: None, client: Client, pa
     assert entry.after == '{"amount":"285.00","reason":"","receipt":"","status":"PENDING"}'
 
 
-def test_behind_our_proxy_the_address_is_the_one_the_proxy_saw(db: None, client: Client, settings: Any) -> None:
+def test_address_behind_a_trusted_proxy_is_the_callers(db: None, client: Client, settings: Any) -> None:
     settings.TRUSTED_PROXY_HOPS = 1
     payout = failed_payout()
     headers = bearer(operator()) | {"X-Forwarded-For": "203.0.113.1, 198.51.100.7"}
@@ -70,7 +70,7 @@ def test_behind_our_proxy_the_address_is_the_one_the_proxy_saw(db: None, client:
     assert [entry[2] for entry in trail()] == ["198.51.100.7"]
 
 
-def test_a_batch_of_retries_is_recorded_one_by_one(db: None) -> None:
+def test_each_retry_of_a_batch_is_recorded(db: None) -> None:
     payouts = [failed_payout(), failed_payout()]
     failures.retry_failed(since=AT - timedelta(hours=1), by=BY, at=AT, limit=None)
     assert [(entry[0], entry[3]) for entry in trail()] == [
@@ -78,7 +78,7 @@ def test_a_batch_of_retries_is_recorded_one_by_one(db: None) -> None:
     ]
 
 
-def test_a_switch_that_changes_nothing_is_not_recorded(db: None, at: datetime) -> None:
+def test_switch_without_a_change_is_not_recorded(db: None, at: datetime) -> None:
     breakers.switch_on(by=BY, at=at)
     for _ in range(2):
         breakers.switch_off(reason="Odd results", by=BY, at=at)
@@ -88,14 +88,14 @@ def test_a_switch_that_changes_nothing_is_not_recorded(db: None, at: datetime) -
     assert AuditEntry.objects.order_by("number")[0].reason == "Odd results"
 
 
-def test_the_switch_of_the_command_names_the_account_on_the_machine(db: None) -> None:
+def test_switch_by_command_records_the_system_account(db: None) -> None:
     call_command("sending", "off", reason="Odd results")
     ((action, actor, source, _),) = trail()
     assert (action, actor) == ("sending.switch_off", None)
     assert source.startswith("command by ")
 
 
-def test_a_persons_word_on_a_held_payout_is_recorded_for_each_person(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decision_on_held_payout_is_recorded_for_each_person(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     payout, one, two = held_payout(50_000), operator(), operator()
     monkeypatch.setattr("getpass.getpass", lambda prompt: PIN)
@@ -131,7 +131,7 @@ def log_in(client: Client) -> Callable[[str, str], int]:
     return call
 
 
-def test_logins_of_staff_are_recorded_and_members_are_not(db: None, log_in: Callable[[str, str], int]) -> None:
+def test_logins_of_staff_but_not_members_are_recorded(db: None, log_in: Callable[[str, str], int]) -> None:
     # given
     staff, other = operator(), builders.member()
 
@@ -152,14 +152,14 @@ def test_logins_of_staff_are_recorded_and_members_are_not(db: None, log_in: Call
     assert refused.after == '{"failed_logins":1,"locked_until":null}'
 
 
-def test_a_stranger_cannot_fill_the_trail(db: None, log_in: Callable[[str, str], int]) -> None:
+def test_repeated_failed_logins_stop_filling_the_trail(db: None, log_in: Callable[[str, str], int]) -> None:
     staff = operator()
     answers = [log_in(staff.phone_number, "0000") for _ in range(8)]
     assert answers == [401] * 4 + [429] * 4
     assert [entry[0] for entry in trail()] == ["login.refused"] * 5
 
 
-def test_the_consoles_login_is_recorded_too(db: None, client: Client) -> None:
+def test_console_logins_are_recorded(db: None, client: Client) -> None:
     staff = operator()
     for pin in ("0000", PIN):
         client.post("/admin/login/", {"username": staff.phone_number, "password": pin})
@@ -169,7 +169,7 @@ def test_the_consoles_login_is_recorded_too(db: None, client: Client) -> None:
     ]
 
 
-def test_a_suspended_operator_is_refused_on_the_record(db: None, at: datetime) -> None:
+def test_refused_login_of_suspended_operator_is_recorded(db: None, at: datetime) -> None:
     staff = operator(is_active=False)
     with pytest.raises(auth.WrongCredentials):
         auth.log_in(phone_number=staff.phone_number, pin=PIN, source="192.0.2.7", at=at)

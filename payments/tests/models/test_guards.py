@@ -1,4 +1,4 @@
-"""PostgreSQL holds what Python promises: every pair of states, every fixed column, no row removed."""
+"""Guards in PostgreSQL: legal transitions, fixed columns, and no removal of money rows."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -68,7 +68,7 @@ def proposal(**fields: Any) -> Proposal:
 
 
 def first_row(name: str) -> models.Model:
-    """A row of the machine in the state it begins with; an attempt is not saved yet, as it would move money."""
+    """Create a row in its first state. An attempt is not saved: without its transfer it would break the books."""
     if name == "market":
         return market()
     if name == "settlement":
@@ -82,16 +82,16 @@ def first_row(name: str) -> models.Model:
 
 
 def beside(name: str, state: str) -> dict[str, Any]:
-    """What a state demands of another column."""
+    """Return the values of other columns that a state requires."""
     return {"pct": 30 if state == "SET_OFF" else None} if name == "recovery" else {}
 
 
 @pytest.mark.parametrize(("name", "start"), STARTS)
-def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, name: str, start: str) -> None:
+def test_postgresql_allows_exactly_the_transitions_of_the_model(db: None, name: str, start: str) -> None:
     model, column, first = MACHINES[name]
     row = first_row(name)
     with transaction.atomic():
-        # given: a row driven to `start` by legal moves
+        # given: a row moved to `start` by legal transitions
         if row.pk is None:
             row.save()
         rows = model.objects.filter(pk=row.pk)
@@ -100,22 +100,22 @@ def test_postgresql_and_the_table_of_transitions_agree_on_every_pair(db: None, n
 
         for end in model.TRANSITIONS:
             # when
+            refusal = ""
             with transaction.atomic():
                 try:
                     with transaction.atomic():
                         rows.update(**{column: end}, **beside(name, end))
-                    moved = True
                 except IntegrityError as error:
-                    assert f"cannot move {start}>{end}" in str(error)
-                    moved = False
+                    refusal = str(error)
                 transaction.set_rollback(True)
-            # then: staying is no move
-            assert moved == (end in model.TRANSITIONS[start] or end == start), f"{start}>{end}"
+            # then: keeping the same state is always allowed
+            legal = end in model.TRANSITIONS[start] or end == start
+            assert refusal == "" if legal else f"cannot move {start}>{end}" in refusal, f"{start}>{end}"
         transaction.set_rollback(True)
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_every_state_is_in_the_table_and_can_be_reached(name: str) -> None:
+def test_every_state_has_transitions_and_can_be_reached(name: str) -> None:
     model, column, first = MACHINES[name]
     choices = [value for value, _ in model._meta.get_field(column).choices]
     assert sorted(model.TRANSITIONS) == sorted(choices)
@@ -124,51 +124,51 @@ def test_every_state_is_in_the_table_and_can_be_reached(name: str) -> None:
 
 
 @pytest.mark.parametrize("status", [state for state in Market.Status.values if state != "OPEN"])
-def test_a_market_begins_open(db: None, status: str) -> None:
+def test_market_must_begin_open(db: None, status: str) -> None:
     with nothing_moved(), pytest.raises(IntegrityError, match="A market begins OPEN"), transaction.atomic():
         market(status=status)
 
 
 @pytest.mark.parametrize("state", [state for state in Settlement.State.values if state != "PENDING"])
-def test_a_settlement_begins_pending(db: None, state: str) -> None:
-    made = market()
+def test_settlement_must_begin_pending(db: None, state: str) -> None:
+    new_market = market()
     with nothing_moved(), pytest.raises(IntegrityError, match="A settlement begins PENDING"), transaction.atomic():
         Settlement.objects.create(
-            market=made, number=1, rule="VOID", state=state, resolved_at=AT, fee_pct=5, protect_stake=True
+            market=new_market, number=1, rule="VOID", state=state, resolved_at=AT, fee_pct=5, protect_stake=True
         )
 
 
 @pytest.mark.parametrize("state", ["APPROVED", "REJECTED", "STALE"])
-def test_a_proposal_begins_open(db: None, state: str) -> None:
+def test_proposal_must_begin_open(db: None, state: str) -> None:
     with nothing_moved(), pytest.raises(IntegrityError, match="A proposal begins OPEN"), transaction.atomic():
         proposal(state=state, decided_by=member())
 
 
 @pytest.mark.parametrize("decision", ["SET_OFF", "WRITTEN_OFF"])
-def test_a_recovery_begins_open(db: None, decision: str) -> None:
+def test_recovery_must_begin_open(db: None, decision: str) -> None:
     user = member()
     with nothing_moved(), pytest.raises(IntegrityError, match="A recovery begins OPEN"), transaction.atomic():
         Recovery.objects.create(user=user, amount=5, created_at=AT, decision=decision, **beside("recovery", decision))
 
 
-def test_a_proposal_is_approved_by_someone_else_than_who_made_it(db: None) -> None:
+def test_proposal_cannot_be_approved_by_its_proposer(db: None) -> None:
     # given
-    made = proposal()
-    rows = Proposal.objects.filter(pk=made.pk)
+    open_proposal = proposal()
+    rows = Proposal.objects.filter(pk=open_proposal.pk)
 
     # then
-    for decided_by in (None, made.proposed_by):
+    for decided_by in (None, open_proposal.proposed_by):
         with pytest.raises(IntegrityError, match="proposer_is_not_approver"), transaction.atomic():
             rows.update(state="APPROVED", decided_by=decided_by)
     rows.update(state="APPROVED", decided_by=member())
 
 
-def test_what_was_proposed_is_fixed_and_waits_once_a_market(db: None) -> None:
-    made, other, someone = proposal(), market(), member()
+def test_proposal_is_fixed_and_only_one_is_open_per_market(db: None) -> None:
+    open_proposal, other, someone = proposal(), market(), member()
     with nothing_moved():
         assert_fixed(
             Proposal,
-            made.pk,
+            open_proposal.pk,
             {
                 "market": other,
                 "kind": "UNDO",
@@ -187,10 +187,10 @@ def test_what_was_proposed_is_fixed_and_waits_once_a_market(db: None) -> None:
             "What was proposed is not changed",
         )
         with pytest.raises(IntegrityError, match="one_open_proposal_a_market"), transaction.atomic():
-            proposal(market=made.market)
+            proposal(market=open_proposal.market)
 
 
-def test_a_recovery_never_brings_back_more_than_is_owed(db: None) -> None:
+def test_recovery_above_the_amount_owed_is_refused(db: None) -> None:
     with transaction.atomic():
         owed = Recovery.objects.create(user=member(), amount=5, created_at=AT)
         for changes in ({"recovered": 6}, {"recovered": 3, "written_off": 3}, {"recovered": -1}):
@@ -201,15 +201,15 @@ def test_a_recovery_never_brings_back_more_than_is_owed(db: None) -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in Attempt.State.values if state != "SENDING"])
-def test_an_attempt_begins_sending(db: None, state: str) -> None:
-    made = payout()
+def test_attempt_must_begin_sending(db: None, state: str) -> None:
+    pending = payout()
     with nothing_moved(), pytest.raises(IntegrityError, match="An attempt begins SENDING"), transaction.atomic():
-        attempt(made, state=state).save()
+        attempt(pending, state=state).save()
 
 
 @pytest.mark.parametrize("status", Transaction.Status.values)
 @pytest.mark.parametrize("destination", Transaction.Destination.values)
-def test_a_transaction_begins_pending_or_completed_in_a_wallet(db: None, status: str, destination: str) -> None:
+def test_transaction_must_begin_pending_or_completed_in_a_wallet(db: None, status: str, destination: str) -> None:
     row = Transaction(
         user=member(),
         type="PAYOUT",
@@ -221,14 +221,15 @@ def test_a_transaction_begins_pending_or_completed_in_a_wallet(db: None, status:
         due_at=AT,
     )
     legal = status == "PENDING" or (status, destination) == ("COMPLETED", "wallet")
+    refusal = ""
     with transaction.atomic():
         try:
             with transaction.atomic():
                 row.save()
-            assert legal
         except IntegrityError as error:
-            assert "A transaction begins PENDING" in str(error) and not legal
+            refusal = str(error)
         transaction.set_rollback(True)
+    assert refusal == "" if legal else "A transaction begins PENDING" in refusal
 
 
 # --- frozen columns --------------------------------------------------------------------------------------------------
@@ -240,12 +241,12 @@ def assert_fixed(model: type[models.Model], pk: int, changes: Mapping[str, Any],
             model.objects.filter(pk=pk).update(**{column: value})
 
 
-def test_what_a_transaction_pays_to_whom_and_where_is_fixed(db: None) -> None:
-    made, other = payout(), payout()
+def test_amount_and_recipient_of_a_transaction_are_fixed(db: None) -> None:
+    pending, other = payout(), payout()
     with nothing_moved():
         assert_fixed(
             Transaction,
-            made.pk,
+            pending.pk,
             {
                 "user": other.user,
                 "settlement": other.settlement,
@@ -262,13 +263,13 @@ def test_what_a_transaction_pays_to_whom_and_where_is_fixed(db: None) -> None:
         )
 
 
-def test_what_an_attempt_sends_is_fixed(db: None) -> None:
-    made, other = attempt(payout()), payout()
+def test_amount_and_recipient_of_an_attempt_are_fixed(db: None) -> None:
+    new_attempt, other = attempt(payout()), payout()
     with transaction.atomic():
-        made.save()
+        new_attempt.save()
         assert_fixed(
             Attempt,
-            made.pk,
+            new_attempt.pk,
             {
                 "transaction": other,
                 "number": 2,
@@ -284,9 +285,9 @@ def test_what_an_attempt_sends_is_fixed(db: None) -> None:
         transaction.set_rollback(True)
 
 
-def test_a_resolution_is_fixed_when_made_and_its_totals_when_frozen(db: None) -> None:
+def test_resolution_is_fixed_at_once_and_its_totals_when_frozen(db: None) -> None:
     resolve(market())
-    run = Settlement.objects.get()
+    settlement = Settlement.objects.get()
     decided = {
         "market": market(),
         "number": 2,
@@ -305,18 +306,18 @@ def test_a_resolution_is_fixed_when_made_and_its_totals_when_frozen(db: None) ->
         "refund": True,
         "funds": {"Yes": {}},
     }
-    assert_fixed(Settlement, run.pk, decided, "totals of a settlement are frozen")
+    assert_fixed(Settlement, settlement.pk, decided, "totals of a settlement are frozen")
     with transaction.atomic():
-        Settlement.objects.filter(pk=run.pk).update(**totals, pool=10, fee=1, net=9)
-        Settlement.objects.filter(pk=run.pk).update(state="DIVIDING")
+        Settlement.objects.filter(pk=settlement.pk).update(**totals, pool=10, fee=1, net=9)
+        Settlement.objects.filter(pk=settlement.pk).update(state="DIVIDING")
         changed = {"late_refund": 1, "bet_count": 3, "winning_pool": Decimal(8), "refund": False, "funds": {}}
-        assert_fixed(Settlement, run.pk, decided | changed, "totals of a settlement are frozen")
+        assert_fixed(Settlement, settlement.pk, decided | changed, "totals of a settlement are frozen")
         with pytest.raises(IntegrityError, match="totals of a settlement are frozen"), transaction.atomic():
-            Settlement.objects.filter(pk=run.pk).update(pool=F("pool") + 1, net=F("net") + 1)
+            Settlement.objects.filter(pk=settlement.pk).update(pool=F("pool") + 1, net=F("net") + 1)
         transaction.set_rollback(True)
 
 
-def test_what_strangers_told_us_is_fixed(db: None) -> None:
+def test_stored_callback_is_fixed(db: None) -> None:
     sent = attempt(payout())
     with transaction.atomic():
         sent.save()
@@ -349,22 +350,22 @@ def test_what_strangers_told_us_is_fixed(db: None) -> None:
         transaction.set_rollback(True)
 
 
-# --- what there is once ----------------------------------------------------------------------------------------------
+# --- uniqueness ------------------------------------------------------------------------------------------------------
 
 
-def test_a_transaction_has_one_open_attempt_at_most(db: None) -> None:
-    made = payout()
+def test_second_open_attempt_of_a_transaction_is_refused(db: None) -> None:
+    pending = payout()
     with transaction.atomic():
-        attempt(made, 1).save()
+        attempt(pending, 1).save()
         for state in Attempt.OPEN:
             if state != "SENDING":
                 Attempt.objects.filter(number=1).update(state=state)
             with pytest.raises(IntegrityError, match="one_open_attempt_a_transaction"), transaction.atomic():
-                attempt(made, 2).save()
+                attempt(pending, 2).save()
             if state == "WAITING":
                 Attempt.objects.filter(number=1).update(state="SENDING")
         Attempt.objects.filter(number=1).update(state="FAILED")
-        attempt(made, 2).save()
+        attempt(pending, 2).save()
         transaction.set_rollback(True)
 
 
@@ -375,15 +376,15 @@ def test_a_transaction_has_one_open_attempt_at_most(db: None) -> None:
         ({"tranche": 1}, "one_transaction_a_member_and_tranche"),
     ],
 )
-def test_a_member_has_one_transaction_a_settlement_and_tranche(db: None, same: dict[str, Any], broken: str) -> None:
-    made = payout()
+def test_second_transaction_of_a_member_and_tranche_is_refused(db: None, same: dict[str, Any], broken: str) -> None:
+    pending = payout()
     row = {
-        "user": made.user,
-        "settlement": made.settlement,
+        "user": pending.user,
+        "settlement": pending.settlement,
         "type": "PAYOUT",
         "amount": 50,
         "destination": "mpesa",
-        "phone_number": made.phone_number,
+        "phone_number": pending.phone_number,
         "due_at": AT,
     }
     with transaction.atomic():
@@ -393,7 +394,7 @@ def test_a_member_has_one_transaction_a_settlement_and_tranche(db: None, same: d
         transaction.set_rollback(True)
 
 
-def test_mpesa_carries_whole_shillings_and_nothing_carries_nothing(db: None) -> None:
+def test_mpesa_cents_and_amounts_of_zero_are_refused(db: None) -> None:
     row = {"user": member(), "type": "PAYOUT", "phone_number": "254712345678", "due_at": AT, "external_ref": "K"}
     for amount, destination, broken in (
         ("285.37", "mpesa", "mpesa_carries_whole_shillings"),
@@ -404,46 +405,47 @@ def test_mpesa_carries_whole_shillings_and_nothing_carries_nothing(db: None) -> 
             Transaction.objects.create(**row, amount=Decimal(amount), destination=destination)
 
 
-def test_a_market_has_one_live_settlement(db: None) -> None:
-    made = market()
-    resolve(made)
-    row = {"market": made, "rule": "VOID", "resolved_at": AT, "fee_pct": 5, "protect_stake": True}
+def test_second_live_settlement_of_a_market_is_refused(db: None) -> None:
+    new_market = market()
+    resolve(new_market)
+    row = {"market": new_market, "rule": "VOID", "resolved_at": AT, "fee_pct": 5, "protect_stake": True}
     with nothing_moved():
         with pytest.raises(IntegrityError, match="one_live_settlement_a_market"), transaction.atomic():
             Settlement.objects.create(**row, number=2)
-        with pytest.raises(IntegrityError, match="settlement_number_once_a_market"), transaction.atomic():
+        again = pytest.raises(IntegrityError, match="settlement_number_once_a_market")
+        with again, transaction.atomic():  # noqa: PT012 - the block rolls back
             Settlement.objects.update(state="WITHDRAWN")
             Settlement.objects.create(**row, number=1)
 
 
-# --- nothing is removed ----------------------------------------------------------------------------------------------
+# --- removal ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("table", ["settlement", "transaction", "attempt", "callback", "proposal", "recovery"])
 @pytest.mark.parametrize(
     "sql", ["DELETE FROM payments_{} WHERE false", "DELETE FROM payments_{}", "TRUNCATE payments_{} CASCADE"]
 )
-def test_no_row_of_the_money_is_removed(db: None, table: str, sql: str) -> None:
+def test_removal_of_money_rows_is_refused(db: None, table: str, sql: str) -> None:
     payout()
-    connection.check_constraints()  # PostgreSQL truncates no table that has deferred checks to make.
-    with nothing_moved(), pytest.raises(IntegrityError, match="not deleted|not changed"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute(sql.format(table))
+    connection.check_constraints()  # PostgreSQL refuses TRUNCATE while deferred checks are pending.
+    refused = pytest.raises(IntegrityError, match=r"not deleted|not changed")
+    with nothing_moved(), refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql.format(table))
 
 
-def test_a_member_with_money_is_not_removed(db: None) -> None:
+def test_removal_of_a_member_with_money_is_refused(db: None) -> None:
     user = member(balance=5)
-    with nothing_moved(), pytest.raises(IntegrityError), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("DELETE FROM users_customuser WHERE id = %s", [user.pk])
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    refused = pytest.raises(IntegrityError)
+    with nothing_moved(), refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("DELETE FROM users_customuser WHERE id = %s", [user.pk])
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
 @pytest.mark.parametrize(
     "model", [LedgerAccount, Settlement, Transaction, Attempt, Callback, Transfer, Proposal, Recovery, Market, Bet]
 )
-def test_what_money_stands_on_is_not_truncated(db: None, model: type[models.Model]) -> None:
-    # given: each table has a guard of its own, for a TRUNCATE that cascades is refused by any of them
+def test_truncation_of_money_tables_is_refused(db: None, model: type[models.Model]) -> None:
+    # given: each table has its own guard, because any guard would refuse a cascading TRUNCATE
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = %s::regclass"
@@ -457,7 +459,7 @@ def test_what_money_stands_on_is_not_truncated(db: None, model: type[models.Mode
         cursor.execute(f"TRUNCATE {model._meta.db_table} CASCADE")
 
 
-def test_a_verdict_is_not_changed_after_it_was_given(db: None) -> None:
+def test_change_of_a_bets_result_is_refused(db: None) -> None:
     # given
     settled = market()
     orm_bet(settled, member(), "Yes", 100)
@@ -471,7 +473,7 @@ def test_a_verdict_is_not_changed_after_it_was_given(db: None) -> None:
         Bet.objects.filter(pk=lost.pk).update(result="WON", payout=500)
 
 
-def test_a_transfer_names_accounts_and_a_transaction_that_are_there(db: None) -> None:
+def test_transfer_with_missing_account_or_transaction_is_refused(db: None) -> None:
     paid = payout()
     wallet, opening = LedgerAccount.objects.get(kind="payable").pk, LedgerAccount.objects.get(kind="opening").pk
     there = {"debit_id": opening, "credit_id": wallet, "transaction_id": paid.pk}
@@ -484,7 +486,7 @@ def test_a_transfer_names_accounts_and_a_transaction_that_are_there(db: None) ->
             Transfer.objects.bulk_create(rows)
 
 
-def test_a_transaction_names_a_settlement_that_is_there(db: None) -> None:
+def test_transaction_with_missing_settlement_is_refused(db: None) -> None:
     with nothing_moved(), pytest.raises(IntegrityError, match="not there"), transaction.atomic():
         Transaction.objects.create(
             user=member(), settlement_id=2**40, type="PAYOUT", amount=100, destination="mpesa",
@@ -493,7 +495,7 @@ def test_a_transaction_names_a_settlement_that_is_there(db: None) -> None:
 
 
 def whole_reads(table: str) -> int:
-    """How often this database transaction has read the whole of a table."""
+    """Return how often this database transaction has read a whole table."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = %s", [table])
         ((times,),) = cursor.fetchall()
@@ -501,7 +503,7 @@ def whole_reads(table: str) -> int:
 
 
 def booked(key: str, opening: int, wallets: list[int], of: Transaction) -> None:
-    """Transfer a shilling from `opening` to each wallet, by one statement."""
+    """Transfer one shilling from `opening` to each wallet, in one statement."""
     Transfer.objects.bulk_create(
         Transfer(
             key=f"{key}:{wallet}", debit_id=opening, credit_id=wallet, amount=1, code="test", at=AT, transaction=of
@@ -511,7 +513,7 @@ def booked(key: str, opening: int, wallets: list[int], of: Transaction) -> None:
 
 
 def opened(members: int) -> list[int]:
-    """`opening`, then the wallets of as many new members."""
+    """Return the account ids of `opening` and of the wallets of new members."""
     codes = ["opening", *(f"wallet:{member(balance=100).pk}" for _ in range(members))]
     accounts = journal.open_accounts(codes)
     return [accounts[code] for code in codes]
@@ -525,8 +527,8 @@ def analyze() -> None:
 NAMED = ("users_customuser", "payments_ledgeraccount", "payments_transaction")
 
 
-def test_a_session_that_moved_many_wallets_moves_one_by_an_index(db: None) -> None:
-    # given: one statement moved all wallets, for which reading the whole table is best, and the session keeps its plan
+def test_session_that_moved_many_wallets_moves_one_by_index(db: None) -> None:
+    # given: one statement moved all wallets. Its best plan reads the whole table, and the session keeps that plan
     of = payout()
     opening, *wallets = opened(300)
     analyze()
@@ -540,8 +542,8 @@ def test_a_session_that_moved_many_wallets_moves_one_by_an_index(db: None) -> No
     assert [whole_reads(table) for table in NAMED] == before
 
 
-def test_a_session_that_moved_one_wallet_of_few_moves_many_by_an_index(db: None) -> None:
-    # given: a transfer while the tables are so small that reading the whole of them is best for it
+def test_session_that_moved_one_wallet_moves_many_by_index(db: None) -> None:
+    # given: a transfer while the tables are so small that its best plan reads them whole
     of = payout()
     analyze()
     opening, *wallets = opened(1)
@@ -552,5 +554,5 @@ def test_a_session_that_moved_one_wallet_of_few_moves_many_by_an_index(db: None)
     before = [whole_reads(table) for table in NAMED]
     booked("many", opening, wallets, of)
 
-    # then: a whole table is not read for each of them
+    # then: no table is read whole for each transfer
     assert [whole_reads(table) for table in NAMED] == before

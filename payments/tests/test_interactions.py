@@ -1,4 +1,4 @@
-"""Where one part's work meets another's: late payments and releases, withdrawals and close times, debts and proofs."""
+"""Interactions of rooms: late payments with releases and write-offs, undo with claims, withdrawals with close times."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -21,8 +21,8 @@ from testing.payout_steps import (
     after,
     ask_and_hear,
     claims,
-    failed,
     hear,
+    failed,
     result_body,
     sent,
     status_body,
@@ -31,15 +31,15 @@ from users.audit import MACHINE
 
 
 def retried() -> tuple[Transaction, Attempt]:
-    """A payout of 285 whose first request was refused, put back to be sent."""
+    """Create a payout of 285 whose first request was refused and which is pending again. Return both."""
     payout = builders.payout(285)
     first = failed(payout)
     actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
     return payout, first
 
 
-def test_what_an_earlier_request_paid_is_not_released_to_be_paid_again(db: None) -> None:
-    # given: the second request waits, throttled, when the first turns out to be paid
+def test_payout_paid_by_an_earlier_request_is_not_released(db: None) -> None:
+    # given: the second request is throttled and waits when a callback reports that the first one paid
     payout, first = retried()
     sent(payout, THROTTLED, after(30))
     hear(first, result_body(first), after(35))
@@ -50,7 +50,7 @@ def test_what_an_earlier_request_paid_is_not_released_to_be_paid_again(db: None)
     with pytest.raises(actions.NotToBeReleased, match="An earlier request"):
         actions.release(transaction_id=payout.pk, by=MACHINE, at=after(300))
 
-    # then: not even a payout that is pending all the same is claimed
+    # then: it is not claimed, even if its row says PENDING
     assert claims(after(400)) == []
     Transaction.objects.filter(pk=payout.pk).update(status="PENDING", due_at=AT)
     assert claims(after(400)) == []
@@ -58,7 +58,7 @@ def test_what_an_earlier_request_paid_is_not_released_to_be_paid_again(db: None)
     Transaction.objects.filter(pk=payout.pk).update(status="HELD")
 
 
-def test_a_proof_of_failure_is_booked_after_the_late_payments_debt_was_written_off(db: None) -> None:
+def test_failed_second_request_settles_a_written_off_late_payment(db: None) -> None:
     # given
     payout, first = retried()
     second = sent(payout, READ_TIMEOUT, after(30))
@@ -69,7 +69,7 @@ def test_a_proof_of_failure_is_booked_after_the_late_payments_debt_was_written_o
     ask_and_hear(second, status_body(second, "Failed"), after(60))
     ask_and_hear(second, status_body(second, "Failed"), after(600))
 
-    # then: the debt we had pays for what was borne, and nobody owes anybody
+    # then: our debt to the member covers the write-off, and nobody owes anything
     payout.refresh_from_db()
     recovery = Recovery.objects.get()
     assert payout.status == "COMPLETED"
@@ -78,53 +78,53 @@ def test_a_proof_of_failure_is_booked_after_the_late_payments_debt_was_written_o
         assert journal.balance(account) == 0, account
 
 
-def test_a_withdrawn_close_time_governs_no_later_resolution(db: None) -> None:
-    # given: resolved with a close time that was wrong, and withdrawn
-    made = builders.market()
+def test_withdrawn_close_time_does_not_apply_to_a_later_resolution(db: None) -> None:
+    # given: a resolution with a wrong close time, withdrawn
+    market = builders.market()
     winner = builders.member()
-    builders.orm_bet(made, winner, "Yes", 100, at=AT - timedelta(hours=1))
-    builders.orm_bet(made, builders.member(), "No", 200, at=AT - timedelta(hours=5))
-    builders.resolve(made, "Yes", at=AT, effective_close_at=AT - timedelta(hours=3))
-    resolutions.withdraw(market_id=made.pk, reason="Wrong end.", by=actor(), at=after(5))
+    builders.orm_bet(market, winner, "Yes", 100, at=AT - timedelta(hours=1))
+    builders.orm_bet(market, builders.member(), "No", 200, at=AT - timedelta(hours=5))
+    builders.resolve(market, "Yes", at=AT, effective_close_at=AT - timedelta(hours=3))
+    resolutions.withdraw(market_id=market.pk, reason="Wrong end.", by=actor(), at=after(5))
 
     # when
-    builders.resolve(made, "Yes", at=after(10))
-    builders.settle(made, at=after(11))
+    builders.resolve(market, "Yes", at=after(10))
+    builders.settle(market, at=after(11))
 
     # then
-    won = made.bets.get(user=winner)
+    won = market.bets.get(user=winner)
     assert (won.result, won.payout) == ("WON", Decimal("285.00"))
 
 
-def test_a_dividend_of_billions_goes_in_as_many_tranches_as_can_be_numbered_and_the_rest_to_the_wallet(
+def test_dividend_of_billions_fills_all_tranches_and_the_wallet(
     db: None,
 ) -> None:
-    # given: a session that has booked, and keeps its plans from, a single payout in young tables
+    # given: a session that keeps its query plans from a single payout in small tables
     builders.payout()
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE payments_ledgeraccount, payments_transaction")
     builders.payout()
 
-    # given: 8,200 million, of which 32,767 tranches of 250,000 carry 8,191.75 million
-    made = builders.market(fee_pct=0)
+    # given: 8,200 million, of which 32,767 tranches of 250,000 take 8,191.75 million
+    market = builders.market(fee_pct=0)
     winner = builders.member()
-    builders.orm_bet(made, winner, "Yes", "8200000000.50")
+    builders.orm_bet(market, winner, "Yes", "8200000000.50")
 
     # when
-    builders.resolve(made, "Yes")
-    builders.settle(made)
+    builders.resolve(market, "Yes")
+    builders.settle(market)
 
     # then
-    tranches = Transaction.objects.filter(settlement__market=made, destination="mpesa")
-    assert (tranches.count(), {one.amount for one in tranches}) == (32_767, {Decimal(250_000)})
+    tranches = Transaction.objects.filter(settlement__market=market, destination="mpesa")
+    assert (tranches.count(), {tranche.amount for tranche in tranches}) == (32_767, {Decimal(250_000)})
     winner.refresh_from_db()
     assert winner.balance == Decimal("8250000.50")
 
 
-def test_a_claim_that_an_undo_overtakes_sends_nothing(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given: a claim that begins while the undo waits for the audit trail, its own row locked
+def test_claim_during_an_undo_sends_nothing(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: a claim that begins while the undo holds its lock and is about to write the audit trail
     canary = replace(POLICY, canary=(1, 3))
-    made = builders.settled_market([(builders.member(), "Yes", 100), (builders.member(), "No", 200)], policy=canary)
+    market = builders.settled_market([(builders.member(), "Yes", 100), (builders.member(), "No", 200)], policy=canary)
     record, begun = undo.audit.record, []
 
     def late_record(**entry: Any) -> None:
@@ -136,7 +136,7 @@ def test_a_claim_that_an_undo_overtakes_sends_nothing(transactional_db: None, mo
     monkeypatch.setattr(undo.audit, "record", late_record)
 
     # when
-    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=canary)
+    undo.undo(market_id=market.pk, reason="Wrong.", by=actor(), at=after(60), policy=canary)
 
     # then
     assert begun[0].result(30) == []
