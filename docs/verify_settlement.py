@@ -1,111 +1,314 @@
-"""Verify a KASOKO settlement from its certificate alone: python verify_settlement.py FILE [bets.jsonl]
+"""Verify a KASOKO settlement from its certificate alone.
 
-Standard library only, nothing of the project. Exit status 0, or 1 with the first line that differs (certificate.md).
-Given a saved explanation it checks that the member's bet is in the tree of the settlement.
+    python3 verify_settlement.py certificate.json              the saved answer of GET /api/markets/<id>/settlement/
+    python3 verify_settlement.py certificate.json bets.jsonl   the same for a market whose bets are in a second file
+    python3 verify_settlement.py explanation.json              the saved explanation of one bet: is it in the tree?
+
+This file needs Python 3.11 and nothing else: no KASOKO, no other package, no network. It computes every figure again
+from the stakes and compares it with the certificate. certificate.md describes the format and the rule.
+
+Exit status: 0 if everything holds; 1 with the first difference, or if the file cannot be read; 2 for wrong usage.
 """
 
+import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
+
+FIELDS = ["bets", "bets_file", "settlement", "settlement_hash"]
+FORMAT = "kasoko-certificate-1"
 
 
-def text(value):
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+class Differs(Exception):
+    """The file does not hold. The message names the first difference."""
 
 
-def sha(*parts):
-    return hashlib.sha256(b"".join(parts)).digest()
+@dataclass(frozen=True)
+class Division:
+    """The computed division of the pool. All amounts are cents; `refunded` and `dividends` have one entry a bet."""
+
+    pool: int
+    winning_pool: int
+    fee: int
+    funds: dict[str, int]
+    refunded: list[bool]
+    dividends: list[int]
 
 
-def leaf(line):
-    return sha(b"\0kasoko-bet-1\n", line)
+# --- the whole check -------------------------------------------------------------------------------------------------
 
 
-def money(cents):
-    return f"{cents // 100}.{cents % 100:02d}"
+def verify(body: Any, lines: Iterable[str]) -> None:
+    """Check a certificate: divide the pool again from the stakes, then compare every figure and every hash.
+
+    `lines` are the lines of bets.jsonl; they are read only if the certificate itself has no bets.
+    Raises: Differs.
+    """
+    same("the certificate's fields", sorted(body), FIELDS)
+    same("bets_file", body["bets_file"], "bets.jsonl" if body["bets"] is None else None)
+    statement = body["settlement"]
+    bets = [json.loads(line) for line in lines] if body["bets"] is None else body["bets"]
+    stakes = [cents(bet["stake"]) for bet in bets]
+    division = divide(statement, bets, stakes)
+    check_bets(bets, stakes, division)
+    check_outcomes(statement, bets, stakes, division)
+    check_totals(statement, stakes, division)
+    same("settlement.merkle_root", statement["merkle_root"], root([leaf(canonical(bet)) for bet in bets]))
+    statement_hash = sha256(b"kasoko-settlement-1\n", canonical(statement)).hex()
+    same("settlement_hash", body["settlement_hash"], statement_hash)
 
 
-def same(what, stated, computed):
-    if text(stated) != text(computed):
-        sys.exit(f"{what} differs: stated {stated}, computed {computed}")
+def verify_proof(proof: Any) -> None:
+    """Check the proof in a member's explanation: the path must lead from the bet's line to the tree's root.
+
+    Raises: Differs.
+    """
+    if proof is None:
+        raise Differs("the explanation has no proof yet: save it again after the certificate is issued")
+    same("proof.merkle_root", proof["merkle_root"], root_by_path(proof))
 
 
-def root(level):
-    while len(level) > 1:
-        level = [sha(b"\1", *level[i : i + 2]) if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
-    return (level or [sha()])[0].hex()
+def same(place: str, stated: Any, computed: Any) -> None:
+    """Compare one stated value with the computed one, as canonical text, so that 1, "1" and true are different."""
+    if canonical(stated) != canonical(computed):
+        raise Differs(f"{place}: the file says {shown(stated)}, the computation gives {shown(computed)}")
 
 
-def root_by_path(proof):
-    place, last, reached = proof["index"], proof["tree_size"] - 1, leaf(proof["leaf"].encode())
-    path = [bytes.fromhex(one) for one in proof["path"]]
-    while last > 0 and (path or place == last and not place % 2):
-        if place % 2:
-            reached = sha(b"\1", path.pop(0), reached)
-        elif place < last:
-            reached = sha(b"\1", reached, path.pop(0))
-        place, last = place // 2, last // 2
-    return reached.hex() if place == last == len(path) == 0 else "none: the path has another length"
+# --- the rule: certificate.md, "The rule", steps 1 to 5 --------------------------------------------------------------
 
 
-def share(total, weights):  # floored; what is left over goes cent by cent to the largest remainders, ties to the first
+def divide(statement: Any, bets: list[Any], stakes: list[int]) -> Division:
+    """Divide the pool among the bets."""
+    refunded = put_back(statement, bets)
+    counting: dict[str, list[int]] = {outcome["name"]: [] for outcome in statement["outcomes"]}
+    for place, bet in enumerate(bets):
+        if not refunded[place]:
+            counting[bet["outcome"]].append(place)
+    staked = {name: sum(stakes[place] for place in places) for name, places in counting.items()}
+    pool, weights = sum(staked.values()), backed_weights(statement, staked)
+    if statement["rule"] == "VOID" or not weights:  # step 2
+        return Division(pool, 0, 0, {}, [True] * len(bets), stakes)
+    winning_pool = sum(staked[name] for name in weights)
+    fee = platform_fee(statement, pool, winning_pool)
+    funds = funds_by_outcome(statement, pool - fee, weights, staked)
+    return Division(pool, winning_pool, fee, funds, refunded, dividends(stakes, counting, funds))
+
+
+def put_back(statement: Any, bets: list[Any]) -> list[bool]:
+    """Step 1: a bet is put back if its outcome was scratched, or if it was placed after the event had ended."""
+    scratched = {outcome["name"]: bool(outcome["scratched"]) for outcome in statement["outcomes"]}
+    closed_at = statement["effective_close_at"]
+    return [scratched[bet["outcome"]] or (closed_at is not None and bet["placed_at"] > closed_at) for bet in bets]
+
+
+def backed_weights(statement: Any, staked: dict[str, int]) -> dict[str, Fraction]:
+    """Return the weights of the outcomes that have a weight and at least one counting bet."""
+    return {
+        outcome["name"]: Fraction(outcome["weight"])
+        for outcome in statement["outcomes"]
+        if outcome["weight"] and staked[outcome["name"]]
+    }
+
+
+def platform_fee(statement: Any, pool: int, winning_pool: int) -> int:
+    """Step 3: the fee is a percentage of the pool, floored; with `protect_stake` it leaves the winning stakes whole."""
+    fee = int(pool * Fraction(statement["fee_pct"]) // 100)
+    if statement["protect_stake"] and statement["rule"] != "SPLIT":
+        fee = min(fee, pool - winning_pool)
+    return fee
+
+
+def funds_by_outcome(statement: Any, net: int, weights: dict[str, Fraction], staked: dict[str, int]) -> dict[str, int]:
+    """Step 4: each backed outcome gets its stakes back first (not in a SPLIT), then its share of the rest by weight."""
+    winning = [staked[name] for name in weights]
+    stakes_back = 0 if statement["rule"] == "SPLIT" else min(net, sum(winning))
+    first = share(stakes_back, winning)
+    rest = share(net - stakes_back, list(weights.values()))
+    return {name: first[place] + rest[place] for place, name in enumerate(weights)}
+
+
+def dividends(stakes: list[int], counting: dict[str, list[int]], funds: dict[str, int]) -> list[int]:
+    """Step 5: share each outcome's fund by stake. A losing outcome has no fund; a bet put back gets its stake."""
+    results = list(stakes)
+    for name, places in counting.items():
+        parts = share(funds.get(name, 0), [stakes[place] for place in places])
+        for place, part in zip(places, parts, strict=True):
+            results[place] = part
+    return results
+
+
+def share(total: int, weights: Sequence[int | Fraction]) -> list[int]:
+    """Share a total by weights: floor each part, then give the left-over cents to the largest remainders.
+
+    Equal remainders: the first one gets the cent.
+    """
     whole = sum(weights)
     parts = [int(total * weight // whole) for weight in weights]
-    by_remainder = sorted(range(len(parts)), key=lambda i: (-(total * weights[i] % whole), i))
-    for i in by_remainder[: total - sum(parts)]:
-        parts[i] += 1
+    largest_first = sorted(range(len(parts)), key=lambda place: (-(total * weights[place] % whole), place))
+    for place in largest_first[: total - sum(parts)]:
+        parts[place] += 1
     return parts
 
 
-def verify(body, lines):
-    same("the list of fields", sorted(body), ["bets", "bets_file", "settlement", "settlement_hash"])
-    s, bets = body["settlement"], [json.loads(line) for line in lines] if body["bets"] is None else body["bets"]
-    same("bets_file", body["bets_file"], "bets.jsonl" if body["bets"] is None else None)
-    # Which stakes go back before anything is divided, and which count, by outcome.
-    named, cents = {one["name"]: one for one in s["outcomes"]}, [int(bet["stake"].replace(".", "")) for bet in bets]
-    back = [named[bet["outcome"]]["scratched"] or bet["placed_at"] > (s["effective_close_at"] or "~") for bet in bets]
-    on = {name: [i for i, bet in enumerate(bets) if bet["outcome"] == name and not back[i]] for name in named}
-    stakes = {name: sum(cents[i] for i in on[name]) for name in named}
-    # The fee, then the fund of each winning outcome: their stakes first (not in a split), the rest by weight.
-    weight = {name: Fraction(one["weight"]) for name, one in named.items() if one["weight"] and stakes[name]}
-    pool, winning = sum(stakes.values()), [stakes[name] for name in weight]
-    fee, split = int(pool * Fraction(s["fee_pct"]) // 100), s["rule"] == "SPLIT"
-    fee = min(fee, pool - sum(winning)) if s["protect_stake"] and not split else fee
-    first = 0 if split else min(pool - fee, sum(winning))
-    parts = zip(share(first, winning), share(pool - fee - first, list(weight.values())), strict=True)
-    funds = {name: stake + rest for name, (stake, rest) in zip(weight, parts, strict=True)}
-    if s["rule"] == "VOID" or not weight:
-        fee, funds, back, on = 0, {}, [True] * len(bets), dict.fromkeys(named, [])
-    # What each bet is due, and the sums of all.
-    due = dict(enumerate(cents))
-    for name in named:
-        due.update(zip(on[name], share(funds.get(name, 0), [cents[i] for i in on[name]]), strict=True))
-    for i, bet in enumerate(bets):
-        result = "REFUNDED" if back[i] else "WON" if bet["outcome"] in funds else "LOST"
-        exact = {"number": i + 1, "stake": money(cents[i]), "result": result, "dividend": money(due[i])}
-        same(f"line {i + 1}", bet, bet | exact)
-    for name, one in named.items():
-        of = [i for i, bet in enumerate(bets) if bet["outcome"] == name]
-        sums = {"stakes": sum(cents[i] for i in of), "refunded": sum(cents[i] for i in of if back[i])}
-        sums = {key: money(value) for key, value in (sums | {"fund": funds.get(name, 0)}).items()}
-        same(f"outcome {name}", one, one | sums | {"bets": len(of)})
-    refunds = sum(cents[i] for i in range(len(bets)) if back[i])
-    sums = {"staked": sum(cents), "pool": pool, "winning_pool": sum(stakes[name] for name in funds), "fee": fee}
-    sums = {key: money(value) for key, value in (sums | {"net": sum(funds.values()), "refunds": refunds}).items()}
-    sums["equation"] = "stakes {staked} = dividends {net} + fee {fee} + refunds {refunds}".format(**sums)
-    same("settlement", s, s | sums | {"bets": len(bets), "format": "kasoko-certificate-1"})
-    same("merkle_root", s["merkle_root"], root([leaf(text(bet)) for bet in bets]))
-    same("settlement_hash", body["settlement_hash"], sha(b"kasoko-settlement-1\n", text(s)).hex())
+# --- the figures -----------------------------------------------------------------------------------------------------
+
+
+def check_bets(bets: list[Any], stakes: list[int], division: Division) -> None:
+    """Compare number, stake, result and dividend of each bet."""
+    for place, bet in enumerate(bets):
+        won = bet["outcome"] in division.funds
+        result = "REFUNDED" if division.refunded[place] else "WON" if won else "LOST"
+        dividend = money(division.dividends[place])
+        expected = {"number": place + 1, "stake": money(stakes[place]), "result": result, "dividend": dividend}
+        check_fields(f"line {place + 1}", bet, expected)
+
+
+def check_outcomes(statement: Any, bets: list[Any], stakes: list[int], division: Division) -> None:
+    """Compare the count, the stakes, the refunds and the fund of each outcome."""
+    for outcome in statement["outcomes"]:
+        name = outcome["name"]
+        places = [place for place, bet in enumerate(bets) if bet["outcome"] == name]
+        expected = {
+            "bets": len(places),
+            "stakes": money(sum(stakes[place] for place in places)),
+            "refunded": money(sum(stakes[place] for place in places if division.refunded[place])),
+            "fund": money(division.funds.get(name, 0)),
+        }
+        check_fields(f"outcome {name}", outcome, expected)
+
+
+def check_totals(statement: Any, stakes: list[int], division: Division) -> None:
+    """Compare the format, the totals and the equation that the settlement states."""
+    refunds = sum(stake for stake, back in zip(stakes, division.refunded, strict=True) if back)
+    totals = {
+        "staked": money(sum(stakes)),
+        "net": money(sum(division.funds.values())),
+        "fee": money(division.fee),
+        "refunds": money(refunds),
+    }
+    equation = "stakes {staked} = dividends {net} + fee {fee} + refunds {refunds}".format(**totals)
+    expected = {"format": FORMAT, "bets": len(stakes), "pool": money(division.pool), **totals, "equation": equation}
+    expected["winning_pool"] = money(division.winning_pool)
+    check_fields("settlement", statement, expected)
+
+
+def check_fields(place: str, stated: Any, expected: dict[str, Any]) -> None:
+    """Compare the named fields of one object."""
+    for name, computed in expected.items():
+        same(f"{place}: {name}", stated[name], computed)
+
+
+# --- the hashes: certificate.md, "The exact text" --------------------------------------------------------------------
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON text of a value: UTF-8, sorted keys, no blanks."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha256(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def leaf(line: bytes) -> bytes:
+    """Hash the line of a bet as a leaf of the tree."""
+    return sha256(b"\0kasoko-bet-1\n", line)
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    """Hash two nodes as the node above them."""
+    return sha256(b"\1", left, right)
+
+
+def root(level: list[bytes]) -> str:
+    """Return the root of the tree in hex. A node without a partner goes up one level unchanged."""
+    while len(level) > 1:
+        pairs = [level[place : place + 2] for place in range(0, len(level), 2)]
+        level = [node(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return (level or [sha256()])[0].hex()
+
+
+def root_by_path(proof: Any) -> str:
+    """Return the root in hex that the proof's path leads to from its leaf.
+
+    Raises: Differs, if the path is too short or too long for the tree.
+    """
+    place, last = proof["index"], proof["tree_size"] - 1
+    reached, path = leaf(proof["leaf"].encode()), [bytes.fromhex(text) for text in proof["path"]]
+    while last > 0:
+        if place % 2 or place < last:
+            if not path:
+                raise Differs("proof.path: it is too short for this tree")
+            other = path.pop(0)
+            reached = node(other, reached) if place % 2 else node(reached, other)
+        place, last = place // 2, last // 2
+    if place != 0 or path:
+        raise Differs("proof.path: it does not fit the index and the size of this tree")
+    return reached.hex()
+
+
+# --- reading and printing --------------------------------------------------------------------------------------------
+
+
+def cents(amount: str) -> int:
+    """Read an amount such as "285.00" as cents."""
+    return int(amount.replace(".", ""))
+
+
+def money(amount: int) -> str:
+    """Write cents as the certificate does, such as "285.00"."""
+    return f"{amount // 100}.{amount % 100:02d}"
+
+
+def shown(value: Any) -> str:
+    """Write a value on one line, shortened, for a message."""
+    text = canonical(value).decode()
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def verify_files(file: str, bets_file: str | None) -> None:
+    """Read the files and check them. Raises: Differs; OSError; and others if a file is no certificate."""
+    with open(file, encoding="utf-8") as opened:
+        content = json.load(opened)
+    if "proof" in content:
+        verify_proof(content["proof"])
+    elif content["bets"] is not None:
+        verify(content, ())
+    elif bets_file is None:
+        raise Differs("the bets are in bets.jsonl: name that file after the certificate")
+    else:
+        with open(bets_file, encoding="utf-8") as lines:
+            verify(content, lines)
+
+
+def in_words(error: Exception) -> str:
+    """Say in words why a file cannot be read."""
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be opened: {error.strerror}"
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return f"it cannot be read as a certificate or an explanation: {reason}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Verify a KASOKO settlement from its certificate alone.")
+    parser.add_argument("file", help="the saved certificate, or the saved explanation of a bet")
+    parser.add_argument("bets", nargs="?", help="the saved bets.jsonl, if the certificate names that file")
+    arguments = parser.parse_args()  # exits with status 2 and the usage if the arguments are wrong
+    try:
+        verify_files(arguments.file, arguments.bets)
+    except Differs as difference:
+        print(difference, file=sys.stderr)
+        return 1
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        print(in_words(error), file=sys.stderr)
+        return 1
+    print("It holds.")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        content = json.load(open(sys.argv[1], encoding="utf-8"))
-        if "proof" in content:
-            same("merkle_root", content["proof"]["merkle_root"], root_by_path(content["proof"]))
-        else:
-            verify(content, open(sys.argv[2], encoding="utf-8") if content["bets"] is None else ())
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        sys.exit(f"it cannot be read: {error!r}")
-    print("It holds.")
+    sys.exit(main())
