@@ -29,7 +29,7 @@ class Certificate(models.Model):
     issued_at = models.DateTimeField()
     statement = models.TextField()
     bet_count = models.PositiveBigIntegerField()
-    root = models.CharField(max_length=64, help_text="Of the Merkle tree over all bets.")
+    root = models.CharField(max_length=64, help_text="Root of the Merkle tree over all bets.")
     hash = models.CharField(max_length=64)
 
     def __str__(self) -> str:

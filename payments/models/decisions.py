@@ -47,7 +47,7 @@ class Proposal(models.Model):
     effective_close_at = models.DateTimeField(null=True, blank=True)
     preview_hash = models.CharField(max_length=64)
     pool = shillings()
-    closed_market = models.BooleanField(default=False, help_text="The market was open, and was closed by it.")
+    closed_market = models.BooleanField(default=False, help_text="The market was open, and this proposal closed it.")
     state = models.CharField(max_length=10, choices=State.choices, default=State.OPEN)
     proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
     proposed_at = models.DateTimeField()
@@ -55,7 +55,7 @@ class Proposal(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
     decided_at = models.DateTimeField(null=True, blank=True)
-    words = models.CharField(max_length=300, blank=True, help_text="Why it was rejected, or is stale.")
+    words = models.CharField(max_length=300, blank=True, help_text="The reason why it was rejected or became stale.")
 
     class Meta:
         constraints: ClassVar = [
@@ -77,7 +77,7 @@ class Verdict(models.Model):
     """
 
     transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")
-    receipt = models.CharField(max_length=64, blank=True, help_text="Empty: M-Pesa did not pay it.")
+    receipt = models.CharField(max_length=64, blank=True, help_text="Empty if M-Pesa did not pay it.")
     grounds = models.CharField(max_length=300)
     proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
     proposed_from = models.CharField(max_length=64)

@@ -45,11 +45,11 @@ class Dispute(models.Model):
     bet = models.ForeignKey("markets.Bet", on_delete=models.PROTECT, null=True, blank=True)
     transaction = models.ForeignKey("payments.Transaction", on_delete=models.PROTECT, null=True, blank=True)
     settlement = models.ForeignKey(
-        "payments.Settlement", on_delete=models.PROTECT, null=True, blank=True, help_text="The run that is disputed."
+        "payments.Settlement", on_delete=models.PROTECT, null=True, blank=True, help_text="The disputed settlement."
     )
     state = models.CharField(max_length=10, choices=State.choices, default=State.OPEN)
     opened_at = models.DateTimeField()
-    due_at = models.DateTimeField(help_text="By when an operator owes an answer.")
+    due_at = models.DateTimeField(help_text="The deadline for an operator's answer.")
     closed_at = models.DateTimeField(null=True, blank=True)
     closed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"

@@ -75,12 +75,12 @@ class Settlement(models.Model):
     last_bet_id = models.BigIntegerField(default=0)
     last_user_id = models.BigIntegerField(default=0)
     bets_divided = models.BooleanField(default=False)
-    bets_done = models.PositiveBigIntegerField(default=0, help_text="Bets that have their verdict.")
+    bets_done = models.PositiveBigIntegerField(default=0, help_text="Bets that have their result.")
     members_done = models.PositiveBigIntegerField(default=0, help_text="Members whose dividend is booked.")
     settled_at = models.DateTimeField(null=True)
     release_at = models.DateTimeField(null=True)
-    release_open = models.BooleanField(default=False, help_text="Its canary has passed: all its payouts may leave.")
-    stopped_at = models.DateTimeField(null=True, blank=True, help_text="Nothing of it leaves: its undo is proposed.")
+    release_open = models.BooleanField(default=False, help_text="The canary passed, so all payouts may be sent.")
+    stopped_at = models.DateTimeField(null=True, blank=True, help_text="An undo is proposed, so no payout is sent.")
     undone_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
