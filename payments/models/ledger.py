@@ -40,7 +40,9 @@ class LedgerAccount(models.Model):
         Kind.BAD_DEBT,
     }
 
-    code = models.CharField(max_length=40, help_text="wallet:<member>, receivable:<member>, pool:<market>, or the kind itself.")
+    code = models.CharField(
+        max_length=40, help_text="wallet:<member>, receivable:<member>, pool:<market>, or the kind itself."
+    )
     kind = models.CharField(max_length=20, choices=Kind.choices)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
     market = models.ForeignKey(Market, on_delete=models.PROTECT, null=True, blank=True)
@@ -143,7 +145,9 @@ class Recovery(models.Model):
     recovered = shillings(default=Decimal("0.00"))
     written_off = shillings(default=Decimal("0.00"))
     decision = models.CharField(max_length=12, choices=Decision.choices, default=Decision.OPEN)
-    pct = models.PositiveSmallIntegerField(null=True, blank=True, help_text="At most this percentage of each later dividend.")
+    pct = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="At most this percentage of each later dividend."
+    )
     reason = models.CharField(max_length=300, blank=True)
     created_at = models.DateTimeField()
     decided_by = models.ForeignKey(
