@@ -158,11 +158,11 @@ def _forget_broker_connections() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the longest file first, because otherwise it would run alone at the end.
+    """Run the longest files first, because otherwise they would run alone at the end.
 
     If there is no Chromium, leave out the tests that need one. The last lines of the run say so.
     """
-    items.sort(key=lambda item: item.path.name != "test_simulation.py")
+    items.sort(key=lambda item: "simulation" not in item.path.parts)
     left_out = [item for item in items if item.get_closest_marker("browser")] if browsing.find() is None else []
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -60,8 +60,8 @@ class Checkout:
     def use(self, *servers: str) -> dict[str, str]:
         """Start a process that asks for servers, and return the URLs that it gets."""
         user = self.launch(*servers)
-        line = user.stdout.readline()
-        return json.loads(line) if line else pytest.fail(user.stderr.read())
+        line = user.stdout.readline() if user.stdout else ""
+        return json.loads(line) if line else pytest.fail(user.communicate()[1])
 
     def leave(self) -> None:
         """End all users, and wait until the servers have stopped."""

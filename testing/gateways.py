@@ -49,7 +49,7 @@ def credentials(base_url: str = BASE, **changes: Any) -> Credentials:
 
 
 def sent_bodies(daraja: responses.RequestsMock, url: str) -> list[dict[str, Any]]:
-    return [json.loads(call.request.body) for call in daraja.calls if call.request.url == url]
+    return [json.loads(call.request.body or "") for call in daraja.calls if call.request.url == url]
 
 
 ANSWERS: dict[str, tuple[int, Any, type[GatewayError], dict[str, Any]]] = {
@@ -210,14 +210,19 @@ def pour(connection: socket.socket) -> None:
         connection.sendall(b" " * 65_536)
 
 
+def send_and_hang_up(connection: socket.socket, answer: bytes) -> None:
+    connection.sendall(answer)
+    hang_up(connection, 0)
+
+
 LOST: dict[str, Script] = {
     "reset after sending": reset,
     "hung up after sending": hang_up,
     "silent": lambda connection, _: hang_until_closed(connection),
     "slow headers": lambda connection, _: drip(connection, b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 500 + b"\r\n\r\n"),
     "slow body": lambda connection, _: drip(connection, http_answer(json.dumps(ACK).encode() + b" " * 300)),
-    "half a body": lambda connection, _: (connection.sendall(ACKNOWLEDGEMENT[:-5]), hang_up(connection, 0))[0],
-    "no HTTP": lambda connection, _: (connection.sendall(b"220 smtp ready\r\n"), hang_up(connection, 0))[0],
+    "half a body": lambda connection, _: send_and_hang_up(connection, ACKNOWLEDGEMENT[:-5]),
+    "no HTTP": lambda connection, _: send_and_hang_up(connection, b"220 smtp ready\r\n"),
     "two lengths": lambda connection, _: connection.sendall(http_answer(b"{}", "200 OK", "Content-Length: 7, 9")),
     "false compression": lambda connection, _: connection.sendall(
         http_answer(b"{}", "200 OK", "Content-Encoding: gzip")

@@ -1,12 +1,12 @@
-"""`python -m soak.simulation`: run seeds, replay one, or switch each guard off and see which seed notices.
+"""Command line of the simulation: `python -m soak.simulation` runs seeds or planted bugs.
 
---seeds 0:1000          these seeds; exits 1 when one of them finds something wrong
---seed 17 -v            one seed with its trace
+--seeds 0:1000          run these seeds; exit status 1 if one of them breaks a rule
+--seed 17 -v            run one seed and print its trace
 --bug NAME              the same with one guard switched off
---bugs                  each guard in turn until a seed catches it; prints the table kept in docs/soak.md
---jobs 2                in so many processes, each with a scratch database of its own
---conform               the services beside the pure machine, event by event: each seed is one sequence
---pure                  the pure machine in its own world, in memory: with --seeds, --seed -v, --bug, --bugs, --jobs
+--bugs                  switch each guard off until a seed notices; print the table that docs/soak.md holds
+--jobs 2                use this number of processes, each with a scratch database of its own
+--conform               compare the services with the pure machine, event by event; each seed is one sequence
+--pure                  run the pure machine in its own world, in memory: --seeds, --seed -v, --bug, --bugs, --jobs
 """
 
 import argparse
@@ -18,126 +18,131 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from soak.simulation import pure_runs
 from soak.simulation.processes import in_processes
+from soak.simulation.pure import command as pure_command
 
 if __name__ == "__main__" and "--pure" in sys.argv:  # It needs neither Django nor servers.
-    sys.exit(pure_runs.main(sys.argv[1:]))
+    sys.exit(pure_command.main(sys.argv[1:]))
 
 from testing import services
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "api.settings"
-# ruff: noqa: E402 - Django must be set up before anything that defines or uses a model is imported, servers before it.
+# ruff: noqa: E402 - the servers must run before Django is set up, and Django before models are imported.
 import django
 
 django.setup()
 
-from soak.simulation import conformance, world
+from soak.simulation import conformance, judge, provider, world
 from soak.simulation.bugs import BUGS
 from soak.simulation.outcome import Outcome
+from soak.simulation.scratch import forget_dead_rows, scratch_database
 
 MOST_SEEDS = 1_000
 SHARE_OF = 50
 CLEAR_EVERY = 10
-# From so many seeds on, each fault must have struck, and no more than this share be left to a person.
-ENOUGH = 200
-MOST_HELD = 0.01
+ENOUGH = 200  # seeds, after which each fault must have struck and few payouts may be held
+MOST_HELD = 0.01  # share of payouts that may be left to a person
 
 
-def with_database(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Go through `found` with a scratch database that is made before and removed after."""
-    with world.scratch_database():
-        yield from found
+def with_database(outcomes: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Make a scratch database, go through `outcomes`, and remove the database."""
+    with scratch_database():
+        yield from outcomes
 
 
 def run_seeds(
-    seeds: Iterable[int], bug: str | None, *, keep_trace: bool, live: Callable[..., Outcome] = world.run
+    seeds: Iterable[int], bug: str | None, *, keep_trace: bool, run: Callable[..., Outcome] = world.run
 ) -> Iterator[dict[str, Any]]:
-    """Run each seed: what it came to, as JSON can carry it."""
+    """Run each seed, and yield its outcome as JSON can carry it."""
     for number, seed in enumerate(seeds):
         if number % CLEAR_EVERY == 0:
-            world.forget_dead_rows()
-        outcome = BUGS[bug].run(seed, keep_trace=keep_trace) if bug else live(seed, keep_trace=keep_trace)
+            forget_dead_rows()
+        outcome = BUGS[bug].run(seed, keep_trace=keep_trace) if bug else run(seed, keep_trace=keep_trace)
         yield {
             "seed": seed,
             "trace_hash": outcome.trace_hash,
             "violations": [str(violation) for violation in outcome.violations],
-            "rules": [violation.rule for violation in outcome.violations],
+            "noticed": [violation.rule for violation in outcome.noticed],
             "stats": dict(outcome.stats),
             "trace": list(outcome.trace),
         }
 
 
 def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Switch each guard off: the first seed that notices, by which rule, and the share of the first seeds that do."""
+    """Switch each guard off, and yield the first seed that notices, its rule, and the share of the first seeds.
+
+    A seed counts only if the judge or PostgreSQL noticed, and if the same seed breaks no rule without the bug.
+    """
     for name in names:
         first: dict[str, Any] | None = None
         caught = 0
-        for tried in run_seeds(range(MOST_SEEDS), name, keep_trace=False):
-            caught += bool(tried["violations"])
-            if first is None and tried["violations"] and not BUGS[name].run(tried["seed"], planted=False).violations:
-                first = tried
-            if first and tried["seed"] >= SHARE_OF - 1:
+        for outcome in run_seeds(range(MOST_SEEDS), name, keep_trace=False):
+            caught += bool(outcome["noticed"])
+            if first is None and outcome["noticed"] and not BUGS[name].run(outcome["seed"], planted=False).violations:
+                first = outcome
+            if first and outcome["seed"] >= SHARE_OF - 1:
                 break
         yield {"bug": name, "first": first, "share": caught / SHARE_OF if first and first["seed"] < SHARE_OF else None}
 
 
-def report_seeds(found: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, conform: bool = False) -> int:
-    """Print what the seeds came to; 1 when one of them found something wrong."""
+def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, conform: bool = False) -> int:
+    """Print the outcomes, and return 1 if one of the seeds broke a rule."""
     began = time.monotonic()
     stats: Counter[str] = Counter()
-    failed = []
-    seeds = 0
-    for each in found:
+    failed = seeds = 0
+    for outcome in outcomes:
         seeds += 1
-        stats.update(each["stats"])
+        stats.update(outcome["stats"])
         if verbose:
-            print(*each["trace"], sep="\n")
-            print(f"seed {each['seed']}: {each['trace_hash']}")
-        if each["violations"]:
-            failed.append(each["seed"])
-            print(f"seed {each['seed']} found something wrong:", *each["violations"][:5], sep="\n    ")
+            print(*outcome["trace"], sep="\n")
+            print(f"seed {outcome['seed']}: {outcome['trace_hash']}")
+        if outcome["violations"]:
+            failed += 1
+            print(f"seed {outcome['seed']} broke a rule:", *outcome["violations"][:5], sep="\n    ")
             planted = f' --bug "{bug}"' if bug else " --conform" if conform else ""
-            print(f"    replay: python -m soak.simulation --seed {each['seed']}{planted} -v", flush=True)
+            print(f"    replay: python -m soak.simulation --seed {outcome['seed']}{planted} -v", flush=True)
         elif seeds % 50 == 0:
-            print(f"{seeds} seeds, {len(failed)} with something wrong", flush=True)
+            print(f"{seeds} seeds, {failed} broke a rule", flush=True)
     seconds = time.monotonic() - began
     if conform:
-        print(
-            f"{seeds} sequences in {seconds:.0f} s, {stats['steps']} events, {len(failed)} of them with a disagreement"
-        )
+        print(f"{seeds} sequences in {seconds:.0f} s, {stats['steps']} events, {failed} of them with a disagreement")
         return int(bool(failed))
-    payouts = {status: stats[status] for status in world.FINAL}
+    return report_totals(stats, seeds, failed, seconds, enough=seeds >= ENOUGH and bug is None)
+
+
+def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, *, enough: bool) -> int:
+    """Print the totals, and return 1 if a seed broke a rule, or if enough seeds left a fault out or held too much."""
+    payouts = {status: stats[status] for status in judge.FINAL}
     total = sum(payouts.values()) or 1
     held = stats["held, lost for too long"] / total
-    unseen = sorted({*world.WORLD_RATES, *world.RATES} - {fault for fault, times in stats.items() if times})
+    unseen = sorted(fault for fault in {*world.WORLD_RATES, *provider.RATES} if not stats[fault])
     print(f"{seeds} seeds in {seconds:.0f} s, {stats['steps']} steps, payouts {payouts}", end=", ")
     print(f"held as lost {held:.2%}, after a forgery {stats['held after a forgery'] / total:.2%}", end=", ")
-    print(f"{len(failed)} seeds found something wrong")
-    if seeds < ENOUGH or bug:
+    print(f"{failed} seeds broke a rule")
+    if not enough:
         return int(bool(failed))
     if unseen:
         print(f"Faults that never struck: {', '.join(unseen)}")
     if held >= MOST_HELD:
-        print(f"More than {MOST_HELD:.0%} of the payouts were left to a person.")
+        print(f"{held:.2%} of the payouts were left to a person; at most {MOST_HELD:.0%} may be.")
     return int(bool(failed or unseen) or held >= MOST_HELD)
 
 
-def report_bugs(found: Iterable[dict[str, Any]]) -> int:
-    """Print the table of bugs; 1 when one of them got through."""
+def report_bugs(rows: Iterable[dict[str, Any]]) -> int:
+    """Print the table of planted bugs, and return 1 if one was never noticed."""
     print(f"| Guard switched off | Rule | First seed | Of {SHARE_OF} | Caught by |\n|---|---|---|---|---|")
     missed = 0
-    for each in found:
-        first = each["first"]
+    for row in rows:
+        first = row["first"]
         missed += first is None
-        share = "" if each["share"] is None else f"{each['share']:.0%}"
-        seed, rule = (first["seed"], first["rules"][0]) if first else ("none", "**nothing**")
-        print(f"| {each['bug']} | {BUGS[each['bug']].rule} | {seed} | {share} | {rule} |", flush=True)
+        share = "" if row["share"] is None else f"{row['share']:.0%}"
+        seed, rule = (first["seed"], first["noticed"][0]) if first else ("none", "**nothing**")
+        print(f"| {row['bug']} | {BUGS[row['bug']].rule} | {seed} | {share} | {rule} |", flush=True)
     return int(bool(missed))
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and do what it says; the exit status."""
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:100")
     parser.add_argument("--seed", type=int)
@@ -147,32 +152,32 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("-v", "--verbose", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    first, _, last = given.seeds.partition(":")
-    seeds = [given.seed] if given.seed is not None else list(range(int(first), int(last or int(first) + 1)))
-    part, _, parts = (given.part or "0/1").partition("/")
-    mine = slice(int(part), None, int(parts))
-
-    found: Iterator[dict[str, Any]]
-    if given.jobs > 1 and given.part is None:
-        found = in_processes(given.jobs, argv)
-    elif given.bugs:
-        found = with_database(run_bugs(list(BUGS)[mine]))
-    else:
-        live = conformance.run if given.conform else world.run
-        found = with_database(run_seeds(seeds[mine], given.bug, keep_trace=given.verbose, live=live))
+    options = parser.parse_args(argv)
+    outcomes = outcomes_of(options, argv)
     try:
-        if given.part is not None:
-            for each in found:
-                print(json.dumps(each), flush=True)
+        if options.part is not None:
+            for outcome in outcomes:
+                print(json.dumps(outcome), flush=True)
             return 0
-        return (
-            report_bugs(found)
-            if given.bugs
-            else report_seeds(found, given.bug, verbose=given.verbose, conform=given.conform)
-        )
+        if options.bugs:
+            return report_bugs(outcomes)
+        return report_seeds(outcomes, options.bug, verbose=options.verbose, conform=options.conform)
     finally:
         services.embedded.leave(services.BASE_DIR, "fast")
+
+
+def outcomes_of(options: argparse.Namespace, argv: list[str]) -> Iterator[dict[str, Any]]:
+    """Return the outcomes that the command line asks for, from this process or from several."""
+    if options.jobs > 1 and options.part is None:
+        return in_processes(options.jobs, argv)
+    part, _, parts = (options.part or "0/1").partition("/")
+    share = slice(int(part), None, int(parts))
+    if options.bugs:
+        return with_database(run_bugs(list(BUGS)[share]))
+    first, _, last = options.seeds.partition(":")
+    seeds = [options.seed] if options.seed is not None else list(range(int(first), int(last or int(first) + 1)))
+    run = conformance.run if options.conform else world.run
+    return with_database(run_seeds(seeds[share], options.bug, keep_trace=options.verbose, run=run))
 
 
 if __name__ == "__main__":

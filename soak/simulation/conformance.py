@@ -1,8 +1,8 @@
-"""One seed, one random sequence of events, fed to the real services and to the pure machine: both agree after each.
+"""Conformance of the services with the pure machine, after each of a random sequence of events.
 
-What is compared: each payout's status and when it is due, each attempt's state and its times, what each question was
-told, and the balances of the ledger. Nothing keeps the events plausible: M-Pesa may say anything, in any order, from
-anywhere. Whoever disagrees is wrong by D3, D4 or D6, the machine or the services.
+Compared are each payout's status and due time, each attempt's state and times, the verdict of each question, and the
+balances of the ledger. The events need not be plausible: M-Pesa may report anything, in any order, from any address.
+If the two disagree, one of them is wrong by D3, D4 or D6.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from datetime import timedelta
 from functools import partial
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
-from django.db import connection, transaction
+from django.db import IntegrityError, InternalError, connection
 
 from payments.models import Breaker, Transaction
 from payments.mpesa import client, gateway_errors
@@ -23,9 +23,12 @@ from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions, decisions, failures
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
-from soak.simulation.machine import Machine, Refused
 from soak.simulation.outcome import Outcome, Violation
-from soak.simulation.rows import Answer, Attempt, Payout, Question, Result
+from soak.simulation.pure import operations
+from soak.simulation.pure.attempts import Refused
+from soak.simulation.pure.machine import Machine
+from soak.simulation.pure.rows import Answer, Attempt, Forbidden, Payout, Question, Result
+from soak.simulation.scratch import rolled_back
 from testing import builders, payout_steps
 from users import audit
 from users.models import CustomUser
@@ -33,7 +36,7 @@ from users.models import CustomUser
 EVENTS = 30
 SHORT = (1, 5, 21, 40, 61, 130)
 LONG = (400, 1_000, 1_799, 1_801, 4_000, 90_000)
-ANSWERS: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
+RESPONSES: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
     payout_steps.ACCEPTED,
     payout_steps.ACCEPTED,
     payout_steps.READ_TIMEOUT,
@@ -45,8 +48,8 @@ ANSWERS: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
 )
 CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711")
 STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}
-# All that is compared, as text, in one query: times as seconds since the epoch, amounts as whole shillings.
-LOOK = """
+# Everything that is compared, in one query. Times are seconds since the epoch, amounts whole shillings.
+STATE = """
 SELECT 'payout', external_ref, status, CASE status WHEN 'PENDING' THEN extract(epoch FROM due_at)::float8 END,
     NULL::float8, NULL::float8, NULL::float8, NULL::float8, '', false, NULL::float8
 FROM payments_transaction WHERE destination = 'mpesa'
@@ -68,16 +71,16 @@ GROUP BY account HAVING sum(delta) <> 0
 
 
 class Disagreement(Exception):
-    """The services and the machine do not say the same."""
+    """The services and the machine differ."""
 
 
 class Pair:
-    """The same payouts twice, and the sequence of what happens to both."""
+    """The same payouts in the services and in the machine, and the events that happen to both."""
 
     def __init__(self, seed: int, *, machine: type[Machine] = Machine) -> None:
         self.random = Random(f"conformance {seed}")
         self.now = payout_steps.AT
-        # The window is wider than any run: what the machine does not state, breakers and canary, must hold nothing up.
+        # The window is wider than any run, because the machine states neither breakers nor the canary.
         self.policy = builders.policy(production=self.random.random() < 0.7, breaker_window=10**6)
         self.machine = machine(self.policy)
         self.trace: list[str] = []
@@ -86,7 +89,8 @@ class Pair:
         self.names: dict[str, str] = {}
 
     def begin(self) -> None:
-        # Without a PIN: hashing one takes longer than all the rest.
+        """Make a member, two people of staff, and a payout or two."""
+        # No PIN, because hashing one takes longer than all the rest.
         user = CustomUser.objects.create(phone_number="254700000001", full_name="Member", password="!")
         self.staff = [
             audit.Actor(CustomUser.objects.create(phone_number=f"25470000001{n}", password="!").pk, "conformance")
@@ -100,22 +104,28 @@ class Pair:
                 real.external_ref, member=str(user.pk), phone=user.phone_number, amount=amount, at=self.now
             )
 
-    def note(self, what: str) -> None:
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        text = self.named(text)
+        self.trace.append(f"{(self.now - payout_steps.AT).total_seconds():10.1f} {text}")
+
+    def named(self, text: str) -> str:
+        """Replace references, which the database draws, by p1, p2."""
         for ref, name in self.names.items():
-            what = what.replace(ref, name)
-        self.trace.append(f"{(self.now - payout_steps.AT).total_seconds():10.1f} {what}")
+            text = text.replace(ref, name)
+        return text
 
     # --- events ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One event, to both."""
+        """Draw one event and feed it to both."""
         attempts = [attempt for payout in self.machine.payouts for attempt in payout.attempts]
         questions = [question for attempt in attempts for question in attempt.questions]
         possible: list[tuple[int, Callable[[], None]]] = [(3, self._wait), (2, self._claim), (1, self._operate)]
         if self.underway:
             possible.append((6, self._record))
         if attempts:
-            # The latest request is the one most is said of.
+            # Most messages are about the latest request.
             about = attempts[-1] if self.random.random() < 0.6 else self.random.choice(attempts)
             possible += [(3, self._ask), (1, self._resend), (4, lambda: self._result(about))]
             possible += [(1, lambda: self._timeout(about))]
@@ -137,7 +147,7 @@ class Pair:
     def _claim(self) -> None:
         only = self.random.choice([None, *self.machine.payouts])
         limit = self.random.choice([1, 100])
-        self.note(f"claim {only.ref if only else 'what is due'}, at most {limit}")
+        self.note(f"claim {only.ref if only else 'due payouts'}, at most {limit}")
         _close_breakers()
         real_only = self._real(only).pk if only else None
         real = payout_steps.claims(self.now, self.policy, limit, real_only)
@@ -159,10 +169,10 @@ class Pair:
         if self.random.random() < 0.1:
             self.note(f"the worker with {attempt.ocid} dies")
             return
-        said = self.random.choice(ANSWERS)
-        self.note(f"{attempt.ocid} POSTed: {said!r}")
-        responses.record(claim, said, at=self.now, policy=self.policy)
-        self.machine.record(attempt, said, at=self.now)
+        response = self.random.choice(RESPONSES)
+        self.note(f"{attempt.ocid} POSTed: {response!r}")
+        responses.record(claim, response, at=self.now, policy=self.policy)
+        self.machine.record(attempt, response, at=self.now)
 
     def _ask(self) -> None:
         self.note("asks")
@@ -176,7 +186,8 @@ class Pair:
         code = self.random.choice(CODES)
         payout, ocid, final = about.payout, about.ocid, True
         amount, phone, receipt = payout.amount, payout.phone, self.random.choice(["SKG0000001", "SKG0000002"])
-        shown, without = phone, ()
+        without: tuple[str, ...] = ()
+        shown = phone
         match self.random.choice(["as it is"] * 8 + ["amount", "phone", "masked", "half", "id", "not final"]):
             case "amount":
                 amount += 1
@@ -197,19 +208,19 @@ class Pair:
             amount=amount, phone=shown, receipt=receipt, ocid=ocid, without=without,
         )  # fmt: skip
         if code == "0" and final:
-            said = Result(ocid, code, shown, None if without else amount, phone, receipt)
+            result = Result(ocid, code, shown, None if without else amount, phone, receipt)
         else:
-            said = Result(ocid, code if final else f"{code}, to be continued")
+            result = Result(ocid, code if final else f"{code}, to be continued")
         payout_steps.deliver(
             "result", payout_steps.ADDRESSES.token(about.ocid), body, self.now, policy=self.policy, trusted=trusted
         )
-        self._hear(about, said, trusted)
+        self._apply(about, result, trusted)
 
     def _timeout(self, about: Attempt | Question) -> None:
         self.note(f"queue timeout of {self._label(about)}")
         body = b'{"Result": {}}'
         payout_steps.deliver("timeout", self._token(about), body, self.now, policy=self.policy)
-        self._hear(about, None, True)
+        self._apply(about, None, True)
 
     def _answer(self, about: Question) -> None:
         status = self.random.choice(list(STATUSES))
@@ -226,18 +237,18 @@ class Pair:
         trusted = self.random.random() < 0.75
         self.note(f"answer {status} {amount} {phone} {ocid} {receipt} {trusted=} to {self._label(about)}")
         if status == "49":
-            body, said = payout_steps.not_found_body(), Answer("not_found")
+            body, answer = payout_steps.not_found_body(), Answer("not_found")
         else:
             body = payout_steps.status_body(
                 _as_real(attempt), status, amount=amount, phone=phone, receipt=receipt, ocid=ocid
             )
             completed = status == "Completed"
-            said = Answer(STATUSES[status], ocid, amount, phone, (receipt or None) if completed else status)
+            answer = Answer(STATUSES[status], ocid, amount, phone, (receipt or None) if completed else status)
         payout_steps.deliver("status", self._token(about), body, self.now, policy=self.policy, trusted=trusted)
-        self._hear(about, said, trusted)
+        self._apply(about, answer, trusted)
 
-    def _hear(self, about: Attempt | Question, said: Result | Answer | None, trusted: bool) -> None:
-        message = self.machine.store(about, said, trusted=trusted, at=self.now)
+    def _apply(self, about: Attempt | Question, content: Result | Answer | None, trusted: bool) -> None:
+        message = self.machine.store(about, content, trusted=trusted, at=self.now)
         if message is not None:
             self.machine.apply(message, at=self.now)
 
@@ -253,56 +264,56 @@ class Pair:
         match act:
             case "retry":
                 real = lambda: actions.retry(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
-                pure = lambda: self.machine.retry(payout, at=at)  # noqa: E731
+                pure = lambda: operations.retry(self.machine, payout, at=at)  # noqa: E731
             case "retry all":
                 retry = partial(failures.retry_failed, since=since, by=audit.MACHINE, at=at, limit=None)
                 real = lambda: len(retry().retried)  # noqa: E731
-                pure = lambda: self.machine.retry_failed(since=since, at=at)  # noqa: E731
+                pure = lambda: operations.retry_failed(self.machine, since=since, at=at)  # noqa: E731
             case "to the wallet":
                 real = lambda: actions.redirect_to_wallet(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
-                pure = lambda: self.machine.redirect(payout, at=at)  # noqa: E731
+                pure = lambda: operations.redirect(self.machine, payout, at=at)  # noqa: E731
             case _:
                 people_here, words = self.staff[: len(people)], {"receipt": receipt, "grounds": "The statement."}
                 real = lambda: decisions.decide(  # noqa: E731
                     transaction_id=pk, by=people_here, at=at, policy=self.policy, **words
                 )
-                pure = lambda: self.machine.decide(payout, receipt=receipt, people=len(people), at=at)  # noqa: E731
+                pure = lambda: operations.decide(self.machine, payout, receipt=receipt, people=len(people), at=at)  # noqa: E731
         refusals = (actions.PayoutNotRetryable, decisions.NotToBeDecided)
-        said = _allowed(real, refusals), _allowed(pure, (Refused,))
-        if said[0] != said[1] and (act == "retry all" or "refused" in said):
-            raise Disagreement(f"{act}: {said[0]}, the machine {said[1]}")
+        ours, machine = _allowed(real, refusals), _allowed(pure, (Refused,))
+        if ours != machine and (act == "retry all" or "refused" in (ours, machine)):
+            raise Disagreement(f"{act}: {ours}, the machine {machine}")
 
     # --- comparing ---------------------------------------------------------------------------------------------------
 
     def compare(self) -> None:
-        """Raises: Disagreement, with the first lines that differ."""
-        real, pure = self._what_is_real(), self._what_is_pure()
+        """Compare both states. Raises: Disagreement, with the lines that differ."""
+        real, pure = self._services_state(), self._machine_state()
         if real != pure:
             raise Disagreement(f"services {sorted(real - pure, key=str)}, machine {sorted(pure - real, key=str)}")
 
-    def _what_is_real(self) -> set[tuple[Any, ...]]:
+    def _services_state(self) -> set[tuple[Any, ...]]:
         with connection.cursor() as cursor:
-            cursor.execute(LOOK)
+            cursor.execute(STATE)
             return set(cursor.fetchall())
 
-    def _what_is_pure(self) -> set[tuple[Any, ...]]:
+    def _machine_state(self) -> set[tuple[Any, ...]]:
         nothing = (*(None,) * 4, "", False, None)
-        found: set[tuple[Any, ...]] = set()
+        rows: set[tuple[Any, ...]] = set()
         book = self.machine.book
         for payout in self.machine.payouts:
             due_at = payout.due_at.timestamp() if payout.status == "PENDING" else None
-            found.add(("payout", payout.ref, payout.status, due_at, *nothing))
+            rows.add(("payout", payout.ref, payout.status, due_at, *nothing))
             for a in payout.attempts:
                 times = (a.posted_at, a.first_sent_at, a.doubted_at, a.ask_at, a.resend_at)
                 *seconds, known = (time and time.timestamp() for time in (*times, a.known_at))
-                found.add(("attempt", a.ocid, a.state, *seconds, a.receipt, a.acknowledged, known))
+                rows.add(("attempt", a.ocid, a.state, *seconds, a.receipt, a.acknowledged, known))
                 for number, question in enumerate(a.questions, start=1):
-                    found.add(("question", a.ocid, question.said, number, *nothing))
+                    rows.add(("question", a.ocid, question.verdict, number, *nothing))
         held = {account: sum_ for account, sum_ in book.held.items() if account.startswith(("wallet", "receivable"))}
         held |= {kind: book.total[kind] for kind in ("payable", "in_flight")}
         held["mpesa_utility"] = book.held["utility"]
-        found.update(("balance", account, "", sum_, *nothing) for account, sum_ in held.items() if sum_)
-        return found
+        rows.update(("balance", account, "", sum_, *nothing) for account, sum_ in held.items() if sum_)
+        return rows
 
     def _real(self, payout: Payout) -> Transaction:
         return Transaction.objects.get(external_ref=payout.ref)
@@ -311,7 +322,7 @@ class Pair:
         return payout_steps.ADDRESSES.token(self._label(about))
 
     def _label(self, about: Attempt | Question) -> str:
-        """What an address's token is made from."""
+        """Return the text that an address's token is made from."""
         if isinstance(about, Attempt):
             return about.ocid
         return f"{about.attempt.ocid}?{about.attempt.questions.index(about) + 1}"
@@ -328,6 +339,12 @@ def _allowed(act: Callable[[], Any], refusals: tuple[type[Exception], ...]) -> A
         return "refused"
 
 
+def _found_by(error: Exception) -> Literal["judge", "database", "crash"]:
+    if isinstance(error, Disagreement):
+        return "judge"
+    return "database" if isinstance(error, Forbidden | IntegrityError | InternalError) else "crash"
+
+
 def _as_real(attempt: Attempt) -> Any:
     return SimpleNamespace(
         originator_conversation_id=attempt.ocid, amount=attempt.payout.amount, phone_number=attempt.payout.phone
@@ -337,37 +354,25 @@ def _as_real(attempt: Attempt) -> Any:
 def run(seed: int, *, keep_trace: bool = False, machine: type[Machine] = Machine) -> Outcome:
     """Feed one seed's sequence to both, in a transaction that is rolled back.
 
-    Needs a connection to a migrated database that holds nothing.
+    Needs a connection to a migrated, empty database.
     """
     pair = Pair(seed, machine=machine)
-    violations = []
+    violations: list[Violation] = []
     logging.disable(logging.CRITICAL)
-    block = transaction.atomic()
-    # As Django's own test cases do: services whose transactions are durable may then run inside this one.
-    block._from_testcase = True
     try:
-        with block:
+        with rolled_back():
             pair.begin()
             for number in range(EVENTS):
                 try:
                     pair.step()
                     pair.compare()
-                except Exception as error:  # noqa: BLE001 - an error of either side is what is looked for
-                    violations.append(
-                        Violation("Services and machine agree", f"{type(error).__name__}: {error}", number)
-                    )
+                except Exception as error:  # of either side
+                    evidence = pair.named(f"{type(error).__name__}: {error} [{pair.trace[-1].strip()}]")
+                    violations.append(Violation("Services and machine agree", evidence, number, _found_by(error)))
                     break
-            transaction.set_rollback(True)
     finally:
         logging.disable(logging.NOTSET)
     pair.stats.update(payout.status for payout in pair.machine.payouts)
     pair.stats["steps"] = len(pair.trace)
     trace_hash = hashlib.sha256("\n".join(pair.trace).encode()).hexdigest()
-    found = [Violation(v.rule, _named(v.what, pair.names) + f" [{pair.trace[-1].strip()}]", v.step) for v in violations]
-    return Outcome(seed, trace_hash, tuple(found), pair.stats, tuple(pair.trace) if keep_trace else ())
-
-
-def _named(what: str, names: dict[str, str]) -> str:
-    for ref, name in names.items():
-        what = what.replace(ref, name)
-    return what
+    return Outcome(seed, trace_hash, tuple(violations), pair.stats, tuple(pair.trace) if keep_trace else ())

@@ -1,4 +1,4 @@
-"""The same command in several processes, each with its part of the work."""
+"""Processes that share the work of one command."""
 
 import json
 import subprocess
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def in_processes(jobs: int, arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """The same command in `jobs` processes, each with its part of the work; what they found, as they find it."""
+    """Run the command in `jobs` processes, each with its part of the work, and yield their results as they come."""
     command = [sys.executable, "-m", "soak.simulation", *arguments, "--part"]
-    running = [subprocess.Popen([*command, f"{job}/{jobs}"], stdout=subprocess.PIPE, text=True) for job in range(jobs)]
+    children = [subprocess.Popen([*command, f"{job}/{jobs}"], stdout=subprocess.PIPE, text=True) for job in range(jobs)]
     lines: SimpleQueue[str] = SimpleQueue()
 
-    def read(part: subprocess.Popen[str]) -> None:
-        for line in part.stdout or ():
+    def read(child: subprocess.Popen[str]) -> None:
+        for line in child.stdout or ():
             lines.put(line)
 
-    # All of them are read at once: one whose pipe is full would wait for the others to end.
-    readers = [Thread(target=read, args=[part]) for part in running]
+    # All pipes are read at the same time, because a child whose pipe is full waits.
+    readers = [Thread(target=read, args=[child]) for child in children]
     for reader in readers:
         reader.start()
     while any(reader.is_alive() for reader in readers) or not lines.empty():
@@ -28,5 +28,5 @@ def in_processes(jobs: int, arguments: list[str]) -> Iterator[dict[str, Any]]:
             yield json.loads(lines.get(timeout=0.2))
         except Empty:
             continue
-    if any(each.wait() for each in running):
+    if any(child.wait() for child in children):
         raise SystemExit(2)

@@ -1,21 +1,22 @@
-"""A scripted M-Pesa: in memory, on the virtual clock, with a book of what it paid and a rate for each of its faults.
+"""Scripted M-Pesa in memory, with a book of its payments and a rate for each fault.
 
-It is independent of the simulator that speaks HTTP (payments/mpesa/simulator): what two of them agree on is no accident of
-one. It stands in for the gateway, so it answers with the gateway's own values and errors; what it posts are bytes.
-Amounts are whole shillings.
+It runs on the virtual clock. It is independent of the simulator that speaks HTTP (payments/mpesa/simulator), so an
+error in one of them does not hide in the other. It takes the gateway's place: it returns the gateway's values and
+raises its errors. Subclasses write
+the messages that it posts.
+Units: whole shillings.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 from payments.mpesa import client, gateway_errors
 
-# M-Pesa publishes no retention of its check of duplicates; ours ends after the resend horizon and all our delays.
+# M-Pesa does not publish how long it remembers an id. This is longer than the resend horizon and all our delays.
 REMEMBERS = timedelta(minutes=45)
 RATES = {
     "connection refused": 0.3,
@@ -46,18 +47,21 @@ RATES = {
 UNREGISTERED_SHARE = 0.05
 
 Schedule = Callable[[float, str, Callable[[], None]], None]
-Post = Callable[[str, bytes], None]
+# The addresses that results and answers come to, and the messages posted there: URLs and bytes, or rows and values.
+ResultAddress = TypeVar("ResultAddress")
+AnswerAddress = TypeVar("AnswerAddress")
+Message = TypeVar("Message")
 
 
 @dataclass
-class Request:
-    """What M-Pesa knows of one id. `code` is the result code it reached, `receipt` is of a payment."""
+class Request(Generic[ResultAddress]):
+    """A request as M-Pesa knows it, by its id. `code` is its result code, `receipt` is that of the payment."""
 
     ocid: str
     amount: int
     phone: str
-    result_url: str
-    timeout_url: str
+    result_url: ResultAddress
+    timeout_url: ResultAddress
     received_at: datetime
     state: Literal["queued", "paid", "refused", "expired"] = "queued"
     code: str = ""
@@ -66,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Payment:
-    """One line of M-Pesa's statement."""
+    """A line of M-Pesa's statement."""
 
     ocid: str
     amount: int
@@ -74,14 +78,15 @@ class Payment:
 
 
 def payout_of(ocid: str) -> str:
-    """The external reference of the payout that an id is an attempt of."""
+    """Return the external reference of the payout that an attempt's id belongs to."""
     return ocid.rpartition("-")[0]
 
 
-class Provider:
-    """Takes requests, executes each id once while it remembers it, and tells of it as the faults allow.
+class Provider(Generic[ResultAddress, AnswerAddress, Message]):
+    """M-Pesa: takes requests, executes each id once while it remembers it, and reports results as the faults allow.
 
-    `rates` gives each fault's probability; `heal` ends them all but the members whom M-Pesa does not know.
+    `rates` is the probability of each fault. `stop_faults` ends all of them; unregistered members stay so.
+    `lies_at_will`: several sources may wrongly report that one id failed.
     """
 
     def __init__(
@@ -91,27 +96,27 @@ class Provider:
         *,
         clock: Callable[[], datetime],
         schedule: Schedule,
-        post: Post,
+        post: Callable[[ResultAddress | AnswerAddress, Message], None],
         lies_at_will: bool,
     ) -> None:
         self._random, self._rates, self._clock, self._schedule, self._post = random, rates, clock, schedule, post
         self.lies_at_will = lies_at_will
         self._numbers = 0
-        self.healed = False
-        self.requests: dict[str, Request] = {}
+        self.faults_stopped = False
+        self.requests: dict[str, Request[ResultAddress]] = {}
         self.book: list[Payment] = []
         self.on_the_way: Counter[str] = Counter()
         self.unregistered: set[str] = set()
         self.no_float_until: datetime | None = None
-        # One voice that wrongly says "failed" is what the design survives about one id; this says whose it was.
-        self.false_voices: dict[str, str] = {}
-        # The ids of which a result that says paid reached us.
+        # The design survives one source that wrongly reports a failure of one id. This is that source, by id.
+        self.false_sources: dict[str, str] = {}
+        # Ids for which a result that reports a payment reached us.
         self.told: set[str] = set()
-        # What a log of ours could leak: the requests as they were made.
-        self.seen: list[Request] = []
+        # Every request as it was made, because a log of ours could leak it.
+        self.seen: list[Request[ResultAddress]] = []
         self.struck: Counter[str] = Counter()
 
-    # --- what the gateway would do -----------------------------------------------------------------------------------
+    # --- the gateway's calls -----------------------------------------------------------------------------------------
 
     def pay(
         self,
@@ -119,10 +124,11 @@ class Provider:
         originator_conversation_id: str,
         amount_shillings: int,
         phone_number: str,
-        result_url: str,
-        timeout_url: str,
+        result_url: ResultAddress,
+        timeout_url: ResultAddress,
         **_: str,
     ) -> client.Accepted:
+        """Take a B2C request, as the gateway does. Raises: NotSent; Rejected; OutcomeUnknown."""
         request = Request(
             originator_conversation_id, amount_shillings, phone_number, result_url, timeout_url, self._clock()
         )
@@ -140,7 +146,7 @@ class Provider:
             raise gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
         if self.strikes("late in the proxy"):
             self.on_the_way[request.ocid] += 1
-            self._schedule(self._random.uniform(1, 120), "comes out of the proxy", lambda: self._arrive(request))
+            self._schedule(self._random.uniform(1, 120), "leaves the proxy", lambda: self._arrive(request))
             raise gateway_errors.OutcomeUnknown("504", "Gateway Timeout")
         is_new = self._receive(request)
         if self.strikes("answer lost"):
@@ -155,8 +161,9 @@ class Provider:
         return client.Accepted(self._id("AG"), request.ocid)
 
     def ask_status(
-        self, *, originator_conversation_id: str, result_url: str, timeout_url: str, **_: str
+        self, *, originator_conversation_id: str, result_url: AnswerAddress, timeout_url: AnswerAddress, **_: str
     ) -> client.Accepted:
+        """Take a status query, as the gateway does. Raises: NotSent; OutcomeUnknown."""
         if self.strikes("question refused"):
             raise self._random.choice(
                 [
@@ -167,41 +174,46 @@ class Provider:
             )
         lost = self.strikes("answer to question lost")
         if lost and self._random.random() < 0.3:
-            self._schedule(1.0, "a question times out", lambda: self._post(timeout_url, b'{"Result": {}}'))
+            self._schedule(1.0, "a question times out", lambda: self._post(timeout_url, self.question_timeout()))
         if not lost:
-            wait = self._random.choice([0.2, 1.0, 5.0, 70.0] if not self.healed else [0.5])
+            wait = self._random.choice([0.2, 1.0, 5.0, 70.0] if not self.faults_stopped else [0.5])
             times = 2 if self.strikes("answer to question doubled") else 1
             answer = self._answer_once(originator_conversation_id)
             for number in range(times):
                 self._schedule(wait + 3 * number, "answers a question", lambda: self._post(result_url, answer()))
         return client.Accepted(self._id("AG"), self._id("Q"))
 
-    # --- what becomes of a request -----------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     def may_still_pay(self, ocid: str) -> bool:
-        """Whether the id is paid, or waits to be, or is on its way to where nobody has heard of it."""
+        """Return whether the id is paid, is queued, or is still on its way to M-Pesa."""
         request = self.requests.get(ocid)
         return request.state in ("queued", "paid") if request else self.on_the_way[ocid] > 0
 
-    def may_be_denied(self, ocid: str, voice: str) -> bool:
-        """Whether this voice may wrongly say that the id failed; noted, for a second one must not, or not here."""
-        return self.false_voices.setdefault(ocid, voice) == voice or self.lies_at_will
+    def may_deny(self, ocid: str, source: str) -> bool:
+        """Return whether this source may wrongly report that the id failed.
 
-    def heal(self) -> None:
-        self.healed = True
+        The source is kept, because a second source must not report the same unless M-Pesa lies at will.
+        """
+        return self.false_sources.setdefault(ocid, source) == source or self.lies_at_will
+
+    def stop_faults(self) -> None:
+        """End every fault."""
+        self.faults_stopped = True
 
     def strikes(self, fault: str) -> bool:
-        # Drawn in any case, so that switching one fault off leaves the draws of the others where they were.
-        struck = self._random.random() < self._rates.get(fault, 0.0) and not self.healed
+        """Draw whether a fault strikes now, and count it."""
+        # Always drawn, so that the other faults get the same draws if this one is off.
+        struck = self._random.random() < self._rates.get(fault, 0.0) and not self.faults_stopped
         self.struck[fault] += struck
         return struck
 
-    def _arrive(self, request: Request) -> None:
+    def _arrive(self, request: Request[ResultAddress]) -> None:
         self.on_the_way[request.ocid] -= 1
         self._receive(request)
 
-    def _receive(self, request: Request) -> bool:
-        """Take a request in; False where its id is known."""
+    def _receive(self, request: Request[ResultAddress]) -> bool:
+        """Queue a request; return False if its id is known."""
         known = self.requests.get(request.ocid)
         if known is not None and self._clock() - known.received_at < REMEMBERS:
             return False
@@ -216,26 +228,26 @@ class Provider:
         self._schedule(wait, "executes", lambda: self._drop(request) if drops else self._execute(request))
         return True
 
-    def _time_out(self, request: Request) -> None:
-        self._post(request.timeout_url, json.dumps({"OriginatorConversationID": request.ocid}).encode())
+    def _time_out(self, request: Request[ResultAddress]) -> None:
+        self._post(request.timeout_url, self.timeout(request))
 
-    def _drop(self, request: Request) -> None:
+    def _drop(self, request: Request[ResultAddress]) -> None:
         request.state = "expired"
         self._time_out(request)
 
-    def _execute(self, request: Request) -> None:
+    def _execute(self, request: Request[ResultAddress]) -> None:
         code = self._refusal(request)
         if code:
             request.state, request.code = "refused", code
         else:
             request.state, request.code, request.receipt = "paid", "0", self._id("SKG")
             self.book.append(Payment(request.ocid, request.amount, request.receipt))
-        told = request.code
+        code = request.code
         if self.strikes("unknown code"):
-            told = self._random.choice(["17", "26", "4711", "SFC_XX"])
-        self._tell(request, told)
+            code = self._random.choice(["17", "26", "4711", "SFC_XX"])
+        self._tell(request, code)
 
-    def _refusal(self, request: Request) -> str:
+    def _refusal(self, request: Request[ResultAddress]) -> str:
         if request.phone in self.unregistered:
             return "2040"
         if self.no_float_until is not None and self._clock() < self.no_float_until:
@@ -249,9 +261,9 @@ class Provider:
             return self._random.choice(["4", "8"])
         return ""
 
-    # --- what it tells -----------------------------------------------------------------------------------------------
+    # --- results and answers -----------------------------------------------------------------------------------------
 
-    def _tell(self, request: Request, code: str) -> None:
+    def _tell(self, request: Request[ResultAddress], code: str) -> None:
         body = self.result(request, code)
         if self.strikes("result lost"):
             return
@@ -261,30 +273,33 @@ class Provider:
         for number in range(2 if self.strikes("result doubled") else 1):
             self._schedule(wait + 0.5 * number, "posts a result", lambda: self._post_result(request, code, body))
 
-    def _post_result(self, request: Request, code: str, body: bytes) -> None:
+    def _post_result(self, request: Request[ResultAddress], code: str, body: Message) -> None:
         self._post(request.result_url, body)
         if code == "0":
             self.told.add(request.ocid)
 
-    def _answer_once(self, ocid: str) -> Callable[[], bytes]:
-        """One question's answer: the truth of the moment it is first given, or a lie; the same however often posted."""
-        given: list[bytes] = []
+    def _answer_once(self, ocid: str) -> Callable[[], Message]:
+        """Return a function that makes one question's answer at its first call and repeats it after that.
 
-        def answer() -> bytes:
-            if not given:
-                given.append(self._answer(ocid))
-            return given[0]
+        The answer is the truth of that moment, or a lie.
+        """
+        first: list[Message] = []
+
+        def answer() -> Message:
+            if not first:
+                first.append(self._answer(ocid))
+            return first[0]
 
         return answer
 
-    def _answer(self, ocid: str) -> bytes:
+    def _answer(self, ocid: str) -> Message:
         request = self.requests.get(ocid)
         if request is None or self.strikes("not found, untruly"):
             return self.status(None, self._random.choice(["49", "SFC_IC0003"]))
-        if request.state in ("queued", "paid") and self.strikes("failed, untruly"):
-            # One answer, however often it is posted: each question is a voice of its own.
-            if self.may_be_denied(ocid, f"answer {self._id('Q')}"):
-                return self.status(request, "Failed")
+        # Each question is a source of its own, however often its answer is posted.
+        lies = request.state in ("queued", "paid") and self.strikes("failed, untruly")
+        if lies and self.may_deny(ocid, f"answer {self._id('Q')}"):
+            return self.status(request, "Failed")
         status = {
             "queued": self._random.choice(["Initiated", "Pending", "Authorized"]),
             "paid": "Completed",
@@ -293,60 +308,24 @@ class Provider:
         }[request.state]
         return self.status(request, status)
 
-    def result(self, request: Request, code: str) -> Any:
-        """A result, written as it is posted."""
-        return result_body(request, code, conversation_id=self._id("AG"))
+    # --- messages, which a subclass writes ---------------------------------------------------------------------------
 
-    def status(self, request: Request | None, status: str) -> Any:
-        """The answer to a question, written as it is posted."""
-        return status_body(request, status)
+    def result(self, request: Request[ResultAddress], code: str) -> Message:
+        """Return the result of a request."""
+        raise NotImplementedError
+
+    def status(self, request: Request[ResultAddress] | None, status: str) -> Message:
+        """Return the answer to a question. Without a request, `status` is the not-found code."""
+        raise NotImplementedError
+
+    def timeout(self, request: Request[ResultAddress]) -> Message:
+        """Return the queue timeout of a request."""
+        raise NotImplementedError
+
+    def question_timeout(self) -> Message:
+        """Return the queue timeout of a question."""
+        raise NotImplementedError
 
     def _id(self, prefix: str) -> str:
         self._numbers += 1
         return f"{prefix}{self._numbers:07d}"
-
-
-def result_body(
-    request: Request, code: str, *, conversation_id: str, amount: int | None = None, receipt: str | None = None
-) -> bytes:
-    """The result of a B2C request, as Daraja posts it."""
-    receipt = receipt or request.receipt
-    result: dict[str, Any] = {
-        "ResultType": 0,
-        "ResultCode": int(code) if code.isdigit() else code,
-        "ResultDesc": "The service request is processed successfully." if code == "0" else f"Refused with {code}.",
-        "OriginatorConversationID": request.ocid,
-        "ConversationID": conversation_id,
-        "TransactionID": receipt if code == "0" else "SKG0000000",
-    }
-    if code == "0":
-        result["ResultParameters"] = {
-            "ResultParameter": [
-                {"Key": "TransactionAmount", "Value": request.amount if amount is None else amount},
-                {"Key": "TransactionReceipt", "Value": receipt},
-                {"Key": "ReceiverPartyPublicName", "Value": f"{request.phone} - JOHN DOE"},
-            ]
-        }
-    return json.dumps({"Result": result}).encode()
-
-
-def status_body(request: Request | None, status: str, *, receipt: str | None = None) -> bytes:
-    """The answer to a status query: about a request, or the code with which one is not found."""
-    result: dict[str, Any] = {
-        "ResultType": 0,
-        "ResultCode": 0 if request else status,
-        "ResultDesc": "The query's own.",
-        "OriginatorConversationID": "12345-67890-1",
-        "ConversationID": "AG_20260216_2",
-        "TransactionID": "MBN0000000",
-    }
-    if request is not None:
-        found = {
-            "CreditPartyName": f"{request.phone} - JOHN DOE",
-            "OriginatorConversationID": request.ocid,
-            "TransactionStatus": status,
-            "Amount": request.amount,
-            "ReceiptNo": (receipt or request.receipt) if status == "Completed" else None,
-        }
-        result["ResultParameters"] = {"ResultParameter": [{"Key": k, "Value": v} for k, v in found.items()]}
-    return json.dumps({"Result": result}).encode()

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from django.db import transaction
 from django.db.models import Max
@@ -19,6 +20,14 @@ alarm = logging.getLogger("kasoko.alarm")
 State = Attempt.State
 Status = Transaction.Status
 LONGEST_QUERY_GAP = timedelta(hours=1)
+
+
+class QueryGateway(Protocol):
+    """A gateway that POSTs status queries: client.Gateway, or a simulated M-Pesa."""
+
+    def ask_status(
+        self, *, originator_conversation_id: str, result_url: str, timeout_url: str, remarks: str
+    ) -> client.Accepted: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
 
 
-def put(question: Question, *, gateway: client.Gateway, addresses: Addresses) -> str | None:
+def put(question: Question, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
     """POST one status query and return Daraja's id for it, or None if Daraja did not take it.
 
     Touches no database. A failure changes nothing, because the next query is already due.

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from django.db import connection, transaction
 from django.db.models import Q, QuerySet, Sum
@@ -33,6 +33,22 @@ alarm = logging.getLogger("kasoko.alarm")
 State = Attempt.State
 Status = Transaction.Status
 Response: TypeAlias = client.Accepted | gateway_errors.GatewayError
+
+
+class PaymentGateway(Protocol):
+    """A gateway that POSTs B2C requests: client.Gateway, or a simulated M-Pesa."""
+
+    def pay(
+        self,
+        *,
+        originator_conversation_id: str,
+        amount_shillings: int,
+        phone_number: str,
+        remarks: str,
+        occasion: str,
+        result_url: str,
+        timeout_url: str,
+    ) -> client.Accepted: ...
 
 
 @dataclass(frozen=True)
@@ -291,7 +307,7 @@ def request(claim: Claim, *, addresses: Addresses) -> dict[str, Any]:
     }
 
 
-def call(claim: Claim, *, gateway: client.Gateway, addresses: Addresses) -> Response:
+def call(claim: Claim, *, gateway: PaymentGateway, addresses: Addresses) -> Response:
     """POST one claimed request and return M-Pesa's response, or the error. Touches no database."""
     try:
         return gateway.pay(**request(claim, addresses=addresses))

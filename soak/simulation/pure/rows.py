@@ -1,7 +1,7 @@
-"""What the pure payout machine (machine.py) holds in memory: debts, requests, questions, messages, and the book.
+"""Rows of the pure payout machine, in memory: payouts, attempts, questions, messages, and the ledger.
 
-Both machines of states stand here once more as D3 has them, and as PostgreSQL would, they refuse every other move.
-Amounts are whole shillings.
+Both state machines of D3 are stated here a second time. Like PostgreSQL, they refuse every other transition.
+Units: whole shillings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 OPEN = frozenset(("SENDING", "WAITING", "ACCEPTED", "IN_DOUBT"))
 UNDECIDED = frozenset(("SENDING", "ACCEPTED", "IN_DOUBT"))
 
-PAYOUT_MOVES = {
+PAYOUT_TRANSITIONS = {
     "PENDING": {"PROCESSING", "HELD", "COMPLETED", "CANCELLED"},
     "PROCESSING": {"COMPLETED", "FAILED", "HELD", "PENDING"},
     "HELD": {"PENDING", "FAILED", "COMPLETED", "CANCELLED"},
@@ -22,7 +22,7 @@ PAYOUT_MOVES = {
     "COMPLETED": set(),
     "CANCELLED": set(),
 }
-ATTEMPT_MOVES = {
+ATTEMPT_TRANSITIONS = {
     "SENDING": {"WAITING", "ACCEPTED", "IN_DOUBT", "PAID", "FAILED"},
     "WAITING": {"SENDING", "IN_DOUBT", "PAID", "FAILED"},
     "ACCEPTED": {"IN_DOUBT", "PAID", "FAILED"},
@@ -33,11 +33,11 @@ ATTEMPT_MOVES = {
 
 
 class Forbidden(Exception):
-    """A move that no table allows, or a transfer that is booked already: PostgreSQL would have refused it."""
+    """A transition that no table allows, or a transfer that is already booked: PostgreSQL would refuse it."""
 
 
 class Result(NamedTuple):
-    """What M-Pesa posts about a request. `says_paid` is code 0; amount, phone and receipt may be missing."""
+    """M-Pesa's result of a request. Code 0 reports a payment; amount, phone and receipt may be missing."""
 
     ocid: str
     code: str
@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What M-Pesa answers a question: completed, failed, not_found or unknown, and about which request."""
+    """M-Pesa's answer to a question: completed, failed, not_found or unknown, and the request that it is about."""
 
     verdict: str
     ocid: str | None = None
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Payout:
-    """Our debt to one member."""
+    """A debt to one member."""
 
     ref: str
     member: str
@@ -76,15 +76,19 @@ class Payout:
         return next((attempt for attempt in self.attempts if attempt.state in OPEN), None)
 
     def move(self, status: str) -> None:
+        """Change the status. Raises: Forbidden."""
         if status != self.status:
-            if status not in PAYOUT_MOVES[self.status]:
+            if status not in PAYOUT_TRANSITIONS[self.status]:
                 raise Forbidden(f"payout {self.ref}: {self.status} to {status}")
             self.status = status
 
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """One request for a payout, under one id, however often that is POSTed."""
+    """A request for a payout under one id, however often it is POSTed.
+
+    `report` is the result that callbacks report: a code, or one of the machine's two words for a reported payment.
+    """
 
     payout: Payout
     number: int
@@ -100,13 +104,14 @@ class Attempt:
     heard_at: datetime | None = None
     closed_at: datetime | None = None
     acknowledged: bool = False
-    claim: str = ""
+    report: str = ""
     receipt: str = ""
     questions: list[Question] = field(default_factory=list)
 
     def move(self, state: str) -> None:
+        """Change the state. Raises: Forbidden."""
         if state != self.state:
-            if state not in ATTEMPT_MOVES[self.state]:
+            if state not in ATTEMPT_TRANSITIONS[self.state]:
                 raise Forbidden(f"attempt {self.ocid}: {self.state} to {state}")
             self.state = state
 
@@ -117,16 +122,16 @@ class Attempt:
 
 @dataclass(eq=False, slots=True)
 class Question:
-    """One question about an attempt, with an address of its own; `said` keeps the first word that decides."""
+    """A question about an attempt, with an address of its own. `verdict` is the first answer that decides."""
 
     attempt: Attempt
     asked_at: datetime
-    said: str = ""
+    verdict: str = ""
 
 
 @dataclass(eq=False, slots=True)
 class Message:
-    """What came to an address of ours, stored; None as its content says that a queue timed out."""
+    """A stored message that came to one of our addresses. A queue timeout has None as its content."""
 
     about: Attempt | Question
     content: Result | Answer | None
@@ -135,7 +140,7 @@ class Message:
 
 
 class Book:
-    """The ledger: transfers by key, and what each account holds, credits less debits, so that all of it sums to 0."""
+    """The ledger: transfers by key, and the balance of each account, credits less debits. All balances sum to 0."""
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
@@ -143,6 +148,7 @@ class Book:
         self.total: defaultdict[str, int] = defaultdict(int)
 
     def post(self, key: str, debit: str, credit: str, amount: int) -> None:
+        """Book one transfer. Raises: Forbidden."""
         if key in self.keys or amount <= 0:
             raise Forbidden(f"transfer {key} of {amount}")
         self.keys.add(key)

@@ -1,0 +1,70 @@
+"""Scripted M-Pesa of the services: its messages are bytes, as Daraja posts them."""
+
+import json
+from typing import Any
+
+from soak.simulation.provider import Provider, Request
+
+DarajaRequest = Request[str]
+
+
+class DarajaProvider(Provider[str, str, bytes]):
+    """M-Pesa that posts to URLs."""
+
+    def result(self, request: DarajaRequest, code: str) -> bytes:
+        return result_body(request, code, conversation_id=self._id("AG"))
+
+    def status(self, request: DarajaRequest | None, status: str) -> bytes:
+        return status_body(request, status)
+
+    def timeout(self, request: DarajaRequest) -> bytes:
+        return json.dumps({"OriginatorConversationID": request.ocid}).encode()
+
+    def question_timeout(self) -> bytes:
+        return b'{"Result": {}}'
+
+
+def result_body(
+    request: DarajaRequest, code: str, *, conversation_id: str, amount: int | None = None, receipt: str | None = None
+) -> bytes:
+    """Return the result of a B2C request as Daraja posts it."""
+    receipt = receipt or request.receipt
+    result: dict[str, Any] = {
+        "ResultType": 0,
+        "ResultCode": int(code) if code.isdigit() else code,
+        "ResultDesc": "The service request is processed successfully." if code == "0" else f"Refused with {code}.",
+        "OriginatorConversationID": request.ocid,
+        "ConversationID": conversation_id,
+        "TransactionID": receipt if code == "0" else "SKG0000000",
+    }
+    if code == "0":
+        result["ResultParameters"] = {
+            "ResultParameter": [
+                {"Key": "TransactionAmount", "Value": request.amount if amount is None else amount},
+                {"Key": "TransactionReceipt", "Value": receipt},
+                {"Key": "ReceiverPartyPublicName", "Value": f"{request.phone} - JOHN DOE"},
+            ]
+        }
+    return json.dumps({"Result": result}).encode()
+
+
+def status_body(request: DarajaRequest | None, status: str, *, receipt: str | None = None) -> bytes:
+    """Return the answer to a status query as Daraja posts it. Without a request, `status` is the not-found code."""
+    result: dict[str, Any] = {
+        "ResultType": 0,
+        "ResultCode": 0 if request else status,
+        "ResultDesc": "The query's own.",
+        "OriginatorConversationID": "12345-67890-1",
+        "ConversationID": "AG_20260216_2",
+        "TransactionID": "MBN0000000",
+    }
+    if request is not None:
+        parameters = {
+            "CreditPartyName": f"{request.phone} - JOHN DOE",
+            "OriginatorConversationID": request.ocid,
+            "TransactionStatus": status,
+            "Amount": request.amount,
+            "ReceiptNo": (receipt or request.receipt) if status == "Completed" else None,
+        }
+        result["ResultParameters"] = {"ResultParameter": [{"Key": k, "Value": v} for k, v in parameters.items()]}
+    return json.dumps({"Result": result}).encode()

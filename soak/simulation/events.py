@@ -1,0 +1,124 @@
+"""Event loop on a virtual clock, which both simulated worlds share.
+
+The random draws of one seed always come in the same order, so a seed gives the same run every time.
+"""
+
+import hashlib
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, Literal
+
+from soak.simulation.outcome import Violation
+from soak.simulation.provider import Provider
+
+FINISH_WITHIN = timedelta(hours=52)  # after the faults stop; longer than PAYOUT_REVIEW_AFTER and all delays
+Task = Generator[float, None, None]
+
+
+class EventLoop:
+    """Events in the order of their times, faults with their rates, a trace, and the violations found."""
+
+    provider: Provider[Any, Any, Any]
+    faults_stop_at: datetime
+
+    def __init__(
+        self, random: Random, start: datetime, rates: Mapping[str, float], likely: Mapping[str, float], keep_trace: bool
+    ) -> None:
+        self.random = random
+        self.start = self.now = start
+        self.rates = self.draw_rates(rates, likely)
+        self.violations: list[Violation] = []
+        self.stats: Counter[str] = Counter()
+        self.steps = 0
+        self.trace: list[str] = []
+        self._keep_trace = keep_trace
+        self._hash = hashlib.sha256()
+        self._events: list[tuple[datetime, int, str, Callable[[], None]]] = []
+        self._sequence = itertools.count()
+
+    def draw_rates(self, highest: Mapping[str, float], likely: Mapping[str, float]) -> dict[str, float]:
+        """Draw the rate of each fault; `likely` fixes some. Half of the faults are off, so the others can go far."""
+        drawn = {
+            fault: self.random.uniform(0.05, 1.0) * rate if self.random.random() < 0.5 else 0.0
+            for fault, rate in highest.items()
+        }
+        return {fault: likely.get(fault, rate) for fault, rate in drawn.items()}
+
+    def run(self) -> None:
+        """Run until everything is final, or until a rule is broken."""
+        self.begin()
+        while self._events and not self.violations:
+            label, step = self.next_event()
+            if self.now > self.faults_stop_at + FINISH_WITHIN:
+                break
+            self.take(label, step)
+            if self.provider.faults_stopped and not self.violations and self.is_quiet() and not self.final_pass():
+                break
+        if not self.violations:
+            self.judge_end()
+        self.stats["steps"] = self.steps
+        self.stats.update({fault: count for fault, count in self.provider.struck.items() if count})
+
+    def begin(self) -> None:
+        """Schedule the first events."""
+        raise NotImplementedError
+
+    def take(self, label: str, step: Callable[[], None]) -> None:
+        """Do one step, and judge what it left behind."""
+        raise NotImplementedError
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing is left to do without a person."""
+        raise NotImplementedError
+
+    def final_pass(self) -> bool:
+        """Let people do their part after all is quiet; return False if nothing is left for them."""
+        raise NotImplementedError
+
+    def judge_end(self) -> None:
+        """Judge the state that the run ends in."""
+        raise NotImplementedError
+
+    def next_event(self) -> tuple[str, Callable[[], None]]:
+        """Take the next event off the queue and move the clock to it."""
+        time, _, label, step = heapq.heappop(self._events)
+        self.now = max(time, self.now + timedelta(milliseconds=1))
+        return label, step
+
+    def schedule(self, seconds: float, label: str, step: Callable[[], None]) -> None:
+        """Do `step` so many seconds from now."""
+        heapq.heappush(self._events, (self.now + timedelta(seconds=seconds), next(self._sequence), label, step))
+
+    def waiting(self) -> list[str]:
+        """Return the labels of all events that are scheduled."""
+        return [label for _, _, label, _ in self._events]
+
+    def strikes(self, fault: str) -> bool:
+        """Draw whether a fault strikes now, and count it."""
+        struck = self.random.random() < self.rates[fault] and not self.provider.faults_stopped
+        if struck:
+            self.stats[fault] += 1
+        return struck
+
+    def named(self, text: str) -> str:
+        """Replace names that differ between runs of a seed; a world whose database draws ids overrides this."""
+        return text
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        line = f"{(self.now - self.start).total_seconds():10.3f} {self.named(text)}"
+        self._hash.update(line.encode())
+        if self._keep_trace:
+            self.trace.append(line)
+
+    def accuse(self, rule: str, evidence: str, found_by: Literal["judge", "database", "crash"] = "judge") -> None:
+        """Record a violation."""
+        self.violations.append(Violation(rule, self.named(evidence), self.steps, found_by))
+
+    @property
+    def trace_hash(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,236 @@
+"""Planted bugs in reading evidence: callbacks and answers to status queries."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.db import transaction
+
+from payments.models import Attempt, StatusQuery, Transaction
+from payments.mpesa import message_fields, messages, result_codes
+from payments.mpesa.callback_urls import Addresses
+from payments.payouts import attempts
+from payments.payouts.evidence import booking, callbacks, rules
+from payments.policy import Policy
+from soak.simulation.planting import FORGED, NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD, RESENT, Catalogue, instead_of, without
+from soak.simulation.world import World
+
+BUGS = Catalogue()
+State = Attempt.State
+Result = messages.Result
+
+
+def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractContextManager[None]:
+    """Fail the attempt at once on results for which `reads_as_failure` is true."""
+    original = rules.apply_result
+
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+        outcome = original(attempt_id, result, trusted=trusted, at=at, policy=policy)
+        if reads_as_failure(result):
+            fail_if_open(attempt_id, result.result_desc, at, policy)
+        return outcome
+
+    return instead_of(rules, "apply_result", apply_result)
+
+
+def failing_on_status(verdict: str) -> AbstractContextManager[None]:
+    """Fail the attempt on one status answer with this verdict."""
+    original = rules.apply_status_answer
+
+    def apply_status_answer(
+        query_id: int, answer: messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
+    ) -> str:
+        outcome = original(query_id, answer, trusted=trusted, at=at, policy=policy)
+        if answer.payment_status == verdict:
+            fail_if_open(StatusQuery.objects.get(pk=query_id).attempt_id, verdict, at, policy)
+        return outcome
+
+    return instead_of(rules, "apply_status_answer", apply_status_answer)
+
+
+def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> None:
+    """Mark an attempt as failed without the proof that this needs."""
+    with transaction.atomic():
+        payout, attempt = attempts.locked(attempt_id)
+        if attempt.state in Attempt.OPEN:
+            attempts.fail(payout, attempt, code="", words=words, at=at, policy=policy)
+
+
+def means_failure(result: Result) -> bool:
+    """Return whether the result's code is on the allow-list of definite failures."""
+    return result_codes.meaning(result.result_code).definite
+
+
+# --- callbacks -------------------------------------------------------------------------------------------------------
+
+
+@BUGS.bug(
+    "code 15 as failure", "D4: result 15 says nothing about the first request", RESENT | {"duplicate by result": 1.0}
+)
+def _(world: World) -> Iterator[None]:
+    with failing_on_result(lambda result: result.result_code == "15"):
+        yield
+
+
+@BUGS.bug("unknown code as failure", "D4: the definite codes are an allow-list", {"unknown code": 0.4})
+def _(world: World) -> Iterator[None]:
+    doubtful = ("0", "15")
+    with failing_on_result(lambda result: not means_failure(result) and result.result_code not in doubtful):
+        yield
+
+
+@BUGS.bug("unconfirmed failure", "D4: one callback alone never proves a failure", FORGED)
+def _(world: World) -> Iterator[None]:
+    with failing_on_result(means_failure):
+        yield
+
+
+@BUGS.bug("queue timeout as failure", "D4: a queue timeout proves nothing", {"queue timeout, executed": 0.4})
+def _(world: World) -> Iterator[None]:
+    original = rules.apply_timeout
+
+    def apply_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
+        outcome = original(attempt_id, at=at, policy=policy)
+        fail_if_open(attempt_id, "queue timeout", at, policy)
+        return outcome
+
+    with instead_of(rules, "apply_timeout", apply_timeout):
+        yield
+
+
+@BUGS.bug("a paid payout failed by a late callback", "D4: proof of payment always outweighs a failure", FORGED)
+def _(world: World) -> Iterator[None]:
+    original = rules.apply_result
+
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+        outcome = original(attempt_id, result, trusted=trusted, at=at, policy=policy)
+        if not result.says_paid and Attempt.objects.filter(pk=attempt_id, state=State.PAID).update(state=State.FAILED):
+            Transaction.objects.filter(attempts=attempt_id).update(status=Transaction.Status.FAILED)
+        return outcome
+
+    without(NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD)
+    with instead_of(rules, "apply_result", apply_result):
+        yield
+
+
+@BUGS.bug(
+    "late success dropped",
+    "D4: a late success is booked, never dropped",
+    {"failed, untruly": 1.0, "result late": 0.5},
+    seed=4,
+)
+def _(world: World) -> Iterator[None]:
+    original = booking.pay
+
+    def pay(payout: Transaction, attempt: Attempt, **more: Any) -> str:
+        return "failed already" if attempt.state == State.FAILED else original(payout, attempt, **more)
+
+    with instead_of(booking, "pay", pay):
+        yield
+
+
+@BUGS.bug("callback trusted without token", "D4: each request has an address of its own", FORGED)
+def _(world: World) -> Iterator[None]:
+    original = callbacks.store
+
+    def store(*, kind: str, token: str, body: bytes, addresses: Addresses, **more: Any) -> None:
+        if kind == "result":
+            token = addresses.token(messages.parse_result(body).originator_conversation_id or "")
+        original(kind=kind, token=token, body=body, addresses=addresses, **more)
+
+    with instead_of(callbacks, "store", store):
+        yield
+
+
+@BUGS.bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", FORGED)
+def _(world: World) -> Iterator[None]:
+    original = rules.apply_result
+
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+        amount = Attempt.objects.get(pk=attempt_id).amount
+        pairs = tuple((key, amount if key == "TransactionAmount" else value) for key, value in result.parameters.pairs)
+        matching = replace(result, parameters=message_fields.Parameters(pairs))
+        return original(attempt_id, matching, trusted=trusted, at=at, policy=policy)
+
+    with instead_of(rules, "apply_result", apply_result):
+        yield
+
+
+@BUGS.bug("large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", FORGED, seed=7)
+def _(world: World) -> Iterator[None]:
+    # The forger still aims above the amount that the operator set.
+    world.policy = replace(world.policy, confirm_above=Decimal(10**9))
+    yield
+
+
+@BUGS.bug(
+    "foreign address trusted",
+    "D4: a result from an address that is not M-Pesa's is confirmed by a status query",
+    FORGED,
+    seed=1,
+)
+def _(world: World) -> Iterator[None]:
+    original = rules.apply_result
+
+    def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+        return original(attempt_id, result, trusted=True, at=at, policy=policy)
+
+    with instead_of(rules, "apply_result", apply_result):
+        yield
+
+
+@BUGS.bug("booked in bulk without comparing", "D4: bulk booking takes only results that match fully", FORGED)
+def _(world: World) -> Iterator[None]:
+    def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **_: Any) -> bool:
+        return result.says_paid and attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT)
+
+    with instead_of(rules, "is_plainly_paid", is_plainly_paid):
+        yield
+
+
+@BUGS.bug(
+    "booked in bulk while another request is open",
+    "D3: a result for a payout that is not under way is weighed one by one",
+    RESENT,
+)
+def _(world: World) -> Iterator[None]:
+    original = rules.is_plainly_paid
+
+    def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **more: Any) -> bool:
+        if attempt.state in (State.FAILED, State.PAID):
+            attempt.state, payout.status = State.SENDING, Transaction.Status.PROCESSING
+        return original(payout, attempt, result, **more)
+
+    without(NO_PAYOUT_GUARD, NO_ATTEMPT_GUARD)
+    with instead_of(rules, "is_plainly_paid", is_plainly_paid):
+        yield
+
+
+# --- status queries --------------------------------------------------------------------------------------------------
+
+
+@BUGS.bug("not-found as failure", "D4: not found never means failed", {"not found, untruly": 0.6})
+def _(world: World) -> Iterator[None]:
+    with failing_on_status("not_found"):
+        yield
+
+
+@BUGS.bug("one status answer as failure", "D4: a failure needs two sources", {"failed, untruly": 0.8})
+def _(world: World) -> Iterator[None]:
+    with failing_on_status("failed"):
+        yield
+
+
+@BUGS.bug("shared query token", "D4: each query has an address of its own", FORGED, seed=2)
+def _(world: World) -> Iterator[None]:
+    original = Addresses.token
+
+    def token(self: Addresses, subject: str) -> str:
+        return original(self, subject.partition("?")[0])
+
+    without("ALTER TABLE payments_statusquery DROP CONSTRAINT query_token_once")
+    with instead_of(Addresses, "token", token):
+        yield

@@ -1,0 +1,135 @@
+"""Attempts of the pure payout machine: every change of state of a request and its payout, with its transfers.
+
+Units: whole shillings.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from payments.policy import Policy
+from soak.simulation.pure.rows import Answer, Attempt, Book, Message, Payout, Result
+
+# Definite failures that we can mend ourselves, so the payout is sent again.
+OURS = frozenset(("1", "11", "21", "2001", "2006", "2028", "8006"))
+LONGEST_WAIT = timedelta(minutes=5)
+
+
+class Refused(Exception):
+    """An operator asked for an act that could pay twice, or that is not theirs to decide. Nothing moved."""
+
+
+class Attempts:
+    """Payouts, their requests, the questions about them, the stored messages, and the ledger.
+
+    `touched` are the payouts that anything was done about since it was last emptied.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.payouts: list[Payout] = []
+        self.book = Book()
+        self.unapplied: list[Message] = []
+        self.touched: set[Payout] = set()
+        self._stored: set[tuple[int, Result | Answer | None, bool]] = set()
+
+    def owe(self, ref: str, *, member: str, phone: str, amount: int, at: datetime) -> Payout:
+        """Create a payout of a settlement, due at once."""
+        payout = Payout(ref, member, phone, amount, due_at=at)
+        self.payouts.append(payout)
+        self.book.post(f"payout:{ref}", "pool", f"payable:{ref}", amount)
+        self.touched.add(payout)
+        return payout
+
+    def new_attempt(self, payout: Payout, at: datetime) -> Attempt:
+        """Open a request under a new id, and book its amount from payable to in flight."""
+        number = len(payout.attempts) + 1
+        ocid = f"{payout.ref}-{number}"
+        attempt = Attempt(payout, number, ocid, at, at, at, ask_at=at + self.policy.query_after)
+        payout.attempts.append(attempt)
+        self.book.post(f"send:{ocid}", f"payable:{payout.ref}", f"in_flight:{payout.ref}", payout.amount)
+        return attempt
+
+    def within_horizon(self, attempt: Attempt, at: datetime) -> bool:
+        """Return whether the id may still be POSTed again."""
+        return attempt.first_sent_at is None or at < attempt.first_sent_at + self.policy.resend_horizon
+
+    def doubt(self, attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
+        """Mark a request as in doubt, and ask at `ask_at` at the latest. Nothing else of the payout may leave."""
+        attempt.move("IN_DOUBT")
+        attempt.doubted_at = attempt.doubted_at or at
+        attempt.ask_at = min(attempt.ask_at or ask_at, ask_at)
+        if attempt.payout.status == "PENDING":
+            attempt.payout.move("PROCESSING")
+
+    def mark_known(self, attempt: Attempt, *, at: datetime) -> None:
+        """Record that M-Pesa knows this id: from now on we only ask about it."""
+        attempt.known_at, attempt.resend_at = attempt.known_at or at, None
+
+    def pay(self, attempt: Attempt, *, receipt: str, at: datetime) -> None:
+        """Book a proof of payment, whatever was believed before.
+
+        If the debt was settled otherwise meanwhile, the payment becomes a receivable from the member.
+        """
+        payout, ocid = attempt.payout, attempt.ocid
+        self.touched.add(payout)
+        if attempt.state == "PAID":
+            attempt.receipt = attempt.receipt or receipt
+            return
+        late = attempt.state == "FAILED"
+        payable, in_flight, wallet = f"payable:{payout.ref}", f"in_flight:{payout.ref}", f"wallet:{payout.member}"
+        still_owed = not late or (payout.open is None and self.book.held[payable] == payout.amount)
+        attempt.move("PAID")
+        attempt.receipt, attempt.closed_at, attempt.ask_at, attempt.resend_at = receipt, at, None, None
+        if still_owed:
+            if late:
+                self.book.post(f"reopen:{ocid}", payable, in_flight, payout.amount)
+            self.book.post(f"won:{ocid}", in_flight, wallet, payout.amount)
+            self.book.post(f"paid:{ocid}", wallet, "utility", payout.amount)
+            payout.move("COMPLETED")
+            return
+        self.book.post(f"late:{ocid}", f"receivable:{payout.member}", "utility", payout.amount)
+        other = payout.open
+        if other is not None and other.never_left:
+            self.fail(other, code="", at=at)
+        elif payout.status in ("PENDING", "PROCESSING"):
+            payout.move("HELD")
+
+    def fail(self, attempt: Attempt, *, code: str, at: datetime) -> None:
+        """Book a proof that a request was not executed: its amount returns from in flight to payable.
+
+        If an earlier request of the payout was paid, the debt is set off against that payment.
+        """
+        payout = attempt.payout
+        self.touched.add(payout)
+        attempt.move("FAILED")
+        attempt.report, attempt.closed_at, attempt.ask_at, attempt.resend_at = code, at, None, None
+        payable, wallet = f"payable:{payout.ref}", f"wallet:{payout.member}"
+        self.book.post(f"return:{attempt.ocid}", f"in_flight:{payout.ref}", payable, payout.amount)
+        if payout.status == "PENDING":
+            payout.move("PROCESSING")
+        paid = [attempt for attempt in payout.attempts if attempt.state == "PAID"]
+        if paid:
+            self.book.post(f"redirect:{payout.ref}", payable, wallet, payout.amount)
+            self.book.post(f"setoff:{paid[-1].ocid}", wallet, f"receivable:{payout.member}", payout.amount)
+            payout.move("COMPLETED")
+        elif code in OURS and payout.status == "PROCESSING":
+            payout.due_at = at + min(self.policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
+            payout.move("PENDING")
+        else:
+            payout.failed_at = at
+            payout.move("FAILED")
+
+    def check_owed(self, payout: Payout) -> None:
+        """Check that an operator may act on a payout: it is owed, and no request of it may still pay.
+
+        Raises: Refused.
+        """
+        if payout.status not in ("FAILED", "HELD") or payout.open is not None:
+            raise Refused(f"{payout.status}, or a request is open")
+        if any(attempt.ask_at is not None for attempt in payout.attempts):
+            raise Refused("we are asking whether it was paid")
+        if self.book.held[f"payable:{payout.ref}"] != payout.amount:
+            raise Refused("the books do not owe it")
+
+    def _attempts(self) -> Iterable[Attempt]:
+        return (attempt for payout in self.payouts for attempt in payout.attempts)

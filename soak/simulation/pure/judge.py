@@ -1,0 +1,96 @@
+"""Judge of the pure world: rules that each payout keeps after every step, by our book and by M-Pesa's."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from soak.simulation.provider import payout_of
+from soak.simulation.pure.machine import Machine
+from soak.simulation.pure.provider import PureProvider
+from soak.simulation.pure.rows import OPEN, Payout
+
+
+class Judge:
+    """Reports each broken rule to `accuse`, as (rule, evidence).
+
+    `proven` are the ids of which a trusted proof of payment reached us.
+    """
+
+    def __init__(self, machine: Machine, provider: PureProvider, accuse: Callable[[str, str], None]) -> None:
+        self.machine, self.provider, self.accuse = machine, provider, accuse
+        self.proven: set[str] = set()
+        self._payments: Counter[str] = Counter()
+        self._read = 0
+
+    def check(self, payout: Payout) -> None:
+        """Check one payout against the rules of our book, and against M-Pesa's book."""
+        open_attempts = [attempt for attempt in payout.attempts if attempt.state in OPEN]
+        if len(open_attempts) > 1:
+            self.accuse("At most one request of a payout is open", payout.ref)
+        if any(attempt.state in OPEN for attempt in payout.attempts[:-1]):
+            self.accuse("A new id only after a proven failure", payout.ref)
+        self._check_balances(payout, len(open_attempts))
+        self._check_status(payout)
+        self._check_statement(payout)
+
+    def _check_balances(self, payout: Payout, open_count: int) -> None:
+        held, ref = self.machine.book.held, payout.ref
+        unfinished = payout.status not in ("COMPLETED", "CANCELLED")
+        if held[f"in_flight:{ref}"] != payout.amount * open_count:
+            self.accuse("The money in flight is that of the open requests", f"{ref}: {held[f'in_flight:{ref}']}")
+        if held[f"payable:{ref}"] != (payout.amount if unfinished and not open_count else 0):
+            evidence = f"{ref}: {held[f'payable:{ref}']}"
+            self.accuse("The money payable is that of unfinished payouts without an open request", evidence)
+        if held[f"wallet:{payout.member}"] < 0:
+            self.accuse("A wallet is never below zero", payout.member)
+
+    def _check_status(self, payout: Payout) -> None:
+        status, attempt = payout.status, payout.open
+        waits = attempt is not None and attempt.state == "WAITING"
+        if attempt is not None and status not in ("PROCESSING", "HELD") and not (status == "PENDING" and waits):
+            evidence = f"{payout.ref} is {status}"
+            self.accuse("A payout with an open request is neither sendable nor final", evidence)
+        if status == "PROCESSING" and attempt is None:
+            self.accuse("A payout in PROCESSING has an open request", payout.ref)
+        paid = any(attempt.state == "PAID" for attempt in payout.attempts)
+        if status == "COMPLETED" and not (paid or payout.redirected):
+            self.accuse("A completed payout was paid or went to the wallet", payout.ref)
+
+    def _check_statement(self, payout: Payout) -> None:
+        provider, ref = self.provider, payout.ref
+        while self._read < len(provider.book):
+            self._payments[payout_of(provider.book[self._read].ocid)] += 1
+            self._read += 1
+        for attempt in payout.attempts:
+            request = provider.requests.get(attempt.ocid)
+            if attempt.state == "PAID" and (request is None or request.state != "paid"):
+                self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
+            if attempt.state == "FAILED" and not provider.lies_at_will and provider.may_still_pay(attempt.ocid):
+                self.accuse("An attempt is FAILED in the books only if M-Pesa can no longer pay it", attempt.ocid)
+        if provider.lies_at_will:
+            return  # Two sources that wrongly agree on a failure are believed; only what follows can be judged.
+        times = self._payments[ref]
+        if times > 1:
+            self.accuse("Nobody is paid twice", f"{ref} was paid {times} times")
+        if payout.status == "COMPLETED" and payout.redirected == bool(times):
+            where = "and to the wallet" if times else "but nowhere"
+            self.accuse("A completed payout is paid in one place", f"{ref} is completed {where}")
+
+    def check_end(self) -> None:
+        """Check that nothing is left over, and that M-Pesa's book and ours agree."""
+        machine, provider = self.machine, self.provider
+        ours = {(a.ocid, a.receipt) for payout in machine.payouts for a in payout.attempts if a.state == "PAID"}
+        statement = {
+            (payment.ocid, payment.receipt)
+            for payment in provider.book
+            if payment.ocid in self.proven or not provider.lies_at_will
+        }
+        if provider.lies_at_will:
+            ours &= statement
+        for ocid, receipt in sorted(ours ^ statement):
+            self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one only")
+        for payout in machine.payouts:
+            self.check(payout)
+            if payout.status != "COMPLETED":
+                self.accuse("Everything becomes final after the faults stop", f"{payout.ref} is {payout.status}")
+        if machine.unapplied:
+            self.accuse("Everything becomes final after the faults stop", "a callback is left over")

@@ -1,0 +1,307 @@
+"""Pure payout machine: the rules stated a second time, in memory, without the database and the services.
+
+Each method is one transaction of the real system: it happens whole or not at all, so a crash falls between two of
+them. The machine holds what PostgreSQL would hold. It sends nothing: `claim` and `resends` return requests to POST,
+`ask` returns questions, `record` and `apply` learn from responses and messages. Breakers, the canary and the daily
+limit are not stated here, because they only delay; neither is the guide's plain callback. conformance.py compares the
+machine with the services.
+Units: whole shillings.
+"""
+
+from datetime import datetime, timedelta
+
+from payments.mpesa import client, gateway_errors
+from soak.simulation.pure.attempts import LONGEST_WAIT, Attempts
+from soak.simulation.pure.rows import OPEN, UNDECIDED, Answer, Attempt, Message, Payout, Question, Result
+
+# Codes that prove that no money moved; every other code proves nothing.
+DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028", "2040", "8006", "SFC_IC0003"))
+DUPLICATE = frozenset(("15", "41"))
+ASKABLE = frozenset(("FAILED", *UNDECIDED))
+LONGEST_GAP = timedelta(hours=1)
+# Reports of a payment: PAID is complete, and one question confirms it; PERHAPS is not, and only questions count.
+PAID, PERHAPS = "says paid", "perhaps says paid"
+
+
+def _precedence(payout: Payout) -> tuple[bool, bool, float, float]:
+    """Return the sort key of a due payout: refused requests first, and of those the one sent first."""
+    attempt = payout.open
+    if attempt is None:
+        return (True, True, 0.0, 0.0)
+    first = attempt.first_sent_at
+    return (False, first is None, first.timestamp() if first else 0.0, attempt.opened_at.timestamp())
+
+
+class Machine(Attempts):
+    """The payout machine: it claims, records responses, asks, and applies messages."""
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def sendable(self, payout: Payout) -> bool:
+        """Return whether a payout only waits for its time. A question about a failed request is answered first."""
+        if payout.status != "PENDING":
+            return False
+        return not any(attempt.state == "FAILED" and attempt.ask_at is not None for attempt in payout.attempts)
+
+    def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
+        """Claim due payouts and return the requests to POST, written down before the POST.
+
+        A request that never left keeps its id and goes first; any other gets a new id. Each payout is the only one of
+        its settlement, and settlements take turns in the order in which they were made.
+        """
+        candidates = self.payouts if only is None else [only]
+        due = [payout for payout in candidates if payout.due_at <= at and self.sendable(payout)]
+        claimed = []
+        for payout in sorted(due, key=_precedence)[:limit]:
+            self.touched.add(payout)
+            payout.move("PROCESSING")
+            attempt = payout.open
+            if attempt is None:
+                claimed.append(self.new_attempt(payout, at))
+            elif self.within_horizon(attempt, at):
+                claimed.append(self._post_again(attempt, at))
+            else:
+                self.doubt(attempt, ask_at=at, at=at)
+        return claimed
+
+    def resends(self, *, at: datetime, limit: int) -> list[Attempt]:
+        """Claim requests that M-Pesa did not find, and return those to POST again under their own ids."""
+        due = [a for a in self._attempts() if a.state == "IN_DOUBT" and a.resend_at is not None and a.resend_at <= at]
+        claimed = []
+        for attempt in sorted(due, key=lambda attempt: attempt.resend_at or at)[:limit]:
+            self.touched.add(attempt.payout)
+            attempt.resend_at = None
+            if attempt.payout.status == "PROCESSING" and self.within_horizon(attempt, at):
+                claimed.append(self._post_again(attempt, at))
+        return claimed
+
+    def _post_again(self, attempt: Attempt, at: datetime) -> Attempt:
+        attempt.move("SENDING")
+        attempt.posted_at, attempt.first_sent_at = at, attempt.first_sent_at or at
+        attempt.ask_at = at + self.policy.query_after
+        return attempt
+
+    def record(
+        self, attempt: Attempt, response: client.Accepted | gateway_errors.GatewayError, *, at: datetime
+    ) -> None:
+        """Record the response to a POST. If a message came first, the state stays as that message left it."""
+        payout, policy = attempt.payout, self.policy
+        self.touched.add(payout)
+        accepted = isinstance(response, client.Accepted)
+        attempt.acknowledged |= accepted
+        if isinstance(response, gateway_errors.OutcomeUnknown) and response.duplicate:
+            self.mark_known(attempt, at=at)
+        sure = attempt.doubted_at is None
+        if attempt.state != "SENDING":
+            return
+        if accepted:
+            attempt.move("ACCEPTED")
+            attempt.ask_at = at + policy.query_after
+        elif sure and isinstance(response, gateway_errors.NotSent):
+            if payout.status == "HELD":  # An earlier request was paid meanwhile.
+                self.fail(attempt, code="", at=at)
+            else:
+                self._wait(attempt, response, at)
+        elif sure and isinstance(response, gateway_errors.Rejected):
+            self.fail(attempt, code=response.code, at=at)
+        else:
+            self.doubt(attempt, ask_at=at + policy.query_after, at=at)
+
+    def _wait(self, attempt: Attempt, response: gateway_errors.NotSent, at: datetime) -> None:
+        """Let a request that never left wait for its next POST."""
+        payout = attempt.payout
+        attempt.move("WAITING")
+        attempt.ask_at = None
+        if response.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:
+            attempt.first_sent_at = None
+        asked = timedelta(seconds=response.retry_after_seconds or 0)
+        payout.due_at = at + min(max(self.policy.retry_after, asked, at - attempt.opened_at), LONGEST_WAIT)
+        payout.move("PENDING")
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def ask(self, *, at: datetime, limit: int) -> list[Question]:
+        """Write down due questions and return them. Hold a request for a person if it is in doubt for too long."""
+        due = [a for a in self._attempts() if a.ask_at is not None and a.ask_at <= at and a.state in ASKABLE]
+        questions = []
+        for attempt in sorted(due, key=lambda attempt: attempt.ask_at or at)[:limit]:
+            payout, asked = attempt.payout, len(attempt.questions)
+            self.touched.add(payout)
+            if attempt.state == "FAILED" and self._asked_enough(attempt, at):
+                attempt.ask_at = None
+                continue
+            if attempt.state != "FAILED":
+                attempt.move("IN_DOUBT")
+                attempt.doubted_at = attempt.doubted_at or at
+            attempt.ask_at = at + min(self.policy.query_gap * 2 ** min(asked, 10), LONGEST_GAP)
+            attempt.questions.append(Question(attempt, at))
+            questions.append(attempt.questions[-1])
+            since = attempt.first_sent_at or attempt.opened_at
+            if attempt.state in OPEN and payout.status == "PROCESSING" and at - since >= self.policy.review_after:
+                payout.move("HELD")
+        return questions
+
+    def _asked_enough(self, attempt: Attempt, at: datetime) -> bool:
+        """Return whether a failed request needs no more questions.
+
+        A reported payment is asked about for a day. A retry asks once.
+        """
+        if attempt.report in (PAID, PERHAPS):
+            return at - (attempt.heard_at or attempt.closed_at or at) >= self.policy.review_after
+        return any(question.asked_at >= attempt.payout.due_at for question in attempt.questions)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def store(
+        self, about: Attempt | Question, content: Result | Answer | None, *, trusted: bool, at: datetime
+    ) -> Message | None:
+        """Store a message that came to one of our addresses.
+
+        Returns None if the same message, just as trusted, came before.
+        """
+        if isinstance(about, Attempt):
+            about.heard_at = at
+        self.touched.add(about.payout if isinstance(about, Attempt) else about.attempt.payout)
+        if (id(about), content, trusted) in self._stored:
+            return None
+        self._stored.add((id(about), content, trusted))
+        self.unapplied.append(Message(about, content, trusted or not self.policy.production))
+        return self.unapplied[-1]
+
+    def apply(self, message: Message, *, at: datetime) -> None:
+        """Learn from one stored message. Idempotent: an applied message is skipped."""
+        if message.applied:
+            return
+        about, content = message.about, message.content
+        if isinstance(about, Attempt) and isinstance(content, Result):
+            self.apply_result(about, content, trusted=message.trusted, at=at)
+        elif isinstance(about, Question) and isinstance(content, Answer):
+            self.apply_answer(about, content, trusted=message.trusted, at=at)
+        elif isinstance(about, Attempt):
+            self.apply_timeout(about, at=at)
+        message.applied = True
+        self.unapplied.remove(message)
+
+    def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
+        """Apply a result that came to the request's own address. It may prove a payment; a failure is only reported."""
+        self.touched.add(attempt.payout)
+        says_paid = result.code == "0"
+        if result.ocid != attempt.ocid or (says_paid and not _fits(result, attempt)):
+            self._ask_about_mismatch(attempt, at)
+        elif says_paid:
+            complete = None not in (result.amount, result.phone, result.receipt)
+            small = attempt.payout.amount < self.policy.confirm_above
+            if attempt.state == "PAID" or (trusted and complete and small):
+                self.pay(attempt, receipt=result.receipt or "", at=at)
+            else:
+                report = PAID if trusted and complete else PERHAPS
+                self.keep_report(attempt, report, receipt=result.receipt or "", at=at)
+        elif attempt.state in ("PAID", "FAILED") or attempt.never_left:
+            return
+        elif result.code in DEFINITE:
+            self.keep_report(attempt, result.code, at=at)
+        else:
+            if trusted and result.code in DUPLICATE:
+                self.mark_known(attempt, at=at)
+            self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
+
+    def apply_timeout(self, attempt: Attempt, *, at: datetime) -> None:
+        """Apply a queue timeout. It proves nothing."""
+        self.touched.add(attempt.payout)
+        if attempt.state in OPEN and not attempt.never_left:
+            self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
+
+    def apply_answer(self, question: Question, answer: Answer, *, trusted: bool, at: datetime) -> None:
+        """Apply an answer that came to the question's own address.
+
+        The answer of an untrusted caller counts only for a payment, and only beside a second source.
+        """
+        attempt = question.attempt
+        self.touched.add(attempt.payout)
+        completed = answer.verdict == "completed"
+        if answer.ocid not in (None, attempt.ocid) or (completed and not _fits(answer, attempt)):
+            self._ask_about_mismatch(attempt, at)
+            return
+        others = any(other.verdict == "completed" for other in attempt.questions if other is not question)
+        believed = trusted or (completed and (others or attempt.report in (PAID, PERHAPS)))
+        if question.verdict not in ("completed", "failed") and (completed or believed):
+            question.verdict = answer.verdict
+        if not believed:
+            if attempt.state in UNDECIDED:
+                self.doubt(attempt, ask_at=at + self.policy.query_gap, at=at)
+        elif completed:
+            self.pay(attempt, receipt=answer.receipt or attempt.receipt, at=at)
+        else:
+            self._apply_no_payment(question, answer.verdict, at)
+
+    def _apply_no_payment(self, question: Question, verdict: str, at: datetime) -> None:
+        """Apply a believed answer that reports no payment."""
+        attempt = question.attempt
+        if attempt.state == "FAILED":
+            reported_paid = attempt.report in (PAID, PERHAPS)
+            if verdict == "failed" or (verdict == "not_found" and not reported_paid):
+                attempt.ask_at = None
+        elif attempt.state != "PAID" and question.asked_at >= attempt.posted_at:
+            # A question older than the latest POST says nothing about that POST.
+            if verdict == "failed":
+                self.weigh_failure(attempt, at=at)
+            elif verdict == "not_found":
+                self.apply_not_found(attempt, at=at)
+
+    def apply_not_found(self, attempt: Attempt, *, at: datetime) -> None:
+        """Let the same id go again within the horizon, because not found never means failed.
+
+        It does not go again if a payment is reported, or if M-Pesa has said that it knows the id.
+        """
+        if attempt.known_at is not None or attempt.report == PAID:
+            return
+        if attempt.state == "IN_DOUBT" and self.within_horizon(attempt, at):
+            attempt.resend_at = at
+
+    def weigh_failure(self, attempt: Attempt, *, at: datetime) -> None:
+        """Fail a request if two sources report it: a refusal in a result, or two questions a gap apart.
+
+        A reported payment is never overruled.
+        """
+        if attempt.report in DEFINITE:
+            self.fail(attempt, code=attempt.report, at=at)
+            return
+        gap, since = self.policy.query_gap, attempt.posted_at
+        asked = [q.asked_at for q in attempt.questions if q.verdict == "failed" and q.asked_at >= since]
+        if not asked or asked[-1] - asked[0] < gap:
+            self.doubt(attempt, ask_at=max(asked[0] + gap, at) if asked else at + gap, at=at)
+        elif attempt.report != PAID:
+            self.fail(attempt, code="", at=at)
+        elif attempt.payout.status == "PROCESSING":
+            attempt.payout.move("HELD")
+
+    def keep_report(self, attempt: Attempt, report: str, *, receipt: str = "", at: datetime) -> None:
+        """Keep the report of a result, and ask at once. Later reports do not overrule a reported payment."""
+        if attempt.report != PAID:
+            attempt.report, attempt.receipt = report, receipt
+        if attempt.state == "FAILED":
+            attempt.ask_at = at
+        else:
+            attempt.resend_at = None
+            self.doubt(attempt, ask_at=at, at=at)
+
+    def _ask_about_mismatch(self, attempt: Attempt, at: datetime) -> None:
+        if attempt.state in UNDECIDED:
+            attempt.ask_at = at
+
+    # --- queries -----------------------------------------------------------------------------------------------------
+
+    def next_due(self, payout: Payout) -> tuple[datetime | None, datetime | None]:
+        """Return the next time to send something of a payout, and the next time to ask; None if there is none."""
+        send = payout.due_at if self.sendable(payout) else None
+        ask = None
+        for attempt in payout.attempts:
+            if attempt.ask_at is not None and attempt.state in ASKABLE:
+                ask = attempt.ask_at if ask is None else min(ask, attempt.ask_at)
+            if attempt.resend_at is not None and attempt.state == "IN_DOUBT":
+                send = attempt.resend_at  # Its request is open, so no other one is due.
+        return send, ask
+
+
+def _fits(report: Result | Answer, attempt: Attempt) -> bool:
+    return report.amount in (None, attempt.payout.amount) and report.phone in (None, attempt.payout.phone)

@@ -1,0 +1,53 @@
+"""Manual actions on the payouts of the pure machine: retry, redirect to the wallet, decide."""
+
+from datetime import datetime
+
+from soak.simulation.pure.attempts import Refused
+from soak.simulation.pure.machine import Machine
+from soak.simulation.pure.rows import Payout
+
+
+def retry(machine: Machine, payout: Payout, *, at: datetime) -> None:
+    """Send a failed payout again, after a question about the last request that M-Pesa took. Raises: Refused."""
+    machine.check_owed(payout)
+    machine.touched.add(payout)
+    payout.due_at, payout.failed_at = at, None
+    payout.move("PENDING")
+    taken = [attempt for attempt in payout.attempts if attempt.acknowledged or attempt.doubted_at is not None]
+    if taken:
+        taken[-1].ask_at = at
+
+
+def retry_failed(machine: Machine, *, since: datetime, at: datetime) -> int:
+    """Retry every payout that failed since then, and return the number of payouts retried."""
+    retried = 0
+    for payout in machine.payouts:
+        if payout.status == "FAILED" and payout.failed_at is not None and payout.failed_at >= since:
+            try:
+                retry(machine, payout, at=at)
+            except Refused:
+                continue
+            retried += 1
+    return retried
+
+
+def redirect(machine: Machine, payout: Payout, *, at: datetime) -> None:
+    """Pay a failed payout into the member's wallet instead. Raises: Refused."""
+    machine.check_owed(payout)
+    machine.touched.add(payout)
+    machine.book.post(f"redirect:{payout.ref}", f"payable:{payout.ref}", f"wallet:{payout.member}", payout.amount)
+    payout.redirected = True
+    payout.move("COMPLETED")
+
+
+def decide(machine: Machine, payout: Payout, *, receipt: str, people: int, at: datetime) -> None:
+    """Decide a held payout's open request by M-Pesa's statement: its receipt, or "" for not paid. Raises: Refused."""
+    attempt = payout.open
+    if payout.status != "HELD" or attempt is None:
+        raise Refused("not held with an open request")
+    if people < (2 if payout.amount >= machine.policy.confirm_above else 1):
+        raise Refused("too few people")
+    if receipt:
+        machine.pay(attempt, receipt=receipt, at=at)
+    else:
+        machine.fail(attempt, code="", at=at)

@@ -1,0 +1,188 @@
+"""Simulated world of one seed around the pure machine: a scripted M-Pesa, a virtual clock, no database.
+
+The seed decides every fault, every order and every crash. A worker may die before each step of a task. A step is one
+transaction, so a death loses all that was not committed. After each step the invariants of the touched payouts are
+checked, by our book and by M-Pesa's. Then the faults stop: an operator retries failed payouts, two people decide held
+payouts by M-Pesa's statement, and payouts that M-Pesa cannot pay go to the wallet. Everything must then be completed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from random import Random
+
+from payments.policy import Policy
+from soak.simulation.outcome import Outcome
+from soak.simulation.provider import RATES, UNREGISTERED_SHARE, payout_of
+from soak.simulation.pure.judge import Judge
+from soak.simulation.pure.machine import Machine
+from soak.simulation.pure.people import Forger, Operator
+from soak.simulation.pure.provider import PureProvider
+from soak.simulation.pure.rows import Forbidden, Payout
+from soak.simulation.pure.workers import Workers
+
+START = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
+LIARS_SHARE = 0.15
+IDLE = ("beat", "operator", "forger", "the faults stop")
+WORLD_RATES = {
+    "message lost": 0.6,
+    "message doubled": 0.4,
+    "worker killed": 0.15,
+    "worker stalls": 0.1,
+    "callback lost": 0.15,
+    "beat dies": 0.1,
+    "operator": 0.3,
+    "forger": 0.8,
+    "foreign address": 0.3,
+}
+POLICY = Policy(
+    production=False,
+    protect_stake=True,
+    destination="mpesa",
+    min_amount=10,
+    max_amount=250_000,
+    day_limit=500_000,
+    query_after=timedelta(seconds=20),
+    query_gap=timedelta(seconds=60),
+    review_after=timedelta(hours=24),
+    resend_horizon=timedelta(minutes=30),
+    retry_after=timedelta(seconds=15),
+    confirm_above=Decimal(50_000),
+    settlement_chunk=20_000,
+)
+PRODUCTION = replace(POLICY, production=True)
+
+
+class World(Workers):
+    """The machine, its workers, the people, M-Pesa, and the judge."""
+
+    def __init__(self, seed: int, machine: type[Machine], likely: Mapping[str, float], *, keep_trace: bool) -> None:
+        super().__init__(Random(seed * 2), START, WORLD_RATES, likely, keep_trace)
+        self._busy = 0
+        self._final_passes = 0
+        self.begin_workers()
+        self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
+        self.by_ref: dict[str, Payout] = {}
+        self.provider = PureProvider(
+            Random(seed * 2 + 1),
+            self.draw_rates(RATES, likely),
+            clock=lambda: self.now,
+            schedule=self.schedule,
+            post=self.post,
+            touch=self.touch,
+            lies_at_will=self.random.random() < LIARS_SHARE,
+        )
+        self.judge = Judge(self.machine, self.provider, self.accuse)
+        self.operator, self.forger = Operator(self), Forger(self)
+        minutes = self.random.uniform(40, 90) if self.random.random() < 0.1 else self.random.uniform(1, 15)
+        self.faults_stop_at = self.start + timedelta(minutes=minutes)
+
+    def begin(self) -> None:
+        """Draw members and a market or two, and schedule their settlements and the people."""
+        numbers = range(self.random.randint(4, 8))
+        for number in numbers:
+            if self.random.random() < UNREGISTERED_SHARE:
+                self.provider.unregistered.add(f"2547{number:08d}")
+        for market in range(self.random.choice([1, 1, 2])):
+            winners = [number for number in numbers if self.random.random() < 0.8]
+            self.schedule(20.0 * market, "a market settles", partial(self._settle, market, winners))
+        self.schedule((self.faults_stop_at - self.start).total_seconds(), "the faults stop", self.stop_faults)
+        if self.rates["operator"]:
+            self.schedule(10, "operator", self.operator.act)
+        if self.rates["forger"]:
+            self.schedule(5, "forger", self.forger.act)
+
+    def _settle(self, market: int, winners: list[int]) -> None:
+        for number in winners:
+            ref, amount = f"m{market}-{number}", self.random.choice([15, 99, 285, 1_234, 20_000, 49_999, 70_000])
+            payout = self.machine.owe(ref, member=str(number), phone=f"2547{number:08d}", amount=amount, at=self.now)
+            self.by_ref[ref] = payout
+            self.send_message("send one", partial(self.send_one, payout))
+
+    def stop_faults(self) -> None:
+        """End every fault; a dead beat starts again."""
+        self.provider.stop_faults()
+        self.restart_beat()
+
+    def schedule(self, seconds: float, label: str, step: Callable[[], None]) -> None:
+        self._busy += label not in IDLE
+        super().schedule(seconds, label, step)
+
+    def next_event(self) -> tuple[str, Callable[[], None]]:
+        label, step = super().next_event()
+        self._busy -= label not in IDLE
+        return label, step
+
+    def touch(self, ocid: str) -> None:
+        """Have the payout of this id judged after the step."""
+        self.machine.touched.add(self.by_ref[payout_of(ocid)])
+
+    def take(self, label: str, step: Callable[[], None]) -> None:
+        """Do one step, and judge the payouts that it touched."""
+        self.steps += 1
+        self.note(label)
+        try:
+            step()
+        except Forbidden as error:
+            evidence = f"{label}: {type(error).__name__} {error}"
+            self.accuse("PostgreSQL's guards would refuse no step", evidence, found_by="database")
+            return
+        except Exception as error:
+            evidence = f"{label}: {type(error).__name__} {error}"
+            self.accuse("No step fails with an unexpected exception", evidence, found_by="crash")
+            return
+        touched = self.machine.touched
+        if touched:
+            for payout in touched if len(touched) == 1 else sorted(touched, key=lambda payout: payout.ref):
+                self.judge.check(payout)
+                self.due[payout] = self.machine.next_due(payout)
+            touched.clear()
+            self.plan_beat()
+        elif self.beat_at is None:
+            self.plan_beat()
+
+    def is_quiet(self) -> bool:
+        machine = self.machine
+        if self._busy or machine.unapplied:
+            return False
+        asking = [p for p in machine.payouts if any(a.ask_at is not None for a in p.attempts)]
+        return all(payout.status == "HELD" for payout in asking) and not any(
+            payout.status in ("PENDING", "PROCESSING") for payout in machine.payouts
+        )
+
+    def final_pass(self) -> bool:
+        self._final_passes += 1
+        held = [payout for payout in self.machine.payouts if payout.status == "HELD"]
+        failed = [payout for payout in self.machine.payouts if payout.status == "FAILED"]
+        if held:
+            self.take("two people decide", partial(_each, self.operator.decide, held))
+        elif failed and self._final_passes < 6:
+            self.take("operator retries failed payouts", self.operator.retry_failed)
+        elif failed:
+            self.take("to the wallet", partial(_each, self.operator.redirect_for_good, failed))
+        return bool(held or failed) and self._final_passes < 12
+
+    def judge_end(self) -> None:
+        self.judge.check_end()
+
+
+def _each(act: Callable[[Payout], None], payouts: list[Payout]) -> None:
+    for payout in payouts:
+        act(payout)
+
+
+def run(
+    seed: int,
+    *,
+    world: type[World] = World,
+    machine: type[Machine] = Machine,
+    likely: Mapping[str, float] | None = None,
+    keep_trace: bool = False,
+) -> Outcome:
+    """Run one seed in memory. `likely` fixes the probability of some faults. Same seed, same code, same trace."""
+    simulated = world(seed, machine, likely or {}, keep_trace=keep_trace)
+    simulated.run()
+    simulated.stats.update(payout.status for payout in simulated.machine.payouts)
+    return Outcome(seed, simulated.trace_hash, tuple(simulated.violations), simulated.stats, tuple(simulated.trace))

@@ -1,0 +1,25 @@
+"""Seeds of the simulation: fresh ones for each commit, and past ones that found an error."""
+
+import os
+from pathlib import Path
+
+from testing.parts import git
+
+PAST_SEEDS = Path(__file__).with_name("past_seeds.txt")
+HEX_DIGITS = 6
+
+
+def of_commit() -> int:
+    """Return a number drawn from the commit's hash, so that each commit explores new seeds."""
+    return int(git("rev-parse", "HEAD")[:HEX_DIGITS] or "1", 16)
+
+
+def first_fresh(count: int) -> int:
+    """Return SIMULATION_SEED or, without it, the first of `count` seeds that only this commit runs."""
+    return int(os.environ.get("SIMULATION_SEED") or of_commit() * count)
+
+
+def past() -> list[int]:
+    """Return the seeds that once found an error in the project."""
+    lines = PAST_SEEDS.read_text().splitlines()
+    return [int(line.split()[0]) for line in lines if line.strip() and not line.startswith("#")]

@@ -1,0 +1,39 @@
+"""Planted bugs of the pure machine: each guard that is switched off must be noticed, by more than a crash."""
+
+from datetime import datetime
+
+import pytest
+
+from soak.simulation.pure.bugs import PURE_BUGS, PureBug
+from soak.simulation.pure.command import MOST_SEEDS
+from soak.simulation.pure.machine import Machine
+from soak.simulation.pure.rows import Attempt, Payout
+from soak.simulation.pure.world import World
+
+
+@pytest.mark.parametrize("name", PURE_BUGS)
+def test_guard_switched_off_is_noticed(name: str) -> None:
+    # given
+    bug = PURE_BUGS[name]
+
+    # when
+    caught = next((seed for seed in range(MOST_SEEDS) if bug.run(seed).noticed), None)
+
+    # then
+    assert caught is not None, f"None of {MOST_SEEDS} seeds noticed."
+    assert bug.run(caught, planted=False).violations == ()
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NameError, KeyError, ValueError, AssertionError])
+def test_broken_planted_code_is_a_violation_but_not_noticed(error: type[Exception]) -> None:
+    # given
+    class Broken(Machine):
+        def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
+            raise error("the planted code is broken")
+
+    # when
+    outcome = PureBug("none: the planted code itself is broken", Broken, World, {}).run(0)
+
+    # then
+    assert [violation.found_by for violation in outcome.violations] == ["crash"]
+    assert outcome.noticed == ()
