@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
 import redis
@@ -68,11 +69,9 @@ class SharedTokens:
                 return token
             raise
         finally:
-            try:
+            # The lock may have expired while we fetched. Its new holder fetches again, which is harmless.
+            with suppress(LockError):
                 lock.release()
-            except LockError:
-                # The lock expired while we fetched. Its new holder fetches again, which is harmless.
-                pass
 
     def drop(self, token: str) -> None:
         """Delete `token` if it is still the shared token. A newer token stays. Raises: RedisError."""

@@ -181,7 +181,7 @@ class BulkGateway:
             answer = await self._authorised_post(body)
             self._end(payment.key, self._gateway.acceptance(answer, payment.request["originator_conversation_id"]))
         # Pass every error to the caller's thread, which can record it or raise it. Here it would be lost.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self._end(payment.key, error)
 
     async def _authorised_post(self, body: bytes) -> Answer:

@@ -12,7 +12,7 @@ class Meaning:
 
     `definite`: M-Pesa said that no money moved. Only then may the payout be sent under a new id.
     `fault`: "ours" (float, credentials, set-up) stops all sending; "member" concerns one payout.
-    `retry_helps`: sending the same payout again may succeed without a change to its number or amount.
+    `retry_helps`: a failed payout with this code may succeed if it is sent again with the same number and amount.
     """
 
     definite: bool
