@@ -1,4 +1,4 @@
-# One image for web, worker, beat, flower and migrations; docker-compose.yml names the command of each.
+# The image of web, worker, beat, flower and migrations. docker-compose.yml has the command of each.
 FROM python:3.12-slim
 
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
@@ -11,10 +11,10 @@ COPY api ./api
 COPY users ./users
 COPY markets ./markets
 COPY payments ./payments
-# The state directory holds beat's schedule and collected static files.
-RUN install --directory --mode=0700 --owner=kasoko .kasoko
+# .kasoko has beat's schedule and the collected static files. /book has the simulator's book of payments.
+RUN install --directory --mode=0700 --owner=kasoko .kasoko /book
 USER kasoko
-# Production serves the admin's files from there only. The settings ask for these names and use none of them here.
+# Production serves the console's files from .kasoko only. The settings require these names, and nothing uses them here.
 RUN DATABASE_URL=postgresql://none/none CELERY_BROKER_URL=redis://none/0 DJANGO_SECRET_KEY=none \
     python manage.py collectstatic --noinput
 EXPOSE 8000

@@ -71,19 +71,21 @@ INSTALLED_APPS = [
     # Unfold comes before the admin because it replaces the admin's templates. Its basic config keeps our site.
     "unfold.apps.BasicAppConfig",
     "api.apps.AdminSiteConfig",
+    # Before users, whose admin module removes their tables from the admin.
+    "knox",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
+    # Before django.contrib.auth, because its `createsuperuser` replaces Django's: it asks for a PIN.
+    "users",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
-    "rest_framework",
-    "knox",
-    "django_otp",
-    "django_otp.plugins.otp_totp",
-    "django_otp.plugins.otp_static",
+    # Without rest_framework: as an app it adds only browsable pages, which we do not serve, and a broken generateschema.
     "api.apps.ConsoleConfig",
-    "users",
     "markets",
     "payments",
 ]
