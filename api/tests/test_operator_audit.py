@@ -97,7 +97,7 @@ def test_switch_by_command_records_the_system_account(db: None) -> None:
 
 def test_decision_on_held_payout_is_recorded_for_each_person(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    payout, one, two = held_payout(50_000), operator(), operator()
+    payout, first, second = held_payout(50_000), operator(), operator()
     monkeypatch.setattr("getpass.getpass", lambda prompt: PIN)
 
     def decide(*by: str) -> None:
@@ -105,13 +105,13 @@ def test_decision_on_held_payout_is_recorded_for_each_person(db: None, monkeypat
 
     # when
     with pytest.raises(CommandError):
-        decide(one.phone_number)
-    decide(one.phone_number, two.phone_number)
+        decide(first.phone_number)
+    decide(first.phone_number, second.phone_number)
 
     # then
-    logins = [("login.accepted", who.pk, "command", f"member:{who.pk}") for who in (one, one, two)]
+    logins = [("login.accepted", person.pk, "command", f"member:{person.pk}") for person in (first, first, second)]
     assert trail() == logins + [
-        ("payout.decide_paid", who.pk, "command", f"transaction:{payout.pk}") for who in (one, two)
+        ("payout.decide_paid", person.pk, "command", f"transaction:{payout.pk}") for person in (first, second)
     ]
     last = AuditEntry.objects.order_by("number").last()
     assert last is not None
