@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
@@ -60,7 +60,7 @@ class Market(models.Model):
         VOID = "VOID"
 
     # RESOLVED → CLOSED withdraws a resolution; SETTLED → CLOSED undoes a settlement.
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         Status.OPEN: {Status.CLOSED},
         Status.CLOSED: {Status.OPEN, Status.RESOLVED},
         Status.RESOLVED: {Status.SETTLED, Status.VOID, Status.CLOSED},
@@ -85,12 +85,12 @@ class Market(models.Model):
     _outcome_names: tuple[str, ...] | None = None
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(platform_fee_pct__gte=0, platform_fee_pct__lte=100), name="fee_is_a_percentage"
             ),
         ]
-        indexes = [models.Index(fields=["status", "-end_date"], name="market_by_status")]
+        indexes: ClassVar = [models.Index(fields=["status", "-end_date"], name="market_by_status")]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._as_read: dict[str, Any] = {}
@@ -158,7 +158,7 @@ class Outcome(models.Model):
     scratched_at = models.DateTimeField(null=True, blank=True, help_text="Since then it takes no bets and cannot win.")
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["market", "name"], name="outcome_once_a_market"),
             models.CheckConstraint(condition=~Q(name=""), name="outcome_has_a_name"),
         ]
@@ -195,14 +195,14 @@ class Bet(models.Model):
     client_ref = models.CharField(max_length=80, null=True, blank=True, help_text="Its Idempotency-Key.")  # noqa: DJ001
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount__gt=0), name="stake_is_positive"),
             models.CheckConstraint(condition=Q(payout__gte=0), name="dividend_is_not_negative"),
             models.UniqueConstraint(
                 fields=["user", "client_ref"], condition=Q(client_ref__isnull=False), name="bet_once_a_client_ref"
             ),
         ]
-        indexes = [
+        indexes: ClassVar = [
             models.Index(fields=["market", "id"], name="bet_by_market"),
             # A settlement posts members in order of id, a few thousand at a time, and reads only their bets.
             models.Index(fields=["market", "user"], name="bet_by_market_and_member"),
@@ -238,7 +238,7 @@ class Tally(models.Model):
 
     class Meta:
         verbose_name_plural = "tallies"
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["market", "outcome", "slot"], name="tally_once_an_outcome_and_slot"),
         ]
 

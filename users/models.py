@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterable
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
 from django.core.exceptions import ValidationError
@@ -26,7 +26,7 @@ def _is_phone_number(typed: str) -> None:
 class PhoneField(models.CharField):
     """A phone number. It is stored and looked up as twelve digits, in whatever form it was typed."""
 
-    default_validators = [_is_phone_number]
+    default_validators = [_is_phone_number]  # noqa: RUF012 - the base class declares it so
 
     def formfield(self, **options: Any) -> Any:
         return super().formfield(**{"max_length": 20, **options})  # The typed form may be longer than the stored one.
@@ -94,12 +94,12 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
 
     objects = CustomUserManager()
     USERNAME_FIELD = "phone_number"
-    REQUIRED_FIELDS = ["full_name"]
+    REQUIRED_FIELDS: ClassVar = ["full_name"]
 
     class Meta:
         verbose_name = "member"
-        permissions = list(roles.PERMISSIONS.items())
-        constraints = [
+        permissions: ClassVar = list(roles.PERMISSIONS.items())
+        constraints: ClassVar = [
             models.CheckConstraint(condition=Q(phone_number__regex=phone.STORED), name="phone_is_a_kenyan_mobile"),
             models.CheckConstraint(condition=Q(balance__gte=0), name="wallet_is_never_negative"),
         ]
@@ -174,7 +174,7 @@ class AuditEntry(models.Model):
 
     class Meta:
         verbose_name_plural = "audit entries"
-        indexes = [models.Index(fields=["subject", "number"], name="audit_by_subject")]
+        indexes: ClassVar = [models.Index(fields=["subject", "number"], name="audit_by_subject")]
 
     def __str__(self) -> str:
         return f"{self.number}: {self.action} {self.subject}"
@@ -204,8 +204,10 @@ class Notice(models.Model):
     sent_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["kind", "subject", "event"], name="notice_once_an_event")]
-        indexes = [models.Index(fields=["user", "-id"], name="notice_by_member")]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["kind", "subject", "event"], name="notice_once_an_event"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["user", "-id"], name="notice_by_member")]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.subject}: {self.event}"

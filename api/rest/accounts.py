@@ -1,4 +1,4 @@
-"""The members' door: log in, log out, who am I."""
+"""Calls for members: login, logout, own account, notices."""
 
 from django.utils import timezone
 from knox.views import LogoutView
@@ -16,6 +16,8 @@ PAGE = 100
 
 
 class LoginBody(Body):
+    """Body of a login."""
+
     phone_number = StrictText(max_length=20)
     pin = StrictText(max_length=128, trim_whitespace=False)
 
@@ -33,14 +35,14 @@ class Login(APIView):
 
 
 class Logout(LogoutView):
-    """`POST /api/users/logout/`: the token used is dead from now on."""
+    """`POST /api/users/logout/`: delete the token of this request."""
 
     def get_post_response(self, request: Request) -> Response:
         return Response(None, status=status.HTTP_204_NO_CONTENT)
 
 
 class Me(APIView):
-    """`GET /api/users/me/`: the member's own name, number and wallet."""
+    """`GET /api/users/me/`: the caller's name, number and wallet balance."""
 
     def get(self, request: Request) -> Response:
         user = caller(request)
@@ -56,10 +58,10 @@ class Me(APIView):
 
 
 class Notices(APIView):
-    """`GET /api/users/me/notices/`: what I was told, newest first."""
+    """`GET /api/users/me/notices/`: the caller's newest notices."""
 
     def get(self, request: Request) -> Response:
-        told = notifications.notices(caller(request).pk)[:PAGE]
+        notices = notifications.notices(caller(request).pk)[:PAGE]
         return Response(
             {
                 "notices": [
@@ -71,7 +73,7 @@ class Notices(APIView):
                         "created_at": notice.created_at,
                         "sent_at": notice.sent_at,
                     }
-                    for notice in told
+                    for notice in notices
                 ]
             }
         )

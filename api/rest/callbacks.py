@@ -1,4 +1,4 @@
-"""M-Pesa's door: callbacks. Each is stored, answered, and applied by a worker."""
+"""Endpoints for M-Pesa's callbacks. Each callback is stored and answered; a worker applies it later."""
 
 import ipaddress
 from functools import cache
@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
-from api.rest.errors import envelope
+from api.rest.errors import NO_SUCH_ADDRESS, UNAVAILABLE, envelope
 from payments import wiring
 from payments.models import Callback
 from payments.mpesa import strict_json
@@ -24,10 +24,10 @@ ACCEPTED = {"ResultCode": 0, "ResultDesc": "Accepted"}
 @csrf_exempt
 @require_POST
 def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpResponse:
-    """The result of one B2C request, at the address that request was given.
+    """Store the result of one B2C request, sent to the address that the request was given.
 
-    Without a token in the path it is the guide's plain callback (its part 4.4), which names the payout by
-    `ExternalReference`: outside production it is applied at once, in production there is nothing at that address.
+    Without a token in the path it is the plain callback of the guide's part 4.4, which names the payout by
+    `ExternalReference`. Outside production it is applied at once. In production the plain address answers 404.
     """
     if token is not None:
         return _store(request, Callback.Kind.RESULT, token)
@@ -45,7 +45,7 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
             addresses=wiring.addresses(),
         )
     except strict_json.Unreadable as error:
-        return JsonResponse(envelope("unreadable_body", f"The body is no callback: {error}."), status=400)
+        return JsonResponse(envelope("unreadable_body", f"The body is not a callback: {error}."), status=400)
     except callbacks.UnknownReference as error:
         return JsonResponse(envelope("unknown_reference", str(error)), status=404)
     except (OperationalError, InterfaceError):
@@ -56,21 +56,21 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
 @csrf_exempt
 @require_POST
 def b2c_timeout_callback(request: HttpRequest, token: str) -> HttpResponse:
-    """M-Pesa's queue gave up on a request of ours, or on a query: no proof of anything."""
+    """Store a timeout: M-Pesa's queue dropped our request or query. It proves nothing about the money."""
     return _store(request, Callback.Kind.TIMEOUT, token)
 
 
 @csrf_exempt
 @require_POST
 def status_result_callback(request: HttpRequest, token: str) -> HttpResponse:
-    """The answer to one status query, at the address that query was given."""
+    """Store the answer to one status query, sent to the address that the query was given."""
     return _store(request, Callback.Kind.STATUS, token)
 
 
 @csrf_exempt
 @require_POST
 def balance_result_callback(request: HttpRequest, token: str) -> HttpResponse:
-    """The answer to one question about our float, at the address that question was given."""
+    """Store the answer to one balance query, sent to the address that the query was given."""
     return _store(request, Callback.Kind.BALANCE, token)
 
 
@@ -92,7 +92,8 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
     except callbacks.UnknownAddress:
         return _nothing_here()
     except (OperationalError, InterfaceError):
-        return _unavailable()  # Never 200 for what is not stored: a status query will find it.
+        # M-Pesa must not get 200 for a callback that is not stored. A status query will ask for the result.
+        return _unavailable()
     wiring.after_callback()
     return JsonResponse(ACCEPTED)
 
@@ -112,12 +113,14 @@ def _is_mpesa(source: str | None) -> bool:
 
 
 def _nothing_here() -> HttpResponse:
-    return JsonResponse(envelope("not_found", "There is nothing at this address."), status=404)
+    return JsonResponse(envelope("not_found", NO_SUCH_ADDRESS), status=404)
 
 
 def _too_long() -> HttpResponse:
-    return JsonResponse(envelope("body_too_large", f"The body may have {LONGEST_BODY} bytes."), status=400)
+    return JsonResponse(
+        envelope("body_too_large", f"The body is larger than {LONGEST_BODY} bytes. It was not stored."), status=400
+    )
 
 
 def _unavailable() -> HttpResponse:
-    return JsonResponse(envelope("try_again", "The service is not available at the moment."), status=503)
+    return JsonResponse(envelope("try_again", UNAVAILABLE), status=503)

@@ -1,4 +1,4 @@
-"""A settlement's certificate for everyone, and a bet's explanation for its member."""
+"""Calls for the certificate of a settlement, open to everyone, and the explanation of a member's bet."""
 
 import uuid
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ MAKE_FOR_SECONDS = 2.0
 
 
 class SettlementCertificate(APIView):
-    """`GET /api/markets/<id>/settlement/`: what the settlement that stands states; its saved body can be verified."""
+    """`GET /api/markets/<id>/settlement/`: certificate of the valid settlement. Anyone can verify the saved body."""
 
     permission_classes = (AllowAny,)
 
@@ -31,19 +31,19 @@ class SettlementCertificate(APIView):
 
 
 class SettlementBets(APIView):
-    """`GET /api/markets/<id>/settlement/bets.jsonl`: every bet, without names, a line each."""
+    """`GET /api/markets/<id>/settlement/bets.jsonl`: every bet without names, one per line."""
 
     permission_classes = (AllowAny,)
 
     def get(self, request: Request, market_id: int) -> StreamingHttpResponse:
         issued = _issued(market_id)
-        answer = StreamingHttpResponse(_with_ends(issued), content_type="application/x-ndjson")
+        answer = StreamingHttpResponse(_encoded_lines(issued), content_type="application/x-ndjson")
         answer["Content-Disposition"] = 'attachment; filename="bets.jsonl"'
         return answer
 
 
 class BetExplanation(APIView):
-    """`GET /api/markets/<id>/bets/<bet>/explanation/`: why my bet came out so. Staff may read any."""
+    """`GET /api/markets/<id>/bets/<bet>/explanation/`: explanation of the caller's bet. Staff may read every bet's."""
 
     permission_classes = (IsAuthenticated,)
 
@@ -55,8 +55,9 @@ class BetExplanation(APIView):
         return Response(explanation_body(explanations.explain(bet, at=timezone.now())))
 
 
-def explanation_body(found: explanations.Explanation) -> dict[str, Any]:
-    bet, figures, proof = found.bet, found.figures, found.proof
+def explanation_body(explanation: explanations.Explanation) -> dict[str, Any]:
+    """Return the JSON of an explanation. `figures` and `proof` are null before the market is settled."""
+    bet, figures, proof = explanation.bet, explanation.figures, explanation.proof
     return {
         "bet": {
             "id": bet.public_id,
@@ -68,8 +69,8 @@ def explanation_body(found: explanations.Explanation) -> dict[str, Any]:
             "dividend": f"{bet.payout:.2f}",
             "placed_at": bet.placed_at,
         },
-        "sentence": found.sentence,
-        "words": found.words,
+        "sentence": explanation.sentence,
+        "words": explanation.words,
         "figures": None
         if figures is None
         else {
@@ -91,8 +92,8 @@ def explanation_body(found: explanations.Explanation) -> dict[str, Any]:
             "dividend": f"{figures.dividend:.2f}",
             "equation": figures.equation,
         },
-        "all_my_bets_here_are_worth": f"{found.together:.2f}",
-        "payments": [payment_body(payment) for payment in found.payments],
+        "all_my_bets_here_are_worth": f"{explanation.together:.2f}",
+        "payments": [payment_body(payment) for payment in explanation.payments],
         "proof": None
         if proof is None
         else {
@@ -107,17 +108,18 @@ def explanation_body(found: explanations.Explanation) -> dict[str, Any]:
 
 
 def payment_body(payment: explanations.Payment) -> dict[str, Any]:
-    made = payment.transaction
+    """Return the JSON of one payout as its member sees it."""
+    payout = payment.transaction
     return {
-        "id": made.public_id,
-        "type": made.type,
-        "destination": made.destination,
-        "amount": f"{made.amount:.2f}",
-        "status": made.status,
+        "id": payout.public_id,
+        "type": payout.type,
+        "destination": payout.destination,
+        "amount": f"{payout.amount:.2f}",
+        "status": payout.status,
         "provisional": payment.provisional,
-        "receipt": made.receipt or None,
-        "due_at": made.due_at,
-        "completed_at": made.completed_at,
+        "receipt": payout.receipt or None,
+        "due_at": payout.due_at,
+        "completed_at": payout.completed_at,
         "words": payment.words,
     }
 
@@ -128,6 +130,6 @@ def _issued(market_id: int) -> Certificate:
     return issuing.current(market_id, at=timezone.now(), keep_going=pacing.for_seconds(MAKE_FOR_SECONDS))
 
 
-def _with_ends(issued: Certificate) -> Iterator[bytes]:
+def _encoded_lines(issued: Certificate) -> Iterator[bytes]:
     for line in issuing.lines(issued.settlement.market_id):
         yield f"{line}\n".encode()

@@ -1,4 +1,4 @@
-"""The operator's decisions beside the resolve: see before, approve, reject, withdraw, scratch, undo. Staff only."""
+"""Calls for decisions of staff: preview, approve, reject, withdraw, scratch, undo."""
 
 import re
 from collections.abc import Mapping
@@ -35,17 +35,17 @@ class RejectBody(Body):
     reason = StrictText(max_length=REASON)
 
 
-class TakeBackBody(Body):
+class WithReasonBody(Body):
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
     reason = StrictText(max_length=REASON)
 
 
-class ScratchBody(TakeBackBody):
+class ScratchBody(WithReasonBody):
     outcome = StrictText(max_length=120)
 
 
 class PreviewQuery(Body):
-    """`outcome`, or `weights` (A:50,B:50) with `rule`, or `void`; none of them: every outcome, and void."""
+    """`outcome`, or `weights` (A:50,B:50) with `rule`, or `void`. Without any: every outcome, and a void."""
 
     outcome = serializers.CharField(max_length=120, required=False)
     weights = serializers.CharField(max_length=10_000, required=False)
@@ -55,22 +55,24 @@ class PreviewQuery(Body):
 
     def validate(self, query: dict[str, Any]) -> dict[str, Any]:
         if sum(name in query for name in ("outcome", "weights", "void")) > 1:
-            raise ValidationError({"outcome": ["Ask for one of outcome, weights and void."]})
+            raise ValidationError({"outcome": ["Give only one of outcome, weights and void."]})
         if ("weights" in query) != ("rule" in query):
-            raise ValidationError({"rule": ["Weights need a rule, JOINT or SPLIT."]})
+            raise ValidationError({"rule": ["Give weights together with rule JOINT or SPLIT."]})
         return query
 
 
 @api_view(["GET"])
 @permission_classes([IsAdminUser])
 def settlement_preview(request: Request, market_id: int) -> Response:
-    """`GET …/admin/settlement-preview/<id>/?outcome=…`: what deciding it so would pay, to whom, and what it costs."""
+    """`GET …/admin/settlement-preview/<id>/?outcome=…`: preview the dividends, payouts and charges of a decision."""
     query = checked(PreviewQuery(data=request.query_params.dict()))
     market = queries.listed().filter(pk=market_id).first() if market_id <= LARGEST_ID else None
     if market is None:
         raise NotFound(f"There is no market {market_id}.")
     if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
-        raise resolutions.MarketAlreadyResolved(f"Market {market_id} is {market.status}: its outcome is declared.")
+        raise resolutions.MarketAlreadyResolved(
+            f"Market {market_id} is {market.status}: the outcome is already declared."
+        )
     if "effective_close_at" in query:
         market.effective_close_at = query["effective_close_at"]
     at, policy = timezone.now(), wiring.policy()
@@ -80,7 +82,7 @@ def settlement_preview(request: Request, market_id: int) -> Response:
             "market_id": market.pk,
             "status": market.status,
             "effective_close_at": market.effective_close_at,
-            "previews": [_preview_body(one, at) for one in previews],
+            "previews": [_preview_body(shown, at) for shown in previews],
         }
     )
 
@@ -93,24 +95,24 @@ def _decisions(market: Market, query: dict[str, Any]) -> list[Decision]:
     if "weights" in query:
         parts = [re.fullmatch(r"\s*(.+):\s*([^:]*?)\s*", part) for part in query["weights"].split(",")]
         if not all(parts):
-            raise ValidationError({"weights": ["Must be outcomes with their percentages, such as A:50,B:50."]})
+            raise ValidationError({"weights": ["Must be outcomes with percentages, such as A:50,B:50."]})
         weights = Weights().run_validation({part[1]: part[2] for part in parts if part})
         return [Decision(query["rule"], weights)]
     return preview.choices(market)
 
 
-def _preview_body(one: preview.Preview, at: datetime) -> dict[str, Any]:
-    divided, members = one.figures.division, one.figures.members
+def _preview_body(shown: preview.Preview, at: datetime) -> dict[str, Any]:
+    divided, members = shown.figures.division, shown.figures.members
     return {
-        "rule": one.rule,
-        "weights": {outcome: str(weight) for outcome, weight in one.weights.items()},
+        "rule": shown.rule,
+        "weights": {outcome: str(weight) for outcome, weight in shown.weights.items()},
         "pool": _cents(divided.pool),
         "winning_pool": _cents(divided.winning_pool),
         "platform_fee": _cents(divided.fee),
         "net_pool": _cents(divided.net),
         "bets": divided.bet_count,
         "winners": members["winners"],
-        "dividends": [_money(row) for row in one.outcomes],
+        "dividends": [_money(row) for row in shown.outcomes],
         "payouts": {
             "total": f"{members['amount']:.2f}",
             "by_mpesa": f"{members['by_mpesa']:.2f}",
@@ -118,19 +120,19 @@ def _preview_body(one: preview.Preview, at: datetime) -> dict[str, Any]:
             "to_wallet": f"{members['to_wallet']:.2f}",
             "set_off": f"{members['kept']:.2f}",
         },
-        "largest": [_money(row) for row in one.largest],
+        "largest": [_money(row) for row in shown.largest],
         "refunds": {
             "whole_pool": divided.refund,
             "late_bets": divided.late_count,
             "late_stakes": _cents(divided.late_refund),
         },
-        "charges": f"{one.charges:.2f}",
+        "charges": f"{shown.charges:.2f}",
         "float": {
-            "needed": f"{one.float_needed:.2f}",
-            "available": None if one.float_available is None else f"{one.float_available:.2f}",
-            "read_at": one.float_at,
-            "age_seconds": None if one.float_at is None else int((at - one.float_at).total_seconds()),
-            "enough": None if one.float_available is None else one.float_available >= one.float_needed,
+            "needed": f"{shown.float_needed:.2f}",
+            "available": None if shown.float_available is None else f"{shown.float_available:.2f}",
+            "read_at": shown.float_at,
+            "age_seconds": None if shown.float_at is None else int((at - shown.float_at).total_seconds()),
+            "enough": None if shown.float_available is None else shown.float_available >= shown.float_needed,
         },
         "members_not_paid_as_they_are": [
             {
@@ -140,28 +142,28 @@ def _preview_body(one: preview.Preview, at: datetime) -> dict[str, Any]:
                 "amount": f"{note.amount:.2f}",
                 "members": [_money(row) for row in note.members],
             }
-            for note in one.notes
+            for note in shown.notes
         ],
-        "equation": one.equation,
-        "preview_hash": one.figures.preview_hash,
+        "equation": shown.equation,
+        "preview_hash": shown.figures.preview_hash,
     }
 
 
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def approve_proposal(request: Request) -> Response:
-    """`POST …/admin/approve/` {proposal_id, preview_hash}: the second person's yes to what another has proposed."""
+    """`POST …/admin/approve/` {proposal_id, preview_hash}: approve another person's proposal, which carries it out."""
     body = checked(ApproveBody(data=request.data))
-    done = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
-    if isinstance(done, undo.Undoing):
-        return _undoing(done)
-    wiring.after_decision(done)
+    approved = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    if isinstance(approved, undo.Undoing):
+        return _undoing(approved)
+    wiring.after_decision(approved)
     return Response(
         {
-            "status": "resolved" if done.rule != "VOID" else "void",
-            "market_id": done.market_id,
-            "outcome": done.outcome,
-            "settlement_task_id": done.public_id,
+            "status": "resolved" if approved.rule != "VOID" else "void",
+            "market_id": approved.market_id,
+            "outcome": approved.outcome,
+            "settlement_task_id": approved.public_id,
         }
     )
 
@@ -169,7 +171,7 @@ def approve_proposal(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def reject_proposal(request: Request) -> Response:
-    """`POST …/admin/reject/` {proposal_id, reason}: decide against a proposal, or take one's own back."""
+    """`POST …/admin/reject/` {proposal_id, reason}: reject another person's proposal, or cancel your own."""
     body = checked(RejectBody(data=request.data))
     rejected = approvals.reject(**body, by=actor(request), at=timezone.now())
     return Response({"status": "rejected", "proposal_id": rejected.pk, "market_id": rejected.market_id})
@@ -178,8 +180,8 @@ def reject_proposal(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def withdraw_resolution(request: Request) -> Response:
-    """`POST …/admin/withdraw/` {market_id, reason}: take a resolution back before its payouts may leave."""
-    body = checked(TakeBackBody(data=request.data))
+    """`POST …/admin/withdraw/` {market_id, reason}: withdraw a resolution before its payouts may leave."""
+    body = checked(WithReasonBody(data=request.data))
     withdrawn = resolutions.withdraw(**body, by=actor(request), at=timezone.now())
     wiring.after_decision(withdrawn)
     return Response({"status": "withdrawn", "market_id": withdrawn.market_id, "undoing": withdrawn.undoing})
@@ -188,16 +190,16 @@ def withdraw_resolution(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def scratch_outcome(request: Request) -> Response:
-    """`POST …/admin/scratch/` {market_id, outcome, reason}: take one outcome out; its stakes go back at once."""
+    """`POST …/admin/scratch/` {market_id, outcome, reason}: take an outcome out of a market and return its stakes."""
     body = checked(ScratchBody(data=request.data))
-    done = resolutions.scratch(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
-    wiring.after_decision(done)
+    scratched = resolutions.scratch(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    wiring.after_decision(scratched)
     return Response(
         {
             "status": "scratched",
-            "market_id": done.market_id,
+            "market_id": scratched.market_id,
             "outcome": body["outcome"],
-            "settlement_task_id": done.public_id,
+            "settlement_task_id": scratched.public_id,
         }
     )
 
@@ -205,15 +207,15 @@ def scratch_outcome(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def undo_settlement(request: Request) -> Response:
-    """`POST …/admin/undo/` {market_id, reason}: take a settlement back; what M-Pesa has carried is owed by members."""
-    body = checked(TakeBackBody(data=request.data))
-    done = undo.undo(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
-    return proposed(done) if isinstance(done, proposals.Proposed) else _undoing(done)
+    """`POST …/admin/undo/` {market_id, reason}: undo a settlement. Members then owe what M-Pesa already paid them."""
+    body = checked(WithReasonBody(data=request.data))
+    started = undo.undo(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    return proposed(started) if isinstance(started, proposals.Proposed) else _undoing(started)
 
 
-def _undoing(done: undo.Undoing) -> Response:
-    wiring.after_decision(done)
-    return Response({"status": "undoing", "market_id": done.market_id})
+def _undoing(undoing: undo.Undoing) -> Response:
+    wiring.after_decision(undoing)
+    return Response({"status": "undoing", "market_id": undoing.market_id})
 
 
 def _cents(cents: int) -> str:

@@ -1,4 +1,4 @@
-"""Disputes over HTTP: a member opens and replies, staff answer and decide."""
+"""Calls for disputes: members open and reply, staff answer and decide."""
 
 import uuid
 from datetime import datetime
@@ -24,19 +24,25 @@ PAGE = 50
 
 
 class MemberText(Body):
+    """Body with a member's text."""
+
     text = StrictText(min_length=10, max_length=2000)
 
 
 class OperatorText(Body):
+    """Body with a text of staff."""
+
     text = StrictText(min_length=3, max_length=2000)
 
 
 class UpholdBody(OperatorText):
+    """Body of a decision for the member, with its remedy."""
+
     remedy = serializers.ChoiceField(choices=Dispute.Remedy.values)
 
 
 class BetDisputes(APIView):
-    """`POST /api/markets/<id>/bets/<bet>/disputes/` {text}: my bet's result is wrong."""
+    """`POST /api/markets/<id>/bets/<bet>/disputes/` {text}: dispute the result of the caller's bet."""
 
     permission_classes = (IsAuthenticated,)
 
@@ -57,7 +63,7 @@ class BetDisputes(APIView):
 
 
 class TransactionDisputes(APIView):
-    """`POST /api/payments/transactions/<id>/disputes/` {text}: my payout is wrong, or has not come."""
+    """`POST /api/payments/transactions/<id>/disputes/` {text}: dispute the caller's payout, or report it missing."""
 
     permission_classes = (IsAuthenticated,)
 
@@ -75,17 +81,18 @@ class TransactionDisputes(APIView):
 
 
 class MyDisputes(APIView):
-    """`GET /api/users/me/disputes/`: my disputes with their history, newest first."""
+    """`GET /api/users/me/disputes/`: the caller's disputes with their history, newest first."""
 
     permission_classes = (IsAuthenticated,)
 
     def get(self, request: Request) -> Response:
         at = timezone.now()
-        return Response({"disputes": [dispute_body(one, at) for one in disputes.of(caller(request).pk)[:PAGE]]})
+        newest = disputes.of(caller(request).pk)[:PAGE]
+        return Response({"disputes": [dispute_body(dispute, at) for dispute in newest]})
 
 
 class DisputeReply(APIView):
-    """`POST /api/users/me/disputes/<id>/reply/` {text}: the answer does not convince me; it is open again."""
+    """`POST /api/users/me/disputes/<id>/reply/` {text}: reject the answer of staff. The dispute is open again."""
 
     permission_classes = (IsAuthenticated,)
 
@@ -103,7 +110,7 @@ class DisputeReply(APIView):
 
 
 class DisputeQueue(APIView):
-    """`GET /api/payments/admin/disputes/?state=OPEN`: the fifty whose answer is due first, each explained."""
+    """`GET /api/payments/admin/disputes/?state=OPEN`: the 50 disputes with the earliest due answers, each explained."""
 
     permission_classes = (IsAdminUser,)
 
@@ -111,12 +118,12 @@ class DisputeQueue(APIView):
         state, at = request.query_params.get("state"), timezone.now()
         if state is not None and state not in Dispute.State.values:
             raise ValidationError({"state": [f"Must be one of {', '.join(Dispute.State.values)}."]})
-        found = disputes.queue(state)
-        return Response({"count": found.count(), "disputes": [_for_staff(one, at) for one in found[:PAGE]]})
+        queue = disputes.queue(state)
+        return Response({"count": queue.count(), "disputes": [_for_staff(dispute, at) for dispute in queue[:PAGE]]})
 
 
 class DisputeAnswer(APIView):
-    """`POST /api/payments/admin/disputes/<id>/answer/` {text}."""
+    """`POST /api/payments/admin/disputes/<id>/answer/` {text}: answer the member without a decision."""
 
     permission_classes = (IsAdminUser,)
 
@@ -127,7 +134,7 @@ class DisputeAnswer(APIView):
 
 
 class DisputeReject(APIView):
-    """`POST /api/payments/admin/disputes/<id>/reject/` {text}: the text is the reason."""
+    """`POST /api/payments/admin/disputes/<id>/reject/` {text}: decide against the member. The text is the reason."""
 
     permission_classes = (IsAdminUser,)
 
@@ -138,7 +145,10 @@ class DisputeReject(APIView):
 
 
 class DisputeUphold(APIView):
-    """`POST /api/payments/admin/disputes/<id>/uphold/` {remedy, text}: re_resolve, pay_to_wallet, resend or none."""
+    """`POST /api/payments/admin/disputes/<id>/uphold/` {remedy, text}: decide for the member.
+
+    The remedy is re_resolve, pay_to_wallet, resend or none.
+    """
 
     permission_classes = (IsAdminUser,)
 
@@ -151,7 +161,7 @@ class DisputeUphold(APIView):
 
 
 def dispute_body(dispute: Dispute, at: datetime) -> dict[str, Any]:
-    """A dispute as its member sees it."""
+    """Return the JSON of a dispute as its member sees it."""
     return {
         "id": dispute.public_id,
         "bet_id": dispute.bet.public_id if dispute.bet else None,
@@ -178,7 +188,7 @@ def _for_staff(dispute: Dispute, at: datetime) -> dict[str, Any]:
         "phone_number": phone.masked(dispute.user.phone_number),
     }
     if dispute.transaction is not None:
-        paid = explanations.payment(dispute.transaction, at=at, run=dispute.transaction.settlement)
+        paid = explanations.payment(dispute.transaction, at=at, settlement=dispute.transaction.settlement)
         explained = payment_body(paid) | {"reason": dispute.transaction.reason}
     else:
         explained = explanation_body(explanations.explain(cast(Bet, dispute.bet), at=at, proven=False))

@@ -1,4 +1,4 @@
-"""What callers see when something is refused: one envelope, one table from the refusal to its status and code."""
+"""Error answers: one envelope, and one table from each refusal to its HTTP status and code."""
 
 import logging
 from typing import Any
@@ -70,9 +70,12 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     strict_json.Unreadable: (400, "unreadable_body"),
     Refusal: (409, "refused"),
     RequestDataTooBig: (400, "body_too_large"),
-    # The database is restarting or full: nothing was done, and the same call may be made again.
+    # The database is restarting or full. Nothing was done, so the caller may send the same request again.
     OperationalError: (503, "try_again"),
 }
+UNAVAILABLE = "The database is not available. Nothing was done. Send the same request again later."
+NO_SUCH_ADDRESS = "There is nothing at this address."
+# Codes of the refusals that Django REST framework raises itself, by their status.
 FRAMEWORK = {
     400: "invalid",
     401: "not_authenticated",
@@ -86,18 +89,22 @@ FRAMEWORK = {
 
 
 def envelope(code: str, message: str, details: Any = None) -> dict[str, Any]:
+    """Return the body of an error answer: a code for programs, a message for people, and details by field."""
     return {"code": code, "message": message, "details": details or {}}
 
 
 def answer(error: Exception, context: dict[str, Any]) -> Response | None:
-    """Turn a refusal into the envelope; anything not in the table is a bug and stays a 500 without a trace of it."""
+    """Return the answer to an error that a view raised, or None for a bug.
+
+    Django answers a bug with 500 and logs it; the caller sees no traceback.
+    """
     for kind in type(error).__mro__:
         if kind in REFUSALS:
             code_status, code = REFUSALS[kind]
             set_rollback()
             if code_status == 503:
                 log.error("Database not available: %s", error)
-                return Response(envelope(code, "The service is not available at the moment."), status=code_status)
+                return Response(envelope(code, UNAVAILABLE), status=code_status)
             return Response(envelope(code, str(error), getattr(error, "details", None)), status=code_status)
     if isinstance(error, Http404):
         error = exceptions.NotFound()
@@ -120,15 +127,18 @@ def answer(error: Exception, context: dict[str, Any]) -> Response | None:
 
 
 def _first(details: dict[str, Any]) -> str:
-    """The first fault as a sentence that names its field."""
-    field, faults = next(iter(details.items()))
-    if isinstance(faults, dict):
-        return f"{field}: {_first(faults)}"
-    return f"{field}: {faults[0] if isinstance(faults, list) and faults else faults}"
+    """Return the first field error as a sentence that names the field."""
+    field, field_errors = next(iter(details.items()))
+    if isinstance(field_errors, dict):
+        return f"{field}: {_first(field_errors)}"
+    return f"{field}: {field_errors[0] if isinstance(field_errors, list) and field_errors else field_errors}"
 
 
 class StrictJSONParser(BaseParser):
-    """JSON objects as RFC 8259 means them: UTF-8, one value a key, bounded depth, no NaN, no NUL, no lone surrogate."""
+    """Parser of strict JSON objects (RFC 8259).
+
+    Refuses other encodings than UTF-8, repeated keys, deep nesting, NaN, NUL and lone surrogates.
+    """
 
     media_type = "application/json"
 
@@ -136,16 +146,20 @@ class StrictJSONParser(BaseParser):
         try:
             return strict_json.read_object(stream.read(), max_bytes=64 * 1024)
         except strict_json.Unreadable as error:
-            raise exceptions.ParseError(f"The body must be a JSON object: {error}") from error
+            raise exceptions.ParseError(f"The body must be a JSON object: {error}. Nothing was done.") from error
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    return JsonResponse(envelope("not_found", "There is nothing at this address."), status=404)
+    """Answer a path that matches no URL."""
+    return JsonResponse(envelope("not_found", NO_SUCH_ADDRESS), status=404)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
-    return JsonResponse(envelope("invalid", "The request cannot be read."), status=400)
+    """Answer a request that Django refuses to read."""
+    return JsonResponse(envelope("invalid", "The request is malformed. Nothing was done."), status=400)
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(envelope("error", "Something went wrong on our side; it has been logged."), status=500)
+    """Answer a request that met a bug."""
+    message = "An error on our side was logged. Check what was done before you send the request again."
+    return JsonResponse(envelope("error", message), status=500)

@@ -1,8 +1,11 @@
-"""Reading a request: who calls and from where, and strict fields, so that what is not meant is refused by name."""
+"""Strict fields of request bodies, and the caller of a request.
+
+A wrong or unknown field is refused with its name, so that a typing error is never ignored.
+"""
 
 import re
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from django.http import HttpRequest
 from rest_framework import serializers
@@ -19,7 +22,7 @@ _AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,2})?", re.ASCII)
 
 
 class StrictInteger(serializers.IntegerField):
-    """A JSON whole number; not a float, not a text, not true."""
+    """A JSON integer. Floats, texts and booleans are refused."""
 
     def to_internal_value(self, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -28,7 +31,7 @@ class StrictInteger(serializers.IntegerField):
 
 
 class StrictText(serializers.CharField):
-    """A JSON text; not a number."""
+    """A JSON string. Numbers are refused."""
 
     def to_internal_value(self, value: object) -> str:
         if not isinstance(value, str):
@@ -37,20 +40,20 @@ class StrictText(serializers.CharField):
 
 
 class Body(serializers.Serializer):
-    """A request's body; a field it does not know is refused, so that a misspelt one is not ignored."""
+    """A request's body. It refuses unknown fields, so that a misspelt field is not ignored."""
 
     def run_validation(self, body: object = empty) -> object:
         if isinstance(body, dict):
             unknown = sorted(set(body) - set(self.fields))
             if unknown:
-                raise serializers.ValidationError({unknown[0]: ["This field is not known here."]})
+                raise serializers.ValidationError({unknown[0]: ["This call has no such field. Check the spelling."]})
         return super().run_validation(body)
 
 
 class Shillings(serializers.Field):
-    """An amount in shillings with at most two decimals, as a JSON number or text; no blanks, no underscores, no 1e9."""
+    """An amount in shillings with at most two decimals, as a JSON number or string. Refuses blanks, 1_000 and 1e9."""
 
-    default_error_messages = {
+    default_error_messages: ClassVar = {
         "invalid": "Must be an amount such as 100 or 99.50, with at most two decimals.",
         "low": "Must be at least {low}.",
         "high": "Must be at most {high}.",
@@ -75,9 +78,9 @@ class Shillings(serializers.Field):
 
 
 class Weights(serializers.Field):
-    """Percentages by outcome, as an object such as {"A": 50, "B": "50"}; at most four decimals, at least one."""
+    """Percentages of at least one outcome, such as {"A": 50, "B": "50"}, with at most four decimals."""
 
-    default_error_messages = {
+    default_error_messages: ClassVar = {
         "invalid": "Must be an object with a percentage such as 50 or 33.3 for each outcome.",
         "many": "May have at most {most} outcomes.",
     }
@@ -100,18 +103,24 @@ class Weights(serializers.Field):
 
 
 def checked(body: serializers.Serializer) -> dict[str, Any]:
-    """The body's values once every field is right. Raises: serializers.ValidationError, which names the field."""
+    """Validate a body and return its values.
+
+    Raises: serializers.ValidationError, which names the wrong fields.
+    """
     body.is_valid(raise_exception=True)
     return body.validated_data
 
 
 def caller(request: Request) -> CustomUser:
-    """The member whose token the request bears. Raises: NotAuthenticated."""
+    """Return the member who sent the request.
+
+    Raises: NotAuthenticated.
+    """
     if not isinstance(request.user, CustomUser):
         raise NotAuthenticated
     return request.user
 
 
 def actor(request: HttpRequest | Request) -> audit.Actor:
-    """Who acts and from where, for the audit trail: the member whose token or session the request bears."""
+    """Return the caller and the caller's address for the audit trail."""
     return audit.Actor(user_id=request.user.pk, source=source_address.source_address(request) or "unknown")

@@ -1,4 +1,4 @@
-"""Is the process alive (`/healthz`), and can it work (`/readyz`)."""
+"""Health checks: `/healthz` shows that the process runs, `/readyz` that it can work."""
 
 import redis
 from django.db import DatabaseError, connection
@@ -8,11 +8,15 @@ from payments.wiring import broker
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
+    """Answer 200 if the process runs."""
     return JsonResponse({"status": "ok"})
 
 
 def readyz(request: HttpRequest) -> JsonResponse:
-    """200 with PostgreSQL up; Redis down is told, but bets and resolves still work, and the sweeps catch up."""
+    """Answer 200 if PostgreSQL answers, else 503.
+
+    The body also reports Redis. Without Redis bets and resolves still work, and the sweeps do the rest later.
+    """
     checks = {"postgresql": _postgresql(), "redis": _redis()}
     return JsonResponse(checks, status=200 if checks["postgresql"] == "ok" else 503)
 

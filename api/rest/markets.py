@@ -1,4 +1,4 @@
-"""Markets for members: list, read with the pool, bet."""
+"""Calls for markets: list, read with pools, bet."""
 
 from decimal import Decimal
 from typing import Any
@@ -22,9 +22,9 @@ PAGE = 100
 
 
 def market_body(market: Market, pools: dict[str, tuple[Decimal, int]], provisional: set[int]) -> dict[str, Any]:
-    """A market as members see it: each outcome with its stakes and number of bets.
+    """Return the JSON of a market as members see it: each outcome with its stakes and number of bets.
 
-    Its result is provisional (it is in the set of such markets) while it may still be withdrawn.
+    `provisional` has the ids of the markets whose result may still be withdrawn.
     """
     pool, outcomes = Decimal("0.00"), []
     for outcome in market.outcomes.all():
@@ -51,6 +51,7 @@ def market_body(market: Market, pools: dict[str, tuple[Decimal, int]], provision
 
 
 def bet_body(bet: Bet, provisional: set[int]) -> dict[str, Any]:
+    """Return the JSON of a bet as its member sees it."""
     return {
         "id": bet.public_id,
         "market_id": bet.market_id,
@@ -64,7 +65,7 @@ def bet_body(bet: Bet, provisional: set[int]) -> dict[str, Any]:
 
 
 class MarketList(APIView):
-    """`GET /api/markets/?status=OPEN&before=<id>`: markets, newest first, a hundred at a time."""
+    """`GET /api/markets/?status=OPEN&before=<id>`: markets, newest first, 100 per page."""
 
     permission_classes = (AllowAny,)
 
@@ -82,7 +83,7 @@ class MarketList(APIView):
 
 
 class MarketDetail(APIView):
-    """`GET /api/markets/<id>/`: one market with its pool."""
+    """`GET /api/markets/<id>/`: one market with its pools."""
 
     permission_classes = (AllowAny,)
 
@@ -93,14 +94,16 @@ class MarketDetail(APIView):
 
 
 class BetBody(Body):
+    """Body of a bet; the amount is in shillings."""
+
     outcome = StrictText(max_length=120)
     amount = Shillings(low=Decimal("0.01"), high=Decimal("100000000"))
 
 
 class MarketBets(APIView):
-    """`GET /api/markets/<id>/bets/`: my bets on it. `POST` {outcome, amount}: place one from my wallet.
+    """`GET /api/markets/<id>/bets/`: the caller's bets. `POST` {outcome, amount}: place a bet from the wallet.
 
-    With an `Idempotency-Key` header the same POST again returns the bet it placed before.
+    A repeated POST with the same `Idempotency-Key` header returns the bet that the first one placed.
     """
 
     permission_classes = (IsAuthenticated,)

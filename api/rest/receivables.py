@@ -1,4 +1,4 @@
-"""What members owe back, and what an operator decides about it. Staff only; each call calls one service."""
+"""Calls of staff for members' debts after an undo: list, set off, write off, costs."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from users import phone
 PAGE = 100
 
 
-class WhichBody(Body):
-    """One recovery, or all that are owed from a market."""
+class DebtsBody(Body):
+    """One debt, or all debts from a market."""
 
     recovery_id = StrictInteger(min_value=1, max_value=LARGEST_ID, required=False)
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID, required=False)
@@ -30,52 +30,53 @@ class WhichBody(Body):
         return body
 
 
-class SetOffBody(WhichBody):
+class SetOffBody(DebtsBody):
     pct = StrictInteger(min_value=1, max_value=100)
 
 
-class WriteOffBody(WhichBody):
+class WriteOffBody(DebtsBody):
     reason = StrictText(max_length=300)
 
 
 @api_view(["GET"])
 @permission_classes([IsAdminUser])
 def list_recoveries(request: Request) -> Response:
-    """`GET /api/payments/admin/recoveries/?market_id=&before=<id>`: what members owe back, newest first."""
+    """`GET /api/payments/admin/recoveries/?market_id=&before=<id>`: members' debts, newest first."""
     before = _id(request, "before") or LARGEST_ID
-    found = receivables.listed(before=before, limit=PAGE, market_id=_id(request, "market_id"))
-    return Response({"recoveries": [recovery_body(one) for one in found]})
+    debts = receivables.listed(before=before, limit=PAGE, market_id=_id(request, "market_id"))
+    return Response({"recoveries": [recovery_body(debt) for debt in debts]})
 
 
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def set_off(request: Request) -> Response:
-    """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to so much of each later dividend."""
+    """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to pct % of each later dividend."""
     body = checked(SetOffBody(data=request.data))
     decided = receivables.decide_set_off(**body, by=actor(request), at=timezone.now())
-    return Response({"status": "set_off", "recoveries": [recovery_body(one) for one in decided]})
+    return Response({"status": "set_off", "recoveries": [recovery_body(debt) for debt in decided]})
 
 
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def write_off(request: Request) -> Response:
-    """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: bear the loss."""
+    """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: cancel the debt. The house bears the loss."""
     body = checked(WriteOffBody(data=request.data))
     decided = receivables.write_off(**body, by=actor(request), at=timezone.now())
-    return Response({"status": "written_off", "recoveries": [recovery_body(one) for one in decided]})
+    return Response({"status": "written_off", "recoveries": [recovery_body(debt) for debt in decided]})
 
 
 @api_view(["GET"])
 @permission_classes([IsAdminUser])
 def undo_costs(request: Request) -> Response:
-    """`GET …/admin/undo-costs/`: what undone settlements have cost, by market and by the operator who resolved."""
+    """`GET …/admin/undo-costs/`: costs of undone settlements, by market and by the person who resolved."""
     by_market, by_operator = receivables.undo_costs()
     return Response(
-        {"by_market": [_cost(one) for one in by_market], "by_operator": [_cost(one) for one in by_operator]}
+        {"by_market": [_cost(cost) for cost in by_market], "by_operator": [_cost(cost) for cost in by_operator]}
     )
 
 
 def recovery_body(recovery: Recovery) -> dict[str, Any]:
+    """Return the JSON of a debt as staff see it, with the phone masked."""
     return {
         "id": recovery.pk,
         "market_id": recovery.settlement.market_id if recovery.settlement else None,
@@ -94,9 +95,9 @@ def recovery_body(recovery: Recovery) -> dict[str, Any]:
 
 
 def _cost(cost: receivables.UndoCost) -> dict[str, Any]:
-    whose = {"market_id": cost.market_id} if cost.market_id is not None else {"user_id": cost.user_id}
+    subject = {"market_id": cost.market_id} if cost.market_id is not None else {"user_id": cost.user_id}
     return {
-        **whose,
+        **subject,
         "undone": cost.undone,
         "wrongly_paid": f"{cost.wrongly_paid:.2f}",
         "recovered": f"{cost.recovered:.2f}",

@@ -1,6 +1,5 @@
-"""Logging in: who gets a token, and what wrong PINs cost."""
+"""Tests of api/rest/accounts.py: login, logout and the caller's account."""
 
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -8,23 +7,12 @@ from django.test import Client
 from knox.models import AuthToken
 
 from testing.builders import PIN, bearer, member
-from users import auth
 from users.models import CustomUser
 
 NUMBER = "254712345678"
 
 
-def log_in(at: datetime, pin: str = PIN, phone_number: str = NUMBER) -> auth.Login:
-    return auth.log_in(phone_number=phone_number, pin=pin, source="192.0.2.7", at=at)
-
-
-def miss(at: datetime, times: int) -> None:
-    for _ in range(times):
-        with pytest.raises(auth.WrongCredentials):
-            log_in(at, pin="0000")
-
-
-def test_the_right_pin_gets_a_token_that_opens_the_door(db: None, client: Client) -> None:
+def test_correct_pin_returns_a_token_that_authenticates(db: None, client: Client) -> None:
     user = member(phone_number=NUMBER, full_name="Amina", balance="12.50")
 
     answer = client.post("/api/users/login/", {"phone_number": "0712 345 678", "pin": PIN}, "application/json")
@@ -41,7 +29,7 @@ def test_the_right_pin_gets_a_token_that_opens_the_door(db: None, client: Client
     }
 
 
-def test_a_token_is_dead_after_logging_out(db: None, client: Client) -> None:
+def test_token_is_refused_after_logout(db: None, client: Client) -> None:
     headers = bearer(member())
     assert client.post("/api/users/logout/", headers=headers).status_code == 204
 
@@ -50,7 +38,7 @@ def test_a_token_is_dead_after_logging_out(db: None, client: Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, "not_authenticated")
 
 
-def test_wrong_pins_and_unknown_and_suspended_numbers_are_refused_alike(db: None, client: Client) -> None:
+def test_wrong_pin_unknown_and_suspended_number_get_the_same_answer(db: None, client: Client) -> None:
     member(phone_number=NUMBER)
     member(phone_number="254712345679", is_active=False)
 
@@ -85,23 +73,23 @@ def test_wrong_pins_and_unknown_and_suspended_numbers_are_refused_alike(db: None
         ({"phone_number": NUMBER, "pin": PIN, "otp": "1"}, "otp"),
     ],
 )
-def test_a_body_of_another_shape_is_refused_by_field(
+def test_login_body_with_a_wrong_field_is_refused_by_its_name(
     db: None, client: Client, body: dict[str, Any], field: str
 ) -> None:
     member(phone_number=NUMBER)
     answer = client.post("/api/users/login/", body, "application/json")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
-    assert list(answer.json()["details"])[0] == field
+    assert next(iter(answer.json()["details"])) == field
     assert CustomUser.objects.get().failed_logins == 0
 
 
 @pytest.mark.parametrize("typed", ["admin", "2540712345678", "٠٧١٢٣٤٥٦٧٨", "' OR 1=1 --"])
-def test_what_is_no_phone_number_is_said_so(db: None, client: Client, typed: str) -> None:
+def test_login_with_an_invalid_phone_number_answers_400(db: None, client: Client, typed: str) -> None:
     answer = client.post("/api/users/login/", {"phone_number": typed, "pin": PIN}, "application/json")
     assert (answer.status_code, answer.json()["code"]) == (400, "not_a_phone_number")
 
 
-def test_a_suspended_members_token_opens_nothing(db: None, client: Client) -> None:
+def test_token_of_a_suspended_member_answers_401(db: None, client: Client) -> None:
     user = member()
     headers = bearer(user)
     user.is_active = False
@@ -109,7 +97,7 @@ def test_a_suspended_members_token_opens_nothing(db: None, client: Client) -> No
     assert client.get("/api/users/me/", headers=headers).status_code == 401
 
 
-def test_a_locked_number_is_answered_with_429_and_a_time(db: None, client: Client) -> None:
+def test_locked_number_answers_429_with_the_end_of_the_lock(db: None, client: Client) -> None:
     member(phone_number=NUMBER)
     for _ in range(4):
         client.post("/api/users/login/", {"phone_number": NUMBER, "pin": "0000"}, "application/json")

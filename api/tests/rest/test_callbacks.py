@@ -1,4 +1,4 @@
-"""M-Pesa's door by HTTP: what is stored, what is refused, whose address is believed, and what a server down does."""
+"""Tests of api/rest/callbacks.py: stored and refused callbacks, trusted addresses, and servers that are down."""
 
 import json
 import os
@@ -33,7 +33,7 @@ PLAIN = "/api/payments/b2c-callback/"
 
 
 @pytest.fixture(autouse=True)
-def _the_stories_addresses(settings: Settings) -> None:
+def _addresses_of_the_test_kit(settings: Settings) -> None:
     settings.SECRET_KEY, settings.MPESA_CALLBACK_URL = ADDRESSES.key, ADDRESSES.callback_url
 
 
@@ -49,8 +49,8 @@ def attempt(payout: Transaction) -> Attempt:
 
 
 @pytest.fixture
-def door() -> Client:
-    """A caller that brings no CSRF token, as M-Pesa does."""
+def caller() -> Client:
+    """A client without a CSRF token, like M-Pesa."""
     return Client(enforce_csrf_checks=True, raise_request_exception=False)
 
 
@@ -62,27 +62,27 @@ def own(attempt: Attempt) -> str:
     return ADDRESSES.token(attempt.originator_conversation_id)
 
 
-def post(door: Client, where: str, body: bytes, source: str = MPESA, **headers: str) -> Any:
-    return door.post(where, body, content_type="application/json", REMOTE_ADDR=source, headers=headers)
+def post(caller: Client, where: str, body: bytes, source: str = MPESA, **headers: str) -> Any:
+    return caller.post(where, body, content_type="application/json", REMOTE_ADDR=source, headers=headers)
 
 
-# --- what is stored --------------------------------------------------------------------------------------------------
+# --- stored callbacks ------------------------------------------------------------------------------------------------
 
 
-def test_a_result_is_stored_raw_answered_and_applied_later(
-    door: Client, payout: Transaction, attempt: Attempt, queued: Callable[[], list[tuple[str, str, list[Any]]]]
+def test_result_is_stored_raw_answered_and_applied_later(
+    caller: Client, payout: Transaction, attempt: Attempt, queued: Callable[[], list[tuple[str, str, list[Any]]]]
 ) -> None:
     # given
     body = result_body(attempt)
 
     # when
-    answered = post(door, path("b2c-callback", own(attempt)), body)
+    answer = post(caller, path("b2c-callback", own(attempt)), body)
     stored = Callback.objects.get()
     before = states(payout, attempt)
     settlement_tasks.apply_stored_callbacks()
 
     # then
-    assert (answered.status_code, answered.json()) == (200, ACCEPTED)
+    assert (answer.status_code, answer.json()) == (200, ACCEPTED)
     assert (stored.kind, stored.attempt_id, stored.query_id) == ("result", attempt.pk, None)
     assert (bytes(stored.body), stored.source_ip, stored.trusted) == (body, MPESA, True)
     assert (stored.applied_at, stored.verdict) == (None, "")
@@ -94,27 +94,27 @@ def test_a_result_is_stored_raw_answered_and_applied_later(
     assert stored.applied_at is not None
 
 
-def test_the_very_same_body_is_stored_once(door: Client, attempt: Attempt) -> None:
+def test_repeated_body_is_stored_once(caller: Client, attempt: Attempt) -> None:
     # when
-    answers = [post(door, path("b2c-callback", own(attempt)), result_body(attempt)).status_code for _ in range(3)]
+    answers = [post(caller, path("b2c-callback", own(attempt)), result_body(attempt)).status_code for _ in range(3)]
 
     # then
     assert answers == [200, 200, 200]
     assert Callback.objects.count() == 1
 
 
-def test_another_body_at_the_same_address_is_stored_too(door: Client, attempt: Attempt) -> None:
+def test_different_body_at_same_address_is_stored_too(caller: Client, attempt: Attempt) -> None:
     # when
     for body in (result_body(attempt), result_body(attempt, 2040)):
-        post(door, path("b2c-callback", own(attempt)), body)
+        post(caller, path("b2c-callback", own(attempt)), body)
 
     # then
     assert Callback.objects.count() == 2
 
 
-def test_the_very_same_callback_is_stored_once(attempt: Attempt) -> None:
+def test_repeated_store_of_a_callback_adds_one_row(attempt: Attempt) -> None:
     # given
-    came = {
+    callback = {
         "kind": "result",
         "token": own(attempt),
         "body": b"{}",
@@ -125,31 +125,31 @@ def test_the_very_same_callback_is_stored_once(attempt: Attempt) -> None:
     }
 
     # when
-    callbacks.store(**came)
-    callbacks.store(**came)
+    callbacks.store(**callback)
+    callbacks.store(**callback)
 
     # then
     assert Callback.objects.count() == 1
 
 
-def test_an_answer_is_stored_for_its_query(door: Client, attempt: Attempt) -> None:
+def test_answer_is_stored_for_its_query(caller: Client, attempt: Attempt) -> None:
     # given
     asked = question(attempt, after(20))
 
     # when
-    answered = post(door, path("status-result", asked.token), status_body(attempt))
+    answer = post(caller, path("status-result", asked.token), status_body(attempt))
 
     # then
-    assert answered.status_code == 200
+    assert answer.status_code == 200
     assert list(Callback.objects.values_list("kind", "attempt", "query")) == [("status", None, asked.query_id)]
 
 
-def test_a_timeout_is_stored_for_its_request_or_its_query(door: Client, attempt: Attempt) -> None:
+def test_timeout_is_stored_for_its_request_or_query(caller: Client, attempt: Attempt) -> None:
     # given
     asked = question(attempt, after(20))
 
     # when
-    answers = [post(door, path("b2c-timeout", token), b"{}").status_code for token in (own(attempt), asked.token)]
+    answers = [post(caller, path("b2c-timeout", token), b"{}").status_code for token in (own(attempt), asked.token)]
 
     # then
     assert answers == [200, 200]
@@ -159,39 +159,39 @@ def test_a_timeout_is_stored_for_its_request_or_its_query(door: Client, attempt:
     ]
 
 
-def test_a_body_is_stored_up_to_sixteen_kibibytes(door: Client, attempt: Attempt) -> None:
+def test_body_is_stored_up_to_16_kibibytes(caller: Client, attempt: Attempt) -> None:
     # given
     longest = result_body(attempt).ljust(16 * 1024)
 
     # when
-    answers = [post(door, path("b2c-callback", own(attempt)), body) for body in (longest + b" ", longest)]
+    answers = [post(caller, path("b2c-callback", own(attempt)), body) for body in (longest + b" ", longest)]
 
     # then
-    assert [one.status_code for one in answers] == [400, 200]
+    assert [answer.status_code for answer in answers] == [400, 200]
     assert answers[0].json()["code"] == "body_too_large"
     assert bytes(Callback.objects.get().body) == longest
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused callbacks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["b2c-callback", "b2c-timeout", "status-result"])
-def test_an_unknown_token_is_not_found_and_nothing_is_stored(door: Client, attempt: Attempt, kind: str) -> None:
+def test_unknown_token_answers_404_and_stores_nothing(caller: Client, attempt: Attempt, kind: str) -> None:
     # then
     with nothing_moved():
-        answered = post(door, path(kind, UNKNOWN), result_body(attempt))
-    assert (answered.status_code, answered.json()["code"]) == (404, "not_found")
+        answer = post(caller, path(kind, UNKNOWN), result_body(attempt))
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert Callback.objects.count() == 0
 
 
-def test_a_token_is_good_at_its_own_kind_of_address_only(door: Client, attempt: Attempt) -> None:
+def test_token_works_only_at_its_own_kind_of_address(caller: Client, attempt: Attempt) -> None:
     # given
     asked = question(attempt, after(20))
 
     # when
     answers = [
-        post(door, path("b2c-callback", asked.token), result_body(attempt)).status_code,
-        post(door, path("status-result", own(attempt)), status_body(attempt)).status_code,
+        post(caller, path("b2c-callback", asked.token), result_body(attempt)).status_code,
+        post(caller, path("status-result", own(attempt)), status_body(attempt)).status_code,
     ]
 
     # then
@@ -201,32 +201,30 @@ def test_a_token_is_good_at_its_own_kind_of_address_only(door: Client, attempt: 
 
 @pytest.mark.parametrize("kind", ["b2c-callback", "b2c-timeout", "status-result"])
 @pytest.mark.parametrize("verb", ["get", "head", "put", "patch", "delete", "options"])
-def test_only_post_is_allowed(door: Client, attempt: Attempt, kind: str, verb: str) -> None:
-    assert getattr(door, verb)(path(kind, own(attempt))).status_code == 405
+def test_methods_other_than_post_answer_405(caller: Client, attempt: Attempt, kind: str, verb: str) -> None:
+    assert getattr(caller, verb)(path(kind, own(attempt))).status_code == 405
 
 
 @pytest.mark.parametrize("kind", ["b2c-callback", "b2c-timeout", "status-result"])
-def test_an_address_without_its_slash_is_not_found_rather_than_redirected(
-    door: Client, attempt: Attempt, kind: str
-) -> None:
+def test_address_without_its_slash_answers_404_without_redirect(caller: Client, attempt: Attempt, kind: str) -> None:
     # when
-    answered = post(door, path(kind, own(attempt)).removesuffix("/"), result_body(attempt))
+    answer = post(caller, path(kind, own(attempt)).removesuffix("/"), result_body(attempt))
 
     # then
-    assert (answered.status_code, answered.json()["code"]) == (404, "not_found")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert Callback.objects.count() == 0
 
 
 @pytest.mark.parametrize("token", ["0" * 63, "0" * 65, "G" * 64, "A" * 64, "%00", "..", "٣" * 64])
-def test_what_cannot_be_a_token_is_not_found(door: Client, token: str) -> None:
-    assert post(door, f"{PLAIN}{token}/", b"{}").status_code == 404
+def test_malformed_token_answers_404(caller: Client, token: str) -> None:
+    assert post(caller, f"{PLAIN}{token}/", b"{}").status_code == 404
 
 
-def test_the_guides_plain_path_without_its_slash_is_not_found(door: Client) -> None:
-    assert post(door, PLAIN.removesuffix("/"), b"{}").status_code == 404
+def test_plain_path_without_its_slash_answers_404(caller: Client) -> None:
+    assert post(caller, PLAIN.removesuffix("/"), b"{}").status_code == 404
 
 
-# --- whatever comes --------------------------------------------------------------------------------------------------
+# --- generated bodies ------------------------------------------------------------------------------------------------
 
 ANYTHING = hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -256,9 +254,9 @@ PARAMETERS = st.fixed_dictionaries(
 @example(body=b'{"Result": {"ResultCode": 0, "ResultCode": 1}}')
 @example(body=b"\xef\xbb\xbf{}")
 @example(body=b'{"Result": {"ResultCode": 1' + b"0" * 5_000 + b"}}")
-def test_any_bytes_at_an_unknown_address_leave_no_row(door: Client, attempt: Attempt, body: bytes) -> None:
+def test_any_bytes_at_an_unknown_address_store_nothing(caller: Client, attempt: Attempt, body: bytes) -> None:
     for kind in ("b2c-callback", "b2c-timeout", "status-result"):
-        assert post(door, path(kind, UNKNOWN), body).status_code == 404
+        assert post(caller, path(kind, UNKNOWN), body).status_code == 404
     assert Callback.objects.count() == 0
 
 
@@ -273,37 +271,37 @@ def test_any_bytes_at_an_unknown_address_leave_no_row(door: Client, attempt: Att
 @example(body=b"\xef\xbb\xbf{}")
 @example(body=b'{"Result": {"ResultCode": 1' + b"0" * 5_000 + b"}}")
 def test_any_bytes_at_a_known_address_are_stored_and_applied_without_error(
-    door: Client, payout: Transaction, attempt: Attempt, body: bytes
+    caller: Client, payout: Transaction, attempt: Attempt, body: bytes
 ) -> None:
-    _bring_and_apply(door, attempt, body)
+    _post_and_apply(caller, attempt, body)
     assert states(payout, attempt)[1] in ("ACCEPTED", "IN_DOUBT")
 
 
 @ANYTHING
 @given(changes=st.dictionaries(FIELDS, VALUES | PARAMETERS, max_size=5), genuine=st.booleans())
 def test_any_message_at_a_known_address_is_stored_and_applied_without_error(
-    door: Client, attempt: Attempt, changes: dict[str, Any], genuine: bool
+    caller: Client, attempt: Attempt, changes: dict[str, Any], genuine: bool
 ) -> None:
     base = json.loads(result_body(attempt, 2040))["Result"] if genuine else {"ResultCode": 0}
-    _bring_and_apply(door, attempt, json.dumps({"Result": base | changes}).encode())
+    _post_and_apply(caller, attempt, json.dumps({"Result": base | changes}).encode())
 
 
-def _bring_and_apply(door: Client, attempt: Attempt, body: bytes) -> None:
-    """Bring a body to the three addresses that know it and to the plain one, and apply what was stored."""
+def _post_and_apply(caller: Client, attempt: Attempt, body: bytes) -> None:
+    """Post a body to the attempt's three addresses and to the plain one, then apply the stored callbacks."""
     asked = StatusQuery.objects.filter(attempt=attempt).first()
     token = ADDRESSES.token(f"{attempt.originator_conversation_id}?1") if asked else question(attempt, after(20)).token
     answers = [
-        post(door, path("b2c-callback", own(attempt)), body),
-        post(door, path("b2c-timeout", own(attempt)), body),
-        post(door, path("status-result", token), body),
+        post(caller, path("b2c-callback", own(attempt)), body),
+        post(caller, path("b2c-timeout", own(attempt)), body),
+        post(caller, path("status-result", token), body),
     ]
-    assert [one.status_code for one in answers] == [200, 200, 200]
-    assert post(door, PLAIN, body).status_code in (200, 400, 404)
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert post(caller, PLAIN, body).status_code in (200, 400, 404)
     for callback_id in Callback.objects.filter(applied_at=None).values_list("pk", flat=True):
         assert callbacks.apply(callback_id=callback_id, at=after(30), policy=payout_steps.POLICY)
 
 
-# --- whose address it is ---------------------------------------------------------------------------------------------
+# --- source addresses ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -325,8 +323,8 @@ def _bring_and_apply(door: Client, attempt: Attempt, body: bytes) -> None:
         (0, "", "", None, False),
     ],
 )
-def test_only_what_our_own_proxies_saw_is_believed(
-    door: Client,
+def test_source_is_the_address_that_our_own_proxies_saw(
+    caller: Client,
     attempt: Attempt,
     settings: Settings,
     hops: int,
@@ -339,55 +337,55 @@ def test_only_what_our_own_proxies_saw_is_believed(
     settings.TRUSTED_PROXY_HOPS = hops
 
     # when
-    answered = post(
-        door, path("b2c-callback", own(attempt)), result_body(attempt), peer, **{"X-Forwarded-For": forwarded}
+    answer = post(
+        caller, path("b2c-callback", own(attempt)), result_body(attempt), peer, **{"X-Forwarded-For": forwarded}
     )
 
     # then
     stored = Callback.objects.get()
-    assert answered.status_code == 200
+    assert answer.status_code == 200
     assert (stored.source_ip, stored.trusted) == (source, trusted)
 
 
-@pytest.mark.parametrize(("source", "came_to"), [(MPESA, "COMPLETED"), ("6.6.6.6", "PROCESSING")])
-def test_in_production_another_address_lowers_trust_and_drops_nothing(
-    door: Client, payout: Transaction, attempt: Attempt, settings: Settings, source: str, came_to: str
+@pytest.mark.parametrize(("source", "expected_status"), [(MPESA, "COMPLETED"), ("6.6.6.6", "PROCESSING")])
+def test_in_production_untrusted_callback_is_stored_but_completes_nothing(
+    caller: Client, payout: Transaction, attempt: Attempt, settings: Settings, source: str, expected_status: str
 ) -> None:
     # given
     settings.MPESA_PRODUCTION = True
 
     # when
-    answered = post(door, path("b2c-callback", own(attempt)), result_body(attempt), source)
+    answer = post(caller, path("b2c-callback", own(attempt)), result_body(attempt), source)
     settlement_tasks.apply_stored_callbacks()
 
     # then
-    assert answered.status_code == 200
+    assert answer.status_code == 200
     assert Callback.objects.get().applied_at is not None
-    assert states(payout, attempt)[0] == came_to
+    assert states(payout, attempt)[0] == expected_status
 
 
 @pytest.mark.parametrize("applied_between", [True, False])
-def test_what_a_stranger_said_first_counts_when_mpesa_says_the_very_same(
-    door: Client, payout: Transaction, attempt: Attempt, settings: Settings, applied_between: bool
+def test_untrusted_body_counts_once_mpesa_sends_the_same_body(
+    caller: Client, payout: Transaction, attempt: Attempt, settings: Settings, applied_between: bool
 ) -> None:
     # given
     settings.MPESA_PRODUCTION = True
     where, body = path("b2c-callback", own(attempt)), result_body(attempt)
-    post(door, where, body, "6.6.6.6")
+    post(caller, where, body, "6.6.6.6")
     if applied_between:
         settlement_tasks.apply_stored_callbacks()
         assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
 
     # when
-    answers = [post(door, where, body, source).status_code for source in (MPESA, MPESA, "6.6.6.6")]
+    answers = [post(caller, where, body, source).status_code for source in (MPESA, MPESA, "6.6.6.6")]
     settlement_tasks.apply_stored_callbacks()
 
-    # then: both are kept as they came, each once
+    # then: both are stored as they came, each once
     assert answers == [200, 200, 200]
     assert states(payout, attempt) == ("COMPLETED", "PAID")
-    kept = Callback.objects.order_by("pk").values_list("source_ip", "trusted", "verdict")
-    assert list(kept)[1] == (MPESA, True, "paid")
-    assert [(source, trusted) for source, trusted, _ in kept] == [("6.6.6.6", False), (MPESA, True)]
+    stored = Callback.objects.order_by("pk").values_list("source_ip", "trusted", "verdict")
+    assert list(stored)[1] == (MPESA, True, "paid")
+    assert [(source, trusted) for source, trusted, _ in stored] == [("6.6.6.6", False), (MPESA, True)]
 
 
 # --- the guide's plain path ------------------------------------------------------------------------------------------
@@ -408,19 +406,19 @@ def guides_body(reference: str, code: int = 0) -> bytes:
     ).encode()
 
 
-def test_the_guides_plain_callback_completes_at_once(door: Client, payout: Transaction) -> None:
+def test_plain_callback_completes_the_payout_at_once(caller: Client, payout: Transaction) -> None:
     # when
-    answered = post(door, PLAIN, guides_body(payout.external_ref), "127.0.0.1")
+    answer = post(caller, PLAIN, guides_body(payout.external_ref), "127.0.0.1")
 
     # then
     payout.refresh_from_db()
-    assert (answered.status_code, answered.json()) == (200, ACCEPTED)
+    assert (answer.status_code, answer.json()) == (200, ACCEPTED)
     assert payout.status == "COMPLETED"
 
 
-def test_the_guides_plain_callback_may_be_repeated(door: Client, payout: Transaction) -> None:
+def test_repeated_plain_callback_pays_once(caller: Client, payout: Transaction) -> None:
     # when
-    answers = [post(door, PLAIN, guides_body(payout.external_ref)).status_code for _ in range(3)]
+    answers = [post(caller, PLAIN, guides_body(payout.external_ref)).status_code for _ in range(3)]
 
     # then
     assert answers == [200, 200, 200]
@@ -428,66 +426,66 @@ def test_the_guides_plain_callback_may_be_repeated(door: Client, payout: Transac
     assert len(builders.transfers(code="paid")) == 1
 
 
-def test_a_plain_callback_about_nothing_we_know_is_not_found(door: Client, payout: Transaction) -> None:
+def test_plain_callback_with_an_unknown_reference_answers_404(caller: Client, payout: Transaction) -> None:
     # then
     with nothing_moved():
-        answered = post(door, PLAIN, guides_body("KASOKO-1-1-1613398249.5"))
-    assert (answered.status_code, answered.json()["code"]) == (404, "unknown_reference")
+        answer = post(caller, PLAIN, guides_body("KASOKO-1-1-1613398249.5"))
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown_reference")
 
 
 @pytest.mark.parametrize("body", [b"", b"hello", b"[]", b"{}", b'{"Result": []}', b"[" * 8_000])
-def test_a_plain_callback_that_cannot_be_read_is_refused(door: Client, payout: Transaction, body: bytes) -> None:
+def test_unreadable_plain_callback_answers_400(caller: Client, payout: Transaction, body: bytes) -> None:
     # then
     with nothing_moved():
-        answered = post(door, PLAIN, body)
-    assert (answered.status_code, answered.json()["code"]) == (400, "unreadable_body")
+        answer = post(caller, PLAIN, body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "unreadable_body")
 
 
-def test_a_plain_callback_may_not_be_longer_than_any_other(door: Client, payout: Transaction) -> None:
+def test_plain_callback_over_16_kibibytes_answers_400(caller: Client, payout: Transaction) -> None:
     # then
     with nothing_moved():
-        answered = post(door, PLAIN, guides_body(payout.external_ref).ljust(16 * 1024 + 1))
-    assert answered.status_code == 400
+        answer = post(caller, PLAIN, guides_body(payout.external_ref).ljust(16 * 1024 + 1))
+    assert answer.status_code == 400
 
 
-def test_in_production_there_is_nothing_at_the_plain_path(
-    door: Client, payout: Transaction, settings: Settings
-) -> None:
+def test_in_production_the_plain_path_answers_404(caller: Client, payout: Transaction, settings: Settings) -> None:
     # given
     settings.MPESA_PRODUCTION = True
 
     # then
     with nothing_moved():
-        answered = post(door, PLAIN, guides_body(payout.external_ref))
-    assert (answered.status_code, answered.json()["code"]) == (404, "not_found")
+        answer = post(caller, PLAIN, guides_body(payout.external_ref))
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-# --- without a server ------------------------------------------------------------------------------------------------
+# --- servers that are down -------------------------------------------------------------------------------------------
 
 
-def test_with_redis_down_a_callback_is_stored_and_answered(door: Client, attempt: Attempt, settings: Settings) -> None:
+def test_callback_is_stored_and_answered_while_redis_is_down(
+    caller: Client, attempt: Attempt, settings: Settings
+) -> None:
     # given
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
 
     # when
-    answered = post(door, path("b2c-callback", own(attempt)), result_body(attempt))
+    answer = post(caller, path("b2c-callback", own(attempt)), result_body(attempt))
 
     # then
-    assert answered.status_code == 200
+    assert answer.status_code == 200
     assert Callback.objects.filter(applied_at=None).count() == 1
 
 
-def test_with_the_database_down_a_callback_is_not_answered_as_taken() -> None:
+def test_callback_answers_503_while_the_database_is_down() -> None:
     # given
     code = f"""
 import django
 django.setup()
 from django.test import Client
-caller = Client(raise_request_exception=False)
+mpesa = Client(raise_request_exception=False)
 for where in ("b2c-callback/{UNKNOWN}/", "b2c-timeout/{UNKNOWN}/", "status-result/{UNKNOWN}/", "b2c-callback/"):
     body = {guides_body("KASOKO-1-1-aaaaaaaa")!r}
-    answered = caller.post("/api/payments/" + where, body, content_type="application/json")
-    print(answered.status_code, answered.json()["code"])
+    answer = mpesa.post("/api/payments/" + where, body, content_type="application/json")
+    print(answer.status_code, answer.json()["code"])
 """
     down = {"DATABASE_URL": "postgres://kasoko:secret@127.0.0.1:1/kasoko", "DJANGO_SETTINGS_MODULE": "api.settings"}
 
@@ -504,7 +502,7 @@ for where in ("b2c-callback/{UNKNOWN}/", "b2c-timeout/{UNKNOWN}/", "status-resul
 # --- applying --------------------------------------------------------------------------------------------------------
 
 
-def test_callbacks_are_applied_oldest_first_and_once(attempt: Attempt) -> None:
+def test_stored_callbacks_are_applied_once_oldest_first(attempt: Attempt) -> None:
     # given
     for code in (17, 26, 0):
         callbacks.store(
@@ -516,7 +514,7 @@ def test_callbacks_are_applied_oldest_first_and_once(attempt: Attempt) -> None:
     settlement_tasks.apply_stored_callbacks()
 
     # then
-    verdicts = list(Callback.objects.order_by("pk").values_list("verdict", flat=True))
-    assert verdicts == ["in doubt: code 17 proves nothing", "in doubt: code 26 proves nothing", "paid"]
+    outcomes = list(Callback.objects.order_by("pk").values_list("verdict", flat=True))
+    assert outcomes == ["in doubt: code 17 proves nothing", "in doubt: code 26 proves nothing", "paid"]
     with nothing_moved():
         settlement_tasks.apply_stored_callbacks()

@@ -1,7 +1,7 @@
-"""M-Pesa's door under fire: whatever comes is answered 2xx or 4xx, and moves money only where everything matches.
+"""Fuzz tests of api/rest/callbacks.py: every body gets 2xx or 4xx, and money moves only if all of it matches.
 
-Bodies are raw bytes, JSON of any shape, and genuine messages with fields swapped. Each example starts from the same
-payout, sent and asked about, and is rolled back to it.
+Bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. Each example starts from the same
+payout, which was sent and asked about, and is rolled back at its end.
 """
 
 import json
@@ -37,8 +37,8 @@ fuzzed = hypothesis_settings(
 
 
 @dataclass(frozen=True)
-class Door:
-    """One payout that was sent and is asked about, another one, and a caller who brings what M-Pesa would."""
+class Scene:
+    """A payout that was sent and asked about, another payout, and a client that posts as M-Pesa does."""
 
     caller: Client
     payout: Transaction
@@ -54,23 +54,23 @@ class Door:
         return self.caller.post(where, body, content_type=content_type).status_code
 
     def apply_all(self) -> list[str]:
-        """Apply what is stored and not applied yet, as the worker would: the verdicts."""
+        """Apply the stored callbacks as the worker does, and return their outcomes."""
         waiting = callbacks.to_apply(after=0, limit=1_000)
         return [callbacks.apply(callback_id=pk, at=after(30), policy=payout_steps.POLICY) for pk in waiting]
 
 
 @pytest.fixture
-def door(settings: Settings) -> Door:
+def scene(settings: Settings) -> Scene:
     settings.SECRET_KEY, settings.MPESA_CALLBACK_URL = ADDRESSES.key, ADDRESSES.callback_url
     payout = builders.payout(AMOUNT)
     attempt, other = sent(payout), sent(builders.payout(OTHER))
     token = question(attempt, after(20)).token
-    return Door(Client(enforce_csrf_checks=True, raise_request_exception=False), payout, attempt, other, token)
+    return Scene(Client(enforce_csrf_checks=True, raise_request_exception=False), payout, attempt, other, token)
 
 
 @contextmanager
-def taken_back() -> Iterator[None]:
-    """Take back all that an example wrote, so that the next one finds what the test was given."""
+def rolled_back() -> Iterator[None]:
+    """Roll back the writes of an example, so that the next one starts from the same rows."""
     before = transaction.savepoint()
     try:
         yield
@@ -86,7 +86,7 @@ def money() -> list[tuple[str, str, str, Decimal]]:
     return transfers()
 
 
-# --- what comes ------------------------------------------------------------------------------------------------------
+# --- generated bodies ------------------------------------------------------------------------------------------------
 
 SCALARS = st.one_of(
     st.none(),
@@ -125,12 +125,12 @@ SWAPS = st.fixed_dictionaries(
 
 
 def swapped(genuine: bytes, swaps: dict[str, Any]) -> bytes:
-    """A genuine message with fields and parameters replaced, left out, or its end cut off."""
+    """Return a genuine message with replaced or missing fields and parameters, or without its end."""
     root = json.loads(genuine)
     result = root["Result"]
     listed = result.get("ResultParameters", {}).get("ResultParameter", [])
-    found = {one["Key"]: one["Value"] for one in listed} | swaps["parameters"]
-    pairs = [{"Key": key, "Value": value} for key, value in found.items() if key not in swaps["without"]]
+    parameters = {parameter["Key"]: parameter["Value"] for parameter in listed} | swaps["parameters"]
+    pairs = [{"Key": key, "Value": value} for key, value in parameters.items() if key not in swaps["without"]]
     result["ResultParameters"] = {"ResultParameter": pairs}
     result |= swaps["fields"]
     root["Result"] = {key: value for key, value in result.items() if key not in swaps["without"]}
@@ -143,14 +143,12 @@ def swapped(genuine: bytes, swaps: dict[str, Any]) -> bytes:
 
 @fuzzed
 @given(body=RAW, token=st.text("0123456789abcdef", min_size=64, max_size=64), kind=st.sampled_from(KINDS))
-def test_any_bytes_with_a_token_that_nobody_was_given_leave_no_row(
-    door: Door, body: bytes, token: str, kind: str
-) -> None:
+def test_any_bytes_with_an_unknown_token_store_nothing(scene: Scene, body: bytes, token: str, kind: str) -> None:
     # given
     before = money_snapshot()
 
     # when
-    status = door.post(path(kind, token), body)
+    status = scene.post(path(kind, token), body)
 
     # then
     assert status in (400, 404)
@@ -158,25 +156,25 @@ def test_any_bytes_with_a_token_that_nobody_was_given_leave_no_row(
 
 
 @fuzzed
-@given(swaps=SWAPS, kind=st.sampled_from(KINDS), one_off=st.integers(0, 63))
-def test_a_genuine_message_with_a_token_that_is_one_digit_off_leaves_no_row(
-    door: Door, swaps: dict[str, Any], kind: str, one_off: int
+@given(swaps=SWAPS, kind=st.sampled_from(KINDS), wrong_digit=st.integers(0, 63))
+def test_genuine_message_with_one_wrong_token_digit_stores_nothing(
+    scene: Scene, swaps: dict[str, Any], kind: str, wrong_digit: int
 ) -> None:
     # given
     before = money_snapshot()
-    token = door.own if kind != "status-result" else door.query_token
-    wrong = token[:one_off] + ("0" if token[one_off] != "0" else "1") + token[one_off + 1 :]
+    token = scene.own if kind != "status-result" else scene.query_token
+    wrong = token[:wrong_digit] + ("0" if token[wrong_digit] != "0" else "1") + token[wrong_digit + 1 :]
 
     # when
-    statuses = [door.post(path(kind, wrong), body) for body in (result_body(door.attempt), _changed(door, swaps))]
+    statuses = [scene.post(path(kind, wrong), body) for body in (result_body(scene.attempt), _changed(scene, swaps))]
 
     # then
     assert statuses == [404, 404]
     assert money_snapshot() == before
 
 
-def _changed(door: Door, swaps: dict[str, Any]) -> bytes:
-    return swapped(result_body(door.attempt), swaps)
+def _changed(scene: Scene, swaps: dict[str, Any]) -> bytes:
+    return swapped(result_body(scene.attempt), swaps)
 
 
 @fuzzed
@@ -185,94 +183,94 @@ def _changed(door: Door, swaps: dict[str, Any]) -> bytes:
 )
 @example(segment="../../admin", body=b"", content_type="")
 @example(segment="%00" * 20, body=b"{}", content_type="")
-def test_any_path_below_the_door_is_answered(door: Door, segment: str, body: bytes, content_type: str) -> None:
+def test_any_path_below_the_plain_path_answers_4xx(scene: Scene, segment: str, body: bytes, content_type: str) -> None:
     # when
     before = money_snapshot()
-    status = door.post(f"{PLAIN}{segment}", body, content_type)
+    status = scene.post(f"{PLAIN}{segment}", body, content_type)
 
     # then
     assert 400 <= status < 500
     assert money_snapshot() == before
 
 
-# --- good tokens -----------------------------------------------------------------------------------------------------
+# --- valid tokens ----------------------------------------------------------------------------------------------------
 
 
 @fuzzed
 @given(body=RAW, kind=st.sampled_from(KINDS))
-def test_any_bytes_with_a_good_token_are_stored_applied_and_move_no_money(door: Door, body: bytes, kind: str) -> None:
-    with taken_back():
+def test_any_bytes_with_a_valid_token_are_stored_and_move_no_money(scene: Scene, body: bytes, kind: str) -> None:
+    with rolled_back():
         # given
         before = money()
 
         # when
-        status = door.post(path(kind, door.query_token if kind == "status-result" else door.own), body)
-        verdicts = door.apply_all()
+        status = scene.post(path(kind, scene.query_token if kind == "status-result" else scene.own), body)
+        outcomes = scene.apply_all()
 
         # then
         assert status == (200 if len(body) <= 16 * 1024 else 400)
-        assert len(verdicts) == Callback.objects.count() == (status == 200)
+        assert len(outcomes) == Callback.objects.count() == (status == 200)
         assert money() == before
 
 
 @fuzzed
 @given(swaps=SWAPS, of_another=st.booleans())
-def test_a_swapped_result_moves_money_only_if_id_amount_and_phone_are_ours(
-    door: Door, swaps: dict[str, Any], of_another: bool
+def test_changed_result_pays_only_if_id_amount_and_phone_are_ours(
+    scene: Scene, swaps: dict[str, Any], of_another: bool
 ) -> None:
-    with taken_back():
+    with rolled_back():
         # given
         before = money()
-        body = swapped(result_body(door.other if of_another else door.attempt), swaps)
+        body = swapped(result_body(scene.other if of_another else scene.attempt), swaps)
 
         # when
-        status = door.post(path("b2c-callback", door.own), body)
-        verdicts = door.apply_all()
+        status = scene.post(path("b2c-callback", scene.own), body)
+        outcomes = scene.apply_all()
 
         # then
-        assert (status, len(verdicts)) == (200, 1)
+        assert (status, len(outcomes)) == (200, 1)
         if money() != before:
-            assert verdicts == ["paid"]
-            assert _names(body, door.attempt, "TransactionAmount", "Amount")
+            assert outcomes == ["paid"]
+            assert _names(body, scene.attempt, "TransactionAmount", "Amount")
 
 
 @fuzzed
 @given(swaps=SWAPS, of_another=st.booleans())
-def test_a_swapped_answer_moves_money_only_if_it_says_completed_and_contradicts_nothing(
-    door: Door, swaps: dict[str, Any], of_another: bool
+def test_changed_answer_pays_only_if_completed_and_not_of_another_payout(
+    scene: Scene, swaps: dict[str, Any], of_another: bool
 ) -> None:
-    with taken_back():
+    with rolled_back():
         # given
         before = money()
-        body = swapped(status_body(door.other if of_another else door.attempt), swaps)
+        body = swapped(status_body(scene.other if of_another else scene.attempt), swaps)
 
         # when
-        status = door.post(path("status-result", door.query_token), body)
-        verdicts = door.apply_all()
+        status = scene.post(path("status-result", scene.query_token), body)
+        outcomes = scene.apply_all()
 
         # then
-        assert (status, len(verdicts)) == (200, 1)
+        assert (status, len(outcomes)) == (200, 1)
         if money() != before:
-            said = _said(body)
-            assert verdicts == ["paid"]
-            assert str(said["TransactionStatus"]).strip().casefold() == "completed"
+            parameters = _parameters(body)
+            assert outcomes == ["paid"]
+            assert str(parameters["TransactionStatus"]).strip().casefold() == "completed"
             assert not of_another
 
 
-def _said(body: bytes) -> dict[str, Any]:
+def _parameters(body: bytes) -> dict[str, Any]:
     result = json.loads(body)["Result"]
     listed = result["ResultParameters"]["ResultParameter"]
-    return {one["Key"].replace(" ", ""): one.get("Value") for one in reversed(listed)}
+    return {parameter["Key"].replace(" ", ""): parameter.get("Value") for parameter in reversed(listed)}
 
 
 def _names(body: bytes, attempt: Attempt, *amounts: str) -> bool:
-    """Whether a body names this attempt, its amount and its phone, and says paid; by a reading of the test's own."""
-    said, result = _said(body), json.loads(body)["Result"]
-    amount = next(said[name] for name in amounts if name in said)
+    """Return True if a body names this attempt, its amount and its phone, and reports success."""
+    parameters, result = _parameters(body), json.loads(body)["Result"]
+    amount = next(parameters[name] for name in amounts if name in parameters)
     return (
         result["OriginatorConversationID"].strip() == attempt.originator_conversation_id
         and Decimal(str(amount)) == attempt.amount
-        and attempt.phone_number in str(said["ReceiverPartyPublicName"])
+        and attempt.phone_number in str(parameters["ReceiverPartyPublicName"])
         and str(result["ResultCode"]).strip() == "0"
         and str(result.get("ResultType")) in ("0", "None")
     )
@@ -293,36 +291,36 @@ RIGHT_IDS, RIGHT_PHONES = ("own", "own "), ("own", "0own", "masked")
 @example(ocid="other", amount=AMOUNT, phone="own", code=0)
 @example(ocid="own", amount=AMOUNT + 1, phone="own", code=0)
 @example(ocid="own", amount=AMOUNT, phone="other", code=0)
-def test_a_result_pays_exactly_if_id_amount_and_phone_match(
-    door: Door, ocid: str | int | None, amount: Any, phone: str | None, code: int | str | None
+def test_result_pays_exactly_if_id_amount_and_phone_match(
+    scene: Scene, ocid: str | int | None, amount: Any, phone: str | None, code: int | str | None
 ) -> None:
-    with taken_back():
+    with rolled_back():
         # given
         before = money()
-        ours = door.attempt.phone_number
+        ours = scene.attempt.phone_number
         spelt = {
             "own": f"{ours} - JOHN DOE", "0own": f"0{ours[3:]} - JOHN", "masked": f"{ours[:4]}****{ours[-3:]} - JOHN",
             "other": "254799999999 - JOHN DOE", "other masked": "2547****999 - JOHN", "shortcode": "600000 - KASOKO",
         }  # fmt: skip
-        own_id = door.attempt.originator_conversation_id
+        own_id = scene.attempt.originator_conversation_id
         ids = {
             "own": own_id,
             "own ": f"{own_id} ",
             "OWN": own_id.lower(),
-            "other": door.other.originator_conversation_id,
+            "other": scene.other.originator_conversation_id,
         }
-        said = {
+        fields = {
             "TransactionAmount": amount, "TransactionReceipt": RECEIPT,
             "ReceiverPartyPublicName": spelt.get(phone or "", phone),
         }  # fmt: skip
         result = {
             "ResultType": 0, "ResultCode": code, "ResultDesc": "", "OriginatorConversationID": ids.get(str(ocid), ocid),
-            "ResultParameters": {"ResultParameter": [{"Key": key, "Value": value} for key, value in said.items()]},
+            "ResultParameters": {"ResultParameter": [{"Key": key, "Value": value} for key, value in fields.items()]},
         }  # fmt: skip
 
         # when
-        status = door.post(path("b2c-callback", door.own), json.dumps({"Result": result}).encode())
-        verdicts = door.apply_all()
+        status = scene.post(path("b2c-callback", scene.own), json.dumps({"Result": result}).encode())
+        outcomes = scene.apply_all()
 
         # then
         matches = (
@@ -330,26 +328,26 @@ def test_a_result_pays_exactly_if_id_amount_and_phone_match(
             and code in (0, "0")
         )  # fmt: skip
         assert status == 200
-        assert (verdicts == ["paid"]) == matches
+        assert (outcomes == ["paid"]) == matches
         assert (money() != before) == matches
 
 
-def test_two_hundred_replays_of_a_genuine_result_book_it_once(door: Door) -> None:
+def test_two_hundred_repeats_of_a_genuine_result_pay_once(scene: Scene) -> None:
     # given
-    genuine = result_body(door.attempt)
+    genuine = result_body(scene.attempt)
 
-    # when: the very same bytes a hundred times, and the same words in other bytes as often
+    # when: the same bytes come 100 times, and the same message with other blanks 100 times
     statuses = []
     for number in range(100):
-        statuses += [door.post(path("b2c-callback", door.own), genuine + b" " * extra) for extra in (0, number)]
+        statuses += [scene.post(path("b2c-callback", scene.own), genuine + b" " * extra) for extra in (0, number)]
         if number % 10 == 0:
-            door.apply_all()
-    verdicts = door.apply_all()
+            scene.apply_all()
+    outcomes = scene.apply_all()
 
     # then
     assert statuses == [200] * 200
     assert Callback.objects.count() == 100
-    assert set(verdicts) == {"paid already"}
+    assert set(outcomes) == {"paid already"}
     assert len(transfers(code="paid")) == len(transfers(code="won")) == 1
 
 
@@ -358,12 +356,12 @@ def test_two_hundred_replays_of_a_genuine_result_book_it_once(door: Door) -> Non
 
 @fuzzed
 @given(body=RAW)
-def test_any_bytes_at_the_plain_path_are_refused_and_leave_no_row(door: Door, body: bytes) -> None:
+def test_any_bytes_at_the_plain_path_are_refused_and_store_nothing(scene: Scene, body: bytes) -> None:
     # given
     before = money_snapshot()
 
     # when
-    status = door.post(PLAIN, body)
+    status = scene.post(PLAIN, body)
 
     # then
     assert status in (400, 404)
@@ -372,24 +370,22 @@ def test_any_bytes_at_the_plain_path_are_refused_and_leave_no_row(door: Door, bo
 
 @fuzzed
 @given(swaps=SWAPS)
-def test_a_swapped_message_at_the_plain_path_moves_money_only_by_our_reference(
-    door: Door, swaps: dict[str, Any]
-) -> None:
-    with taken_back():
+def test_changed_message_at_the_plain_path_pays_only_by_our_reference(scene: Scene, swaps: dict[str, Any]) -> None:
+    with rolled_back():
         # given
         before = money()
-        genuine = json.loads(result_body(door.attempt))
-        genuine["Result"]["ExternalReference"] = door.payout.external_ref
+        genuine = json.loads(result_body(scene.attempt))
+        genuine["Result"]["ExternalReference"] = scene.payout.external_ref
         body = swapped(json.dumps(genuine).encode(), swaps)
 
         # when
-        status = door.post(PLAIN, body)
+        status = scene.post(PLAIN, body)
 
         # then
         assert status in (200, 400, 404)
         if money() != before:
-            assert json.loads(body)["Result"]["ExternalReference"].strip() == door.payout.external_ref
-            assert [code for code, *_ in money()[len(before) :]] == _keys_of_payment(door.attempt)
+            assert json.loads(body)["Result"]["ExternalReference"].strip() == scene.payout.external_ref
+            assert [code for code, *_ in money()[len(before) :]] == _keys_of_payment(scene.attempt)
 
 
 def _keys_of_payment(attempt: Attempt) -> list[str]:
@@ -398,17 +394,17 @@ def _keys_of_payment(attempt: Attempt) -> list[str]:
 
 @fuzzed
 @given(body=RAW, swaps=SWAPS)
-def test_in_production_nothing_at_the_plain_path_leaves_a_row(
-    door: Door, settings: Settings, body: bytes, swaps: dict[str, Any]
+def test_in_production_the_plain_path_stores_nothing(
+    scene: Scene, settings: Settings, body: bytes, swaps: dict[str, Any]
 ) -> None:
     # given
     settings.MPESA_PRODUCTION = True
     before = money_snapshot()
-    genuine = json.loads(result_body(door.attempt))
-    genuine["Result"]["ExternalReference"] = door.payout.external_ref
+    genuine = json.loads(result_body(scene.attempt))
+    genuine["Result"]["ExternalReference"] = scene.payout.external_ref
 
     # when
-    statuses = [door.post(PLAIN, one) for one in (body, swapped(json.dumps(genuine).encode(), swaps))]
+    statuses = [scene.post(PLAIN, posted) for posted in (body, swapped(json.dumps(genuine).encode(), swaps))]
 
     # then
     assert statuses == [404, 404]

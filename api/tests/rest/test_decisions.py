@@ -1,4 +1,4 @@
-"""The operator's decisions over REST: what each call answers, and that a refused one moves nothing."""
+"""Tests of api/rest/decisions.py: the answer of each call, and refused calls that move nothing."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -44,17 +44,17 @@ def staff(db: None) -> dict[str, str]:
 
 
 def guides() -> Market:
-    """100 on Yes, 200 on No, a fee of 5 %."""
-    made = market()
-    orm_bet(made, member(), "Yes", 100)
-    orm_bet(made, member(), "No", 200)
-    return made
+    """Create the market of the guide: 100 on Yes, 200 on No, a fee of 5 %."""
+    guides_market = market()
+    orm_bet(guides_market, member(), "Yes", 100)
+    orm_bet(guides_market, member(), "No", 200)
+    return guides_market
 
 
-# --- who may, and how ------------------------------------------------------------------------------------------------
+# --- permissions and bodies ------------------------------------------------------------------------------------------
 
 
-def test_a_stranger_is_401_and_a_member_403_on_every_call(db: None, api: Client) -> None:
+def test_untrusted_caller_gets_401_and_member_403_on_every_call(db: None, api: Client) -> None:
     headers = bearer(member())
     with nothing_moved():
         for path, body in POSTS.items():
@@ -65,14 +65,14 @@ def test_a_stranger_is_401_and_a_member_403_on_every_call(db: None, api: Client)
             assert_refused(api.get(path, headers=headers), 403, "forbidden")
 
 
-def test_a_body_that_is_no_object_is_400(staff: dict[str, str], api: Client) -> None:
+def test_body_that_is_not_an_object_answers_400(staff: dict[str, str], api: Client) -> None:
     for path in POSTS:
         for body in UNREADABLE_BODIES.values():
             assert post(api, path, body, staff).status_code == 400
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_a_field_that_is_wrong_is_named(staff: dict[str, str], api: Client, path: str) -> None:
+def test_wrong_field_is_refused_by_its_name(staff: dict[str, str], api: Client, path: str) -> None:
     right = POSTS[path]
     for change in ({"extra": 1}, *({name: value} for name in right for value in (None, [], True))):
         answer = post(api, path, {**right, **change}, staff)
@@ -80,7 +80,7 @@ def test_a_field_that_is_wrong_is_named(staff: dict[str, str], api: Client, path
         assert set(change) == set(answer.json()["details"])
 
 
-def test_what_is_not_there_is_404(staff: dict[str, str], api: Client) -> None:
+def test_unknown_rows_answer_404(staff: dict[str, str], api: Client) -> None:
     codes = {
         "approve/": "proposal_not_found",
         "reject/": "proposal_not_found",
@@ -100,13 +100,13 @@ def test_what_is_not_there_is_404(staff: dict[str, str], api: Client) -> None:
 # --- preview ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_preview_of_the_guides_market(staff: dict[str, str], api: Client) -> None:
+def test_preview_of_the_guides_market_has_the_guides_numbers(staff: dict[str, str], api: Client) -> None:
     # given
-    made = guides()
+    guides_market = guides()
     FloatReading.objects.create(source="balance", amount=250, read_at=timezone.now() - timedelta(seconds=90))
 
     # when
-    answer = api.get(PREVIEW.format(made.pk), {"outcome": "Yes"}, headers=staff)
+    answer = api.get(PREVIEW.format(guides_market.pk), {"outcome": "Yes"}, headers=staff)
 
     # then
     assert answer.status_code == 200
@@ -127,23 +127,26 @@ def test_the_preview_of_the_guides_market(staff: dict[str, str], api: Client) ->
         "set_off": "0.00",
     }
     assert (shown["charges"], shown["float"]["needed"], shown["float"]["available"]) == ("5.00", "290.00", "250.00")
-    assert shown["float"]["enough"] is False and 90 <= shown["float"]["age_seconds"] < 600
+    assert shown["float"]["enough"] is False
+    assert 90 <= shown["float"]["age_seconds"] < 600
     assert len(shown["preview_hash"]) == 64
 
 
-def test_without_an_outcome_each_is_shown_and_void(staff: dict[str, str], api: Client) -> None:
+def test_preview_without_an_outcome_shows_every_outcome_and_void(staff: dict[str, str], api: Client) -> None:
     shown = api.get(PREVIEW.format(guides().pk), headers=staff).json()["previews"]
-    assert [(one["rule"], one["weights"]) for one in shown] == [
+    assert [(each["rule"], each["weights"]) for each in shown] == [
         ("WINNER", {"Yes": "100"}),
         ("WINNER", {"No": "100"}),
         ("VOID", {}),
     ]
 
 
-def test_a_preview_of_joint_winners_and_of_a_void(staff: dict[str, str], api: Client) -> None:
-    made = guides()
-    joint = api.get(PREVIEW.format(made.pk), {"weights": "Yes:50, No:50", "rule": "JOINT"}, headers=staff).json()
-    void = api.get(PREVIEW.format(made.pk), {"void": "true"}, headers=staff).json()
+def test_preview_of_joint_winners_and_of_a_void(staff: dict[str, str], api: Client) -> None:
+    guides_market = guides()
+    joint = api.get(
+        PREVIEW.format(guides_market.pk), {"weights": "Yes:50, No:50", "rule": "JOINT"}, headers=staff
+    ).json()
+    void = api.get(PREVIEW.format(guides_market.pk), {"void": "true"}, headers=staff).json()
     assert joint["previews"][0]["weights"] == {"Yes": "50", "No": "50"}
     assert void["previews"][0]["refunds"]["whole_pool"] is True
 
@@ -163,31 +166,31 @@ def test_a_preview_of_joint_winners_and_of_a_void(staff: dict[str, str], api: Cl
         ({"effective_close_at": "yesterday"}, "invalid"),
     ],
 )
-def test_a_preview_of_what_cannot_be_is_400(
+def test_preview_of_an_impossible_decision_answers_400(
     staff: dict[str, str], api: Client, query: dict[str, str], code: str
 ) -> None:
     assert_refused(api.get(PREVIEW.format(guides().pk), query, headers=staff), 400, code)
 
 
-def test_a_decided_market_has_no_preview(staff: dict[str, str], api: Client) -> None:
-    made = guides()
-    resolve(made)
-    assert_refused(api.get(PREVIEW.format(made.pk), headers=staff), 409, "market_already_resolved")
+def test_preview_of_a_resolved_market_answers_409(staff: dict[str, str], api: Client) -> None:
+    guides_market = guides()
+    resolve(guides_market)
+    assert_refused(api.get(PREVIEW.format(guides_market.pk), headers=staff), 409, "market_already_resolved")
 
 
 # --- resolve ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_resolve_with_everything_it_may_have(staff: dict[str, str], api: Client) -> None:
+def test_resolve_takes_all_optional_fields(staff: dict[str, str], api: Client) -> None:
     # given
-    made = guides()
+    guides_market = guides()
     closed = (timezone.now() - timedelta(hours=1)).isoformat()
     query = {"weights": "Yes:50,No:50", "rule": "JOINT", "effective_close_at": closed}
-    seen = api.get(PREVIEW.format(made.pk), query, headers=staff).json()["previews"][0]
+    seen = api.get(PREVIEW.format(guides_market.pk), query, headers=staff).json()["previews"][0]
 
     # when
     body = {
-        "market_id": made.pk,
+        "market_id": guides_market.pk,
         "weights": {"Yes": 50, "No": "50"},
         "rule": "JOINT",
         "evidence_url": "https://example.com/result",
@@ -199,8 +202,12 @@ def test_a_resolve_with_everything_it_may_have(staff: dict[str, str], api: Clien
 
     # then
     assert (answer.status_code, answer.json()["status"], answer.json()["outcome"]) == (200, "resolved", None)
-    run = Settlement.objects.get()
-    assert (run.rule, run.weights, run.evidence_note) == ("JOINT", {"Yes": "50", "No": "50"}, "A dead heat.")
+    settlement = Settlement.objects.get()
+    assert (settlement.rule, settlement.weights, settlement.evidence_note) == (
+        "JOINT",
+        {"Yes": "50", "No": "50"},
+        "A dead heat.",
+    )
     assert AuditEntry.objects.get().source == "127.0.0.1"
 
 
@@ -223,29 +230,30 @@ def test_a_resolve_with_everything_it_may_have(staff: dict[str, str], api: Clien
         ({"outcome": "Yes", "preview_hash": "0" * 64}, "preview_moved", 409),
     ],
 )
-def test_a_resolve_that_is_wrong_in_itself_is_refused(
+def test_resolve_with_contradictory_fields_is_refused(
     staff: dict[str, str], api: Client, change: dict[str, Any], code: str, status: int
 ) -> None:
-    made = guides()
+    guides_market = guides()
     with nothing_moved():
-        assert_refused(post(api, ADMIN + "resolve/", {"market_id": made.pk, **change}, staff), status, code)
+        assert_refused(post(api, ADMIN + "resolve/", {"market_id": guides_market.pk, **change}, staff), status, code)
 
 
-def test_two_people_over_rest(api: Client, staff: dict[str, str], settings: Any, queued: Queued) -> None:
+def test_second_person_approves_a_proposal(api: Client, staff: dict[str, str], settings: Any, queued: Queued) -> None:
     # given
     settings.RESOLVE_APPROVAL_ABOVE = Decimal(299)
-    made, second = guides(), bearer(operator())
+    guides_market, second = guides(), bearer(operator())
 
     # when
-    answer = post(api, ADMIN + "resolve/", {"market_id": made.pk, "outcome": "Yes"}, staff)
+    answer = post(api, ADMIN + "resolve/", {"market_id": guides_market.pk, "outcome": "Yes"}, staff)
 
     # then
     proposed = answer.json()
-    assert answer.status_code == 202 and queued() == []
+    assert answer.status_code == 202
+    assert queued() == []
     assert proposed == {
         "status": "proposed",
         "proposal_id": Proposal.objects.get().pk,
-        "market_id": made.pk,
+        "market_id": guides_market.pk,
         "kind": "RESOLVE",
         "preview_hash": Proposal.objects.get().preview_hash,
     }
@@ -253,130 +261,140 @@ def test_two_people_over_rest(api: Client, staff: dict[str, str], settings: Any,
     with nothing_moved():
         assert_refused(post(api, ADMIN + "approve/", approval, staff), 403, "proposer_cannot_approve")
         assert_refused(
-            post(api, ADMIN + "void/", {"market_id": made.pk, "reason": "error"}, second), 409, "proposal_waits"
+            post(api, ADMIN + "void/", {"market_id": guides_market.pk, "reason": "error"}, second),
+            409,
+            "proposal_waits",
         )
 
     # when
     answer = post(api, ADMIN + "approve/", approval, second)
 
     # then
-    run = Settlement.objects.get()
+    settlement = Settlement.objects.get()
     assert answer.json() == {
         "status": "resolved",
-        "market_id": made.pk,
+        "market_id": guides_market.pk,
         "outcome": "Yes",
-        "settlement_task_id": str(run.public_id),
+        "settlement_task_id": str(settlement.public_id),
     }
-    assert queued() == [("payments.settlement_tasks.settle_market", str(run.public_id), [made.pk])]
+    assert queued() == [("payments.settlement_tasks.settle_market", str(settlement.public_id), [guides_market.pk])]
 
 
-def test_a_rejection_and_a_stakeholder_over_rest(api: Client, staff: dict[str, str], settings: Any) -> None:
+def test_bettor_cannot_resolve_and_proposer_can_cancel(api: Client, staff: dict[str, str], settings: Any) -> None:
     settings.RESOLVE_APPROVAL_ABOVE = Decimal(0)
-    made, punter = guides(), operator()
-    orm_bet(made, punter, "Yes", 1)
+    guides_market, punter = guides(), operator()
+    orm_bet(guides_market, punter, "Yes", 1)
     assert_refused(
-        post(api, ADMIN + "resolve/", {"market_id": made.pk, "outcome": "Yes"}, bearer(punter)), 403, "stake_in_market"
+        post(api, ADMIN + "resolve/", {"market_id": guides_market.pk, "outcome": "Yes"}, bearer(punter)),
+        403,
+        "stake_in_market",
     )
-    proposed = post(api, ADMIN + "resolve/", {"market_id": made.pk, "outcome": "Yes"}, staff).json()
+    proposed = post(api, ADMIN + "resolve/", {"market_id": guides_market.pk, "outcome": "Yes"}, staff).json()
 
     answer = post(api, ADMIN + "reject/", {"proposal_id": proposed["proposal_id"], "reason": "Not yet."}, staff)
 
-    assert answer.json() == {"status": "rejected", "proposal_id": proposed["proposal_id"], "market_id": made.pk}
-    made.refresh_from_db()
-    assert made.status == "OPEN"
+    assert answer.json() == {
+        "status": "rejected",
+        "proposal_id": proposed["proposal_id"],
+        "market_id": guides_market.pk,
+    }
+    guides_market.refresh_from_db()
+    assert guides_market.status == "OPEN"
 
 
 # --- hold, withdraw, scratch, undo -----------------------------------------------------------------------------------
 
 
-def test_a_held_result_is_provisional_until_its_release(api: Client, staff: dict[str, str], settings: Any) -> None:
+def test_held_result_is_provisional_until_its_release(api: Client, staff: dict[str, str], settings: Any) -> None:
     # given
     settings.SETTLEMENT_HOLD_MINUTES = ((Decimal(0), 30),)
-    made, user = market(), member()
-    orm_bet(made, user, "Yes", 100)
-    assert post(api, ADMIN + "resolve/", {"market_id": made.pk, "outcome": "Yes"}, staff).status_code == 200
-    settlement_tasks.settle_market(made.pk)
+    guides_market, user = market(), member()
+    orm_bet(guides_market, user, "Yes", 100)
+    assert post(api, ADMIN + "resolve/", {"market_id": guides_market.pk, "outcome": "Yes"}, staff).status_code == 200
+    settlement_tasks.settle_market(guides_market.pk)
 
     # then
-    assert api.get(f"/api/markets/{made.pk}/").json()["provisional"] is True
-    (shown,) = api.get(f"/api/markets/{made.pk}/bets/", headers=bearer(user)).json()["bets"]
+    assert api.get(f"/api/markets/{guides_market.pk}/").json()["provisional"] is True
+    (shown,) = api.get(f"/api/markets/{guides_market.pk}/bets/", headers=bearer(user)).json()["bets"]
     assert (shown["result"], shown["provisional"]) == ("WON", True)
 
     # when
-    answer = post(api, ADMIN + "withdraw/", {"market_id": made.pk, "reason": "Typed wrong."}, staff)
-    settlement_tasks.undo_market(made.pk)
+    answer = post(api, ADMIN + "withdraw/", {"market_id": guides_market.pk, "reason": "Typed wrong."}, staff)
+    settlement_tasks.undo_market(guides_market.pk)
 
     # then
-    assert answer.json() == {"status": "withdrawn", "market_id": made.pk, "undoing": True}
-    assert api.get(f"/api/markets/{made.pk}/").json()["status"] == "CLOSED"
+    assert answer.json() == {"status": "withdrawn", "market_id": guides_market.pk, "undoing": True}
+    assert api.get(f"/api/markets/{guides_market.pk}/").json()["status"] == "CLOSED"
 
-    # when: released
+    # when: the next result is released at once
     settings.SETTLEMENT_HOLD_MINUTES = ()
     wiring.policy.cache_clear()
-    post(api, ADMIN + "resolve/", {"market_id": made.pk, "outcome": "Yes"}, staff)
-    settlement_tasks.settle_market(made.pk)
+    post(api, ADMIN + "resolve/", {"market_id": guides_market.pk, "outcome": "Yes"}, staff)
+    settlement_tasks.settle_market(guides_market.pk)
 
     # then
-    assert api.get(f"/api/markets/{made.pk}/").json()["provisional"] is False
-    withdrawal = {"market_id": made.pk, "reason": "Late."}
+    assert api.get(f"/api/markets/{guides_market.pk}/").json()["provisional"] is False
+    withdrawal = {"market_id": guides_market.pk, "reason": "Late."}
     with nothing_moved():
         assert_refused(post(api, ADMIN + "withdraw/", withdrawal, staff), 409, "already_released")
 
 
-def test_a_scratch_over_rest(api: Client, staff: dict[str, str]) -> None:
-    made, user = market(("A", "B", "C")), member()
-    orm_bet(made, user, "C", 50)
-    body = {"market_id": made.pk, "outcome": "C", "reason": "Did not start."}
+def test_scratched_outcome_leaves_the_pool_and_is_scratched_once(api: Client, staff: dict[str, str]) -> None:
+    guides_market, user = market(("A", "B", "C")), member()
+    orm_bet(guides_market, user, "C", 50)
+    body = {"market_id": guides_market.pk, "outcome": "C", "reason": "Did not start."}
 
     answer = post(api, ADMIN + "scratch/", body, staff)
-    settlement_tasks.settle_market(made.pk)
+    settlement_tasks.settle_market(guides_market.pk)
 
     assert answer.json()["status"] == "scratched"
-    shown = api.get(f"/api/markets/{made.pk}/").json()
+    shown = api.get(f"/api/markets/{guides_market.pk}/").json()
     assert (shown["status"], shown["pool"]) == ("OPEN", "0.00")
     assert shown["outcomes"][2] == {"name": "C", "staked": "50.00", "bets": 1, "scratched": True}
     with nothing_moved():
         assert_refused(post(api, ADMIN + "scratch/", body, staff), 400, "unknown_outcome")
-        last = {"market_id": made.pk, "outcome": "B", "reason": "Nor did it."}
+        last = {"market_id": guides_market.pk, "outcome": "B", "reason": "Nor did it."}
         assert_refused(post(api, ADMIN + "scratch/", last, staff), 409, "too_few_outcomes")
 
 
-def test_an_undo_over_rest_and_what_is_owed_after_it(api: Client, staff: dict[str, str], queued: Queued) -> None:
+def test_undo_makes_debts_of_sent_payouts(api: Client, staff: dict[str, str], queued: Queued) -> None:
     # given: a payout that M-Pesa may have carried
-    made = guides()
-    resolve(made)
-    settle(made)
+    guides_market = guides()
+    resolve(guides_market)
+    settle(guides_market)
     sent(Transaction.objects.get(), READ_TIMEOUT)
 
     # when
-    answer = post(api, ADMIN + "undo/", {"market_id": made.pk, "reason": "It was No."}, staff)
+    answer = post(api, ADMIN + "undo/", {"market_id": guides_market.pk, "reason": "It was No."}, staff)
 
     # then
-    assert answer.json() == {"status": "undoing", "market_id": made.pk}
+    assert answer.json() == {"status": "undoing", "market_id": guides_market.pk}
     assert [(name, arguments) for name, _, arguments in queued()] == [
-        ("payments.settlement_tasks.undo_market", [made.pk])
+        ("payments.settlement_tasks.undo_market", [guides_market.pk])
     ]
-    settlement_tasks.settle_resolved_markets()  # The message was lost; the sweep does it.
-    (owed,) = api.get(MONEY + f"recoveries/?market_id={made.pk}", headers=staff).json()["recoveries"]
+    settlement_tasks.settle_resolved_markets()  # No worker got the message, so the sweep undoes the market.
+    (owed,) = api.get(MONEY + f"recoveries/?market_id={guides_market.pk}", headers=staff).json()["recoveries"]
     assert (owed["amount"], owed["outstanding"], owed["decision"], owed["market_id"]) == (
         "285.00",
         "285.00",
         "OPEN",
-        made.pk,
+        guides_market.pk,
     )
     assert Recovery.objects.get().user.phone_number not in str(owed)
 
     # when
-    kept = post(api, MONEY + "recoveries/set-off/", {"recovery_id": owed["id"], "pct": 40}, staff).json()
-    borne = post(api, MONEY + "recoveries/write-off/", {"market_id": made.pk, "reason": "Ours."}, staff).json()
+    set_off = post(api, MONEY + "recoveries/set-off/", {"recovery_id": owed["id"], "pct": 40}, staff).json()
+    written_off = post(
+        api, MONEY + "recoveries/write-off/", {"market_id": guides_market.pk, "reason": "Ours."}, staff
+    ).json()
 
     # then
-    assert (kept["status"], kept["recoveries"][0]["pct"]) == ("set_off", 40)
-    assert (borne["status"], borne["recoveries"][0]["outstanding"]) == ("written_off", "0.00")
+    assert (set_off["status"], set_off["recoveries"][0]["pct"]) == ("set_off", 40)
+    assert (written_off["status"], written_off["recoveries"][0]["outstanding"]) == ("written_off", "0.00")
     costs = api.get(MONEY + "undo-costs/", headers=staff).json()
     assert costs["by_market"] == [
         {
-            "market_id": made.pk,
+            "market_id": guides_market.pk,
             "undone": 1,
             "wrongly_paid": "285.00",
             "recovered": "0.00",
@@ -385,17 +403,17 @@ def test_an_undo_over_rest_and_what_is_owed_after_it(api: Client, staff: dict[st
             "charges": "0.00",
         }
     ]
-    assert [one["undone"] for one in costs["by_operator"]] == [1]
+    assert [cost["undone"] for cost in costs["by_operator"]] == [1]
     with nothing_moved():
         assert_refused(
-            post(api, ADMIN + "undo/", {"market_id": made.pk, "reason": "Again."}, staff), 409, "not_undoable"
+            post(api, ADMIN + "undo/", {"market_id": guides_market.pk, "reason": "Again."}, staff), 409, "not_undoable"
         )
-        both = {"recovery_id": owed["id"], "market_id": made.pk, "pct": 5}
+        both = {"recovery_id": owed["id"], "market_id": guides_market.pk, "pct": 5}
         assert_refused(post(api, MONEY + "recoveries/set-off/", both, staff), 400, "invalid")
         none = {"recovery_id": owed["id"], "reason": "Again."}
         assert_refused(post(api, MONEY + "recoveries/write-off/", none, staff), 409, "nothing_owed")
 
 
 @pytest.mark.parametrize("query", ["before=x", "before=-1", "market_id=%00", "market_id=" + "9" * 30])
-def test_a_list_of_recoveries_by_nonsense_is_400(staff: dict[str, str], api: Client, query: str) -> None:
+def test_list_of_recoveries_with_a_wrong_query_answers_400(staff: dict[str, str], api: Client, query: str) -> None:
     assert_refused(api.get(f"{MONEY}recoveries/?{query}", headers=staff), 400, "invalid")

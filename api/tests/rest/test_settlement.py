@@ -1,4 +1,4 @@
-"""The operator's calls: who may make them, what each answers, and that a refused one moves nothing."""
+"""Tests of api/rest/settlement.py: permissions, the answer of each call, and refused calls that move nothing."""
 
 from datetime import timedelta
 from typing import Any
@@ -29,6 +29,7 @@ from testing.builders import (
     settle,
     settled_market,
 )
+from testing.payout_steps import READ_TIMEOUT, sent
 from testing.rest import UNREADABLE_BODIES, assert_refused, post
 
 SETTLE = "payments.settlement_tasks.settle_market"
@@ -42,25 +43,25 @@ POSTS = [RESOLVE, VOID, *RETRY, *RETRY_FAILED]
 
 @pytest.fixture
 def api() -> Client:
-    """A caller that sees a 500 as an answer, as the world does, rather than as the exception behind it."""
+    """A client that returns a 500 answer instead of raising the exception."""
     return Client(raise_request_exception=False)
 
 
 def failed_payout(amount: int = 285, *, at: Any = AT) -> Transaction:
-    """A payout that M-Pesa has refused for good."""
-    made = payout(amount, at=at)
-    (claim,) = claims.claim(at=at, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=made.pk)
+    """Create a payout that M-Pesa definitely refused."""
+    failed = payout(amount, at=at)
+    (claim,) = claims.claim(at=at, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=failed.pk)
     refused = gateway_errors.Rejected("400.002.02", "Bad Request")
     responses.record(claim, refused, at=at, policy=policy())
-    made.refresh_from_db()
-    assert made.status == "FAILED"
-    return made
+    failed.refresh_from_db()
+    assert failed.status == "FAILED"
+    return failed
 
 
-# --- who may call, and how -------------------------------------------------------------------------------------------
+# --- permissions and bodies ------------------------------------------------------------------------------------------
 
 
-def test_the_guides_names_reverse_to_the_markets_addresses() -> None:
+def test_url_names_of_the_guide_reverse_to_the_markets_paths() -> None:
     assert reverse("resolve_market") == RESOLVE
     assert reverse("settlement_status", args=[1]) == STATUS.format(1)
     assert reverse("retry_payout") == RETRY[0]
@@ -68,8 +69,8 @@ def test_the_guides_names_reverse_to_the_markets_addresses() -> None:
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_a_stranger_is_401_and_a_member_403_on_every_call(db: None, api: Client, path: str) -> None:
-    # given: bodies that would be right
+def test_untrusted_caller_gets_401_and_member_403_on_every_call(db: None, api: Client, path: str) -> None:
+    # given: a correct body
     opened, failed = market(), failed_payout()
     orm_bet(opened, member())
     headers = bearer(member())
@@ -82,69 +83,69 @@ def test_a_stranger_is_401_and_a_member_403_on_every_call(db: None, api: Client,
         assert_refused(post(api, path, b"[" * 100, headers), 403, "forbidden")
 
 
-def test_settlement_status_too_is_for_operators_only(db: None, api: Client) -> None:
-    made = market()
-    assert_refused(api.get(STATUS.format(made.pk)), 401, "not_authenticated")
-    assert_refused(api.get(STATUS.format(made.pk), headers=bearer(member())), 403, "forbidden")
+def test_settlement_status_is_for_staff_only(db: None, api: Client) -> None:
+    game = market()
+    assert_refused(api.get(STATUS.format(game.pk)), 401, "not_authenticated")
+    assert_refused(api.get(STATUS.format(game.pk), headers=bearer(member())), 403, "forbidden")
 
 
-def test_a_suspended_operator_is_a_stranger(db: None, api: Client) -> None:
-    made, user = market(), operator()
+def test_suspended_staff_get_401(db: None, api: Client) -> None:
+    game, user = market(), operator()
     headers = bearer(user)
     user.is_active = False
     user.save()
     with nothing_moved():
-        assert_refused(post(api, RESOLVE, {"market_id": made.pk, "outcome": "Yes"}, headers), 401, "not_authenticated")
+        assert_refused(post(api, RESOLVE, {"market_id": game.pk, "outcome": "Yes"}, headers), 401, "not_authenticated")
 
 
-def test_a_console_session_alone_does_not_open_the_rest_calls(db: None, api: Client) -> None:
-    made = market()
+def test_console_session_without_a_token_gets_401(db: None, api: Client) -> None:
+    game = market()
     api.force_login(operator(is_superuser=True))
     with nothing_moved():
-        assert_refused(post(api, RESOLVE, {"market_id": made.pk, "outcome": "Yes"}), 401, "not_authenticated")
+        assert_refused(post(api, RESOLVE, {"market_id": game.pk, "outcome": "Yes"}), 401, "not_authenticated")
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_a_body_that_cannot_be_read_is_refused_on_every_call(db: None, api: Client, path: str) -> None:
+def test_unreadable_body_is_refused_on_every_call(db: None, api: Client, path: str) -> None:
     market()
     failed_payout()
     headers = bearer(operator())
     with nothing_moved():
         for name, body in UNREADABLE_BODIES.items():
-            # An empty body means the defaults where every field has one.
+            # An empty body is valid for a call whose fields all have defaults.
             if not (name == "nothing" and path in RETRY_FAILED):
                 assert_refused(post(api, path, body, headers), 400, "invalid")
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_an_extra_field_is_refused_by_name_on_every_call(db: None, api: Client, path: str) -> None:
+def test_unknown_field_is_refused_by_its_name_on_every_call(db: None, api: Client, path: str) -> None:
     opened, failed = market(), failed_payout()
     bodies = {
         RESOLVE: {"market_id": opened.pk, "outcome": "Yes"},
         VOID: {"market_id": opened.pk, "reason": "cancelled"},
-        **dict.fromkeys(RETRY, {"transaction_id": failed.pk}),
-        **dict.fromkeys(RETRY_FAILED, {"hours": 720}),
+        **{path: {"transaction_id": failed.pk} for path in RETRY},
+        **{path: {"hours": 720} for path in RETRY_FAILED},
     }
     headers = bearer(operator())
     with nothing_moved():
         answer = post(api, path, bodies[path] | {"dry_run": True}, headers)
         assert_refused(answer, 400, "invalid")
-    assert answer.json()["details"] == {"dry_run": ["This field is not known here."]}
+    assert answer.json()["details"] == {"dry_run": ["This call has no such field. Check the spelling."]}
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_reading_a_call_that_writes_is_405(db: None, api: Client, path: str) -> None:
+def test_get_of_a_call_that_writes_answers_405(db: None, api: Client, path: str) -> None:
     assert_refused(api.get(path, headers=bearer(operator())), 405, "method_not_allowed")
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_without_the_slash_there_is_nothing_and_nothing_is_lost_on_the_way(db: None, api: Client, path: str) -> None:
+def test_path_without_its_slash_answers_404_without_redirect(db: None, api: Client, path: str) -> None:
     assert_refused(post(api, path.rstrip("/"), {}, bearer(operator())), 404, "not_found")
 
 
 @pytest.mark.parametrize("market_id", [1.0, 1.5, "1", True, None, [1], {"id": 1}, 0, -1, 2**63, 10**40, ""])
 @pytest.mark.parametrize("path", [RESOLVE, VOID])
-def test_a_market_id_is_a_positive_whole_number(db: None, api: Client, path: str, market_id: Any) -> None:
+def test_market_id_that_is_not_a_positive_integer_is_refused(db: None, api: Client, path: str, market_id: Any) -> None:
     market()
     headers = bearer(operator())
     body = {"market_id": market_id} | ({"outcome": "Yes"} if path == RESOLVE else {"reason": "cancelled"})
@@ -157,49 +158,54 @@ def test_a_market_id_is_a_positive_whole_number(db: None, api: Client, path: str
 # --- resolve ---------------------------------------------------------------------------------------------------------
 
 
-def test_resolving_declares_the_outcome_and_hints_at_the_settlement(db: None, api: Client, queued: Any) -> None:
+def test_resolve_declares_the_outcome_and_queues_the_settlement(db: None, api: Client, queued: Any) -> None:
     # given
-    made, staff = market(), operator()
-    orm_bet(made, member(), "Yes", 100)
-    orm_bet(made, member(), "No", 200)
+    game, staff = market(), operator()
+    orm_bet(game, member(), "Yes", 100)
+    orm_bet(game, member(), "No", 200)
 
     # when
-    answer = post(api, RESOLVE, {"market_id": made.pk, "outcome": "Yes"}, bearer(staff))
+    answer = post(api, RESOLVE, {"market_id": game.pk, "outcome": "Yes"}, bearer(staff))
 
     # then
-    run = Settlement.objects.get()
+    settlement = Settlement.objects.get()
     assert answer.status_code == 200
     assert answer.json() == {
         "status": "resolved",
-        "market_id": made.pk,
+        "market_id": game.pk,
         "outcome": "Yes",
-        "settlement_task_id": str(run.public_id),
+        "settlement_task_id": str(settlement.public_id),
     }
-    assert queued() == [(SETTLE, str(run.public_id), [made.pk])]
-    made.refresh_from_db()
-    assert (made.status, made.resolved_outcome, made.resolved_at) == ("RESOLVED", "Yes", run.resolved_at)
-    assert (run.rule, run.weights, run.resolved_by, run.fee_pct) == ("WINNER", {"Yes": "100"}, staff, 5)
-    assert made.settled_at is None
+    assert queued() == [(SETTLE, str(settlement.public_id), [game.pk])]
+    game.refresh_from_db()
+    assert (game.status, game.resolved_outcome, game.resolved_at) == ("RESOLVED", "Yes", settlement.resolved_at)
+    assert (settlement.rule, settlement.weights, settlement.resolved_by, settlement.fee_pct) == (
+        "WINNER",
+        {"Yes": "100"},
+        staff,
+        5,
+    )
+    assert game.settled_at is None
 
 
-def test_a_market_is_resolved_once(db: None, api: Client, queued: Any) -> None:
-    made = market()
+def test_second_decision_about_a_resolved_market_is_refused(db: None, api: Client, queued: Any) -> None:
+    game = market()
     headers = bearer(operator())
-    post(api, RESOLVE, {"market_id": made.pk, "outcome": "Yes"}, headers)
+    post(api, RESOLVE, {"market_id": game.pk, "outcome": "Yes"}, headers)
     with nothing_moved():
         for outcome in ("Yes", "No"):
-            answer = post(api, RESOLVE, {"market_id": made.pk, "outcome": outcome}, headers)
+            answer = post(api, RESOLVE, {"market_id": game.pk, "outcome": outcome}, headers)
             assert_refused(answer, 409, "market_already_resolved")
-        answer = post(api, VOID, {"market_id": made.pk, "reason": "error"}, headers)
+        answer = post(api, VOID, {"market_id": game.pk, "reason": "error"}, headers)
         assert_refused(answer, 409, "market_already_resolved")
     assert len(queued()) == 1
 
 
-def test_a_settled_market_is_not_resolved_again(db: None, api: Client) -> None:
-    made = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
+def test_resolve_of_a_settled_market_is_refused(db: None, api: Client) -> None:
+    game = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
     headers = bearer(operator())
     with nothing_moved():
-        answer = post(api, RESOLVE, {"market_id": made.pk, "outcome": "No"}, headers)
+        answer = post(api, RESOLVE, {"market_id": game.pk, "outcome": "No"}, headers)
         assert_refused(answer, 409, "market_already_resolved")
 
 
@@ -218,23 +224,23 @@ def test_a_settled_market_is_not_resolved_again(db: None, api: Client) -> None:
         (["Yes"], "invalid"),
     ],
 )
-def test_an_outcome_the_market_has_not_resolves_nothing(db: None, api: Client, outcome: Any, code: str) -> None:
-    made = market()
+def test_resolve_with_an_unknown_outcome_is_refused(db: None, api: Client, outcome: Any, code: str) -> None:
+    game = market()
     headers = bearer(operator())
     with nothing_moved():
-        assert_refused(post(api, RESOLVE, {"market_id": made.pk, "outcome": outcome}, headers), 400, code)
+        assert_refused(post(api, RESOLVE, {"market_id": game.pk, "outcome": outcome}, headers), 400, code)
 
 
-def test_an_outcome_of_another_market_resolves_nothing(db: None, api: Client) -> None:
-    made = market()
+def test_resolve_with_an_outcome_of_another_market_is_refused(db: None, api: Client) -> None:
+    game = market()
     market(outcomes=("Home", "Away"))
     headers = bearer(operator())
     with nothing_moved():
-        assert_refused(post(api, RESOLVE, {"market_id": made.pk, "outcome": "Home"}, headers), 400, "unknown_outcome")
+        assert_refused(post(api, RESOLVE, {"market_id": game.pk, "outcome": "Home"}, headers), 400, "unknown_outcome")
 
 
 @pytest.mark.parametrize("market_id", [999_999, 2**63 - 1])
-def test_a_market_that_is_not_there_is_404_for_every_decision(db: None, api: Client, market_id: int) -> None:
+def test_unknown_market_answers_404_on_every_call(db: None, api: Client, market_id: int) -> None:
     headers = bearer(operator())
     with nothing_moved():
         answer = post(api, RESOLVE, {"market_id": market_id, "outcome": "Yes"}, headers)
@@ -245,18 +251,18 @@ def test_a_market_that_is_not_there_is_404_for_every_decision(db: None, api: Cli
     assert_refused(api.get(STATUS.format(2**63), headers=headers), 404, "not_found")
 
 
-def test_with_redis_down_a_resolve_answers_and_the_sweep_settles(db: None, api: Client, redis_down: None) -> None:
+def test_resolve_succeeds_and_the_sweep_settles_while_redis_is_down(db: None, api: Client, redis_down: None) -> None:
     # given
-    made = market()
-    orm_bet(made, member(), "Yes", 5)
+    game = market()
+    orm_bet(game, member(), "Yes", 5)
 
     # when: the message cannot be published
-    answer = post(api, RESOLVE, {"market_id": made.pk, "outcome": "Yes"}, bearer(operator()))
+    answer = post(api, RESOLVE, {"market_id": game.pk, "outcome": "Yes"}, bearer(operator()))
 
     # then
     assert answer.status_code == 200
     assert answer.json()["settlement_task_id"] == str(Settlement.objects.get().public_id)
-    assert settling.to_settle(limit=10) == [made.pk]
+    assert settling.to_settle(limit=10) == [game.pk]
     settlement_tasks.settle_resolved_markets()
     assert settling.to_settle(limit=10) == []
     assert Market.objects.get().status == "SETTLED"
@@ -266,31 +272,31 @@ def test_with_redis_down_a_resolve_answers_and_the_sweep_settles(db: None, api: 
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "postponed", "ambiguous", "no_result", "error"])
-def test_voiding_refunds_every_stake_to_its_wallet(db: None, api: Client, queued: Any, reason: str) -> None:
-    made, user = market(), member(balance=100)
-    bet(made, user, "Yes", "60.40")
+def test_void_returns_every_stake_to_its_wallet(db: None, api: Client, queued: Any, reason: str) -> None:
+    game, user = market(), member(balance=100)
+    bet(game, user, "Yes", "60.40")
 
-    answer = post(api, VOID, {"market_id": made.pk, "reason": reason}, bearer(operator()))
-    settle(made)
+    answer = post(api, VOID, {"market_id": game.pk, "reason": reason}, bearer(operator()))
+    settle(game)
 
-    run = Settlement.objects.get()
+    settlement = Settlement.objects.get()
     assert answer.json() == {
         "status": "void",
-        "market_id": made.pk,
+        "market_id": game.pk,
         "reason": reason,
-        "settlement_task_id": str(run.public_id),
+        "settlement_task_id": str(settlement.public_id),
     }
-    assert queued() == [(SETTLE, str(run.public_id), [made.pk])]
+    assert queued() == [(SETTLE, str(settlement.public_id), [game.pk])]
     user.refresh_from_db()
-    assert (made.status, run.reason, user.balance) == ("VOID", reason, 100)
+    assert (game.status, settlement.reason, user.balance) == ("VOID", reason, 100)
 
 
 @pytest.mark.parametrize("reason", ["CANCELLED", "because", "", None, 1, ["error"]])
-def test_a_void_names_one_of_the_reasons(db: None, api: Client, reason: Any) -> None:
-    made = market()
+def test_void_with_an_unknown_reason_is_refused(db: None, api: Client, reason: Any) -> None:
+    game = market()
     headers = bearer(operator())
     with nothing_moved():
-        answer = post(api, VOID, {"market_id": made.pk, "reason": reason}, headers)
+        answer = post(api, VOID, {"market_id": game.pk, "reason": reason}, headers)
         assert_refused(answer, 400, "invalid")
     assert list(answer.json()["details"]) == ["reason"]
 
@@ -298,13 +304,13 @@ def test_a_void_names_one_of_the_reasons(db: None, api: Client, reason: Any) -> 
 # --- settlement status -----------------------------------------------------------------------------------------------
 
 
-def test_the_status_of_an_unresolved_market_is_its_pool_and_no_payouts(db: None, api: Client) -> None:
-    made = market()
-    orm_bet(made, member(), "Yes", "100.50")
-    answer = api.get(STATUS.format(made.pk), headers=bearer(operator()))
+def test_status_of_an_open_market_shows_its_pool_and_no_payouts(db: None, api: Client) -> None:
+    game = market()
+    orm_bet(game, member(), "Yes", "100.50")
+    answer = api.get(STATUS.format(game.pk), headers=bearer(operator()))
     assert answer.status_code == 200
     assert answer.json() == {
-        "market_id": made.pk,
+        "market_id": game.pk,
         "status": "OPEN",
         "outcome": None,
         "resolved_at": None,
@@ -320,13 +326,14 @@ def test_the_status_of_an_unresolved_market_is_its_pool_and_no_payouts(db: None,
         "held_payouts": "0.00",
         "payout_count": {"pending": 0, "processing": 0, "in_doubt": 0, "held": 0, "completed": 0, "failed": 0},
         "progress": {"bets_done": 0, "bets_total": 0, "members_done": 0},
+        "in_doubt": [],
         "limbo": [],
     }
 
 
-def test_the_status_of_a_settled_market_says_where_the_money_is(db: None, api: Client) -> None:
-    made = settled_market([(member(), "Yes", "100.10"), (member(), "No", 200)])
-    answer = api.get(STATUS.format(made.pk), headers=bearer(operator())).json()
+def test_status_of_a_settled_market_shows_amounts_by_state(db: None, api: Client) -> None:
+    game = settled_market([(member(), "Yes", "100.10"), (member(), "No", 200)])
+    answer = api.get(STATUS.format(game.pk), headers=bearer(operator())).json()
     assert answer["payout_count"] == {
         "pending": 1,
         "processing": 0,
@@ -345,11 +352,11 @@ def test_the_status_of_a_settled_market_says_where_the_money_is(db: None, api: C
     assert (answer["status"], answer["outcome"], answer["settled_at"]) == ("SETTLED", "Yes", "2026-02-16T07:30:00Z")
 
 
-def test_the_status_of_a_resolved_market_shows_its_pool_before_it_is_frozen(db: None, api: Client) -> None:
-    made = market()
-    orm_bet(made, member(), "Yes", 7)
-    resolve(made)
-    answer = api.get(STATUS.format(made.pk), headers=bearer(operator())).json()
+def test_status_of_a_resolved_market_shows_its_pool_before_settlement(db: None, api: Client) -> None:
+    game = market()
+    orm_bet(game, member(), "Yes", 7)
+    resolve(game)
+    answer = api.get(STATUS.format(game.pk), headers=bearer(operator())).json()
     assert (answer["status"], answer["outcome"], answer["pool"], answer["settled_at"]) == (
         "RESOLVED",
         "Yes",
@@ -358,11 +365,26 @@ def test_the_status_of_a_resolved_market_shows_its_pool_before_it_is_frozen(db: 
     )
 
 
+def test_status_lists_payouts_in_doubt_under_the_new_and_the_old_key(db: None, api: Client) -> None:
+    # given
+    game = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
+    asked_for = Transaction.objects.get()
+    sent(asked_for, READ_TIMEOUT)
+
+    # when
+    answer = api.get(STATUS.format(game.pk), headers=bearer(operator())).json()
+
+    # then: the old key is kept for one version
+    (payout_in_doubt,) = answer["in_doubt"]
+    assert (payout_in_doubt["transaction_id"], payout_in_doubt["amount"]) == (asked_for.pk, "285.00")
+    assert answer["limbo"] == answer["in_doubt"]
+
+
 # --- retry -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", RETRY)
-def test_a_failed_payout_is_retried_under_both_prefixes(db: None, api: Client, queued: Any, path: str) -> None:
+def test_failed_payout_is_retried_under_both_prefixes(db: None, api: Client, queued: Any, path: str) -> None:
     failed = failed_payout()
 
     answer = post(api, path, {"transaction_id": failed.pk}, bearer(operator()))
@@ -378,10 +400,10 @@ def test_a_failed_payout_is_retried_under_both_prefixes(db: None, api: Client, q
 
 
 @pytest.mark.parametrize("path", RETRY)
-def test_what_has_not_failed_is_not_retried(db: None, api: Client, queued: Any, path: str) -> None:
+def test_retry_of_a_payout_that_has_not_failed_is_refused(db: None, api: Client, queued: Any, path: str) -> None:
     pending = payout()
-    made = settled_market([(member(), "Yes", 5)])
-    to_wallet = Transaction.objects.get(settlement__market=made)
+    game = settled_market([(member(), "Yes", 5)])
+    to_wallet = Transaction.objects.get(settlement__market=game)
     headers = bearer(operator())
     with nothing_moved():
         for other in (pending, to_wallet):
@@ -395,7 +417,7 @@ def test_what_has_not_failed_is_not_retried(db: None, api: Client, queued: Any, 
     assert queued() == []
 
 
-def test_a_payout_is_retried_once(db: None, api: Client) -> None:
+def test_second_retry_of_a_payout_is_refused(db: None, api: Client) -> None:
     failed = failed_payout()
     headers = bearer(operator())
     assert post(api, RETRY[0], {"transaction_id": failed.pk}, headers).status_code == 200
@@ -404,8 +426,8 @@ def test_a_payout_is_retried_once(db: None, api: Client) -> None:
 
 
 @pytest.mark.parametrize("path", RETRY_FAILED)
-def test_all_that_failed_within_the_hours_is_retried(db: None, api: Client, queued: Any, path: str) -> None:
-    # given: failed two days ago, half an hour ago and now, and one that is pending
+def test_all_payouts_that_failed_within_the_hours_are_retried(db: None, api: Client, queued: Any, path: str) -> None:
+    # given: payouts that failed two days ago, half an hour ago and now, and a pending one
     now = timezone.now()
     old = failed_payout(at=now - timedelta(hours=48))
     recent = [failed_payout(at=now - timedelta(minutes=30)), failed_payout(at=now)]
@@ -421,7 +443,7 @@ def test_all_that_failed_within_the_hours_is_retried(db: None, api: Client, queu
     assert first.json() == {
         "status": "retried",
         "count": 2,
-        "transaction_ids": [made.pk for made in recent],
+        "transaction_ids": [failed.pk for failed in recent],
         "skipped": 0,
     }
     assert again.json() == {"status": "retried", "count": 0, "transaction_ids": [], "skipped": 0}
@@ -434,7 +456,7 @@ def test_all_that_failed_within_the_hours_is_retried(db: None, api: Client, queu
 
 @pytest.mark.parametrize("path", RETRY_FAILED)
 @pytest.mark.parametrize("hours", [0, -1, 721, 1.5, 24.0, "24", True, None, [24], 2**63])
-def test_hours_are_a_whole_number_from_1_to_720(db: None, api: Client, path: str, hours: Any) -> None:
+def test_hours_that_are_not_an_integer_from_1_to_720_are_refused(db: None, api: Client, path: str, hours: Any) -> None:
     failed_payout(at=timezone.now())
     headers = bearer(operator())
     with nothing_moved():
