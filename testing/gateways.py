@@ -128,7 +128,7 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Wire:
+class ScriptedServer:
     """A real server on loopback. It reads each request completely, then hands the connection to the script."""
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
@@ -215,7 +215,7 @@ def send_and_hang_up(connection: socket.socket, answer: bytes) -> None:
     hang_up(connection, 0)
 
 
-LOST: dict[str, Script] = {
+LOST_ANSWERS: dict[str, Script] = {
     "reset after sending": reset,
     "hung up after sending": hang_up,
     "silent": lambda connection, _: hang_until_closed(connection),

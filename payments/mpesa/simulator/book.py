@@ -80,7 +80,7 @@ class Book:
         )
 
     def accept(
-        self, *, ocid: str, amount: int, phone: str, request: Mapping[str, str], strikes: faults.Strikes
+        self, *, ocid: str, amount: int, phone: str, request: Mapping[str, str], active_faults: faults.ActiveFaults
     ) -> records.Payment | None:
         """Accept a payment request. None if its originator conversation id was accepted before."""
         with self.lock:
@@ -94,8 +94,8 @@ class Book:
                     "amount": amount,
                     "phone": phone,
                     "request": dict(request),
-                    "faults": strikes.texts(),
-                    "spent": list(strikes.spent),
+                    "faults": active_faults.texts(),
+                    "spent": list(active_faults.spent),
                 }
             )
             return self.payments[ocid]
@@ -115,13 +115,13 @@ class Book:
                 event |= {"state": "dropped", "code": ""}
             elif failure:
                 event |= {"code": failure}
-            elif payment.strikes.has("queue_timeout", "expired"):
+            elif payment.active_faults.has("queue_timeout", "expired"):
                 event |= {"code": ""}
-            elif payment.strikes.has("system_17", "dropped"):
+            elif payment.active_faults.has("system_17", "dropped"):
                 event |= {"code": "17"}
             else:
                 charge = tariff.charge(Decimal(payment.amount), self._now().astimezone(records.NAIROBI).date())
-                code = "17" if "system_17" in payment.strikes else "0"
+                code = "17" if "system_17" in payment.active_faults else "0"
                 event |= {"state": "paid", "code": code, "receipt": self._new_receipt(ocid), "charge": str(charge)}
             self._write(event)
             return payment
@@ -139,7 +139,7 @@ class Book:
         self._write({"event": "float", "float": shillings})
 
     def accept_deposit(
-        self, *, merchant_id: str, amount: int, phone: str, callback_url: str, strikes: faults.Strikes
+        self, *, merchant_id: str, amount: int, phone: str, callback_url: str, active_faults: faults.ActiveFaults
     ) -> records.Deposit:
         """Accept an M-Pesa Express push."""
         with self.lock:
@@ -154,8 +154,8 @@ class Book:
                     "amount": amount,
                     "phone": phone,
                     "callback_url": callback_url,
-                    "faults": strikes.texts(),
-                    "spent": list(strikes.spent),
+                    "faults": active_faults.texts(),
+                    "spent": list(active_faults.spent),
                 }
             )
             return self.deposits[checkout_id]
@@ -165,7 +165,7 @@ class Book:
         with self.lock:
             deposit = self.deposits[checkout_id]
             if not deposit.code:
-                code = (deposit.strikes.faults.get("fail") or ("0",))[0]
+                code = (deposit.active_faults.variants.get("fail") or ("0",))[0]
                 receipt = self._new_receipt(checkout_id) if code == "0" else ""
                 self._write({"event": "deposit_executed", "checkout_id": checkout_id, "code": code, "receipt": receipt})
             return deposit
@@ -248,7 +248,7 @@ class Book:
     # Private: call with the lock held.
 
     def _failure(self, payment: records.Payment) -> str | None:
-        chosen = payment.strikes.faults.get("fail")
+        chosen = payment.active_faults.variants.get("fail")
         if chosen:
             return chosen[0]
         if payment.amount < SMALLEST:
@@ -315,7 +315,7 @@ class Book:
                     event["amount"],
                     event["phone"],
                     event["request"],
-                    faults.strikes_from(event["faults"]),
+                    faults.active_faults_from(event["faults"]),
                     at,
                 )
             case "executed":
@@ -331,7 +331,7 @@ class Book:
                     event["amount"],
                     event["phone"],
                     event["callback_url"],
-                    faults.strikes_from(event["faults"]),
+                    faults.active_faults_from(event["faults"]),
                     at,
                 )
             case "deposit_executed":

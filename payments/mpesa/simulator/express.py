@@ -51,10 +51,10 @@ class Express:
         url = request_reading.url_field(body, "CallBackURL")
         request_reading.text_field(body, "AccountReference", 1, 12)
         request_reading.text_field(body, "TransactionDesc", 1, 13)
-        strikes = self._schedule.strikes("deposit", key=phone, phone=phone, earlier=0)
+        active_faults = self._schedule.active_faults("deposit", key=phone, phone=phone, earlier=0)
         merchant_id = self._new_id()
         deposit = self._book.accept_deposit(
-            merchant_id=merchant_id, amount=amount, phone=phone, callback_url=url, strikes=strikes
+            merchant_id=merchant_id, amount=amount, phone=phone, callback_url=url, active_faults=active_faults
         )
         self._delivery.after(self._terms.callback_delay, self._finish, deposit.checkout_id)
         return replies.reply(
@@ -65,8 +65,8 @@ class Express:
                 "ResponseDescription": "Success. Request accepted for processing",
                 "CustomerMessage": "Success. Request accepted for processing",
             },
-            delay=strikes.seconds.get("slow", 0.0),
-            dropped="ack_lost" in strikes,
+            delay=active_faults.seconds.get("slow", 0.0),
+            dropped="ack_lost" in active_faults,
         )
 
     def query(self, body: request_reading.Body) -> replies.Reply:
@@ -90,12 +90,12 @@ class Express:
         )
 
     def _finish(self, checkout_id: str) -> None:
-        strikes = self._book.execute_deposit(checkout_id).strikes
-        if "callback_lost" in strikes:
+        active_faults = self._book.execute_deposit(checkout_id).active_faults
+        if "callback_lost" in active_faults:
             self._book.note_deposit_callback(checkout_id, "lost")
             return
-        for _ in range(2 if "callback_doubled" in strikes else 1):
-            self._delivery.after(strikes.seconds.get("callback_late", 0.0), self._report, checkout_id)
+        for _ in range(2 if "callback_doubled" in active_faults else 1):
+            self._delivery.after(active_faults.seconds.get("callback_late", 0.0), self._report, checkout_id)
 
     def _report(self, checkout_id: str) -> None:
         deposit = self._book.deposits[checkout_id]

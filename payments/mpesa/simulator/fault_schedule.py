@@ -1,4 +1,4 @@
-"""Fault schedule: it decides which faults strike which request."""
+"""Schedule of faults: it chooses the faults of each request."""
 
 import threading
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class Schedule:
             self._rate, self._names = rate, names
 
     def add(self, phone: str, text: str) -> None:
-        """Let a fault strike this phone from now on. Its count starts again at 0. Raises: ValueError."""
+        """Add a fault for this phone from now on. Its count starts again at 0. Raises: ValueError."""
         faults.parse_phone(f"{phone}={text}")
         with self._lock:
             others = [spec for spec in self._phones.get(phone, []) if spec.text != text]
@@ -56,7 +56,7 @@ class Schedule:
             for text in texts:
                 self._spent[phone, text] = self._spent.get((phone, text), 0) + 1
 
-    def strikes(self, stage: faults.Stage, *, key: str, phone: str, earlier: int) -> faults.Strikes:
+    def active_faults(self, stage: faults.Stage, *, key: str, phone: str, earlier: int) -> faults.ActiveFaults:
         """Return the faults of a request with the id `key`, after `earlier` requests of the same kind for it."""
         with self._lock:
             rate, names = self._rate, self._names
@@ -70,14 +70,14 @@ class Schedule:
         if rate and stage != "deposit":
             for name in names:
                 fault = faults.FAULTS[name]
-                may_strike = stage in fault.stages and (fault.first is None or earlier < fault.first)
-                if may_strike and draws.fraction(self.seed, key, name) < rate / len(names):
+                may_apply = stage in fault.stages and (fault.first is None or earlier < fault.first)
+                if may_apply and draws.fraction(self.seed, key, name) < rate / len(names):
                     specs.append(faults.parse(name))
         if not specs:
-            return faults.NO_STRIKES
+            return faults.NO_FAULTS
         variants = {spec.fault.name: self._settled(spec, key) for spec in reversed(specs)}
         seconds = {spec.fault.name: spec.seconds for spec in reversed(specs) if spec.seconds is not None}
-        return faults.Strikes(variants, seconds, spent)
+        return faults.ActiveFaults(variants, seconds, spent)
 
     def _left(self, phone: str, spec: faults.Spec) -> bool:
         return spec.count is None or self._spent.get((phone, spec.text), 0) < spec.count

@@ -51,8 +51,8 @@ class Fault:
     `choices` are the variants, one group per aspect. A specification may name one variant of each group. The seed picks
     the others, but never one of `named_only`.
     `seconds` is the default duration of a fault that takes time.
-    `first`: by seed, the fault strikes only the first requests (or status answers) of an originator conversation id, so
-    that a resend succeeds. None means every request.
+    `first`: by seed, the fault applies only to the first requests (or status answers) of an originator conversation
+    id, so that a resend succeeds. None means every request.
     """
 
     name: str
@@ -284,40 +284,40 @@ def parse_phone(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Strikes:
-    """The faults of one request. `faults` maps a name to its chosen variants, `seconds` to its duration.
+class ActiveFaults:
+    """The faults of one request. `variants` maps a fault's name to its variants, `seconds` to its duration.
 
     `spent` holds the counted specifications that this request used. The book keeps them, so that a restart continues
     the count.
     """
 
-    faults: Mapping[str, tuple[str, ...]]
+    variants: Mapping[str, tuple[str, ...]]
     seconds: Mapping[str, float]
     spent: tuple[str, ...]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.faults
+        return name in self.variants
 
     def has(self, name: str, option: str) -> bool:
-        """Return True if the fault strikes in this variant."""
-        return option in self.faults.get(name, ())
+        """Return True if the fault is active in this variant."""
+        return option in self.variants.get(name, ())
 
     def texts(self) -> list[str]:
-        """Return specifications from which `strikes_from` rebuilds these strikes."""
-        arguments = {name: "+".join(options) for name, options in self.faults.items()}
+        """Return specifications from which `active_faults_from` rebuilds these faults."""
+        arguments = {name: "+".join(options) for name, options in self.variants.items()}
         arguments |= {name: str(seconds) for name, seconds in self.seconds.items()}
         return [f"{name}:{argument}" if argument else name for name, argument in arguments.items()]
 
 
-NO_STRIKES = Strikes({}, {}, ())
+NO_FAULTS = ActiveFaults({}, {}, ())
 
 
-def strikes_from(texts: Iterable[str]) -> Strikes:
-    """Rebuild strikes from the specifications of `Strikes.texts`."""
+def active_faults_from(texts: Iterable[str]) -> ActiveFaults:
+    """Rebuild active faults from the specifications of `ActiveFaults.texts`."""
     specs = [parse(text) for text in texts]
     if not specs:
-        return NO_STRIKES
-    return Strikes(
+        return NO_FAULTS
+    return ActiveFaults(
         {spec.fault.name: spec.options for spec in specs},
         {spec.fault.name: spec.seconds for spec in specs if spec.seconds is not None},
         (),

@@ -57,7 +57,7 @@ def name_of(phone: str) -> str:
 
 def _party(payment: Payment) -> str:
     dash = draws.pick((" - ", "- ", " -", "-"), payment.ocid, "dash")
-    if "masked_receiver" in payment.strikes:
+    if "masked_receiver" in payment.active_faults:
         first, _, last = name_of(payment.phone).partition(" ")
         return f"0{payment.phone[3:6]}***{payment.phone[-3:]}{dash}{first[0]}*** {last[0]}***"
     return f"{payment.phone}{dash}{name_of(payment.phone)}"
@@ -67,8 +67,8 @@ def _placeholder(key: str) -> str:
     return draws.pick(("OAK0000000", "NLJ0000000", "SG722NMVXQ", "MBN0000000"), key, "placeholder")
 
 
-def _envelope(result: dict[str, object], strikes: faults.Strikes) -> dict[str, object]:
-    if "string_codes" in strikes:
+def _envelope(result: dict[str, object], active_faults: faults.ActiveFaults) -> dict[str, object]:
+    if "string_codes" in active_faults:
         result |= {"ResultType": str(result["ResultType"]), "ResultCode": str(result["ResultCode"])}
     return {"Result": result}
 
@@ -115,16 +115,16 @@ def payment_result(payment: Payment) -> dict[str, object]:
                 ("B2CWorkingAccountAvailableFunds", Decimal(0)),
             ],
             without=("ReceiverPartyPublicName", "B2CChargesPaidAccountAvailableFunds")
-            if "missing_values" in payment.strikes
+            if "missing_values" in payment.active_faults
             else (),
         )
-        if "dict_parameter" in payment.strikes:
+        if "dict_parameter" in payment.active_faults:
             parameters = {"ResultParameter": {"Key": "TransactionReceipt", "Value": payment.receipt}}
         result["ResultParameters"] = parameters
-    elif "dict_parameter" in payment.strikes:
+    elif "dict_parameter" in payment.active_faults:
         completed = int(f"{completed_at:%Y%m%d%H%M%S}")
         result["ResultParameters"] = {"ResultParameter": {"Key": "BOCompletedTime", "Value": completed}}
-    return _envelope(result, payment.strikes)
+    return _envelope(result, payment.active_faults)
 
 
 def duplicate_result(payment: Payment, *, conversation_id: str) -> dict[str, object]:
@@ -138,13 +138,13 @@ def duplicate_result(payment: Payment, *, conversation_id: str) -> dict[str, obj
             "ConversationID": conversation_id,
             "TransactionID": _placeholder(conversation_id),
         },
-        payment.strikes,
+        payment.active_faults,
     )
 
 
 def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, object]:
     """Build the notice that a request timed out in the queue, in one of the two shapes that integrators describe."""
-    if payment.strikes.has("queue_timeout", "flat"):
+    if payment.active_faults.has("queue_timeout", "flat"):
         return {
             "OriginatorConversationID": payment.ocid,
             "SecurityCredential": security_credential,
@@ -161,14 +161,14 @@ def queue_timeout(payment: Payment, *, security_credential: str) -> dict[str, ob
             "ConversationID": payment.conversation_id,
             "TransactionID": _placeholder(payment.ocid),
         },
-        payment.strikes,
+        payment.active_faults,
     )
 
 
 def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, shortcode: str) -> dict[str, object]:
     """Build the answer to a status query. Its outer code only says that the query worked."""
     blanks = draws.fraction(payment.ocid, "blanks") < 0.25
-    unpaid = "Expired" if payment.strikes.has("queue_timeout", "expired") else "Failed"
+    unpaid = "Expired" if payment.active_faults.has("queue_timeout", "expired") else "Failed"
     status = {"paid": "Completed", "failed": unpaid}.get(payment.state, "Authorized")
     paid = payment.state == "paid"
     initiated = f"{payment.accepted_at.astimezone(NAIROBI):%Y%m%d%H%M%S}"
@@ -190,15 +190,15 @@ def status_answer(payment: Payment, *, conversation_id: str, query_ocid: str, sh
         ("Conversation ID" if blanks else "ConversationID", payment.conversation_id),
         ("ReceiptNo", payment.receipt if paid else None),
     ]
-    without = ("ReasonType", "DebitAccountType") if "missing_values" in payment.strikes else ()
+    without = ("ReasonType", "DebitAccountType") if "missing_values" in payment.active_faults else ()
     return _query_result(
-        "0", conversation_id, query_ocid, parameters=_parameters(items, without), strikes=payment.strikes
+        "0", conversation_id, query_ocid, parameters=_parameters(items, without), active_faults=payment.active_faults
     )
 
 
 def query_refusal(code: str, *, conversation_id: str, query_ocid: str) -> dict[str, object]:
     """Build the answer to a query that failed, for example because nothing was found."""
-    return _query_result(code, conversation_id, query_ocid, parameters=None, strikes=faults.NO_STRIKES)
+    return _query_result(code, conversation_id, query_ocid, parameters=None, active_faults=faults.NO_FAULTS)
 
 
 def balance_answer(
@@ -222,7 +222,7 @@ def balance_answer(
     parameters = _parameters(
         [("AccountBalance", text), ("BOCompletedTime", int(f"{at.astimezone(NAIROBI):%Y%m%d%H%M%S}"))]
     )
-    return _query_result("0", conversation_id, query_ocid, parameters=parameters, strikes=faults.NO_STRIKES)
+    return _query_result("0", conversation_id, query_ocid, parameters=parameters, active_faults=faults.NO_FAULTS)
 
 
 def deposit_result(deposit: Deposit, *, at: datetime) -> dict[str, object]:
@@ -257,7 +257,7 @@ def _query_result(
     query_ocid: str,
     *,
     parameters: dict[str, object] | None,
-    strikes: faults.Strikes,
+    active_faults: faults.ActiveFaults,
 ) -> dict[str, object]:
     result: dict[str, object] = {
         "ResultType": 0,
@@ -270,4 +270,4 @@ def _query_result(
     }
     if parameters is not None:
         result["ResultParameters"] = parameters
-    return _envelope(result, strikes)
+    return _envelope(result, active_faults)

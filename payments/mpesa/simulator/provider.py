@@ -78,39 +78,41 @@ class Provider:
     def pay(self, body: request_reading.Body) -> replies.Reply:
         """Accept a payment request. The money moves later. Raises: Refused."""
         ocid, amount, phone = (str(body.get(name, "")) for name in ("OriginatorConversationID", "Amount", "PartyB"))
-        strikes = faults.NO_STRIKES
+        active_faults = faults.NO_FAULTS
         try:
             request = request_reading.payment_request(body)
             self._throttle()
             known = ocid in self.book.payments
             if not known:
                 earlier = self.book.requests_of(ocid)
-                strikes = self.schedule.strikes("payment", key=ocid, phone=phone, earlier=earlier)
-                self._refuse_by_fault(strikes)
+                active_faults = self.schedule.active_faults("payment", key=ocid, phone=phone, earlier=earlier)
+                self._refuse_by_fault(active_faults)
         except Refused as refusal:
             self.book.refuse(
-                ocid=ocid[:128], amount=amount[:20], phone=phone[:20], answer=refusal.code, spent=strikes.spent
+                ocid=ocid[:128], amount=amount[:20], phone=phone[:20], answer=refusal.code, spent=active_faults.spent
             )
             raise
         if known:
             return self._repeated(ocid, phone)
-        if strikes.has("error_500", "dropped"):
-            self.book.refuse(ocid=ocid, amount=amount, phone=phone, answer="dropped", spent=strikes.spent)
-            return replies.server_error(strikes)
+        if active_faults.has("error_500", "dropped"):
+            self.book.refuse(ocid=ocid, amount=amount, phone=phone, answer="dropped", spent=active_faults.spent)
+            return replies.server_error(active_faults)
         self._security_credential = str(body["SecurityCredential"])
-        payment = self.book.accept(ocid=ocid, amount=int(amount), phone=phone, request=request, strikes=strikes)
+        payment = self.book.accept(
+            ocid=ocid, amount=int(amount), phone=phone, request=request, active_faults=active_faults
+        )
         if payment is None:
             return self._repeated(ocid, phone)
-        if "callback_early" in strikes:
+        if "callback_early" in active_faults:
             self._delivery.at_once(self._finish, ocid)
         else:
             self._delivery.after(self._terms.callback_delay, self._finish, ocid)
-        if "error_500" in strikes:
-            return replies.server_error(strikes)
+        if "error_500" in active_faults:
+            return replies.server_error(active_faults)
         return replies.reply(
             messages.acknowledgement(conversation_id=payment.conversation_id, ocid=ocid),
-            delay=strikes.seconds.get("slow", 0.0),
-            dropped="ack_lost" in strikes,
+            delay=active_faults.seconds.get("slow", 0.0),
+            dropped="ack_lost" in active_faults,
         )
 
     def _throttle(self) -> None:
@@ -125,19 +127,19 @@ class Provider:
                 raise Refused(500, "500.003.02", "Error Occurred: Spike Arrest Violation")
             self._recent.append(moment)
 
-    def _refuse_by_fault(self, strikes: faults.Strikes) -> None:
-        if "token_expired" in strikes:
-            raise replies.bad_token(strikes.faults["token_expired"][0], self.tokens.end())
-        if "spike_arrest" in strikes:
+    def _refuse_by_fault(self, active_faults: faults.ActiveFaults) -> None:
+        if "token_expired" in active_faults:
+            raise replies.bad_token(active_faults.variants["token_expired"][0], self.tokens.end())
+        if "spike_arrest" in active_faults:
             raise Refused(500, "500.003.02", "Error Occurred: Spike Arrest Violation")
-        if "quota" in strikes:
+        if "quota" in active_faults:
             raise Refused(500, "500.003.03", "Error Occurred: Quota Violation")
 
     def _repeated(self, ocid: str, phone: str) -> replies.Reply:
         payment = self.book.payments[ocid]
         refusal = Refused(500, "500.002.1001", "Duplicate OriginatorConversationID.")
         self.book.refuse(ocid=ocid, amount=str(payment.amount), phone=phone, answer=refusal.code)
-        if "duplicate_id" not in payment.strikes:
+        if "duplicate_id" not in payment.active_faults:
             raise refusal
         conversation_id = self.book.conversation_id(ocid, next(self._numbers))
         self._delivery.after(self._terms.callback_delay, self._report_duplicate, ocid, conversation_id)
@@ -145,12 +147,12 @@ class Provider:
 
     def _finish(self, ocid: str) -> None:
         payment = self.book.payments[ocid]
-        if "queue_timeout" not in payment.strikes:
+        if "queue_timeout" not in payment.active_faults:
             self._execute_and_report(ocid)
             return
         message = messages.queue_timeout(payment, security_credential=self._security_credential)
         outcome = self._delivery.post(payment.request["QueueTimeOutURL"], messages.encode(message))
-        if payment.strikes.has("queue_timeout", "dropped"):
+        if payment.active_faults.has("queue_timeout", "dropped"):
             self.book.execute(ocid, dropped=True)
         self.book.note_callback(ocid, "timeout", outcome)
         if payment.state == "accepted":
@@ -158,15 +160,17 @@ class Provider:
 
     def _execute_and_report(self, ocid: str) -> None:
         payment = self.book.execute(ocid)
-        strikes = payment.strikes
-        if "callback_lost" in strikes or any(strikes.has("queue_timeout", fate) for fate in ("silence", "expired")):
+        active_faults = payment.active_faults
+        if "callback_lost" in active_faults or any(
+            active_faults.has("queue_timeout", fate) for fate in ("silence", "expired")
+        ):
             self.book.note_callback(ocid, "result", "lost")
             return
-        wait = strikes.seconds.get("callback_late", 0.0)
+        wait = active_faults.seconds.get("callback_late", 0.0)
         with self._lock:
             self._held.add(ocid)
-        if "out_of_order" in strikes and not payment.answered:
-            wait += strikes.seconds["out_of_order"]
+        if "out_of_order" in active_faults and not payment.answered:
+            wait += active_faults.seconds["out_of_order"]
         if wait:
             self._delivery.after(wait, self._report, ocid)
         else:
@@ -178,7 +182,7 @@ class Provider:
                 return
             self._held.discard(ocid)
         payment = self.book.payments[ocid]
-        if "callback_doubled" in payment.strikes:
+        if "callback_doubled" in payment.active_faults:
             self._delivery.after(0, self._post_result, payment)
         self._post_result(payment)
 
@@ -203,11 +207,11 @@ class Provider:
         payment = self.book.find(ocid=ocid, receipt=receipt)
         key = payment.ocid if payment else ocid or receipt
         phone = payment.phone if payment else ""
-        strikes = self.schedule.strikes("status", key=key, phone=phone, earlier=self.book.queries_of(key))
-        self.book.note_query(key, phone, strikes.spent)
+        active_faults = self.schedule.active_faults("status", key=key, phone=phone, earlier=self.book.queries_of(key))
+        self.book.note_query(key, phone, active_faults.spent)
         ids = self._query_ids()
-        if "status_lost" not in strikes:
-            may_find = "status_not_found" not in strikes
+        if "status_lost" not in active_faults:
+            may_find = "status_not_found" not in active_faults
             query = _StatusQuery(ocid, receipt, may_find, shortcode, url, *ids)
             self._delivery.after(self._terms.callback_delay, self._answer_status, query)
         return replies.reply(messages.acknowledgement(conversation_id=ids[0], ocid=ids[1]))
@@ -224,7 +228,7 @@ class Provider:
         outcome = self._delivery.post(query.url, messages.encode(message))
         if payment is not None:
             self.book.note_callback(payment.ocid, "status", outcome)
-            if "out_of_order" in payment.strikes:
+            if "out_of_order" in payment.active_faults:
                 self._report(payment.ocid)
 
     def ask_balance(self, body: request_reading.Body) -> replies.Reply:

@@ -28,7 +28,7 @@ class Payment:
     amount: int
     phone: str
     request: Mapping[str, str]
-    strikes: faults.Strikes
+    active_faults: faults.ActiveFaults
     accepted_at: datetime
     state: State = "accepted"
     code: str = ""
@@ -65,7 +65,7 @@ class Payment:
             "result_code": self.code,
             "receipt": self.receipt,
             "charge": f"{self.charge:.2f}",
-            "faults": self.strikes.texts(),
+            "faults": self.active_faults.texts(),
             "accepted_at": self.accepted_at.isoformat(),
             "executed_at": self.executed_at and self.executed_at.isoformat(),
             "callbacks": [
@@ -83,7 +83,7 @@ class Deposit:
     amount: int
     phone: str
     callback_url: str
-    strikes: faults.Strikes
+    active_faults: faults.ActiveFaults
     accepted_at: datetime
     code: str = ""
     receipt: str = ""

@@ -33,9 +33,9 @@ def bad_token(spelling: str, token: str) -> Refused:
     return Refused(_BAD_TOKEN_STATUS[spelling], spelling, text)
 
 
-def server_error(strikes: faults.Strikes) -> Reply:
+def server_error(active_faults: faults.ActiveFaults) -> Reply:
     """Build the answer of the fault error_500: JSON with HTTP 500, or an HTML page with HTTP 503."""
-    if strikes.has("error_500", "html"):
+    if active_faults.has("error_500", "html"):
         page = b"<html><head><title>503</title></head><body><h1>Service Unavailable</h1></body></html>"
         return Reply(503, page, content_type="text/html")
     return reply(

@@ -26,10 +26,10 @@ from testing.gateways import (
     ACKNOWLEDGEMENT,
     ANSWERS,
     BAD_TOKENS,
-    LOST,
+    LOST_ANSWERS,
     PAYMENT,
     Script,
-    Wire,
+    ScriptedServer,
     closed_port,
     credentials,
     http_answer,
@@ -57,13 +57,13 @@ def bulk_gateway(
 
 
 @contextmanager
-def on_the_wire(tokens: SharedTokens, script: Script, **more: Any) -> Iterator[tuple[BulkGateway, Wire]]:
-    wire = Wire(script)
+def scripted_daraja(tokens: SharedTokens, script: Script, **more: Any) -> Iterator[tuple[BulkGateway, ScriptedServer]]:
+    server = ScriptedServer(script)
     try:
-        with bulk_gateway(tokens, wire.url, **more) as bulk:
-            yield bulk, wire
+        with bulk_gateway(tokens, server.url, **more) as bulk:
+            yield bulk, server
     finally:
-        wire.close()
+        server.close()
 
 
 def pay(bulk: BulkGateway, count: int = 1, **changes: Any) -> list[Ended]:
@@ -106,18 +106,18 @@ def test_many_payments_share_few_connections_and_the_gateways_bodies(tokens: Sha
         connection.sendall(ACKNOWLEDGEMENT)
 
     # when
-    with on_the_wire(tokens, acknowledge, in_flight=4) as (bulk, wire):
+    with scripted_daraja(tokens, acknowledge, in_flight=4) as (bulk, server):
         ended = pay(bulk, 40)
 
     # then
     accepted = Accepted("AG_20261123_1", "KASOKO-1-7-0a1b2c3d-1")
     assert ended == [Ended(key, accepted) for key in range(40)]
-    assert (len(wire.requests), len(peers) <= 4) == (40, True)
-    bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in wire.requests]
+    assert (len(server.requests), len(peers) <= 4) == (40, True)
+    bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in server.requests]
     expected = Gateway(credentials(), tokens=tokens).payment(**PAYMENT)
     assert sorted(body.pop("OriginatorConversationID") for body in bodies) == sorted(f"{OCID}{n}" for n in range(40))
     assert all(body == {k: v for k, v in expected.items() if k != "OriginatorConversationID"} for body in bodies)
-    head = wire.requests[0].lower()
+    head = server.requests[0].lower()
     assert b"post /mpesa/b2c/v3/paymentrequest http/1.1" in head
     assert b"authorization: bearer wire-token" in head
     assert b"accept-encoding: identity" in head
@@ -128,35 +128,35 @@ def test_many_payments_share_few_connections_and_the_gateways_bodies(tokens: Sha
 def test_each_answer_is_read_as_by_the_gateway(
     tokens: SharedTokens, status: int, body: Any, error: type[GatewayError], facts: dict[str, Any]
 ) -> None:
-    with on_the_wire(tokens, always(answered(status, body, "Location: /elsewhere"))) as (bulk, wire):
+    with scripted_daraja(tokens, always(answered(status, body, "Location: /elsewhere"))) as (bulk, server):
         response = response_of(bulk)
 
     assert type(response) is error
     assert {name: getattr(response, name) for name in facts} == facts
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 def test_throttle_gives_the_retry_delay(tokens: SharedTokens) -> None:
-    with on_the_wire(tokens, always(answered(429, b"", "Retry-After: 7"))) as (bulk, _):
+    with scripted_daraja(tokens, always(answered(429, b"", "Retry-After: 7"))) as (bulk, _):
         assert response_of(bulk).retry_after_seconds == 7.0
 
 
 def test_invalid_payment_ends_with_its_error_and_others_are_sent(tokens: SharedTokens) -> None:
-    with on_the_wire(tokens, always(ACKNOWLEDGEMENT)) as (bulk, wire):
+    with scripted_daraja(tokens, always(ACKNOWLEDGEMENT)) as (bulk, server):
         (refused,) = pay(bulk, amount_shillings=0)
         (sent,) = pay(bulk)
 
     assert isinstance(refused.response, ValueError)
     assert isinstance(sent.response, Accepted)
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 def test_cookies_from_daraja_are_not_kept(tokens: SharedTokens) -> None:
-    with on_the_wire(tokens, always(answered(200, ACK, "Set-Cookie: visid=1; Path=/"))) as (bulk, wire):
+    with scripted_daraja(tokens, always(answered(200, ACK, "Set-Cookie: visid=1; Path=/"))) as (bulk, server):
         pay(bulk)
         pay(bulk)
 
-    assert all(b"visid" not in request for request in wire.requests)
+    assert all(b"visid" not in request for request in server.requests)
 
 
 # --- the token -------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_refused_token_is_renewed_once_and_each_body_sent_again(tokens: SharedTo
     # given
     refusal, renewal = answered(status, body), answered(200, {"access_token": "second-token", "expires_in": "3599"})
 
-    class Listening(Wire):
+    class Listening(ScriptedServer):
         def _converse(self, connection: socket.socket) -> None:
             with connection:
                 while request := read_request(connection):
@@ -177,61 +177,61 @@ def test_refused_token_is_renewed_once_and_each_body_sent_again(tokens: SharedTo
                         renewal if b"GET /oauth" in request else ACKNOWLEDGEMENT if is_second else refusal
                     )
 
-    wire = Listening(reset)
+    server = Listening(reset)
     try:
-        with bulk_gateway(tokens, wire.url) as bulk:
+        with bulk_gateway(tokens, server.url) as bulk:
             # when
             ended = pay(bulk, 5)
     finally:
-        wire.close()
+        server.close()
 
     # then
     assert [type(end.response) for end in ended] == [Accepted] * 5
-    assert sum(b"GET /oauth" in request for request in wire.requests) == 1
-    posts = [request for request in wire.requests if b"POST" in request]
+    assert sum(b"GET /oauth" in request for request in server.requests) == 1
+    posts = [request for request in server.requests if b"POST" in request]
     assert sum(b"second-token" in request for request in posts) == 5
 
 
 def test_without_token_nothing_is_sent(tokens: SharedTokens) -> None:
     # given
     tokens.drop("wire-token")
-    wire = Wire(always(answered(503, b"")))
-    gateway = Gateway(credentials(wire.url), tokens=tokens)
+    server = ScriptedServer(always(answered(503, b"")))
+    gateway = Gateway(credentials(server.url), tokens=tokens)
     bulk = BulkGateway(gateway, in_flight=4)
 
     # when
     ended = pay(bulk, 3)
     bulk.close()
     gateway.close()
-    wire.close()
+    server.close()
 
     # then
     assert [(type(end.response), end.response.reason) for end in ended] == [(NotSent, "network")] * 3
-    assert all(b"paymentrequest" not in request for request in wire.requests)
+    assert all(b"paymentrequest" not in request for request in server.requests)
 
 
 # --- no complete answer ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", LOST.values(), ids=LOST.keys())
+@pytest.mark.parametrize("script", LOST_ANSWERS.values(), ids=LOST_ANSWERS.keys())
 def test_payment_without_complete_answer_is_in_doubt(tokens: SharedTokens, script: Script) -> None:
-    with on_the_wire(tokens, script, timeout_seconds=1.5) as (bulk, wire):
+    with scripted_daraja(tokens, script, timeout_seconds=1.5) as (bulk, server):
         response = response_of(bulk)
 
     assert type(response) is OutcomeUnknown
     assert response.duplicate is False
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 def test_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
     def once(connection: socket.socket, number: int) -> None:
         connection.sendall(ACKNOWLEDGEMENT) if number == 1 else reset(connection, number)
 
-    with on_the_wire(tokens, once) as (bulk, wire):
+    with scripted_daraja(tokens, once) as (bulk, server):
         first, second = response_of(bulk), response_of(bulk)
 
     assert (type(first), type(second)) == (Accepted, OutcomeUnknown)
-    assert len(wire.requests) == 2
+    assert len(server.requests) == 2
 
 
 def test_refused_connection_raises_not_sent(tokens: SharedTokens) -> None:
@@ -268,15 +268,15 @@ def test_failed_tls_handshake_raises_not_sent(tokens: SharedTokens) -> None:
 def test_untrusted_certificate_raises_not_sent(tokens: SharedTokens, certificate: Path) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
-    wire = Wire(always(ACKNOWLEDGEMENT), tls)
+    server = ScriptedServer(always(ACKNOWLEDGEMENT), tls)
     try:
-        with bulk_gateway(tokens, wire.url) as bulk:
+        with bulk_gateway(tokens, server.url) as bulk:
             response = response_of(bulk)
     finally:
-        wire.close()
+        server.close()
 
     assert (type(response), response.reason) == (NotSent, "network")
-    assert wire.requests == []
+    assert server.requests == []
 
 
 def test_connection_that_takes_too_long_raises_not_sent(tokens: SharedTokens) -> None:
@@ -328,7 +328,7 @@ def test_every_client_error_shows_if_the_request_may_have_left(
     assert issubclass(bulk_client._WatchedRequest, aiohttp.ClientRequest)
 
     # when
-    with on_the_wire(tokens, always(ACKNOWLEDGEMENT)) as (bulk, _):
+    with scripted_daraja(tokens, always(ACKNOWLEDGEMENT)) as (bulk, _):
         response = response_of(bulk)
 
     # then

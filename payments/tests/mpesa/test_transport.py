@@ -20,10 +20,10 @@ from payments.mpesa.client import Gateway
 from payments.mpesa.gateway_errors import NotSent, OutcomeUnknown
 from testing.gateways import (
     ACKNOWLEDGEMENT,
-    LOST,
+    LOST_ANSWERS,
     PAYMENT,
     Script,
-    Wire,
+    ScriptedServer,
     closed_port,
     credentials,
     http_answer,
@@ -32,15 +32,15 @@ from testing.gateways import (
 
 
 @contextmanager
-def daraja_on_the_wire(tokens: SharedTokens, script: Script, timeout_seconds: float = 10.0) -> Iterator[tuple]:
+def scripted_daraja(tokens: SharedTokens, script: Script, timeout_seconds: float = 10.0) -> Iterator[tuple]:
     tokens.get(lambda: ("wire-token", 3599))
-    wire = Wire(script)
-    gateway = Gateway(credentials(wire.url), tokens=tokens, timeout_seconds=timeout_seconds)
+    server = ScriptedServer(script)
+    gateway = Gateway(credentials(server.url), tokens=tokens, timeout_seconds=timeout_seconds)
     try:
-        yield gateway, wire
+        yield gateway, server
     finally:
         gateway.close()
-        wire.close()
+        server.close()
 
 
 def test_payments_reuse_one_connection(tokens: SharedTokens) -> None:
@@ -50,33 +50,33 @@ def test_payments_reuse_one_connection(tokens: SharedTokens) -> None:
         peers.add(connection.getpeername())
         connection.sendall(ACKNOWLEDGEMENT)
 
-    with daraja_on_the_wire(tokens, acknowledge) as (gateway, wire):
+    with scripted_daraja(tokens, acknowledge) as (gateway, server):
         for _ in range(3):
             assert gateway.pay(**PAYMENT).conversation_id == "AG_20261123_1"
 
-    assert (len(wire.requests), len(peers)) == (3, 1)
-    assert b"authorization: bearer wire-token" in wire.requests[0].lower()
+    assert (len(server.requests), len(peers)) == (3, 1)
+    assert b"authorization: bearer wire-token" in server.requests[0].lower()
 
 
-@pytest.mark.parametrize("script", LOST.values(), ids=LOST.keys())
+@pytest.mark.parametrize("script", LOST_ANSWERS.values(), ids=LOST_ANSWERS.keys())
 def test_payment_without_complete_answer_is_in_doubt(tokens: SharedTokens, script: Script) -> None:
-    with daraja_on_the_wire(tokens, script, timeout_seconds=1.5) as (gateway, wire):
+    with scripted_daraja(tokens, script, timeout_seconds=1.5) as (gateway, server):
         with pytest.raises(OutcomeUnknown) as caught:
             gateway.pay(**PAYMENT)
 
         assert caught.value.duplicate is False
-        assert len(wire.requests) == 1
+        assert len(server.requests) == 1
 
 
 def test_redirect_is_not_followed(tokens: SharedTokens) -> None:
     def redirect(connection: socket.socket, _: int) -> None:
         connection.sendall(http_answer(b"", "307 Temporary Redirect", "Location: /elsewhere"))
 
-    with daraja_on_the_wire(tokens, redirect) as (gateway, wire):
+    with scripted_daraja(tokens, redirect) as (gateway, server):
         with pytest.raises(OutcomeUnknown):
             gateway.pay(**PAYMENT)
 
-        assert len(wire.requests) == 1
+        assert len(server.requests) == 1
 
 
 def test_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
@@ -86,12 +86,12 @@ def test_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedToken
         else:
             reset(connection, number)
 
-    with daraja_on_the_wire(tokens, once) as (gateway, wire):
+    with scripted_daraja(tokens, once) as (gateway, server):
         gateway.pay(**PAYMENT)
         with pytest.raises(OutcomeUnknown):
             gateway.pay(**PAYMENT)
 
-        assert len(wire.requests) == 2
+        assert len(server.requests) == 2
 
 
 def test_refused_connection_raises_not_sent(tokens: SharedTokens) -> None:
@@ -146,11 +146,11 @@ def test_over_tls_only_a_request_that_left_is_in_doubt(tokens: SharedTokens, cer
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     tokens.get(lambda: ("wire-token", 3599))
-    wire = Wire(acknowledge_once, tls)
+    server = ScriptedServer(acknowledge_once, tls)
     trusting = requests.Session()
     trusting.verify = str(certificate)
-    trusted = Gateway(credentials(wire.url), tokens=tokens, session=trusting, timeout_seconds=10)
-    untrusting = Gateway(credentials(wire.url), tokens=tokens, timeout_seconds=10)
+    trusted = Gateway(credentials(server.url), tokens=tokens, session=trusting, timeout_seconds=10)
+    untrusting = Gateway(credentials(server.url), tokens=tokens, timeout_seconds=10)
 
     accepted = trusted.pay(**PAYMENT)
     with pytest.raises(OutcomeUnknown):
@@ -159,10 +159,10 @@ def test_over_tls_only_a_request_that_left_is_in_doubt(tokens: SharedTokens, cer
         untrusting.pay(**PAYMENT)
 
     assert accepted.conversation_id == "AG_20261123_1"
-    assert len(wire.requests) == 2
+    assert len(server.requests) == 2
     trusted.close()
     untrusting.close()
-    wire.close()
+    server.close()
 
 
 def test_slow_token_request_raises_not_sent(redis_client: redis.Redis) -> None:
@@ -179,9 +179,9 @@ def test_many_threads_share_one_gateway(tokens: SharedTokens) -> None:
     def echo(connection: socket.socket, _: int) -> None:
         connection.sendall(ACKNOWLEDGEMENT)
 
-    with daraja_on_the_wire(tokens, echo) as (gateway, wire), ThreadPoolExecutor(8) as pool:
+    with scripted_daraja(tokens, echo) as (gateway, server), ThreadPoolExecutor(8) as pool:
         accepted = list(pool.map(lambda n: gateway.pay(**{**PAYMENT, "amount_shillings": n}), range(1, 101)))
 
-    amounts = sorted(json.loads(request.partition(b"\r\n\r\n")[2])["Amount"] for request in wire.requests)
+    amounts = sorted(json.loads(request.partition(b"\r\n\r\n")[2])["Amount"] for request in server.requests)
     assert len(accepted) == 100
     assert amounts == list(range(1, 101))

@@ -1,4 +1,4 @@
-"""The schedule of faults: which faults strike which request."""
+"""The schedule of faults chooses the faults of each request."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,16 +7,16 @@ from payments.mpesa.simulator import fault_schedule, faults
 from testing.merchants import PHONE, Merchant
 
 
-def test_same_seed_strikes_the_same_payments(tmp_path: Path) -> None:
+def test_same_seed_chooses_the_same_faults(tmp_path: Path) -> None:
     # given
     ids = [f"KASOKO-1-{number}-aaaaaaaa-1" for number in range(2_000)]
 
-    def struck(seed: int) -> list[list[str]]:
+    def chosen(seed: int) -> list[list[str]]:
         schedule = fault_schedule.Schedule(seed=seed, rate=0.2, names=tuple(faults.FAULTS))
-        return [schedule.strikes("payment", key=ocid, phone=PHONE, earlier=0).texts() for ocid in ids]
+        return [schedule.active_faults("payment", key=ocid, phone=PHONE, earlier=0).texts() for ocid in ids]
 
     # when
-    first, again, other = struck(7), struck(7), struck(8)
+    first, again, other = chosen(7), chosen(7), chosen(8)
 
     # then
     assert first == again != other
@@ -29,13 +29,13 @@ def test_same_seed_strikes_the_same_payments(tmp_path: Path) -> None:
 def test_seeded_faults_can_be_switched_off_at_run_time(start: Callable[..., Merchant]) -> None:
     # given
     merchant = start(fault_rate=1.0, fault_names=("quota",))
-    struck = merchant.pay("A-1")
+    refused = merchant.pay("A-1")
 
     # when
     merchant.own("faults", {"rate": 0, "names": "all"})
 
     # then
-    assert struck.json()["errorCode"] == "500.003.03"
+    assert refused.json()["errorCode"] == "500.003.03"
     assert merchant.pay("A-2").status_code == 200
 
 

@@ -299,12 +299,12 @@ def test_every_fault_survives_writing_and_reading() -> None:
     # when
     for name in faults.FAULTS:
         schedule.add(PHONE, name)
-    strikes = schedule.strikes("payment", key="A-1", phone=PHONE, earlier=0)
-    again = faults.strikes_from(strikes.texts())
+    active_faults = schedule.active_faults("payment", key="A-1", phone=PHONE, earlier=0)
+    again = faults.active_faults_from(active_faults.texts())
 
     # then
-    assert again == strikes
-    assert set(strikes.faults) == {fault.name for fault in faults.TABLE if "payment" in fault.stages}
+    assert again == active_faults
+    assert set(active_faults.variants) == {fault.name for fault in faults.TABLE if "payment" in fault.stages}
     assert all(fault.wire and fault.money and fault.source for fault in faults.TABLE)
 
 

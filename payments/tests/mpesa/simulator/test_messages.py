@@ -11,7 +11,7 @@ from testing.merchants import PHONE, CallbackReceiver, Merchant, parameters
 def test_payment_in_flight_is_authorized_without_receipt() -> None:
     # given
     book = Book(None, float_shillings=1_000, seed=0, now=lambda: datetime(2026, 11, 23, 9, tzinfo=UTC))
-    payment = book.accept(ocid="A-1", amount=285, phone=PHONE, request={}, strikes=faults.NO_STRIKES)
+    payment = book.accept(ocid="A-1", amount=285, phone=PHONE, request={}, active_faults=faults.NO_FAULTS)
     assert payment is not None
 
     # when
