@@ -1,4 +1,4 @@
-"""`python manage.py settle_market MARKET`: settle a resolved market here, with a line of progress."""
+"""`python manage.py settle_market MARKET`: settle a resolved market in the foreground."""
 
 import time
 from typing import Any
@@ -15,7 +15,8 @@ SECONDS_BETWEEN_LINES = 1.0
 
 class Command(BaseCommand):
     help = (
-        "Settle a resolved market in the foreground. Safe beside the workers and to stop and call again at any moment."
+        "Settle a resolved market in the foreground, with a line of progress a second. It is safe beside the workers, "
+        "and you may stop it and start it again at any moment."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -29,7 +30,7 @@ class Command(BaseCommand):
         wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
     def _settled(self, market_id: int) -> bool:
-        """Go on for a second."""
+        """Settle for a second, and return whether the market is settled."""
         until = time.monotonic() + SECONDS_BETWEEN_LINES
         try:
             progress = settling.settle(
@@ -45,8 +46,8 @@ class Command(BaseCommand):
         return progress.settled
 
     def _say_progress(self, market_id: int) -> None:
-        found = status.settlement_progress(market_id)
+        progress = status.settlement_progress(market_id)
         self.stdout.write(
-            f"Market {market_id}: {found.bets_done:,} of {found.bets_total:,} bets divided, "
-            f"{found.members_done:,} members booked."
+            f"Market {market_id}: {progress.bets_done:,} of {progress.bets_total:,} bets divided, "
+            f"{progress.members_done:,} members booked."
         )

@@ -1,4 +1,4 @@
-"""`python manage.py verify_settlement FILE [--bets bets.jsonl] [--books]`: does a certificate hold?"""
+"""`python manage.py verify_settlement FILE [--bets bets.jsonl] [--books]`: verify a certificate."""
 
 import json
 from contextlib import nullcontext
@@ -11,8 +11,8 @@ from payments.settlement.certificates import document, issuing
 
 
 class Command(BaseCommand):
-    help = "Recompute a settlement from its certificate alone. Exit 0 when it holds, else 1 with the first difference."
-    # It must also verify where there is no database.
+    help = "Verify a settlement from its certificate alone. Exit status: 0 if it holds, 1 with the first difference."
+    # It must also work without a database.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(str(error), returncode=1) from error
         except ValueError as error:
-            raise CommandError(f"{options['file']} is no JSON: {error}", returncode=1) from error
+            raise CommandError(f"{options['file']} is not JSON: {error}", returncode=1) from error
         except document.Differs as difference:
             raise CommandError(str(difference), returncode=1) from difference
         stated = body["settlement"]

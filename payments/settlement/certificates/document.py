@@ -1,13 +1,13 @@
-"""The certificate of a settlement: what is stated, in which exact text, and whether it follows from the stakes. Pure.
+"""Certificate of a settlement: its fields, its canonical text, and the check against the stakes. Pure.
 
-docs/certificate.md is the format for others; docs/verify_settlement.py checks it without this project. Here the same is
-checked by the rule that divides pools.
+docs/certificate.md is the format for others, and docs/verify_settlement.py checks it without this project. Here the
+rule that divides pools checks the same.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -31,12 +31,12 @@ _MONEY = re.compile(r"(0|[1-9][0-9]{0,17})\.[0-9]{2}", re.ASCII)
 
 
 class Differs(Exception):
-    """The certificate does not hold; the message names the first place that differs."""
+    """The certificate does not hold. The message names the first place that differs."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One bet as its line states it, in cents."""
+    """One bet as its line states it. Amounts are cents."""
 
     outcome: str
     stake: int
@@ -46,30 +46,31 @@ class Entry:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, no blanks, no escapes that JSON does not demand (as RFC 8785)."""
+    """Write the one JSON text of a value: sorted keys, no blanks, only the escapes that JSON demands (as RFC 8785)."""
     return _ENCODER.encode(value)
 
 
 def moment(at: datetime) -> str:
-    """A moment in UTC to the microsecond; as text these sort as they happened."""
+    """Write a moment in UTC to the microsecond. Sorted as text, moments are in order of time."""
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def money(cents: int) -> str:
+    """Write cents as certificates do, such as 285.00."""
     return f"{cents // 100}.{cents % 100:02d}"
 
 
 def cents(amount: object) -> int:
-    """The cents of an amount as certificates write it. Raises: Differs."""
+    """Read an amount as certificates write it, in cents. Raises: Differs."""
     if not isinstance(amount, str) or not _MONEY.fullmatch(amount):
-        raise Differs(f"{amount!r} is no amount with two decimals")
+        raise Differs(f"{amount!r} is not an amount with two decimals")
     return int(amount.replace(".", ""))
 
 
 def bet_line(
     *, bet_id: str, number: int, outcome: str, stake: Decimal, result: str, dividend: Decimal, placed_at: datetime
 ) -> str:
-    """The canonical line of a bet; `number` is its place in the order in which the bets were placed, from 1."""
+    """Write the canonical line of a bet. `number` counts the bets from 1 in the order of placing."""
     return canonical(
         {
             "id": bet_id,
@@ -84,16 +85,17 @@ def bet_line(
 
 
 def leaf_of(line: str) -> bytes:
-    """The hash of a bet's line as a leaf of the tree."""
+    """Hash a bet's line as a leaf of the tree."""
     return merkle.leaf(BET_DOMAIN + line.encode())
 
 
 def settlement_hash(statement: str) -> str:
-    """The hash of a settlement's canonical statement, in hex."""
+    """Hash a settlement's canonical statement, in hex."""
     return hashlib.sha256(SETTLEMENT_DOMAIN + statement.encode()).hexdigest()
 
 
 def equation(*, staked: str, net: str, fee: str, refunds: str) -> str:
+    """Write the totals as one equation. Anyone can check it."""
     return f"stakes {staked} = dividends {net} + fee {fee} + refunds {refunds}"
 
 
@@ -101,9 +103,9 @@ def equation(*, staked: str, net: str, fee: str, refunds: str) -> str:
 
 
 def check(body: Any, lines: Iterable[str] | None = None) -> None:
-    """Recompute everything that a certificate states, from the certificate alone.
+    """Compute every statement of a certificate again, from the certificate alone.
 
-    `body` is the parsed JSON of the GET; `lines` are those of bets.jsonl, where the body has no bets.
+    `body` is the parsed JSON of the GET. `lines` are those of bets.jsonl, if the body has no bets.
     Raises: Differs, which names the first place that differs.
     """
     try:
@@ -113,12 +115,12 @@ def check(body: Any, lines: Iterable[str] | None = None) -> None:
 
 
 def check_proof(proof: Mapping[str, Any]) -> bool:
-    """Whether a bet's line is in the tree whose root the proof names."""
+    """Return whether a bet's line is in the tree whose root the proof names."""
     return merkle.proves(
         leaf_hash=leaf_of(proof["leaf"]),
         index=proof["index"],
         size=proof["tree_size"],
-        beside=[bytes.fromhex(one) for one in proof["path"]],
+        beside=[bytes.fromhex(sibling) for sibling in proof["path"]],
         root_hash=bytes.fromhex(proof["merkle_root"]),
     )
 
@@ -136,12 +138,13 @@ def _check(body: Any, lines: Iterable[str] | None) -> None:
     entries, tree = _read(lines, outcomes)
     _same("settlement.bets", stated["bets"], len(entries))
     _check_division(stated, outcomes, entries)
-    # Last, so that a line is named where one is wrong.
+    # The hashes come last, so that a wrong line is named first.
     _same("settlement.merkle_root", stated["merkle_root"], tree)
     _same("settlement_hash", body["settlement_hash"], settlement_hash(canonical(stated)))
 
 
 def _read(lines: Iterable[str], outcomes: Mapping[str, Any]) -> tuple[list[Entry], str]:
+    """Read the bets, and compute the root of their tree in hex, a block at a time."""
     entries: list[Entry] = []
     leaves: list[bytes] = []
     blocks: list[bytes] = []
@@ -166,15 +169,32 @@ def _read(lines: Iterable[str], outcomes: Mapping[str, Any]) -> tuple[list[Entry
 
 
 def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entries: list[Entry]) -> None:
-    late = stated["effective_close_at"]
-    out = [outcomes[one.outcome]["scratched"] or (late is not None and one.placed_at > late) for one in entries]
+    """Divide the pool again by the rule, and compare each bet, the totals and each outcome."""
+    closed_at = stated["effective_close_at"]
+    late = [closed_at is not None and entry.placed_at > closed_at for entry in entries]
+    put_back = [outcomes[entry.outcome]["scratched"] or is_late for entry, is_late in zip(entries, late, strict=True)]
+    funds, dividends = _divided(stated, outcomes, entries, put_back)
+    _check_bets(entries, put_back, funds, dividends)
+    _check_totals(stated, entries, funds)
+    by_outcome: dict[str, list[Entry]] = {name: [] for name in outcomes}
+    for entry in entries:
+        by_outcome[entry.outcome].append(entry)
+    for name, outcome in outcomes.items():
+        fund = 0 if funds.refund else funds.by_outcome.get(name, 0)
+        _check_outcome(name, outcome, by_outcome[name], fund)
+
+
+def _divided(
+    stated: Mapping[str, Any], outcomes: Mapping[str, Any], entries: list[Entry], put_back: list[bool]
+) -> tuple[parimutuel.Funds, Mapping[int, int]]:
+    """Divide the stakes that count; a bet's key is its number."""
     stakes = [
-        parimutuel.Stake(number, one.outcome, one.stake)
-        for number, (one, refunded) in enumerate(zip(entries, out, strict=True), start=1)
-        if not refunded
+        parimutuel.Stake(number, entry.outcome, entry.stake)
+        for number, (entry, is_back) in enumerate(zip(entries, put_back, strict=True), start=1)
+        if not is_back
     ]
-    weights = {name: Decimal(one["weight"]) for name, one in outcomes.items() if one["weight"] is not None}
-    divided, dividends = parimutuel.divide_pool(
+    weights = {name: Decimal(outcome["weight"]) for name, outcome in outcomes.items() if outcome["weight"] is not None}
+    return parimutuel.divide_pool(
         stakes,
         rule=cast(parimutuel.Rule, stated["rule"]),
         outcomes=list(outcomes),
@@ -182,47 +202,55 @@ def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entr
         fee_pct=Decimal(stated["fee_pct"]),
         protect_stake=stated["protect_stake"],
     )
-    for number, (one, refunded) in enumerate(zip(entries, out, strict=True), start=1):
-        if refunded or divided.refund:
-            result, due = "REFUNDED", one.stake
+
+
+def _check_bets(
+    entries: list[Entry], put_back: list[bool], funds: parimutuel.Funds, dividends: Mapping[int, int]
+) -> None:
+    for number, (entry, is_back) in enumerate(zip(entries, put_back, strict=True), start=1):
+        if is_back or funds.refund:
+            result, dividend = "REFUNDED", entry.stake
         else:
-            result, due = "WON" if one.outcome in divided.by_outcome else "LOST", dividends[number]
-        _same(f"bet {number}: result", one.result, result)
-        _same(f"bet {number}: dividend", money(one.dividend), money(due))
+            result, dividend = "WON" if entry.outcome in funds.by_outcome else "LOST", dividends[number]
+        _same(f"bet {number}: result", entry.result, result)
+        _same(f"bet {number}: dividend", money(entry.dividend), money(dividend))
 
-    def total(which: Callable[[Entry], bool]) -> str:
-        return money(sum(one.stake for one in entries if which(one)))
 
+def _check_totals(stated: Mapping[str, Any], entries: list[Entry], funds: parimutuel.Funds) -> None:
     figures = {
-        "staked": total(lambda one: True),
-        "pool": money(divided.pool),
-        "refunds": total(lambda one: one.result == "REFUNDED"),
-        "winning_pool": money(divided.winning_pool),
-        "fee": money(divided.fee),
-        "net": money(0 if divided.refund else divided.net),
+        "staked": money(_staked(entries)),
+        "pool": money(funds.pool),
+        "refunds": money(_staked(entries, "REFUNDED")),
+        "winning_pool": money(funds.winning_pool),
+        "fee": money(funds.fee),
+        "net": money(0 if funds.refund else funds.net),
     }
+    figures["equation"] = equation(**{name: figures[name] for name in ("staked", "net", "fee", "refunds")})
+    figures["rule_in_words"] = RULES[stated["rule"]]
     for name, figure in figures.items():
         _same(f"settlement.{name}", stated[name], figure)
-    balance = equation(**{name: figures[name] for name in ("staked", "net", "fee", "refunds")})
-    _same("settlement.equation", stated["equation"], balance)
-    _same("settlement.rule_in_words", stated["rule_in_words"], RULES[stated["rule"]])
-    on: dict[str, list[Entry]] = {name: [] for name in outcomes}
-    for one in entries:
-        on[one.outcome].append(one)
-    for name, outcome in outcomes.items():
-        of_outcome = {
-            "bets": len(on[name]),
-            "stakes": money(sum(one.stake for one in on[name])),
-            "refunded": money(sum(one.stake for one in on[name] if one.result == "REFUNDED")),
-            "fund": money(0 if divided.refund else divided.by_outcome.get(name, 0)),
-        }
-        for what, counted in of_outcome.items():
-            _same(f"outcome {name!r}: {what}", outcome[what], counted)
 
 
-def _same(what: str, stated: Any, computed: Any) -> None:
+def _check_outcome(name: str, outcome: Mapping[str, Any], entries: list[Entry], fund: int) -> None:
+    """Compare an outcome's figures with those of the bets on it."""
+    figures = {
+        "bets": len(entries),
+        "stakes": money(_staked(entries)),
+        "refunded": money(_staked(entries, "REFUNDED")),
+        "fund": money(fund),
+    }
+    for field, figure in figures.items():
+        _same(f"outcome {name!r}: {field}", outcome[field], figure)
+
+
+def _staked(entries: list[Entry], result: str | None = None) -> int:
+    """Sum up the stakes of the bets, or of those with one result."""
+    return sum(entry.stake for entry in entries if result in (None, entry.result))
+
+
+def _same(place: str, stated: Any, computed: Any) -> None:
     if type(stated) is not type(computed) or stated != computed:
-        raise Differs(f"{what}: the certificate says {_shown(stated)}, it must be {_shown(computed)}")
+        raise Differs(f"{place}: the certificate says {_shown(stated)}, it must be {_shown(computed)}")
 
 
 def _shown(value: Any) -> str:

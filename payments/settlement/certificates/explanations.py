@@ -1,9 +1,8 @@
-"""Why a bet came out as it did and how its money left: in figures, in words, and with the proof of the certificate."""
+"""Explanations of a bet: its figures, its sentence, its payments and its proof."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from django.db.models import Q, Sum
 
@@ -26,7 +25,7 @@ VOID_WORDS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """The arithmetic of one bet, in shillings. `exact` is before rounding, floored to six decimals."""
+    """Arithmetic of a winning bet, in shillings. `exact` is the dividend before rounding, floored to six decimals."""
 
     pool: Decimal
     winning_pool: Decimal
@@ -48,7 +47,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Payment:
-    """A part of what the member got from the settlement. `provisional`: it has not left, it may still be corrected."""
+    """One payment to the member. `provisional` says that it has not left and may still be corrected."""
 
     transaction: Transaction
     provisional: bool
@@ -57,7 +56,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Explanation:
-    """`payments` are for all the member's bets of the market together, which are worth `together` shillings."""
+    """An explanation of one bet. `payments` are for all the member's bets on the market: `together` shillings."""
 
     bet: Bet
     words: str
@@ -69,65 +68,86 @@ class Explanation:
 
 
 def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
-    """Explain a bet as it stands at `at`; without `proven` the proof, which reads a block of bets, is left out."""
-    market = bet.market
-    run = status.settlement_of(bet)
-    if run is None or bet.result == Bet.Result.PENDING:
-        return _pending(bet, market)
-    parts = tuple(payment(one, at=at, run=run) for one in _transactions(bet, run))
-    figures, words = None, ""
-    asked: dict[str, Any] = {"outcome": bet.outcome, "stake": bet.amount, "question": market.question}
-    pool = run.pool or journal.ZERO
+    """Explain a bet as it stands at `at`. The proof, which reads a block of bets, is left out if `proven` is false."""
+    settlement = status.settlement_of(bet)
+    if settlement is None or bet.result == Bet.Result.PENDING:
+        return _pending(bet, bet.market)
+    payments = tuple(payment(part, at=at, settlement=settlement) for part in _transactions(bet, settlement))
+    figures = None
     if bet.result == Bet.Result.WON:
-        figures = _figures(bet, run)
-        sentence = sms_text.won(
-            **asked,
-            fund=figures.fund_of_outcome,
-            stakes=figures.stakes_on_outcome,
-            dividend=bet.payout,
-            pool=pool,
-            fee=figures.fee,
-            tax=figures.tax,
-            paid=parts[0].words if parts else "",
-        )
-        words = f"Your stake won its share of the stakes on {bet.outcome}. {figures.cents_rule}"
+        figures = _figures(bet, settlement)
+        words, sentence = _won(bet, settlement, figures, payments)
     elif bet.result == Bet.Result.LOST:
-        winners = [name for name in market.outcome_names if name in run.funds]
-        sentence = sms_text.lost(**asked, winners=winners, pool=pool)
-        words = f"{' and '.join(winners)} won. A stake on another outcome goes to the winners, less the platform fee."
+        words, sentence = _lost(bet, settlement)
     else:
-        why = _why_refunded(bet, run)
-        sentence = sms_text.refunded(**asked, why=why)
-        words = f"Your stake went back to your wallet whole, without any fee: {why}."
+        words, sentence = _refunded(bet, settlement)
+    total = Bet.objects.filter(market=bet.market, user=bet.user_id).aggregate(total=Sum("payout"))["total"]
     return Explanation(
         bet=bet,
         words=words,
         sentence=sentence,
         figures=figures,
-        payments=parts,
-        together=Bet.objects.filter(market=market, user=bet.user_id).aggregate(total=Sum("payout"))["total"],
+        payments=payments,
+        together=total,
         proof=issuing.proof(bet) if proven else None,
     )
 
 
-def payment(made: Transaction, *, at: datetime, run: Settlement | None) -> Payment:
-    """How one transaction left or will leave. `run` is its settlement."""
-    waits = made.destination == Transaction.Destination.MPESA and made.status == Status.PENDING
-    held_back = run is not None and run.release_at is not None and run.release_at > at
-    return Payment(transaction=made, provisional=waits and held_back, words=_how(made, provisional=waits and held_back))
+def _won(bet: Bet, settlement: Settlement, figures: Figures, payments: tuple[Payment, ...]) -> tuple[str, str]:
+    """Return the long and the short explanation of a winning bet."""
+    sentence = sms_text.won(
+        outcome=bet.outcome,
+        stake=bet.amount,
+        question=bet.market.question,
+        fund=figures.fund_of_outcome,
+        stakes=figures.stakes_on_outcome,
+        dividend=bet.payout,
+        pool=settlement.pool or journal.ZERO,
+        fee=figures.fee,
+        tax=figures.tax,
+        paid=payments[0].words if payments else "",
+    )
+    return f"Your stake won its share of the stakes on {bet.outcome}. {figures.cents_rule}", sentence
 
 
-def _how(made: Transaction, *, provisional: bool) -> str:
-    if made.destination == Transaction.Destination.WALLET:
-        return f"KES {made.amount:.2f} to your wallet."
-    if made.status == Status.COMPLETED:
-        return f"M-Pesa {made.receipt}: KES {made.amount:.2f}." if made.receipt else made.reason or "Paid by M-Pesa."
+def _lost(bet: Bet, settlement: Settlement) -> tuple[str, str]:
+    winners = [name for name in bet.market.outcome_names if name in settlement.funds]
+    sentence = sms_text.lost(
+        outcome=bet.outcome,
+        stake=bet.amount,
+        question=bet.market.question,
+        winners=winners,
+        pool=settlement.pool or journal.ZERO,
+    )
+    words = f"{' and '.join(winners)} won. A stake on another outcome goes to the winners, less the platform fee."
+    return words, sentence
+
+
+def _refunded(bet: Bet, settlement: Settlement) -> tuple[str, str]:
+    why = _why_refunded(bet, settlement)
+    sentence = sms_text.refunded(outcome=bet.outcome, stake=bet.amount, question=bet.market.question, why=why)
+    return f"Your stake went back to your wallet whole, without any fee: {why}.", sentence
+
+
+def payment(part: Transaction, *, at: datetime, settlement: Settlement | None) -> Payment:
+    """Describe how one transaction of a settlement left or will leave."""
+    waits = part.destination == Transaction.Destination.MPESA and part.status == Status.PENDING
+    held = settlement is not None and settlement.release_at is not None and settlement.release_at > at
+    return Payment(transaction=part, provisional=waits and held, words=_how(part, provisional=waits and held))
+
+
+def _how(part: Transaction, *, provisional: bool) -> str:
+    """Say in words how a payment left or will leave."""
+    if part.destination == Transaction.Destination.WALLET:
+        return f"KES {part.amount:.2f} to your wallet."
+    if part.status == Status.COMPLETED:
+        return f"M-Pesa {part.receipt}: KES {part.amount:.2f}." if part.receipt else part.reason or "Paid by M-Pesa."
     if provisional:
         return "Provisional until it is released to M-Pesa."
-    if made.status == Status.CANCELLED:
+    if part.status == Status.CANCELLED:
         return "The payment was cancelled."
-    if made.status == Status.FAILED:
-        return "M-Pesa refused it; we are looking into it."
+    if part.status == Status.FAILED:
+        return "M-Pesa refused it. We are looking into it."
     return "On its way to M-Pesa."
 
 
@@ -148,49 +168,50 @@ def _pending(bet: Bet, market: Market) -> Explanation:
     )
 
 
-def _why_refunded(bet: Bet, run: Settlement) -> str:
-    if run.rule == Settlement.Rule.SCRATCH:
+def _why_refunded(bet: Bet, settlement: Settlement) -> str:
+    """Give the reason of a refund, as the last clause of a sentence."""
+    if settlement.rule == Settlement.Rule.SCRATCH:
         return "its outcome was scratched"
-    if run.rule == Settlement.Rule.VOID:
-        return VOID_WORDS[run.reason]
-    late = run.effective_close_at is not None and bet.placed_at > run.effective_close_at
-    return "it came after the event had ended" if late else "nobody had backed what won"
+    if settlement.rule == Settlement.Rule.VOID:
+        return VOID_WORDS[settlement.reason]
+    late = settlement.effective_close_at is not None and bet.placed_at > settlement.effective_close_at
+    return "it was placed after the event ended" if late else "nobody backed the winner"
 
 
-def _transactions(bet: Bet, run: Settlement) -> list[Transaction]:
-    """M-Pesa's parts first, then the wallet's."""
+def _transactions(bet: Bet, settlement: Settlement) -> list[Transaction]:
+    """Return the payments of a bet's member, the M-Pesa parts first."""
     refunded = bet.result == Bet.Result.REFUNDED
     kind = Transaction.Type.REFUND if refunded else Transaction.Type.PAYOUT
-    mine = Transaction.objects.filter(settlement=run, user=bet.user_id, type=kind)
-    return list(mine.order_by("destination", "tranche"))
+    payments = Transaction.objects.filter(settlement=settlement, user=bet.user_id, type=kind)
+    return list(payments.order_by("destination", "tranche"))
 
 
-def _figures(bet: Bet, run: Settlement) -> Figures:
-    of = run.funds[bet.outcome]
-    stake, stakes, fund = int(bet.amount * 100), of["stakes"], of["fund"]
+def _figures(bet: Bet, settlement: Settlement) -> Figures:
+    fund_of = settlement.funds[bet.outcome]
+    stake, stakes, fund = int(bet.amount * 100), fund_of["stakes"], fund_of["fund"]
     floored, remainder = divmod(stake * fund, stakes)
-    winning_pool = run.winning_pool or journal.ZERO
-    # What is kept for an earlier debt leaves the wallet part; a set-off of an M-Pesa part settles a double payment.
+    winning_pool = settlement.winning_pool or journal.ZERO
+    # A set-off of a wallet part pays an earlier debt. A set-off of an M-Pesa part settles a double payment.
     taken = Transfer.objects.filter(
         Q(code="tax") | Q(code="setoff", transaction__destination=Transaction.Destination.WALLET),
-        transaction__settlement=run,
+        transaction__settlement=settlement,
         transaction__user=bet.user_id,
     )
     sums = dict(taken.values_list("code").annotate(total=Sum("amount")).order_by())
     in_shillings = Decimal(fund).scaleb(-2), Decimal(stakes).scaleb(-2)
     return Figures(
-        pool=run.pool or journal.ZERO,
+        pool=settlement.pool or journal.ZERO,
         winning_pool=winning_pool,
-        fee_pct=run.fee_pct,
-        fee=run.fee or journal.ZERO,
-        net=Decimal(sum(one["fund"] for one in run.funds.values())).scaleb(-2),
+        fee_pct=settlement.fee_pct,
+        fee=settlement.fee or journal.ZERO,
+        net=Decimal(sum(row["fund"] for row in settlement.funds.values())).scaleb(-2),
         stakes_on_outcome=in_shillings[1],
         fund_of_outcome=in_shillings[0],
         share_of_winning_pool_pct=Decimal(stake * 10**6 // int(winning_pool * 100)).scaleb(-4),
         exact=Decimal(stake * fund * 10**4 // stakes).scaleb(-6),
         floored=Decimal(floored).scaleb(-2),
         left_over_cent=bet.payout - Decimal(floored).scaleb(-2),
-        cents_rule=_cents_rule(remainder, of, got_one=int(bet.payout * 100) > floored),
+        cents_rule=_cents_rule(remainder, fund_of, got_one=int(bet.payout * 100) > floored),
         dividend=bet.payout,
         tax=sums.get("tax", journal.ZERO),
         set_off=sums.get("setoff", journal.ZERO),
@@ -198,12 +219,12 @@ def _figures(bet: Bet, run: Settlement) -> Figures:
     )
 
 
-def _cents_rule(remainder: int, of: dict[str, int], *, got_one: bool) -> str:
-    if of["cutoff_bet"] == 0:
-        return "The shares came out even to the cent: nothing was left over."
-    fate = "so it got one more" if got_one else "so it got none of them"
-    side = "among" if got_one else "not among"
+def _cents_rule(remainder: int, fund_of: dict[str, int], *, got_one: bool) -> str:
+    """Explain the rounding of one dividend."""
+    if fund_of["cutoff_bet"] == 0:
+        return "The shares are exact to the cent: no cent was left over."
+    fate = "is one of them, so it got one cent more" if got_one else "is not one of them, so it got no further cent"
     return (
-        "Shares are floored to the cent, and the cents left over go one by one to the largest remainders, the earlier"
-        f" bet first where two are equal: this bet's remainder, {remainder} of {of['stakes']}, is {side} them, {fate}."
+        "Each share is rounded down to the cent. The cents left over go one by one to the largest remainders. If two"
+        f" are equal, the earlier bet comes first. This bet's remainder, {remainder} of {fund_of['stakes']}, {fate}."
     )

@@ -1,7 +1,7 @@
-"""A Merkle tree as RFC 6962 (section 2.1) has it. Pure: bytes in, bytes out.
+"""Merkle tree of RFC 6962, section 2.1. Pure: bytes in, bytes out.
 
-A leaf's hash begins with 0x00 and a node's with 0x01, so neither can pass for the other; a node without a partner goes
-up as it is, so no leaf is counted twice. Aligned blocks of 1,024 leaves are whole subtrees: the root over the roots of
+A leaf is hashed after 0x00 and a node after 0x01, so neither can pass for the other. A node without a partner goes up
+unchanged, so no leaf is counted twice. Aligned blocks of 1,024 leaves are whole subtrees. So the root over the roots of
 the blocks is the root of the tree, and a path is a path in one block followed by a path among the blocks.
 """
 
@@ -12,17 +12,17 @@ BLOCK = 1024
 
 
 def leaf(entry: bytes) -> bytes:
-    """The hash of a leaf."""
+    """Hash a leaf."""
     return hashlib.sha256(b"\x00" + entry).digest()
 
 
 def node(left: bytes, right: bytes) -> bytes:
-    """The hash of two hashes."""
+    """Hash two nodes as the node above them."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
 def root(hashes: Sequence[bytes]) -> bytes:
-    """The root over the hashes of leaves, or of aligned blocks; of none it is SHA-256 of nothing."""
+    """Return the root over the hashes of leaves, or of aligned blocks. Without any, it is SHA-256 of nothing."""
     if not hashes:
         return hashlib.sha256(b"").digest()
     level = hashes
@@ -32,12 +32,12 @@ def root(hashes: Sequence[bytes]) -> bytes:
 
 
 def path(hashes: Sequence[bytes], index: int) -> list[bytes]:
-    """The hashes beside the way from the place `index` up to the root, lowest first.
+    """Return the sibling hashes on the way from leaf `index` up to the root, lowest first.
 
     Raises: IndexError.
     """
     if not 0 <= index < len(hashes):
-        raise IndexError(f"There is no place {index} among {len(hashes)}.")
+        raise IndexError(f"There is no leaf {index} among {len(hashes)}.")
     beside = []
     level = hashes
     while len(level) > 1:
@@ -48,7 +48,7 @@ def path(hashes: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def proves(*, leaf_hash: bytes, index: int, size: int, beside: Sequence[bytes], root_hash: bytes) -> bool:
-    """Whether the path leads from this leaf, at the place `index` of a tree of `size` leaves, to this root.
+    """Return whether the path leads from this leaf, number `index` of `size`, to this root.
 
     Source: RFC 9162, section 2.1.3.2.
     """

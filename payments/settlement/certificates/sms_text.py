@@ -1,4 +1,4 @@
-"""One sentence that fits into one SMS: at most 160 characters of the GSM 7-bit alphabet. Pure."""
+"""Sentences that fit into one SMS: 160 characters of the GSM 7-bit alphabet. Pure."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from decimal import Decimal
 LONGEST = 160
 SHORTEST_QUESTION = 12
 LONGEST_OUTCOME = 20
-# Of that alphabet only what is ASCII too and counts once: no accents, none of ^{}\[~]| that count twice.
+# The characters of that alphabet that are ASCII too and count once. It has no accents, and ^{}\[~]| count twice.
 ALPHABET = frozenset("@$_ !\"#%&'()*+,-./0123456789:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _PLAIN = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "„": '"', "–": "-", "—": "-", "…": "...", "×": "x", "÷": "/", "`": "'"}
@@ -15,59 +15,62 @@ _PLAIN = str.maketrans(
 
 
 def plain(text: str) -> str:
-    """The text in the alphabet: accents fall off, what has no likeness becomes a question mark."""
+    """Write a text in the alphabet: without accents, and with a question mark for each character that has no equal."""
     apart = unicodedata.normalize("NFKD", " ".join(text.split()).translate(_PLAIN))
     letters = (letter for letter in apart if not unicodedata.combining(letter))
     return "".join(letter if letter in ALPHABET else "?" for letter in letters)
 
 
 def shortened(text: str, longest: int) -> str:
+    """Shorten a text to `longest` characters, with two dots at the end if a part is cut off."""
     return text if len(text) <= longest else f"{text[: longest - 2].rstrip()}.."
 
 
 def sms(head: str, question: str, tails: Sequence[str] = ()) -> str:
-    """Head, question and tails in this order: the tails that fit, the first ones first, then of the question what fits.
+    """Join head, question and tails into one SMS.
 
-    Raises: ValueError, where the head alone is too long.
+    The head is always whole. Then the tails that fit are kept, earlier ones first. The question is shortened to the
+    room that is left, or left out.
+    Raises: ValueError, if the head alone is too long.
     """
     text = plain(head)
     if len(text) > LONGEST:
         raise ValueError(f"{len(text)} characters do not fit into one SMS: {text}")
     room = LONGEST - len(text)
-    kept = []
+    chosen = []
     for tail in map(plain, tails):
         if len(tail) + 1 <= room:
-            kept.append(tail)
+            chosen.append(tail)
             room -= len(tail) + 1
     asked = ""
     if room >= SHORTEST_QUESTION + 3:
         asked = f' "{shortened(plain(question), room - 3)}"'
-    return " ".join([text + asked, *kept])
+    return " ".join([text + asked, *chosen])
 
 
-def won(
+def won(  # noqa: PLR0913 - one keyword for each figure in the sentence
     *, outcome: str, stake: Decimal, fund: Decimal, stakes: Decimal, dividend: Decimal, pool: Decimal, fee: Decimal,
     tax: Decimal, paid: str, question: str,
 ) -> str:  # fmt: skip
-    """Why a bet won what it won; `paid` says how the money left."""
+    """Explain a winning bet. `paid` says how the money left."""
     head = f"You won KES {dividend:.2f} on {_outcome(outcome)}: {stake:.2f} x {fund:.2f} / {stakes:.2f}."
     return sms(head, question, [paid, f"Pool {pool:.2f}, fee {fee:.2f}, tax {tax:.2f}."])
 
 
 def lost(*, outcome: str, stake: Decimal, winners: Sequence[str], pool: Decimal, question: str) -> str:
-    """Why a bet won nothing."""
+    """Explain a losing bet."""
     head = f"Your KES {stake:.2f} on {_outcome(outcome)} did not win: {' and '.join(map(_outcome, winners[:2]))}"
     head += " won." if len(winners) <= 2 else " and others won."
     return sms(head, question, [f"Pool {pool:.2f}."])
 
 
 def refunded(*, outcome: str, stake: Decimal, why: str, question: str) -> str:
-    """Why a stake came back."""
+    """Explain a refund; `why` is its reason."""
     return sms(f"Your KES {stake:.2f} on {_outcome(outcome)} is back in your wallet: {why}.", question)
 
 
 def pending(*, outcome: str, stake: Decimal, state: str, question: str) -> str:
-    """What a bet without a result waits for."""
+    """Explain a bet that has no result yet."""
     return sms(f"Your KES {stake:.2f} on {_outcome(outcome)} stands: the market is {state}.", question)
 
 

@@ -71,7 +71,7 @@ def test_a_winner_sees_the_whole_reckoning(db: None, client: Client) -> None:
         "exact": "285.000000",
         "floored": "285.00",
         "left_over_cent": "0.00",
-        "cents_rule": "The shares came out even to the cent: nothing was left over.",
+        "cents_rule": "The shares are exact to the cent: no cent was left over.",
         "tax": "0.00",
         "set_off": "0.00",
         "dividend": "285.00",
@@ -97,8 +97,8 @@ def test_the_left_over_cent_is_explained_to_who_got_it_and_to_who_did_not(db: No
         ("1.265780", "1.26", "0.01", "1.27"),
         ("2.544219", "2.54", "0.00", "2.54"),
     ]
-    assert "this bet's remainder, 174 of 301, is among them, so it got one more." in figures[0]["cents_rule"]
-    assert "this bet's remainder, 127 of 301, is not among them, so it got none" in figures[1]["cents_rule"]
+    assert "This bet's remainder, 174 of 301, is one of them, so it got one cent more." in figures[0]["cents_rule"]
+    assert "This bet's remainder, 127 of 301, is not one of them, so it got no further cent." in figures[1]["cents_rule"]
     assert sum(Decimal(one["dividend"]) for one in figures) == Decimal("3.81")
 
 
@@ -112,7 +112,7 @@ def test_a_loser_is_told_who_won(db: None, client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "outcome", "why"),
-    [("VOID", None, "the market was cancelled"), ("WINNER", "Yes", "nobody had backed what won")],
+    [("VOID", None, "the market was cancelled"), ("WINNER", "Yes", "nobody backed the winner")],
 )
 def test_a_refund_is_explained(db: None, client: Client, rule: Any, outcome: str | None, why: str) -> None:
     made = settled_market([(member(), "No", "50.50")], outcome, rule=rule)
@@ -142,7 +142,7 @@ def test_a_scratched_outcome_and_a_late_bet_are_explained(db: None, client: Clie
     builders.resolve(made, "A", at=AT + timedelta(hours=1), effective_close_at=AT + timedelta(minutes=4))
     builders.settle(made)
     certify(made)
-    assert "it came after the event had ended" in read(client, late)["sentence"]
+    assert "it was placed after the event ended" in read(client, late)["sentence"]
     assert [(one["type"], one["amount"]) for one in read(client, late)["payments"]] == [("REFUND", "7.00")]
     assert {one["type"] for one in read(client, in_time)["payments"]} == {"PAYOUT"}
     for bet in (scratched, late, in_time):
@@ -195,7 +195,7 @@ def test_a_payout_that_failed_or_went_to_the_wallet_says_so(db: None, client: Cl
     made = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
     payout = Transaction.objects.get()
     failed(payout)
-    assert read(client, bet_of(made))["payments"][0]["words"] == "M-Pesa refused it; we are looking into it."
+    assert read(client, bet_of(made))["payments"][0]["words"] == "M-Pesa refused it. We are looking into it."
 
     # when
     actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=AT)

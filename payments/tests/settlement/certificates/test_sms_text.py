@@ -51,7 +51,7 @@ def test_every_sentence_fits_whatever_is_in_it(
     stake, pool = amounts[0], amounts[4]
     certificates.assert_fits(sms_text.lost(outcome=outcome, stake=stake, winners=winners, pool=pool, question=question))
     certificates.assert_fits(
-        sms_text.refunded(outcome=outcome, stake=stake, why="nobody had backed what won", question=question)
+        sms_text.refunded(outcome=outcome, stake=stake, why="nobody backed the winner", question=question)
     )
 
 
