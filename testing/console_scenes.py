@@ -22,7 +22,7 @@ from users.models import CustomUser
 
 ACTOR = audit.Actor(user_id=None, source="test")
 TWO_PEOPLE = builders.policy(approval_above=Decimal(500))
-TIMED_OUT = gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
+TIMED_OUT = gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
 NOT_REGISTERED = 2040
 
 

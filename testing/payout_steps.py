@@ -1,6 +1,7 @@
-"""The road of one payout, step by step: claimed, sent, called back, asked about. Only the network is not real.
+"""Steps of one payout for tests: claim, send, callback, status query.
 
-Messages are written as Daraja writes them; callbacks come in by their address's token, as they do by HTTP.
+Only the network is simulated. Messages have Daraja's format. Callbacks arrive by the token of their address, as they do
+over HTTP.
 """
 
 import hashlib
@@ -18,34 +19,47 @@ from payments.mpesa import client, gateway_errors
 from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts.evidence import callbacks, status_queries
+from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
 from payments.policy import Policy
 from testing import builders
 from testing.builders import AT
+from users.audit import MACHINE
 
 ADDRESSES = Addresses(callback_url="https://kasoko.app/api/payments/b2c-callback/", key="k" * 40)
 POLICY = builders.policy()
+PRODUCTION = builders.policy(production=True)
 RECEIPT = "SKG7ABCDEF"
-Said = client.Accepted | gateway_errors.GatewayError
+# An amount and M-Pesa's charge for it.
+KES_285, CHARGE = Decimal("285.00"), Decimal("5.00")
+Response = client.Accepted | gateway_errors.GatewayError
 
 ACCEPTED = client.Accepted("AG_20260216_1", "ours")
-NO_CONNECTION = gateway_errors.NotSent("network", message="no connection: ConnectTimeoutError")
+NO_CONNECTION = gateway_errors.NotSent("network", message="no connection to Daraja (timeout)")
 THROTTLED = gateway_errors.NotSent("throttle", "500.003.02", "Spike Arrest Violation", retry_after_seconds=40.0)
 REJECTED = gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
-READ_TIMEOUT = gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
+READ_TIMEOUT = gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
 DUPLICATE = gateway_errors.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
+# Changes to a result or an answer that make it contradict its attempt.
+MISMATCHES = {
+    "one shilling more": {"amount": 286},
+    "a cent less": {"amount": "284.99"},
+    "another phone": {"phone": "254799999999"},
+    "a masked phone that is another": {"phone": "2547****998"},
+    "another request": {"ocid": "KASOKO-9-9-ffffffff-1"},
+}
 
 
 def after(seconds: float) -> datetime:
-    """So many seconds into a test's story."""
+    """Return the time this many seconds after AT."""
     return AT + timedelta(seconds=seconds)
 
 
 class FakeGateway:
-    """Says what it is told to, in order, and Accepted from then on; keeps what it was asked."""
+    """A gateway that gives the scripted responses in order, then Accepted, and keeps its requests."""
 
-    def __init__(self, *script: Said) -> None:
+    def __init__(self, *script: Response) -> None:
         self.script = list(script)
         self.payments: list[dict[str, Any]] = []
         self.questions: list[dict[str, Any]] = []
@@ -59,14 +73,14 @@ class FakeGateway:
         return self._next()
 
     def _next(self) -> client.Accepted:
-        said = self.script.pop(0) if self.script else ACCEPTED
-        if isinstance(said, gateway_errors.GatewayError):
-            raise said
-        return said
+        response = self.script.pop(0) if self.script else ACCEPTED
+        if isinstance(response, gateway_errors.GatewayError):
+            raise response
+        return response
 
 
 class FakeCalls:
-    """Carries requests to a FakeGateway at once, as the bulk gateway carries them to M-Pesa."""
+    """A stand-in for the bulk gateway that passes requests to a FakeGateway at once."""
 
     def __init__(self, gateway: Any) -> None:
         self.gateway = gateway
@@ -75,17 +89,17 @@ class FakeCalls:
     def start(self, payments: Iterable[Payment]) -> None:
         for payment in payments:
             try:
-                said = self.gateway.pay(**payment.request)
+                response = self.gateway.pay(**payment.request)
             except Exception as error:  # noqa: BLE001 - as the bulk gateway does, for the dispatcher to raise
-                said = error
-            self.ended.append(Ended(payment.key, said))
+                response = error
+            self.ended.append(Ended(payment.key, response))
 
     def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
         ended, self.ended = self.ended, []
         return ended
 
 
-# --- sending ---------------------------------------------------------------------------------------------------------
+# --- sending ----------------------------------------------------------------------------------------------------------
 
 
 def claims(
@@ -93,10 +107,10 @@ def claims(
     policy: Policy = POLICY,
     limit: int = 100,
     transaction_id: int | None = None,
-    last_turn: int = 0,
+    last_served: int = 0,
 ) -> list[sending_claims.Claim]:
     return sending_claims.claim(
-        at=at, policy=policy, addresses=ADDRESSES, limit=limit, transaction_id=transaction_id, after=last_turn
+        at=at, policy=policy, addresses=ADDRESSES, limit=limit, transaction_id=transaction_id, after=last_served
     )
 
 
@@ -105,26 +119,51 @@ def resends(at: datetime, policy: Policy = POLICY) -> list[sending_claims.Claim]
 
 
 def put_through(
-    claim: sending_claims.Claim, said: Said = ACCEPTED, at: datetime = AT, policy: Policy = POLICY
+    claim: sending_claims.Claim, response: Response = ACCEPTED, at: datetime = AT, policy: Policy = POLICY
 ) -> Attempt:
-    """POST one claim to a gateway that says `said`, and write it down."""
-    answer = sending_claims.call(claim, gateway=FakeGateway(said), addresses=ADDRESSES)
-    responses.record(claim, answer, at=at, policy=policy)
+    """POST one claim to a gateway that gives `response`, and record it."""
+    received = sending_claims.call(claim, gateway=FakeGateway(response), addresses=ADDRESSES)
+    responses.record(claim, received, at=at, policy=policy)
     return Attempt.objects.get(pk=claim.attempt_id)
 
 
-def sent(payout: Transaction, said: Said = ACCEPTED, at: datetime = AT, policy: Policy = POLICY) -> Attempt:
-    """Claim a payout that is due, and POST it."""
+def sent(payout: Transaction, response: Response = ACCEPTED, at: datetime = AT, policy: Policy = POLICY) -> Attempt:
+    """Claim a due payout and POST its request."""
     (claim,) = claims(at, policy, transaction_id=payout.pk)
-    return put_through(claim, said, at, policy)
+    return put_through(claim, response, at, policy)
 
 
 def failed(payout: Transaction, at: datetime = AT, policy: Policy = POLICY) -> Attempt:
-    """A payout that Daraja refused outright, and so failed for good."""
+    """Fail a payout for good by a request that Daraja rejects."""
     return sent(payout, REJECTED, at, policy)
 
 
-# --- what Daraja posts -----------------------------------------------------------------------------------------------
+def refused(payout: Transaction) -> Attempt:
+    """Fail a payout as `failed` does, and assert that it failed."""
+    attempt = failed(payout)
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    return attempt
+
+
+def retried(payout: Transaction, response: Response = ACCEPTED) -> tuple[Attempt, Attempt]:
+    """Fail a payout and send it again, and return both attempts."""
+    first = refused(payout)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(30))
+    second = sent(payout, response, after(31))
+    assert second.originator_conversation_id == f"{payout.external_ref}-2"
+    return first, second
+
+
+def held(amount: int = 285) -> tuple[Transaction, Attempt]:
+    """Hold a payout because its request was in doubt for a day."""
+    payout = builders.payout(amount)
+    attempt = sent(payout, READ_TIMEOUT)
+    question(attempt, after(86_400))
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+    return payout, attempt
+
+
+# --- messages of Daraja -----------------------------------------------------------------------------------------------
 
 
 def result_body(
@@ -138,7 +177,7 @@ def result_body(
     result_type: int = 0,
     without: Sequence[str] = (),
 ) -> bytes:
-    """The result of a B2C request, as posted to its ResultURL."""
+    """Return the result of a B2C request, as Daraja posts it to the ResultURL."""
     result: dict[str, Any] = {
         "ResultType": result_type,
         "ResultCode": code,
@@ -148,13 +187,13 @@ def result_body(
         "TransactionID": receipt if code == 0 and "TransactionReceipt" not in without else None,
     }
     if code == 0:
-        found = {
+        values = {
             "TransactionAmount": int(attempt.amount) if amount is None else amount,
             "TransactionReceipt": receipt,
             "ReceiverPartyPublicName": f"{phone or attempt.phone_number} - JOHN DOE",
             "TransactionCompletedDateTime": "16.02.2026 10:30:05",
         }
-        parameters = [{"Key": key, "Value": value} for key, value in found.items() if key not in without]
+        parameters = [{"Key": key, "Value": value} for key, value in values.items() if key not in without]
         result["ResultParameters"] = {"ResultParameter": parameters}
     return json.dumps({"Result": result}).encode()
 
@@ -168,8 +207,8 @@ def status_body(
     receipt: str = RECEIPT,
     ocid: str | None = None,
 ) -> bytes:
-    """The answer to a status query that worked."""
-    found = {
+    """Return the answer to a status query that worked."""
+    values = {
         "DebitPartyName": "600000 - KASOKO",
         "CreditPartyName": f"{phone or attempt.phone_number} - JOHN DOE",
         "OriginatorConversationID": ocid or attempt.originator_conversation_id,
@@ -177,11 +216,11 @@ def status_body(
         "Amount": int(attempt.amount) if amount is None else amount,
         "ReceiptNo": receipt if status == "Completed" else None,
     }
-    return _query_result(0, [{"Key": key, "Value": value} for key, value in found.items()])
+    return _query_result(0, [{"Key": key, "Value": value} for key, value in values.items()])
 
 
 def not_found_body(code: int | str = 49) -> bytes:
-    """The answer to a status query about an id that Daraja does not know, yet."""
+    """Return the answer to a status query about an id that Daraja does not know yet."""
     return _query_result(code, [])
 
 
@@ -198,13 +237,16 @@ def _query_result(code: int | str, parameters: list[dict[str, Any]]) -> bytes:
     return json.dumps({"Result": result}).encode()
 
 
-# --- hearing it ------------------------------------------------------------------------------------------------------
+# --- callbacks --------------------------------------------------------------------------------------------------------
 
 
 def deliver(
     kind: str, token: str, body: bytes, at: datetime, *, policy: Policy = POLICY, trusted: bool = True
 ) -> str | None:
-    """Bring a callback to one of our addresses and apply it: what came of it, or None where it came before."""
+    """Store a callback to one of our addresses and apply it.
+
+    Returns the outcome in words, or None if the same callback was applied before.
+    """
     callbacks.store(
         kind=kind,
         token=token,
@@ -220,53 +262,77 @@ def deliver(
     return None if stored.applied_at else callbacks.apply(callback_id=stored.pk, at=at, policy=policy)
 
 
-def hear(
+def deliver_result(
     attempt: Attempt, body: bytes, at: datetime = AT, *, policy: Policy = POLICY, trusted: bool = True
 ) -> str | None:
-    """The result callback of an attempt."""
+    """Deliver the result callback of an attempt. Returns as `deliver`."""
     token = ADDRESSES.token(attempt.originator_conversation_id)
     return deliver(Callback.Kind.RESULT, token, body, at, policy=policy, trusted=trusted)
 
 
-def hear_timeout(token: str, at: datetime = AT) -> str | None:
-    """M-Pesa's queue gave up on a request or on a query."""
+def deliver_timeout(token: str, at: datetime = AT) -> str | None:
+    """Deliver a queue timeout about a request or a status query. Returns as `deliver`."""
     return deliver(Callback.Kind.TIMEOUT, token, b'{"Result": {}}', at)
 
 
 def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> status_queries.Question:
-    """The question that is due about an attempt, committed."""
+    """Commit and return the status query that is due about an attempt."""
     asked = status_queries.ask(at=at, policy=policy, addresses=ADDRESSES, limit=100)
-    (found,) = [one for one in asked if one.originator_conversation_id == attempt.originator_conversation_id]
-    return found
+    ocid = attempt.originator_conversation_id
+    (due,) = [question for question in asked if question.originator_conversation_id == ocid]
+    return due
 
 
 def answer(question: status_queries.Question, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
-    """The callback that answers a question."""
+    """Deliver the answer to a status query. Returns as `deliver`."""
     return deliver(Callback.Kind.STATUS, question.token, body, at, policy=policy)
 
 
-def ask_and_hear(attempt: Attempt, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
-    """A question that is due at `at`, and its answer a second later."""
+def ask_and_answer(attempt: Attempt, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
+    """Ask the status query due at `at`, and deliver its answer a second later. Returns as `deliver`."""
     return answer(question(attempt, at, policy), body, at + timedelta(seconds=1), policy)
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- states and books -------------------------------------------------------------------------------------------------
 
 
 def states(payout: Transaction, attempt: Attempt) -> tuple[str, str]:
-    """The state of a payout and of an attempt of it, read anew."""
+    """Reload a payout and one of its attempts, and return their states."""
     payout.refresh_from_db()
     attempt.refresh_from_db()
     return payout.status, attempt.state
 
 
 def booked(payout: Transaction) -> list[tuple[str, str, str, Decimal]]:
-    """What was booked about a payout since its debt was born: (key, debit, credit, amount)."""
+    """Return a payout's transfers after its debt arose: (key, debit, credit, amount)."""
     return builders.transfers(transaction=payout)[1:]
 
 
+def payment_transfers(
+    payout: Transaction, attempt: Attempt, amount: Decimal = KES_285
+) -> list[tuple[str, str, str, Decimal]]:
+    """Return the transfers of a payout that its first attempt paid, as `booked` does."""
+    wallet = f"wallet:{payout.user_id}"
+    return [
+        (f"send:{attempt.pk}", "payable", "in_flight", amount),
+        (f"won:{attempt.pk}", "in_flight", wallet, amount),
+        (f"paid:{attempt.pk}", wallet, "mpesa_utility", amount),
+        (f"charge:{attempt.pk}", "charge_expense", "mpesa_charges_paid", CHARGE),
+    ]
+
+
+class nothing_moved_but_callbacks:  # noqa: N801 - used as the function builders.nothing_moved is
+    """Assert that a block moves no money and changes no state. It may store callbacks."""
+
+    def __enter__(self) -> None:
+        self.before = {**builders.money_snapshot(), "callbacks": None}
+
+    def __exit__(self, *_: object) -> None:
+        assert {**builders.money_snapshot(), "callbacks": None} == self.before
+
+
 def balances(payout: Transaction) -> dict[str, Decimal]:
-    """The accounts a payout moves through, those at zero left out."""
+    """Return the balances, other than zero, of the accounts that a payout uses."""
     codes = [journal.PAYABLE, journal.IN_FLIGHT, journal.MPESA_UTILITY, journal.wallet(payout.user_id)]
     codes += [journal.receivable(payout.user_id), journal.CHARGE_EXPENSE]
     return {code: balance for code in codes if (balance := journal.balance(code))}

@@ -21,7 +21,7 @@ class Migration(migrations.Migration):
                 choices=[("", "none"), ("untrusted", "Untrusted"), ("trusted", "Trusted")],
                 db_default="",
                 default="",
-                help_text="Whether a callback reported that it was paid, and whether we trust that callback.",
+                help_text="Whether a callback reported a payment, and whether we trust its sender.",
                 max_length=9,
             ),
         ),

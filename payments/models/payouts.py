@@ -67,9 +67,9 @@ class Transaction(models.Model):
     tranche = models.PositiveSmallIntegerField(default=1)
     external_ref = models.CharField(max_length=64)
     phone_number = models.CharField(max_length=12)
-    due_at = models.DateTimeField(help_text="Not sent before this moment.")
-    reason = models.CharField(max_length=300, blank=True, help_text="Why it failed, is held or waits; in words.")
-    receipt = models.CharField(max_length=64, blank=True, help_text="M-Pesa's code of the payment.")
+    due_at = models.DateTimeField(help_text="It is not sent before this time.")
+    reason = models.CharField(max_length=300, blank=True, help_text="Why it failed, is held or waits.")
+    receipt = models.CharField(max_length=64, blank=True, help_text="M-Pesa's receipt of the payment.")
     created_at = models.DateTimeField(default=timezone.now)
     completed_at = models.DateTimeField(null=True, blank=True)
     failed_at = models.DateTimeField(null=True, blank=True)
@@ -151,7 +151,7 @@ class Attempt(models.Model):
         null=True,
         db_index=False,
         db_constraint=False,
-        help_text="Its transaction's: how far a release is, without reading a million transactions.",
+        help_text="The settlement of its transaction, stored here to count a release without reading transactions.",
     )
     number = models.PositiveSmallIntegerField()
     kind = models.CharField(max_length=6, choices=Kind.choices, default=Kind.B2C)
@@ -162,13 +162,13 @@ class Attempt(models.Model):
     phone_number = models.CharField(max_length=12)
     state = models.CharField(max_length=10, choices=State.choices, default=State.SENDING)
     opened_at = models.DateTimeField()
-    posted_at = models.DateTimeField(null=True, help_text="Of the latest POST.")
-    first_sent_at = models.DateTimeField(null=True, help_text="Of the first POST that may have left us.")
-    doubted_at = models.DateTimeField(null=True, help_text="When a POST of this id first ended in doubt.")
-    next_query_at = models.DateTimeField(null=True, help_text="When to ask what became of it.")
-    resend_at = models.DateTimeField(null=True, help_text="When the same id goes again although we are in doubt.")
+    posted_at = models.DateTimeField(null=True, help_text="When it was last POSTed.")
+    first_sent_at = models.DateTimeField(null=True, help_text="When a POST that may have left us was first made.")
+    doubted_at = models.DateTimeField(null=True, help_text="When the result of a POST was first in doubt.")
+    next_query_at = models.DateTimeField(null=True, help_text="When the next status query is due.")
+    resend_at = models.DateTimeField(null=True, help_text="When the same id is sent again although it is in doubt.")
     known_at = models.DateTimeField(
-        null=True, help_text="When M-Pesa said that it has had this id: it is asked about, and not sent again."
+        null=True, help_text="When M-Pesa said that it already has this id, which is then never sent again."
     )
     result_code = models.CharField(max_length=20, blank=True)
     paid_report = models.CharField(
@@ -177,7 +177,7 @@ class Attempt(models.Model):
         blank=True,
         default=PaidReport.NONE,
         db_default=PaidReport.NONE,
-        help_text="Whether a callback reported that it was paid, and whether we trust that callback.",
+        help_text="Whether a callback reported a payment, and whether we trust its sender.",
     )
     result_words = models.CharField(max_length=300, blank=True)
     receipt = models.CharField(max_length=64, blank=True)
@@ -240,7 +240,7 @@ class Breaker(models.Model):
     cause = models.CharField(max_length=12, choices=Cause.choices, unique=True)
     opened_at = models.DateTimeField(null=True, blank=True)
     probe_at = models.DateTimeField(null=True, blank=True)
-    probes = models.PositiveIntegerField(default=0, help_text="Made since it opened.")
+    probes = models.PositiveIntegerField(default=0, help_text="Probes sent since it opened.")
     reason = models.CharField(max_length=300, blank=True)
     opened_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
 
@@ -319,7 +319,7 @@ class Callback(models.Model):
 
     kind = models.CharField(max_length=10, choices=Kind.choices)
     originator_conversation_id = models.CharField(
-        max_length=36, blank=True, help_text="Of a request we do not have (yet), though its token is ours."
+        max_length=36, blank=True, help_text="The id of a request that we sent but do not have."
     )
     attempt = models.ForeignKey(Attempt, on_delete=models.PROTECT, null=True, related_name="callbacks")
     query = models.ForeignKey(StatusQuery, on_delete=models.PROTECT, null=True, related_name="callbacks")
@@ -328,9 +328,9 @@ class Callback(models.Model):
     digest = models.CharField(max_length=64)
     received_at = models.DateTimeField()
     source_ip = models.GenericIPAddressField(null=True)
-    trusted = models.BooleanField(help_text="It came from an address that is M-Pesa's.")
+    trusted = models.BooleanField(help_text="It came from one of M-Pesa's addresses.")
     applied_at = models.DateTimeField(null=True)
-    verdict = models.CharField(max_length=200, blank=True, help_text="What came of it.")
+    verdict = models.CharField(max_length=200, blank=True, help_text="The outcome in words.")
 
     class Meta:
         constraints = [

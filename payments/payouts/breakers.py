@@ -1,9 +1,9 @@
-"""Breakers: a fault that is ours, or everyone's, pauses the sending instead of failing one winner at a time.
+"""Breakers, which pause sending for a fault that concerns every payout.
 
-Each cause has one row. An open one lets a single payout through as a probe whenever its pause is over; the pauses
-double up to `breaker_longest_pause`. What closes it is evidence about a request that was POSTed after it opened: an
-acknowledgement for causes on the way to M-Pesa, a payment for causes inside it. The operator's switch closes only by
-the operator. Settling, callbacks and questions go on whatever is open.
+Without them such a fault would fail one winner after another. Each cause has one row. An open breaker lets a single
+payout through as a probe after each pause; the pauses double up to `breaker_longest_pause`. Evidence about a request
+that was POSTed after it opened closes it: an acknowledgement for causes on the way to M-Pesa, a payment for causes
+inside M-Pesa. Only the operator closes the operator's switch. Settlement, callbacks and status queries always continue.
 """
 
 import logging
@@ -21,7 +21,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 Cause = Breaker.Cause
 
-# What an acknowledgement proves gone; a payment proves every cause gone but the operator's.
+# An acknowledgement closes these. A payment closes every breaker except the operator's switch.
 ON_THE_WAY = (Cause.THROTTLE, Cause.NETWORK, Cause.DOUBT)
 BY_CODE = {
     "1": Cause.NO_FLOAT,
@@ -32,10 +32,10 @@ BY_CODE = {
 
 
 def allowance(*, at: datetime, policy: Policy) -> int | None:
-    """How many payouts may be claimed now, in the caller's transaction: None for any number, 1 for a probe, or 0.
+    """Return the number of payouts that may be claimed now: None for any number, 1 for a probe, or 0.
 
-    A probe taken is a probe less: the next is due after the pause.
-    Locks: the open Breakers (where another worker holds one, it is making the probe: 0).
+    Runs in the caller's transaction. Each call that returns 1 uses up the probe; the next is due after the pause.
+    Locks: the open Breakers. If another worker holds one, that worker takes the probe and this returns 0.
     """
     if policy.paused:
         return 0
@@ -56,12 +56,12 @@ def allowance(*, at: datetime, policy: Policy) -> int | None:
 
 
 def any_open() -> bool:
-    """Whether sending is paused for some cause."""
+    """Return whether any breaker is open."""
     return Breaker.objects.filter(opened_at__isnull=False).exists()
 
 
 def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> None:
-    """Open a breaker, in the caller's transaction; one that is open stays as it is.
+    """Open a breaker in the caller's transaction. Idempotent: an open breaker does not change.
 
     Locks: the Breaker.
     """
@@ -75,14 +75,17 @@ def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> 
 
 
 def trip_by_code(code: str, *, reason: str, at: datetime, policy: Policy) -> None:
-    """Open the breaker that a result code calls for, if any: a claim is enough, for pausing harms nobody."""
+    """Open the breaker for a result code, if it has one.
+
+    An unconfirmed report is enough, because a pause moves no money.
+    """
     cause = BY_CODE.get(code)
     if cause is not None:
         trip(cause, reason=f"M-Pesa's code {code}: {reason}", at=at, policy=policy)
 
 
 def watch(*, at: datetime, policy: Policy) -> None:
-    """Open `doubt` or `failures` where too many of the latest requests ended so, in the caller's transaction."""
+    """Open `doubt` or `failures` if too many of the latest requests ended so, in the caller's transaction."""
     states = list(Attempt.objects.order_by("-pk").values_list("state", "doubted_at")[: policy.breaker_window])
     if len(states) < policy.breaker_window:
         return
@@ -96,17 +99,17 @@ def watch(*, at: datetime, policy: Policy) -> None:
 
 
 def acknowledged(posted_at: datetime | None) -> None:
-    """A request POSTed at `posted_at` was acknowledged: the way to M-Pesa is open."""
+    """Close the breakers on the way to M-Pesa, because a request POSTed at `posted_at` was acknowledged."""
     _close(Q(cause__in=ON_THE_WAY), posted_at)
 
 
 def paid(posted_at: datetime | None) -> None:
-    """A request POSTed at `posted_at` was paid: nothing is wrong but what the operator says is."""
+    """Close every breaker except the switch, because a request POSTed at `posted_at` was paid."""
     _close(~Q(cause=Cause.SWITCH), posted_at)
 
 
 def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
-    """Stop sending until `switch_on`; settling goes on. Idempotent."""
+    """Stop sending until `switch_on`. Settlement continues. Idempotent."""
     with transaction.atomic(durable=True):
         breaker = _locked(Cause.SWITCH)
         if breaker.opened_at is None:
@@ -118,7 +121,7 @@ def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
 
 
 def switch_on(*, by: audit.Actor, at: datetime) -> None:
-    """Let payouts leave again. Idempotent."""
+    """Start sending again. Idempotent."""
     with transaction.atomic(durable=True):
         if Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False).update(opened_at=None, reason=""):
             log.warning("Sending is switched on by member %s", by.user_id)

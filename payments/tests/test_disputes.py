@@ -18,7 +18,7 @@ from payments.settlement import resolutions
 from testing import builders
 from testing.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
 from testing.dispute_steps import TEXT, actor_of, decide, dispute, failed_payout, lost_bet, notices_of, reply
-from testing.payout_steps import hear, failed, result_body, sent
+from testing.payout_steps import deliver_result, failed, result_body, sent
 from testing.rest import assert_refused, post
 from testing.transitions import paths_from
 from users import audit
@@ -273,7 +273,7 @@ def test_remedy_resend_is_done_when_the_payout_is_paid(user: CustomUser, staff: 
     settlement_tasks.close_remedied_disputes()
     assert Dispute.objects.get().remedy_state == "DUE"
     attempt = sent(payout)
-    hear(attempt, result_body(attempt))
+    deliver_result(attempt, result_body(attempt))
     for _ in range(2):
         settlement_tasks.close_remedied_disputes()
     assert Dispute.objects.get().remedy_state == "DONE"

@@ -126,7 +126,7 @@ def _wait(
     # The pause equals the time since the attempt was opened, so it doubles each time.
     pause = max(policy.retry_after, timedelta(seconds=float(response.retry_after_seconds or 0)))
     payout.due_at = at + min(max(pause, at - attempt.opened_at), attempts.LONGEST_WAIT)
-    payout.reason = f"Not sent yet: {response}"[:300]
+    payout.reason = f"Not sent yet: {response.details or response.reason}"[:300]
     payout.status = Status.PENDING
     payout.save(update_fields=["due_at", "reason", "status"])
     breakers.trip(CAUSES[response.reason], reason=str(response), at=at, policy=policy)

@@ -15,7 +15,7 @@ from payments.payouts.operations import actions
 from payments.settlement import resolutions, undo
 from testing import builders
 from testing.builders import AT, actor, member, orm_bet, policy
-from testing.payout_steps import POLICY, READ_TIMEOUT, after, hear, failed, result_body, sent
+from testing.payout_steps import POLICY, READ_TIMEOUT, after, deliver_result, failed, result_body, sent
 
 ONE_BY_ONE = policy(settlement_chunk=1)
 MEMBERS = 6
@@ -43,7 +43,7 @@ def undoing() -> Market:
     builders.settle(market)
     paid, in_doubt, refused, redirected, spent, _ = Transaction.objects.filter(destination="mpesa").order_by("user_id")
     attempt = sent(paid)
-    hear(attempt, result_body(attempt))
+    deliver_result(attempt, result_body(attempt))
     sent(in_doubt, READ_TIMEOUT)
     for payout in (refused, redirected):
         failed(payout)

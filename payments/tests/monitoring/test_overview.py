@@ -1,4 +1,4 @@
-"""What the home page knows: sums by state, doubts by age, figures of the day, checks of the books, heartbeats."""
+"""Figures of the home page: sums by state, money in doubt by age, series, invariant checks, heartbeats."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,6 +11,7 @@ from payments import monitoring_tasks
 from payments.ledger import invariants
 from payments.models import Attempt, Figures, Heartbeat, InvariantCheck
 from payments.monitoring import overview
+from payments.payouts.operations import actions
 from testing import console_scenes
 from testing.builders import market, payout
 from users.models import CustomUser
@@ -18,14 +19,14 @@ from users.models import CustomUser
 NOTHING = overview.Total(0, Decimal(0))
 
 
-def test_an_empty_house_needs_nothing(db: None, at: datetime) -> None:
+def test_empty_database_needs_nothing(db: None, at: datetime) -> None:
     now = overview.now(at=at)
     assert (now.to_resolve, now.decisions, now.breakers, now.broken, now.books_checked_at) == (0, 0, [], [], None)
     assert (now.held, now.failed, now.pending, now.processing, now.in_doubt, now.due) == (*[NOTHING] * 5, 0)
     assert now.oldest_doubt is None and overview.figures() is None
 
 
-def test_each_payout_is_counted_in_its_state_and_due_is_the_sum_of_what_is_not_paid(db: None, at: datetime) -> None:
+def test_payouts_are_counted_by_state_and_unpaid_ones_are_due(db: None, at: datetime) -> None:
     payout(100, at=at)
     console_scenes.refused(payout(200, at=at), at)
     console_scenes.in_doubt(payout(400, at=at), at)
@@ -53,20 +54,20 @@ def test_each_payout_is_counted_in_its_state_and_due_is_the_sum_of_what_is_not_p
         (timedelta(days=400), 4),
     ],
 )
-def test_money_in_doubt_is_in_exactly_one_bucket_of_age(db: None, at: datetime, age: timedelta, bucket: int) -> None:
+def test_money_in_doubt_is_in_exactly_one_age_bucket(db: None, at: datetime, age: timedelta, bucket: int) -> None:
     console_scenes.in_doubt(payout(400, at=at), at)
     Attempt.objects.update(first_sent_at=at - age)
-    counts = [one.count for one in overview.now(at=at).in_doubt_ages]
+    counts = [bucket.count for bucket in overview.now(at=at).in_doubt_ages]
     assert counts == [int(place == bucket) for place in range(5)]
 
 
-def test_markets_past_their_end_wait_for_their_outcome(db: None, at: datetime) -> None:
+def test_markets_past_their_end_wait_to_be_resolved(db: None, at: datetime) -> None:
     late, _ = market(), market()
     Market.objects.filter(pk=late.pk).update(end_date=at - timedelta(seconds=1))
     assert overview.now(at=at).to_resolve == 1
 
 
-def test_figures_are_taken_by_the_hour_and_by_the_day_without_gaps(db: None, at: datetime) -> None:
+def test_figures_by_hour_and_by_day_have_no_gaps(db: None, at: datetime) -> None:
     # given: paid after 4 and 8 seconds, one failed, one paid long ago
     console_scenes.paid(payout(100, at=at), at, "SKG7ABC001", after=4)
     console_scenes.paid(payout(200, at=at), at, "SKG7ABC002", after=8)
@@ -78,31 +79,29 @@ def test_figures_are_taken_by_the_hour_and_by_the_day_without_gaps(db: None, at:
     overview.measure(at=at + timedelta(minutes=1))
 
     # then
-    found = overview.figures()
-    assert found is not None
-    assert len(found.value["day"]) == 24 and len(found.value["month"]) == 30
-    assert found.value["day"][-1] == {"moment": "2026-02-16T10:00:00", "paid": 2, "failed": 1, "amount": "300.00"}
-    assert found.value["day"][0] == {"moment": "2026-02-15T11:00:00", "paid": 0, "failed": 0, "amount": "0"}
-    assert sum(day["paid"] for day in found.value["month"]) == 3
-    assert found.value["quality_day"] == {"paid": 2, "final": 3, "median": 6.0, "p95": 7.8}
-    assert found.value["quality_month"]["paid"] == 3
+    figures = overview.figures()
+    assert figures is not None
+    assert len(figures.value["day"]) == 24 and len(figures.value["month"]) == 30
+    assert figures.value["day"][-1] == {"moment": "2026-02-16T10:00:00", "paid": 2, "failed": 1, "amount": "300.00"}
+    assert figures.value["day"][0] == {"moment": "2026-02-15T11:00:00", "paid": 0, "failed": 0, "amount": "0"}
+    assert sum(day["paid"] for day in figures.value["month"]) == 3
+    assert figures.value["quality_day"] == {"paid": 2, "final": 3, "median": 6.0, "p95": 7.8}
+    assert figures.value["quality_month"]["paid"] == 3
     overview.measure(at=at + timedelta(minutes=2))
     assert Figures.objects.count() == 1
 
 
-def test_a_payout_that_went_to_the_wallet_after_all_is_no_success_of_mpesa(db: None, at: datetime) -> None:
-    from payments.payouts.operations import actions
-
-    one = payout(400, at=at)
-    console_scenes.refused(one, at)
-    actions.redirect_to_wallet(transaction_id=one.pk, by=console_scenes.ACTOR, at=at)
+def test_redirected_payout_does_not_count_as_paid_over_mpesa(db: None, at: datetime) -> None:
+    redirected = payout(400, at=at)
+    console_scenes.refused(redirected, at)
+    actions.redirect_to_wallet(transaction_id=redirected.pk, by=console_scenes.ACTOR, at=at)
     overview.measure(at=at)
-    found = overview.figures()
-    assert found is not None
-    assert found.value["quality_day"] == {"paid": 0, "final": 1, "median": None, "p95": None}
+    figures = overview.figures()
+    assert figures is not None
+    assert figures.value["quality_day"] == {"paid": 0, "final": 1, "median": None, "p95": None}
 
 
-def test_the_books_are_checked_a_few_rules_at_a_time_and_each_in_its_turn(db: None, at: datetime) -> None:
+def test_invariants_are_checked_in_parts_and_in_order(db: None, at: datetime) -> None:
     turns = iter([True, True, False])
     assert overview.check_books(at=at, keep_going=lambda: next(turns)) == 2
     assert overview.now(at=at).books_checked_at is None
@@ -115,7 +114,7 @@ def test_the_books_are_checked_a_few_rules_at_a_time_and_each_in_its_turn(db: No
 
 
 @pytest.mark.broken_books
-def test_a_broken_rule_shows_until_it_holds_again(db: None, at: datetime) -> None:
+def test_broken_invariant_shows_until_it_holds_again(db: None, at: datetime) -> None:
     payout(100)
     person = CustomUser.objects.order_by("pk")[0]
     with connection.cursor() as cursor:
@@ -130,7 +129,7 @@ def test_a_broken_rule_shows_until_it_holds_again(db: None, at: datetime) -> Non
     assert not InvariantCheck.objects.filter(invariant="A rule of long ago").exists()
 
 
-def test_a_heartbeat_names_beat_and_the_worker_and_forgets_who_is_gone(db: None, at: datetime) -> None:
+def test_heartbeat_names_beat_and_worker_and_forgets_old_ones(db: None, at: datetime) -> None:
     overview.beat(worker="celery@old", at=at - timedelta(days=2))
     overview.beat(worker="celery@here", at=at)
     assert list(Heartbeat.objects.order_by("name").values_list("name", "at")) == [
@@ -139,7 +138,7 @@ def test_a_heartbeat_names_beat_and_the_worker_and_forgets_who_is_gone(db: None,
     ]
 
 
-def test_the_tasks_take_figures_check_the_books_and_beat(db: None) -> None:
+def test_tasks_compute_figures_check_books_and_beat(db: None) -> None:
     monitoring_tasks.heartbeat()
     monitoring_tasks.measure()
     monitoring_tasks.check_books()

@@ -1,7 +1,9 @@
-"""Callbacks applied together and one by one end in the same books and the same states, whatever they say."""
+"""Booking of payments: bulk and single booking end in the same books and states."""
 
+import json
 from collections.abc import Callable
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from random import Random
 from typing import Any
@@ -10,19 +12,43 @@ import pytest
 from django.db import transaction
 
 from payments.ledger import journal
-from payments.models import Attempt, Breaker, Callback, StatusQuery, Transaction, Transfer
+from payments.models import (
+    Attempt,
+    Breaker,
+    Callback,
+    StatusQuery,
+    Transaction,
+    Transfer,
+)
 from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.sending import responses
 from testing import builders, payout_steps
-from testing.builders import at_once, transfers
-from testing.payout_steps import ADDRESSES, POLICY, after, result_body, sent, status_body
+from testing.builders import (
+    at_once,
+    transfers,
+)
+from testing.payout_steps import (
+    ADDRESSES,
+    POLICY,
+    READ_TIMEOUT,
+    RECEIPT,
+    after,
+    ask_and_answer,
+    deliver_result,
+    nothing_moved_but_callbacks,
+    result_body,
+    sent,
+    status_body,
+)
 from users.models import CustomUser
+
+pytestmark = pytest.mark.django_db
 
 POLICIES = (POLICY, builders.policy(production=True))
 MODELS = (Attempt, Breaker, Callback, StatusQuery, Transaction)
 
 
-def come(kind: str, token: str, body: bytes, trusted: bool = True) -> None:
+def store(kind: str, token: str, body: bytes, trusted: bool = True) -> None:
     callbacks.store(
         kind=kind, token=token, body=body, source_ip=None, trusted=trusted, at=after(30), addresses=ADDRESSES
     )
@@ -30,22 +56,22 @@ def come(kind: str, token: str, body: bytes, trusted: bool = True) -> None:
 
 def result(attempt: Attempt, *, trusted: bool = True, **more: Any) -> None:
     token = ADDRESSES.token(attempt.originator_conversation_id)
-    come("result", token, result_body(attempt, **{"receipt": f"SKG7{attempt.pk:06}", **more}), trusted)
+    store("result", token, result_body(attempt, **{"receipt": f"SKG7{attempt.pk:06}", **more}), trusted)
 
 
 def everything() -> dict[str, Any]:
-    """Every column that a callback may change, and the books."""
-    found: dict[str, Any] = {model.__name__: list(model.objects.order_by("pk").values()) for model in MODELS}
-    for row in found["Callback"]:
+    """Return every column that a callback may change, and the books."""
+    state: dict[str, Any] = {model.__name__: list(model.objects.order_by("pk").values()) for model in MODELS}
+    for row in state["Callback"]:
         row["body"] = bytes(row["body"])
-    found["transfers"] = sorted(transfers())
-    found["balances"] = list(CustomUser.objects.order_by("pk").values_list("pk", "balance"))
-    return found
+    state["transfers"] = sorted(transfers())
+    state["balances"] = list(CustomUser.objects.order_by("pk").values_list("pk", "balance"))
+    return state
 
 
 @contextmanager
-def undone() -> Any:
-    """A block whose services commit into it, and which leaves nothing behind."""
+def rolled_back() -> Any:
+    """Run a block whose services commit into one transaction, and roll it back."""
     block = transaction.atomic()
     block._from_testcase = True
     with block:
@@ -53,12 +79,12 @@ def undone() -> Any:
         transaction.set_rollback(True)
 
 
-def apply_each(policy: Any) -> None:
+def apply_one_by_one(policy: Any) -> None:
     for callback_id in callbacks.to_apply(after=0, limit=1_000):
         callbacks.apply(callback_id=callback_id, at=after(40), policy=policy)
 
 
-def apply_together(policy: Any, random: Random) -> None:
+def apply_in_bulk(policy: Any, random: Random) -> None:
     ids = callbacks.to_apply(after=0, limit=1_000)
     while ids:
         batch = ids[: random.choice([1, 3, 100])]
@@ -69,8 +95,8 @@ def apply_together(policy: Any, random: Random) -> None:
 
 
 def prepare(random: Random, policy: Any) -> None:
-    """Payouts in all the states that a result can find, and what M-Pesa and strangers say about each."""
-    says: list[Callable[[Attempt], None]] = [
+    """Create payouts in every state that a result can meet, and store trusted and untrusted callbacks about them."""
+    messages: list[Callable[[Attempt], None]] = [
         result,
         result,
         partial(result, receipt="SKG7OTHER"),
@@ -85,14 +111,14 @@ def prepare(random: Random, policy: Any) -> None:
         partial(result, code=1),
         partial(result, code=17),
         partial(result, result_type=1),
-        lambda attempt: come("result", ADDRESSES.token(attempt.originator_conversation_id), b"no JSON"),
-        lambda attempt: come("timeout", ADDRESSES.token(attempt.originator_conversation_id), b"{}"),
+        lambda attempt: store("result", ADDRESSES.token(attempt.originator_conversation_id), b"no JSON"),
+        lambda attempt: store("timeout", ADDRESSES.token(attempt.originator_conversation_id), b"{}"),
     ]
     attempts = []
     for number in range(random.randint(2, 6)):
         amount = random.choice([100, 285, 1_500, 60_000])
         payout = builders.payout(amount, policy=policy)
-        said = random.choice(
+        response = random.choice(
             [
                 payout_steps.ACCEPTED,
                 payout_steps.ACCEPTED,
@@ -102,56 +128,56 @@ def prepare(random: Random, policy: Any) -> None:
                 None,
             ]
         )
-        if said is None:
+        if response is None:
             (claim,) = payout_steps.claims(policy=policy, transaction_id=payout.pk)
             attempts.append(Attempt.objects.get(pk=claim.attempt_id))
         else:
-            attempts.append(sent(payout, said, policy=policy))
+            attempts.append(sent(payout, response, policy=policy))
             Breaker.objects.update(opened_at=None, probe_at=None)
         if random.random() < 0.2:
             Transaction.objects.filter(pk=payout.pk, status="PROCESSING").update(status="HELD")
         if random.random() < 0.3:
             for question in status_queries.ask(at=after(25 + number), policy=policy, addresses=ADDRESSES, limit=10):
                 about = Attempt.objects.get(originator_conversation_id=question.originator_conversation_id)
-                said_of_it = random.choice(["Completed", "Failed", "Initiated"])
-                come(
+                status = random.choice(["Completed", "Failed", "Initiated"])
+                store(
                     "status",
                     question.token,
-                    status_body(about, said_of_it, receipt=f"SKG7{about.pk:06}"),
+                    status_body(about, status, receipt=f"SKG7{about.pk:06}"),
                     trusted=random.random() < 0.8,
                 )
     for _ in range(random.randint(1, 12)):
-        random.choice(says)(random.choice(attempts))
+        random.choice(messages)(random.choice(attempts))
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("seed", range(25))
-def test_together_and_one_by_one_end_the_same(seed: int) -> None:
+def test_bulk_and_single_application_end_the_same(seed: int) -> None:
     # given
     random = Random(seed)
     policy = random.choice(POLICIES)
     prepare(random, policy)
 
     # when
-    with undone():
-        apply_each(policy)
-        one_by_one = everything()
-    with undone():
-        apply_together(policy, random)
-        together = everything()
+    with rolled_back():
+        apply_one_by_one(policy)
+        single = everything()
+    with rolled_back():
+        apply_in_bulk(policy, random)
+        bulk = everything()
 
     # then
-    assert together == one_by_one
+    assert bulk == single
 
 
 @pytest.mark.django_db
-def test_many_plain_payments_are_booked_together_and_nothing_is_left(django_assert_max_num_queries: Any) -> None:
+def test_plain_payments_are_booked_in_bulk(django_assert_max_num_queries: Any) -> None:
     # given
     attempts = [sent(builders.payout(amount)) for amount in (100, 285, 1_500)]
     for attempt in attempts:
         result(attempt)
     ids = callbacks.to_apply(after=0, limit=10)
-    for attempt in attempts:  # Their wallets are open, as after a first payout.
+    for attempt in attempts:  # Their wallets exist, as after a first payout.
         journal.open_accounts([journal.wallet(attempt.transaction.user_id)])
     journal.open_accounts([journal.MPESA_UTILITY, journal.CHARGE_EXPENSE, journal.MPESA_CHARGES_PAID])
 
@@ -168,7 +194,7 @@ def test_many_plain_payments_are_booked_together_and_nothing_is_left(django_asse
 
 
 @pytest.mark.django_db
-def test_two_callbacks_of_one_attempt_in_one_batch_pay_once() -> None:
+def test_two_callbacks_of_an_attempt_in_one_batch_pay_once() -> None:
     # given
     attempt = sent(builders.payout(285))
     result(attempt)
@@ -185,7 +211,7 @@ def test_two_callbacks_of_one_attempt_in_one_batch_pay_once() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_workers_that_apply_the_same_callbacks_at_once_in_both_ways_book_each_once() -> None:
+def test_concurrent_bulk_and_single_application_book_once() -> None:
     # given
     attempts = [sent(builders.payout(100)) for _ in range(20)]
     for attempt in attempts:
@@ -206,7 +232,7 @@ def test_workers_that_apply_the_same_callbacks_at_once_in_both_ways_book_each_on
 
 
 @pytest.mark.django_db(transaction=True)
-def test_answers_and_callbacks_of_the_same_requests_written_at_once_do_not_lock_each_other_out() -> None:
+def test_concurrent_responses_and_callbacks_do_not_deadlock() -> None:
     # given
     payouts_due = [builders.payout(100) for _ in range(20)]
     claimed = payout_steps.claims(limit=20)
@@ -221,12 +247,64 @@ def test_answers_and_callbacks_of_the_same_requests_written_at_once_do_not_lock_
         at=after(2),
         policy=POLICY,
     )
-    hear = partial(callbacks.apply_paid, callback_ids=ids, at=after(2), policy=POLICY)
+    apply = partial(callbacks.apply_paid, callback_ids=ids, at=after(2), policy=POLICY)
     ask = partial(status_queries.ask, at=after(60), policy=POLICY, addresses=ADDRESSES, limit=20)
-    answers = at_once(acknowledge, hear, ask, hear, acknowledge)
+    answers = at_once(acknowledge, apply, ask, apply, acknowledge)
     for callback_id in callbacks.to_apply(after=0, limit=100):
         callbacks.apply(callback_id=callback_id, at=after(70), policy=POLICY)
 
     # then
     assert [answer for answer in answers if isinstance(answer, Exception)] == []
     assert len(payouts_due) == Attempt.objects.filter(state="PAID").exclude(conversation_id="").count()
+
+
+@pytest.mark.parametrize(
+    ("amount", "charge"),
+    [(100, None), (101, "5.00"), (1_500, "5.00"), (1_501, "9.00"), (5_001, "11.00"), (20_001, "13.00")],
+)
+def test_payment_books_the_charge_of_the_tariff(amount: int, charge: str | None) -> None:
+    # given
+    payout = builders.payout(amount)
+    attempt = sent(payout)
+
+    # when
+    deliver_result(attempt, result_body(attempt))
+
+    # then
+    charges = builders.transfers(code="charge")
+    expected = (f"charge:{attempt.pk}", "charge_expense", "mpesa_charges_paid", Decimal(charge or 0))
+    assert charges == ([expected] if charge else [])
+
+
+def test_second_receipt_raises_an_alarm_and_moves_nothing(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
+    # given
+    attempt = sent(payout)
+    deliver_result(attempt, result_body(attempt), after(1))
+
+    # when
+    with nothing_moved_but_callbacks():
+        outcome = deliver_result(attempt, result_body(attempt, receipt="SKG7OTHER1"), after(2))
+
+    # then
+    assert outcome == "a second receipt SKG7OTHER1: M-Pesa may have paid twice"
+    assert len(alarms()) == 1 and "second receipt" in alarms()[0]
+    assert (payout.refresh_from_db(), payout.receipt) == (None, RECEIPT)
+
+
+def test_receipt_after_the_proof_of_payment_is_stored(caplog: pytest.LogCaptureFixture) -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout, READ_TIMEOUT)
+    body = json.loads(status_body(attempt))
+    parameters = body["Result"]["ResultParameters"]
+    parameters["ResultParameter"] = [pair for pair in parameters["ResultParameter"] if pair["Key"] != "ReceiptNo"]
+    ask_and_answer(attempt, json.dumps(body).encode(), after(30))
+
+    # when
+    deliver_result(attempt, result_body(attempt), after(33))
+
+    # then
+    attempt.refresh_from_db()
+    payout.refresh_from_db()
+    assert (attempt.receipt, payout.receipt) == (payout_steps.RECEIPT, payout_steps.RECEIPT)
+    assert "second receipt" not in caplog.text

@@ -1,4 +1,4 @@
-"""Failed payouts together: their reasons in words, and what sending many again would do and does."""
+"""Failed payouts: their reasons with advice, and their bulk retry."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -7,9 +7,17 @@ import pytest
 
 from payments.models import Attempt, Transaction
 from payments.payouts.operations import failures
-from testing import console_scenes, payout_steps
-from testing.builders import nothing_moved, payout
+from testing import builders, console_scenes, payout_steps
+from testing.builders import AT, nothing_moved, payout
+from testing.payout_steps import (
+    after,
+    claims,
+    sent,
+)
 from users import audit
+from users.audit import MACHINE
+
+pytestmark = pytest.mark.django_db
 
 BY = audit.Actor(user_id=None, source="test")
 
@@ -26,13 +34,13 @@ def test_failures_are_grouped_by_code_with_words_and_advice(db: None, at: dateti
 
 
 @pytest.mark.parametrize(("code", "helps"), [("", True), ("none", True), ("8", True), ("2", False), ("made up", True)])
-def test_words_are_found_for_every_code(code: str, helps: bool) -> None:
+def test_every_code_has_words_and_advice(code: str, helps: bool) -> None:
     words, advice, may_help = failures.words_of(code)
     assert words and advice and may_help is helps
 
 
-def test_a_plan_says_what_a_retry_would_do_and_does_nothing(db: None, at: datetime) -> None:
-    # given: one that may go, one that a message reports as paid, one of another code
+def test_plan_previews_a_bulk_retry_and_changes_nothing(db: None, at: datetime) -> None:
+    # given: one payout to retry, one that a message reports as paid, one with another code
     free, reported, other = payout(100, at=at), payout(200, at=at), payout(400, at=at)
     console_scenes.not_registered(free, at)
     console_scenes.not_registered(reported, at)
@@ -41,34 +49,66 @@ def test_a_plan_says_what_a_retry_would_do_and_does_nothing(db: None, at: dateti
 
     # when
     with nothing_moved():
-        found = failures.plan(failures.chosen(code="2040"))
+        plan = failures.plan(failures.chosen(code="2040"))
 
     # then
-    assert (found.transaction_ids, found.amount, found.beyond) == ([free.pk], Decimal(100), 0)
-    assert found.skipped == {failures.BLOCKED["reported"]: 1}
+    assert (plan.transaction_ids, plan.amount, plan.beyond) == ([free.pk], Decimal(100), 0)
+    assert plan.skipped == {failures.BLOCKED["reported"]: 1}
     assert failures.plan(failures.chosen(market_id=other.settlement.market_id)).transaction_ids == [other.pk]
     assert failures.plan(failures.chosen(since=at + timedelta(hours=1))).transaction_ids == []
     assert failures.plan(failures.chosen()).transaction_ids == [free.pk, other.pk]
 
 
-def test_a_plan_goes_as_far_as_one_press_and_says_how_many_are_beyond(
-    db: None, at: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "AT_ONCE", 2)
-    made = [payout(100, at=at) for _ in range(3)]
-    for one in made:
-        console_scenes.refused(one, at)
-    found = failures.plan(failures.chosen())
-    assert (found.transaction_ids, found.amount, found.beyond) == ([one.pk for one in made[:2]], Decimal(200), 1)
+    payouts = [payout(100, at=at) for _ in range(3)]
+    for failed in payouts:
+        console_scenes.refused(failed, at)
+    plan = failures.plan(failures.chosen())
+    assert (plan.transaction_ids, plan.amount, plan.beyond) == ([failed.pk for failed in payouts[:2]], Decimal(200), 1)
 
 
-def test_many_are_sent_again_and_what_changed_meanwhile_is_told(db: None, at: datetime) -> None:
+def test_bulk_retry_skips_payouts_changed_since_the_preview(db: None, at: datetime) -> None:
     first, second = payout(100, at=at), payout(200, at=at)
-    for one in (first, second):
-        console_scenes.refused(one, at)
+    for failed in (first, second):
+        console_scenes.refused(failed, at)
     Attempt.objects.filter(transaction=second).update(next_query_at=at)
-    done = failures.retry_each(transaction_ids=[first.pk, second.pk, 10**9], by=BY, at=at)
-    assert done.retried == [first.pk]
-    assert sum(done.skipped.values()) == 2 and len(done.skipped) == 2
+    outcome = failures.retry_each(transaction_ids=[first.pk, second.pk, 10**9], by=BY, at=at)
+    assert outcome.retried == [first.pk]
+    assert sum(outcome.skipped.values()) == 2 and len(outcome.skipped) == 2
     assert dict(Transaction.objects.values_list("pk", "status")) == {first.pk: "PENDING", second.pk: "FAILED"}
     assert payout_steps.claims(at)[0].transaction_id == first.pk
+
+
+def test_bulk_retry_covers_payouts_failed_since_a_moment() -> None:
+    # given
+    long_ago, at_the_edge, lately, fine = (builders.payout(285, at=AT) for _ in range(4))
+    payout_steps.failed(long_ago, at=AT)
+    payout_steps.failed(at_the_edge, at=after(3_600))
+    payout_steps.failed(lately, at=after(7_200))
+    sent(fine)
+
+    # when
+    outcome = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_000), limit=None)
+
+    # then
+    assert outcome == failures.Outcome([at_the_edge.pk, lately.pk], {})
+    assert {claim.transaction_id for claim in claims(after(9_000))} == {at_the_edge.pk, lately.pk}
+    again = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_001), limit=None)
+    assert again == failures.Outcome([], {})
+
+
+@pytest.mark.broken_books
+def test_bulk_retry_counts_payouts_that_cannot_be_retried() -> None:
+    # given
+    good, open_still = builders.payout(285), builders.payout(285)
+    payout_steps.failed(good)
+    payout_steps.failed(open_still)
+    Attempt.objects.create(
+        transaction=open_still, number=9, originator_conversation_id="KASOKO-X-9", token_hash="x",
+        amount=open_still.amount, phone_number=open_still.phone_number, opened_at=AT,
+    )  # fmt: skip
+
+    # then
+    outcome = failures.retry_failed(since=AT, by=MACHINE, at=after(60), limit=None)
+    assert outcome == failures.Outcome([good.pk], {failures.CHANGED: 1})

@@ -1,4 +1,4 @@
-"""The dispatcher, against the simulator over HTTP and a real Redis."""
+"""The dispatcher against the simulator over HTTP and a real Redis."""
 
 import time
 from collections import Counter
@@ -28,15 +28,15 @@ from testing.payout_steps import after
 
 pytestmark = pytest.mark.django_db
 
-# Nobody listens there, and the simulator's results are due long after any test: what is tested is the sending.
+# Nothing listens at this address, and the simulator's results are due long after each test. Only sending is tested.
 ADDRESSES = Addresses(callback_url="http://127.0.0.1:9/api/payments/b2c-callback/", key="k" * 40)
 FOR_SECONDS = 60.0
-# An open breaker lets one probe through at a time, and here the next one at once.
+# An open breaker lets one probe through at a time. With these pauses the next probe may follow at once.
 PROBING = replace(payout_steps.POLICY, breaker_pause=timedelta(0), breaker_longest_pause=timedelta(0))
 
 
 class Clock:
-    """A clock that a test moves; every reading is a millisecond after the one before."""
+    """A clock that a test moves. Each reading adds a millisecond."""
 
     def __init__(self) -> None:
         self.now = after(1)
@@ -47,7 +47,7 @@ class Clock:
 
 
 class CountingCalls(BulkGateway):
-    """The real bulk gateway, counting how many requests are under way at once."""
+    """The real bulk gateway, which counts the requests under way at once."""
 
     under_way = most = 0
 
@@ -64,7 +64,7 @@ class CountingCalls(BulkGateway):
 
 
 class LimiterThatLosesRedis(Limiter):
-    """Reserves `left` slots, and then cannot reach Redis any more."""
+    """A limiter that reserves `left` slots and then cannot reach Redis."""
 
     left = 5
 
@@ -129,28 +129,29 @@ def dispatcher(gateway: client.Gateway, calls: CountingCalls, connection: redis.
 
 
 def send_due(dispatcher: Dispatcher, for_seconds: float = FOR_SECONDS) -> int:
-    """Run the dispatcher until nothing is due, or for so long."""
+    """Run the dispatcher until nothing is due, at most this long, and return the number of requests."""
     until = time.monotonic() + for_seconds
     return dispatcher.run(keep_going=lambda: time.monotonic() < until)
 
 
 def winners(count: int) -> QuerySet[Transaction]:
-    """The pending payouts of so many members, 100 shillings each."""
+    """Settle a market and return its pending payouts, 100 shillings for each of `count` members."""
     members = [builders.member() for _ in range(count)]
-    made = builders.settled_market([(member, "Yes", 100) for member in members], fee_pct=0)
-    return Transaction.objects.filter(settlement__market=made)
+    market = builders.settled_market([(member, "Yes", 100) for member in members], fee_pct=0)
+    return Transaction.objects.filter(settlement__market=market)
 
 
 def states() -> Counter[tuple[str, str]]:
+    """Count the attempts by the states of their payout and their own."""
     return Counter(Attempt.objects.values_list("transaction__status", "state"))
 
 
 def requests_of(simulator: Simulator) -> dict[str, int]:
-    """How many requests reached the simulator, accepted or not, by the id of the accepted ones."""
+    """Return the number of requests that reached the simulator for each id that it accepted."""
     return {ocid: simulator.book.requests_of(ocid) for ocid in list(simulator.book.payments)}
 
 
-def test_everything_due_is_sent_once_with_few_requests_under_way(
+def test_all_due_payouts_are_sent_once_within_the_bound(
     dispatcher: Dispatcher, calls: CountingCalls, simulator: Simulator
 ) -> None:
     # given
@@ -162,14 +163,14 @@ def test_everything_due_is_sent_once_with_few_requests_under_way(
     # then
     references = set(payouts.values_list("external_ref", flat=True))
     assert sent == 60
-    assert 1 < calls.most <= 8 + 4  # Eight are under way, and half as many more may wait for a lane.
+    assert 1 < calls.most <= 8 + 4  # Eight are under way, and half as many may wait for a connection.
     assert states() == {("PROCESSING", "ACCEPTED"): 60}
     assert requests_of(simulator) == {f"{reference}-1": 1 for reference in references}
     assert Attempt.objects.filter(conversation_id="").count() == 0
     assert send_due(dispatcher) == 0
 
 
-def test_one_request_at_a_time_is_a_bound_too(dispatcher: Dispatcher, calls: CountingCalls) -> None:
+def test_bound_of_one_request_is_respected(dispatcher: Dispatcher, calls: CountingCalls) -> None:
     # given
     winners(6)
 
@@ -180,7 +181,7 @@ def test_one_request_at_a_time_is_a_bound_too(dispatcher: Dispatcher, calls: Cou
     assert (sent, calls.most) == (6, 1)
 
 
-def test_a_pace_below_four_a_second_is_kept_until_all_is_sent(dispatcher: Dispatcher, connection: redis.Redis) -> None:
+def test_pace_below_four_a_second_is_kept(dispatcher: Dispatcher, connection: redis.Redis) -> None:
     # given
     winners(4)
     slow = replace(dispatcher, limiter=Limiter(connection=connection, name="slow", per_second=Decimal(2)))
@@ -192,7 +193,7 @@ def test_a_pace_below_four_a_second_is_kept_until_all_is_sent(dispatcher: Dispat
     assert sent == 4
 
 
-def test_nothing_is_sent_after_its_time_is_up(dispatcher: Dispatcher, simulator: Simulator) -> None:
+def test_nothing_is_sent_after_the_time_is_up(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     winners(3)
 
@@ -234,7 +235,7 @@ def test_without_redis_nothing_is_claimed(dispatcher: Dispatcher) -> None:
             losing.send_one(payout.pk)
 
 
-def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(dispatcher: Dispatcher) -> None:
+def test_request_that_cannot_be_made_leaves_others_recorded(dispatcher: Dispatcher) -> None:
     # given
     payouts = winners(12)
     broken = payouts.order_by("pk")[3].external_ref
@@ -250,7 +251,7 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(dispa
         try:
             send_due(replace(dispatcher, calls=payout_steps.FakeCalls(Gateway())))
         except ValueError:
-            continue  # However loud it is about it, the others are not to suffer.
+            continue  # The error must not affect the other requests.
 
     # then
     left = Attempt.objects.exclude(state="ACCEPTED").values_list("transaction__external_ref", flat=True)
@@ -259,7 +260,7 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(dispa
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("response", "expected"),
     [
         (payout_steps.NO_CONNECTION, ("PENDING", "WAITING")),
         (payout_steps.THROTTLED, ("PENDING", "WAITING")),
@@ -269,12 +270,12 @@ def test_a_request_that_cannot_even_be_made_leaves_the_others_written_down(dispa
     ],
     ids=str,
 )
-def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
-    dispatcher: Dispatcher, said: gateway_errors.GatewayError, expected: tuple[str, str]
+def test_every_response_is_recorded_and_its_request_made_once(
+    dispatcher: Dispatcher, response: gateway_errors.GatewayError, expected: tuple[str, str]
 ) -> None:
     # given
     winners(10)
-    gateway = payout_steps.FakeGateway(*[said] * 10)
+    gateway = payout_steps.FakeGateway(*[response] * 10)
 
     # when
     sent = send_due(replace(dispatcher, calls=payout_steps.FakeCalls(gateway), policy=PROBING))
@@ -284,7 +285,7 @@ def test_whatever_the_gateway_says_each_request_is_made_once_and_written_down(
     assert states() == {expected: 10}
 
 
-def test_throttled_requests_go_again_under_the_same_ids(dispatcher: Dispatcher, simulator: Simulator) -> None:
+def test_throttled_requests_are_sent_again_with_the_same_ids(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     payouts = winners(10)
     for phone in payouts.values_list("phone_number", flat=True):
@@ -300,14 +301,16 @@ def test_throttled_requests_go_again_under_the_same_ids(dispatcher: Dispatcher, 
     # then
     throttled = {("PENDING", "WAITING"): 10}
     assert rounds == [(10, throttled), (10, throttled), (10, {("PROCESSING", "ACCEPTED"): 10})]
-    assert requests_of(simulator) == {f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)}
+    assert requests_of(simulator) == {
+        f"{reference}-1": 3 for reference in payouts.values_list("external_ref", flat=True)
+    }
 
 
-def test_resends_go_by_the_dispatcher(dispatcher: Dispatcher, simulator: Simulator) -> None:
+def test_dispatcher_sends_resends(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     (payout,) = winners(1)
     attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
-    payout_steps.ask_and_hear(attempt, payout_steps.not_found_body(), after(20))
+    payout_steps.ask_and_answer(attempt, payout_steps.not_found_body(), after(20))
     later = Clock()
     later.now = after(30)
 
@@ -322,46 +325,46 @@ def test_resends_go_by_the_dispatcher(dispatcher: Dispatcher, simulator: Simulat
 
 @pytest.fixture
 def lost(db: None) -> Attempt:
-    """An attempt that M-Pesa did not find, so that it is due to go again, beside five payouts never sent."""
+    """Return an attempt that M-Pesa did not find, so it is due to be sent again, beside five new payouts."""
     (payout,) = winners(1)
     attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
-    payout_steps.ask_and_hear(attempt, payout_steps.not_found_body(), after(20))
+    payout_steps.ask_and_answer(attempt, payout_steps.not_found_body(), after(20))
     winners(5)
     return attempt
 
 
 def next_of(dispatcher: Dispatcher, seconds: float) -> list[str]:
-    """The id of the request that the dispatcher begins next, where it has room for one."""
+    """Return the id of the request that the dispatcher claims next, with room for one."""
     clock = Clock()
     clock.now = after(seconds)
     return [claim.originator_conversation_id for claim in replace(dispatcher, clock=clock)._claim(1, 0)[0]]
 
 
-def test_a_resend_does_not_wait_behind_what_was_never_sent(dispatcher: Dispatcher, lost: Attempt) -> None:
+def test_resend_does_not_wait_behind_new_payouts(dispatcher: Dispatcher, lost: Attempt) -> None:
     assert next_of(dispatcher, 30) == [lost.originator_conversation_id]
 
 
-def test_while_sending_is_paused_the_probe_is_something_new(dispatcher: Dispatcher, lost: Attempt) -> None:
+def test_probe_is_a_new_payout_while_sending_is_paused(dispatcher: Dispatcher, lost: Attempt) -> None:
     Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
     (probe,) = next_of(dispatcher, 30)
     assert probe != lost.originator_conversation_id
 
 
-def test_no_probe_is_spent_on_a_resend_that_is_too_late(dispatcher: Dispatcher, lost: Attempt) -> None:
+def test_resend_that_is_too_late_uses_no_probe(dispatcher: Dispatcher, lost: Attempt) -> None:
     # given
     Breaker.objects.filter(cause="throttle").update(opened_at=after(20), probe_at=after(25))
 
     # when
     late = after(40 * 60)
-    found = claims.claim_resends(at=late, policy=PROBING, addresses=payout_steps.ADDRESSES, limit=5)
+    resends = claims.claim_resends(at=late, policy=PROBING, addresses=payout_steps.ADDRESSES, limit=5)
 
     # then
     lost.refresh_from_db()
-    assert (found, lost.resend_at) == ([], None)
+    assert (resends, lost.resend_at) == ([], None)
     assert Breaker.objects.get(cause="throttle").probes == 0
 
 
-def test_what_goes_again_moves_no_turn(dispatcher: Dispatcher, lost: Attempt) -> None:
+def test_resend_does_not_move_the_round(dispatcher: Dispatcher, lost: Attempt) -> None:
     again, *new = claims.claim_next(at=after(30), policy=PROBING, addresses=payout_steps.ADDRESSES, limit=3, after=0)
     assert [claim.skips_queue for claim in (again, *new)] == [True, False, False]
     assert _last_served([again], 7) == 7
@@ -369,24 +372,24 @@ def test_what_goes_again_moves_no_turn(dispatcher: Dispatcher, lost: Attempt) ->
     assert _last_served([again, replace(new[0], settlement_id=8), replace(new[1], settlement_id=8)], 7) == 0
 
 
-# --- one payout ------------------------------------------------------------------------------------------------------
+# --- single payouts --------------------------------------------------------------------------------------------------
 
 
-def test_one_payout_is_sent_by_itself(dispatcher: Dispatcher, simulator: Simulator) -> None:
+def test_send_one_sends_a_single_payout(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     first, second = winners(2).order_by("pk")
 
     # when
-    answers = [dispatcher.send_one(second.pk), dispatcher.send_one(second.pk)]
+    was_sent = [dispatcher.send_one(second.pk), dispatcher.send_one(second.pk)]
 
     # then
-    assert answers == [True, False]
+    assert was_sent == [True, False]
     assert requests_of(simulator) == {f"{second.external_ref}-1": 1}
     first.refresh_from_db()
     assert first.status == "PENDING"
 
 
-def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(dispatcher: Dispatcher, connection: redis.Redis) -> None:
+def test_send_one_without_a_slot_is_left_to_the_sweep(dispatcher: Dispatcher, connection: redis.Redis) -> None:
     # given
     (payout,) = winners(1)
     limiter = Limiter(connection=connection, name="far", per_second=Decimal("0.1"))
@@ -398,26 +401,27 @@ def test_one_payout_whose_slot_is_far_off_is_left_to_the_sweep(dispatcher: Dispa
         assert not replace(dispatcher, limiter=limiter).send_one(payout.pk)
 
 
-def test_one_payout_that_is_not_there_is_not_sent(dispatcher: Dispatcher) -> None:
+def test_send_one_of_an_unknown_payout_sends_nothing(dispatcher: Dispatcher) -> None:
     assert dispatcher.send_one(2**62) is False
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- status queries --------------------------------------------------------------------------------------------------
 
 
 def in_doubt(count: int) -> None:
+    """Leave `count` payouts in doubt."""
     for payout in winners(count):
         payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
 
 
 def later(dispatcher: Dispatcher, **changes: Any) -> Dispatcher:
-    """The dispatcher when the first questions are due."""
+    """Return the dispatcher at a time when the first status queries are due."""
     clock = Clock()
     clock.now = after(30)
     return replace(dispatcher, clock=clock, **changes)
 
 
-def test_every_doubt_is_asked_about_once(dispatcher: Dispatcher) -> None:
+def test_every_attempt_in_doubt_is_asked_about_once(dispatcher: Dispatcher) -> None:
     # given
     in_doubt(20)
 
@@ -431,7 +435,7 @@ def test_every_doubt_is_asked_about_once(dispatcher: Dispatcher) -> None:
     assert set(Attempt.objects.values_list("queries__number", flat=True)) == {1}
 
 
-def test_questions_that_are_not_taken_are_asked_again_later(dispatcher: Dispatcher) -> None:
+def test_queries_that_are_not_taken_are_asked_again_later(dispatcher: Dispatcher) -> None:
     # given
     in_doubt(3)
     gateway = payout_steps.FakeGateway(*[payout_steps.NO_CONNECTION] * 3)
@@ -446,7 +450,7 @@ def test_questions_that_are_not_taken_are_asked_again_later(dispatcher: Dispatch
     assert AT < min(Attempt.objects.values_list("next_query_at", flat=True)) > after(60)
 
 
-def test_nothing_is_asked_when_nothing_is_in_doubt(dispatcher: Dispatcher) -> None:
+def test_nothing_is_asked_without_attempts_in_doubt(dispatcher: Dispatcher) -> None:
     # given
     winners(2)
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: markets take turns, whatever their sizes, and nothing that may leave is forgotten."""
+"""Fair queue: settlements of any size share the places, and every payout that may leave is taken."""
 
 from collections import Counter
 from datetime import timedelta
@@ -19,18 +19,19 @@ pytestmark = pytest.mark.django_db
 
 
 def market_of(winners: int, **more: Any) -> int:
-    """A settled market with so many payouts due; the id of its settlement."""
-    made = builders.settled_market([(builders.member(), "Yes", 100) for _ in range(winners)], fee_pct=0, **more)
-    return Settlement.objects.get(market=made).pk
+    """Settle a market with this many due payouts, and return the id of its settlement."""
+    market = builders.settled_market([(builders.member(), "Yes", 100) for _ in range(winners)], fee_pct=0, **more)
+    return Settlement.objects.get(market=market).pk
 
 
 def taken(limit: int, after_settlement: int = 0, seconds: float = 1) -> Counter[int | None]:
+    """Count the payouts that the queue gives, by settlement."""
     with transaction.atomic():
-        found = fair_queue.take(at=after(seconds), policy=POLICY, limit=limit, after=after_settlement)
-    return Counter(turn.payout.settlement_id for turn in found)
+        queue = fair_queue.take(at=after(seconds), policy=POLICY, limit=limit, after=after_settlement)
+    return Counter(queued.payout.settlement_id for queued in queue)
 
 
-def test_a_market_of_ten_does_not_wait_behind_a_large_one() -> None:
+def test_small_market_does_not_wait_behind_a_large_one() -> None:
     # given
     large, small = market_of(60), market_of(10)
 
@@ -42,7 +43,7 @@ def test_a_market_of_ten_does_not_wait_behind_a_large_one() -> None:
     assert Counter(claim.settlement_id for claim in claims(after(1), limit=20)) == {large: 20}
 
 
-def test_what_a_small_market_does_not_need_goes_to_the_others() -> None:
+def test_places_unused_by_a_small_market_go_to_others() -> None:
     # given
     large, small, other = market_of(40), market_of(1), market_of(8)
 
@@ -50,23 +51,24 @@ def test_what_a_small_market_does_not_need_goes_to_the_others() -> None:
     assert taken(30) == {large: 21, small: 1, other: 8}
 
 
-def test_with_fewer_places_than_markets_the_turns_go_round() -> None:
+def test_rounds_continue_with_fewer_places_than_markets() -> None:
     # given
-    runs = [market_of(2) for _ in range(3)]
+    settlements = [market_of(2) for _ in range(3)]
 
     # when
     rounds = []
     last = 0
     for _ in range(3):
-        claimed = claims(after(1), limit=2, last_turn=last)
+        claimed = claims(after(1), limit=2, last_served=last)
         last = claimed[-1].settlement_id or 0
         rounds.append([claim.settlement_id for claim in claimed])
 
     # then
-    assert rounds == [[runs[0], runs[1]], [runs[2], runs[0]], [runs[1], runs[2]]]
+    first, second, third = settlements
+    assert rounds == [[first, second], [third, first], [second, third]]
 
 
-def test_a_payout_that_another_worker_holds_is_passed_over_and_the_next_takes_its_place() -> None:
+def test_claimed_payouts_are_skipped_for_the_next() -> None:
     # given
     market_of(5)
     held = payout_steps.claims(after(1), limit=2)
@@ -77,7 +79,7 @@ def test_a_payout_that_another_worker_holds_is_passed_over_and_the_next_takes_it
     ]
 
 
-def test_a_settlement_that_is_not_released_has_no_turn() -> None:
+def test_unreleased_settlement_sends_nothing() -> None:
     # given
     held, free = market_of(3), market_of(1)
     Settlement.objects.filter(pk=held).update(release_at=after(100))
@@ -87,58 +89,58 @@ def test_a_settlement_that_is_not_released_has_no_turn() -> None:
 
 
 def turned_away(limit: int) -> list[int]:
-    """Claim so many, which M-Pesa turns away for now, and sending is paused. The payouts' ids."""
-    begun = claims(after(1), limit=limit)
-    for claim in begun:
+    """Claim up to `limit` payouts, which M-Pesa throttles, and return their ids. Sending is then paused."""
+    throttled = claims(after(1), limit=limit)
+    for claim in throttled:
         payout_steps.put_through(claim, payout_steps.THROTTLED, at=after(1))
-    return [claim.transaction_id for claim in begun]
+    return [claim.transaction_id for claim in throttled]
 
 
 @pytest.mark.parametrize("others", ["of the same market", "of another"])
-def test_what_was_turned_away_goes_before_a_million_others_while_its_id_is_safe(others: str) -> None:
+def test_turned_away_requests_go_before_new_ones(others: str) -> None:
     # given
     market_of(8 if others == "of the same market" else 2)
-    begun = turned_away(2)
+    throttled = turned_away(2)
     market_of(8)
     Breaker.objects.update(opened_at=None, probe_at=None)
 
     # then
     again = claims(after(60), limit=5)
-    assert [claim.transaction_id for claim in again[:2]] == begun
+    assert [claim.transaction_id for claim in again[:2]] == throttled
     assert {claim.originator_conversation_id[-2:] for claim in again[:2]} == {"-1"}
 
 
-def test_what_was_turned_away_has_no_turn_while_its_settlement_is_stopped() -> None:
+def test_turned_away_requests_of_a_stopped_settlement_wait() -> None:
     # given
-    run = market_of(2)
+    settlement = market_of(2)
     turned_away(2)
     Breaker.objects.update(opened_at=None, probe_at=None)
-    Settlement.objects.filter(pk=run).update(stopped_at=after(2))
+    Settlement.objects.filter(pk=settlement).update(stopped_at=after(2))
 
     # then
     assert taken(10, seconds=60) == {}
 
 
-def test_while_sending_is_paused_a_probe_is_not_what_was_turned_away_before() -> None:
+def test_probe_is_a_new_request_while_sending_is_paused() -> None:
     # given
     market_of(3)
-    (begun,) = turned_away(1)
+    (throttled,) = turned_away(1)
 
     # when
     (probe,) = claims(after(600), limit=3)
 
     # then
-    assert probe.transaction_id != begun
+    assert probe.transaction_id != throttled
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_what_is_taken_is_exactly_what_may_leave(seed: int) -> None:
+def test_taken_payouts_are_exactly_those_that_may_leave(seed: int) -> None:
     # given
     random = Random(seed)
-    runs = [market_of(random.randint(1, 4)) for _ in range(random.randint(1, 4))]
-    for run in runs:
+    settlements = [market_of(random.randint(1, 4)) for _ in range(random.randint(1, 4))]
+    for settlement in settlements:
         release_at = random.choice([AT, AT, after(1_000)])
-        Settlement.objects.filter(pk=run).update(release_at=release_at, release_open=random.random() < 0.5)
+        Settlement.objects.filter(pk=settlement).update(release_at=release_at, release_open=random.random() < 0.5)
     for payout in Transaction.objects.all():
         due_at = payout.due_at + timedelta(seconds=random.choice([0, 5, 500]))
         Transaction.objects.filter(pk=payout.pk).update(due_at=due_at)
@@ -146,25 +148,25 @@ def test_what_is_taken_is_exactly_what_may_leave(seed: int) -> None:
 
     # when
     with transaction.atomic():
-        found = fair_queue.take(at=after(5), policy=policy, limit=100, after=random.choice([0, *runs]))
+        queue = fair_queue.take(at=after(5), policy=policy, limit=100, after=random.choice([0, *settlements]))
         is_due = fair_queue.any_due(at=after(5), policy=policy)
 
     # then
     in_canary = canary.in_canary(at=after(5), policy=policy)
     everything = list(Transaction.objects.values_list("pk", flat=True))
-    assert {turn.payout.pk for turn in found} == eligibility.may_leave(everything, in_canary=in_canary, at=after(5))
-    assert is_due is bool(found)
+    assert {queued.payout.pk for queued in queue} == eligibility.may_leave(everything, in_canary=in_canary, at=after(5))
+    assert is_due is bool(queue)
 
 
-def test_the_turn_is_found_by_the_index_and_not_by_sorting_what_waits() -> None:
+def test_queue_uses_the_index_without_sorting() -> None:
     # given
     market_of(3)
-    span = {"at": after(1), "in_canary": [], "after": 0, "last": 2**62, "limit": 10}
+    parameters = {"at": after(1), "in_canary": [], "after": 0, "last": 2**62, "limit": 10}
 
     # when
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
-        cursor.execute(f"EXPLAIN {fair_queue._WAITING_SETTLEMENTS}", span)
+        cursor.execute(f"EXPLAIN {fair_queue._WAITING_SETTLEMENTS}", parameters)
         released = "\n".join(line for (line,) in cursor.fetchall())
         cursor.execute(
             f"EXPLAIN {fair_queue._LOCK_OF_SETTLEMENTS}", {"at": after(1), "ids": [1], "already": [0], "each": 5}

@@ -1,0 +1,333 @@
+"""Payments that are proven late, beside other requests and settled debts."""
+
+from collections.abc import Callable
+
+import pytest
+
+from payments.models import Attempt, Transaction
+from payments.payouts.evidence import status_queries
+from payments.payouts.operations import actions
+from payments.payouts.sending import responses
+from testing import builders, payout_steps
+from testing.builders import nothing_moved
+from testing.payout_steps import (
+    CHARGE,
+    KES_285,
+    NO_CONNECTION,
+    POLICY,
+    PRODUCTION,
+    READ_TIMEOUT,
+    RECEIPT,
+    after,
+    ask_and_answer,
+    balances,
+    booked,
+    claims,
+    deliver_result,
+    not_found_body,
+    question,
+    refused,
+    resends,
+    result_body,
+    retried,
+    sent,
+    states,
+    status_body,
+)
+from users.audit import MACHINE
+
+pytestmark = pytest.mark.django_db
+
+
+def test_payment_after_failure_reopens_and_pays_the_debt(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
+    # given
+    attempt = refused(payout)
+
+    # when
+    outcome = deliver_result(attempt, result_body(attempt), after(60))
+
+    # then
+    wallet = f"wallet:{payout.user_id}"
+    assert outcome == "paid"
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert booked(payout) == [
+        (f"send:{attempt.pk}", "payable", "in_flight", KES_285),
+        (f"return:{attempt.pk}", "in_flight", "payable", KES_285),
+        (f"reopen:{attempt.pk}", "payable", "in_flight", KES_285),
+        (f"won:{attempt.pk}", "in_flight", wallet, KES_285),
+        (f"paid:{attempt.pk}", wallet, "mpesa_utility", KES_285),
+        (f"charge:{attempt.pk}", "charge_expense", "mpesa_charges_paid", CHARGE),
+    ]
+    assert any("paid after all" in alarm for alarm in alarms())
+    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
+
+
+def test_late_payment_before_the_retry_leaves_completes_the_payout(payout: Transaction) -> None:
+    # given
+    attempt = refused(payout)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(30))
+
+    # when
+    deliver_result(attempt, result_body(attempt), after(31))
+
+    # then
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert payout_steps.claims(after(32)) == []
+    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
+
+
+def test_late_payment_beside_an_open_request_is_owed_back(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
+    # given
+    first, second = retried(payout)
+
+    # when
+    outcome = deliver_result(first, result_body(first), after(60))
+
+    # then
+    owes = f"receivable:{payout.user_id}"
+    assert outcome == "paid after the debt was settled otherwise: the member owes it back"
+    assert states(payout, first) == ("HELD", "PAID")
+    assert states(payout, second) == ("HELD", "ACCEPTED")
+    assert booked(payout)[-2:] == [
+        (f"late:{first.pk}", owes, "mpesa_utility", KES_285),
+        (f"charge:{first.pk}", "charge_expense", "mpesa_charges_paid", CHARGE),
+    ]
+    assert balances(payout) == {
+        "in_flight": KES_285,
+        "mpesa_utility": -KES_285,
+        owes: KES_285,
+        "charge_expense": CHARGE,
+    }
+    assert any("paid after all" in alarm for alarm in alarms())
+
+
+def test_second_payment_completes_the_payout_and_stays_owed_back(payout: Transaction) -> None:
+    # given
+    first, second = retried(payout)
+    deliver_result(first, result_body(first), after(60))
+
+    # when
+    deliver_result(second, result_body(second, receipt="SKG7SECOND"), after(61))
+
+    # then
+    assert states(payout, second) == ("COMPLETED", "PAID")
+    assert payout.receipt == "SKG7SECOND"
+    assert balances(payout) == {
+        "mpesa_utility": -2 * KES_285,
+        f"receivable:{payout.user_id}": KES_285,
+        "charge_expense": 2 * CHARGE,
+    }
+
+
+@pytest.mark.parametrize("response", [payout_steps.NO_CONNECTION, payout_steps.THROTTLED])
+def test_waiting_request_is_not_sent_after_a_late_payment(payout: Transaction, response: payout_steps.Response) -> None:
+    # given
+    first, second = retried(payout, response)
+    assert states(payout, second) == ("PENDING", "WAITING")
+
+    # when
+    deliver_result(first, result_body(first), after(60))
+
+    # then
+    assert payout_steps.claims(after(600)) == [], "The member has the money already."
+    payout.refresh_from_db()
+    assert payout.status in ("HELD", "COMPLETED")
+
+
+def test_failed_second_request_sets_off_the_late_payment(payout: Transaction) -> None:
+    # given
+    first, second = retried(payout)
+    deliver_result(first, result_body(first), after(60))
+
+    # when
+    deliver_result(second, result_body(second, 2040), after(61))
+    ask_and_answer(second, status_body(second, "Failed"), after(61))
+
+    # then
+    wallet = f"wallet:{payout.user_id}"
+    assert states(payout, second) == ("COMPLETED", "FAILED")
+    assert payout.receipt == RECEIPT
+    assert booked(payout)[-3:] == [
+        (f"return:{second.pk}", "in_flight", "payable", KES_285),
+        (f"redirect:{payout.pk}", "payable", wallet, KES_285),
+        (f"setoff:{first.pk}", wallet, f"receivable:{payout.user_id}", KES_285),
+    ]
+    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
+    with nothing_moved(), pytest.raises(actions.PayoutNotRetryable):
+        actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(70))
+    with nothing_moved(), pytest.raises(actions.PayoutNotRetryable):
+        actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(70))
+
+
+@pytest.mark.parametrize("code", [1, 2001])
+def test_fault_of_ours_after_a_late_payment_does_not_resend(payout: Transaction, code: int) -> None:
+    # given
+    first, second = retried(payout)
+    deliver_result(first, result_body(first), after(60))
+
+    # when
+    deliver_result(second, result_body(second, code), after(61))
+    ask_and_answer(second, status_body(second, "Failed"), after(61))
+
+    # then
+    assert states(payout, second) == ("COMPLETED", "FAILED")
+    assert payout_steps.claims(after(100_000)) == []
+    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
+
+
+def test_payout_is_not_retried_while_a_late_payment_is_unconfirmed(payout: Transaction) -> None:
+    # given
+    attempt = refused(payout)
+    deliver_result(attempt, result_body(attempt), after(60), policy=PRODUCTION, trusted=False)
+
+    # then
+    with nothing_moved(), pytest.raises(actions.PayoutNotRetryable):
+        actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(61))
+    with nothing_moved(), pytest.raises(actions.PayoutNotRetryable):
+        actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(61))
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(61), PRODUCTION)
+    assert actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(70)).status == "PENDING"
+
+
+def test_unconfirmed_late_payment_is_dropped_after_a_day(payout: Transaction) -> None:
+    # given
+    attempt = refused(payout)
+    deliver_result(attempt, result_body(attempt), after(60), policy=PRODUCTION, trusted=False)
+
+    # when
+    asked = status_queries.ask(at=after(86_460), policy=PRODUCTION, addresses=payout_steps.ADDRESSES, limit=10)
+
+    # then
+    assert asked == []
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    assert attempt.next_query_at is None
+
+
+def test_late_payment_after_a_redirect_is_owed_back(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
+    # given
+    attempt = refused(payout)
+    actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(30))
+
+    # when
+    outcome = deliver_result(attempt, result_body(attempt), after(60))
+
+    # then
+    owes, wallet = f"receivable:{payout.user_id}", f"wallet:{payout.user_id}"
+    assert outcome == "paid after the debt was settled otherwise: the member owes it back"
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert booked(payout)[-3:] == [
+        (f"redirect:{payout.pk}", "payable", wallet, KES_285),
+        (f"late:{attempt.pk}", owes, "mpesa_utility", KES_285),
+        (f"charge:{attempt.pk}", "charge_expense", "mpesa_charges_paid", CHARGE),
+    ]
+    assert balances(payout) == {
+        wallet: KES_285,
+        owes: KES_285,
+        "mpesa_utility": -KES_285,
+        "charge_expense": CHARGE,
+    }
+    assert any("paid after all" in alarm for alarm in alarms())
+
+
+def test_untrusted_late_payment_is_confirmed_first(payout: Transaction) -> None:
+    # given
+    attempt = refused(payout)
+
+    # when
+    deliver_result(attempt, result_body(attempt), after(60), policy=PRODUCTION, trusted=False)
+    between = states(payout, attempt)
+    ask_and_answer(attempt, status_body(attempt), after(60), PRODUCTION)
+
+    # then
+    assert between == ("FAILED", "FAILED")
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
+
+
+def test_denied_late_payment_is_not_asked_about_again(payout: Transaction) -> None:
+    # given
+    attempt = refused(payout)
+    deliver_result(attempt, result_body(attempt), after(60), policy=PRODUCTION, trusted=False)
+
+    # when
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(60), PRODUCTION)
+
+    # then
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    assert attempt.next_query_at is None
+
+
+def refused_and_retried(amount: int = 285) -> tuple[Transaction, Attempt]:
+    payout = builders.payout(amount)
+    first = payout_steps.failed(payout)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
+    return payout, first
+
+
+def test_unsent_second_request_does_not_leave_after_a_late_payment() -> None:
+    # given
+    payout, first = refused_and_retried()
+    (claim,) = claims(after(30))
+    deliver_result(first, result_body(first), after(31))
+
+    # when
+    responses.record(claim, NO_CONNECTION, at=after(32), policy=POLICY)
+
+    # then
+    assert claims(after(600)) == []
+    assert states(payout, first) == ("COMPLETED", "PAID")
+    assert balances(payout)["mpesa_utility"] == -285
+
+
+@pytest.mark.parametrize("not_found_first", [True, False])
+def test_second_request_in_doubt_is_not_resent_after_a_late_payment(not_found_first: bool) -> None:
+    # given
+    payout, first = refused_and_retried()
+    second = sent(payout, READ_TIMEOUT, after(30))
+
+    # when
+    if not_found_first:
+        ask_and_answer(second, not_found_body(), after(60))
+        deliver_result(first, result_body(first), after(62))
+    else:
+        deliver_result(first, result_body(first), after(35))
+        ask_and_answer(second, not_found_body(), after(60))
+
+    # then
+    assert resends(after(63)) == []
+    assert states(payout, second) == ("HELD", "IN_DOUBT")
+
+
+def test_large_late_payment_stops_the_next_request() -> None:
+    payout, first = refused_and_retried(60_000)
+    deliver_result(first, result_body(first), after(25))
+    assert claims(after(30)) == []
+
+
+def test_payment_reported_a_day_later_blocks_a_retry() -> None:
+    # given
+    payout = builders.payout(60_000)
+    first = payout_steps.failed(payout)
+    deliver_result(first, result_body(first), after(86_500))
+
+    # when
+    question(first, after(86_501))
+
+    # then
+    with pytest.raises(actions.PayoutNotRetryable):
+        actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(86_502))
+
+
+def test_query_about_an_old_request_does_not_hold_the_new_one() -> None:
+    # given
+    payout = builders.payout(60_000)
+    first = payout_steps.failed(payout)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(80_000))
+    second = sent(payout, at=after(86_410))
+    deliver_result(first, result_body(first), after(86_411))
+
+    # when
+    question(first, after(86_412))
+
+    # then
+    assert states(payout, second) == ("PROCESSING", "ACCEPTED")

@@ -1,0 +1,77 @@
+"""Failed attempts: faults of ours are sent again, faults of the member fail the payout."""
+
+from collections.abc import Callable
+
+import pytest
+
+from payments.models import Transaction
+from testing import payout_steps
+from testing.builders import AT
+from testing.payout_steps import (
+    CHARGE,
+    KES_285,
+    after,
+    ask_and_answer,
+    balances,
+    deliver_result,
+    result_body,
+    sent,
+    states,
+    status_body,
+)
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize("code", [1, 2001])
+def test_fault_of_ours_resends_the_payout_with_a_new_id(
+    payout: Transaction, alarms: Callable[[], list[str]], code: int
+) -> None:
+    # given
+    first = sent(payout)
+    deliver_result(first, result_body(first, code), after(2))
+
+    # when
+    ask_and_answer(first, status_body(first, "Failed"), after(2))
+
+    # then
+    assert states(payout, first) == ("PENDING", "FAILED")
+    assert payout.due_at == after(33)
+    assert len(alarms()) == 1 and "Sending is paused" in alarms()[0]
+    assert balances(payout) == {"payable": KES_285}
+    assert payout_steps.claims(after(32)) == []
+    second = sent(payout, at=after(33))
+    assert second.originator_conversation_id == f"{payout.external_ref}-2"
+    assert deliver_result(second, result_body(second), after(34)) == "paid"
+    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
+
+
+def test_lasting_fault_of_ours_doubles_the_pause(payout: Transaction) -> None:
+    # given
+    at, pauses = AT, []
+
+    # when
+    for _ in range(6):
+        attempt = sent(payout, at=at)
+        deliver_result(attempt, result_body(attempt, 1), at)
+        ask_and_answer(attempt, status_body(attempt, "Failed"), at)
+        payout.refresh_from_db()
+        pauses.append((payout.due_at - at).total_seconds() - 1)
+        at = payout.due_at
+
+    # then
+    assert pauses == [30, 60, 120, 240, 300, 300]
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 8, 2040, "SFC_IC0003"])
+def test_fault_of_the_member_fails_the_payout(payout: Transaction, code: int | str) -> None:
+    # given
+    attempt = sent(payout)
+    deliver_result(attempt, result_body(attempt, code), after(2))
+
+    # when
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(2))
+
+    # then
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    assert payout_steps.claims(after(100_000)) == []
