@@ -19,9 +19,9 @@ from testing.payout_steps import (
     READ_TIMEOUT,
     THROTTLED,
     after,
-    ask_and_hear,
+    ask_and_answer,
     claims,
-    hear,
+    deliver_result,
     failed,
     result_body,
     sent,
@@ -42,7 +42,7 @@ def test_payout_paid_by_an_earlier_request_is_not_released(db: None) -> None:
     # given: the second request is throttled and waits when a callback reports that the first one paid
     payout, first = retried()
     sent(payout, THROTTLED, after(30))
-    hear(first, result_body(first), after(35))
+    deliver_result(first, result_body(first), after(35))
     payout.refresh_from_db()
     assert payout.status == "HELD"
 
@@ -62,12 +62,12 @@ def test_failed_second_request_settles_a_written_off_late_payment(db: None) -> N
     # given
     payout, first = retried()
     second = sent(payout, READ_TIMEOUT, after(30))
-    hear(first, result_body(first), after(35))
+    deliver_result(first, result_body(first), after(35))
     receivables.write_off(recovery_id=Recovery.objects.get().pk, reason="Gone.", by=actor(), at=after(40))
 
     # when
-    ask_and_hear(second, status_body(second, "Failed"), after(60))
-    ask_and_hear(second, status_body(second, "Failed"), after(600))
+    ask_and_answer(second, status_body(second, "Failed"), after(60))
+    ask_and_answer(second, status_body(second, "Failed"), after(600))
 
     # then: our debt to the member covers the write-off, and nobody owes anything
     payout.refresh_from_db()
