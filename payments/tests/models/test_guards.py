@@ -413,7 +413,7 @@ def test_second_live_settlement_of_a_market_is_refused(db: None) -> None:
         with pytest.raises(IntegrityError, match="one_live_settlement_a_market"), transaction.atomic():
             Settlement.objects.create(**row, number=2)
         again = pytest.raises(IntegrityError, match="settlement_number_once_a_market")
-        with again, transaction.atomic():  # noqa: PT012 - the block rolls back
+        with again, transaction.atomic():
             Settlement.objects.update(state="WITHDRAWN")
             Settlement.objects.create(**row, number=1)
 
