@@ -4,6 +4,7 @@ Each returns the value of a variable, or the default if the variable is not set 
 ImproperlyConfigured with a sentence that names the variable and the rule.
 """
 
+import ipaddress
 import os
 from decimal import Decimal, InvalidOperation
 from urllib.parse import unquote, urlsplit
@@ -57,6 +58,17 @@ def one_of(name: str, default: str, choices: tuple[str, ...]) -> str:
 def words(name: str, default: str = "") -> list[str]:
     """Return the parts of a list that is separated by commas."""
     return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def networks(name: str, default: str) -> list[str]:
+    """Return a list of IP addresses or networks, such as `196.201.214.200` or `196.201.214.0/24`."""
+    addresses = words(name, default)
+    for address in addresses:
+        try:
+            ipaddress.ip_network(address)
+        except ValueError:
+            raise ImproperlyConfigured(f"{name} has {address!r}, which is not an IP address.") from None
+    return addresses
 
 
 def by_pool(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:

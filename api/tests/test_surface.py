@@ -18,7 +18,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = json.loads((Path(__file__).parent / "surface.json").read_text(encoding="utf-8"))
-READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "by_pool", "stages", "postgres_url"}
+READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "networks", "by_pool", "stages", "postgres_url"}
 # URLs added on purpose since then. The page in doubt replaces admin:limbo, which redirects for one version.
 URLS_SINCE = ["admin:in_doubt admin/in-doubt/"]
 MODEL_PAGES = ("changelist", "add", "history", "delete", "change")

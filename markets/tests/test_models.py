@@ -185,9 +185,9 @@ def test_changing_a_placed_bet_is_refused(db: None, at: datetime) -> None:
 def test_deleting_bets_and_markets_is_refused(db: None, table: str, sql: str) -> None:
     bet(market(), member(balance=100))
     connection.check_constraints()  # PostgreSQL refuses to truncate a table with deferred checks.
-    with connection.cursor() as cursor:
-        with nothing_moved(), pytest.raises(IntegrityError, match="not deleted"), transaction.atomic():
-            cursor.execute(sql.format(table))
+    refused = pytest.raises(IntegrityError, match="not deleted")
+    with nothing_moved(), connection.cursor() as cursor, refused, transaction.atomic():
+        cursor.execute(sql.format(table))
 
 
 def test_second_bet_of_a_member_with_same_client_ref_is_refused(db: None) -> None:

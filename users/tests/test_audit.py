@@ -1,13 +1,10 @@
-"""Tests of users/audit.py and the verify_audit command: a complete chain, and every change to it is found."""
+"""Tests of users/audit.py: a complete chain, and every change to it is found."""
 
-import re
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from io import StringIO
 
 import pytest
-from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 
 from testing.builders import at_once, operator
@@ -186,27 +183,3 @@ def test_rewritten_trail_is_found_by_a_noted_entry(db: None, at: datetime) -> No
     shown = audit.verify(expected=noted).difference
     assert shown is not None
     assert shown.startswith("entry 1 is not the entry that was noted")
-
-
-def test_verify_audit_command_prints_its_result_or_the_first_difference(db: None, at: datetime) -> None:
-    # given
-    decide(at)
-    output = StringIO()
-
-    # when
-    call_command("verify_audit", stdout=output)
-
-    # then
-    printed = re.fullmatch(r"The audit trail is intact: 1 entry, (1:[0-9a-f]{64})\n", output.getvalue())
-    assert printed is not None
-    call_command("verify_audit", noted=printed[1], stdout=output)
-    with pytest.raises(CommandError, match="must be an entry's number and hash"):
-        call_command("verify_audit", noted="x", stdout=output)
-
-    # when
-    without_guards("UPDATE users_auditentry SET action = 'other'")
-
-    # then
-    with pytest.raises(CommandError, match="entry 1 was changed after recording") as refused:
-        call_command("verify_audit", stdout=output)
-    assert refused.value.returncode == 1

@@ -412,8 +412,3 @@ def test_undo_makes_debts_of_sent_payouts(api: Client, staff: dict[str, str], qu
         assert_refused(post(api, MONEY + "recoveries/set-off/", both, staff), 400, "invalid")
         none = {"recovery_id": owed["id"], "reason": "Again."}
         assert_refused(post(api, MONEY + "recoveries/write-off/", none, staff), 409, "nothing_owed")
-
-
-@pytest.mark.parametrize("query", ["before=x", "before=-1", "market_id=%00", "market_id=" + "9" * 30])
-def test_list_of_recoveries_with_a_wrong_query_answers_400(staff: dict[str, str], api: Client, query: str) -> None:
-    assert_refused(api.get(f"{MONEY}recoveries/?{query}", headers=staff), 400, "invalid")

@@ -91,3 +91,28 @@ def test_noinput_takes_the_pin_from_the_environment(db: None, monkeypatch: pytes
 def test_generateschema_is_not_offered() -> None:
     with pytest.raises(CommandError, match="Unknown command: 'generateschema'"):
         call_command("generateschema")
+
+
+# --- without a terminal ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["254712345678", "0712345678", "+254712345678", "0712 345 678", "+254 712 345 678"])
+def test_createsuperuser_takes_the_pin_from_the_environment(
+    db: None, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", "4321")
+
+    call_command("createsuperuser", interactive=False, phone_number=typed, full_name="Root", stdout=StringIO())
+
+    user = CustomUser.objects.get()
+    assert (user.phone_number, user.full_name) == ("254712345678", "Root")
+    assert user.is_staff
+    assert user.is_superuser
+    assert user.check_password("4321")
+
+
+def test_createsuperuser_refuses_an_invalid_phone_number(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", "4321")
+    with pytest.raises(CommandError, match="Kenyan mobile number"):
+        call_command("createsuperuser", interactive=False, phone_number="admin", full_name="Root", stdout=StringIO())
+    assert CustomUser.objects.count() == 0
