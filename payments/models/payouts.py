@@ -6,6 +6,7 @@ Each state machine has one table of transitions. Triggers of the database hold t
 from __future__ import annotations
 
 import uuid
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -45,7 +46,7 @@ class Transaction(models.Model):
         MPESA = "mpesa"
         WALLET = "wallet"
 
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         Status.PENDING: {Status.PROCESSING, Status.HELD, Status.COMPLETED, Status.CANCELLED},
         Status.PROCESSING: {Status.COMPLETED, Status.FAILED, Status.HELD, Status.PENDING},
         Status.HELD: {Status.PENDING, Status.FAILED, Status.COMPLETED, Status.CANCELLED},
@@ -78,7 +79,7 @@ class Transaction(models.Model):
     )
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["external_ref"], name="external_ref_once"),
             models.CheckConstraint(condition=Q(amount__gt=0), name="transaction_amount_is_positive"),
             models.CheckConstraint(
@@ -90,7 +91,7 @@ class Transaction(models.Model):
                 name="one_transaction_a_member_and_tranche",
             ),
         ]
-        indexes = [
+        indexes: ClassVar = [
             # By settlement first: the fair queue finds due settlements by skipping from one to the next.
             models.Index(fields=["settlement", "due_at", "id"], condition=Q(status="PENDING"), name="transaction_due"),
             models.Index(fields=["failed_at"], condition=Q(status="FAILED"), name="transaction_failed"),
@@ -133,9 +134,9 @@ class Attempt(models.Model):
         UNTRUSTED = "untrusted"
         TRUSTED = "trusted"
 
-    OPEN = [State.SENDING, State.WAITING, State.ACCEPTED, State.IN_DOUBT]
+    OPEN: ClassVar = [State.SENDING, State.WAITING, State.ACCEPTED, State.IN_DOUBT]
     # FAILED → PAID is late evidence: a request that was proven not executed was paid after all, and is booked.
-    TRANSITIONS = {
+    TRANSITIONS: ClassVar = {
         State.SENDING: {State.WAITING, State.ACCEPTED, State.IN_DOUBT, State.PAID, State.FAILED},
         State.WAITING: {State.SENDING, State.IN_DOUBT, State.PAID, State.FAILED},
         State.ACCEPTED: {State.IN_DOUBT, State.PAID, State.FAILED},
@@ -186,7 +187,7 @@ class Attempt(models.Model):
     objects = AttemptQuerySet.as_manager()
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["originator_conversation_id"], name="originator_conversation_id_once"),
             models.UniqueConstraint(fields=["token_hash"], name="attempt_token_once"),
             models.UniqueConstraint(fields=["transaction", "number"], name="attempt_number_once_a_transaction"),
@@ -197,7 +198,7 @@ class Attempt(models.Model):
             ),
             models.CheckConstraint(condition=Q(amount__gt=0), name="attempt_amount_is_positive"),
         ]
-        indexes = [
+        indexes: ClassVar = [
             models.Index(
                 fields=["next_query_at"],
                 condition=Q(next_query_at__isnull=False),
@@ -267,7 +268,7 @@ class StatusQuery(models.Model):
 
     class Meta:
         verbose_name_plural = "status queries"
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(fields=["token_hash"], name="query_token_once"),
             models.UniqueConstraint(fields=["attempt", "number"], name="query_number_once_an_attempt"),
         ]
@@ -294,8 +295,8 @@ class FloatReading(models.Model):
     read_at = models.DateTimeField(null=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["token_hash"], name="float_token_once")]
-        indexes = [
+        constraints: ClassVar = [models.UniqueConstraint(fields=["token_hash"], name="float_token_once")]
+        indexes: ClassVar = [
             models.Index(fields=["-read_at"], condition=Q(read_at__isnull=False), name="float_latest"),
         ]
 
@@ -333,7 +334,7 @@ class Callback(models.Model):
     verdict = models.CharField(max_length=200, blank=True, help_text="The outcome in words.")
 
     class Meta:
-        constraints = [
+        constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["kind", "attempt", "query", "reading", "digest", "trusted"],
                 condition=~Q(kind="plain"),
@@ -341,7 +342,9 @@ class Callback(models.Model):
                 name="callback_stored_once",
             )
         ]
-        indexes = [models.Index(fields=["id"], condition=Q(applied_at__isnull=True), name="callback_to_apply")]
+        indexes: ClassVar = [
+            models.Index(fields=["id"], condition=Q(applied_at__isnull=True), name="callback_to_apply")
+        ]
 
     def __str__(self) -> str:
         return f"Callback {self.pk} ({self.kind})"

@@ -23,7 +23,8 @@ def test_empty_database_needs_nothing(db: None, at: datetime) -> None:
     now = overview.now(at=at)
     assert (now.to_resolve, now.decisions, now.breakers, now.broken, now.books_checked_at) == (0, 0, [], [], None)
     assert (now.held, now.failed, now.pending, now.processing, now.in_doubt, now.due) == (*[NOTHING] * 5, 0)
-    assert now.oldest_doubt is None and overview.figures() is None
+    assert now.oldest_doubt is None
+    assert overview.figures() is None
 
 
 def test_payouts_are_counted_by_state_and_unpaid_ones_are_due(db: None, at: datetime) -> None:
@@ -81,7 +82,8 @@ def test_figures_by_hour_and_by_day_have_no_gaps(db: None, at: datetime) -> None
     # then
     figures = overview.figures()
     assert figures is not None
-    assert len(figures.value["day"]) == 24 and len(figures.value["month"]) == 30
+    assert len(figures.value["day"]) == 24
+    assert len(figures.value["month"]) == 30
     assert figures.value["day"][-1] == {"moment": "2026-02-16T10:00:00", "paid": 2, "failed": 1, "amount": "300.00"}
     assert figures.value["day"][0] == {"moment": "2026-02-15T11:00:00", "paid": 0, "failed": 0, "amount": "0"}
     assert sum(day["paid"] for day in figures.value["month"]) == 3
@@ -123,7 +125,8 @@ def test_broken_invariant_shows_until_it_holds_again(db: None, at: datetime) -> 
         cursor.execute("ALTER TABLE users_customuser ENABLE TRIGGER USER")
     overview.check_books(at=at, keep_going=lambda: True)
     (broken,) = overview.now(at=at).broken
-    assert broken.broken_count == 1 and broken.broken_by == [f"member {person.pk} has 5.00, transfers say 0"]
+    assert broken.broken_count == 1
+    assert broken.broken_by == [f"member {person.pk} has 5.00, transfers say 0"]
     InvariantCheck.objects.create(invariant="A rule of long ago", checked_at=at, seconds=0)
     overview.check_books(at=at, keep_going=lambda: True)
     assert not InvariantCheck.objects.filter(invariant="A rule of long ago").exists()

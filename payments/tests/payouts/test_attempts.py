@@ -37,7 +37,8 @@ def test_fault_of_ours_resends_the_payout_with_a_new_id(
     # then
     assert states(payout, first) == ("PENDING", "FAILED")
     assert payout.due_at == after(33)
-    assert len(alarms()) == 1 and "Sending is paused" in alarms()[0]
+    assert len(alarms()) == 1
+    assert "Sending is paused" in alarms()[0]
     assert balances(payout) == {"payable": KES_285}
     assert payout_steps.claims(after(32)) == []
     second = sent(payout, at=after(33))

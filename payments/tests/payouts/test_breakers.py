@@ -127,7 +127,7 @@ def test_switch_stops_sending_and_nothing_else() -> None:
     call_command("sending", "on")
 
     # then
-    assert [claim.transaction_id for claim in claims(after(100_000))][0] == waiting.pk
+    assert next(claim.transaction_id for claim in claims(after(100_000))) == waiting.pk
 
 
 def test_setting_stops_sending() -> None:

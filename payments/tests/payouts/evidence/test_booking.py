@@ -287,7 +287,8 @@ def test_second_receipt_raises_an_alarm_and_moves_nothing(payout: Transaction, a
 
     # then
     assert outcome == "a second receipt SKG7OTHER1: M-Pesa may have paid twice"
-    assert len(alarms()) == 1 and "second receipt" in alarms()[0]
+    assert len(alarms()) == 1
+    assert "second receipt" in alarms()[0]
     assert (payout.refresh_from_db(), payout.receipt) == (None, RECEIPT)
 
 

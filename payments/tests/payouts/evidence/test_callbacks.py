@@ -111,7 +111,8 @@ def test_unreadable_result_raises_an_alarm_and_is_asked_about(
     outcome = deliver_result(attempt, b"<html>Service Unavailable</html>", after(2))
 
     # then
-    assert outcome is not None and outcome.startswith("unreadable (not JSON); in doubt")
+    assert outcome is not None
+    assert outcome.startswith("unreadable (not JSON); in doubt")
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert len(alarms()) == 1
 

@@ -299,7 +299,7 @@ def test_second_request_in_doubt_is_not_resent_after_a_late_payment(not_found_fi
 
 
 def test_large_late_payment_stops_the_next_request() -> None:
-    payout, first = refused_and_retried(60_000)
+    _payout, first = refused_and_retried(60_000)
     deliver_result(first, result_body(first), after(25))
     assert claims(after(30)) == []
 

@@ -47,7 +47,8 @@ def test_mismatching_answer_moves_nothing(
         outcome = answer(query, status_body(attempt, **change), after(21))
 
     # then
-    assert outcome is not None and outcome.startswith("mismatch: ")
+    assert outcome is not None
+    assert outcome.startswith("mismatch: ")
     assert len(alarms()) == 1
     assert attempt.queries.get().verdict == ""
     assert answer(query, status_body(attempt), after(22)) == "paid"
@@ -175,7 +176,8 @@ def test_failed_as_second_answer_to_a_query_counts(payout: Transaction, first: s
     outcome = answer(query, status_body(attempt, "Failed"), after(22))
 
     # then
-    assert outcome is not None and outcome.startswith("in doubt")
+    assert outcome is not None
+    assert outcome.startswith("in doubt")
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert Callback.objects.filter(applied_at=None).count() == 0
 

@@ -29,14 +29,17 @@ def test_failures_are_grouped_by_code_with_words_and_advice(db: None, at: dateti
     first, second = failures.reasons()
     assert (first.code, first.count, first.amount) == ("2040", 2, Decimal(300))
     assert first.words == "The number is not a registered M-Pesa customer."
-    assert first.advice == "Correct the number, or pay to the wallet." and not first.retry_helps
+    assert first.advice == "Correct the number, or pay to the wallet."
+    assert not first.retry_helps
     assert (second.code, second.count, second.amount, second.retry_helps) == ("400.002.02", 1, Decimal(400), True)
 
 
 @pytest.mark.parametrize(("code", "helps"), [("", True), ("none", True), ("8", True), ("2", False), ("made up", True)])
 def test_every_code_has_words_and_advice(code: str, helps: bool) -> None:
     words, advice, may_help = failures.words_of(code)
-    assert words and advice and may_help is helps
+    assert words
+    assert advice
+    assert may_help is helps
 
 
 def test_plan_previews_a_bulk_retry_and_changes_nothing(db: None, at: datetime) -> None:
@@ -75,7 +78,8 @@ def test_bulk_retry_skips_payouts_changed_since_the_preview(db: None, at: dateti
     Attempt.objects.filter(transaction=second).update(next_query_at=at)
     outcome = failures.retry_each(transaction_ids=[first.pk, second.pk, 10**9], by=BY, at=at)
     assert outcome.retried == [first.pk]
-    assert sum(outcome.skipped.values()) == 2 and len(outcome.skipped) == 2
+    assert sum(outcome.skipped.values()) == 2
+    assert len(outcome.skipped) == 2
     assert dict(Transaction.objects.values_list("pk", "status")) == {first.pk: "PENDING", second.pk: "FAILED"}
     assert payout_steps.claims(at)[0].transaction_id == first.pk
 

@@ -85,7 +85,8 @@ def test_timeline_explains_where_the_money_is(db: None, at: datetime, status: st
     elif status == "sent":
         payout_steps.sent(payout, at=at)
     shown = timeline.of_payout(payout.pk)
-    assert shown is not None and shown.words == words
+    assert shown is not None
+    assert shown.words == words
 
 
 def test_callback_masks_names_phones_and_unknown_keys() -> None:
@@ -104,7 +105,9 @@ def test_callback_masks_names_phones_and_unknown_keys() -> None:
         }
     }
     shown = timeline.redacted(json.dumps(body).encode())
-    assert "JOHN" not in shown and "254712345678" not in shown and "KASOKO" not in shown
+    assert "JOHN" not in shown
+    assert "254712345678" not in shown
+    assert "KASOKO" not in shown
     assert json.loads(shown) == {
         "Result": {
             "ResultCode": "0",
