@@ -51,7 +51,7 @@ def policy() -> Policy:
 
 
 @pytest.fixture(autouse=True)
-def _quick_pins(settings: Settings) -> None:
+def _fast_pin_hashing(settings: Settings) -> None:
     """Hash PINs fast, and let a PIN alone open the console unless a test sets STAFF_TOTP."""
     settings.STAFF_TOTP = False
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
