@@ -83,7 +83,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
-    # Without rest_framework: as an app it adds only browsable pages, which we do not serve, and a broken generateschema.
+    # Without rest_framework: as an app it adds browsable pages, which we do not serve, and a broken generateschema.
     "api.apps.ConsoleConfig",
     "markets",
     "payments",

@@ -29,21 +29,27 @@ class Command(createsuperuser.Command):
             pin = self._ask_pin()
         except KeyboardInterrupt:
             raise CommandError("Cancelled. No superuser was created.") from None
-        if taken := self._validate_username(phone_number, "phone number", options["database"]):
-            raise CommandError(f"{taken.removeprefix('Error: ')} No superuser was created.")
+        if refusal := self._refusal(phone_number, options["database"]):
+            raise CommandError(f"{refusal} No superuser was created.")
         users = CustomUser.objects.db_manager(options["database"])
         try:
             superuser = users.create_superuser(phone_number=phone_number, full_name=full_name, pin=pin)
-        except phone.NotAPhoneNumber as refusal:
-            raise CommandError(f"{refusal} No superuser was created.") from refusal
+        except phone.NotAPhoneNumber as error:
+            raise CommandError(f"{error} No superuser was created.") from error
         self.stdout.write(f"Superuser created: {superuser}.")
+
+    def _refusal(self, phone_number: Any, database: str) -> str:
+        """Return the reason why a new member cannot have this phone number, or an empty text."""
+        # Django's own check; its type stubs do not know it.
+        refusal: str | None = self._validate_username(phone_number, "phone number", database)  # type: ignore[attr-defined]
+        return (refusal or "").removeprefix("Error: ")
 
     def _ask_phone_number(self, database: str) -> str:
         while True:
             phone_number = self.get_input_data(self.username_field, "Phone number: ")
             if phone_number is None:
                 continue  # Django's command has printed the reason.
-            if refusal := self._validate_username(phone_number, "phone number", database):
+            if refusal := self._refusal(phone_number, database):
                 self.stderr.write(refusal)
                 continue
             return str(phone_number)
