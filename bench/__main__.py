@@ -1,9 +1,9 @@
-"""`python -m bench [--only NAME]`: ours against floors measured in the same run, written to docs/bench.md.
+"""Command line of the bench: `python -m bench` measures ours against floors and writes docs/bench.md.
 
-Each part is a process of its own, on an empty database of a PostgreSQL that is as durable as production's. BENCH=full
-also measures what takes long, a million bets above all. --only NAME runs one part and leaves docs/ alone; --save puts
-what it found beside what docs/bench.json has of the others, and writes the page anew. Only ratios carry over to another
-machine. Exits 1 when a part ended without its figures or a figure missed what it must reach.
+Each part is a process of its own, on an empty database of a PostgreSQL that is as durable as in production. BENCH=full
+also measures the long parts, with a million bets. --only NAME runs one part and does not write docs/. With --save, the
+part's figures replace its old ones in docs/bench.json, and the page is written again. Only ratios are valid on another
+machine. The exit status is 1 if a part ended without figures or if a figure missed the bar that it must reach.
 """
 
 import argparse
@@ -22,27 +22,27 @@ from testing.figures import HANDED_OVER, say
 from testing.parts import ROOT, Ended, Part, commit, machine, run
 
 DOCS = ROOT / "docs"
-KEPT = DOCS / "bench.json"
+SAVED = DOCS / "bench.json"
 PAGE = DOCS / "bench.md"
 
 
 def parts(*, full: bool) -> tuple[Part, ...]:
-    """What is run, in this order; each writes its rows through `bench.figures.hand_over`."""
+    """Return the parts in their order. Each hands over its rows through `bench.figures.hand_over`."""
     more = ("--full",) if full else ()
     return (
         Part("settle", ("bench.settle", *more), 120 if full else 30),
         Part("send", ("bench.send", *more), 25 if full else 15),
         Part("callbacks", ("bench.callbacks", *more), 15),
         Part("bets", ("bench.bets", *more), 10),
-        Part("rush", ("bench.rush", *more), 15),
+        Part("burst", ("bench.burst", *more), 15),
         Part("resolve_to_paid", ("bench.resolve_to_paid", *more), 10),
         Part("console", ("bench.console", *more), 40 if full else 15),
     )
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A part's figures with when and on what they were measured."""
+class PartFigures:
+    """A part's figures, with the time, commit and machine of their measurement."""
 
     part: str
     measured: Measured
@@ -52,8 +52,8 @@ class Kept:
     ended: str
 
 
-def measure(part: Part, environment: dict[str, str]) -> Kept:
-    """Run one part on a database of its own."""
+def measure(part: Part, environment: dict[str, str]) -> PartFigures:
+    """Run one part on a database of its own, and return its figures."""
     on = f"{machine()}; {servers.conditions(environment)}"
     own = servers.fresh_database(environment, part.name)
     try:
@@ -61,50 +61,50 @@ def measure(part: Part, environment: dict[str, str]) -> Kept:
     finally:
         servers.drop_database(environment, part.name)
     at = datetime.now(ZoneInfo("Africa/Nairobi"))
-    return Kept(part.name, _found(part, ended), f"{at:%d %B %Y at %H:%M}", commit(), on, ended.how)
+    return PartFigures(part.name, _figures(part, ended), f"{at:%d %B %Y at %H:%M}", commit(), on, ended.how)
 
 
-def _found(part: Part, ended: Ended) -> Measured:
+def _figures(part: Part, ended: Ended) -> Measured:
     for line in reversed(ended.lines):
-        if found := handed_over(line):
-            return found
+        if measured := handed_over(line):
+            return measured
     words = " / ".join(ended.lines[-3:])
     return Measured(rows=[Row("", f"{part.name} ended without its figures", ended.how, how_far=words, met=False)])
 
 
-def kept() -> dict[str, Kept]:
-    """What docs/bench.json has, by part."""
-    if not KEPT.exists():
+def saved() -> dict[str, PartFigures]:
+    """Return the figures in docs/bench.json, by part."""
+    if not SAVED.exists():
         return {}
-    return {each["part"]: _read(each) for each in json.loads(KEPT.read_text())}
+    return {part["part"]: _read(part) for part in json.loads(SAVED.read_text())}
 
 
-def _read(each: dict[str, Any]) -> Kept:
-    measured = handed_over(HANDED_OVER + json.dumps(each["measured"]))
-    return Kept(**each | {"measured": measured or Measured()})
+def _read(part: dict[str, Any]) -> PartFigures:
+    measured = handed_over(HANDED_OVER + json.dumps(part["measured"]))
+    return PartFigures(**part | {"measured": measured or Measured()})
 
 
 def main(arguments: list[str]) -> int:
-    """Run the parts and write the page; the exit status."""
+    """Run the parts, write the page, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     full = os.environ.get("BENCH") == "full"
     order = [part.name for part in parts(full=full)]
-    parser.add_argument("--only", choices=order, help="this part alone")
-    parser.add_argument("--save", action="store_true", help="with --only: write docs/ all the same")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--only", choices=order, help="run this part only")
+    parser.add_argument("--save", action="store_true", help="with --only: write docs/ too")
+    options = parser.parse_args(arguments)
     began = time.monotonic()
-    found: dict[str, Kept] = {}
+    measured: dict[str, PartFigures] = {}
     with servers.started() as environment:
         for part in parts(full=full):
-            if asked.only in (None, part.name):
-                found[part.name] = measure(part, environment)
-    rows = [row for each in found.values() for row in each.measured.rows]
+            if options.only in (None, part.name):
+                measured[part.name] = measure(part, environment)
+    rows = [row for part in measured.values() for row in part.measured.rows]
     for row in rows:
         say(report.spoken(row))
-    if asked.only is None or asked.save:
-        together = (kept() if asked.only else {}) | found
+    if options.only is None or options.save:
+        together = (saved() if options.only else {}) | measured
         ordered = [together[name] for name in order if name in together]
-        KEPT.write_text(json.dumps([asdict(each) for each in ordered], indent=1) + "\n")
+        SAVED.write_text(json.dumps([asdict(part) for part in ordered], indent=1) + "\n")
         report.write(ordered, DOCS)
         say(f"Written to {PAGE.relative_to(ROOT)} after {(time.monotonic() - began) / 60:.0f} minutes.")
     return int(any(row.met is False for row in rows))

@@ -1,4 +1,4 @@
-"""A hundred markets of a hundred bets, resolved at once by a hundred threads over HTTP, and settled by a worker."""
+"""Burst of a hundred markets: a hundred threads resolve them at once over HTTP, and a worker settles them."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ PHONE, PIN = "254799000001", "1234"
 
 @contextmanager
 def processes(port: int, directory: Path, **settings: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """A web process and a worker with beat, as the guide starts them; both are gone at the end."""
+    """Start a web process and a worker with beat, as the guide does, and stop both at the end."""
     environment = os.environ | settings
     commands = {
         "web": ["gunicorn", "api.wsgi", "--bind", f"127.0.0.1:{port}", "--threads", "16", "--backlog", "512"],
@@ -53,6 +53,7 @@ def processes(port: int, directory: Path, **settings: str) -> Iterator[dict[str,
 
 
 def wait_for(url: str) -> None:
+    """Wait until the web process is ready. Raises: AssertionError."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -65,6 +66,7 @@ def wait_for(url: str) -> None:
 
 
 def free_port() -> int:
+    """Return a port on which nothing listens."""
     import socket
 
     with socket.socket() as probe:
@@ -73,7 +75,7 @@ def free_port() -> int:
 
 
 def operator_of(url: str) -> dict[str, str]:
-    """Make an operator; the headers of their calls."""
+    """Make an operator, and return the headers of their calls."""
     from users.models import CustomUser
 
     CustomUser.objects.create_user(phone_number=PHONE, full_name="Operator", pin=PIN, is_staff=True, is_superuser=True)
@@ -82,6 +84,7 @@ def operator_of(url: str) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
+    """Resolve all markets at once, wait until they are settled, and hand over the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     parser.parse_args(arguments)
@@ -89,7 +92,7 @@ def main(arguments: list[str]) -> None:
     from bench import winners
     from payments.models import Settlement, Transaction
 
-    progress = Progress("rush", MARKETS, every_seconds=5)
+    progress = Progress("burst", MARKETS, every_seconds=5)
     markets = [winners.market_to_resolve(BETS).pk for _ in range(MARKETS)]
     url = f"http://127.0.0.1:{(port := free_port())}"
     with TemporaryDirectory() as directory, processes(port, Path(directory), PAYOUTS_PAUSED="True"):
@@ -121,8 +124,8 @@ def main(arguments: list[str]) -> None:
     differences = invariants.differences()
     twice = Settlement.objects.count() - MARKETS
     payouts = Transaction.objects.filter(type="PAYOUT").count()
-    taken = sorted(seconds for _, seconds in answers)
-    p99 = taken[int(len(taken) * 0.99) - 1]
+    durations = sorted(seconds for _, seconds in answers)
+    p99 = durations[int(len(durations) * 0.99) - 1]
     all_well = settled == MARKETS and twice == 0 and payouts == MARKETS * BETS and not differences
     all_well = all_well and all(status == 200 for status, _ in answers)
     hand_over(
@@ -131,11 +134,11 @@ def main(arguments: list[str]) -> None:
                 Row(
                     "", f"{MARKETS} markets of {BETS} bets resolved at once by {MARKETS} threads over HTTP",
                     f"settled after {took:.1f} s, {MARKETS * BETS / took:,.0f} bets/s", must="all settled, none twice",
-                    met=all_well, how_far=f"{settled} settled, {twice} twice, {payouts} payouts, the books close",
+                    met=all_well, how_far=f"{settled} settled, {twice} twice, {payouts} payouts, books balance",
                 ),
                 Row(
-                    "", "the answer to a resolve among them", f"p99 {p99 * 1e3:.0f} ms",
-                    how_far=f"median {statistics.median(taken) * 1e3:.0f} ms; all were answered after {resolved:.1f} s",
+                    "", "response to one of these resolves", f"p99 {p99 * 1e3:.0f} ms",
+                    how_far=f"median {statistics.median(durations) * 1e3:.0f} ms; the last after {resolved:.1f} s",
                 ),
             ]
         )

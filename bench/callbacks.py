@@ -1,4 +1,4 @@
-"""Callbacks: what the view costs beside an empty one, and how many stored ones are applied in a second."""
+"""Callbacks: cost of the view beside an empty view, and stored callbacks applied a second."""
 
 import argparse
 import json
@@ -13,8 +13,8 @@ from testing.figures import Progress
 
 
 def result(ocid: str, amount: int, phone: str, receipt: str) -> bytes:
-    """A result as M-Pesa posts it, with everything that its documentation has in it."""
-    found = {
+    """Return a result as M-Pesa posts it, with every parameter of its documentation."""
+    values = {
         "TransactionAmount": amount,
         "TransactionReceipt": receipt,
         "B2CRecipientIsRegisteredCustomer": "Y",
@@ -24,7 +24,7 @@ def result(ocid: str, amount: int, phone: str, receipt: str) -> bytes:
         "B2CUtilityAccountAvailableFunds": 10116.00,
         "B2CWorkingAccountAvailableFunds": 900000.00,
     }
-    parameters = [{"Key": key, "Value": value} for key, value in found.items()]
+    parameters = [{"Key": key, "Value": value} for key, value in values.items()]
     body = {
         "ResultType": 0,
         "ResultCode": 0,
@@ -38,7 +38,7 @@ def result(ocid: str, amount: int, phone: str, receipt: str) -> bytes:
 
 
 class Bench:
-    """Attempts that M-Pesa has acknowledged, and their results."""
+    """Attempts that M-Pesa has accepted, and their results."""
 
     def __init__(self) -> None:
         from django.conf import settings
@@ -52,7 +52,7 @@ class Bench:
         self.receipts = 0
 
     def posts(self, count: int) -> list[tuple[str, bytes]]:
-        """So many new results, each with the address it comes to."""
+        """Make `count` attempts, and return their results, each with the path that it is posted to."""
         from django.utils import timezone
 
         from bench import winners
@@ -62,9 +62,9 @@ class Bench:
         from payments.payouts.sending import responses
 
         winners.due(count)
-        made: list[tuple[str, bytes]] = []
+        posts: list[tuple[str, bytes]] = []
         addresses = wiring.addresses()
-        while len(made) < count:
+        while len(posts) < count:
             claims = sending_claims.claim(at=timezone.now(), policy=self.policy, addresses=addresses, limit=500)
             answers: list[tuple[sending_claims.Claim, sending_claims.Response]] = [
                 (claim, client.Accepted("AG_1", claim.originator_conversation_id)) for claim in claims
@@ -76,31 +76,31 @@ class Bench:
                     claim.originator_conversation_id, claim.amount_shillings, claim.phone_number,
                     f"SKG{self.receipts:07d}",
                 )  # fmt: skip
-                made.append((f"/api/payments/b2c-callback/{claim.token}/", body))
-        return made
+                posts.append((f"/api/payments/b2c-callback/{claim.token}/", body))
+        return posts
 
     def store(self, posts: list[tuple[str, bytes]]) -> float:
-        """CPU seconds of this process for each callback that the view takes."""
+        """Post callbacks to the view, and return the CPU seconds of this process for each."""
         used = time.process_time()
         for path, body in posts:
             if self.client.post(path, body, content_type="application/json").status_code != 200:
-                raise AssertionError("A callback was not taken")
+                raise AssertionError("A callback was refused.")
         return (time.process_time() - used) / len(posts)
 
     def nothing(self, posts: list[tuple[str, bytes]]) -> float:
-        """The same for a view that answers and does nothing, behind the same middleware."""
+        """Post to a view that does nothing, behind the same middleware, and return the CPU seconds for each post."""
         used = time.process_time()
         for _, body in posts:
             self.client.post("/empty/", body, content_type="application/json")
         return (time.process_time() - used) / len(posts)
 
     def apply(self, posts: list[tuple[str, bytes]], batch: int) -> float:
-        """Stored callbacks applied in a second."""
+        """Store callbacks, apply them in batches, and return the number applied a second."""
         self.store(posts)
         return len(posts) / self.drain(batch)
 
     def drain(self, batch: int) -> float:
-        """Apply all that is stored: the seconds it took."""
+        """Apply all stored callbacks in batches, and return the seconds it took."""
         from django.utils import timezone
 
         from payments.models import Callback
@@ -110,13 +110,14 @@ class Bench:
         while ids := callbacks.to_apply(after=last, limit=batch):
             last = ids[-1]
             if left := callbacks.apply_paid(callback_ids=ids, at=timezone.now(), policy=self.policy):
-                raise AssertionError(f"{len(left)} plain payments were not booked together")
+                raise AssertionError(f"{len(left)} plain payments were not booked in bulk.")
         took = time.monotonic() - began
         if Callback.objects.filter(applied_at=None).exists():
-            raise AssertionError("Callbacks are left over")
+            raise AssertionError("Callbacks are left over.")
         return took
 
     def apply_each(self, posts: list[tuple[str, bytes]]) -> float:
+        """Store callbacks, apply them one by one, and return the number applied a second."""
         from django.utils import timezone
 
         from payments.payouts.evidence import callbacks
@@ -129,7 +130,7 @@ class Bench:
 
 
 def with_an_empty_view() -> None:
-    """Put a view that does nothing beside the project's own."""
+    """Add a view that does nothing to the project's URLs."""
     from django.http import HttpRequest, HttpResponse, JsonResponse
     from django.urls import path
     from django.views.decorators.csrf import csrf_exempt
@@ -146,6 +147,7 @@ def with_an_empty_view() -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """Measure the view and the booking, and hand over the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     full = parser.parse_args(arguments).full
@@ -171,19 +173,19 @@ def main(arguments: list[str]) -> None:
             "≤ 2.6",
             met,
             stretched,
-            "one statement, and Redis twenty times a second; Django's own test client",
+            "one statement, and Redis at most 20 times a second; through Django's test client",
         )  # fmt: skip
     ]
     bench.drain(1_000)
     rates = alternated(
         {
-            "together": lambda: bench.apply(bench.posts(2 * count), 500),
+            "in bulk": lambda: bench.apply(bench.posts(2 * count), 500),
             "each": lambda: bench.apply_each(bench.posts(count // 5)),
         },
         times,
     )
     progress.at(3 * times)
-    rate, each = statistics.median(rates["together"]), statistics.median(rates["each"])
+    rate, each = statistics.median(rates["in bulk"]), statistics.median(rates["each"])
     met, stretched = at_least(rate, 2_000, 20_000)
     rows.append(
         Row(
@@ -196,7 +198,7 @@ def main(arguments: list[str]) -> None:
             "≥ 20,000/s",
             met,
             stretched,
-            "most of it is reading each body strictly, three transfers and their indices",
+            "most of the time goes to strict reading of each body, three transfers and their indexes",
         )  # fmt: skip
     )
     points = [(float(size), bench.apply(bench.posts(count), size)) for size in (10, 100, 500, 1_000)]

@@ -1,10 +1,10 @@
-"""The measured clients, each in its own process: the dispatcher, and clients that send the same and keep no books.
+"""Measured clients, each in its own process: the dispatcher, and bare clients without books.
 
     python -m bench.clients dispatcher <seconds>
     python -m bench.clients aiohttp <url> <requests> <in flight>
     python -m bench.clients requests <url> <requests> <in flight>
 
-The last line that one prints is JSON: requests made, seconds, CPU seconds of its process.
+The last line of each is JSON: requests made, seconds, CPU seconds of its process.
 """
 
 import asyncio
@@ -35,30 +35,32 @@ HEADERS = {"Authorization": "Bearer stub-token", "Content-Type": "application/js
 
 
 def body(number: int) -> bytes:
+    """Return the body of a bare client's request."""
     return json.dumps({"OriginatorConversationID": f"BARE-{number}", **BODY}).encode()
 
 
 def cpu_seconds() -> float:
+    """Return the processor seconds of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def measured(work: Callable[[], int]) -> None:
-    """Do it, and print what it took."""
+    """Do the work, which returns the number of requests, and print its cost."""
     began, used = time.monotonic(), cpu_seconds()
     made = work()
-    took = {"requests": made, "seconds": time.monotonic() - began, "cpu": cpu_seconds() - used}
-    sys.stdout.write(json.dumps(took) + "\n")
+    cost = {"requests": made, "seconds": time.monotonic() - began, "cpu": cpu_seconds() - used}
+    sys.stdout.write(json.dumps(cost) + "\n")
 
 
 def bare_aiohttp(url: str, count: int, in_flight: int) -> int:
-    """One event loop that keeps so many requests under way, and reads each answer as JSON."""
+    """POST `count` requests from one event loop, `in_flight` at a time, and read each response as JSON."""
 
     async def lane(session: aiohttp.ClientSession, numbers: list[int]) -> None:
         while numbers:
             number = numbers.pop()
-            async with session.post(url, data=body(number), headers=HEADERS) as answer:
-                json.loads(await answer.read())
+            async with session.post(url, data=body(number), headers=HEADERS) as response:
+                json.loads(await response.read())
 
     async def run() -> None:
         numbers = list(range(count))
@@ -70,15 +72,15 @@ def bare_aiohttp(url: str, count: int, in_flight: int) -> int:
 
 
 def bare_requests(url: str, count: int, in_flight: int) -> int:
-    """So many threads, each with a session of its own."""
+    """POST `count` requests from `in_flight` threads, each with a session of its own."""
     own = threading.local()
 
     def post(number: int) -> None:
         if not hasattr(own, "session"):
             own.session = requests.Session()
             own.session.trust_env = False
-        answered = own.session.post(url, data=body(number), headers=HEADERS, timeout=30)
-        json.loads(answered.content)
+        response = own.session.post(url, data=body(number), headers=HEADERS, timeout=30)
+        json.loads(response.content)
 
     with ThreadPoolExecutor(in_flight) as threads:
         list(threads.map(post, range(count)))
@@ -86,7 +88,7 @@ def bare_requests(url: str, count: int, in_flight: int) -> int:
 
 
 def dispatcher(seconds: float) -> int:
-    """What a worker process's sender runs, for at most so long."""
+    """Run the dispatcher of a worker process for at most `seconds`, and return the number of requests."""
     import django
 
     django.setup()
@@ -99,11 +101,12 @@ def dispatcher(seconds: float) -> int:
 
 
 def main(arguments: list[str]) -> None:
+    """Run the named client."""
     which, *rest = arguments
     if which == "dispatcher":
         import django
 
-        django.setup()  # What it takes to start is no part of a payout.
+        django.setup()  # Before the measurement, because the start is not part of a payout's cost.
         measured(lambda: dispatcher(float(rest[0])))
     else:
         url, count, in_flight = rest[0], int(rest[1]), int(rest[2])

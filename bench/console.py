@@ -1,9 +1,8 @@
-"""Every page of the console over a million bets and 300,000 transactions: the server's time and the queries of each.
+"""Console pages over a million bets and 300,000 transactions: server time and queries of each.
 
 `python -m bench.console [--full]`, on the database that `python -m bench` made. The pages are those of the console's
-own table of addresses: one of which nobody said what it is to be looked at with ends the part without figures. Caches
-are emptied before each look, so what is measured is the first one. A file that is handed on in pieces is timed until
-its first piece.
+URLs. A page without an example address here ends the part without figures. Caches are emptied before each visit, so
+every visit is a first one. A streamed file is timed until its first piece.
 """
 
 import argparse
@@ -21,10 +20,10 @@ from bench.figures import Measured, Row, hand_over
 from testing.figures import say
 
 MUST, STRETCH = 0.300, 0.150
-LOOKS = 5
+VISITS = 5
 QUERIES = 30
 LONGEST_INVARIANT = 5.0
-# Not looked at: they answer a POST alone, lead elsewhere, or belong to the machinery of forms.
+# Not visited: they answer only a POST, redirect, or belong to the widgets of forms.
 NOT_PAGES = {
     "logout",
     "password_change",
@@ -40,8 +39,11 @@ NOT_PAGES = {
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one address cost: the median of its looks in seconds, of which in the database, and its queries."""
+class Cost:
+    """Cost of one address: the median of its visits.
+
+    Units: seconds; `in_database` is their part in the database. `longest` is the longest query.
+    """
 
     seconds: float
     in_database: float
@@ -49,8 +51,8 @@ class Seen:
     longest: str
 
 
-def examples(house: Any) -> dict[str, list[str]]:
-    """The addresses each page is looked at with, by the page's name; the dear ones among them."""
+def examples(month: Any) -> dict[str, list[str]]:
+    """Return the addresses to visit, by the page's name, the expensive ones among them."""
     from django.urls import reverse
 
     from payments.models import Attempt, LedgerAccount, Transaction
@@ -61,17 +63,17 @@ def examples(house: Any) -> dict[str, list[str]]:
     def payout(**having: Any) -> int:
         return Transaction.objects.filter(destination="mpesa", **having).order_by("-pk")[0].pk
 
-    hot, settled, undone, member = house.hot.pk, house.settled.pk, house.undone.pk, house.member.pk
-    failed, held, pending = payout(status="FAILED"), house.verdict_on.pk, payout(status="PENDING")
+    hot, settled, undone, member = month.hot.pk, month.settled.pk, month.undone.pk, month.member.pk
+    failed, held, pending = payout(status="FAILED"), month.decided.pk, payout(status="PENDING")
     doubtful, paid = payout(status="PROCESSING"), payout(status="COMPLETED")
     attempt = Attempt.objects.get(transaction=paid, state="PAID")
     accounts = {
         code: LedgerAccount.objects.get(code=code).pk
         for code in ("payable", "in_flight", "opening", "mpesa_utility", f"pool:{hot}", f"pool:{settled}")
     }
-    middle = Transaction.objects.order_by("-pk")[house.transactions // 2].pk
-    dispute, proposal = house.dispute.public_id, house.proposal.pk
-    found: dict[str, list[str]] = {
+    middle = Transaction.objects.order_by("-pk")[month.transactions // 2].pk
+    dispute, proposal = month.dispute.public_id, month.proposal.pk
+    addresses: dict[str, list[str]] = {
         "index": [at("index")],
         "markets": [f"{at('markets')}{more}" for more in ("", "?show=due", "?show=settled", "?q=market")],
         "market": [at("market", market) for market in (hot, settled, undone)],
@@ -81,8 +83,8 @@ def examples(house: Any) -> dict[str, list[str]]:
         "market_share": [at("market_share", hot)],
         "recoveries": [f"{at('recoveries')}{more}" for more in ("", f"?market={undone}", "?show=all")],
         "undo_costs": [at("undo_costs")],
-        "recovery_set_off": [at("recovery_set_off", house.recovery.pk)],
-        "recovery_write_off": [at("recovery_write_off", house.recovery.pk)],
+        "recovery_set_off": [at("recovery_set_off", month.recovery.pk)],
+        "recovery_write_off": [at("recovery_write_off", month.recovery.pk)],
         "market_set_off": [at("market_set_off", undone)],
         "market_write_off": [at("market_write_off", undone)],
         "market_withdraw": [at("market_withdraw", hot)],
@@ -106,7 +108,7 @@ def examples(house: Any) -> dict[str, list[str]]:
                 f"?market={settled}",
                 f"?market={settled}&state=failed",
                 f"?market={settled}&state=pending",
-                f"?q={house.member.phone_number}",
+                f"?q={month.member.phone_number}",
                 f"?q={attempt.receipt}",
                 f"?q={attempt.originator_conversation_id}",
                 f"?q=market {settled}",
@@ -126,15 +128,15 @@ def examples(house: Any) -> dict[str, list[str]]:
         "in_doubt": [at("in_doubt")],
         "accounts": [
             f"{at('accounts')}{more}"
-            for more in ("", "?kind=wallet", f"?q={house.member.phone_number}", f"?q={member}")
+            for more in ("", "?kind=wallet", f"?q={month.member.phone_number}", f"?q={member}")
         ],
         "account": [at("account", pk) for pk in accounts.values()]
         + [f"{at('account', accounts[code])}?before=900000" for code in ("payable", "opening")],
         "account_export": [at("account_export", accounts[code]) for code in ("payable", "opening")],
         "trial_balance": [f"{at('trial_balance')}{more}" for more in ("", "?day=2026-01-31", f"?day={_days_ago(9)}")],
         "trial_balance_export": [at("trial_balance_export")],
-        "members": [f"{at('members')}{more}" for more in ("", f"?q={house.member.phone_number}", "?q=Member 77")],
-        "member": [at("member", member), at("member", house.recovery.user_id)],
+        "members": [f"{at('members')}{more}" for more in ("", f"?q={month.member.phone_number}", "?q=Member 77")],
+        "member": [at("member", member), at("member", month.recovery.user_id)],
         "member_phone": [at("member_phone", member)],
         "member_note": [at("member_note", member)],
         "audit": [f"{at('audit')}{more}" for more in ("", f"?subject=market:{settled}", "?action=market.resolve")],
@@ -148,8 +150,8 @@ def examples(house: Any) -> dict[str, list[str]]:
         "second_factor": [at("second_factor")],
     }
     for name in ("dispute", "dispute_answer", "dispute_reject", "dispute_uphold"):
-        found[name] = [at(name, dispute)]
-    return found | of_records()
+        addresses[name] = [at(name, dispute)]
+    return addresses | of_records()
 
 
 def _days_ago(days: int) -> str:
@@ -161,23 +163,23 @@ def _days_ago(days: int) -> str:
 
 
 def of_records() -> dict[str, list[str]]:
-    """The pages of the tables behind the console: each list, and one row of each that has any."""
+    """Return the addresses of the tables behind the console: each list, and one row of each table with rows."""
     from django.contrib import admin
     from django.urls import reverse
 
-    found = {}
+    addresses = {}
     for model, options in admin.site._registry.items():
         name = f"{options.opts.app_label}_{options.opts.model_name}"
-        found[f"{name}_changelist"] = [reverse(f"admin:{name}_changelist")]
+        addresses[f"{name}_changelist"] = [reverse(f"admin:{name}_changelist")]
         row = model._default_manager.order_by("-pk").first()
         for page in ("change", "history", "delete"):
-            found[f"{name}_{page}"] = [] if row is None else [reverse(f"admin:{name}_{page}", args=[row.pk])]
-        found[f"{name}_add"] = [reverse(f"admin:{name}_add")]
-    return found
+            addresses[f"{name}_{page}"] = [] if row is None else [reverse(f"admin:{name}_{page}", args=[row.pk])]
+        addresses[f"{name}_add"] = [reverse(f"admin:{name}_add")]
+    return addresses
 
 
 def pages() -> set[str]:
-    """The names of all pages of the console, as its table of addresses has them."""
+    """Return the names of all pages of the console, from its URLs."""
     from django.contrib import admin
     from django.urls import URLPattern
 
@@ -191,21 +193,21 @@ def pages() -> set[str]:
     return set(named(admin.site.get_urls())) - NOT_PAGES
 
 
-def unknown(found: dict[str, list[str]]) -> set[str]:
-    """The pages that nobody has said what to look at with; more of the machinery's pages may be named."""
-    return pages() - set(found)
+def without_example(addresses: dict[str, list[str]]) -> set[str]:
+    """Return the pages that have no example address."""
+    return pages() - set(addresses)
 
 
-def ask_all(house: Any, say_each: Callable[[str], None] = say) -> dict[str, dict[str, Seen]]:
-    """Look at every address several times, as a member of staff who has shown a code; by page and address."""
-    found = examples(house)
-    if missing := unknown(found):
-        raise SystemExit(f"Say in bench/console.py what these pages are to be looked at with: {sorted(missing)}.")
-    client = _logged_in(house.boss)
-    seen: dict[str, dict[str, Seen]] = {}
-    for name, addresses in found.items():
+def visit_all(month: Any, say_each: Callable[[str], None] = say) -> dict[str, dict[str, Cost]]:
+    """Visit every address several times as staff with a second factor, and return the costs by page and address."""
+    by_page = examples(month)
+    if missing := without_example(by_page):
+        raise SystemExit(f"bench/console.py needs an example address for each of these pages: {sorted(missing)}.")
+    client = _logged_in(month.boss)
+    seen: dict[str, dict[str, Cost]] = {}
+    for name, addresses in by_page.items():
         for address in addresses:
-            cost = _looked(client, address)
+            cost = _visit(client, address)
             if cost is None:
                 continue
             seen.setdefault(name, {})[address] = cost
@@ -214,28 +216,28 @@ def ask_all(house: Any, say_each: Callable[[str], None] = say) -> dict[str, dict
                     f"console: {address} {cost.seconds * 1000:.0f} ms, {cost.in_database * 1000:.0f} in the database, "
                     f"{cost.queries} queries; longest {cost.longest}"
                 )
-    return seen | _once_computed(house, client, found)
+    return seen | _with_figures(month, client, by_page)
 
 
-# The pages that show what a decision would do, and wait for a worker's figures where there are many bets.
+# These pages preview a decision. On a market with many bets they wait for a worker's figures.
 SHOW_FIGURES = ("market_choose", "market_resolve", "proposal")
 
 
-def _once_computed(house: Any, client: Any, found: dict[str, list[str]]) -> dict[str, dict[str, Seen]]:
-    """The pages that wait for a worker, when it is through; and what it takes the worker."""
+def _with_figures(month: Any, client: Any, addresses: dict[str, list[str]]) -> dict[str, dict[str, Cost]]:
+    """Visit the pages that wait for a worker, after the worker has computed their figures."""
     from payments import monitoring_tasks
     from payments.settlement import preview
 
     slowest = 0.0
-    for decision in preview.choices(house.hot):
+    for decision in preview.choices(month.hot):
         began = time.perf_counter()
-        monitoring_tasks.compute_preview(house.hot.pk, decision.rule, decision.weights_as_text(), "")
+        monitoring_tasks.compute_preview(month.hot.pk, decision.rule, decision.weights_as_text(), "")
         slowest = max(slowest, time.perf_counter() - began)
     say(f"console: the slowest preview took a worker {slowest:.1f} s")
-    seen: dict[str, dict[str, Seen]] = {}
+    seen: dict[str, dict[str, Cost]] = {}
     for name in SHOW_FIGURES:
-        for address in found[name]:
-            cost = _looked(client, address, kept=True)
+        for address in addresses[name]:
+            cost = _visit(client, address, kept=True)
             if cost is not None:
                 seen.setdefault(f"{name} with its figures", {})[address] = cost
     return seen
@@ -258,8 +260,11 @@ def _logged_in(boss: Any) -> Any:
     return client
 
 
-def _looked(client: Any, address: str, *, kept: bool = False) -> Seen | None:
-    """What an address costs, or None where nobody may open it, as adding to what only the machine writes."""
+def _visit(client: Any, address: str, *, kept: bool = False) -> Cost | None:
+    """Visit an address, and return its cost.
+
+    Returns None if nobody may open it, for example a page that adds rows that only the machine writes.
+    """
     from django.core.cache import cache
     from django.db import connection
 
@@ -272,9 +277,9 @@ def _looked(client: Any, address: str, *, kept: bool = False) -> Seen | None:
         finally:
             queries.append((time.perf_counter() - began, sql))
 
-    looks = []
+    visits = []
     with connection.execute_wrapper(watch):
-        for _ in range(LOOKS):
+        for _ in range(VISITS):
             if not kept:
                 cache.clear()
             queries.clear()
@@ -282,30 +287,30 @@ def _looked(client: Any, address: str, *, kept: bool = False) -> Seen | None:
             answer = client.get(address)
             if answer.streaming:
                 next(iter(answer.streaming_content))
-            looks.append((time.perf_counter() - began, sum(took for took, _ in queries), len(queries)))
+            visits.append((time.perf_counter() - began, sum(took for took, _ in queries), len(queries)))
             if answer.status_code == 403:
                 return None
             if answer.status_code not in (200, 302):
                 raise SystemExit(f"{address} answered {answer.status_code}.")
-            if looks[-1][0] > 10 * MUST:
+            if visits[-1][0] > 10 * MUST:
                 break
-    seconds, in_database, count = (statistics.median(column) for column in zip(*looks, strict=True))
+    seconds, in_database, count = (statistics.median(column) for column in zip(*visits, strict=True))
     took, sql = max(queries, default=(0.0, ""))
-    return Seen(seconds, in_database, int(count), f"{took * 1000:.0f} ms: {' '.join(sql.split())[:300]}")
+    return Cost(seconds, in_database, int(count), f"{took * 1000:.0f} ms: {' '.join(sql.split())[:300]}")
 
 
-def figures(house: Any, seen: dict[str, dict[str, Seen]]) -> list[Row]:
-    """A row for each page of the console with its slowest address, one for all records, and one for the invariants."""
+def figures(month: Any, seen: dict[str, dict[str, Cost]]) -> list[Row]:
+    """Return a row for each page with its slowest address, one for all records, and two for the invariants."""
     from payments.models import InvariantCheck
 
     rows, records = [], {}
-    for name, looks in seen.items():
+    for name, costs in seen.items():
         if name.endswith(("_changelist", "_change", "_history", "_delete", "_add")):
-            records[name] = max(looks.values(), key=lambda look: look.seconds)
+            records[name] = max(costs.values(), key=lambda cost: cost.seconds)
             continue
-        address, worst = max(looks.items(), key=lambda look: look[1].seconds)
-        rows.append(_row(f"{name}: `{address}`" + (f", slowest of {len(looks)}" if len(looks) > 1 else ""), worst))
-    name, worst = max(records.items(), key=lambda look: look[1].seconds)
+        address, worst = max(costs.items(), key=lambda item: item[1].seconds)
+        rows.append(_row(f"{name}: `{address}`" + (f", slowest of {len(costs)}" if len(costs) > 1 else ""), worst))
+    name, worst = max(records.items(), key=lambda item: item[1].seconds)
     rows.append(_row(f"records: {name}, slowest of {len(records)}", worst))
     check = InvariantCheck.objects.order_by("-seconds")[0]
     rows.append(
@@ -313,15 +318,15 @@ def figures(house: Any, seen: dict[str, dict[str, Seen]]) -> list[Row]:
             must=f"≤ {LONGEST_INVARIANT:.0f} s", met=check.seconds <= LONGEST_INVARIANT,
             how_far=f"all of them {sum(InvariantCheck.objects.values_list('seconds', flat=True)):.1f} s")
     )  # fmt: skip
-    broken = [one.invariant for one in InvariantCheck.objects.filter(broken_count__gt=0)]
+    broken = [check.invariant for check in InvariantCheck.objects.filter(broken_count__gt=0)]
     rows.append(
-        Row("", f"invariants broken by {house.bets:,} bets and {house.transactions:,} transactions",
+        Row("", f"invariants broken by {month.bets:,} bets and {month.transactions:,} transactions",
             str(len(broken)), must="0", met=not broken, how_far="; ".join(broken))
     )  # fmt: skip
     return rows
 
 
-def _row(quantity: str, cost: Seen) -> Row:
+def _row(quantity: str, cost: Cost) -> Row:
     met = cost.seconds <= MUST
     return Row(
         "", quantity, f"{cost.seconds * 1000:.0f} ms, {cost.queries} queries", must=f"≤ {MUST * 1000:.0f} ms",
@@ -331,21 +336,22 @@ def _row(quantity: str, cost: Seen) -> Row:
 
 
 def main(*, full: bool) -> None:
+    """Make the month of data, visit every page, and hand over the rows."""
     from bench import month_of_data
 
     bets = 1_000_000 if full else 100_000
-    house = month_of_data.fill(bets=bets)
-    say(f"console: {house.bets:,} bets and {house.transactions:,} transactions are there")
+    month = month_of_data.fill(bets=bets)
+    say(f"console: {month.bets:,} bets and {month.transactions:,} transactions are there")
     hand_over(
         Measured(
-            figures(house, ask_all(house)),
+            figures(month, visit_all(month)),
             words=[
-                f"{house.bets:,} bets, of which {house.hot.bets.count():,} on one market that is open, and "
-                f"{house.transactions:,} transactions with their requests, callbacks, questions and transfers"
-                + ("." if full else ", a tenth of what is asked: the whole is BENCH=full.")
-                + f" Medians of {LOOKS} looks through Django's test client, templates and all, with empty caches: each "
-                "is what the first one to look waits for; where that page says that a worker computes the figures, "
-                "it is shown with them too. Of a page's addresses the slowest is shown."
+                f"{month.bets:,} bets, of which {month.hot.bets.count():,} on one market that is open, and "
+                f"{month.transactions:,} transactions with their requests, callbacks, questions and transfers"
+                + ("." if full else ", a tenth of the full size, which BENCH=full measures.")
+                + f" Medians of {VISITS} visits through Django's test client, templates included, with empty caches: "
+                "each is the time that the first visitor waits. Pages that wait for a worker's figures are also shown "
+                "with these figures. Of a page's addresses the slowest is shown."
             ],
         )
     )

@@ -1,4 +1,4 @@
-"""What `make bench` measures: rows of ours against a floor of the same run, and points for its plots."""
+"""Figures of the bench: rows that compare ours with a floor of the same run, and points for its plots."""
 
 import json
 import statistics
@@ -10,11 +10,11 @@ from testing.figures import HANDED_OVER, say
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity: ours, the floor measured beside it, their ratio, and what is asked of it.
+    """A quantity: ours, the floor measured beside it, their ratio, and its bars.
 
-    `target` is its number in the list of targets (S1, D2, …), empty for a figure that only informs. `must` and
-    `stretch` are the bars in words; `met` and `stretched` say whether ours passes them, None where none is set.
-    `how_far` says what is missing to the stretch, or what else explains the figure.
+    `target` is the number in the list of targets (S1, D2, …), empty for a figure that only informs. `must` and
+    `stretch` are the bars in words. `met` and `stretched` are True if ours passes them, None if there is no bar.
+    `how_far` gives the distance to the stretch bar, or the reason for the figure.
     """
 
     target: str
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: `plot` is the file docs/bench-<plot>.png, whose title and axes its first line names."""
+    """A line of the plot docs/bench-<plot>.png. The first line of a plot names its title and axes."""
 
     plot: str
     label: str
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that one part found."""
+    """All figures of one part."""
 
     rows: list[Row] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
@@ -51,17 +51,17 @@ class Measured:
 
 
 def at_most(value: float, must: float, stretch: float) -> tuple[bool, bool]:
-    """Whether a figure passes bars that it must not exceed: (met, stretched)."""
+    """Return whether a figure stays at or below its bars: (met, stretched)."""
     return value <= must, value <= stretch
 
 
 def at_least(value: float, must: float, stretch: float) -> tuple[bool, bool]:
-    """Whether a figure passes bars that it must reach: (met, stretched)."""
+    """Return whether a figure reaches its bars: (met, stretched)."""
     return value >= must, value >= stretch
 
 
 def alternated(sides: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
-    """Measure each side in turn, `times` times over (ours, floor, ours, floor, …), so that a busy minute hits all."""
+    """Measure the sides in alternation, `times` times each (ours, floor, ours, …), so that a busy minute slows all."""
     seen: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(times):
         for name, measure in sides.items():
@@ -70,22 +70,22 @@ def alternated(sides: Mapping[str, Callable[[], float]], times: int) -> dict[str
 
 
 def median_ratio(ours: list[float], floor: list[float]) -> float:
-    """The median of the ratios of neighbouring runs: each pair saw the same machine."""
-    return statistics.median(one / other for one, other in zip(ours, floor, strict=True))
+    """Return the median of the ratios of neighbouring runs, because each pair had the same load on the machine."""
+    return statistics.median(mine / least for mine, least in zip(ours, floor, strict=True))
 
 
 def hand_over(measured: Measured) -> None:
-    """Print what a part measured as its last line, for the bench that started it."""
+    """Print a part's figures as its last line, for the bench that started it."""
     say(HANDED_OVER + json.dumps(asdict(measured)))
 
 
 def handed_over(line: str) -> Measured | None:
-    """Read what `hand_over` printed; nothing for any other line."""
+    """Read a line that `hand_over` printed; return None for any other line."""
     if not line.startswith(HANDED_OVER):
         return None
-    found = json.loads(line.removeprefix(HANDED_OVER))
+    figures = json.loads(line.removeprefix(HANDED_OVER))
     return Measured(
-        rows=[Row(**row) for row in found["rows"]],
-        lines=[Line(**line | {"points": [(x, y) for x, y in line["points"]]}) for line in found["lines"]],
-        words=found["words"],
+        rows=[Row(**row) for row in figures["rows"]],
+        lines=[Line(**line | {"points": [(x, y) for x, y in line["points"]]}) for line in figures["lines"]],
+        words=figures["words"],
     )

@@ -1,8 +1,8 @@
-"""The least that writing a settlement's rows can cost: the same rows, from files, by the server itself.
+"""Floor of a settlement: the server itself copies the same rows from files.
 
-Each table has a twin with the same columns, checks, indexes and foreign keys, and no triggers. The rows that a
-settlement wrote are put into files first; what is measured is one aggregate over the market's bets, COPY of the files
-into the twins, and the winners' balances in one UPDATE, in one transaction.
+Each table has a twin with the same columns, checks, indexes and foreign keys, and no triggers. The rows of a settlement
+are first written to files. One transaction is measured: one aggregate over the market's bets, COPY of the files into
+the twins, and the winners' balances in one UPDATE.
 """
 
 import time
@@ -16,7 +16,7 @@ TABLES = ("payments_transaction", "payments_transfer")
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way of writing cost: seconds, of which on a processor; bytes of WAL."""
+    """Cost of writing the rows: seconds, the part of them on a processor, and bytes of WAL."""
 
     seconds: float
     cpu: float
@@ -24,7 +24,7 @@ class Cost:
 
 
 def make_twins() -> None:
-    """Make the empty twins; what foreign keys the real tables have, theirs have."""
+    """Make the empty twins, with the foreign keys of the real tables."""
     with connection.cursor() as cursor:
         for table in TABLES:
             cursor.execute(f"CREATE TABLE {_twin(table)} (LIKE {table} INCLUDING ALL)")
@@ -37,7 +37,7 @@ def make_twins() -> None:
                 for name in TABLES:
                     definition = definition.replace(f"REFERENCES {name}(", f"REFERENCES {_twin(name)}(")
                 cursor.execute(f"ALTER TABLE {_twin(table)} ADD {definition}")
-        # The verdicts are written into the bets; as rows of their own they would need no more than this.
+        # Results are written into the bets. As rows of their own they need no more columns than these.
         cursor.execute("CREATE TABLE floor_bet (id bigint PRIMARY KEY, result varchar(10), payout numeric(14,2))")
         cursor.execute("CREATE TABLE floor_user (LIKE users_customuser INCLUDING ALL)")
         cursor.execute(
@@ -50,7 +50,7 @@ def make_twins() -> None:
 
 
 def measure(market_id: int, place: Path) -> Cost:
-    """Write once more, into the twins, what the market's settlement wrote."""
+    """Write the rows of the market's settlement into the twins, and return the cost."""
     files = {name: place / f"bench-{name}" for name in ("floor_bet", *map(_twin, TABLES))}
     rows = {
         "floor_bet": "SELECT id, result, payout FROM markets_bet WHERE market_id = {0} ORDER BY id",
@@ -74,7 +74,7 @@ def measure(market_id: int, place: Path) -> Cost:
         )
         for name in ("floor_user", "floor_moved"):
             cursor.execute(f"VACUUM ANALYZE {name}")
-    rested()
+    checkpoint()
     wal, cpu, began = wal_written(), cpu_spent(), time.perf_counter()
     with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute(
@@ -87,14 +87,14 @@ def measure(market_id: int, place: Path) -> Cost:
     return Cost(time.perf_counter() - began, cpu_spent() - cpu, wal_written() - wal)
 
 
-def rested() -> None:
-    """Begin from a checkpoint, so that what is measured pays for its own writes and its own full pages."""
+def checkpoint() -> None:
+    """Write a checkpoint, so that the next measurement pays for its own writes and its own full pages."""
     with connection.cursor() as cursor:
         cursor.execute("CHECKPOINT")
 
 
 def wal_written() -> int:
-    """Bytes of WAL that this session has written so far; what autovacuum writes meanwhile is not ours."""
+    """Return the bytes of WAL that this session has written so far, without those of autovacuum."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute("SELECT wal_bytes FROM pg_stat_get_backend_wal(pg_backend_pid())")
@@ -102,7 +102,7 @@ def wal_written() -> int:
 
 
 def cpu_spent() -> float:
-    """Seconds that this session's process of the server, which runs on this machine, was on a processor so far."""
+    """Return the processor seconds so far of this session's server process, which runs on this machine."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (process,) = cursor.fetchone()

@@ -1,7 +1,7 @@
-"""A house that has been in business for a month: a million bets, 300,000 transactions, and something of everything.
+"""Month of data for the bench: a million bets, 300,000 transactions, and rows of every kind.
 
-Markets are settled by the project's own service; what M-Pesa would have made of their payouts is then written in bulk,
-past the triggers, with requests, callbacks, questions and transfers that balance: the invariants are checked then.
+The project's own service settles the markets. M-Pesa's results for their payouts are then written in bulk, past the
+triggers, with requests, callbacks, questions and transfers. These balance: the invariants are checked afterwards.
 """
 
 from dataclasses import dataclass, replace
@@ -31,8 +31,11 @@ DECISIONS = 20_000
 
 
 @dataclass(frozen=True)
-class House:
-    """The hot market (a decision on it waits), one that is settled, one that is undone, whom the pages are about."""
+class Month:
+    """Rows that the console's pages show, and the numbers of bets and transactions.
+
+    `hot` is the largest market, open, with a proposal that waits; `settled` and `undone` are two others.
+    """
 
     boss: CustomUser
     hot: Market
@@ -41,25 +44,25 @@ class House:
     proposal: Proposal
     dispute: Dispute
     recovery: Recovery
-    verdict_on: Transaction
+    decided: Transaction
     member: CustomUser
     bets: int
     transactions: int
 
 
-def fill(*, bets: int) -> House:
-    """Fill an empty database: `bets` bets, of which 55 % on one market that is open, and 0.3 transactions a bet."""
+def fill(*, bets: int) -> Month:
+    """Fill an empty database with `bets` bets, 55 % of them on one open market, and 0.3 transactions a bet."""
     boss, second = (
         CustomUser.objects.create_superuser(f"07000000{number:02}", name, pin="2580")
         for number, name in ((1, "Grace Wambui"), (2, "Peter Second"))
     )
     policy = wiring.policy()
-    hot = population.gather(bets=55 * bets // 100, twins=1, others=0, outcomes=OUTCOMES, days=DAYS).twins[0]
+    hot = population.make(bets=55 * bets // 100, twins=1, others=0, outcomes=OUTCOMES, days=DAYS).twins[0]
     say("console: the hot market is there")
-    # A member a bet, half of which win: of each the whole shillings go by M-Pesa and the cents to the wallet.
-    settled = population.gather(bets=194 * bets // 1_000, twins=2, others=0, each=1, days=DAYS).twins
-    undone = population.gather(bets=bets // 100, twins=1, others=0, days=DAYS).twins[0]
-    others = population.gather(bets=26 * bets // 1_000, twins=1, days=DAYS)
+    # One member a bet, half of which win. Whole shillings go by M-Pesa and cents to the wallet.
+    settled = population.make(bets=194 * bets // 1_000, twins=2, others=0, each=1, days=DAYS).twins
+    undone = population.make(bets=bets // 100, twins=1, others=0, days=DAYS).twins[0]
+    others = population.make(bets=26 * bets // 1_000, twins=1, days=DAYS)
     _book_stakes()
     for market_id in [*settled, undone]:
         _settle(market_id, policy)
@@ -71,14 +74,14 @@ def fill(*, bets: int) -> House:
     undo.carry_out(market_id=undone, at=timezone.now(), policy=policy, keep_going=lambda: True)
     held = _decisions(second, hot, others, policy)
     _remember_decisions(second)
-    # What beat does every minute, here all at once.
+    # The work that beat does every minute.
     overview.sum_up(keep_going=lambda: True)
     run_sql(population.as_root(), "VACUUM (ANALYZE)")
     overview.measure(at=timezone.now())
     overview.check_books(at=timezone.now(), keep_going=lambda: True)
     overview.beat(worker="celery@bench", at=timezone.now())
     winner = Bet.objects.filter(market=settled[0], result="WON").order_by("pk")[100]
-    return House(
+    return Month(
         boss=boss,
         hot=Market.objects.get(pk=hot),
         settled=Market.objects.get(pk=settled[0]),
@@ -86,7 +89,7 @@ def fill(*, bets: int) -> House:
         proposal=Proposal.objects.get(),
         dispute=Dispute.objects.order_by("pk")[0],
         recovery=Recovery.objects.order_by("pk")[0],
-        verdict_on=held,
+        decided=held,
         member=winner.user,
         bets=Bet.objects.count(),
         transactions=Transaction.objects.count(),
@@ -110,7 +113,7 @@ def _settle(market_id: int, policy: Policy) -> None:
 
 
 def _book_stakes() -> None:
-    """What `gather` left out: the stakes on the markets in between."""
+    """Book the stakes on the other markets, which `population.make` leaves out."""
     run_sql(
         population.as_root(),
         """
@@ -124,9 +127,9 @@ def _book_stakes() -> None:
     )
 
 
-# Of a thousand payouts over M-Pesa 5 failed, 4 are in doubt, of which one is held, 3 wait, 2 are on their way, and 16
-# were paid by their second request. The others were paid by their first, within the last four weeks.
-_LIVES = """
+# Of 1,000 payouts over M-Pesa, 5 failed, 4 are in doubt (one of them is held), 3 wait, 2 are on their way, and 16 were
+# paid by their second request. The others were paid by their first request, within the last four weeks.
+_RESULTS = """
     SET session_replication_role = replica;
     INSERT INTO payments_ledgeraccount (code, kind)
     SELECT kind, kind FROM unnest(ARRAY['in_flight', 'mpesa_utility', 'charge_expense', 'mpesa_charges_paid']) kind
@@ -187,11 +190,11 @@ _LIVES = """
 
 
 def _pay() -> None:
-    run_sql(population.as_root(), _LIVES)
+    run_sql(population.as_root(), _RESULTS)
 
 
-def _decisions(second: CustomUser, hot: int, others: population.Crowd, policy: Policy) -> Transaction:
-    """What people do: a proposal, disputes, notes, and a word on a held payout, which is returned."""
+def _decisions(second: CustomUser, hot: int, others: population.Population, policy: Policy) -> Transaction:
+    """Make a proposal, disputes, notes, and a decision on a held payout, and return that payout."""
     at, by = timezone.now(), audit.Actor(user_id=second.pk, source="127.0.0.1")
     resolutions.resolve(
         market_id=hot, decision=Decision("WINNER", {OUTCOMES[0]: Decimal(100)}), by=by, at=at,

@@ -1,7 +1,7 @@
-"""Members, markets and bets by the million, written the way the services would have left them.
+"""Population of the bench: members, markets and bets by the million, as the services would have left them.
 
-In bulk and past the triggers, which would only say that all is well: the twins' stakes are booked, wallets are open,
-markets OPEN. What is measured later goes through the services.
+The rows are written in bulk and past the triggers, which would only confirm them. The twins' stakes are booked, wallets
+are open, and markets are OPEN. Everything that is measured later goes through the services.
 """
 
 import os
@@ -17,15 +17,18 @@ FIRST_PHONE = 254_700_000_000
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """Twin markets with the same bets in the same order, between the bets of OTHERS further markets."""
+class Population:
+    """Twin markets with the same bets in the same order, between the bets of other markets.
+
+    `members` are the first and the last id of the members.
+    """
 
     twins: list[int]
     others: list[int]
     members: tuple[int, int]
 
 
-def gather(
+def make(
     *,
     bets: int,
     twins: int,
@@ -33,17 +36,17 @@ def gather(
     each: int = 3,
     outcomes: tuple[str, ...] = ("Yes", "No"),
     days: int = 0,
-) -> Crowd:
-    """Make `twins` markets of `bets` bets each, and beside each of them as many bets on `others` markets.
+) -> Population:
+    """Make `twins` markets of `bets` bets each, and for each of them as many bets on `others` markets.
 
-    `each` bets a member, on all outcomes alike, of 10 to 1,000 shillings, placed over the last `days`. A twin's bets
-    alternate with the others', so they are spread over twice their pages, as when they were placed over a day. The
-    others' stakes are not booked: what they are here for is to lie in between.
+    Each member places `each` bets of 10 to 1,000 shillings over the last `days`, on all outcomes alike. A twin's bets
+    alternate with the others', so they lie on twice as many pages, as if they were placed over a day. The others'
+    stakes are not booked, because those bets are only there to lie in between.
     """
     members = max(2, bets // each)
     names = ", ".join(f"({number}, '{name}')" for number, name in enumerate(outcomes, 1))
     moment = f"now() - interval '1 day' * {days} * (1 - i / {bets}.0)"
-    # A role that may pass the triggers by; nothing else here may.
+    # Only this role may bypass the triggers.
     root = as_root()
     first = _ids(root, "SELECT coalesce(max(id), 0) + 1 FROM users_customuser")
     last = first + members - 1
@@ -74,7 +77,7 @@ def gather(
         SELECT 'pool:' || id, 'pool', id FROM markets_market WHERE id > {before} ORDER BY id;
         """,
     )
-    every = [
+    market_ids = [
         int(str(row[0])) for row in run_sql(root, f"SELECT id FROM markets_market WHERE id > {before} ORDER BY id")
     ]
     opening = journal.open_accounts([journal.OPENING])[journal.OPENING]
@@ -100,12 +103,12 @@ def gather(
     )
     for table in ("users_customuser", "markets_bet", "payments_transfer", "payments_ledgeraccount", "markets_market"):
         run_sql(root, f"VACUUM (ANALYZE) {table}")
-    return Crowd(twins=every[:twins], others=every[twins:], members=(first, last))
+    return Population(twins=market_ids[:twins], others=market_ids[twins:], members=(first, last))
 
 
-def fill_wallets(*, members: int, crowd: Crowd) -> range:
-    """Put ten million shillings into the wallets of some of the crowd, spread over all of it; their ids."""
-    first, last = crowd.members
+def fill_wallets(*, members: int, population: Population) -> range:
+    """Put ten million shillings into the wallets of members spread evenly over all, and return their ids."""
+    first, last = population.members
     ids = range(first, last + 1, max(1, (last - first) // members))
     opening = journal.open_accounts([journal.OPENING])[journal.OPENING]
     with connection.cursor() as cursor:
@@ -124,6 +127,6 @@ def _ids(root: str, statement: str) -> int:
 
 
 def as_root() -> str:
-    """The superuser's URL of the database that is measured."""
+    """Return the superuser's URL of the measured database."""
     root = os.environ["KASOKO_BENCH_ROOT_URL"]
     return root.removesuffix("/postgres") + "/" + str(connection.settings_dict["NAME"])

@@ -1,4 +1,4 @@
-"""The page docs/bench.md and its plots, from what the parts measured."""
+"""Report of the bench: the page docs/bench.md and its plots, from the parts' figures."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,13 +12,13 @@ from bench.figures import Line, Measured, Row
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen before
 
-VERDICTS = {True: "yes", False: "**no**", None: ""}
-HEAD = "| | Quantity | Ours | Floor | Ratio | Must | Met | Stretch | Met | How far, or why |"
+ANSWERS = {True: "yes", False: "**no**", None: ""}
+HEAD = "| | Quantity | Ours | Floor | Ratio | Must | Met | Stretch | Met | Distance, or reason |"
 RULE = "|---|---|---|---|---|---|---|---|---|---|"
 
 
-class Found(Protocol):
-    """A part's figures with when and on what they were measured."""
+class PartFigures(Protocol):
+    """A part's figures, with the time, commit and machine of their measurement."""
 
     @property
     def part(self) -> str: ...
@@ -34,42 +34,43 @@ class Found(Protocol):
     def ended(self) -> str: ...
 
 
-def write(found: Sequence[Found], docs: Path) -> None:
-    """Write bench.md and one PNG for each plot into `docs`."""
-    lines = [line for each in found for line in each.measured.lines]
+def write(parts: Sequence[PartFigures], docs: Path) -> None:
+    """Write bench.md and a PNG for each plot into `docs`."""
+    lines = [line for part in parts for line in part.measured.lines]
     plots = {line.plot: line.title for line in reversed(lines)}
     for name in plots:
         draw([line for line in lines if line.plot == name], docs / f"bench-{name}.png")
-    (docs / "bench.md").write_text(page(found, {name: plots[name] for name in sorted(plots)}))
+    (docs / "bench.md").write_text(page(parts, {name: plots[name] for name in sorted(plots)}))
 
 
-def page(found: Sequence[Found], plots: dict[str, str]) -> str:
-    """The page's text; `plots` maps a plot's name to its title."""
-    rows = [row for each in found for row in each.measured.rows]
-    asked = [row for row in rows if row.met is not None]
+def page(parts: Sequence[PartFigures], plots: dict[str, str]) -> str:
+    """Return the text of the page. `plots` maps the name of a plot to its title."""
+    rows = [row for part in parts for row in part.measured.rows]
+    barred = [row for row in rows if row.met is not None]
     stretched = [row for row in rows if row.stretched is not None]
     head = [
-        "# What it costs, beside what it has to cost",
+        "# Costs beside their floors",
         "",
-        "Written by `make bench` (`BENCH=full make bench` for the million). Each figure stands beside a floor measured "
-        "in the same run, in alternation, so a busy machine slows both: compare ratios, not times.",
+        "`make bench` writes this page (`BENCH=full make bench` measures a million bets). Each figure stands beside a "
+        "floor. Both are measured in alternation in the same run, so a busy machine slows both: compare ratios, not "
+        "times.",
         "",
-        f"Of {len(asked)} figures with a bar, {sum(row.met is True for row in asked)} reach what they must; of "
-        f"{len(stretched)} with a further one, {sum(row.stretched is True for row in stretched)} reach that too.",
+        f"{sum(row.met is True for row in barred)} of {len(barred)} figures reach the bar that they must reach. "
+        f"{sum(row.stretched is True for row in stretched)} of {len(stretched)} figures reach their stretch bar.",
         "",
     ]
     body: list[str] = []
-    for each in found:
+    for part in parts:
         body += [
-            f"## {each.part}",
+            f"## {part.part}",
             "",
-            f"{each.at} (Nairobi), commit {each.commit}, {each.ended}. On {each.on}.",
+            f"{part.at} (Nairobi), commit {part.commit}, {part.ended}. On {part.on}.",
             "",
             HEAD,
             RULE,
-            *map(_table_row, each.measured.rows),
+            *map(_table_row, part.measured.rows),
             "",
-            *(line for words in each.measured.words for line in (words, "")),
+            *(line for words in part.measured.words for line in (words, "")),
         ]
     pictures = [line for name, title in plots.items() for line in (f"![{title}](bench-{name}.png)", "")]
     return "\n".join([*head, *body, *(["## Plots", "", *pictures] if pictures else [])]).rstrip() + "\n"
@@ -77,18 +78,18 @@ def page(found: Sequence[Found], plots: dict[str, str]) -> str:
 
 def _table_row(row: Row) -> str:
     cells = (
-        row.target, row.quantity, row.ours, row.floor, _ratio(row), row.must, VERDICTS[row.met], row.stretch,
-        VERDICTS[row.stretched], row.how_far,
+        row.target, row.quantity, row.ours, row.floor, _ratio(row), row.must, ANSWERS[row.met], row.stretch,
+        ANSWERS[row.stretched], row.how_far,
     )  # fmt: skip
     return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 
 def spoken(row: Row) -> str:
-    """One row as a line for whoever watches."""
-    verdict = {True: "ok", False: "NO", None: "- "}[row.met]
+    """Return a row as one line for the terminal."""
+    mark = {True: "ok", False: "NO", None: "- "}[row.met]
     words = [f"ours {row.ours}", row.floor and f"floor {row.floor}", row.must and f"must {row.must}"]
     ratio = _ratio(row)
-    return f"{verdict}  {row.target:3} {row.quantity}: {', '.join(filter(None, [*words, ratio and f'ratio {ratio}']))}"
+    return f"{mark}  {row.target:3} {row.quantity}: {', '.join(filter(None, [*words, ratio and f'ratio {ratio}']))}"
 
 
 def _ratio(row: Row) -> str:
@@ -100,7 +101,7 @@ def _cell(words: str) -> str:
 
 
 def draw(lines: Sequence[Line], file: Path) -> None:
-    """One plot, both axes logarithmic: a straight line at 45 degrees grows as its size does."""
+    """Draw one plot with two logarithmic axes, where a straight line at 45 degrees means linear growth."""
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=110)
     try:
         for line in lines:

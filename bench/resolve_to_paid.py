@@ -1,4 +1,7 @@
-"""From the resolve to the money: real processes and the simulator, which answers after 0.3 s and pays 0.3 s later."""
+"""Time from a resolve to the payments, with real processes and the simulator.
+
+The simulator answers after 0.3 s and pays 0.3 s later.
+"""
 
 import argparse
 import os
@@ -22,6 +25,7 @@ PATIENCE_SECONDS = 240
 
 
 def main(arguments: list[str]) -> None:
+    """Measure small markets and a large one, and hand over the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     full = parser.parse_args(arguments).full
@@ -84,19 +88,19 @@ def main(arguments: list[str]) -> None:
 def first_and_last(
     url: str, headers: dict[str, str], market_id: int, count: int, progress: Progress
 ) -> tuple[float, float]:
-    """Seconds from the resolve until the first payout, and until `count` of them, are COMPLETED."""
+    """Resolve a market, and return the seconds until its first payout, and until `count` payouts, are COMPLETED."""
     from payments.models import Transaction
 
     paid = Transaction.objects.filter(settlement__market=market_id, destination="mpesa", status="COMPLETED")
     began = time.monotonic()
-    answered = requests.post(
+    response = requests.post(
         f"{url}/api/markets/admin/resolve/",
         json={"market_id": market_id, "outcome": "Yes"},
         headers=headers,
         timeout=30,
     )
-    if answered.status_code != 200:
-        raise AssertionError(f"The resolve was answered {answered.status_code}")
+    if response.status_code != 200:
+        raise AssertionError(f"The resolve got status {response.status_code}")
     first, done = 0.0, 0
     while done < count:
         if time.monotonic() - began > PATIENCE_SECONDS:

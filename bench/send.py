@@ -1,7 +1,7 @@
-"""Sending payouts: the dispatcher beside bare clients that send the same requests and keep no books.
+"""Sending of payouts: the dispatcher beside bare clients that send the same requests without books.
 
-A stub on loopback answers after a latency and remembers when each request came. Rates are those of the arrivals after
-the first wave, so that what fills the lanes once is not counted.
+A stub on loopback answers after a latency and remembers when each request came. A rate counts the arrivals after the
+first wave, because the first wave only fills the lanes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 240
 
 @dataclass(frozen=True)
 class Run:
-    """One client's run: requests, the rate of their arrivals, CPU seconds a request, when each came."""
+    """Run of a client: requests a second, CPU seconds a request, and the time of each arrival."""
 
     rate: float
     cpu: float
@@ -40,20 +40,23 @@ class Run:
 
 @contextmanager
 def stub() -> Iterator[str]:
-    """The stub's address; it ends with us, for its standard input does."""
+    """Start the stub and yield its address. It ends with this process, when its standard input ends."""
     child = subprocess.Popen(
         [sys.executable, "-m", "bench.stub"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield str(child.stdout.readline()).strip()  # type: ignore[union-attr]
+        if child.stdout is None or child.stdin is None:
+            raise AssertionError("The stub has no pipes.")
+        yield child.stdout.readline().strip()
     finally:
-        child.stdin.close()  # type: ignore[union-attr]
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
         child.wait(10)
-        child.stdout.close()  # type: ignore[union-attr]
 
 
 def clients(url: str, latency: float, wave: int, commands: list[list[str]], **settings: str) -> Run:
-    """Run these clients at once against the stub."""
+    """Run these clients at the same time against the stub, and return their run. Raises: AssertionError."""
     requests.get(f"{url}/set?latency={latency}", timeout=10)
     environment = os.environ | {"MPESA_BASE_URL": url, "PAYOUT_CANARY": "off", "MPESA_TIMEOUT_SECONDS": "30"} | settings
     children = [
@@ -67,23 +70,23 @@ def clients(url: str, latency: float, wave: int, commands: list[list[str]], **se
         )  # fmt: skip
         for command in commands
     ]
-    took = [json.loads(child.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()[-1]) for child in children]
+    costs = [json.loads(child.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()[-1]) for child in children]
     told: list[tuple[float, str]] = requests.get(f"{url}/told", timeout=30).json()
-    made = sum(each["requests"] for each in took)
+    made = sum(cost["requests"] for cost in costs)
     if len({name for _, name in told}) != len(told) or made != len(told):
-        raise AssertionError(f"{made} requests were made, {len(told)} came, {len({n for _, n in told})} of them once")
+        raise AssertionError(f"{made} requests were made; {len(told)} came, with {len({n for _, n in told})} ids.")
     arrivals = sorted(at for at, _ in told)
     rate = (len(arrivals) - (wave if latency else 1)) / (arrivals[-1] - arrivals[0])
-    return Run(rate, sum(each["cpu"] for each in took) / made, arrivals)
+    return Run(rate, sum(cost["cpu"] for cost in costs) / made, arrivals)
 
 
 def most_in_a_second(arrivals: list[float]) -> int:
-    """The most arrivals in any window of one second."""
+    """Return the largest number of arrivals in any window of one second."""
     return max(bisect_right(arrivals, at + 1.0 - 1e-9) - number for number, at in enumerate(arrivals))
 
 
 class Bench:
-    """Its payouts, its stub, and how far it is."""
+    """The stub, and the progress of the part."""
 
     def __init__(self, url: str, progress: Progress) -> None:
         self.url, self.progress, self.done = url, progress, 0
@@ -91,7 +94,7 @@ class Bench:
     def dispatcher(
         self, latency: float, count: int, *, in_flight: int = IN_FLIGHT, processes: int = 1, **more: str
     ) -> Run:
-        """The dispatcher in so many worker processes, on so many payouts that are due."""
+        """Run the dispatcher in `processes` worker processes, on `count` due payouts. Raises: AssertionError."""
         from bench import winners
         from payments.models import Attempt
 
@@ -101,10 +104,11 @@ class Bench:
         run = clients(self.url, latency, in_flight * processes, commands, **settings)
         states = set(Attempt.objects.filter(settlement=settlement).values_list("state", flat=True))
         if len(run.arrivals) != count or states != {"ACCEPTED"}:
-            raise AssertionError(f"{len(run.arrivals)} of {count} were sent, and their attempts are {states}")
+            raise AssertionError(f"{len(run.arrivals)} of {count} were sent; their attempts are {states}.")
         return self._did(run)
 
     def bare(self, which: str, latency: float, count: int, *, in_flight: int = IN_FLIGHT) -> Run:
+        """Run a bare client: aiohttp or requests."""
         return self._did(clients(self.url, latency, in_flight, [[which, self.url + PATH, str(count), str(in_flight)]]))
 
     def _did(self, run: Run) -> Run:
@@ -114,7 +118,7 @@ class Bench:
 
 
 def side(runs: list[Run], call: Any) -> Any:
-    """A side of an alternation that keeps its whole runs as well."""
+    """Return one side of an alternation, which keeps its runs in `runs` and returns the rate."""
 
     def measure() -> float:
         runs.append(call())
@@ -123,25 +127,26 @@ def side(runs: list[Run], call: Any) -> Any:
     return measure
 
 
-def against_the_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row], list[Line], list[str]]:
+def beside_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row], list[Line], list[str]]:
+    """Compare the dispatcher with two bare clients at three latencies: rows, lines of a plot, and sentences."""
     rows, words = [], []
     points: dict[str, list[tuple[float, float]]] = {"dispatcher": [], "aiohttp": [], "requests": []}
     for latency in (0.0, 0.3, 1.0):
         count = IN_FLIGHT * waves
-        kept: dict[str, list[Run]] = {"dispatcher": [], "aiohttp": [], "requests": []}
+        by_client: dict[str, list[Run]] = {"dispatcher": [], "aiohttp": [], "requests": []}
         rates = alternated(
             {
-                "dispatcher": side(kept["dispatcher"], lambda: bench.dispatcher(latency, count)),  # noqa: B023 - called before it changes
-                "aiohttp": side(kept["aiohttp"], lambda: bench.bare("aiohttp", latency, count)),  # noqa: B023
-                "requests": side(kept["requests"], lambda: bench.bare("requests", latency, count)),  # noqa: B023
+                "dispatcher": side(by_client["dispatcher"], lambda: bench.dispatcher(latency, count)),  # noqa: B023 - called before it changes
+                "aiohttp": side(by_client["aiohttp"], lambda: bench.bare("aiohttp", latency, count)),  # noqa: B023
+                "requests": side(by_client["requests"], lambda: bench.bare("requests", latency, count)),  # noqa: B023
             },
             times,
         )
-        middle = {name: statistics.median(found) for name, found in rates.items()}
-        cpu = {name: statistics.median(run.cpu for run in runs) for name, runs in kept.items()}
+        middle = {name: statistics.median(values) for name, values in rates.items()}
+        cpu = {name: statistics.median(run.cpu for run in runs) for name, runs in by_client.items()}
         for name, rate in middle.items():
             points[name].append((max(latency, 0.01), rate))
-        share = median_ratio([run.cpu for run in kept["dispatcher"]], [run.cpu for run in kept["aiohttp"]])
+        share = median_ratio([run.cpu for run in by_client["dispatcher"]], [run.cpu for run in by_client["aiohttp"]])
         met, stretched = at_most(share, 3, 1.3)
         rows.append(
             Row(
@@ -181,13 +186,14 @@ def against_the_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list
                 )  # fmt: skip
             )
     lines = [
-        Line("send", f"{name}, {IN_FLIGHT} in flight", found, "Payouts a second by M-Pesa's latency", "s", "a second")
-        for name, found in points.items()
+        Line("send", f"{name}, {IN_FLIGHT} in flight", values, "Payouts a second by M-Pesa's latency", "s", "a second")
+        for name, values in points.items()
     ]  # fmt: skip
     return rows, lines, words
 
 
-def without_a_cap(bench: Bench, waves: int) -> list[Row]:
+def without_cap(bench: Bench, waves: int) -> list[Row]:
+    """Measure one process with 1,000 requests in flight, and two processes, without PAYOUT_TPS."""
     rows = []
     most = bench.dispatcher(1.0, 1_000 * waves, in_flight=1_000)
     met, stretched = at_least(most.rate, 250, 900)
@@ -213,7 +219,8 @@ def without_a_cap(bench: Bench, waves: int) -> list[Row]:
     return rows
 
 
-def under_a_cap(bench: Bench, seconds: int) -> list[Row]:
+def under_cap(bench: Bench, seconds: int) -> list[Row]:
+    """Measure four processes that share a PAYOUT_TPS of 50, then of 200."""
     rows = []
     for cap in (50, 200):
         run = bench.dispatcher(1.0, cap * seconds, in_flight=cap * 2, processes=4, PAYOUT_TPS=str(cap))
@@ -238,6 +245,7 @@ def under_a_cap(bench: Bench, seconds: int) -> list[Row]:
 
 
 def main(arguments: list[str]) -> None:
+    """Measure the dispatcher and hand over the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     full = parser.parse_args(arguments).full
@@ -245,11 +253,11 @@ def main(arguments: list[str]) -> None:
     times, waves, seconds = (5, 8, 30) if full else (3, 5, 15)
     with stub() as url:
         bench = Bench(url, Progress("send", 9 * times + 5))
-        rows, lines, words = against_the_bare_clients(bench, times, waves)
-        rows += without_a_cap(bench, waves)
-        rows += under_a_cap(bench, seconds)
+        rows, lines, words = beside_bare_clients(bench, times, waves)
+        rows += without_cap(bench, waves)
+        rows += under_cap(bench, seconds)
     words.append(
-        "Every run ended with each payout at the stub exactly once and acknowledged in the books (D5 has kills)."
+        "In every run each payout reached the stub exactly once and ended as ACCEPTED in the books (D5 covers kills)."
     )
     hand_over(Measured(rows, lines, words))
 

@@ -1,6 +1,6 @@
-"""The PostgreSQL and Redis that are measured: durable as in production, with the memory that production gives them.
+"""Servers of the bench: a PostgreSQL and a Redis, durable and with memory as in production.
 
-They are the checkout's own programs on a state directory of their own under `.kasoko/bench`; each part gets an empty,
+They are the checkout's own programs, with a state directory of their own in `.kasoko/bench`. Each part gets an empty,
 migrated database there. The server's settings are those that docs/scale.md recommends.
 """
 
@@ -19,7 +19,7 @@ from api import embedded
 from testing.parts import ROOT
 
 PLACE = ROOT / ".kasoko" / "bench"
-# A developer's settings play no part, as in the tests.
+# A developer's settings are left out, as in the tests.
 OF_A_DEVELOPER = (
     "MPESA_",
     "PAYOUT_",
@@ -49,7 +49,7 @@ def _settings() -> dict[str, str]:
 
 @contextmanager
 def started() -> Iterator[dict[str, str]]:
-    """The environment that makes a process use these servers; they stop at the end.
+    """Start the servers, yield the environment that makes a process use them, and stop them at the end.
 
     Raises: embedded.EmbeddedServerError.
     """
@@ -79,7 +79,7 @@ def _root_url(url: str) -> str:
 
 
 def _set(root_url: str) -> bool:
-    """Write the settings into the server's configuration; whether it has to be started again for them."""
+    """Write the settings into the server's configuration, and return whether it has to start again for them."""
     for name, value in _settings().items():
         run_sql(root_url, f"ALTER SYSTEM SET {name} = '{value}'")
     run_sql(root_url, "SELECT pg_reload_conf()")
@@ -87,13 +87,13 @@ def _set(root_url: str) -> bool:
 
 
 def fresh_database(environment: dict[str, str], part: str) -> dict[str, str]:
-    """The environment of one part: an empty, migrated database of its own, and empty queues."""
+    """Make an empty, migrated database for one part, and return the environment that uses it."""
     name = f"bench_{part}"
     root_url = environment["KASOKO_BENCH_ROOT_URL"]
     run_sql(root_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     run_sql(root_url, f"CREATE DATABASE {name} OWNER kasoko")
     for role in ("pg_read_server_files", "pg_write_server_files", "pg_checkpoint", "pg_monitor"):
-        # For the floor's COPY on the server, and the marks between runs.
+        # The floor uses COPY on the server, checkpoints, and the server's statistics.
         run_sql(root_url, f"GRANT {role} TO kasoko")
     url = urlsplit(environment["DATABASE_URL"])._replace(path=f"/{name}").geturl()
     own = environment | {"DATABASE_URL": url}
@@ -103,11 +103,12 @@ def fresh_database(environment: dict[str, str], part: str) -> dict[str, str]:
 
 
 def drop_database(environment: dict[str, str], part: str) -> None:
+    """Drop the database of one part."""
     run_sql(environment["KASOKO_BENCH_ROOT_URL"], f"DROP DATABASE IF EXISTS bench_{part} WITH (FORCE)")
 
 
 def conditions(environment: dict[str, str]) -> str:
-    """What the figures were measured on, in one sentence."""
+    """Return the servers' version and settings as one sentence."""
     root_url = environment["KASOKO_BENCH_ROOT_URL"]
     shown = [f"{name} {run_sql(root_url, f'SHOW {name}')[0][0]}" for name in SHOWN]
     return f"PostgreSQL with {', '.join(shown)}; Redis with an append-only file"
@@ -126,6 +127,6 @@ def run_sql(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def server_directory(root_url: str) -> Path:
-    """Where the server itself may write files for its COPY."""
+    """Return the directory in which the server itself may write files for COPY."""
     ((directory,),) = run_sql(root_url, "SHOW data_directory")
     return Path(str(directory))

@@ -1,7 +1,8 @@
-"""`python -m bench.stub`: answers B2C requests as cheaply as Python can, and remembers when each came.
+"""Stub of M-Pesa for the bench: it answers B2C requests cheaply and remembers when each came.
 
-Hand-written HTTP/1.1 on asyncio, in a process of its own, so that what is measured is the client. It speaks on loopback
-only. GET /told gives [[seconds, id], …] of the payments since the last GET /set?latency=<seconds>.
+`python -m bench.stub` serves hand-written HTTP/1.1 on asyncio, in a process of its own, so that only the client is
+measured. It listens on loopback only. GET /told returns [[seconds, id], …] of the payments since the last
+GET /set?latency=<seconds>.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r
 
 
 class Stub(asyncio.Protocol):
-    """One connection. What all of them share is on the class."""
+    """A connection. Class attributes are shared by all connections."""
 
     latency = 0.0
     told: list[tuple[float, str]] = []
@@ -33,8 +34,8 @@ class Stub(asyncio.Protocol):
         self._read += data
         while b"\r\n\r\n" in self._read:
             head, _, rest = self._read.partition(b"\r\n\r\n")
-            found = LENGTH.search(head)
-            length = int(found[1]) if found else 0
+            stated = LENGTH.search(head)
+            length = int(stated[1]) if stated else 0
             if len(rest) < length:
                 return
             self._read = rest[length:]
@@ -42,8 +43,8 @@ class Stub(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"POST"):
-            named = ID.search(body)
-            Stub.told.append((time.monotonic(), named[1].decode() if named else ""))
+            match = ID.search(body)
+            Stub.told.append((time.monotonic(), match[1].decode() if match else ""))
             if Stub.latency:
                 asyncio.get_running_loop().call_later(Stub.latency, self._say, ACCEPTED)
             else:
@@ -63,7 +64,7 @@ class Stub(asyncio.Protocol):
 
 
 async def serve() -> None:
-    """Print the address, and answer until standard input ends: with whoever started it."""
+    """Print the address, and answer until standard input ends, which is when the parent process ends."""
     server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=2048)
     host, port = server.sockets[0].getsockname()
     sys.stdout.write(f"http://{host}:{port}\n")

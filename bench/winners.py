@@ -1,4 +1,4 @@
-"""Payouts that are due: markets whose every bet won, settled by the project's own service."""
+"""Due payouts for the bench: markets on which every bet won, settled by the project's own service."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ _phones = itertools.count(254_700_000_000 + os.getpid() % 1000 * 50_000)
 
 
 def members(count: int, balance: Decimal = Decimal(0)) -> list[CustomUser]:
-    """So many new members, each with so many shillings from `opening`."""
+    """Make `count` members, each with `balance` shillings from the opening account."""
     return CustomUser.objects.bulk_create(
         [
             CustomUser(phone_number=str(next(_phones)), full_name="Member", password="!", balance=balance)  # noqa: S106
@@ -32,30 +32,31 @@ def members(count: int, balance: Decimal = Decimal(0)) -> list[CustomUser]:
 
 
 def market() -> Market:
+    """Make an open market without a fee."""
     return Market.objects.create(
         question="Will it rain tomorrow?", end_date=datetime(2099, 12, 31, tzinfo=UTC), platform_fee_pct=Decimal(0)
     )
 
 
 def market_to_resolve(count: int) -> Market:
-    """A market with so many members' bets on Yes, of 100 shillings each and without a fee: so much for each of them."""
-    made = market()
+    """Make a market without a fee on which `count` members bet 100 shillings on Yes, so each of them wins 100."""
+    open_market = market()
     now = timezone.now()
     Bet.objects.bulk_create(
-        [Bet(user=member, market=made, outcome="Yes", amount=STAKE, placed_at=now) for member in members(count)],
+        [Bet(user=member, market=open_market, outcome="Yes", amount=STAKE, placed_at=now) for member in members(count)],
         batch_size=5_000,
     )
-    return made
+    return open_market
 
 
 def due(count: int) -> Settlement:
-    """A settlement of so many payouts, all released: what is left to do is to send them."""
-    made = market_to_resolve(count)
+    """Make a settlement of `count` payouts that only wait to be sent; the canary is over."""
+    resolved = market_to_resolve(count)
     policy = Policy.from_settings(settings)
     resolutions.resolve(
-        market_id=made.pk, decision=Decision("WINNER", {"Yes": Decimal(100)}), by=audit.MACHINE, at=timezone.now(),
+        market_id=resolved.pk, decision=Decision("WINNER", {"Yes": Decimal(100)}), by=audit.MACHINE, at=timezone.now(),
         policy=policy,
     )  # fmt: skip
-    settling.settle(market_id=made.pk, at=timezone.now(), policy=policy, keep_going=lambda: True)
-    Settlement.objects.filter(market=made).update(release_open=True)
-    return Settlement.objects.get(market=made)
+    settling.settle(market_id=resolved.pk, at=timezone.now(), policy=policy, keep_going=lambda: True)
+    Settlement.objects.filter(market=resolved).update(release_open=True)
+    return Settlement.objects.get(market=resolved)

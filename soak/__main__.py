@@ -1,8 +1,8 @@
-"""`python -m soak [--quick]`: the full figures, written to docs/soak.md as they were seen.
+"""Command line of the soak: `python -m soak` runs the long parts and writes docs/soak.md.
 
-Each part is a process of its own with a bound on its time; what was cut short or not run is said so. --quick does about
-a tenth. --only NAME runs one part and leaves docs/ alone; --save puts what it saw beside what docs/soak.json has of the
-others, each with its commit, and writes the page anew. Exits 1 when a figure missed its bar.
+Each part is a process of its own with a time limit; the page names parts that were stopped or not run. --quick runs
+about a tenth. --only NAME runs one part and does not write docs/. With --save, the part's figures replace its old ones
+in docs/soak.json, and the page is written again. The exit status is 1 if a figure missed its bar.
 """
 
 import argparse
@@ -15,52 +15,55 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-# Starts the tests' PostgreSQL and Redis, and takes a developer's settings out of the environment.
+from soak.simulation import seeds
+
+# Importing services starts the tests' servers and removes a developer's settings from the environment.
 from testing import services
 from testing.figures import Figure, handed_over, say
-from testing.parts import ROOT, Ended, Part, commit, git, machine, run
+from testing.parts import ROOT, Ended, Part, commit, machine, run
 
-KEPT = ROOT / "docs" / "soak.json"
+SAVED = ROOT / "docs" / "soak.json"
 PAGE = ROOT / "docs" / "soak.md"
-SEED_DIGITS = 6
-NOTHING_WRONG = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants after every step"
-# The parts that run seeds: what each is called in the report, and what it passes at.
+NO_ERROR = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants hold after every step"
+# The parts that run seeds, with their name in the report and their bar.
 SEEDED = {
-    "simulation": ("Simulation of the services on PostgreSQL", NOTHING_WRONG),
-    "pure machine": ("The payout machine stated a second time, in memory", NOTHING_WRONG),
+    "simulation": ("Simulation of the services on PostgreSQL", NO_ERROR),
+    "pure machine": ("Simulation of the pure machine in memory", NO_ERROR),
     "conformance": (
-        "The services beside that machine, event by event",
-        "0 disagreements on any state, time, question or balance",
+        "The services and the pure machine, event by event",
+        "0 disagreements on a state, time, question or balance",
     ),
 }
 
 
 def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
-    """What is run, in this order. The simulation's seeds and all chances come from `seed`."""
-    seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
-    pure, sequences = (10_000, 200) if quick else (100_000, 2_000)
-    struck, striking = (200, 300) if quick else (2_000, 900)
-    killing, calling, parsing = (240, 120, 30) if quick else (1_200, 1_500, 300)
+    """Return the parts in their order. All seeds come from `seed`."""
+    services_seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
+    pure_seeds, sequences = (10_000, 200) if quick else (100_000, 2_000)
+    fault_winners, fault_seconds = (200, 300) if quick else (2_000, 900)
+    kill_seconds, callback_seconds, parser_seconds = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
     simulation = ("soak.simulation", jobs)
     chance = f"--seed={seed}"
-    # Killing ends, and what is left is paid in peace, a while before the part's own time is up.
+    # The kills end some time before the part's time limit, so that the last payouts can be paid.
     return (
-        Part("simulation", (*simulation, f"--seeds={seed}:{seed + seeds}"), 4 if quick else 20),
+        Part("simulation", (*simulation, f"--seeds={seed}:{seed + services_seeds}"), 4 if quick else 20),
         Part("planted bugs", (*simulation, "--bugs"), 20 if quick else 45),
-        Part("pure machine", (*simulation, "--pure", f"--seeds={seed}:{seed + pure}"), 5 if quick else 25),
+        Part("pure machine", (*simulation, "--pure", f"--seeds={seed}:{seed + pure_seeds}"), 5 if quick else 25),
         Part("planted bugs of the pure machine", (*simulation, "--pure", "--bugs"), 5),
         Part("conformance", (*simulation, "--conform", f"--seeds={seed}:{seed + sequences}"), 5 if quick else 25),
-        Part("kills", ("soak.kills", f"--winners={winners}", f"--seconds={killing}", chance), 10 if quick else 30),
-        Part("faults", ("soak.faults", f"--winners={struck}", f"--seconds={striking}", chance), 7 if quick else 20),
-        Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={calling}", chance), 5 if quick else 30),
-        Part("parser", ("soak.parser", f"--seconds={parsing}"), 3 if quick else 8),
+        Part("kills", ("soak.kills", f"--winners={winners}", f"--seconds={kill_seconds}", chance), 10 if quick else 30),
+        Part("faults", ("soak.faults", f"--winners={fault_winners}", f"--seconds={fault_seconds}", chance),
+             7 if quick else 20),
+        Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={callback_seconds}", chance),
+             5 if quick else 30),
+        Part("parser", ("soak.parser", f"--seconds={parser_seconds}"), 3 if quick else 8),
     )  # fmt: skip
 
 
 def figures(part: Part, ended: Ended) -> list[Figure]:
-    """What a part measured; where it ended before it could say, that is the figure."""
-    found = [figure for line in ended.lines for figure in handed_over(line)]
+    """Return the figures of a part. If it ended without figures, return that as a missed figure."""
+    measured = [figure for line in ended.lines for figure in handed_over(line)]
     if part.name in SEEDED:
         name, bar = SEEDED[part.name]
         summary = next((line for line in reversed(ended.lines) if re.match(r"\d+ \w+ in", line)), ended.how)
@@ -77,8 +80,8 @@ def figures(part: Part, ended: Ended) -> list[Figure]:
                 _passed(ended),
             )
         ]
-    if found:
-        return found
+    if measured:
+        return measured
     return [Figure(part.name, "it runs to its end", f"{ended.how}: {' / '.join(ended.lines[-3:])}", False)]
 
 
@@ -87,12 +90,13 @@ def _passed(ended: Ended) -> bool:
 
 
 def bug_table(lines: list[str]) -> list[str]:
+    """Return the lines of the table of planted bugs."""
     return [line for line in lines if line.startswith("|")]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a part saw, with when, on what and how it was run."""
+class PartFigures:
+    """A part's figures, with the time, commit, seed and machine of its run."""
 
     part: str
     figures: list[Figure]
@@ -105,48 +109,50 @@ class Kept:
     quick: bool
 
 
-def kept() -> dict[str, Kept]:
-    """What docs/soak.json has, by part."""
-    if not KEPT.exists():
+def saved() -> dict[str, PartFigures]:
+    """Return the figures in docs/soak.json, by part."""
+    if not SAVED.exists():
         return {}
     return {
-        each["part"]: Kept(**each | {"figures": [Figure(**figure) for figure in each["figures"]]})
-        for each in json.loads(KEPT.read_text())
+        part["part"]: PartFigures(**part | {"figures": [Figure(**figure) for figure in part["figures"]]})
+        for part in json.loads(SAVED.read_text())
     }
 
 
-def watched(part: Part, *, seed: int, quick: bool) -> Kept:
-    """Run one part."""
+def measure(part: Part, *, seed: int, quick: bool) -> PartFigures:
+    """Run one part, and return its figures."""
     on, of = machine(), commit()
     ended = run(part)
     at = f"{datetime.now(ZoneInfo('Africa/Nairobi')):%d %B %Y at %H:%M}"
-    return Kept(part.name, figures(part, ended), bug_table(ended.lines), at, of, on, seed, ended.seconds / 60, quick)
+    return PartFigures(
+        part.name, figures(part, ended), bug_table(ended.lines), at, of, on, seed, ended.seconds / 60, quick
+    )
 
 
-def page(found: Sequence[Kept]) -> str:
-    """The page docs/soak.md."""
-    verdicts = {True: "yes", False: "**no**", None: "not run"}
+def page(parts_seen: Sequence[PartFigures]) -> str:
+    """Return the text of docs/soak.md."""
+    answers = {True: "yes", False: "**no**", None: "not run"}
     lines = [
-        "# What a soak saw",
+        "# Figures of the long runs",
         "",
-        "Written by `make soak`. Every figure is what that run saw, no more. Each part says when it ended (Nairobi) "
-        "and of which commit it was.",
+        "`make soak` writes this page. Each part is one run: its figures hold for that run, with the time of its end "
+        "(Nairobi) and its commit.",
     ]
-    for each in found:
-        size = "about a tenth of the full figures" if each.quick else "the full figures"
+    for part in parts_seen:
+        size = "about a tenth of the full figures" if part.quick else "the full figures"
         lines += [
             "",
-            f"## {each.part[0].upper()}{each.part[1:]}",
+            f"## {part.part[0].upper()}{part.part[1:]}",
             "",
-            f"{each.at}, commit {each.commit}, seed {each.seed}, {size}, in {each.minutes:.1f} minutes on {each.on}.",
+            f"{part.at}, commit {part.commit}, seed {part.seed}, {size}, in {part.minutes:.1f} minutes on {part.on}.",
             "",
             "| Figure | Passes at | Seen | Passed |",
             "|---|---|---|---|",
-            *(f"| {f.name} | {f.bar} | {_cell(f.seen)} | {verdicts[f.passed]} |" for f in each.figures),
+            *(f"| {f.name} | {f.bar} | {_cell(f.seen)} | {answers[f.passed]} |" for f in part.figures),
         ]
-        if each.table:
-            words = "Each guard is switched off, one at a time, and the first seed that notices is written down."
-            lines += ["", words, "", *each.table]
+        if part.table:
+            words = "Each guard is switched off, one at a time. The table shows the first seed that notices."
+            lines += ["", words, "", *part.table]
     return "\n".join(lines) + "\n"
 
 
@@ -155,28 +161,28 @@ def _cell(words: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the parts and write the report; the exit status."""
+    """Run the parts, write the page, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [part.name for part in parts(quick=False, seed=0)]
-    parser.add_argument("--quick", action="store_true", help="about a tenth, in some minutes")
-    parser.add_argument("--only", choices=names, help="this part alone")
-    parser.add_argument("--save", action="store_true", help="with --only: write docs/ all the same")
-    parser.add_argument("--seed", type=int, help="by default from the commit")
-    asked = parser.parse_args(arguments)
-    seed = asked.seed if asked.seed is not None else int(git("rev-parse", "HEAD")[:SEED_DIGITS] or "1", 16)
-    found = {} if asked.only is None else kept()
+    parser.add_argument("--quick", action="store_true", help="run about a tenth, in some minutes")
+    parser.add_argument("--only", choices=names, help="run this part only")
+    parser.add_argument("--save", action="store_true", help="with --only: write docs/ too")
+    parser.add_argument("--seed", type=int, help="default: drawn from the commit")
+    options = parser.parse_args(arguments)
+    seed = options.seed if options.seed is not None else seeds.of_commit()
+    seen = {} if options.only is None else saved()
     measured: list[Figure] = []
-    for part in parts(quick=asked.quick, seed=seed):
-        if asked.only in (None, part.name):
-            found[part.name] = watched(part, seed=seed, quick=asked.quick)
-            measured += found[part.name].figures
-            if asked.only is None or asked.save:
-                ordered = [found[name] for name in names if name in found]
-                KEPT.write_text(json.dumps([asdict(each) for each in ordered], indent=1) + "\n")
+    for part in parts(quick=options.quick, seed=seed):
+        if options.only in (None, part.name):
+            seen[part.name] = measure(part, seed=seed, quick=options.quick)
+            measured += seen[part.name].figures
+            if options.only is None or options.save:
+                ordered = [seen[name] for name in names if name in seen]
+                SAVED.write_text(json.dumps([asdict(part) for part in ordered], indent=1) + "\n")
                 PAGE.write_text(page(ordered))
     for figure in measured:
         say(f"{'-' if figure.passed is None else 'ok' if figure.passed else 'NO'}  {figure.name}: {figure.seen}")
-    if asked.only is None or asked.save:
+    if options.only is None or options.save:
         say(f"Written to {PAGE.relative_to(ROOT)}.")
     services.embedded.leave(ROOT, "fast")
     return int(any(figure.passed is False for figure in measured))

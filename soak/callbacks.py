@@ -1,8 +1,8 @@
-"""A million callbacks that nobody should believe, through the whole of our door: URL, middleware, view, PostgreSQL.
+"""Fuzz of the callback endpoints: a million forged callbacks through URL, middleware, view and PostgreSQL.
 
-Raw bytes, JSON of any shape, and genuine messages with fields swapped, at addresses that nobody was given, at those
-that M-Pesa was given, and at the plain path; and one genuine message two hundred times. Only the socket is left out.
-The forgeries name another id, amount and phone all at once, so that a few swaps cannot make one of them true.
+The bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. They go to unknown tokens, to
+tokens that M-Pesa was given, and to the plain path. One genuine message is repeated 200 times. Only the socket is left
+out. Every forgery names another id, amount and phone, so a few changed fields cannot make it true.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SCALARS: tuple[Any, ...] = (None, True, 0, "0", 1, -1, 285, "285.00", 1e308, 10*
 
 
 def run(*, count: int, at_most_seconds: float, seed: int) -> list[Figure]:
-    """Make a scratch database with payouts under way, fuzz them from as many processes as there are cores, compare."""
+    """Make a scratch database with payouts under way, fuzz them with one process a core, and return the figures."""
     import django
 
     django.setup()
@@ -45,15 +45,15 @@ def run(*, count: int, at_most_seconds: float, seed: int) -> list[Figure]:
     try:
         tokens = _payouts_under_way()
         before = _transfers()
-        heard = list(_in_processes(count, at_most_seconds, seed, tokens, str(connection.settings_dict["NAME"])))
-        return _figures(heard, before, count)
+        results = list(_in_processes(count, at_most_seconds, seed, tokens, str(connection.settings_dict["NAME"])))
+        return _figures(results, before, count)
     finally:
         connection.close()
         connection.creation.destroy_test_db(own, verbosity=0)
 
 
 def _payouts_under_way() -> list[dict[str, str]]:
-    """Payouts that were sent and asked about: the id and the tokens of each."""
+    """Make payouts that were sent and asked about, and return the id, the phone and the tokens of each."""
     from payments import wiring
     from payments.models import Attempt
     from payments.payouts.evidence import status_queries
@@ -101,41 +101,41 @@ def _in_processes(
             else:
                 say(line.rstrip())
         if child.wait():
-            raise SystemExit(f"A process that fuzzes ended with {child.returncode}.")
+            raise SystemExit(f"A fuzzing process ended with status {child.returncode}.")
 
 
-def _figures(heard: list[dict[str, Any]], before: Counter[str], count: int) -> list[Figure]:
+def _figures(results: list[dict[str, Any]], before: Counter[str], count: int) -> list[Figure]:
     from payments.ledger import invariants
     from payments.models import Attempt, Callback
 
-    sent = sum(each["sent"] for each in heard)
-    replays = sum(each["replays"] for each in heard)
-    wrong = [what for each in heard for what in each["wrong"]]
+    sent = sum(result["sent"] for result in results)
+    replays = sum(result["replays"] for result in results)
+    wrong = [answer for result in results for answer in result["wrong"]]
     slots: Counter[int] = Counter()
-    for each in heard:
-        slots.update({int(slot): number for slot, number in each["slots"].items()})
+    for result in results:
+        slots.update({int(slot): number for slot, number in result["slots"].items()})
     paid = Attempt.objects.filter(state="PAID").values_list("pk", flat=True)
     allowed = [f"{code}:{pk}" for pk in paid for code in ("won", "paid", "charge")]
     moved = _transfers() - before - Counter(allowed)
     strays = Callback.objects.filter(attempt=None, query=None).count() + Callback.objects.filter(kind="plain").count()
-    p99, seconds = _percentile(slots, Decimal("0.99")), max(each["seconds"] for each in heard)
+    p99, seconds = _percentile(slots, Decimal("0.99")), max(result["seconds"] for result in results)
     differences = [str(difference) for difference in invariants.differences()]
     rate = f"{sent:,} in {seconds:.0f} s ({sent / seconds:,.0f} a second), {Callback.objects.count():,} stored"
-    short = "" if sent >= count - len(heard) else f"; cut short of {count:,} by the time allowed"
+    short = "" if sent >= count - len(results) else f"; the time limit came before {count:,}"
     return [
-        Figure("Fuzzed callbacks, answered 2xx or 4xx as they should be", "0 answered 5xx or wrongly",
+        Figure("Fuzzed callbacks, each with the right status (2xx or 4xx)", "0 with 5xx or a wrong status",
                f"{rate}; {len(wrong)} wrong{f' {wrong[:3]}' if wrong else ''}{short}", not wrong),
-        Figure("Money moved by them", "none but the genuine message's, once",
+        Figure("Money moved by these callbacks", "only that of the genuine message, once",
                f"{sum(moved.values())} transfers too many, {len(paid)} paid by {replays} replays",
                not moved and len(paid) == 1 and not differences),
-        Figure("Rows left by tokens that nobody was given", "0", f"{strays}", strays == 0),
+        Figure("Rows stored for unknown tokens", "0", f"{strays}", strays == 0),
         Figure("Time to answer, 99th percentile", f"under {LONGEST_P99_MS:.0f} ms", f"{p99:.1f} ms",
                p99 < LONGEST_P99_MS),
     ]  # fmt: skip
 
 
 def _percentile(slots: Counter[int], share: Decimal) -> float:
-    """The time in ms below which `share` of the answers came; a slot is a tenth of a millisecond."""
+    """Return the time in ms within which `share` of the answers came. A slot is 0.1 ms."""
     passed = 0
     for slot in sorted(slots):
         passed += slots[slot]
@@ -144,19 +144,19 @@ def _percentile(slots: Counter[int], share: Decimal) -> float:
     return 0.0
 
 
-# --- one of the processes --------------------------------------------------------------------------------------------
+# --- a fuzzing process -----------------------------------------------------------------------------------------------
 
 
-class Door:
-    """Our WSGI application, called as a server calls it."""
+class Endpoint:
+    """The WSGI application, called as a server calls it."""
 
     def __init__(self, application: Callable[..., Any]) -> None:
         self._application = application
         self.slots: Counter[int] = Counter()
 
     def post(self, path: str, body: bytes) -> int:
-        """POST a body; the status of the answer."""
-        told: list[str] = []
+        """POST a body, and return the status of the answer."""
+        statuses: list[str] = []
         environ = {
             "REQUEST_METHOD": "POST", "PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": "",
             "SERVER_NAME": "localhost", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1",
@@ -165,11 +165,11 @@ class Door:
             "wsgi.version": (1, 0), "wsgi.multithread": False, "wsgi.multiprocess": True, "wsgi.run_once": False,
         }  # fmt: skip
         began = time.perf_counter()
-        answer = self._application(environ, lambda status, headers, error=None: told.append(status))
+        answer = self._application(environ, lambda status, headers, error=None: statuses.append(status))
         b"".join(answer)
         answer.close()
         self.slots[int((time.perf_counter() - began) * 10_000)] += 1
-        return int(told[0][:3])
+        return int(statuses[0][:3])
 
 
 class Forger:
@@ -179,24 +179,25 @@ class Forger:
         self.chance = chance
 
     def body(self) -> bytes:
-        way = self.chance.randrange(10)
-        if way == 0:
+        """Draw a body."""
+        kind = self.chance.randrange(10)
+        if kind == 0:
             return self.chance.randbytes(self.chance.randrange(300))
-        if way == 1:
+        if kind == 1:
             return self.chance.choice(
                 (b"", b"null", b"[" * 9_000, b"\xff" * 20_000, b'{"Result":' * 40, b"\xef\xbb\xbf{}")
             )
-        if way == 2:
+        if kind == 2:
             return json.dumps(self._tree(4)).encode()
-        body = json.dumps({"Result": self._swapped(self._forged())}).encode()
-        if way < 5:
+        body = json.dumps({"Result": self._changed(self._forged())}).encode()
+        if kind < 5:
             at = self.chance.randrange(len(body))
             body = body[:at] + self.chance.randbytes(1) + body[at + 1 :]
         return body
 
     def _forged(self) -> dict[str, Any]:
-        """A message that says paid, of an id, an amount and a phone that are none of ours."""
-        said = {
+        """Return a message that reports a payment, with an id, an amount and a phone that are not ours."""
+        values = {
             "TransactionAmount": 999_999, "Amount": 999_999, "TransactionReceipt": "SKGFORGED1",
             "ReceiptNo": "SKGFORGED1",
             "ReceiverPartyPublicName": "254199999999 - A THIEF", "CreditPartyName": "254199999999 - A THIEF",
@@ -206,11 +207,11 @@ class Forger:
             "ResultType": 0, "ResultCode": self.chance.choice((0, 0, "0", 1, "17", 2040)), "ResultDesc": "Accepted.",
             "OriginatorConversationID": "KASOKO-9-9-ffffffff-1", "ConversationID": "AG_1",
             "TransactionID": "SKGFORGED1", "ExternalReference": "KASOKO-9-9-ffffffff",
-            "ResultParameters": {"ResultParameter": [{"Key": key, "Value": value} for key, value in said.items()]},
+            "ResultParameters": {"ResultParameter": [{"Key": key, "Value": value} for key, value in values.items()]},
         }  # fmt: skip
 
-    def _swapped(self, result: dict[str, Any]) -> dict[str, Any]:
-        """At most two fields or parameters replaced or left out."""
+    def _changed(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the message with at most two fields or parameters replaced or left out."""
         pairs = result["ResultParameters"]["ResultParameter"]
         for _ in range(self.chance.randrange(3)):
             if self.chance.random() < 0.5:
@@ -226,11 +227,14 @@ class Forger:
         if shape < 2:
             return self.chance.choice(SCALARS)
         inner = [self._tree(depth - 1) for _ in range(self.chance.randrange(4))]
-        return inner if shape == 2 else {str(self.chance.choice(SCALARS))[:9]: each for each in inner}
+        return inner if shape == 2 else {str(self.chance.choice(SCALARS))[:9]: value for value in inner}
 
 
 def fuzz(*, count: int, at_most_seconds: float, seed: int, part: int) -> dict[str, Any]:
-    """Bring `count` callbacks, the first part's among them 200 replays of a genuine one; what was seen, for JSON."""
+    """POST `count` callbacks, and return the counts for JSON.
+
+    The first process also repeats a genuine callback 200 times.
+    """
     import django
 
     django.setup()
@@ -241,7 +245,7 @@ def fuzz(*, count: int, at_most_seconds: float, seed: int, part: int) -> dict[st
     from payments import settlement_tasks
 
     settings.DATABASES["default"]["NAME"] = os.environ["SOAK_DATABASE"]
-    door, chance = Door(get_wsgi_application()), random.Random(f"{seed}:{part}")  # noqa: S311
+    endpoint, chance = Endpoint(get_wsgi_application()), random.Random(f"{seed}:{part}")  # noqa: S311
     forger, tokens = Forger(chance), json.loads(sys.stdin.read())
     genuine = _genuine(tokens[0])
     progress, sent, replays = Progress(f"callbacks of process {part}", count), 0, 0
@@ -253,7 +257,7 @@ def fuzz(*, count: int, at_most_seconds: float, seed: int, part: int) -> dict[st
             replays += 1
         else:
             path, body, right = _one(chance, forger, tokens)
-        status = door.post(f"/api/payments/{path}", body)
+        status = endpoint.post(f"/api/payments/{path}", body)
         sent += 1
         if status not in right and len(wrong) < 20:
             wrong.append(f"{status} at {path[:20]} for {body[:200]!r}")
@@ -262,11 +266,11 @@ def fuzz(*, count: int, at_most_seconds: float, seed: int, part: int) -> dict[st
             if part == 0:
                 progress.at(sent)
     settlement_tasks.apply_stored_callbacks()
-    return {"sent": sent, "replays": replays, "wrong": wrong, "slots": door.slots, "seconds": progress.seconds}
+    return {"sent": sent, "replays": replays, "wrong": wrong, "slots": endpoint.slots, "seconds": progress.seconds}
 
 
 def _one(chance: random.Random, forger: Forger, tokens: list[dict[str, str]]) -> tuple[str, bytes, set[int]]:
-    """Where a forgery goes, its body, and how it may be answered."""
+    """Draw a forgery, and return its path, its body, and the statuses that are right."""
     body, kind = forger.body(), chance.choice(KINDS)
     too_long = len(body) > 16 * 1024
     draw = chance.random()
@@ -279,9 +283,9 @@ def _one(chance: random.Random, forger: Forger, tokens: list[dict[str, str]]) ->
 
 
 def _genuine(token: dict[str, str]) -> bytes:
-    said = {"TransactionAmount": 285, "TransactionReceipt": "SKGGENUINE",
+    values = {"TransactionAmount": 285, "TransactionReceipt": "SKGGENUINE",
             "ReceiverPartyPublicName": f"{token['phone']} - JOHN DOE"}  # fmt: skip
-    pairs = [{"Key": key, "Value": value} for key, value in said.items()]
+    pairs = [{"Key": key, "Value": value} for key, value in values.items()]
     result = {"ResultType": 0, "ResultCode": 0, "ResultDesc": "", "OriginatorConversationID": token["ocid"],
               "ResultParameters": {"ResultParameter": pairs}}  # fmt: skip
     return json.dumps({"Result": result}).encode()
@@ -293,10 +297,10 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=1_800)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    if asked.part is None:
-        hand_over(run(count=asked.count, at_most_seconds=asked.seconds, seed=asked.seed))
+    if options.part is None:
+        hand_over(run(count=options.count, at_most_seconds=options.seconds, seed=options.seed))
     else:
-        found = fuzz(count=asked.count, at_most_seconds=asked.seconds, seed=asked.seed, part=asked.part)
-        sys.stdout.write(f"{json.dumps(found)}\n")
+        result = fuzz(count=options.count, at_most_seconds=options.seconds, seed=options.seed, part=options.part)
+        sys.stdout.write(f"{json.dumps(result)}\n")

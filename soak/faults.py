@@ -1,7 +1,7 @@
-"""Thousands of payouts through an M-Pesa that strikes with every fault it knows, each as often as the others.
+"""Thousands of payouts through a simulator that strikes with all its faults, equally often.
 
-Nothing is killed here. The operator retries what failed, as often as it fails; what a person would have to look at is
-HELD. At the end our book and the provider's are compared, receipt by receipt.
+No process is killed here. The operator retries failed payouts as often as they fail. Payouts that a person would have
+to investigate are HELD. At the end our book and the simulator's book are compared, receipt by receipt.
 """
 
 import argparse
@@ -36,24 +36,21 @@ MOST_HELD = 0.01
 
 
 def run(*, winners: int, each: float, at_most_seconds: float, seed: int) -> list[Figure]:
-    """Pay `winners` payouts with each fault striking a share `each` of the requests; how the books compare."""
-    with tempfile.TemporaryDirectory() as directory:
-        with running(Path(directory), **SETTINGS) as place:
-            rate = str(each * len(FAULTS))
-            place.start_simulator(
-                "--callback-delay", "0.2", "--latency", "0.05", "--seed", str(seed), "--fault-rate", rate
-            )
-            place.start_web()
-            place.start_worker()
-            place.log_in()
-            place.manage("shell", typed=MARKET.format(winners=winners))
-            place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
-            seconds = _settle_down(place, winners, at_most_seconds)
-            return _compared(place, winners, each, seconds)
+    """Pay `winners` payouts while each fault strikes a share `each` of the requests, and return the figures."""
+    with tempfile.TemporaryDirectory() as directory, running(Path(directory), **SETTINGS) as place:
+        rate = str(each * len(FAULTS))
+        place.start_simulator("--callback-delay", "0.2", "--latency", "0.05", "--seed", str(seed), "--fault-rate", rate)
+        place.start_web()
+        place.start_worker()
+        place.log_in()
+        place.manage("shell", typed=MARKET.format(winners=winners))
+        place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
+        seconds = _retry_until_final(place, winners, at_most_seconds)
+        return _compared(place, winners, each, seconds)
 
 
-def _settle_down(place: Running, winners: int, at_most_seconds: float) -> float:
-    """Retry what fails until every payout is completed or held, or time is up; the seconds it took."""
+def _retry_until_final(place: Running, winners: int, at_most_seconds: float) -> float:
+    """Retry failed payouts until each is completed or held, or until the time limit; return the seconds it took."""
     progress = Progress("faults", winners)
     counts: dict[str, int] = {}
     while progress.seconds < at_most_seconds and sum(map(counts.get, ("COMPLETED", "HELD"), (0, 0))) < winners:
@@ -70,11 +67,11 @@ def _compared(place: Running, winners: int, each: float, seconds: float) -> list
     counts = dict(place.sql(BY_STATUS))
     completed, held = counts.get("COMPLETED", 0), counts.get("HELD", 0)
     ((silent,),) = place.sql(HELD_SILENTLY)
-    theirs = sorted(
+    provider = sorted(
         (p["ocid"], p["amount"], p["phone"], p["receipt"]) for p in book["payments"] if p["state"] == "paid"
     )
     ours = place.sql(OURS)
-    missing = len(set(theirs) ^ set(ours))
+    differences = len(set(provider) ^ set(ours))
     ((requests,),) = place.sql("SELECT count(*) FROM payments_attempt")
     ((questions,),) = place.sql("SELECT count(*) FROM payments_statusquery")
     closed = place.manage("reconcile").strip().rpartition("\n")[2]
@@ -89,9 +86,9 @@ def _compared(place: Running, winners: int, each: float, seconds: float) -> list
         Figure(
             "The provider's book and ours, after the faults",
             "the same payments, receipt by receipt; nobody paid twice",
-            f"{missing} differences, {len(book['double_paid'])} paid twice; the provider paid "
+            f"{differences} differences, {len(book['double_paid'])} paid twice; the provider paid "
             f"{book['totals']['paid_total']:,} shillings for {len(ours):,} dividends of {DIVIDEND}",
-            missing == 0 and not book["double_paid"] and book["totals"]["paid_total"] == len(ours) * DIVIDEND,
+            differences == 0 and not book["double_paid"] and book["totals"]["paid_total"] == len(ours) * DIVIDEND,
         ),
         Figure("The books after the faults", "every invariant holds", closed, closed.startswith("The books close")),
     ]
@@ -103,5 +100,5 @@ if __name__ == "__main__":
     parser.add_argument("--each", type=float, default=0.05)
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    hand_over(run(winners=asked.winners, each=asked.each, at_most_seconds=asked.seconds, seed=asked.seed))
+    options = parser.parse_args()
+    hand_over(run(winners=options.winners, each=options.each, at_most_seconds=options.seconds, seed=options.seed))

@@ -1,6 +1,7 @@
-"""Thousands of payouts while something is killed every few seconds: web, worker, beat, PostgreSQL, Redis, or all.
+"""Thousands of payouts while a process is killed every few seconds.
 
-The provider's simulator alone is spared: it is not ours. A supervisor starts again what died; nothing else helps.
+The victims are web, worker, beat, PostgreSQL, Redis, or all of them; never the simulator, because it stands for M-Pesa.
+A supervisor starts dead processes again. There is no other help.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from testing.supervised import Servers, Supervised
 VICTIMS = ("web", "worker", "beat", "PostgreSQL", "Redis", "all of them")
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 5.0
 LONGEST_RECOVERY_SECONDS = 30.0
-DIVIDEND = 190  # Each stakes 100, the loser as much as all winners; five per cent of the pool is the fee.
+DIVIDEND = 190  # Each winner stakes 100, the loser as much as all winners; the fee is 5 % of the pool.
 SETTINGS = {
     "PAYOUT_TPS": "200",
     "SWEEP_EVERY_SECONDS": "1",
@@ -45,12 +46,12 @@ OURS = "SELECT originator_conversation_id, amount::int, phone_number, receipt, l
 
 
 def run(*, winners: int, at_most_seconds: float, seed: int) -> list[Figure]:
-    """Pay `winners` payouts under random kills; the figures of promises 1 and 2 and of the recovery.
+    """Pay `winners` payouts under random kills, and return the figures of the books and of the recovery.
 
-    Raises: AssertionError, where what was killed cannot be started again or the books do not close.
+    Raises: AssertionError, if a killed process cannot be started again, or if the payouts are not paid in time.
     """
     with tempfile.TemporaryDirectory() as directory:
-        # Root's servers run as another user, who must be able to enter.
+        # The servers of root run as another user, who must be able to enter.
         Path(directory).chmod(0o711)
         servers = Servers(Path(directory))
         logs = Path(directory) / "logs"
@@ -79,15 +80,18 @@ class _Run:
         place.manage("shell", typed=MARKET.format(winners=self.winners))
         place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
         seconds = self._pay(at_most_seconds)
-        return self._compared(seconds)
+        return self._figures(seconds)
 
     def _pay(self, at_most_seconds: float) -> float:
-        """Kill until everybody is paid or time is up; then let it come to rest. Returns the seconds it took."""
+        """Kill until all are paid or until the time limit, then wait for the last payouts.
+
+        Returns the seconds before the wait.
+        """
         progress = Progress("kills", self.winners)
         victims: list[str] = []
         while (paid := self._count(PAID)) < self.winners and progress.seconds < at_most_seconds:
             progress.at(paid, f"{self.kills.total()} kills")
-            # Each once before any of them again, so that a short run has killed everything too.
+            # Each victim is killed once before any of them again, so that a short run kills all of them.
             victims = victims or self.chance.sample(VICTIMS, len(VICTIMS))
             next_kill = time.monotonic() + self.chance.uniform(SHORTEST_PAUSE, LONGEST_PAUSE)
             self._kill(victims.pop())
@@ -96,11 +100,11 @@ class _Run:
         return progress.seconds
 
     def _at_rest(self) -> bool:
-        self._tend()
+        self._restart_dead()
         return self._count(PAID) == self.winners
 
     def _kill(self, victim: str) -> None:
-        """kill -9, start again, and wait until the next request is made: how long that took is the recovery."""
+        """Kill a victim with -9, start it again, and wait for the next request; keep the longest such recovery."""
         self.kills[victim] += 1
         posted = self._count(POSTED)
         everything = victim == "all of them"
@@ -112,7 +116,7 @@ class _Run:
         if everything or victim == "Redis":
             self.servers.lose_redis()
         self.servers.restart()
-        self._tend()
+        self._restart_dead()
         recovering = time.monotonic()
         while (
             self._count(POSTED) == posted < self.winners
@@ -121,7 +125,7 @@ class _Run:
             time.sleep(0.05)
         self.longest_recovery = max(self.longest_recovery, time.monotonic() - recovering)
 
-    def _tend(self) -> None:
+    def _restart_dead(self) -> None:
         for name in self.place.names_of_the_dead():
             self.place.bury(name)
         for name in ("web", "beat", "worker"):
@@ -139,12 +143,12 @@ class _Run:
             return 0
         return int(count)
 
-    def _compared(self, seconds: float) -> list[Figure]:
+    def _figures(self, seconds: float) -> list[Figure]:
         book: dict[str, Any] = self.place.book()
-        theirs = sorted((p["ocid"], p["amount"], p["phone"], p["receipt"], p["state"]) for p in book["payments"])
+        provider = sorted((p["ocid"], p["amount"], p["phone"], p["receipt"], p["state"]) for p in book["payments"])
         ours = sorted(self.place.sql(OURS))
         paid, double = self._count(PAID), len(book["double_paid"])
-        agree = [one for one in ours if one[-1] == "paid"] == [one for one in theirs if one[-1] == "paid"]
+        agree = [row for row in ours if row[-1] == "paid"] == [row for row in provider if row[-1] == "paid"]
         total = book["totals"]["paid_total"]
         closed = self.place.manage("reconcile").strip().rpartition("\n")[2]
         struck = ", ".join(f"{name} {count}" for name, count in self.kills.most_common())
@@ -165,7 +169,7 @@ class _Run:
             ),
             Figure("The books after it", "every invariant holds", closed, closed.startswith("The books close")),
             Figure(
-                "From a kill, all started again, to the next request",
+                "Time from a kill, with all started again, to the next request",
                 f"at most {LONGEST_RECOVERY_SECONDS:.0f} s",
                 f"at most {recovered:.1f} s",
                 recovered <= LONGEST_RECOVERY_SECONDS,
@@ -178,5 +182,5 @@ if __name__ == "__main__":
     parser.add_argument("--winners", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=1_200)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    hand_over(run(winners=asked.winners, at_most_seconds=asked.seconds, seed=asked.seed))
+    options = parser.parse_args()
+    hand_over(run(winners=options.winners, at_most_seconds=options.seconds, seed=options.seed))

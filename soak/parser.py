@@ -1,6 +1,6 @@
-"""The parser of M-Pesa's messages under fire: anything but a record or `Unreadable` is a find.
+"""Fuzz of the parsers of M-Pesa's messages: each must return a record or raise `Unreadable`.
 
-Hypothesis writes messages of the right shape; atheris, where it is installed, breaks bytes by what code they reach.
+Hypothesis makes messages of the right shape. atheris, if it is installed, changes bytes by the code that they reach.
 """
 
 import argparse
@@ -60,27 +60,27 @@ BODIES = st.one_of(
 
 
 def read(body: bytes) -> None:
-    """Read a body in every way that the project does, and look at all that was read. Raises: whatever is a find."""
+    """Read a body with every parser, and read every attribute of the records. Any exception is an error of a parser."""
     for name in PARSERS:
         try:
-            found = getattr(messages, name)(body)
+            record = getattr(messages, name)(body)
         except strict_json.Unreadable:
             continue
-        for attribute in dir(type(found)):
+        for attribute in dir(type(record)):
             if not attribute.startswith("_"):
-                getattr(found, attribute)
-        result_codes.meaning(getattr(found, "result_code", ""))
+                getattr(record, attribute)
+        result_codes.meaning(getattr(record, "result_code", ""))
 
 
 def run(*, seconds: float) -> list[Figure]:
-    """As many bodies as fit into the time, half of it for each fuzzer, each in a process that a find ends."""
+    """Fuzz for `seconds`, half of them with each fuzzer, in processes that an error ends; return the figures."""
     bar = "0 uncaught"
     by_hypothesis = Figure("Bodies made by Hypothesis, each read by five parsers", bar, "", None)
     by_atheris = Figure("Bodies made by atheris, each read by five parsers", bar, "not run: it is not installed", None)
     share = seconds / 2 if ATHERIS else seconds
-    found = [_measured(by_hypothesis, ["hypothesis", f"--seconds={share:.0f}"], r"bodies: (\d+)", share)]
+    figures = [_measured(by_hypothesis, ["hypothesis", f"--seconds={share:.0f}"], r"bodies: (\d+)", share)]
     if not ATHERIS:
-        return [*found, by_atheris]
+        return [*figures, by_atheris]
     with tempfile.TemporaryDirectory() as directory:
         corpus, words = Path(directory) / "corpus", Path(directory) / "words"
         corpus.mkdir()
@@ -89,18 +89,18 @@ def run(*, seconds: float) -> list[Figure]:
         words.write_text("".join(f'"{word}"\n' for word in (*KEYS, *TEXTS[:-1])))
         limits = [f"-max_total_time={share:.0f}", "-max_len=4096", "-print_final_stats=1", f"-dict={words}"]
         arguments = ["atheris", *limits, f"-artifact_prefix={directory}/", str(corpus)]
-        return [*found, _measured(by_atheris, arguments, r"number_of_executed_units: (\d+)", share)]
+        return [*figures, _measured(by_atheris, arguments, r"number_of_executed_units: (\d+)", share)]
 
 
 def _measured(figure: Figure, arguments: list[str], counted: str, seconds: float) -> Figure:
-    """Run one of the fuzzers and read off what it printed how many bodies it made, and whether one was a find."""
+    """Run one fuzzer, and return its figure: the number of bodies, and the error if there was one."""
     say(f"parser: {arguments[0]} for {seconds:.0f} s")
     command = [sys.executable, "-m", "soak.parser", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300, check=False)
     count = re.search(counted, ended.stdout + ended.stderr)
-    find = "" if ended.returncode == 0 else f"; found {ended.stdout[-500:]} {ended.stderr[-2000:]}"
+    error = "" if ended.returncode == 0 else f"; error {ended.stdout[-500:]} {ended.stderr[-2000:]}"
     seen = f"{int(count[1]):,} in {seconds:.0f} s" if count else "none counted"
-    return replace(figure, seen=seen + find, passed=ended.returncode == 0 and count is not None)
+    return replace(figure, seen=seen + error, passed=ended.returncode == 0 and count is not None)
 
 
 def _by_hypothesis(seconds: float) -> None:
@@ -151,10 +151,12 @@ if __name__ == "__main__":
         _by_atheris(sys.argv[2:])
     else:
         parser = argparse.ArgumentParser(description=__doc__)
-        parser.add_argument("fuzzer", nargs="?", choices=["hypothesis", "atheris"], help="one of them, in this process")
+        parser.add_argument(
+            "fuzzer", nargs="?", choices=["hypothesis", "atheris"], help="run this fuzzer in this process"
+        )
         parser.add_argument("--seconds", type=float, default=300)
-        asked = parser.parse_args()
-        if asked.fuzzer:
-            _by_hypothesis(asked.seconds)
+        options = parser.parse_args()
+        if options.fuzzer:
+            _by_hypothesis(options.seconds)
         else:
-            hand_over(run(seconds=asked.seconds))
+            hand_over(run(seconds=options.seconds))

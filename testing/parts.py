@@ -1,4 +1,4 @@
-"""A part of a long run: a process of its own with a bound on its time, and what became of it."""
+"""Parts of a long run, each a process of its own with a time limit."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Part:
-    """One process of a long run: its command after `python -m`, and the minutes it may take."""
+    """A process of a long run: its command after `python -m`, and the minutes that it may take."""
 
     name: str
     command: tuple[str, ...]
@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a part."""
+    """End of a part: its lines, its exit status, its seconds, and whether it ended within its time."""
 
     lines: list[str]
     status: int
@@ -38,11 +38,11 @@ class Ended:
     @property
     def how(self) -> str:
         took = f"{self.seconds:.0f} s"
-        return f"exit status {self.status} after {took}" if self.in_time else f"stopped after {took}, its time was up"
+        return f"exit status {self.status} after {took}" if self.in_time else f"stopped after {took}, at its time limit"
 
 
 def run(part: Part, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run one part to its end, or to the end of its time; its lines are passed on as they come."""
+    """Run one part to its end or its time limit, and print its lines as they come."""
     say(f"--- {part.name}: at most {part.minutes:.0f} min")
     began = time.monotonic()
     child = subprocess.Popen(
@@ -61,7 +61,7 @@ def run(part: Part, environment: Mapping[str, str] | None = None) -> Ended:
 
 @contextmanager
 def _stopped_after(child: "subprocess.Popen[str]", seconds: float) -> Iterator[threading.Event]:
-    """Stop a part with all its processes when its time is up, or when the long run itself is stopped."""
+    """Stop a part and all its processes at its time limit, or when the long run itself is stopped."""
     ran_out = threading.Event()
 
     def stop() -> None:
@@ -79,23 +79,23 @@ def _stopped_after(child: "subprocess.Popen[str]", seconds: float) -> Iterator[t
 
 
 def commit() -> str:
-    """The commit that is measured, and whether the tree differs from it; docs/, where figures go, do not count."""
+    """Return the commit that is measured, and "with changes" if the tree outside docs/ differs from it."""
     head = git("rev-parse", "--short=10", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     return f"{head or 'unknown'}{' with changes' if changed else ''}"
 
 
-def git(*words: str) -> str:
-    """What git says, or nothing where there is no git or no commit."""
+def git(*arguments: str) -> str:
+    """Return the output of a git command, or "" if there is no git or no commit."""
     try:
-        ended = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        ended = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return ended.stdout.strip() if ended.returncode == 0 else ""
 
 
 def machine() -> str:
-    """The machine in some words, and how busy it was before."""
+    """Return the machine's size, its versions, and the load before the run."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.machine()}, "

@@ -1,4 +1,4 @@
-"""`make bench`: what a part hands over becomes a page with its bars and its plots."""
+"""Report of the bench: the figures that a part hands over become a page with bars and plots."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ from bench import report
 from bench.figures import Line, Measured, Row, alternated, at_least, at_most, handed_over, median_ratio
 
 
-def kept(measured: Measured) -> bench.Kept:
-    return bench.Kept("settle", measured, "1 March 2026 at 10:00", "0123456789", "2 cores", "exit status 0 after 3 s")
+def figures(measured: Measured) -> bench.PartFigures:
+    return bench.PartFigures(
+        "settle", measured, "1 March 2026 at 10:00", "0123456789", "2 cores", "exit status 0 after 3 s"
+    )
 
 
-def test_a_part_hands_over_what_it_measured_and_the_page_shows_it(tmp_path: Path) -> None:
+def test_page_shows_the_figures_that_a_part_handed_over(tmp_path: Path) -> None:
     # given
     rows = [
         Row("S1", "settle 40 bets", "20 ms", "10 ms", 2.004, "≤ 3", "≤ 2", *at_most(2.004, 3, 2), "a | b\nc"),
@@ -25,11 +27,11 @@ def test_a_part_hands_over_what_it_measured_and_the_page_shows_it(tmp_path: Path
     words = ["The floor is COPY."]
 
     # when
-    report.write([kept(Measured(rows, lines, words))], tmp_path)
+    report.write([figures(Measured(rows, lines, words))], tmp_path)
 
     # then
     page = (tmp_path / "bench.md").read_text()
-    assert "Of 2 figures with a bar, 1 reach what they must; of 2 with a further one, 0 reach that too." in page
+    assert "1 of 2 figures reach the bar that they must reach. 0 of 2 figures reach their stretch bar." in page
     assert "| S1 | settle 40 bets | 20 ms | 10 ms | 2.00 | ≤ 3 | yes | ≤ 2 | **no** | a / b c |" in page
     assert "| S6 | bets/s | 90/s | 100/s | 0.50 | ≥ 0.75 | **no** | ≥ 0.9 | **no** |  |" in page
     assert "1 March 2026 at 10:00 (Nairobi), commit 0123456789, exit status 0 after 3 s. On 2 cores." in page
@@ -37,21 +39,21 @@ def test_a_part_hands_over_what_it_measured_and_the_page_shows_it(tmp_path: Path
     assert (tmp_path / "bench-settle.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_handed_over_is_read_as_it_was() -> None:
+def test_figures_are_read_as_they_were_handed_over() -> None:
     measured = Measured([Row("S1", "a", "b", ratio=1.5, met=True)], [Line("p", "ours", [(1, 2.5)])], ["words"])
     line = bench.HANDED_OVER + bench.json.dumps(bench.asdict(measured))
     assert handed_over(line) == measured
     assert handed_over("settle: 10 of 20") is None
 
 
-def test_a_part_that_ends_without_figures_is_a_figure_that_missed() -> None:
+def test_part_without_figures_becomes_a_missed_figure() -> None:
     ended = bench.Ended(["Traceback", "MemoryError"], 1, 2.0, in_time=True)
-    (row,) = bench._found(bench.Part("settle", ("bench.settle",), 1), ended).rows
+    (row,) = bench._figures(bench.Part("settle", ("bench.settle",), 1), ended).rows
     assert (row.met, row.ours) == (False, "exit status 1 after 2 s")
     assert "MemoryError" in row.how_far
 
 
-def test_sides_are_measured_in_turn_and_compared_in_pairs() -> None:
+def test_sides_are_measured_in_alternation_and_compared_in_pairs() -> None:
     order: list[str] = []
     sides = {name: lambda name=name: (order.append(name), float(len(order)))[1] for name in ("ours", "floor")}
     seen = alternated(sides, 3)

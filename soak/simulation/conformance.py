@@ -207,10 +207,12 @@ class Pair:
             _as_real(about), int(code) if code.isdigit() else code, result_type=0 if final else 1,
             amount=amount, phone=shown, receipt=receipt, ocid=ocid, without=without,
         )  # fmt: skip
-        if code == "0" and final:
-            result = Result(ocid, code, shown, None if without else amount, phone, receipt)
+        # Code 0 has parameters, final or not: if they differ, it is another message, which is stored beside the first.
+        stated = code if final else f"{code}, to be continued"
+        if code == "0":
+            result = Result(ocid, stated, shown, None if without else amount, phone, receipt)
         else:
-            result = Result(ocid, code if final else f"{code}, to be continued")
+            result = Result(ocid, stated)
         payout_steps.deliver(
             "result", payout_steps.ADDRESSES.token(about.ocid), body, self.now, policy=self.policy, trusted=trusted
         )

@@ -134,7 +134,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         )
         self.seen.append(request)
         if self.strikes("connection refused"):
-            raise gateway_errors.NotSent("network", message="no connection: ConnectionRefusedError")
+            raise gateway_errors.NotSent("network", message="no connection to Daraja (connection error)")
         if self.strikes("throttled"):
             wait = self._random.choice([None, 1.0, 40.0])
             raise gateway_errors.NotSent("throttle", "500.003.02", "Spike Arrest Violation", wait)
@@ -143,14 +143,14 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         if self.strikes("rejected"):
             raise gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
         if self.strikes("lost on the way"):
-            raise gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
+            raise gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
         if self.strikes("late in the proxy"):
             self.on_the_way[request.ocid] += 1
             self._schedule(self._random.uniform(1, 120), "leaves the proxy", lambda: self._arrive(request))
             raise gateway_errors.OutcomeUnknown("504", "Gateway Timeout")
         is_new = self._receive(request)
         if self.strikes("answer lost"):
-            raise gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout")
+            raise gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
         if self.strikes("server error"):
             code, words = self._random.choice([("500.001.1001", "Internal Error"), ("", "<html>"), ("502", "")])
             raise gateway_errors.OutcomeUnknown(code, words)
@@ -167,9 +167,9 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         if self.strikes("question refused"):
             raise self._random.choice(
                 [
-                    gateway_errors.NotSent("network", message="no connection: ConnectTimeoutError"),
+                    gateway_errors.NotSent("network", message="no connection to Daraja (timeout)"),
                     gateway_errors.NotSent("throttle", "500.003.02", "Spike Arrest Violation"),
-                    gateway_errors.OutcomeUnknown(message="no whole answer: ReadTimeout"),
+                    gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)"),
                 ]
             )
         lost = self.strikes("answer to question lost")

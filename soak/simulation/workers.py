@@ -225,5 +225,5 @@ class Workers(EventLoop):
         for question in questions:
             yield 0.1
             self.note(f"    asks about {question.originator_conversation_id}")
-            if conversation_id := status_queries.put(question, gateway=self.provider, addresses=self.addresses):
+            if conversation_id := status_queries.post(question, gateway=self.provider, addresses=self.addresses):
                 status_queries.record_question(question, conversation_id)
