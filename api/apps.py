@@ -1,4 +1,4 @@
-"""App configurations: Django's admin with our site, and the console with its templates and static files.
+"""App configurations: Django's admin with our site, and the console.
 
 Django reads this module before any model, so it imports nothing of the project.
 """

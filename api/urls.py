@@ -1,4 +1,7 @@
-"""The whole HTTP surface on one page. Only the paths of markets are in markets/urls.py, as the guide requires."""
+"""The whole HTTP surface on one page.
+
+Only the paths of markets are in markets/urls.py, as the guide requires.
+"""
 
 from django.contrib import admin
 from django.urls import include, path, re_path

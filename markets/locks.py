@@ -44,8 +44,8 @@ class OutcomeNotInMarket(Refusal):
 def locked_market(market_id: int) -> Market:
     """Lock a market for a decision and return it.
 
-    Bets share the market's advisory lock, and its queue is fair. The row's own lock is not: a stream of bets that share
-    it would keep a decision waiting as long as they come.
+    Bets share the market's advisory lock, and its queue is fair. The queue of the row's own lock is not fair. A stream
+    of bets that share the row's lock would keep a decision waiting.
     Locks: the market's advisory lock, then its row.
     Raises: MarketNotFound.
     """

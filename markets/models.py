@@ -102,8 +102,8 @@ class Market(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         new = self._state.adding
         if not new and kwargs.get("update_fields") is None:
-            # A form or a shell may have loaded the market before it was settled. Of the columns that settlement writes,
-            # save only those that were changed here, so that an old copy does not overwrite the settlement.
+            # A form or a shell may have loaded the market before it was settled. An old copy must not overwrite the
+            # settlement. So of the columns that settlement writes, save only those that were changed here.
             unchanged = {name for name, value in self._as_read.items() if self.__dict__.get(name) == value}
             columns = {field.name for field in self._meta.concrete_fields} - self.get_deferred_fields()
             kwargs["update_fields"] = columns - {"id"} - unchanged

@@ -1,6 +1,6 @@
 """Pools of markets, read from tallies and the bets since.
 
-A tally is the sum of the bets on one outcome in five minutes, so reading a pool does not read every bet.
+A tally is the sum of the bets on one outcome in five minutes. So a pool is read without reading every bet.
 """
 
 from collections.abc import Callable

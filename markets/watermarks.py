@@ -1,8 +1,8 @@
-"""Watermarks: the id up to which an append-only table can be summed for good, without blocking its writers.
+"""Watermarks: the id up to which an append-only table is summed, without blocking its writers.
 
 The statement that inserts a row draws its id and holds a lock on the table until its transaction ends. Take the last id
 drawn and the transactions that write at that moment. Once all of them have ended, every row up to that id is visible or
-was rolled back, so no row can appear below it.
+was rolled back. So no row can appear below it.
 """
 
 import time
@@ -25,8 +25,8 @@ _WRITERS = """
 def advance(table: str, add: Callable[[int, int], None], *, keep_going: Callable[[], bool]) -> int:
     """Sum new rows of `table` step by step and return the new watermark.
 
-    Each step calls `add(low, high)`, which sums the rows with low < id <= high, and moves the watermark in the same
-    transaction. So each row is summed once, even if the process dies. If a transaction writes for longer than
+    Each step calls `add(low, high)`, which sums the rows with low < id <= high. The same transaction moves the
+    watermark, so each row is summed once, even if the process dies. If a transaction writes for longer than
     PATIENCE_SECONDS, nothing is summed and the next call tries again.
     Locks: the Watermark.
     """

@@ -2,8 +2,8 @@
 
 Each entry says who decided what, from where, and the values before and after. A trigger gives each entry the next
 number and a hash. The hash covers the entry's own fields and the previous entry's hash. The trigger holds a lock until
-the transaction ends, so the chain cannot fork, not even if somebody inserts by plain SQL. The hash is made of each
-field's digest, so a personal text can be erased if the law demands it and the rest can still be verified.
+the transaction ends, so the chain cannot fork, even if rows are inserted by plain SQL. The hash is made of each field's
+digest. So if the law demands it, a personal text can be erased and the rest can still be verified.
 """
 
 import hashlib
@@ -76,8 +76,8 @@ class Chain:
 def verify(*, expected: tuple[int, str] | None = None) -> Chain:
     """Check every entry's hash, number and link to the entry before it.
 
-    `expected` is the number and hash of an entry that somebody noted earlier and kept elsewhere. Only such a note
-    reveals that the end of the chain was cut off, or that the whole chain was written again.
+    `expected` is the number and hash of an entry that somebody noted earlier and stored elsewhere. Only such a note
+    reveals that the end of the chain was cut off or the whole chain rewritten.
     """
     count, head = 0, HASH_BEFORE_FIRST
     seen_expected = expected is None

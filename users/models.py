@@ -78,8 +78,8 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     """A member. With `is_staff` also a member of staff.
 
     `balance` is the cached balance of the member's wallet, in shillings. A plain save never writes it, because the
-    ledger moves it. If code assigns `balance` and saves, the difference between the assigned and the loaded value is
-    posted as a transfer against `opening`. A trigger that payments installs posts it; in production it refuses.
+    ledger moves it. If code assigns `balance` and saves, the difference to the loaded value is posted as a transfer
+    against `opening`. A trigger that payments installs posts it; in production it refuses.
     """
 
     public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)

@@ -1,6 +1,6 @@
 """Notices to members.
 
-A notice is written in the transaction that makes it true, so no member is told of an event that was rolled back.
+A notice is written in the transaction that makes it true. So no member is told of an event that was rolled back.
 """
 
 from datetime import datetime

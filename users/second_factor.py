@@ -1,8 +1,8 @@
-"""Second factor of staff: codes of an authenticator app (TOTP), and recovery codes for a lost phone.
+"""Second factor of staff: codes of an authenticator app (TOTP), and recovery codes.
 
-Each code works once. django-otp stores the devices and throttles wrong codes: the wait doubles after each wrong one.
-Only a digest of each recovery code is stored. django-otp reads the clock itself, because a code is valid for the
-present moment only.
+Each code works once. Recovery codes are for a lost phone; only a digest of each is stored. django-otp stores the
+devices and throttles wrong codes: the wait doubles after each wrong one. django-otp reads the clock itself, because a
+code is valid for the present moment only.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Notes of staff about members. Notes are never edited, and each is in the audit trail."""
+"""Notes of staff about members. They are never edited; each is in the audit trail."""
 
 from datetime import datetime
 

@@ -26,7 +26,7 @@ ACCEPTED = {"ResultCode": 0, "ResultDesc": "Accepted"}
 def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpResponse:
     """Store the result of one B2C request, sent to the address that the request was given.
 
-    Without a token in the path it is the plain callback of the guide's part 4.4, which names the payout by
+    Without a token in the path it is the plain callback of the guide's part 4.4. It names the payout by
     `ExternalReference`. Outside production it is applied at once. In production the plain address answers 404.
     """
     if token is not None:

@@ -1,4 +1,4 @@
-"""Calls for the certificate of a settlement, open to everyone, and the explanation of a member's bet."""
+"""Calls for the public certificate of a settlement and the explanation of a bet."""
 
 import uuid
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Error answers: one envelope, and one table from each refusal to its HTTP status and code."""
+"""Error answers: one envelope, and one table of the refusals' HTTP statuses and codes."""
 
 import logging
 from typing import Any

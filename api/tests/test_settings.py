@@ -1,4 +1,4 @@
-"""Tests of api/settings.py and api/environment.py in a fresh process: values that start, values that are refused."""
+"""Tests of api/settings.py and api/environment.py: accepted and refused values, in a fresh process."""
 
 import os
 import runpy

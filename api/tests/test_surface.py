@@ -1,4 +1,4 @@
-"""The outer surface of the project: tasks, URLs, settings and Celery options, pinned as literal data.
+"""Tests of the outer surface: tasks, URLs, settings and Celery options are pinned as data.
 
 `surface.json` holds what other systems depend on: workers, the guide, `.env` files, bookmarks. It was generated from
 commit f80a91f, before the files moved to their rooms. A change to it is a change for users and belongs in CHANGELOG.md.

@@ -147,7 +147,7 @@ def test_leftover_cents_go_to_largest_remainders_then_lowest_bet_ids() -> None:
     # given: three equal stakes share 100 cents, and 1, 1 and 2 cents share 103
     assert divide([("Yes", 1), ("Yes", 1), ("Yes", 1), ("No", 97)], {"Yes": 100}, fee_pct="0")[1] == [34, 33, 33, 0]
     assert divide([("Yes", 1), ("Yes", 1), ("Yes", 2), ("No", 99)], {"Yes": 100}, fee_pct="0")[1] == [26, 26, 51, 0]
-    # 103 × (1, 1, 2) ÷ 4 leaves remainders 3, 3 and 2 and two cents: both go to the first two bets.
+    # 103 × (1, 1, 2) ÷ 4 leaves two cents and the remainders 3, 3 and 2. The first two bets get a cent each.
 
 
 def test_ten_million_shillings_beside_one_cent_lose_no_cent() -> None:

@@ -1,4 +1,4 @@
-"""Tests of markets/watermarks.py: each row is summed once, and none that another transaction may still write."""
+"""Tests of markets/watermarks.py: each row is summed once, and only after it is final."""
 
 import threading
 

@@ -1,7 +1,7 @@
-"""Fuzz tests of api/rest/callbacks.py: every body gets 2xx or 4xx, and money moves only if all of it matches.
+"""Fuzz tests of api/rest/callbacks.py: only a body that matches completely moves money.
 
-Bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. Each example starts from the same
-payout, which was sent and asked about, and is rolled back at its end.
+Every body gets 2xx or 4xx. Bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. Each
+example starts from the same payout, which was sent and asked about, and is rolled back at its end.
 """
 
 import json

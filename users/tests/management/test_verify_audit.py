@@ -1,4 +1,4 @@
-"""Tests of `manage.py verify_audit`: it prints the state of the trail, or refuses with the first difference."""
+"""Tests of `manage.py verify_audit`: it prints the trail's state or its first difference."""
 
 import re
 from datetime import datetime
