@@ -21,7 +21,8 @@ BEGAN = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
 def script() -> ModuleType:
     """The stand-alone script as a module, so that thousands of cases need no process each."""
     spec = importlib.util.spec_from_file_location("verify_settlement", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -178,4 +179,6 @@ GSM = set(
 
 
 def assert_fits(sentence: str) -> None:
-    assert len(sentence) <= 160 and set(sentence) <= GSM, sentence
+    """Assert that a sentence fits into one SMS."""
+    assert len(sentence) <= 160, sentence
+    assert set(sentence) <= GSM, sentence

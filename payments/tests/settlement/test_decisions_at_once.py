@@ -51,7 +51,8 @@ def test_of_resolves_and_voids_at_once_one_wins() -> None:
 
     # then
     assert kinds(answers) == {"Resolved": 1, "MarketAlreadyResolved": THREADS - 1}
-    assert Settlement.objects.count() == 1 and audit.verify().entries == 1
+    assert Settlement.objects.count() == 1
+    assert audit.verify().entries == 1
 
 
 def test_of_resolves_approvals_voids_and_undos_of_a_proposed_market_one_approval_wins() -> None:
@@ -77,7 +78,8 @@ def test_of_resolves_approvals_voids_and_undos_of_a_proposed_market_one_approval
     # then
     found = kinds(answers)
     assert (found.pop("Resolved"), found.pop("ProposalDecided"), found.pop("NotUndoable")) == (1, 15, 16)
-    assert sum(found.values()) == 32 and set(found) <= {"ProposalWaits", "MarketAlreadyResolved"}
+    assert sum(found.values()) == 32
+    assert set(found) <= {"ProposalWaits", "MarketAlreadyResolved"}
     run = Settlement.objects.get()
     assert (run.weights, run.approved_by, Proposal.objects.get().state) == ({"Yes": "100"}, second, "APPROVED")
     assert (audit.verify().entries, audit.verify().difference) == (2, None)
@@ -96,7 +98,8 @@ def test_of_undos_resolves_and_withdrawals_of_a_settled_market_one_undo_wins() -
     # then
     found = kinds(answers)
     assert (found.pop("Undoing"), found.pop("NotUndoable"), found.pop("MarketAlreadyResolved")) == (1, 31, 16)
-    assert set(found) <= {"AlreadyReleased", "NothingToWithdraw"} and sum(found.values()) == 16
+    assert set(found) <= {"AlreadyReleased", "NothingToWithdraw"}
+    assert sum(found.values()) == 16
 
     # when: many carry it out
     carry_out = partial(undo.carry_out, market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
@@ -104,7 +107,8 @@ def test_of_undos_resolves_and_withdrawals_of_a_settled_market_one_undo_wins() -
 
     # then
     made.refresh_from_db()
-    assert made.status == "CLOSED" and journal.balance(journal.pool(made.pk)) == 200
+    assert made.status == "CLOSED"
+    assert journal.balance(journal.pool(made.pk)) == 200
     assert len(transfers(code="undo")) == 1
 
 
@@ -130,9 +134,11 @@ def test_what_is_claimed_while_an_undo_runs_is_owed_back_and_the_rest_is_cancell
 
     # then
     sent = Attempt.objects.count()
-    assert kinds(answers) == {"int": 13} and sent == sum(answers) - 1
+    assert kinds(answers) == {"int": 13}
+    assert sent == sum(answers) - 1
     made.refresh_from_db()
-    assert made.status == "CLOSED" and journal.balance(journal.pool(made.pk)) == 4000
+    assert made.status == "CLOSED"
+    assert journal.balance(journal.pool(made.pk)) == 4000
     states = Counter(Transaction.objects.values_list("status", flat=True))
     assert states == Counter(
         {state: count for state, count in (("PROCESSING", sent), ("CANCELLED", 20 - sent)) if count}

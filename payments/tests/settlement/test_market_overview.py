@@ -40,16 +40,20 @@ def test_progress_counts_bets_and_payouts_and_estimates_the_end(db: None, at: da
     assert market_overview.progress(made, at=at) is None
     resolve(made, "Yes", at=at)
     begun = market_overview.progress(made, at=at)
-    assert begun is not None and (begun.bets, begun.bets_done, begun.finished) == (4, 0, False)
+    assert begun is not None
+    assert (begun.bets, begun.bets_done, begun.finished) == (4, 0, False)
     settle(made, at=at)
     one, *_ = Transaction.objects.filter(settlement__market=made).order_by("pk")
     console_scenes.paid(one, at, "SKG7ABC001", after=10)
     under_way = market_overview.progress(made, at=at + timedelta(seconds=20))
     assert under_way is not None
     assert (under_way.bets_done, under_way.count, under_way.amount) == (4, 4, Decimal(406))
-    assert under_way.by_state["completed"] == (Decimal(100), 1) and under_way.by_state["pending"][1] == 3
+    assert under_way.by_state["completed"] == (Decimal(100), 1)
+    assert under_way.by_state["pending"][1] == 3
     assert (under_way.per_minute, under_way.ends_at) == (1, at + timedelta(seconds=20, minutes=3))
     for place, rest in enumerate(Transaction.objects.filter(settlement__market=made, status="PENDING")):
         console_scenes.paid(rest, at, f"SKG7ABC1{place}")
     done = market_overview.progress(made, at=at + timedelta(hours=1))
-    assert done is not None and done.finished and done.ends_at is None
+    assert done is not None
+    assert done.finished
+    assert done.ends_at is None

@@ -77,7 +77,8 @@ def test_the_preview_is_what_the_settlement_then_books(db: None) -> None:
         )
         booked = list(Transaction.objects.filter(settlement=run, type="PAYOUT"))
         by_mpesa = [row.amount for row in booked if row.destination == "mpesa"]
-        assert members["by_mpesa"] == sum(by_mpesa) and members["payments"] == len(by_mpesa)
+        assert members["by_mpesa"] == sum(by_mpesa)
+        assert members["payments"] == len(by_mpesa)
         assert members["to_wallet"] == sum(row.amount for row in booked if row.destination == "wallet")
         assert shown.charges == sum(tariff.charge(amount, AT.astimezone(NAIROBI).date()) for amount in by_mpesa)
         total: dict[int, Decimal] = {}
@@ -133,8 +134,10 @@ def test_a_void_and_an_outcome_nobody_backed_give_everything_back(db: None) -> N
 
     assert seen(made, "VOID", {}).equation == "Void: every stake goes back whole, 200.00 in all, without a fee."
     nobody = seen(made, weights={"Yes": 100})
-    assert nobody.figures.division.refund and "Nobody backed Yes" in nobody.equation
-    assert nobody.notes == () and nobody.float_needed == 0
+    assert nobody.figures.division.refund
+    assert "Nobody backed Yes" in nobody.equation
+    assert nobody.notes == ()
+    assert nobody.float_needed == 0
 
 
 def test_who_is_not_paid_as_they_are_is_named_with_the_reason(db: None) -> None:
@@ -190,7 +193,8 @@ def test_the_float_is_known_from_a_payments_result_and_only_now_and_then(db: Non
 
     # then
     reading = float_balance.latest()
-    assert reading is not None and (reading.amount, reading.read_at, reading.source) == (
+    assert reading is not None
+    assert (reading.amount, reading.read_at, reading.source) == (
         Decimal("1234.50"),
         after(1),
         "result",
@@ -219,7 +223,7 @@ def asked(at: Any = AT) -> float_balance.BalanceQuestion:
     question = float_balance.ask(at=at, addresses=ADDRESSES)
     gateway = FakeGateway()
     gateway.ask_balance = gateway.ask_status  # type: ignore[attr-defined]
-    assert float_balance.put(question, gateway=gateway, addresses=ADDRESSES)  # type: ignore[arg-type]
+    assert float_balance.post(question, gateway=gateway, addresses=ADDRESSES)  # type: ignore[arg-type]
     assert gateway.questions[0]["result_url"].endswith(f"/api/payments/balance-result/{question.token}/")
     return question
 

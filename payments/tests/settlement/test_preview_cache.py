@@ -1,5 +1,6 @@
 """Kept previews: any change of their inputs makes them old."""
 
+import dataclasses
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -9,8 +10,8 @@ from markets.models import Market
 from payments.ledger import receivables
 from payments.models import Recovery
 from payments.policy import Policy
-from payments.settlement import preview_cache
-from payments.settlement.decision import Decision
+from payments.settlement import division, preview, preview_cache
+from payments.settlement.decision import Decision, Evidence
 from testing import builders, console_scenes
 from testing.console_scenes import market_of_two
 
@@ -60,4 +61,45 @@ def test_preview_kept_by_another_version_is_not_read(
     preview_cache.compute(market, decision, at=at, policy=builders.policy())
     monkeypatch.setattr(preview_cache, "VERSION", 2)
     (kept,) = preview_cache.previews(market, [decision], at=at, policy=builders.policy())
+    assert kept.preview is None
+
+
+# Another set of fields, or other figures for the same bets, need a higher VERSION: an older kept preview would be read.
+FIELDS_OF_VERSION_1 = {
+    preview.Preview: (
+        "market_id", "rule", "weights", "figures", "outcomes", "largest", "charges", "float_needed", "float_available",
+        "float_at", "notes", "equation",
+    ),
+    preview.Figures: ("division", "members", "preview_hash"),
+    preview.MemberNote: ("reason", "what", "count", "amount", "members"),
+    division.Division: (
+        "bet_count", "last_bet_id", "stakes", "pool", "winning_pool", "fee", "net", "refund", "funds", "late_count",
+        "late_refund",
+    ),
+}  # fmt: skip
+
+
+def test_changed_fields_of_a_kept_preview_need_a_higher_version() -> None:
+    fields = {kept: tuple(field.name for field in dataclasses.fields(kept)) for kept in FIELDS_OF_VERSION_1}
+    assert (preview_cache.VERSION, fields) == (1, FIELDS_OF_VERSION_1), "Raise preview_cache.VERSION, then this test."
+
+
+def test_reason_and_evidence_do_not_change_the_kept_preview(db: None, by_a_worker: None, at: datetime) -> None:
+    market, rules = market_of_two(), builders.policy()
+    preview_cache.compute(market, Decision("VOID", {}), at=at, policy=rules)
+
+    with_reason = Decision("VOID", {}, reason="error", evidence=Evidence(note="Typed twice."))
+    (kept,) = preview_cache.previews(market, [with_reason], at=at, policy=rules)
+
+    assert kept.current
+    assert kept.preview is not None
+
+
+def test_close_time_changes_the_kept_preview(db: None, by_a_worker: None, at: datetime) -> None:
+    market, rules = market_of_two(), builders.policy()
+    preview_cache.compute(market, Decision("VOID", {}), at=at, policy=rules)
+
+    earlier = Decision("VOID", {}, effective_close_at=at - timedelta(hours=1))
+    (kept,) = preview_cache.previews(market, [earlier], at=at, policy=rules)
+
     assert kept.preview is None

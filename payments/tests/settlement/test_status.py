@@ -9,8 +9,9 @@ from payments.models import Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.sending import claims, responses
-from payments.settlement import status
+from payments.settlement import settling, status
 from testing.builders import AT, market, member, orm_bet, policy, resolve, settle, settled_market
+from testing.settlement_steps import opened, seven_bets, steps
 
 NOTHING = {name: (Decimal(0), 0) for name in status.PAYOUT_STATES}
 
@@ -124,3 +125,25 @@ def test_one_markets_status_counts_no_other_markets_payouts(db: None) -> None:
         found = status.settlement_status(made.pk)
         assert found is not None
         assert (found.total_payouts, found.platform_fee, found.by_state["pending"]) == (total, fee, (total, 1))
+
+
+def test_progress_counts_each_step(db: None) -> None:
+    # given: seven bets of three members, of whom each wins something
+    users = [member() for _ in range(3)]
+    market = opened(seven_bets(users))
+    assert status.settlement_progress(market.pk) == status.SettlementProgress(0, 0, 0)
+    resolve(market, rule="JOINT", weights={"A": "70", "B": "30"})
+    rules = policy(settlement_chunk=3)
+
+    # when
+    seen = []
+    while not settling.settle(market_id=market.pk, at=AT, policy=rules, keep_going=steps(1)).settled:
+        seen.append(status.settlement_progress(market.pk))
+    seen.append(status.settlement_progress(market.pk))
+
+    # then
+    assert [(one.bets_done, one.members_done) for one in seen] == [(3, 0), (6, 0), (7, 0), (7, 1), (7, 3), (7, 3)]
+    assert {one.bets_total for one in seen} == {7}
+    found = status.settlement_status(market.pk)
+    assert found is not None
+    assert found.progress == seen[-1]

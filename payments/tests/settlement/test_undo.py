@@ -29,8 +29,8 @@ from testing.payout_steps import (
     THROTTLED,
     after,
     answer,
-    failed,
     deliver_result,
+    failed,
     result_body,
     sent,
     states,
@@ -99,10 +99,12 @@ def test_what_has_not_left_comes_back_whole_and_the_market_may_be_resolved_again
     assert (made.status, made.resolved_outcome, made.resolved_at, made.settled_at) == ("CLOSED", None, None, None)
     assert Settlement.objects.get().state == "UNDONE"
     assert journal.balance(journal.pool(made.pk)) == staked(made) == Decimal("600.50")
-    assert journal.balance(journal.PAYABLE) == 0 and journal.balance(journal.FEE_INCOME) == fees - Decimal("30.02")
+    assert journal.balance(journal.PAYABLE) == 0
+    assert journal.balance(journal.FEE_INCOME) == fees - Decimal("30.02")
     assert set(Transaction.objects.filter(destination="mpesa").values_list("status", flat=True)) == {"CANCELLED"}
     assert set(made.bets.values_list("result", "payout")) == {("PENDING", Decimal(0))}
-    assert owed_back(yes) == [0, 0] and not Recovery.objects.exists()
+    assert owed_back(yes) == [0, 0]
+    assert not Recovery.objects.exists()
     assert [user.balance for user in CustomUser.objects.filter(pk__in=[one.pk for one in yes])] == [0, 0]
     assert AuditEntry.objects.filter(action="market.undo", subject=f"market:{made.pk}").count() == 1
 
@@ -146,7 +148,8 @@ def test_an_undo_goes_on_where_it_stopped_whatever_the_chunk(db: None, chunk: in
 
     # then
     made.refresh_from_db()
-    assert made.status == "CLOSED" and steps >= (13 if chunk == 1 else 3)
+    assert made.status == "CLOSED"
+    assert steps >= (13 if chunk == 1 else 3)
     assert journal.balance(journal.pool(made.pk)) == staked(made)
     assert undo.carry_out(market_id=made.pk, at=after(60), policy=small, keep_going=lambda: False)
 
@@ -176,7 +179,8 @@ def test_an_undo_that_dies_at_any_statement_is_completed_by_the_next_one(db: Non
 
             # then
             made.refresh_from_db()
-            assert made.status == "CLOSED" and journal.balance(journal.pool(made.pk)) == staked(made)
+            assert made.status == "CLOSED"
+            assert journal.balance(journal.pool(made.pk)) == staked(made)
             assert owed_back(users) == [*carried, 0]
             if not died:
                 break
@@ -204,7 +208,8 @@ def test_what_mpesa_has_carried_is_owed_back_and_so_is_what_the_wallet_no_longer
     for user in (rich, poor):
         paid(payout_of(user, made))
     before = {user.pk: CustomUser.objects.get(pk=user.pk).balance for user in (rich, poor)}
-    assert cents.amount == 285 and set(before.values()) == {Decimal("0.24")}
+    assert cents.amount == 285
+    assert set(before.values()) == {Decimal("0.24")}
     builders.bet(builders.market(), poor, "Yes", "0.20")
 
     # when
@@ -271,7 +276,8 @@ def test_a_request_that_turns_out_not_paid_cancels_the_debt_it_stood_for(db: Non
 
     # then
     attempt.refresh_from_db()
-    assert attempt.state == "PAID" and owed_back([winner]) == [285]
+    assert attempt.state == "PAID"
+    assert owed_back([winner]) == [285]
     assert Recovery.objects.get().outstanding == 285
 
 
@@ -392,7 +398,8 @@ def test_undone_and_resolved_again_twice_with_half_of_it_paid_each_time(db: None
 
     # then: the pool is empty, everyone owes exactly what was wrongly paid, the rightful winners are paid once
     assert journal.balance(journal.pool(made.pk)) == 0
-    assert owed_back(yes) == [300, 300, 0, 0] and owed_back(no) == [300, 300, 0, 0]
+    assert owed_back(yes) == [300, 300, 0, 0]
+    assert owed_back(no) == [300, 300, 0, 0]
     last = Settlement.objects.get(market=made, state="SETTLED")
     assert [Transaction.objects.get(settlement=last, user=user, destination="mpesa").status for user in yes] == [
         "COMPLETED"
@@ -465,7 +472,8 @@ def test_a_write_off_is_the_operators_loss(db: None) -> None:
         market_id=recovery.settlement.market_id, reason="Too small.", by=actor(operator()), at=after(61)
     )
 
-    assert owed_back([debtor]) == [0] and journal.balance(journal.BAD_DEBT) == 285
+    assert owed_back([debtor]) == [0]
+    assert journal.balance(journal.BAD_DEBT) == 285
     with nothing_moved(), pytest.raises(receivables.NothingOwed):
         receivables.write_off(recovery_id=recovery.pk, reason="Again.", by=actor(), at=after(62))
     with nothing_moved(), pytest.raises(receivables.RecoveryNotFound):
@@ -493,7 +501,8 @@ def test_within_its_hold_nothing_leaves_and_the_clock_ends_it(db: None) -> None:
 
     progress = settle(made, policy=HOLD)
 
-    assert progress.settled and progress.to_send == ()
+    assert progress.settled
+    assert progress.to_send == ()
     assert not claims.any_due(at=after(1799), policy=HOLD)
     assert claims.any_due(at=after(1800), policy=HOLD)
 
@@ -517,7 +526,8 @@ def test_a_resolution_is_withdrawn_before_it_is_divided_or_while_it_is_held_and_
 
     # then
     made.refresh_from_db()
-    assert not withdrawn.undoing and (made.status, made.resolved_outcome) == ("CLOSED", None)
+    assert not withdrawn.undoing
+    assert (made.status, made.resolved_outcome) == ("CLOSED", None)
     assert Settlement.objects.get().state == "WITHDRAWN"
     with nothing_moved(), pytest.raises(resolutions.NothingToWithdraw):
         resolutions.withdraw(market_id=made.pk, reason="Again.", by=actor(), at=AT)
@@ -531,7 +541,8 @@ def test_a_resolution_is_withdrawn_before_it_is_divided_or_while_it_is_held_and_
 
     # then
     made.refresh_from_db()
-    assert made.status == "CLOSED" and journal.balance(journal.pool(made.pk)) == staked(made)
+    assert made.status == "CLOSED"
+    assert journal.balance(journal.pool(made.pk)) == staked(made)
 
     # when: released
     resolve(made, "No", policy=HOLD)

@@ -90,7 +90,9 @@ def test_a_forger_who_makes_the_hashes_anew_is_found_too(name: str) -> None:
     for what, changed in changes(body):
         field = what.split(" ")[0]
         of_bet = field.startswith("bets.") and field.endswith(of_bets)
-        if (of_bet or field.startswith("settlement.") and field.split(".")[-1] in figures) and "taken away" not in what:
+        if (
+            of_bet or (field.startswith("settlement.") and field.split(".")[-1] in figures)
+        ) and "taken away" not in what:
             # when
             sealed(changed)
             # then
@@ -118,7 +120,8 @@ def test_what_the_rule_divides_holds_and_a_moved_cent_does_not(
                 moved["bets"][giver]["dividend"] = document.money(cents[0] - 1)
                 moved["bets"][taker]["dividend"] = document.money(cents[1] + 1)
                 sealed(moved)
-                assert holds(moved) and holds_by_script(moved)
+                assert holds(moved)
+                assert holds_by_script(moved)
 
 
 def test_the_first_line_that_differs_is_named() -> None:
@@ -146,7 +149,8 @@ def test_the_bets_may_be_in_a_file_of_their_own() -> None:
 
 @pytest.mark.parametrize("body", [None, [], {}, 7, "x", {"settlement": None}])
 def test_what_is_no_certificate_is_said_to_be_none(body: Any) -> None:
-    assert holds(body) and holds_by_script(body)
+    assert holds(body)
+    assert holds_by_script(body)
 
 
 def test_the_canonical_text_has_one_form() -> None:

@@ -1,0 +1,158 @@
+"""Approvals: a second person approves exactly the proposed figures, or rejects them."""
+
+import pytest
+
+from markets.models import Market
+from payments.ledger import journal
+from payments.models import Proposal, Settlement, Transaction
+from payments.payouts.sending import claims
+from payments.settlement import approvals, proposals, resolutions, undo
+from payments.settlement.decision import Evidence
+from testing.builders import AT, actor, bet, member, nothing_moved, operator, resolve, settle
+from testing.payout_steps import after
+from testing.settlement_steps import HERE, TWO, approve, bet_again, hash_now, reject, staked
+from users.models import AuditEntry
+
+
+def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
+    # given
+    market, first, second = staked(), operator(), operator()
+
+    # when
+    proposed = resolve(market, by=first, policy=TWO, evidence=Evidence(note="2 : 1"))
+
+    # then: nothing is decided, and no bet can move the numbers
+    market.refresh_from_db()
+    assert isinstance(proposed, proposals.Proposed)
+    assert proposed.preview_hash == hash_now(market)
+    assert market.status == "CLOSED"
+    assert not Settlement.objects.exists()
+
+    # when
+    resolved = approve(proposed, second)
+
+    # then
+    market.refresh_from_db()
+    settlement = Settlement.objects.get()
+    assert isinstance(resolved, resolutions.Resolved)
+    assert market.status == "RESOLVED"
+    assert (settlement.resolved_by, settlement.approved_by, settlement.evidence_note) == (first, second, "2 : 1")
+    assert Proposal.objects.get().state == "APPROVED"
+    assert list(AuditEntry.objects.order_by("pk").values_list("action", "actor_id")) == [
+        ("market.propose", first.pk),
+        ("market.resolve", second.pk),
+    ]
+    third = operator()
+    with nothing_moved(), pytest.raises(approvals.ProposalDecided):
+        approve(proposed, third)
+
+
+def test_proposer_may_reject_but_not_approve(db: None) -> None:
+    # given
+    market, first = staked(), operator()
+    proposed = resolve(market, by=first, policy=TWO)
+
+    # then
+    with nothing_moved(), pytest.raises(approvals.ProposerCannotApprove):
+        approve(proposed, first)
+
+    # when
+    reject(proposed, first)
+
+    # then: members may bet again
+    market.refresh_from_db()
+    assert market.status == "OPEN"
+    assert Proposal.objects.get().state == "REJECTED"
+    bet(market, member(5), "Yes", 5)
+
+
+@pytest.mark.parametrize("was", ["closed before", "past its end"])
+def test_rejection_opens_no_market_that_was_closed_or_has_ended(db: None, was: str) -> None:
+    market = staked()
+    if was == "closed before":
+        Market.objects.filter(pk=market.pk).update(status="CLOSED")
+    else:
+        Market.objects.filter(pk=market.pk).update(end_date=AT)
+
+    reject(resolve(market, by=operator(), policy=TWO), operator())
+
+    market.refresh_from_db()
+    assert market.status == "CLOSED"
+
+
+def test_approval_with_another_hash_is_refused(db: None) -> None:
+    proposed, second = resolve(staked(), by=operator(), policy=TWO), operator()
+
+    with nothing_moved(), pytest.raises(proposals.PreviewMoved):
+        approve(proposed, second, "0" * 64)
+
+
+def test_bet_after_a_proposal_makes_it_stale(db: None) -> None:
+    # given
+    market = staked()
+    proposed = resolve(market, by=operator(), policy=TWO)
+    bet_again(market)
+
+    # when
+    with pytest.raises(proposals.PreviewMoved, match="stale"):
+        approve(proposed, operator())
+
+    # then
+    market.refresh_from_db()
+    assert market.status == "OPEN"
+    assert not Settlement.objects.exists()
+    assert Proposal.objects.get().state == "STALE"
+    third = operator()
+    with nothing_moved(), pytest.raises(approvals.ProposalDecided):
+        approve(proposed, third)
+    assert isinstance(resolve(market, by=operator(), policy=TWO), proposals.Proposed)
+
+
+def test_approved_void_gives_every_stake_back(db: None) -> None:
+    market = staked()
+    proposed = resolve(market, rule="VOID", by=operator(), policy=TWO)
+    assert isinstance(proposed, proposals.Proposed)
+
+    approve(proposed, operator())
+    settle(market)
+
+    assert market.status == "VOID"
+    assert set(Transaction.objects.values_list("type", "status")) == {("REFUND", "COMPLETED")}
+
+
+def test_proposed_undo_stops_sending_until_it_is_decided(db: None) -> None:
+    # given
+    market = staked()
+    resolve(market)
+    settle(market)
+
+    # when
+    proposed = undo.undo(market_id=market.pk, reason="Wrong.", by=actor(operator()), at=AT, policy=TWO)
+
+    # then
+    assert isinstance(proposed, proposals.Proposed)
+    assert Settlement.objects.get().state == "SETTLED"
+    assert not claims.any_due(at=after(1), policy=TWO)
+
+    # when: rejected, it is sent again
+    reject(proposed, operator())
+    assert claims.any_due(at=after(1), policy=TWO)
+
+    # when: proposed again and approved
+    proposed = undo.undo(market_id=market.pk, reason="Wrong.", by=actor(operator()), at=AT, policy=TWO)
+    assert isinstance(proposed, proposals.Proposed)
+    begun = approve(proposed, operator())
+
+    # then
+    assert isinstance(begun, undo.Undoing)
+    assert undo.carry_out(market_id=market.pk, at=AT, policy=TWO, keep_going=lambda: True)
+    market.refresh_from_db()
+    assert market.status == "CLOSED"
+    assert journal.balance(journal.pool(market.pk)) == 300
+
+
+def test_unknown_proposal_is_refused(db: None) -> None:
+    with pytest.raises(approvals.ProposalNotFound):
+        approvals.approve(proposal_id=1, preview_hash="", by=actor(operator()), at=AT, policy=TWO)
+    with pytest.raises(approvals.ProposalNotFound):
+        approvals.reject(proposal_id=1, reason="", by=HERE, at=AT)
