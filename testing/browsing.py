@@ -31,8 +31,8 @@ MISSING = "Chromium is not installed: sudo apt-get install chromium (or KASOKO_C
 
 def find() -> str | None:
     """Return the path of Chromium: KASOKO_CHROMIUM, or the first of NAMES on the system. None if there is none."""
-    given = os.environ.get("KASOKO_CHROMIUM")
-    return given or next((path for name in NAMES if (path := shutil.which(name))), None)
+    configured = os.environ.get("KASOKO_CHROMIUM")
+    return configured or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def launch(playwright: Playwright) -> Browser:

@@ -177,7 +177,7 @@ def _take_back(
         will=will,
         button=title,
         back=reverse("admin:market", args=[market.pk]),
-        facts=[("Market", market.question), ("State", market.status.lower())],
+        facts=[("Market", market.question), ("State", market.status.capitalize())],
         fields=[page.Field("reason", "Reason", kind="area", help="Shown in the audit trail.")],
         typed=typed,
         danger=True,

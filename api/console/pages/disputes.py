@@ -12,7 +12,7 @@ from api.console import page
 from markets.models import Market
 from payments import disputes as service
 from payments import wiring
-from payments.models import Dispute
+from payments.models import Dispute, DisputeEvent
 from payments.settlement.certificates import explanations
 
 TABS = {"OPEN": "To answer", "ANSWERED": "Answered", "UPHELD": "Upheld", "REJECTED": "Rejected"}
@@ -21,6 +21,14 @@ REMEDIES = {
     Dispute.Remedy.PAY_TO_WALLET: "the payout goes to the wallet now",
     Dispute.Remedy.RESEND: "the payout is sent again now",
     Dispute.Remedy.NONE: "no remedy beyond this answer",
+}
+EVENTS = {
+    DisputeEvent.Kind.OPENED: "opened the dispute",
+    DisputeEvent.Kind.ANSWERED: "answered",
+    DisputeEvent.Kind.REPLIED: "replied",
+    DisputeEvent.Kind.UPHELD: "upheld the dispute",
+    DisputeEvent.Kind.REJECTED: "rejected the dispute",
+    DisputeEvent.Kind.REMEDIED: "carried out the remedy",
 }
 SHOWN = 100
 
@@ -46,7 +54,10 @@ def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
         "own": dispute.user_id == request.user.pk,
         "market": _market(dispute),
         "remedy": REMEDIES[Dispute.Remedy(dispute.remedy)] if dispute.remedy else "",
-        "events": dispute.events.select_related("by").order_by("pk"),
+        "events": [
+            (event, EVENTS[DisputeEvent.Kind(event.kind)])
+            for event in dispute.events.select_related("by").order_by("pk")
+        ],
     }
     if dispute.bet is not None:
         context["explanation"] = explanations.explain(dispute.bet, at=at, proven=False)

@@ -22,12 +22,12 @@ def payouts(request: HttpRequest) -> HttpResponse:
     """List the payouts that match the search; group failed payouts by reason."""
     typed, state, code = (request.GET.get(name, "").replace("\x00", "")[:80] for name in ("q", "state", "code"))
     market_id = paging.number(request.GET.get("market", ""))
-    found = search.search(typed, state=state, code=code, market_id=market_id)
+    result = search.search(typed, state=state, code=code, market_id=market_id)
     context = {
         "title": "Payouts",
-        "paged": paging.paged(request, found.payouts),
+        "paged": paging.paged(request, result.payouts),
         "typed": typed,
-        "understood": found.understood,
+        "understood": result.understood,
         "state": state,
         "states": search.STATES,
         "code": code,
@@ -64,7 +64,7 @@ def _question(payout: Transaction, title: str, will: list[str], button: str, **m
         ("Payout", f"{payout.pk} · {payout.external_ref}"),
         ("Amount", kes(payout.amount)),
         ("To", phone.masked(payout.phone_number)),
-        ("State now", f"{words(payout.status)}. {payout.reason}".strip()),
+        ("State now", f"{words(payout.status).capitalize()}. {payout.reason}".strip()),
     ]
     back = reverse("admin:payout", args=[payout.pk])
     return page.Question(title, will, button, back, facts, **more)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def eat(moment: datetime | None) -> SafeString | str:
     distance = ago(timezone.now() - moment)
     relative = f"{distance} ago" if moment <= timezone.now() else f"in {distance}"
     return format_html(
-        '<time datetime="{}" title="{}">{}{}, {} EAT</time> <span class="k-faint">{}</span>',
+        '<time datetime="{}" title="{}">{}{}, {} EAT</time>, <span class="k-faint">{}</span>',
         moment.isoformat(),
         f"{nairobi:%A %d %B %Y, %H:%M:%S} East Africa Time",
         f"{nairobi.day} {nairobi:%b}",
