@@ -128,6 +128,8 @@ STATIC_URL = "static/"
 STATIC_ROOT = STATE_DIR / "static"
 # Outside production static files are served from the packages, so nobody has to run collectstatic first.
 WHITENOISE_USE_FINDERS = not MPESA_PRODUCTION
+if WHITENOISE_USE_FINDERS:
+    STATIC_ROOT.mkdir(mode=0o700, exist_ok=True)  # WhiteNoise warns if it is missing.
 WHITENOISE_AUTOREFRESH = False
 # A redirected callback would lose its body, so a path without its slash answers 404.
 APPEND_SLASH = False

@@ -1,6 +1,7 @@
-"""The project's real processes for the journeys: web, worker with beat, and the simulator, on a database of their own.
+"""The project's real processes for journeys: web, worker with beat, simulator, with their own database.
 
-They are started by the guide's commands, wait for each other on conditions, and are gone at the end, also on failure.
+They are started by the guide's commands and wait for each other on conditions. They are stopped at the end, also after
+a failure.
 """
 
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -22,23 +23,24 @@ import requests
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 90.0
+CELERY = (sys.executable, "-m", "celery", "-A", "api")
 OPERATOR, PIN = "254700000001", "1234"
 QUEUES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
 Json = dict[str, Any]
 
 
 def until(holds: Callable[[], Any], what: str, tail: Callable[[], str] = str) -> Any:
-    """Wait until something holds, and return it; `tail` gives the end of a log for the failure."""
+    """Wait until `holds()` returns something true, and return it. `tail` gives the end of a log for the failure."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (found := holds()):
-        if time.monotonic() > deadline:  # No assert: the soak uses this, and python -O skips those.
+    while not (result := holds()):
+        if time.monotonic() > deadline:  # No assert statement, because the soak uses this and python -O skips those.
             raise AssertionError(f"Waited in vain for {what}.\n{tail()}")
         time.sleep(0.05)
-    return found
+    return result
 
 
 class Running:
-    """One installation under test. `environment` is what its processes get."""
+    """One installation under test. `environment` is the environment of its processes."""
 
     def __init__(self, directory: Path, database_url: str, settings: Mapping[str, str]) -> None:
         self.directory = directory
@@ -57,6 +59,7 @@ class Running:
     # --- processes
 
     def start_simulator(self, *options: str) -> None:
+        """Start the simulator and wait until it answers."""
         url_file = self.directory / "simulator.url"
         url_file.unlink(missing_ok=True)
         book = str(self.directory / "book.jsonl")
@@ -66,59 +69,83 @@ class Running:
         self.simulator_url = self.environment["MPESA_BASE_URL"] = url_file.read_text().strip()
 
     def start_web(self) -> None:
+        """Start the web process and wait until it is ready."""
         self._start_web("web", self.url)
 
+    def start_web_and_worker(self) -> None:
+        """Start the web process and the guide's worker at the same time, which is faster than one after the other."""
+        self._launch_web("web", self.url)
+        self.start_worker()
+        self._await_web("web", self.url)
+
     def start_second_web(self) -> str:
-        """A second web process beside the first, as on a second host; its URL."""
+        """Start a second web process, as on a second host, and return its URL."""
         url = f"http://127.0.0.1:{_free_port()}"
         self._start_web("second web", url)
         return url
 
     def _start_web(self, name: str, url: str) -> None:
+        self._launch_web(name, url)
+        self._await_web(name, url)
+
+    def _launch_web(self, name: str, url: str) -> None:
         command = [sys.executable, "-m", "gunicorn", "api.wsgi", "--bind", urlsplit(url).netloc, "--threads", "4"]
         self._start(name, [*command, "--no-control-socket"])
+
+    def _await_web(self, name: str, url: str) -> None:
         until(lambda: self._web_is_ready(url), f"the {name} process", lambda: self.log(name))
 
     def start_worker(self) -> None:
-        """The guide's worker of part 3.2, with beat inside."""
+        """Start the guide's worker of part 3.2, with beat inside."""
         self._start_worker("worker", "-B", "-s", str(self.directory / "beat-schedule"))
 
     def start_second_worker(self) -> None:
-        """A second worker beside the first, as on a second host; there is one beat."""
+        """Start a second worker without beat, as on a second host."""
         self._start_worker("second worker", "-n", "second@%h")
 
     def _start_worker(self, name: str, *options: str) -> None:
         started = self.log(name).count(" ready.")
-        command = [sys.executable, "-m", "celery", "-A", "api", "worker", "-l", "info", "--concurrency=1"]
-        self._start(name, [*command, *options])
+        self._start(name, [*CELERY, "worker", "-l", "info", "--concurrency=1", *options])
         until(lambda: self.log(name).count(" ready.") > started, f"the {name}", lambda: self.log(name))
 
+    def start_events(self) -> None:
+        """Start the guide's event monitor of part 3.4. It prints the events, because a test has no terminal."""
+        self._start("events", [*CELERY, "events", "--loglevel=info", "--dump"])
+        until(lambda: "starting capture" in self.log("events"), "the event monitor", lambda: self.log("events"))
+
+    def start_flower(self) -> str:
+        """Start the guide's Flower of part 3.4 and return its URL."""
+        url = f"http://127.0.0.1:{_free_port()}"
+        self._start("flower", [*CELERY, "flower", "--address=127.0.0.1", f"--port={urlsplit(url).port}"])
+        until(lambda: self._answers(url), "Flower", lambda: self.log("flower"))
+        return url
+
     def kill(self, name: str) -> None:
-        """kill -9 a process and everything it has started, at once."""
+        """End a process and everything that it started with kill -9."""
         child = self._children.pop(name)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait(PATIENCE_SECONDS)
 
     def stop(self, name: str) -> None:
-        """Ask a process to end, and see to it that nothing of its group is left."""
+        """Ask a process to end, then kill the rest of its group."""
         child = self._children.pop(name)
         child.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         child.wait(PATIENCE_SECONDS)
 
     def stop_all(self) -> None:
+        """Ask all processes to end at the same time, then kill the rest of their groups."""
+        for child in self._children.values():
+            child.terminate()
         for name in list(self._children):
             self.stop(name)
         self._session.close()
 
     def log(self, name: str) -> str:
+        """Return the output of a process so far."""
         path = self.directory / f"{name}.log"
         return path.read_text() if path.exists() else ""
 
@@ -135,16 +162,19 @@ class Running:
             )
 
     def _web_is_ready(self, url: str) -> bool:
+        return self._answers(f"{url}/readyz")
+
+    def _answers(self, url: str) -> bool:
         try:
-            return self._session.get(f"{url}/readyz", timeout=5).status_code == 200
-        except (requests.ConnectionError, requests.Timeout):  # It listens before the application is loaded.
+            return self._session.get(url, timeout=5).status_code == 200
+        except (requests.ConnectionError, requests.Timeout):  # A process may listen before its application is loaded.
             return False
 
-    # --- what people do
+    # --- people's calls and commands
 
     def manage(self, *words: str, typed: str = "", **environment: str) -> str:
-        """Run `python manage.py …` to its end and return what it printed; anything but exit 0 fails the test."""
-        ended = subprocess.run(
+        """Run `python manage.py …` to its end and return its output. Any exit status but 0 fails the test."""
+        finished = subprocess.run(
             [sys.executable, "manage.py", *words],
             cwd=ROOT,
             env=self.environment | environment,
@@ -154,35 +184,38 @@ class Running:
             timeout=PATIENCE_SECONDS,
             check=False,
         )
-        if ended.returncode != 0:
-            raise AssertionError(ended.stdout + ended.stderr)
-        return ended.stdout
+        if finished.returncode != 0:
+            raise AssertionError(finished.stdout + finished.stderr)
+        return finished.stdout
 
     def log_in(self) -> None:
-        """Make the operator, and use their token from now on."""
+        """Create the operator, and send their token with all later calls."""
         words = ("createsuperuser", "--noinput", "--phone_number", OPERATOR, "--full_name", "Operator")
         self.manage(*words, DJANGO_SUPERUSER_PASSWORD=PIN)
-        answered = self.post("/api/users/login/", {"phone_number": OPERATOR, "pin": PIN})
-        self._session.headers["Authorization"] = f"Bearer {answered.json()['token']}"
+        login = self.post("/api/users/login/", {"phone_number": OPERATOR, "pin": PIN})
+        self._session.headers["Authorization"] = f"Bearer {login.json()['token']}"
 
     def post(self, path: str, body: Json, url: str = "") -> requests.Response:
         """POST to the web process, or to the one at `url`."""
         return self._session.post(f"{url or self.url}{path}", json=body, timeout=PATIENCE_SECONDS)
 
     def get(self, path: str) -> requests.Response:
+        """GET from the web process."""
         return self._session.get(f"{self.url}{path}", timeout=PATIENCE_SECONDS)
 
     def status(self, market_id: int) -> Json:
-        answered = self.get(f"/api/markets/admin/settlement-status/{market_id}/")
-        if answered.status_code != 200:
-            raise AssertionError(answered.text)
-        return answered.json()
+        """Return the settlement status of a market."""
+        answer = self.get(f"/api/markets/admin/settlement-status/{market_id}/")
+        if answer.status_code != 200:
+            raise AssertionError(answer.text)
+        return answer.json()
 
     def book(self) -> Json:
-        """What the provider says it did."""
+        """Return the provider's own book of its payments."""
         return self._session.get(f"{self.simulator_url}/sandbox/book", timeout=PATIENCE_SECONDS).json()
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run one statement on the database and return its rows."""
         return _sql(self.environment["DATABASE_URL"], statement)
 
 
@@ -198,7 +231,7 @@ def _sql(url: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 def _free_port() -> int:
-    # Below the range that outgoing connections are given, so that none of them takes it before our server does.
+    # Below the range of outgoing connections, so that none of them takes the port before our server does.
     for port in (15_000 + secrets.randbelow(15_000) for _ in range(100)):
         with socket.socket() as probe:
             try:
@@ -215,7 +248,7 @@ def _database(url: str, name: str) -> SplitResult:
 
 @contextmanager
 def running(directory: Path, **settings: str) -> Iterator[Running]:
-    """A migrated database, empty queues, and no process yet; all of it is gone afterwards."""
+    """Make a migrated database and empty queues, without any process. Remove everything at the end."""
     name = f"kasoko_journey_{os.getpid()}"
     server = _database(os.environ["DATABASE_URL"], "postgres").geturl()
     _sql(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

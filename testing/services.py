@@ -1,10 +1,10 @@
-"""Pytest plugin: a PostgreSQL and a Redis for the tests, in the environment before Django reads its settings.
+"""Pytest plugin that puts a PostgreSQL and a Redis into the environment before the settings are read.
 
-It is loaded by `-p testing.services`, as a conftest.py is read only after pytest-django has imported the settings. It
-starts this checkout's fast pair of servers, unless KASOKO_TEST_DATABASE_URL and KASOKO_TEST_REDIS_URL name others (of
-the latter, three databases are used from the number it gives). Every pytest process, a worker of xdist too, has a
-database name and three Redis databases of its own, so several runs can go on in one checkout. A developer's `.env` and
-exported settings play no part, temporary directories are in `.kasoko/`, and the servers stop with the last run.
+It is loaded by `-p testing.services`, because pytest-django imports the settings before any conftest.py. It starts this
+checkout's fast pair of servers, unless KASOKO_TEST_DATABASE_URL and KASOKO_TEST_REDIS_URL name others. Of that Redis it
+uses three databases, from the number in the URL. Each pytest process, also each xdist worker, has its own database name
+and three Redis databases, so several runs can share a checkout. A developer's `.env` and exported settings are ignored.
+Temporary directories are in `.kasoko/`, and the servers stop with the last run.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ _slots: list[int] = []
 
 
 def _load_embedded() -> ModuleType:
-    # Imported as api.embedded it would bring in the package, which reads the settings.
+    # An import as api.embedded would import the package api first, which reads the settings.
     spec = importlib.util.spec_from_file_location("kasoko_embedded", BASE_DIR / "api" / "embedded" / "__init__.py")
     if spec is None or spec.loader is None:
         raise ImportError("api/embedded is missing.")
@@ -46,7 +46,7 @@ def _load_embedded() -> ModuleType:
 
 
 def _slot(state: Path, slots: int) -> int:
-    """The lowest number that no other pytest process holds; ours until this one ends."""
+    """Take the lowest number that no other pytest process holds. It is ours until this process ends."""
     for number in range(slots):
         descriptor = os.open(state / f"slot-{number}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -94,7 +94,7 @@ def _prepare() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    # The process that started xdist's workers outlives them.
+    # Only the process that started xdist's workers, because it outlives them.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         embedded.leave(BASE_DIR, "fast")
 

@@ -1,7 +1,7 @@
-"""The operator's decisions, by HTTP against the real processes.
+"""The operator's decisions, over HTTP against the real processes.
 
-One market is decided twice too early: seen, approved, withdrawn, undone. Another loses an outcome and had ended
-before it was closed; it is certified and disputed.
+One market is decided twice too early: it is previewed, approved, withdrawn and undone. In another an outcome is
+scratched, and it ended before it was closed. It is certified and disputed.
 """
 
 import json
@@ -15,7 +15,7 @@ import requests
 
 from testing.running import PIN, ROOT, Json, Running, running, until
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.long]
 
 MARKET = """
 from markets.models import Bet, Market
@@ -28,8 +28,8 @@ for phone, outcome, amount in (("0712345678", "Yes", 100), ("0712345679", "Yes",
 ADMIN = "/api/markets/admin/"
 
 
-class Second:
-    """The second member of staff."""
+class SecondPerson:
+    """The second member of staff, who approves."""
 
     def __init__(self, place: Running) -> None:
         self.place = place
@@ -40,31 +40,33 @@ class Second:
         self.headers = {"Authorization": f"Bearer {token}"}
 
     def approve(self, proposed: Json) -> Json:
+        """Approve a proposal by its preview hash."""
         body = {"proposal_id": proposed["proposal_id"], "preview_hash": proposed["preview_hash"]}
         url = f"{self.place.url}{ADMIN}approve/"
-        answered = requests.post(url, json=body, headers=self.headers, timeout=30)
-        assert answered.status_code == 200, answered.text
-        return answered.json()
+        answer = requests.post(url, json=body, headers=self.headers, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
 
 def propose(place: Running, call: str, **body: object) -> Json:
-    answered = place.post(f"{ADMIN}{call}/", {"market_id": 1, **body})
-    assert (answered.status_code, answered.json()["status"]) == (202, "proposed"), answered.text
-    return answered.json()
+    answer = place.post(f"{ADMIN}{call}/", {"market_id": 1, **body})
+    assert (answer.status_code, answer.json()["status"]) == (202, "proposed"), answer.text
+    return answer.json()
 
 
 def wait(place: Running, status: str, **counts: int) -> Json:
-    """Wait until the market has a status and so many of its payouts are in these states."""
+    """Wait until the market has a status and these counts of payouts by state."""
 
-    def found() -> Json | None:
-        now = place.status(1)
-        there = now["status"] == status and all(now["payout_count"][name] == count for name, count in counts.items())
-        return now if there else None
+    def reached() -> Json | None:
+        current = place.status(1)
+        states = current["payout_count"]
+        matches = current["status"] == status and all(states[name] == count for name, count in counts.items())
+        return current if matches else None
 
-    return until(found, f"the market to be {status} with {counts}", lambda: place.log("worker")[-4000:])
+    return until(reached, f"the market to be {status} with {counts}", lambda: place.log("worker")[-4000:])
 
 
-def test_seen_approved_withdrawn_resolved_half_paid_undone_and_resolved_rightly(tmp_path: Path) -> None:
+def test_market_decided_twice_too_early_pays_the_right_winner_once(tmp_path: Path) -> None:
     with running(
         tmp_path,
         SWEEP_EVERY_SECONDS="1",
@@ -73,25 +75,24 @@ def test_seen_approved_withdrawn_resolved_half_paid_undone_and_resolved_rightly(
         PAYOUT_CANARY="off",
     ) as place:
         place.start_simulator("--phone-fault=254712345679=fail:2040x1")
-        place.start_web()
-        place.start_worker()
+        place.start_web_and_worker()
         place.log_in()
-        second = Second(place)
+        second = SecondPerson(place)
         place.manage("shell", typed=MARKET)
 
-        # when: it is seen, proposed, and approved by the same hash
-        (seen,) = place.get(f"{ADMIN}settlement-preview/1/?outcome=Yes").json()["previews"]
-        proposed = propose(place, "resolve", outcome="Yes", preview_hash=seen["preview_hash"])
-        assert (seen["platform_fee"], seen["winners"], seen["payouts"]["by_mpesa"]) == ("20.00", 2, "380.00")
-        assert proposed["preview_hash"] == seen["preview_hash"]
+        # when: it is previewed, proposed, and approved by the same hash
+        (preview,) = place.get(f"{ADMIN}settlement-preview/1/?outcome=Yes").json()["previews"]
+        proposed = propose(place, "resolve", outcome="Yes", preview_hash=preview["preview_hash"])
+        assert (preview["platform_fee"], preview["winners"], preview["payouts"]["by_mpesa"]) == ("20.00", 2, "380.00")
+        assert proposed["preview_hash"] == preview["preview_hash"]
         assert second.approve(proposed)["outcome"] == "Yes"
 
-        # then: it is held, nothing leaves, and members see that it may still change
+        # then: its payouts are held, nothing leaves, and members see that the result may still change
         assert wait(place, "SETTLED", pending=2)["total_payouts"] == "380.00"
         assert place.get("/api/markets/1/").json()["provisional"] is True
         assert place.book()["payments"] == []
 
-        # when: withdrawn in time, and declared again without a hold
+        # when: it is withdrawn in time, and resolved again without a hold
         withdrawn = place.post(f"{ADMIN}withdraw/", {"market_id": 1, "reason": "Not official yet."})
         assert withdrawn.status_code == 200, withdrawn.text
         wait(place, "CLOSED")
@@ -100,16 +101,16 @@ def test_seen_approved_withdrawn_resolved_half_paid_undone_and_resolved_rightly(
         place.start_worker()
         second.approve(propose(place, "resolve", outcome="Yes"))
 
-        # then: half of it is paid, the other half fails
+        # then: one of two payouts is completed, the other fails
         wait(place, "SETTLED", completed=1, failed=1)
 
-        # when: it was No, and two people undo it
+        # when: the right outcome is No, and two people undo the settlement
         assert second.approve(propose(place, "undo", reason="It did not rain."))["status"] == "undoing"
         wait(place, "CLOSED")
 
-        # then: what was carried is owed
-        (owed,) = place.get("/api/payments/admin/recoveries/").json()["recoveries"]
-        assert (owed["market_id"], owed["outstanding"]) == (1, "190.00")
+        # then: the winner who was wrongly paid owes the dividend
+        (receivable,) = place.get("/api/payments/admin/recoveries/").json()["recoveries"]
+        assert (receivable["market_id"], receivable["outstanding"]) == (1, "190.00")
 
         # when
         second.approve(propose(place, "resolve", outcome="No", evidence_note="The weather service says so."))
@@ -118,7 +119,7 @@ def test_seen_approved_withdrawn_resolved_half_paid_undone_and_resolved_rightly(
         wait(place, "SETTLED", completed=1)
         book = place.book()
         assert book["double_paid"] == []
-        assert sorted((paid["phone"], paid["amount"]) for paid in book["payments"] if paid["receipt"]) == [
+        assert sorted((payment["phone"], payment["amount"]) for payment in book["payments"] if payment["receipt"]) == [
             ("254712345678", 190),
             ("254712345680", 380),
         ]
@@ -148,7 +149,7 @@ WINNER, UNPAID, LOSER, SCRATCHED, LATE, VOIDED = (f"2547123456{number}" for numb
 
 
 class Member:
-    """A member over HTTP, with their one bet."""
+    """A member over HTTP, with one bet."""
 
     def __init__(self, place: Running, phone: str) -> None:
         self.place, self.phone = place, phone
@@ -179,7 +180,7 @@ def balance(place: Running, phone: str) -> str:
 
 
 def paid_phones(place: Running) -> list[str]:
-    return [paid["phone"] for paid in place.book()["payments"] if paid["receipt"]]
+    return [payment["phone"] for payment in place.book()["payments"] if payment["receipt"]]
 
 
 def verified_alone(*files: Path) -> "subprocess.CompletedProcess[str]":
@@ -187,36 +188,35 @@ def verified_alone(*files: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_scratched_closed_earlier_settled_certified_disputed_and_another_voided(tmp_path: Path) -> None:
+def test_scratched_market_closed_earlier_is_certified_and_disputed(tmp_path: Path) -> None:
     with running(tmp_path, SWEEP_EVERY_SECONDS="1", PAYOUT_CANARY="off") as place:
         place.start_simulator(f"--phone-fault={UNPAID}=fail:2040")
-        place.start_web()
-        place.start_worker()
+        place.start_web_and_worker()
         place.log_in()
         place.manage("shell", typed=RACE)
         winner, unpaid, loser = Member(place, WINNER), Member(place, UNPAID), Member(place, LOSER)
 
-        # when: one does not start, another market is off, and the race had ended an hour ago
+        # when: a runner does not start, another market is voided, and the race ended an hour ago
         out = place.post(f"{ADMIN}scratch/", {"market_id": 1, "outcome": "Chebet", "reason": "She did not start."})
         assert out.status_code == 200, out.text
         off = place.post(f"{ADMIN}void/", {"market_id": 2, "reason": "postponed"})
         assert off.status_code == 200, off.text
-        until(lambda: balance(place, SCRATCHED) == "50.00", "the scratched stake")
-        until(lambda: balance(place, VOIDED) == "70.00", "the stake of what was voided")
+        until(lambda: balance(place, SCRATCHED) == "50.00", "the stake on the scratched outcome")
+        until(lambda: balance(place, VOIDED) == "70.00", "the stake in the voided market")
         assert place.get("/api/markets/1/").json()["status"] == "OPEN"
         ended = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
-        word = {"outcome": "Achieng", "effective_close_at": ended, "evidence_url": "https://example.org/race"}
-        declared = place.post(f"{ADMIN}resolve/", {"market_id": 1, **word})
+        decision = {"outcome": "Achieng", "effective_close_at": ended, "evidence_url": "https://example.org/race"}
+        declared = place.post(f"{ADMIN}resolve/", {"market_id": 1, **decision})
         assert declared.status_code == 200, declared.text
 
-        # then: the late stake is back before the pool is divided, and one of two winners cannot be paid
+        # then: the late stake is returned before the division, and one of two winners cannot be paid
         wait(place, "SETTLED", failed=1)
         until(
             lambda: [p["phone"] for p in place.book()["payments"] if p["receipt"]] == [WINNER], "the winner's payment"
         )
         assert (balance(place, LATE), balance(place, LOSER)) == ("60.00", "0.00")
 
-        # then: the certificate verifies, by our command and by itself, as does the member's own proof; not a cent off
+        # then: our command and the separate script verify certificate and proof, and refuse a changed cent
         saved, forged, mine = tmp_path / "saved.json", tmp_path / "forged.json", tmp_path / "mine.json"
         saved.write_bytes(requests.get(f"{place.url}/api/markets/1/settlement/", timeout=30).content)
         mine.write_bytes(winner.get(f"/api/markets/1/bets/{winner.bet}/explanation/").content)
@@ -226,12 +226,12 @@ def test_scratched_closed_earlier_settled_certified_disputed_and_another_voided(
         forged.write_text(saved.read_text().replace("190.00", "190.01", 1))
         assert forged.read_text() != saved.read_text()
         for file, status in ((saved, 0), (mine, 0), (forged, 1)):
-            ran = verified_alone(file)
-            assert ran.returncode == status, ran.stdout + ran.stderr
+            verification = verified_alone(file)
+            assert verification.returncode == status, verification.stdout + verification.stderr
         with pytest.raises(AssertionError, match="it must be 190.00"):
             place.manage("verify_settlement", str(forged))
 
-        # when: the unpaid winner and the loser complain
+        # when: the unpaid winner and the loser dispute
         ((payout,),) = place.sql("SELECT public_id::text FROM payments_transaction WHERE status = 'FAILED'")
         about_pay = unpaid.dispute(f"/api/payments/transactions/{payout}/disputes/", "My money has not come.")
         about_bet = loser.dispute(f"/api/markets/1/bets/{loser.bet}/disputes/", "Baraka was first, I saw it.")
@@ -243,9 +243,9 @@ def test_scratched_closed_earlier_settled_certified_disputed_and_another_voided(
             place.post(decide(about_pay["id"], "uphold"), {"remedy": "pay_to_wallet", "text": "No M-Pesa there."}),
         ]
 
-        # then: each was explained, is decided with its history, and its member told; the money is in the wallet, once
+        # then: each is explained and decided, its member is told, and the money is in the wallet once
         assert queue["count"] == 2
-        assert all(one["explanation"] and one["history"] for one in queue["disputes"])
+        assert all(dispute["explanation"] and dispute["history"] for dispute in queue["disputes"])
         assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
         rejected = loser.get("/api/users/me/disputes/").json()["disputes"][0]
         assert rejected["state"] == "REJECTED"

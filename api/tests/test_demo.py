@@ -135,6 +135,7 @@ def test_demo_proves_the_books_and_runs_again_despite_a_killed_worker(
     assert re.search(r"Paid out +KES 16,294\.00 +KES 16,294\.00", told_again)
 
 
+@pytest.mark.long
 def test_make_run_stays_up_until_ctrl_c_and_its_commands_resolve_a_market(
     launch: Launch, pids: Callable[[], dict[str, int]]
 ) -> None:

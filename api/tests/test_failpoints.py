@@ -1,8 +1,8 @@
-"""Every named crash point: a real process dies there by SIGKILL, and everybody is still paid exactly once.
+"""Every failpoint: a real process dies there by SIGKILL, and every winner is still paid exactly once.
 
-One installation lives through all of it. In each round the web process or the worker is armed to die at one place while
-a small market goes from stakes to payouts; a supervisor then starts it again, and the sweeps do the rest. The worker
-that takes over is mostly armed already to die at the next place, be it while it recovers what the last one left.
+All rounds use one installation. In each round the web process or the worker dies at one failpoint while a small market
+goes from bets to payouts. It is then started again, and the sweeps do the rest. The next worker usually dies at the
+next failpoint, even if it is still recovering the work of the last one.
 """
 
 import signal
@@ -16,9 +16,9 @@ from payments import failpoints
 from testing.running import PIN, until
 from testing.supervised import Supervised, supervised
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.long]
 
-# Where the worker dies, and where in the same round, at another moment, the web process does.
+# The failpoint of the worker, and the failpoint of the web process at another moment of the same round.
 ROUNDS = (
     ("settlement step before commit", "bet before commit"),
     ("settlement step after commit", "bet after commit"),
@@ -33,7 +33,7 @@ ROUNDS = (
     ("question after commit", ""),
     ("question put", ""),
 )
-# Where two workers die, one after the other, while the first market, paid by then, is undone.
+# The failpoints of two workers, one after the other, while the first market is undone after its payment.
 UNDOS = ("undo step before commit", "undo step after commit")
 STAKES = (("254700000101", "Yes", "100"), ("254700000102", "Yes", "100"), ("254700000103", "No", "200"))
 DIVIDEND = 190  # The pool of 400, less five per cent, halved.
@@ -54,18 +54,18 @@ SHORT = {
     "PAYOUT_CANARY": "off",
 }
 FIRST_WINNER = STAKES[0][0]
-# What M-Pesa does to the first winner's payment, so that the worker comes past the place.
+# The simulator's fault for the first winner's payment, which leads the worker to the failpoint.
 FAULTS = {
     "record after commit": "spike_arrestx1",
     "question after commit": "callback_lost",
     "question put": "callback_lost",
-    # What plainly proves a payment is applied with others at once; this is looked at by itself.
+    # A proven payment is booked in bulk with others. This evidence is weighed alone.
     "sweep between rows": "system_17:executed",
 }
 
 
 class Members:
-    """The members over HTTP, each with a token of their own; a bet whose answer never came is placed again."""
+    """The members' calls over HTTP, each with the member's own token."""
 
     def __init__(self, place: Supervised) -> None:
         self._place = place
@@ -75,18 +75,18 @@ class Members:
         }
 
     def bet(self, market_id: int, phone: str, outcome: str, amount: str) -> int:
-        """POST a bet under a key that is the same each time; the status of the answer."""
-        answered = requests.post(
+        """POST a bet with the same key each time, and return the status of the answer."""
+        answer = requests.post(
             f"{self._place.url}/api/markets/{market_id}/bets/",
             json={"outcome": outcome, "amount": amount},
             headers={"Authorization": f"Bearer {self._tokens[phone]}", "Idempotency-Key": f"{market_id}-{phone}"},
             timeout=30,
         )
-        return answered.status_code
+        return answer.status_code
 
 
 def place_bets(place: Supervised, members: Members, market_id: int, web_dies: str) -> None:
-    """All bets of a market; where the web process is to die at a bet, it does at the first, which then comes again."""
+    """Place all bets of a market. A web process that is to die at a bet dies at the first, which is then repeated."""
     for phone, outcome, amount in STAKES:
         if phone == FIRST_WINNER and web_dies.startswith("bet"):
             deaths = place.deaths_in_web()
@@ -94,21 +94,24 @@ def place_bets(place: Supervised, members: Members, market_id: int, web_dies: st
                 members.bet(market_id, phone, outcome, amount)
             place.await_death_in_web(deaths)
             place.start_web()
-            # Placed and never answered, or never placed: the same key tells.
+            # The bet was placed and never answered, or never placed. The same key shows which.
             assert members.bet(market_id, phone, outcome, amount) == (200 if "after" in web_dies else 201)
         else:
             assert members.bet(market_id, phone, outcome, amount) == 201
 
 
-def payments_agree(place: Supervised, rounds: int) -> None:
-    """The provider paid each winner of each market once, and our books say the same, receipt by receipt."""
+def assert_payments_agree(place: Supervised, rounds: int) -> None:
+    """Check that the provider paid each winner of each market once, and that our books agree by receipt."""
     book: dict[str, Any] = place.book()
     assert book["double_paid"] == []
-    theirs = [(one["ocid"], one["amount"], one["phone"], one["receipt"], one["state"]) for one in book["payments"]]
+    provider_payments = [
+        (payment["ocid"], payment["amount"], payment["phone"], payment["receipt"], payment["state"])
+        for payment in book["payments"]
+    ]
     ours = place.sql(
         "SELECT originator_conversation_id, amount::int, phone_number, receipt, lower(state) FROM payments_attempt"
     )
-    assert sorted(theirs) == sorted(ours)
+    assert sorted(provider_payments) == sorted(ours)
     winners = {phone for phone, outcome, _ in STAKES if outcome == "Yes"}
     assert book["totals"]["by_phone"].keys() == winners
     assert book["totals"]["paid_total"] == rounds * len(winners) * DIVIDEND
@@ -116,16 +119,16 @@ def payments_agree(place: Supervised, rounds: int) -> None:
 
 
 def death_after(market_id: int) -> str:
-    """Where the worker that takes over in this round is to die: at the next place; nowhere, beside a death by callback.
+    """Return the failpoint of the next worker: the next round's, or none if a web process dies by a callback.
 
-    Then it must live to have its payouts called back, or the next round must begin in peace.
+    In that case the worker must live to receive the results of its payouts, or the next round must start without them.
     """
     following = [*ROUNDS, (UNDOS[0], "")][market_id]
     by_callback = any(web_dies.startswith("callback") for _, web_dies in (ROUNDS[market_id - 1], following))
     return "" if by_callback else following[0]
 
 
-def everybody_is_paid(place: Supervised, markets: int) -> None:
+def await_everybody_is_paid(place: Supervised, markets: int) -> None:
     for market_id in range(1, markets + 1):
         until(
             lambda market_id=market_id: place.status(market_id)["completed_payouts"] == f"{2 * DIVIDEND}.00",
@@ -134,7 +137,7 @@ def everybody_is_paid(place: Supervised, markets: int) -> None:
         )
 
 
-def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_paid_twice(tmp_path: Path) -> None:
+def test_process_killed_at_any_failpoint_pays_everybody_once(tmp_path: Path) -> None:
     visited = []
     with supervised(tmp_path, **SHORT) as place:
         # given
@@ -146,9 +149,9 @@ def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_pai
         members = Members(place)
 
         for market_id, (worker_dies, web_dies) in enumerate(ROUNDS, start=1):
-            # given: callbacks of earlier markets must not kill a web process that is to die by one of this market's
+            # given: callbacks of earlier markets must not kill a web process that is to die by this market's callback
             if market_id > 1 and not death_after(market_id - 1):
-                everybody_is_paid(place, market_id - 1)
+                await_everybody_is_paid(place, market_id - 1)
                 place.kill("worker")
             if web_dies:
                 place.kill("web")
@@ -170,7 +173,7 @@ def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_pai
             # then
             assert died_by == -signal.SIGKILL, worker_dies
             visited += [name for name in (worker_dies, web_dies) if name]
-        everybody_is_paid(place, len(ROUNDS))
+        await_everybody_is_paid(place, len(ROUNDS))
 
         # when
         place.post("/api/markets/admin/undo/", {"market_id": 1, "reason": "It did not rain."})
@@ -187,5 +190,5 @@ def test_a_process_killed_at_any_crash_point_leaves_nobody_unpaid_and_nobody_pai
         assert owed == [(DIVIDEND,)] * 2
         bets = place.sql("SELECT market_id, count(*) FROM markets_bet GROUP BY 1 ORDER BY 1")
         assert bets == [(market_id, len(STAKES)) for market_id in range(1, len(ROUNDS) + 1)]
-        payments_agree(place, len(ROUNDS))
+        assert_payments_agree(place, len(ROUNDS))
     assert sorted(visited) == sorted(failpoints.NAMES)

@@ -1,5 +1,6 @@
-"""The user's guide, walked by HTTP against the real processes: every command it shows does what it says."""
+"""The user's guide, walked over HTTP against the real processes. Each of its commands does what the guide says."""
 
+import json
 import re
 from pathlib import Path
 
@@ -56,7 +57,7 @@ for user, outcome, amount in zip(CustomUser.objects.filter(is_staff=False).order
     Bet.objects.create(user=user, market=market, outcome=outcome, amount=amount)
 """
 
-# What our books say was paid over M-Pesa, as the provider's book has it.
+# Our books' M-Pesa payments, in the form of the provider's book.
 OUR_PAYMENTS = """
 SELECT t.phone_number, t.amount::int, a.receipt FROM payments_transaction t
 JOIN payments_attempt a ON a.transaction_id = t.id AND a.state = 'PAID' AND a.kind = 'b2c'
@@ -65,26 +66,53 @@ WHERE t.destination = 'mpesa' AND t.status = 'COMPLETED' ORDER BY 1, 2, 3
 
 
 def settled(place: Running, market_id: int, state: str) -> dict[str, object]:
-    """Wait until the one payout of a market is in a state; return the market's settlement."""
+    """Wait until the only payout of a market is in a state, and return the settlement status."""
     return until(
-        lambda: (found := place.status(market_id))["payout_count"][state] == 1 and found,
+        lambda: (status := place.status(market_id))["payout_count"][state] == 1 and status,
         f"the payout of market {market_id} to be {state}",
         lambda: place.log("worker")[-4000:],
     )
 
 
-def test_the_guide_holds_from_the_shell_to_the_last_call(tmp_path: Path) -> None:
+def test_guide_works_from_the_shell_to_the_last_call(tmp_path: Path) -> None:
     with running(tmp_path, SWEEP_EVERY_SECONDS="1", PAYOUT_RETRY_AFTER="3600") as place:
         place.start_simulator()
-        place.start_web()
-        place.start_worker()
+        place.start_web_and_worker()
+        flower = _start_the_monitors(place)
         place.log_in()
         _create_resolve_and_be_paid(place)
         _call_the_dashboards_paths(place)
         _complete_a_payout_by_hand(place)
 
-        closed = place.manage("reconcile")
-        assert "The books close" in closed
+        books = place.manage("reconcile")
+        assert "The books close" in books
+        _the_monitors_saw_the_worker(place, flower)
+
+
+def _start_the_monitors(place: Running) -> str:
+    """Part 3.4: start the event monitor and Flower. Returns Flower's URL."""
+    place.start_events()
+    return place.start_flower()
+
+
+def _the_monitors_saw_the_worker(place: Running, flower: str) -> None:
+    # then: the event monitor printed the settlement's task
+    for event in ("received", "succeeded"):
+        line = rf"task {event}: payments\.settlement_tasks\.settle_market\("
+        until(
+            lambda: re.search(line, place.log("events")),  # noqa: B023 - called at once
+            f"the event {line}",
+            lambda: place.log("events")[-2000:],
+        )
+
+    # then: Flower shows the worker as online, with its events
+    def workers() -> list[dict[str, object]]:
+        return json.loads(requests.get(f"{flower}/workers?json=1", timeout=30).text)["data"]
+
+    (worker,) = until(workers, "the worker in Flower", lambda: place.log("flower"))
+    assert str(worker["hostname"]).startswith("celery@")
+    assert worker["status"] is True
+    assert int(str(worker["task-succeeded"])) >= 1
 
 
 def _create_resolve_and_be_paid(place: Running) -> None:
@@ -95,20 +123,20 @@ def _create_resolve_and_be_paid(place: Running) -> None:
     assert printed.splitlines()[-2:] == ["Market 1 created with 2 bets", "Total pool: 300"]
 
     # when: part 4.2
-    answered = place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
+    answer = place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
 
     # then
-    assert answered.status_code == 200, answered.text
-    resolved = answered.json()
+    assert answer.status_code == 200, answer.text
+    resolved = answer.json()
     assert resolved == {
         "status": "resolved",
         "market_id": 1,
         "outcome": "Yes",
         "settlement_task_id": resolved["settlement_task_id"],
     }
-    found = settled(place, 1, "completed")
-    assert (found["status"], found["outcome"]) == ("SETTLED", "Yes")
-    assert {name: found[name] for name in found if name.endswith(("pool", "fee", "payouts"))} == {
+    status = settled(place, 1, "completed")
+    assert (status["status"], status["outcome"]) == ("SETTLED", "Yes")
+    assert {name: status[name] for name in status if name.endswith(("pool", "fee", "payouts"))} == {
         "pool": "300.00",
         "platform_fee": "15.00",
         "total_payouts": "285.00",
@@ -119,7 +147,7 @@ def _create_resolve_and_be_paid(place: Running) -> None:
         "held_payouts": "0.00",
     }
 
-    # then: part 4.3, in whatever order: a sweep may have been faster than the message, whose line then comes later
+    # then: part 4.3, in any order. A sweep may be faster than the message, whose line then comes later
     task_id = re.escape(resolved["settlement_task_id"])
     for line in (
         rf"INFO/MainProcess\] Task payments\.settlement_tasks\.settle_market\[{task_id}\] received",
@@ -149,7 +177,7 @@ def _create_resolve_and_be_paid(place: Running) -> None:
 
 
 def _call_the_dashboards_paths(place: Running) -> None:
-    """Part 8, and the same calls under the prefix of part 2.6."""
+    """Call the paths of part 8, and the same under the prefix of part 2.6."""
     for prefix in ("payments", "markets"):
         # when
         one = place.post(f"/api/{prefix}/admin/retry-payout/", {"transaction_id": 42})
@@ -165,12 +193,12 @@ def _call_the_dashboards_paths(place: Running) -> None:
         )
     again = place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
     assert (again.status_code, again.json()["code"]) == (409, "market_already_resolved")
-    stranger = requests.get(f"{place.url}/api/markets/admin/settlement-status/1/", timeout=30)
-    assert stranger.status_code == 401
+    anonymous = requests.get(f"{place.url}/api/markets/admin/settlement-status/1/", timeout=30)
+    assert anonymous.status_code == 401
 
 
 def _complete_a_payout_by_hand(place: Running) -> None:
-    """Part 4.4, for a payout that M-Pesa does not take: the provider refuses connections."""
+    """Complete a payout by the callback of part 4.4, while the provider refuses connections."""
     # given
     before = len(place.book()["payments"])
     place.stop("simulator")
@@ -185,7 +213,7 @@ def _complete_a_payout_by_hand(place: Running) -> None:
     ((reference,),) = place.sql("SELECT external_ref FROM payments_transaction WHERE status = 'PENDING'")
 
     # when
-    answered = requests.post(
+    answer = requests.post(
         f"{place.url}/api/payments/b2c-callback/",
         json={
             "Result": {
@@ -201,7 +229,7 @@ def _complete_a_payout_by_hand(place: Running) -> None:
     )
 
     # then
-    assert answered.status_code == 200, answered.text
+    assert answer.status_code == 200, answer.text
     assert settled(place, 2, "completed")["completed_payouts"] == "285.00"
     place.start_simulator()
     assert len(place.book()["payments"]) == before

@@ -1,4 +1,4 @@
-"""Where there is no Chromium, the tests that need one are left out, and the run says so instead of failing."""
+"""Without Chromium, the tests that need it are left out, and the run reports this instead of failing."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from testing import browsing
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_run_without_chromium_names_what_it_left_out_and_how_to_install_it(tmp_path: Path) -> None:
+def test_run_without_chromium_names_missing_tests_and_the_remedy(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "api/tests/console/test_browser.py"],
         cwd=ROOT,
@@ -28,7 +28,7 @@ def test_a_run_without_chromium_names_what_it_left_out_and_how_to_install_it(tmp
     assert "sudo apt-get install chromium" in ended.stdout
 
 
-def test_chromium_is_found_by_name_or_by_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_chromium_is_found_by_name_or_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KASOKO_CHROMIUM", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert browsing.find() is None
