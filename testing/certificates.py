@@ -1,4 +1,4 @@
-"""Certificates for tests: made from stakes by the pure rule, changed in every place, and the stand-alone script."""
+"""Certificates for tests: made from stakes by the pure rule, and changed in every place."""
 
 import copy
 import importlib.util
@@ -19,7 +19,7 @@ BEGAN = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
 
 
 def script() -> ModuleType:
-    """The stand-alone script as a module, so that thousands of cases need no process each."""
+    """Load the stand-alone script as a module, so that thousands of cases need no process each."""
     spec = importlib.util.spec_from_file_location("verify_settlement", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -39,7 +39,7 @@ def certified(
     effective_close_at: datetime | None = None,
     scratched: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The certificate of these stakes, (outcome, cents) placed a second apart, divided by the rule."""
+    """Make the certificate of these stakes, (outcome, cents) placed a second apart, divided by the rule."""
     weights = {"Yes": Decimal(100)} if weights is None else weights
     placed = [BEGAN + timedelta(seconds=number) for number in range(len(stakes))]
     back = [
@@ -121,7 +121,7 @@ def certified(
 
 
 def sealed(body: dict[str, Any]) -> dict[str, Any]:
-    """The body with the root and the hash that fit what it states: what a forger would write too."""
+    """Write the root and the hash that fit the body, as a forger would."""
     lines = [document.canonical(bet) for bet in body["bets"]]
     body["settlement"]["merkle_root"] = merkle.root([document.leaf_of(line) for line in lines]).hex()
     body["settlement_hash"] = document.settlement_hash(document.canonical(body["settlement"]))
@@ -129,7 +129,7 @@ def sealed(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def changes(body: Any) -> Iterator[tuple[str, Any]]:
-    """Each way to change one field of the body: one cent up and down, another value, the field or item taken away."""
+    """Yield each change of one field: one cent up and down, another value, the field or item taken away."""
     for path in _places(body):
         for value in _others(_at(body, path)):
             changed = copy.deepcopy(body)

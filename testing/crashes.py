@@ -1,4 +1,4 @@
-"""Crashes at any statement, to test that work can be resumed."""
+"""Simulated crashes at any SQL statement, to test that work can be resumed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from django.db import connection
 
 
 class Crash(Exception):
-    """The worker died here."""
+    """A simulated death of the worker."""
 
 
 @contextmanager
 def crash_at_statement(number: int) -> Iterator[list[str]]:
-    """Let the worker die when it sends the `number`th statement that does something; the list is what it sent."""
+    """Raise Crash at the `number`th statement, and collect the statements in the list. Savepoints do not count."""
     sent: list[str] = []
 
     def execute(call: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:

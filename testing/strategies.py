@@ -12,7 +12,7 @@ FEES = st.decimals("0", "100", places=2)
 
 @st.composite
 def weights_of(draw: st.DrawFn, outcomes: Sequence[str] = OUTCOMES) -> dict[str, Decimal]:
-    """Percentages with up to two decimals that sum to 100, for one outcome or more."""
+    """Draw percentages with up to two decimals that sum to 100, for one outcome or more."""
     named = draw(st.permutations(outcomes))[: draw(st.integers(1, len(outcomes)))]
     cuts = sorted(draw(st.sets(st.integers(1, 9_999), min_size=len(named) - 1, max_size=len(named) - 1)))
     parts = [high - low for low, high in zip([0, *cuts], [*cuts, 10_000], strict=True)]
@@ -21,6 +21,7 @@ def weights_of(draw: st.DrawFn, outcomes: Sequence[str] = OUTCOMES) -> dict[str,
 
 @st.composite
 def resolutions(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a rule with its weights, a fee and whether stakes are protected."""
     rule = draw(st.sampled_from(["WINNER", "JOINT", "SPLIT", "VOID"]))
     if rule == "VOID":
         weights = {}
