@@ -212,7 +212,7 @@ class BulkGateway:
         """
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise NotSent("network", message="out of time before sending")
+            raise NotSent("network", message="the time ran out before the request was sent")
         exchange = _Exchange()
         _exchange.set(exchange)
         headers = {
@@ -230,8 +230,15 @@ class BulkGateway:
                 return Answer.of(response.status, body_read, response.headers.get("Retry-After", ""))
         except (aiohttp.ClientError, OSError) as error:  # A timeout is an OSError.
             if not exchange.sent:
-                raise NotSent("network", message=f"no connection: {type(error).__name__}") from None
-            raise OutcomeUnknown(message=f"no whole answer: {type(error).__name__}") from None
+                raise NotSent("network", message=f"no connection to Daraja ({_cause(error)})") from None
+            raise OutcomeUnknown(message=f"no complete answer from Daraja ({_cause(error)})") from None
+
+
+def _cause(error: Exception) -> str:
+    """Name the cause of a failed request in words. The error itself may quote the request, which holds secrets."""
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "TLS error" if isinstance(error, aiohttp.ClientSSLError) else "connection error"
 
 
 async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:

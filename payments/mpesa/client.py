@@ -321,7 +321,7 @@ class Gateway:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
         if answer.is_rejection:
             raise Rejected(code, message)
-        raise OutcomeUnknown(code, message or f"HTTP {answer.status} without a code we know")
+        raise OutcomeUnknown(code, message or f"HTTP {answer.status} without a known code")
 
     def _clean(self, text: str, *secrets: str) -> str:
         own = self.credentials
@@ -349,16 +349,16 @@ class Gateway:
         """Return another access token than the one that Daraja refused. Raises: NotSent."""
         try:
             self._tokens.drop(refused)
-        except RedisError as error:
-            raise NotSent("network", message=f"the token store failed: {type(error).__name__}") from None
+        except RedisError:
+            raise NotSent("network", message="the token store in Redis failed") from None
         return self.token(deadline)
 
     def token(self, deadline: float) -> str:
         """Return the shared access token by `deadline` (seconds of time.monotonic). Raises: NotSent."""
         try:
             return self._tokens.get(lambda: self._fetch_token(deadline))
-        except RedisError as error:
-            raise NotSent("network", message=f"the token store failed: {type(error).__name__}") from None
+        except RedisError:
+            raise NotSent("network", message="the token store in Redis failed") from None
 
     def _fetch_token(self, deadline: float) -> tuple[str, int]:
         """Fetch a token and its life in seconds. A token request moves no money, so every failure is NotSent."""

@@ -9,7 +9,10 @@ class GatewayError(Exception):
     """A call that Daraja did not accept, or whose answer we do not have.
 
     `code` and `message` are Daraja's. They are ours if Daraja gave none. The message is redacted.
+    As text, an error says in words what we know of the money, then its details.
     """
+
+    words = "Not accepted by Daraja"
 
     def __init__(self, code: str, message: str, *more: object) -> None:
         # Exception.args holds every argument, so that a task queue can pickle the error.
@@ -17,12 +20,19 @@ class GatewayError(Exception):
         self.code = code
         self.message = message
 
+    @property
+    def details(self) -> str:
+        """The code and the message, as far as there are any."""
+        return f"{self.code} {self.message}".strip()
+
     def __str__(self) -> str:
-        return f"{type(self).__name__} {self.code} {self.message}".replace("  ", " ").strip()
+        return f"{self.words}: {self.details}" if self.details else self.words
 
 
 class NotSent(GatewayError):
     """The request did not leave, or Daraja surely did not execute it. The same id may be sent again."""
+
+    words = "Not sent"
 
     def __init__(
         self, reason: Reason, code: str = "", message: str = "", retry_after_seconds: float | None = None
@@ -36,12 +46,16 @@ class NotSent(GatewayError):
 class Rejected(GatewayError):
     """Daraja definitely refused the request and will not execute it."""
 
+    words = "Rejected by Daraja"
+
 
 class OutcomeUnknown(GatewayError):
     """Daraja may have executed the request. Ask with a status query; conclude nothing.
 
     `duplicate`: Daraja has seen this id before, so an earlier request with it counts.
     """
+
+    words = "Outcome unknown"
 
     def __init__(self, code: str = "", message: str = "", duplicate: bool = False) -> None:
         super().__init__(code, message, duplicate)

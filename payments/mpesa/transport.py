@@ -47,7 +47,7 @@ class Transport:
         """
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise NotSent("network", message="out of time before sending")
+            raise NotSent("network", message="the time ran out before the request was sent")
         request["headers"] = {**request.get("headers", {}), "Accept-Encoding": "identity"}
         _exchange.deadline, _exchange.sent = deadline, None
         try:
@@ -62,8 +62,15 @@ class Transport:
                 return Answer.of(response.status_code, _bounded_body(response), response.headers.get("Retry-After", ""))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if _exchange.sent is False or isinstance(error, requests.ConnectTimeout):
-                raise NotSent("network", message=f"no connection: {type(error).__name__}") from None
-            raise OutcomeUnknown(message=f"no whole answer: {type(error).__name__}") from None
+                raise NotSent("network", message=f"no connection to Daraja ({_cause(error)})") from None
+            raise OutcomeUnknown(message=f"no complete answer from Daraja ({_cause(error)})") from None
+
+
+def _cause(error: Exception) -> str:
+    """Name the cause of a failed request in words. The error itself may quote the request, which holds secrets."""
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
+        return "timeout"
+    return "TLS error" if isinstance(error, requests.exceptions.SSLError) else "connection error"
 
 
 def _bounded_body(response: requests.Response) -> bytes:

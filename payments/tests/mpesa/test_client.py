@@ -293,7 +293,7 @@ def test_reprs_and_errors_hide_secrets(gateway: Gateway, daraja: responses.Reque
 
     for text in (repr(gateway), repr(credentials()), repr(caught.value), str(caught.value)):
         assert not any(secret in text for secret in ("the-key", "the-secret", "the-credential", "the-passkey", "71234"))
-    assert str(caught.value) == "Rejected 400.002.02 [redacted] 2547****678"
+    assert str(caught.value) == "Rejected by Daraja: 400.002.02 [redacted] 2547****678"
 
 
 @pytest.mark.parametrize("base_url", ["api.example.com", "ftp://api.example.com", "https://"])

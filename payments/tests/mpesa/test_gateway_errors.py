@@ -1,4 +1,4 @@
-"""The gateway's errors pass through a task queue unchanged."""
+"""The gateway's errors: their text, and their way through a task queue."""
 
 import pickle
 
@@ -14,3 +14,16 @@ def test_pickled_error_keeps_its_type_fields_and_text(error: GatewayError) -> No
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
 
     assert (type(copy), vars(copy), str(copy)) == (type(error), vars(error), str(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NotSent("network"), "Not sent"),
+        (NotSent("throttle", "500.003.02", "Spike Arrest"), "Not sent: 500.003.02 Spike Arrest"),
+        (Rejected("25", "no"), "Rejected by Daraja: 25 no"),
+        (OutcomeUnknown(message="no answer"), "Outcome unknown: no answer"),
+    ],
+)
+def test_error_text_says_in_words_what_we_know(error: GatewayError, text: str) -> None:
+    assert str(error) == text
