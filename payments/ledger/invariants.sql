@@ -23,7 +23,7 @@ WHERE u.balance <> coalesce(w.total, 0);
 
 
 -- name: pools_are_empty_after_settlement
--- After its settlement a pool is exactly empty, and amid an undo it holds what has come back so far
+-- A pool is empty after its settlement; during an undo it holds the money that has come back
 -- A settled or void market has divided its whole pool. During an undo the pool holds the transactions taken back so far.
 SELECT 'market ' || m.id || ' holds ' || sum(s.delta) || ', of an undo ' || coalesce(back.total, 0)
     || ' should have come back' AS pools_are_empty_after_settlement
@@ -39,7 +39,7 @@ GROUP BY m.id, back.total HAVING sum(s.delta) <> coalesce(back.total, 0);
 
 
 -- name: undos_take_back_what_was_paid
--- An undo takes back each payout that it has reached, whole and once, and no other
+-- An undo takes back each payout that it has reached, whole and once, and no other payout
 -- An undo goes through the members by id (last_user_id). Transactions up to there are back in full; no others are.
 SELECT 'settlement ' || s.id || ', ' || s.state || ': of transaction ' || t.id || ' over ' || t.amount || ', '
     || back.total || ' has come back' AS undos_take_back_what_was_paid
@@ -52,7 +52,7 @@ WHERE s.state IN ('UNDOING', 'UNDONE') AND back.total <>
 
 
 -- name: settlements_pay_stakes_less_fee
--- A settlement pays out what its stakes brought in, less the fee
+-- A settlement pays out its stakes less the fee
 -- Stakes = pool + late refunds. Transactions = stakes less the fee. Dividends of the bets = the net pool + late refunds.
 SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || ', transactions '
     || coalesce(t.total, 0) || ', dividends ' || b.dividends AS settlements_pay_stakes_less_fee
@@ -86,7 +86,7 @@ GROUP BY settlement_id, user_id HAVING sum(paid) <> sum(won);
 
 
 -- name: bet_results_follow_the_outcome
--- Verdicts follow the outcome, until an undo has reached them
+-- Results of bets follow the outcome until an undo has reached them
 -- Each bet is WON, LOST or REFUNDED as the resolution says. An undo sets bets back to PENDING by id (last_bet_id).
 SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result || ' with ' || b.payout
     AS bet_results_follow_the_outcome
@@ -120,7 +120,7 @@ WHERE m.status IN ('OPEN', 'CLOSED')
 
 
 -- name: receivables_are_in_recoveries
--- What members owe back is in their recoveries
+-- Debts of members equal their receivables
 -- The receivable account of a member equals what their recoveries still have to bring back.
 SELECT 'member ' || user_id || ' owes ' || sum(booked) || ', recoveries say ' || sum(owed)
     AS receivables_are_in_recoveries
@@ -162,7 +162,7 @@ GROUP BY market_id, outcome, slot HAVING sum(stakes) <> 0 OR sum(bets) <> 0;
 
 
 -- name: in_flight_is_in_open_attempts
--- The money in flight is that of the open attempts
+-- The money in flight equals the open attempts
 -- The account in_flight holds exactly the amounts of the attempts whose outcome is not known yet.
 SELECT 'in_flight holds ' || f.total || ', open attempts ' || o.total AS in_flight_is_in_open_attempts
 FROM (SELECT coalesce(sum(CASE WHEN c.code = 'in_flight' THEN t.amount ELSE -t.amount END), 0) AS total
@@ -175,7 +175,7 @@ WHERE f.total <> o.total;
 
 
 -- name: payable_is_in_unsent_payouts
--- What is payable is owed on unfinished payouts without an open attempt
+-- The payable money equals the unfinished payouts without an open attempt
 -- The account payable holds exactly the M-Pesa payouts and withdrawals that are unfinished, without an open attempt.
 SELECT 'payable holds ' || p.total || ', unfinished payouts ' || u.total AS payable_is_in_unsent_payouts
 FROM (SELECT coalesce(sum(CASE WHEN c.code = 'payable' THEN t.amount ELSE -t.amount END), 0) AS total
@@ -215,7 +215,7 @@ WHERE t.destination = 'mpesa' AND t.type = 'PAYOUT'
 
 
 -- name: attempts_send_what_is_owed
--- What was sent is what was owed, to whom it was owed
+-- Each request has the amount and the phone of its payout
 -- An attempt has the amount and the phone number of its transaction.
 SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
     AS attempts_send_what_is_owed

@@ -109,10 +109,10 @@ def _raise_a_dividend(market: Market) -> None:
     _write("markets_bet", "payout = 500 WHERE id = (SELECT min(id) FROM markets_bet WHERE result = 'WON')")
 
 
-POOL = "After its settlement a pool is exactly empty, and amid an undo it holds what has come back so far"
-BACK = "An undo takes back each payout that it has reached, whole and once, and no other"
-RESULTS = "Verdicts follow the outcome, until an undo has reached them"
-PAYS_OUT = "A settlement pays out what its stakes brought in, less the fee"
+POOL = "A pool is empty after its settlement; during an undo it holds the money that has come back"
+BACK = "An undo takes back each payout that it has reached, whole and once, and no other payout"
+RESULTS = "Results of bets follow the outcome until an undo has reached them"
+PAYS_OUT = "A settlement pays out its stakes less the fee"
 DIVIDENDS = "Each member's transactions of a settlement sum to their dividends"
 
 
@@ -122,7 +122,7 @@ DIVIDENDS = "Each member's transactions of a settlement sum to their dividends"
     [
         (_skip_a_member, {POOL, BACK}),
         (_take_back_again, {POOL, BACK}),
-        (_take_half_back, {POOL, BACK, "What members owe back is in their recoveries"}),
+        (_take_half_back, {POOL, BACK, "Debts of members equal their receivables"}),
         (_finish_without_the_rest, {POOL, BACK}),
         (_forget_a_result, {RESULTS}),
         (_raise_a_dividend, {PAYS_OUT, DIVIDENDS}),
