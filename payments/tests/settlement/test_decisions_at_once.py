@@ -1,4 +1,4 @@
-"""Sixty-four operators at once: resolve, approve, void, undo, withdraw; one wins, and nothing moves twice."""
+"""Concurrent decisions of 64 operators on one market: one wins, and no money moves twice."""
 
 from collections import Counter
 from decimal import Decimal
@@ -42,7 +42,7 @@ def withdrawing(of: Market) -> Any:
     return resolutions.withdraw(market_id=of.pk, reason="Wrong.", by=actor(), at=after(60))
 
 
-def test_of_resolves_and_voids_at_once_one_wins() -> None:
+def test_one_of_many_concurrent_resolves_and_voids_wins() -> None:
     # given
     made = staked()
 
@@ -55,7 +55,7 @@ def test_of_resolves_and_voids_at_once_one_wins() -> None:
     assert audit.verify().entries == 1
 
 
-def test_of_resolves_approvals_voids_and_undos_of_a_proposed_market_one_approval_wins() -> None:
+def test_one_approval_wins_among_concurrent_decisions_on_a_proposed_market() -> None:
     # given
     made, first, second, third = staked(), operator(), operator(), operator()
     proposed = resolve(made, "Yes", by=first, policy=TWO)
@@ -85,7 +85,7 @@ def test_of_resolves_approvals_voids_and_undos_of_a_proposed_market_one_approval
     assert (audit.verify().entries, audit.verify().difference) == (2, None)
 
 
-def test_of_undos_resolves_and_withdrawals_of_a_settled_market_one_undo_wins() -> None:
+def test_one_undo_wins_among_concurrent_decisions_on_a_settled_market() -> None:
     # given
     made = staked()
     resolve(made, "Yes")
@@ -113,7 +113,7 @@ def test_of_undos_resolves_and_withdrawals_of_a_settled_market_one_undo_wins() -
 
 
 @pytest.mark.parametrize("chunk", [3, 20_000])
-def test_what_is_claimed_while_an_undo_runs_is_owed_back_and_the_rest_is_cancelled(chunk: int) -> None:
+def test_payout_claimed_during_an_undo_becomes_a_debt_others_are_cancelled(chunk: int) -> None:
     # given: twenty winners, whose payouts are being sent
     made, rules = staked(20), policy(settlement_chunk=chunk)
     resolve(made, "Yes")
@@ -146,7 +146,7 @@ def test_what_is_claimed_while_an_undo_runs_is_owed_back_and_the_rest_is_cancell
     assert list(Recovery.objects.values_list("amount", flat=True)) == [200] * sent
 
 
-def test_of_many_proposals_one_waits() -> None:
+def test_one_of_many_concurrent_proposals_waits() -> None:
     made, staff = staked(), [operator() for _ in range(THREADS)]
 
     answers = at_once(*[partial(resolve, made, "Yes", by=one, policy=TWO) for one in staff])

@@ -99,7 +99,7 @@ def test_left_over_cents_go_as_the_rule_says_if_remainders_are_equal(db: None) -
     assert Settlement.objects.get().fee == Decimal(fee) / 100 == 0
 
 
-# --- late bets --------------------------------------------------------------------------------------------------------
+# --- late bets -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 20_000])

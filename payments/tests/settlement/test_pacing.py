@@ -1,4 +1,4 @@
-"""Bulk work rests between its chunks for as long as others are at work, and only then."""
+"""Pacing: bulk work rests between its chunks while others are at work."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from testing import builders
 
 
 class Hours:
-    """A clock that tests move, and what was rested by it."""
+    """A clock that tests move, with the rests taken."""
 
     def __init__(self) -> None:
         self.now, self.rests = 0.0, list[float]()
@@ -29,9 +29,7 @@ class Hours:
 
 
 @pytest.mark.parametrize(("busy", "rests"), [(True, [0.15, 0.075]), (False, [])])
-def test_a_rest_is_in_proportion_to_the_work_before_it_and_only_where_others_are_at_work(
-    busy: bool, rests: list[float]
-) -> None:
+def test_rest_is_proportional_to_the_work_if_others_are_at_work(busy: bool, rests: list[float]) -> None:
     # given
     hours = Hours()
     go_on = paced(lambda: True, others_busy=lambda: busy, clock=lambda: hours.now, rest=hours.rest)
@@ -45,7 +43,7 @@ def test_a_rest_is_in_proportion_to_the_work_before_it_and_only_where_others_are
     assert hours.rests == pytest.approx(rests)
 
 
-def test_no_rest_is_longer_than_the_longest_and_none_comes_after_the_end() -> None:
+def test_rest_is_bounded_and_none_follows_the_end() -> None:
     # given
     hours, more = Hours(), [True, False]
     go_on = paced(lambda: more.pop(0), others_busy=lambda: True, clock=lambda: hours.now, rest=hours.rest)
@@ -60,7 +58,7 @@ def test_no_rest_is_longer_than_the_longest_and_none_comes_after_the_end() -> No
 
 
 @pytest.mark.django_db(transaction=True)
-def test_others_are_at_work_while_one_of_them_is_amid_a_transaction() -> None:
+def test_open_transaction_of_another_session_counts_as_work() -> None:
     # given
     other = psycopg2.connect(**connection.get_connection_params() | {"cursor_factory": None})
     try:
@@ -103,7 +101,7 @@ def _to_certify() -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("prepare", [_to_settle, _to_undo, _to_certify])
-def test_each_bulk_task_looks_whether_others_are_at_work(
+def test_each_bulk_task_checks_whether_others_are_at_work(
     db: None, settings: Settings, prepare: Callable[[], Callable[[], None]]
 ) -> None:
     # given: more than one chunk of it

@@ -1,4 +1,4 @@
-"""A preview shows what the settlement then books, to the cent, whatever the pool."""
+"""Previews: their figures are those that the settlement books, to the cent."""
 
 from decimal import Decimal
 from typing import Any
@@ -45,7 +45,7 @@ STAKES = st.lists(
 )
 
 
-def test_the_preview_is_what_the_settlement_then_books(db: None) -> None:
+def test_settlement_books_exactly_the_previewed_figures(db: None) -> None:
     # given: two of five members owe from before, one of three outcomes may be scratched, some bets came too late
     users = [member() for _ in range(5)]
     for user in users[:2]:
@@ -97,7 +97,7 @@ def recovered_so_far() -> Decimal:
 
 
 def recoveries_of(user: CustomUser, amount: Decimal) -> None:
-    """A debt of a payment that came twice, to be set off."""
+    """Make a debt of a double payment, to be set off."""
     receivables.owe(settlement_id=None, user_id=user.pk, amount=amount, at=AT)
     journal.post(
         [journal.Entry(f"late:test{user.pk}", journal.receivable(user.pk), journal.MPESA_UTILITY, amount)], at=AT
@@ -105,7 +105,7 @@ def recoveries_of(user: CustomUser, amount: Decimal) -> None:
     receivables.decide_set_off(recovery_id=Recovery.objects.get(user=user).pk, pct=30, by=actor(), at=AT)
 
 
-def test_the_example_of_the_guide_in_words_and_numbers(db: None) -> None:
+def test_guides_example_is_previewed_in_words_and_figures(db: None) -> None:
     # given
     made = builders.market()
     winner = member()
@@ -128,7 +128,7 @@ def test_the_example_of_the_guide_in_words_and_numbers(db: None) -> None:
     assert winner.phone_number not in str(shown)
 
 
-def test_a_void_and_an_outcome_nobody_backed_give_everything_back(db: None) -> None:
+def test_void_and_unbacked_outcome_preview_a_full_refund(db: None) -> None:
     made = builders.market()
     orm_bet(made, member(), "No", 200)
 
@@ -140,7 +140,7 @@ def test_a_void_and_an_outcome_nobody_backed_give_everything_back(db: None) -> N
     assert nobody.float_needed == 0
 
 
-def test_who_is_not_paid_as_they_are_is_named_with_the_reason(db: None) -> None:
+def test_members_not_paid_as_usual_are_listed_with_the_reason(db: None) -> None:
     # given
     made = builders.market(fee_pct=0)
     small, large, suspended, debtor = member(), member(), member(is_active=False), member()
@@ -162,7 +162,7 @@ def test_who_is_not_paid_as_they_are_is_named_with_the_reason(db: None) -> None:
     assert not seen(made, weights={"Yes": 100}, rules=policy(destination="wallet")).figures.members["by_mpesa"]
 
 
-def test_a_preview_moves_nothing(db: None) -> None:
+def test_preview_moves_nothing(db: None) -> None:
     made = builders.settled_market([(member(), "Yes", 1)]) and builders.market()
     orm_bet(made, member(), "Yes", 100)
     with nothing_moved():
@@ -170,7 +170,7 @@ def test_a_preview_moves_nothing(db: None) -> None:
             preview.preview(made, decision, at=AT, policy=POLICY)
 
 
-def test_a_preview_is_of_what_can_be_decided(db: None) -> None:
+def test_preview_of_an_impossible_decision_is_refused(db: None) -> None:
     with pytest.raises(parimutuel.UnknownOutcome):
         seen(builders.market(), weights={"Maybe": 100})
     with pytest.raises(parimutuel.BadWeights):
@@ -183,7 +183,7 @@ def test_a_preview_is_of_what_can_be_decided(db: None) -> None:
 FUNDS = b'"ResultParameter": [{"Key": "B2CUtilityAccountAvailableFunds", "Value": 1234.5}, '
 
 
-def test_the_float_is_known_from_a_payments_result_and_only_now_and_then(db: None) -> None:
+def test_float_comes_from_payment_results_at_intervals(db: None) -> None:
     # given
     attempts = [sent(builders.payout(285)) for _ in range(2)]
     body = result_body(attempts[0]).replace(b'"ResultParameter": [', FUNDS)
@@ -236,7 +236,7 @@ def told(question: float_balance.BalanceQuestion, body: bytes, *, trusted: bool 
     return callbacks.apply(callback_id=callback_id, at=after(5), policy=rules)
 
 
-def test_the_answer_to_a_balance_query_is_the_float(db: None) -> None:
+def test_answer_to_a_balance_query_sets_the_float(db: None) -> None:
     question = asked()
 
     assert told(question, balance_body()) == "the Utility account holds 750.25"
@@ -245,7 +245,7 @@ def test_the_answer_to_a_balance_query_is_the_float(db: None) -> None:
     assert (shown.float_available, shown.float_at) == (Decimal("750.25"), after(5))
 
 
-def test_an_answer_that_fails_or_comes_from_a_stranger_tells_nothing(db: None) -> None:
+def test_failed_or_untrusted_balance_answer_sets_no_float(db: None) -> None:
     assert told(asked(), balance_body(26)) == "nothing: the query failed"
     strange = told(asked(), balance_body(), trusted=False, rules=policy(production=True))
     assert strange == "nothing: it came from an address that is not M-Pesa's"
@@ -253,7 +253,7 @@ def test_an_answer_that_fails_or_comes_from_a_stranger_tells_nothing(db: None) -
     assert float_balance.latest() is None
 
 
-def test_an_answer_to_no_question_of_ours_is_not_stored(db: None) -> None:
+def test_answer_to_an_unknown_balance_query_is_not_stored(db: None) -> None:
     with nothing_moved(), pytest.raises(callbacks.UnknownAddress):
         callbacks.store(
             kind="balance",

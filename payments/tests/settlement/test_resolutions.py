@@ -152,7 +152,7 @@ def test_resolve_uses_the_close_time_of_the_market(db: None) -> None:
     assert Bet.objects.count() == 2
 
 
-# --- previews ---------------------------------------------------------------------------------------------------------
+# --- previews --------------------------------------------------------------------------------------------------------
 
 
 def test_resolve_with_a_preview_hash_needs_unchanged_figures(db: None) -> None:
@@ -194,7 +194,7 @@ def test_every_input_of_the_money_changes_the_hash(db: None, change: str) -> Non
     assert moved.preview_hash != seen
 
 
-# --- scratched outcomes -----------------------------------------------------------------------------------------------
+# --- scratched outcomes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 20_000])

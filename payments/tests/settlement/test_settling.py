@@ -49,7 +49,7 @@ def test_resolved_markets_wait_oldest_first(db: None) -> None:
     assert settling.to_settle(limit=10) == [markets[0].pk, markets[3].pk]
 
 
-# --- the guide's example and its books --------------------------------------------------------------------------------
+# --- the guide's example and its books -------------------------------------------------------------------------------
 
 
 def test_guides_example_is_booked_to_the_cent(db: None, at: datetime) -> None:
@@ -152,7 +152,7 @@ def test_market_without_bets_settles_empty(db: None, at: datetime) -> None:
     assert (Transaction.objects.count(), Transfer.objects.count()) == (0, 0)
 
 
-# --- chunks and crashes -----------------------------------------------------------------------------------------------
+# --- chunks and crashes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6])
@@ -269,7 +269,7 @@ def test_progress_names_the_first_twenty_payouts_to_send(db: None) -> None:
         assert (progress.to_send, progress.more_to_send) == (tuple(ids[:named]), more)
 
 
-# --- books that disagree ----------------------------------------------------------------------------------------------
+# --- books that disagree ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [20_000, 1])
@@ -345,7 +345,7 @@ def test_bet_from_outside_is_an_error_in_production(db: None) -> None:
         cursor.execute("SET LOCAL kasoko.production TO 'off'")
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
+# --- cost ------------------------------------------------------------------------------------------------------------
 
 
 def test_results_and_balances_are_written_without_index_updates(transactional_db: None) -> None:

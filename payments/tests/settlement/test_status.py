@@ -1,4 +1,4 @@
-"""Where a market's money is, in six states that do not overlap."""
+"""Status of a settlement: its money in six states that do not overlap."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -17,7 +17,7 @@ NOTHING = {name: (Decimal(0), 0) for name in status.PAYOUT_STATES}
 
 
 def claimed(of: Market, amount: int) -> claims.Claim:
-    """The claim of the market's payout of this amount."""
+    """Claim the market's payout of this amount."""
     made = Transaction.objects.get(settlement__market=of, amount=amount, destination="mpesa")
     (claim,) = claims.claim(at=AT, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=made.pk)
     return claim
@@ -30,17 +30,17 @@ def sent(of: Market, amount: int, said: client.Accepted | gateway_errors.Gateway
 
 
 def paid(of: Market, amount: int) -> None:
-    """The guide's plain callback says that it was paid."""
+    """Apply the guide's plain callback that reports the payment."""
     reference = Transaction.objects.get(settlement__market=of, amount=amount, destination="mpesa").external_ref
     body = f'{{"Result": {{"ResultCode": 0, "ResultDesc": "Done", "ExternalReference": "{reference}"}}}}'
     callbacks.apply_plain(body=body.encode(), source_ip=None, at=AT, policy=policy(), addresses=wiring.addresses())
 
 
-def test_there_is_no_status_of_a_market_that_is_not_there(db: None) -> None:
+def test_unknown_market_has_no_status(db: None) -> None:
     assert status.settlement_status(999_999) is None
 
 
-def test_an_open_market_has_its_stakes_and_no_payouts(db: None) -> None:
+def test_open_market_has_stakes_and_no_payouts(db: None) -> None:
     made = market()
     orm_bet(made, member(), "Yes", "10.50")
     orm_bet(made, member(), "No", "0.50")
@@ -59,7 +59,7 @@ def test_an_open_market_has_its_stakes_and_no_payouts(db: None) -> None:
     assert found.total_payouts == 0
 
 
-def test_a_resolved_market_shows_its_stakes_until_they_are_divided(db: None, at: datetime) -> None:
+def test_resolved_market_shows_its_stakes_until_the_division(db: None, at: datetime) -> None:
     made = market()
     orm_bet(made, member(), "Yes", 100)
     resolve(made, "Yes", at=at)
@@ -69,7 +69,7 @@ def test_a_resolved_market_shows_its_stakes_until_they_are_divided(db: None, at:
     assert (found.pool, found.platform_fee, found.by_state) == (100, 0, NOTHING)
 
 
-def test_each_payout_is_in_one_of_six_states_and_they_sum_to_the_total(db: None) -> None:
+def test_each_payout_is_in_one_of_six_states_that_sum_to_the_total(db: None) -> None:
     # given: eight winners of 100 to 107 shillings and some cents
     made = market(fee_pct=0)
     for number in range(8):
@@ -108,7 +108,7 @@ def test_each_payout_is_in_one_of_six_states_and_they_sum_to_the_total(db: None)
     assert found.platform_fee == 0
 
 
-def test_refunds_are_counted_as_payouts_are(db: None, at: datetime) -> None:
+def test_refunds_are_counted_as_payouts(db: None, at: datetime) -> None:
     made = settled_market([(member(), "Yes", "100.10"), (member(), "No", 200)], rule="VOID")
     found = status.settlement_status(made.pk)
     assert found is not None
@@ -117,7 +117,7 @@ def test_refunds_are_counted_as_payouts_are(db: None, at: datetime) -> None:
     assert (found.pool, found.total_payouts, found.platform_fee) == (Decimal("300.10"), Decimal("300.10"), 0)
 
 
-def test_one_markets_status_counts_no_other_markets_payouts(db: None) -> None:
+def test_status_counts_only_payouts_of_its_market(db: None) -> None:
     user = member()
     first = settled_market([(user, "Yes", 100), (member(), "No", 200)])
     second = settled_market([(user, "Yes", 50)])

@@ -1,4 +1,4 @@
-"""Undoing a settlement, wherever its money is: what has not left comes back, the rest is owed, to the cent."""
+"""Undo: money that has not left comes back, and the rest becomes member debts, to the cent."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,7 +42,7 @@ from users.models import AuditEntry, CustomUser
 def two_sides(
     winners: int = 2, losers: int = 2, *, fee_pct: int = 5
 ) -> tuple[Market, list[CustomUser], list[CustomUser]]:
-    """A market on which so many back Yes with 100.25 each, and so many No with 200 each."""
+    """Open a market with some stakes of 100.25 on Yes and some of 200 on No."""
     made = builders.market(fee_pct=fee_pct)
     yes, no = [member() for _ in range(winners)], [member() for _ in range(losers)]
     for user in yes:
@@ -87,7 +87,7 @@ def staked(of: Market) -> Decimal:
 # --- nothing has left ------------------------------------------------------------------------------------------------
 
 
-def test_what_has_not_left_comes_back_whole_and_the_market_may_be_resolved_again(db: None) -> None:
+def test_undo_before_anything_left_returns_everything_and_allows_a_resolve(db: None) -> None:
     # given
     made, yes, _ = settled()
     fees = journal.balance(journal.FEE_INCOME)
@@ -117,7 +117,7 @@ def test_what_has_not_left_comes_back_whole_and_the_market_may_be_resolved_again
     assert Settlement.objects.order_by("number").values_list("number", "state")[1] == (2, "SETTLED")
 
 
-def test_a_market_that_is_not_settled_or_void_is_not_undone(db: None) -> None:
+def test_only_a_settled_market_can_be_undone(db: None) -> None:
     # given
     is_open, resolved, void = (
         builders.market(),
@@ -133,7 +133,7 @@ def test_a_market_that_is_not_settled_or_void_is_not_undone(db: None) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 20_000])
-def test_an_undo_goes_on_where_it_stopped_whatever_the_chunk(db: None, chunk: int) -> None:
+def test_undo_resumes_where_it_stopped_in_any_chunks(db: None, chunk: int) -> None:
     # given
     made, yes, _ = settled(winners=5)
     paid(payout_of(yes[1], made))
@@ -155,7 +155,7 @@ def test_an_undo_goes_on_where_it_stopped_whatever_the_chunk(db: None, chunk: in
 
 
 @pytest.mark.parametrize("chunk", [2, 20_000])
-def test_an_undo_that_dies_at_any_statement_is_completed_by_the_next_one(db: None, chunk: int) -> None:
+def test_next_worker_completes_an_undo_after_a_crash_at_any_statement(db: None, chunk: int) -> None:
     # given: of three winners one is paid, one in doubt, one not sent; each has cents in the wallet
     rules = policy(settlement_chunk=chunk)
     made, users, _ = settled(winners=3)
@@ -187,7 +187,7 @@ def test_an_undo_that_dies_at_any_statement_is_completed_by_the_next_one(db: Non
             transaction.set_rollback(True)
 
 
-def test_from_the_moment_it_is_begun_nothing_of_it_is_sent(db: None) -> None:
+def test_nothing_is_sent_after_an_undo_began(db: None) -> None:
     # given
     made, _, _ = settled()
     undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=AT, policy=POLICY)
@@ -198,10 +198,10 @@ def test_from_the_moment_it_is_begun_nothing_of_it_is_sent(db: None) -> None:
     undo.carry_out(market_id=made.pk, at=after(60), policy=POLICY, keep_going=lambda: True)
 
 
-# --- it has left, or may have -----------------------------------------------------------------------------------------
+# --- it has left, or may have ----------------------------------------------------------------------------------------
 
 
-def test_what_mpesa_has_carried_is_owed_back_and_so_is_what_the_wallet_no_longer_holds(db: None) -> None:
+def test_paid_payouts_and_spent_wallet_parts_become_member_debts(db: None) -> None:
     # given: 285.23 won; 285 paid over M-Pesa, the cents in the wallet of one spent
     made, (rich, poor), _ = settled()
     cents = payout_of(rich, made)
@@ -226,7 +226,7 @@ def test_what_mpesa_has_carried_is_owed_back_and_so_is_what_the_wallet_no_longer
     assert trial_difference() == 0
 
 
-def test_a_request_whose_fate_is_open_is_owed_back_and_completes_when_it_is_paid(db: None) -> None:
+def test_request_in_doubt_becomes_a_debt_and_completes_if_paid(db: None) -> None:
     # given
     made, (winner, _), _ = settled()
     payout = payout_of(winner, made)
@@ -248,14 +248,14 @@ def test_a_request_whose_fate_is_open_is_owed_back_and_completes_when_it_is_paid
 
 
 def failing(*attempts: Attempt) -> None:
-    """Two questions apart in time that M-Pesa answers with Failed."""
+    """Answer two status queries, apart in time, with Failed."""
     for at in (after(200), after(300)):
         asked = status_queries.ask(at=at, policy=POLICY, addresses=ADDRESSES, limit=100)
         for question, attempt in zip(asked, attempts, strict=True):
             answer(question, status_body(attempt, "Failed"), at + timedelta(seconds=1))
 
 
-def test_a_request_that_turns_out_not_paid_cancels_the_debt_it_stood_for(db: None) -> None:
+def test_request_proven_not_paid_cancels_its_debt(db: None) -> None:
     # given
     made, (winner, _), _ = settled()
     payout = payout_of(winner, made)
@@ -281,7 +281,7 @@ def test_a_request_that_turns_out_not_paid_cancels_the_debt_it_stood_for(db: Non
     assert Recovery.objects.get().outstanding == 285
 
 
-def test_what_was_written_off_or_paid_back_of_a_debt_that_was_none_is_put_right(db: None) -> None:
+def test_cancelled_debt_reverses_its_write_off_and_its_repayment(db: None) -> None:
     # given: two requests in doubt; one debt is written off, of the other a part is set off from a later dividend
     made, (first, second), _ = settled()
     attempts = [sent(payout_of(user, made), READ_TIMEOUT) for user in (first, second)]
@@ -303,7 +303,7 @@ def test_what_was_written_off_or_paid_back_of_a_debt_that_was_none_is_put_right(
     assert set(Recovery.objects.values_list("amount", "recovered", "written_off")) == {(0, 0, 0)}
 
 
-def test_a_request_that_never_left_is_not_sent_any_more(db: None) -> None:
+def test_request_that_never_left_is_not_sent_after_an_undo(db: None) -> None:
     # given: one that did not get through, and one that was throttled and may have
     made, (never, perhaps), _ = settled()
     waiting, throttled = payout_of(never, made), payout_of(perhaps, made)
@@ -319,7 +319,7 @@ def test_a_request_that_never_left_is_not_sent_any_more(db: None) -> None:
     assert not claims.any_due(at=after(10_000), policy=POLICY)
 
 
-def test_a_claim_that_was_not_sent_when_the_undo_came_is_cancelled_by_its_answer(db: None) -> None:
+def test_claim_not_sent_before_the_undo_is_cancelled_by_its_answer(db: None) -> None:
     # given: claimed, and its POST under way
     made, (winner, _), _ = settled()
     payout = payout_of(winner, made)
@@ -335,7 +335,7 @@ def test_a_claim_that_was_not_sent_when_the_undo_came_is_cancelled_by_its_answer
     assert owed_back([winner]) == [0]
 
 
-def test_a_doubtful_request_is_not_sent_again_after_an_undo(db: None) -> None:
+def test_request_in_doubt_is_not_sent_again_after_an_undo(db: None) -> None:
     # given: M-Pesa does not know it, so the same id would go again
     made, (winner, _), _ = settled()
     attempt = sent(payout_of(winner, made), READ_TIMEOUT)
@@ -375,7 +375,7 @@ def test_failed_held_and_redirected_payouts_come_back(db: None) -> None:
 # --- twice in a row --------------------------------------------------------------------------------------------------
 
 
-def test_undone_and_resolved_again_twice_with_half_of_it_paid_each_time(db: None) -> None:
+def test_two_undos_with_half_paid_each_time_keep_the_books_in_balance(db: None) -> None:
     # given: four on each side; half of Yes is paid before it shows that it was wrong
     made, yes, no = settled(winners=4, losers=4, fee_pct=0)
     for user in yes[:2]:
@@ -410,11 +410,11 @@ def test_undone_and_resolved_again_twice_with_half_of_it_paid_each_time(db: None
     assert (cost.market_id, cost.undone, cost.wrongly_paid, cost.charges) == (made.pk, 2, 1200, 20)
 
 
-# --- what is owed ----------------------------------------------------------------------------------------------------
+# --- member debts ----------------------------------------------------------------------------------------------------
 
 
 def indebted() -> CustomUser:
-    """A member who owes 285 after an undo."""
+    """Return a member who owes 285 after an undo."""
     made, (winner, _), _ = settled()
     paid(payout_of(winner, made))
     builders.undo(made, at=after(60))
@@ -422,7 +422,7 @@ def indebted() -> CustomUser:
     return winner
 
 
-def test_a_set_off_keeps_at_most_its_percentage_of_each_dividend_until_all_has_come_back(db: None) -> None:
+def test_set_off_keeps_its_percentage_of_dividends_until_the_debt_is_paid(db: None) -> None:
     # given
     debtor, other = indebted(), member()
     recovery = Recovery.objects.get()
@@ -464,7 +464,7 @@ def test_refunds_are_not_set_off(db: None) -> None:
     assert CustomUser.objects.get(pk=debtor.pk).balance == 100
 
 
-def test_a_write_off_is_the_operators_loss(db: None) -> None:
+def test_write_off_is_a_loss_of_the_operator(db: None) -> None:
     debtor = indebted()
     recovery = Recovery.objects.get()
 
@@ -480,7 +480,7 @@ def test_a_write_off_is_the_operators_loss(db: None) -> None:
         receivables.write_off(recovery_id=recovery.pk + 1, reason="None.", by=actor(), at=after(62))
 
 
-def test_nobody_decides_about_their_own_debt(db: None) -> None:
+def test_member_may_not_decide_about_own_debt(db: None) -> None:
     debtor = indebted()
     recovery = Recovery.objects.get()
 
@@ -495,7 +495,7 @@ def test_nobody_decides_about_their_own_debt(db: None) -> None:
 HOLD = policy(holds=((Decimal(0), timedelta(minutes=30)),))
 
 
-def test_within_its_hold_nothing_leaves_and_the_clock_ends_it(db: None) -> None:
+def test_held_payouts_leave_after_the_hold_ends(db: None) -> None:
     made, _, _ = two_sides()
     resolve(made, policy=HOLD)
 
@@ -507,7 +507,7 @@ def test_within_its_hold_nothing_leaves_and_the_clock_ends_it(db: None) -> None:
     assert claims.any_due(at=after(1800), policy=HOLD)
 
 
-def test_a_hold_may_depend_on_the_pool(db: None) -> None:
+def test_hold_may_depend_on_the_pool(db: None) -> None:
     rules = policy(holds=((Decimal(0), timedelta(0)), (Decimal(600), timedelta(minutes=5))))
     assert [rules.hold_for(Decimal(pool)) for pool in ("599.99", "600", "6000")] == [
         timedelta(0),
@@ -516,7 +516,7 @@ def test_a_hold_may_depend_on_the_pool(db: None) -> None:
     ]
 
 
-def test_a_resolution_is_withdrawn_before_it_is_divided_or_while_it_is_held_and_not_after(db: None) -> None:
+def test_resolution_can_be_withdrawn_until_its_hold_ends(db: None) -> None:
     # given
     made, _, _ = two_sides()
     resolve(made, "Yes")
@@ -553,7 +553,7 @@ def test_a_resolution_is_withdrawn_before_it_is_divided_or_while_it_is_held_and_
         resolutions.withdraw(market_id=made.pk, reason="Late.", by=actor(), at=after(1800))
 
 
-def test_a_market_that_is_being_settled_is_not_withdrawn(db: None) -> None:
+def test_withdrawal_during_a_division_is_refused(db: None) -> None:
     made, _, _ = two_sides()
     resolve(made)
     Settlement.objects.update(state="DIVIDING", pool=0, fee=0, net=0, bet_count=0, refund=True)

@@ -1,4 +1,4 @@
-"""Certificates hold when they follow from the stakes, and the project and the stand-alone script agree about it."""
+"""Checks of a certificate: the project and the stand-alone script agree."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ JOINT = {"rule": "JOINT", "outcomes": OUTCOMES, "weights": {"A": Decimal("33.3")
 
 
 def holds(body: Any) -> str:
-    """What is wrong with the certificate, by the project's own check; empty where it holds."""
+    """Return the first difference by the project's own check, or nothing if the certificate holds."""
     try:
         document.check(body)
     except document.Differs as difference:
@@ -31,7 +31,7 @@ def holds(body: Any) -> str:
 
 
 def holds_by_script(body: Any) -> str:
-    """The same by the stand-alone script, with what its last lines do about what it cannot read."""
+    """Return the first difference by the stand-alone script, or nothing if the certificate holds."""
     try:
         STANDALONE.verify(body, ())
     except STANDALONE.Differs as difference:
@@ -60,7 +60,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_certificate_holds_and_each_single_change_is_found(name: str) -> None:
+def test_certificate_holds_and_each_change_is_found(name: str) -> None:
     body = EXAMPLES[name]()
     assert (holds(body), holds_by_script(body)) == ("", "")
     for what, changed in changes(body):
@@ -69,7 +69,7 @@ def test_a_certificate_holds_and_each_single_change_is_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_forger_who_makes_the_hashes_anew_is_found_too(name: str) -> None:
+def test_forgery_with_new_hashes_is_found(name: str) -> None:
     # given: each figure and each bet's verdict changed, and sealed again
     figures = (
         "staked",
@@ -103,7 +103,7 @@ def test_a_forger_who_makes_the_hashes_anew_is_found_too(name: str) -> None:
 
 
 @given(stakes=STAKES, resolution=resolutions())
-def test_what_the_rule_divides_holds_and_a_moved_cent_does_not(
+def test_division_by_the_rule_holds_and_a_moved_cent_is_found(
     stakes: list[tuple[str, int]], resolution: dict[str, Any]
 ) -> None:
     # given
@@ -124,14 +124,14 @@ def test_what_the_rule_divides_holds_and_a_moved_cent_does_not(
                 assert holds_by_script(moved)
 
 
-def test_the_first_line_that_differs_is_named() -> None:
+def test_first_line_that_differs_is_named() -> None:
     body = EXAMPLES["one winner"]()
     body["bets"][2]["dividend"] = "71.25"
     assert holds(body) == "bet 3: dividend: the certificate says 71.25, it must be 79.16"
     assert holds_by_script(body) == 'line 3: dividend: the file says "71.25", the computation gives "79.16"'
 
 
-def test_the_bets_may_be_in_a_file_of_their_own() -> None:
+def test_bets_may_be_in_a_separate_file() -> None:
     # given
     body = EXAMPLES["one winner"]()
     lines = [document.canonical(bet) + "\n" for bet in body["bets"]]
@@ -148,12 +148,12 @@ def test_the_bets_may_be_in_a_file_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("body", [None, [], {}, 7, "x", {"settlement": None}])
-def test_what_is_no_certificate_is_said_to_be_none(body: Any) -> None:
+def test_other_content_is_not_accepted_as_a_certificate(body: Any) -> None:
     assert holds(body)
     assert holds_by_script(body)
 
 
-def test_the_canonical_text_has_one_form() -> None:
+def test_canonical_text_has_one_form() -> None:
     assert (
         document.canonical({"b": 'ä\n"\\/\u2028', "a": [None, True, 10]})
         == '{"a":[null,true,10],"b":"ä\\n\\"\\\\/\u2028"}'

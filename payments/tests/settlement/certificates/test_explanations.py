@@ -1,4 +1,4 @@
-"""Why a bet came out as it did: in figures, in one SMS, and with the proof that it is in the settlement's hash."""
+"""Explanations of a bet: figures, one SMS, and the proof that it is in the certificate."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def certify(made: Market) -> None:
     issuing.current(made.pk, at=AT, keep_going=lambda: True)
 
 
-def test_a_winner_sees_the_whole_reckoning(db: None, client: Client) -> None:
+def test_winner_sees_the_whole_calculation(db: None, client: Client) -> None:
     # given
     made = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
     certify(made)
@@ -87,7 +87,7 @@ def test_a_winner_sees_the_whole_reckoning(db: None, client: Client) -> None:
     )  # fmt: skip
 
 
-def test_the_left_over_cent_is_explained_to_who_got_it_and_to_who_did_not(db: None, client: Client) -> None:
+def test_left_over_cent_is_explained_to_every_winner(db: None, client: Client) -> None:
     # given: 1.00 lost, shared by three stakes of a cent's difference; 3.96 ÷ 3.01
     made = settled_market([(member(), "Yes", "1.00"), (member(), "Yes", "2.01"), (member(), "No", "1.00")])
     figures = [read(client, bet_of(made, place))["figures"] for place in (0, 1)]
@@ -104,7 +104,7 @@ def test_the_left_over_cent_is_explained_to_who_got_it_and_to_who_did_not(db: No
     assert sum(Decimal(one["dividend"]) for one in figures) == Decimal("3.81")
 
 
-def test_a_loser_is_told_who_won(db: None, client: Client) -> None:
+def test_loser_is_told_who_won(db: None, client: Client) -> None:
     made = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
     said = read(client, bet_of(made, 1))
     assert said["sentence"] == ('Your KES 200.00 on "No" did not win: "Yes" won. "Will it rain tomorrow?" Pool 300.00.')
@@ -116,14 +116,14 @@ def test_a_loser_is_told_who_won(db: None, client: Client) -> None:
     ("rule", "outcome", "why"),
     [("VOID", None, "the market was cancelled"), ("WINNER", "Yes", "nobody backed the winner")],
 )
-def test_a_refund_is_explained(db: None, client: Client, rule: Any, outcome: str | None, why: str) -> None:
+def test_refund_is_explained(db: None, client: Client, rule: Any, outcome: str | None, why: str) -> None:
     made = settled_market([(member(), "No", "50.50")], outcome, rule=rule)
     said = read(client, bet_of(made))
     assert said["sentence"] == f'Your KES 50.50 on "No" is back in your wallet: {why}. "Will it rain tomorrow?"'
     assert said["payments"][0]["words"] == "KES 50.50 to your wallet."
 
 
-def test_a_scratched_outcome_and_a_late_bet_are_explained(db: None, client: Client) -> None:
+def test_scratched_and_late_bets_are_explained(db: None, client: Client) -> None:
     # given
     made, user = market(("A", "B", "C")), member()
     scratched, late = orm_bet(made, member(), "B", 10), orm_bet(made, user, "A", 7, at=AT + timedelta(minutes=5))
@@ -152,7 +152,7 @@ def test_a_scratched_outcome_and_a_late_bet_are_explained(db: None, client: Clie
 
 
 @pytest.mark.parametrize("state", ["open", "closed and waits for its result", "being settled"])
-def test_a_bet_without_a_result_is_told_what_it_waits_for(db: None, client: Client, state: str) -> None:
+def test_bet_without_a_result_says_what_it_waits_for(db: None, client: Client, state: str) -> None:
     # given
     made = market()
     bet = orm_bet(made, member())
@@ -167,7 +167,7 @@ def test_a_bet_without_a_result_is_told_what_it_waits_for(db: None, client: Clie
     assert (said["figures"], said["proof"], said["payments"]) == (None, None, [])
 
 
-def test_cents_go_to_the_wallet_and_the_rest_waits_until_it_is_released(db: None, client: Client) -> None:
+def test_cents_are_in_the_wallet_and_the_rest_is_provisional_until_release(db: None, client: Client) -> None:
     # given: a release that is still held back
     user = member()
     made = settled_market([(user, "Yes", "100.37"), (user, "Yes", 1), (member(), "No", 200)])
@@ -192,7 +192,7 @@ def test_cents_go_to_the_wallet_and_the_rest_waits_until_it_is_released(db: None
     )
 
 
-def test_a_payout_that_failed_or_went_to_the_wallet_says_so(db: None, client: Client) -> None:
+def test_failed_or_redirected_payout_says_so(db: None, client: Client) -> None:
     # given
     made = settled_market([(member(), "Yes", 100), (member(), "No", 200)])
     payout = Transaction.objects.get()
@@ -206,7 +206,7 @@ def test_a_payout_that_failed_or_went_to_the_wallet_says_so(db: None, client: Cl
     assert read(client, bet_of(made))["payments"][0]["words"] == "Paid into the wallet instead."
 
 
-def test_what_was_set_off_is_in_the_figures(db: None, client: Client) -> None:
+def test_figures_show_the_set_off(db: None, client: Client) -> None:
     # given: money of an undone settlement that M-Pesa has carried, and half of each later dividend kept for it
     user = member()
     undone = settled_market([(user, "Yes", 100), (member(), "No", 200)])
@@ -223,7 +223,7 @@ def test_what_was_set_off_is_in_the_figures(db: None, client: Client) -> None:
     assert (said["figures"]["set_off"], said["figures"]["dividend"]) == ("12.50", "25.00")
 
 
-def test_the_longest_question_and_largest_amounts_fit_into_one_sms(db: None, client: Client) -> None:
+def test_longest_question_and_largest_amounts_fit_into_one_sms(db: None, client: Client) -> None:
     # given
     made = market(("Ŵ" * 120, "N" * 120), question="Je, „ndiyo” — ¿qué? " * 25)
     orm_bet(made, member(), "Ŵ" * 120, "99999999999.99")
@@ -239,9 +239,7 @@ def test_the_longest_question_and_largest_amounts_fit_into_one_sms(db: None, cli
 # --- the proof -------------------------------------------------------------------------------------------------------
 
 
-def test_the_proof_leads_from_the_members_line_to_the_certificates_root(
-    db: None, client: Client, tmp_path: Path
-) -> None:
+def test_proof_leads_from_the_line_to_the_root(db: None, client: Client, tmp_path: Path) -> None:
     # given
     made = settled_market([(member(), "Yes" if n % 2 else "No", f"{n + 1}.37") for n in range(11)])
     body = client.get(f"/api/markets/{made.pk}/settlement/").json()
@@ -269,17 +267,17 @@ def test_the_proof_leads_from_the_members_line_to_the_certificates_root(
         assert run.returncode == code, run
 
 
-def test_until_the_certificate_is_issued_there_is_no_proof(db: None, client: Client) -> None:
+def test_explanation_has_no_proof_before_the_issue(db: None, client: Client) -> None:
     made = settled_market([(member(), "Yes", 100)])
     assert read(client, bet_of(made))["proof"] is None
     certify(made)
     assert read(client, bet_of(made))["proof"]["path"] == []
 
 
-# --- who may read it -------------------------------------------------------------------------------------------------
+# --- readers ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_bet_is_explained_to_its_member_and_to_staff(db: None, client: Client) -> None:
+def test_only_the_member_and_staff_may_read_an_explanation(db: None, client: Client) -> None:
     # given
     made, other = settled_market([(member(), "Yes", 100)]), market()
     bet = bet_of(made)
@@ -298,7 +296,7 @@ def test_a_bet_is_explained_to_its_member_and_to_staff(db: None, client: Client)
         assert_refused(client.get(wrong, headers=bearer(operator())), 404, "not_found")
 
 
-def test_explaining_changes_nothing(db: None, at: Any) -> None:
+def test_explanation_changes_nothing(db: None, at: Any) -> None:
     made = settled_market([(member(), "Yes", 100)])
     bet = bet_of(made)
     with builders.nothing_moved():

@@ -1,4 +1,4 @@
-"""A settlement's certificate: public, issued once, and recomputed by anyone from the file alone."""
+"""Certificates: public, issued once, and verified by anyone from the file alone."""
 
 import json
 import subprocess
@@ -63,15 +63,15 @@ def save(tmp_path: Path) -> Save:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of four bets and a block a step: what a million bets do, with twenty."""
+    """Make blocks of four bets and one block a step, so that twenty bets act as a million."""
     monkeypatch.setattr(merkle, "BLOCK", 4)
     monkeypatch.setattr(issuing, "BLOCKS_A_STEP", 1)
 
 
-# --- what it states --------------------------------------------------------------------------------------------------
+# --- the statement ---------------------------------------------------------------------------------------------------
 
 
-def test_the_guides_market_is_certified_to_everyone(db: None, client: Client) -> None:
+def test_certificate_of_the_guides_market_is_public(db: None, client: Client) -> None:
     # given
     made = guides_market()
     run, bets = Settlement.objects.get(), list(Bet.objects.order_by("pk"))
@@ -130,7 +130,7 @@ def test_the_guides_market_is_certified_to_everyone(db: None, client: Client) ->
     assert body["bets_file"] is None
 
 
-def test_nobody_is_named_in_it(db: None, client: Client) -> None:
+def test_certificate_names_no_member(db: None, client: Client) -> None:
     # given
     user = member(full_name="Wanjiku Kamau")
     made = settled_market([(user, "Yes", 100), (member(), "No", 50)])
@@ -153,7 +153,7 @@ def test_nobody_is_named_in_it(db: None, client: Client) -> None:
         ("VOID", None, None),
     ],
 )
-def test_every_rule_is_certified_and_verified_three_ways(
+def test_certificate_of_every_rule_is_verified_three_ways(
     db: None, client: Client, save: Save, rule: Any, outcome: str | None, weights: Any
 ) -> None:
     # given
@@ -171,14 +171,14 @@ def test_every_rule_is_certified_and_verified_three_ways(
 
 
 @pytest.mark.parametrize("kind", ["anonymous", "member", "operator"])
-def test_all_may_read_it(db: None, client: Client, kind: str) -> None:
+def test_anyone_may_read_a_certificate(db: None, client: Client, kind: str) -> None:
     made = guides_market()
     headers = {} if kind == "anonymous" else bearer(member() if kind == "member" else operator())
     assert get(client, made, headers=headers)["settlement"]["pool"] == "300.00"
     assert client.get(f"/api/markets/{made.pk}/settlement/bets.jsonl", headers=headers).status_code == 200
 
 
-def test_there_is_none_before_a_settlement_stands(db: None, client: Client) -> None:
+def test_market_without_a_settlement_has_no_certificate(db: None, client: Client) -> None:
     # given
     made = market()
     orm_bet(made, member())
@@ -200,7 +200,7 @@ def test_there_is_none_before_a_settlement_stands(db: None, client: Client) -> N
     assert not Certificate.objects.exists()
 
 
-def test_earlier_runs_are_listed_and_only_the_one_that_stands_is_certified(db: None, client: Client) -> None:
+def test_certificate_lists_earlier_settlements_and_certifies_the_standing_one(db: None, client: Client) -> None:
     # given: a resolution that was withdrawn, and a settlement that was certified and undone
     made, staff = market(), operator()
     orm_bet(made, member())
@@ -235,9 +235,7 @@ def test_earlier_runs_are_listed_and_only_the_one_that_stands_is_certified(db: N
     assert Certificate.objects.count() == 2
 
 
-def test_late_bets_and_a_scratched_outcome_are_certified_as_they_were_put_back(
-    db: None, client: Client, save: Save
-) -> None:
+def test_certificate_shows_late_and_scratched_bets_as_refunded(db: None, client: Client, save: Save) -> None:
     # given
     made, staff = market(("A", "B", "C")), operator()
     for on, amount, minute in (("A", "90.01", 0), ("B", 10, 1), ("C", 20, 2), ("A", 5, 4), ("C", 7, 5)):
@@ -280,9 +278,7 @@ def test_late_bets_and_a_scratched_outcome_are_certified_as_they_were_put_back(
 # --- verifying -------------------------------------------------------------------------------------------------------
 
 
-def test_the_stand_alone_script_verifies_a_saved_body_and_finds_every_single_change(
-    db: None, client: Client, save: Save
-) -> None:
+def test_stand_alone_script_verifies_a_body_and_finds_each_change(db: None, client: Client, save: Save) -> None:
     # given
     made = settled_market([(member(), "Yes", "100.01"), (member(), "No", 200), (member(), "Yes", "33.33")])
     saved = client.get(f"/api/markets/{made.pk}/settlement/").content
@@ -306,7 +302,7 @@ def test_the_stand_alone_script_verifies_a_saved_body_and_finds_every_single_cha
     assert tried >= 20
 
 
-def test_the_command_says_what_differs(db: None, client: Client, save: Save) -> None:
+def test_command_names_the_first_difference(db: None, client: Client, save: Save) -> None:
     # given
     body = get(client, guides_market())
     body["bets"][0]["dividend"] = "285.01"
@@ -324,7 +320,7 @@ def test_the_command_says_what_differs(db: None, client: Client, save: Save) -> 
 
 
 @pytest.mark.broken_books
-def test_the_command_compares_with_the_books(db: None, client: Client, save: Save) -> None:
+def test_command_compares_with_the_books(db: None, client: Client, save: Save) -> None:
     # given: a certificate that holds, and a bet that was rewritten afterwards past every guard
     made = guides_market()
     saved = save(client.get(f"/api/markets/{made.pk}/settlement/").content)
@@ -341,7 +337,7 @@ def test_the_command_compares_with_the_books(db: None, client: Client, save: Sav
         verify(saved, "--books")
 
 
-def test_a_certificate_of_other_books_is_found_out(db: None, client: Client, save: Save) -> None:
+def test_certificate_of_other_books_differs(db: None, client: Client, save: Save) -> None:
     body = get(client, guides_market())
     body["settlement"]["id"] = "00000000-0000-0000-0000-000000000000"
     body["settlement_hash"] = document.settlement_hash(document.canonical(body["settlement"]))
@@ -358,7 +354,7 @@ def test_a_certificate_of_other_books_is_found_out(db: None, client: Client, sav
 
 
 @pytest.mark.broken_books
-def test_bets_that_the_rule_does_not_give_are_not_certified(db: None, client: Client) -> None:
+def test_bets_that_break_the_rule_are_not_certified(db: None, client: Client) -> None:
     # given
     made = guides_market()
     with connection.cursor() as cursor:
@@ -385,7 +381,7 @@ def many_bets(count: int) -> Market:
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 21])
-def test_a_large_market_is_certified_in_steps_that_may_be_killed(
+def test_large_market_is_certified_in_steps_that_survive_a_kill(
     db: None, small_blocks: None, client: Client, count: int
 ) -> None:
     # given
@@ -407,7 +403,7 @@ def test_a_large_market_is_certified_in_steps_that_may_be_killed(
     assert CertificateBlock.objects.count() == -(-count // 4)
 
 
-def test_what_is_issued_is_not_issued_again(db: None) -> None:
+def test_certificate_is_issued_once(db: None) -> None:
     made = guides_market()
     first = issue(made)
     assert issuing.issue(settlement_id=first.settlement_id, at=AT, keep_going=GO)
@@ -415,7 +411,7 @@ def test_what_is_issued_is_not_issued_again(db: None) -> None:
     assert Certificate.objects.count() == 1
 
 
-def test_a_market_without_bets_has_one_too(db: None, client: Client) -> None:
+def test_market_without_bets_has_a_certificate(db: None, client: Client) -> None:
     made = settled_market([], None, rule="VOID")
     body = get(client, made)
     document.check(body)
@@ -425,7 +421,7 @@ def test_a_market_without_bets_has_one_too(db: None, client: Client) -> None:
     )
 
 
-def test_the_sweep_issues_what_is_settled(db: None) -> None:
+def test_sweep_issues_certificates_of_settled_markets(db: None) -> None:
     # given
     settled, open_ = guides_market(), market()
     orm_bet(open_, member())
@@ -438,7 +434,7 @@ def test_the_sweep_issues_what_is_settled(db: None) -> None:
     assert issuing.to_issue(limit=10) == []
 
 
-def test_while_it_is_being_made_the_call_says_so(
+def test_call_during_the_issue_gives_certificate_not_ready(
     db: None, small_blocks: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given: a large market, and a call that may take no time
@@ -451,7 +447,7 @@ def test_while_it_is_being_made_the_call_says_so(
     assert client.get(f"/api/markets/{made.pk}/settlement/").status_code == 200
 
 
-def test_the_bets_of_a_large_market_are_in_a_file_of_their_own(
+def test_bets_of_a_large_market_are_in_a_separate_file(
     db: None, client: Client, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
@@ -480,12 +476,12 @@ def test_the_bets_of_a_large_market_are_in_a_file_of_their_own(
         verify(saved, "--bets", bets)
 
 
-def test_up_to_the_limit_the_bets_are_in_the_body(db: None, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bets_up_to_the_limit_are_in_the_body(db: None, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "INLINE", 7)
     assert len(get(client, many_bets(7))["bets"]) == 7
 
 
-def test_the_file_is_read_a_page_at_a_time(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bets_file_is_read_a_page_at_a_time(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     monkeypatch.setattr(issuing, "PAGE", 2)
     made = many_bets(5)
@@ -501,7 +497,7 @@ def test_the_file_is_read_a_page_at_a_time(db: None, monkeypatch: pytest.MonkeyP
     assert len(queries) == 4
 
 
-def test_an_explanation_reads_one_block(db: None, small_blocks: None) -> None:
+def test_explanation_reads_one_block(db: None, small_blocks: None) -> None:
     # given
     made = many_bets(21)
     issue(made)
@@ -518,7 +514,7 @@ def test_an_explanation_reads_one_block(db: None, small_blocks: None) -> None:
     assert len([sql for sql in read if "LIMIT 4" in sql]) == 1
 
 
-def test_of_many_who_ask_first_one_issues(transactional_db: None) -> None:
+def test_one_of_many_concurrent_first_calls_issues(transactional_db: None) -> None:
     made = guides_market()
     answers = at_once(*[lambda: issue(made).hash] * 8)
     assert len(set(answers)) == 1
@@ -526,16 +522,14 @@ def test_of_many_who_ask_first_one_issues(transactional_db: None) -> None:
 
 
 @pytest.mark.parametrize("model", [Certificate, CertificateBlock])
-def test_a_certificate_is_not_changed(db: None, model: Any) -> None:
+def test_certificate_rows_cannot_be_changed(db: None, model: Any) -> None:
     issue(guides_market())
     for change in (lambda: model.objects.update(root="0"), lambda: model.objects.all().delete()):
         with pytest.raises(IntegrityError, match="A certificate is not changed"), transaction.atomic():
             change()
 
 
-def test_a_settlement_that_was_settled_before_there_were_certificates_has_one(
-    db: None, client: Client, at: datetime
-) -> None:
+def test_settlement_older_than_certificates_gets_one(db: None, client: Client, at: datetime) -> None:
     # given: nothing but what settlement has always left behind
     made = guides_market()
     assert not CertificateBlock.objects.exists()

@@ -1,4 +1,4 @@
-"""The Merkle tree: the vectors of RFC 6962, and a path for every leaf of every size that proves that leaf alone."""
+"""Merkle tree: the vectors of RFC 6962, and a path for each leaf that proves that leaf alone."""
 
 import hashlib
 
@@ -31,7 +31,7 @@ def leaves(count: int) -> list[bytes]:
 
 
 def recursive_root(hashes: list[bytes]) -> bytes:
-    """The tree hash as RFC 6962 defines it."""
+    """Compute the tree hash as RFC 6962 defines it."""
     if len(hashes) < 2:
         return hashes[0] if hashes else hashlib.sha256(b"").digest()
     half = 1
@@ -52,11 +52,11 @@ def proves(hashes: list[bytes], place: int, /, **changed: object) -> bool:
 
 
 @pytest.mark.parametrize("count", range(9))
-def test_the_reference_vectors_come_out(count: int) -> None:
+def test_roots_match_the_reference_vectors(count: int) -> None:
     assert merkle.root([merkle.leaf(entry) for entry in ENTRIES[:count]]).hex() == ROOTS[count]
 
 
-def test_every_leaf_of_every_size_is_proven_and_at_no_other_place() -> None:
+def test_every_leaf_is_proven_at_its_own_place_only() -> None:
     for size in range(1, 35):
         hashes = leaves(size)
         assert merkle.root(hashes) == recursive_root(hashes)
@@ -67,7 +67,7 @@ def test_every_leaf_of_every_size_is_proven_and_at_no_other_place() -> None:
 
 
 @given(size=st.integers(1, 5_000), place=st.integers(0, 10**6))
-def test_blocks_of_1024_make_the_same_tree_and_path(size: int, place: int) -> None:
+def test_blocks_of_1024_give_the_same_root_and_path(size: int, place: int) -> None:
     # given
     hashes, index = leaves(size), place % size
     blocks = [hashes[first : first + merkle.BLOCK] for first in range(0, size, merkle.BLOCK)]
@@ -81,7 +81,7 @@ def test_blocks_of_1024_make_the_same_tree_and_path(size: int, place: int) -> No
 
 
 @given(size=st.integers(2, 200), place=st.integers(0, 10**6), level=st.integers(0, 10**6))
-def test_a_changed_leaf_path_size_or_root_proves_nothing(size: int, place: int, level: int) -> None:
+def test_changed_leaf_path_size_or_root_proves_nothing(size: int, place: int, level: int) -> None:
     hashes, index = leaves(size), place % size
     path = merkle.path(hashes, index)
     level %= len(path)
@@ -93,17 +93,17 @@ def test_a_changed_leaf_path_size_or_root_proves_nothing(size: int, place: int, 
     assert not proves(hashes, index, beside=[*path, other])
 
 
-def test_a_last_leaf_without_a_partner_is_not_counted_twice() -> None:
+def test_last_leaf_without_a_partner_is_counted_once() -> None:
     three = leaves(3)
     assert merkle.root(three) != merkle.root([*three, three[-1]])
 
 
-def test_a_node_cannot_pass_for_a_leaf() -> None:
+def test_node_cannot_pass_for_a_leaf() -> None:
     one, two = leaves(2)
     assert merkle.root([merkle.leaf(one + two)]) != merkle.root([one, two])
 
 
-def test_there_is_no_path_from_a_place_that_the_tree_has_not() -> None:
+def test_path_of_an_unknown_leaf_is_refused() -> None:
     for index in (-1, 3):
         with pytest.raises(IndexError):
             merkle.path(leaves(3), index)

@@ -1,4 +1,4 @@
-"""The sentence fits into one SMS, whatever the question and however large the amounts."""
+"""SMS texts: every sentence fits into one SMS."""
 
 from decimal import Decimal
 
@@ -14,7 +14,7 @@ AMOUNTS = st.decimals(Decimal("0.01"), LARGEST, places=2)
 TEXTS = st.text(max_size=500)
 
 
-def test_a_winners_sentence_has_the_whole_equation() -> None:
+def test_sentence_of_a_winner_has_the_whole_equation() -> None:
     assert sms_text.won(
         outcome="Yes", stake=Decimal(100), fund=Decimal(285), stakes=Decimal(100), dividend=Decimal(285),
         pool=Decimal(300), fee=Decimal(15), tax=Decimal(0), paid="M-Pesa SKG7ABCDEF: KES 285.00.",
@@ -25,7 +25,7 @@ def test_a_winners_sentence_has_the_whole_equation() -> None:
     )  # fmt: skip
 
 
-def test_every_sentence_fits_with_the_longest_question_outcome_and_amounts() -> None:
+def test_longest_question_outcome_and_amounts_fit() -> None:
     outcome, question, late = "W" * 120, "Will " * 100, "it came too late or its outcome was withdrawn"
     for sentence in (
         sms_text.won(
@@ -41,9 +41,7 @@ def test_every_sentence_fits_with_the_longest_question_outcome_and_amounts() -> 
 
 @given(outcome=TEXTS, question=TEXTS, paid=TEXTS, winners=st.lists(TEXTS, min_size=1, max_size=4),
        amounts=st.lists(AMOUNTS, min_size=7, max_size=7))  # fmt: skip
-def test_every_sentence_fits_whatever_is_in_it(
-    outcome: str, question: str, paid: str, winners: list[str], amounts: list[Decimal]
-) -> None:
+def test_any_text_fits(outcome: str, question: str, paid: str, winners: list[str], amounts: list[Decimal]) -> None:
     names = ("stake", "fund", "stakes", "dividend", "pool", "fee", "tax")
     certificates.assert_fits(
         sms_text.won(outcome=outcome, question=question, paid=paid, **dict(zip(names, amounts, strict=True)))
@@ -59,10 +57,10 @@ def test_every_sentence_fits_whatever_is_in_it(
     ("text", "plain"),
     [("Mbappé – „ndiyo“ 3 × 2", 'Mbappe - "ndiyo" 3 x 2'), ("a\n\tb  c", "a b c"), ("{x}^~|€", "?x?????"), ("😀", "?")],
 )
-def test_what_an_sms_cannot_carry_is_written_plainly(text: str, plain: str) -> None:
+def test_characters_outside_the_alphabet_are_replaced(text: str, plain: str) -> None:
     assert sms_text.plain(text) == plain
 
 
-def test_a_head_that_does_not_fit_is_refused() -> None:
+def test_head_that_is_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="161 characters"):
         sms_text.sms("x" * 161, "")
