@@ -228,7 +228,7 @@ def test_scratched_market_closed_earlier_is_certified_and_disputed(tmp_path: Pat
         for file, status in ((saved, 0), (mine, 0), (forged, 1)):
             verification = verified_alone(file)
             assert verification.returncode == status, verification.stdout + verification.stderr
-        with pytest.raises(AssertionError, match="it must be 190.00"):
+        with pytest.raises(AssertionError, match=r"it must be 190\.00"):
             place.manage("verify_settlement", str(forged))
 
         # when: the unpaid winner and the loser dispute
