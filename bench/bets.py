@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
                     f"on {threads * 8} markets {middle['many markets']:,.0f}/s",
                     median_ratio(rates["one market"], rates["many markets"]),
                     how_far=f"one thread alone {middle['alone']:,.0f}/s; bets on one market update no common row",
-                )  # fmt: skip
+                )
             ]
         )
     )

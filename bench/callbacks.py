@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
             met,
             stretched,
             "one statement, and Redis at most 20 times a second; through Django's test client",
-        )  # fmt: skip
+        )
     ]
     bench.drain(1_000)
     rates = alternated(
@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> None:
             met,
             stretched,
             "most of the time goes to strict reading of each body, three transfers and their indexes",
-        )  # fmt: skip
+        )
     )
     points = [(float(size), bench.apply(bench.posts(count), size)) for size in (10, 100, 500, 1_000)]
     line = Line(

@@ -237,7 +237,7 @@ def _with_figures(month: Any, client: Any, addresses: dict[str, list[str]]) -> d
     seen: dict[str, dict[str, Cost]] = {}
     for name in SHOW_FIGURES:
         for address in addresses[name]:
-            cost = _visit(client, address, kept=True)
+            cost = _visit(client, address, with_cache=True)
             if cost is not None:
                 seen.setdefault(f"{name} with its figures", {})[address] = cost
     return seen
@@ -260,7 +260,7 @@ def _logged_in(boss: Any) -> Any:
     return client
 
 
-def _visit(client: Any, address: str, *, kept: bool = False) -> Cost | None:
+def _visit(client: Any, address: str, *, with_cache: bool = False) -> Cost | None:
     """Visit an address, and return its cost.
 
     Returns None if nobody may open it, for example a page that adds rows that only the machine writes.
@@ -280,7 +280,7 @@ def _visit(client: Any, address: str, *, kept: bool = False) -> Cost | None:
     visits = []
     with connection.execute_wrapper(watch):
         for _ in range(VISITS):
-            if not kept:
+            if not with_cache:
                 cache.clear()
             queries.clear()
             began = time.perf_counter()

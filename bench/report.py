@@ -10,7 +10,7 @@ import matplotlib as mpl
 from bench.figures import Line, Measured, Row
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen before
+from matplotlib import pyplot as plt
 
 ANSWERS = {True: "yes", False: "**no**", None: ""}
 HEAD = "| | Quantity | Ours | Floor | Ratio | Must | Met | Stretch | Met | Distance, or reason |"

@@ -67,7 +67,7 @@ def clients(url: str, latency: float, wave: int, commands: list[list[str]], **se
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-        )  # fmt: skip
+        )
         for command in commands
     ]
     costs = [json.loads(child.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()[-1]) for child in children]
@@ -161,7 +161,7 @@ def beside_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row]
                 stretched,
                 f"the books take {(cpu['dispatcher'] - cpu['aiohttp']) * 1e6:.0f} µs; "
                 f"requests on {IN_FLIGHT} threads {cpu['requests'] * 1e6:.0f} µs",
-            )  # fmt: skip
+            )
         )
         words.append(
             f"Latency {latency:g} s, {IN_FLIGHT} in flight: dispatcher {middle['dispatcher']:.0f}/s, bare aiohttp "
@@ -183,7 +183,7 @@ def beside_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row]
                     met,
                     stretched,
                     f"the bare client reaches {bare:.2f}",
-                )  # fmt: skip
+                )
             )
     lines = [
         Line("send", f"{name}, {IN_FLIGHT} in flight", values, "Payouts a second by M-Pesa's latency", "s", "a second")
@@ -209,7 +209,7 @@ def without_cap(bench: Bench, waves: int) -> list[Row]:
             met,
             stretched,
             f"{most.cpu * 1e6:.0f} µs a payout",
-        )  # fmt: skip
+        )
     )
     for latency in (0.0, 1.0):
         two = bench.dispatcher(latency, IN_FLIGHT * 2 * waves, processes=2)
@@ -239,7 +239,7 @@ def under_cap(bench: Bench, seconds: int) -> list[Row]:
                 enough and most <= cap,
                 stretched and most <= cap,
                 f"at most {most} arrivals in any second",
-            )  # fmt: skip
+            )
         )
     return rows
 

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from typing import ClassVar
 
 ID = re.compile(rb'"OriginatorConversationID": ?"([^"]+)"')
 LENGTH = re.compile(rb"(?i)content-length: *([0-9]+)")
@@ -24,7 +25,7 @@ class Stub(asyncio.Protocol):
     """A connection. Class attributes are shared by all connections."""
 
     latency = 0.0
-    told: list[tuple[float, str]] = []
+    told: ClassVar[list[tuple[float, str]]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

@@ -30,10 +30,10 @@ def failing_on_response(reads_as_failure: Callable[[Response], bool]) -> Abstrac
     """Fail the attempt on responses for which `reads_as_failure` is true."""
     original = responses.record
 
-    def record(claim: sending_claims.Claim, said: Response, *, at: datetime, policy: Policy) -> None:
-        original(claim, said, at=at, policy=policy)
-        if reads_as_failure(said):
-            fail_if_open(claim.attempt_id, str(said), at, policy)
+    def record(claim: sending_claims.Claim, response: Response, *, at: datetime, policy: Policy) -> None:
+        original(claim, response, at=at, policy=policy)
+        if reads_as_failure(response):
+            fail_if_open(claim.attempt_id, str(response), at, policy)
 
     return instead_of(responses, "record", record)
 
@@ -76,9 +76,9 @@ def _(world: World) -> Iterator[None]:
 def _(world: World) -> Iterator[None]:
     original = responses.record
 
-    def record(claim: sending_claims.Claim, said: Response, *, at: datetime, policy: Policy) -> None:
-        original(claim, said, at=at, policy=policy)
-        if isinstance(said, client.Accepted):
+    def record(claim: sending_claims.Claim, response: Response, *, at: datetime, policy: Policy) -> None:
+        original(claim, response, at=at, policy=policy)
+        if isinstance(response, client.Accepted):
             Attempt.objects.filter(pk=claim.attempt_id).update(state=State.ACCEPTED)
 
     without(NO_ATTEMPT_GUARD)
