@@ -218,7 +218,7 @@ class Attempt(models.Model):
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether `AttemptQuerySet.in_doubt` would select it."""
+        """Return whether `AttemptQuerySet.in_doubt` selects this attempt."""
         return self.state == self.State.IN_DOUBT or (self.state in self.OPEN and self.doubted_at is not None)
 
 

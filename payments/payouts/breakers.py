@@ -136,10 +136,12 @@ def _record(action: str, sending: str, *, by: audit.Actor, at: datetime, reason:
 
 
 def _close(which: Q, posted_at: datetime | None) -> None:
+    """Close the breakers that opened before the request was POSTed."""
     if posted_at is not None:
         Breaker.objects.filter(which, opened_at__lt=posted_at).update(opened_at=None, probe_at=None, probes=0)
 
 
 def _locked(cause: Breaker.Cause) -> Breaker:
+    """Create the breaker's row if it is missing, and lock it."""
     Breaker.objects.bulk_create([Breaker(cause=cause)], ignore_conflicts=True)
     return Breaker.objects.select_for_update(no_key=True).get(cause=cause)

@@ -55,7 +55,7 @@ def ask(*, at: datetime, addresses: Addresses) -> BalanceQuestion:
     return BalanceQuestion(reading.pk, token)
 
 
-def put(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addresses) -> bool:
+def post(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addresses) -> bool:
     """POST one balance query and return whether Daraja took it. Touches no database."""
     try:
         gateway.ask_balance(

@@ -40,7 +40,7 @@ def apply_result(attempt_id: int, result: messages.Result, *, trusted: bool, at:
     Locks: Transaction, Attempt.
     """
     payout, attempt = attempts.locked(attempt_id)
-    if wrong := _mismatch_of(result, attempt):
+    if wrong := _result_mismatch(result, attempt):
         return _report_mismatch(attempt, wrong, at)
     if result.says_paid:
         believed = trusted and _is_complete(result)
@@ -77,7 +77,7 @@ def is_plainly_paid(
         payout.status == Status.PROCESSING
         and attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT)
         and result.says_paid
-        and not _mismatch_of(result, attempt)
+        and not _result_mismatch(result, attempt)
         and trusted
         and _is_complete(result)
         and attempt.amount < policy.confirm_above
@@ -98,7 +98,7 @@ def apply_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
     return "in doubt: a queue timeout proves nothing"
 
 
-def _mismatch_of(result: messages.Result, attempt: Attempt) -> str:
+def _result_mismatch(result: messages.Result, attempt: Attempt) -> str:
     """Return in words where a result contradicts its attempt, or an empty string. A missing field is no mismatch."""
     if result.originator_conversation_id != attempt.originator_conversation_id:
         return "the result names another request"
@@ -135,15 +135,8 @@ def apply_status_answer(
     """
     query = StatusQuery.objects.get(pk=query_id)
     payout, attempt = attempts.locked(query.attempt_id)
-    if answer.originator_conversation_id not in (None, attempt.originator_conversation_id):
-        return _report_mismatch(attempt, "the answer is about another request", at)
-    if answer.payment_status == "completed" and answer.amount not in (None, attempt.amount):
-        return _report_mismatch(attempt, f"the answer says {answer.amount} instead of {attempt.amount}", at)
-    receiver = answer.receiver_phone_visible
-    if answer.payment_status == "completed" and not (
-        receiver is None or message_fields.phone_is_compatible(receiver, attempt.phone_number)
-    ):
-        return _report_mismatch(attempt, "the answer names another phone", at)
+    if wrong := _answer_mismatch(answer, attempt):
+        return _report_mismatch(attempt, wrong, at)
     if not trusted and (answer.payment_status != "completed" or not _corroborated(attempt, query)):
         alarm.error(
             "An answer about attempt %s came from an address that is not M-Pesa's: %s", attempt, answer.payment_status
@@ -182,6 +175,20 @@ def apply_status_answer(
             attempt.save(update_fields=["resend_at"])
             return "not found: the same request is sent again"
     return f"in doubt: {answer.payment_status} proves nothing"
+
+
+def _answer_mismatch(answer: messages.StatusAnswer, attempt: Attempt) -> str:
+    """Return in words where an answer contradicts its attempt, or an empty string. A missing field is no mismatch."""
+    if answer.originator_conversation_id not in (None, attempt.originator_conversation_id):
+        return "the answer is about another request"
+    if answer.payment_status != "completed":
+        return ""
+    if answer.amount not in (None, attempt.amount):
+        return f"the answer says {answer.amount} instead of {attempt.amount}"
+    receiver = answer.receiver_phone_visible
+    if receiver is not None and not message_fields.phone_is_compatible(receiver, attempt.phone_number):
+        return "the answer names another phone"
+    return ""
 
 
 def _corroborated(attempt: Attempt, query: StatusQuery) -> bool:

@@ -88,7 +88,7 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
 
 
-def put(question: Question, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
+def post(question: Question, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
     """POST one status query and return Daraja's id for it, or None if Daraja did not take it.
 
     Touches no database. A failure changes nothing, because the next query is already due.

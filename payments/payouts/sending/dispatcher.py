@@ -140,10 +140,10 @@ class Dispatcher:
                     if not slots:  # No slot in time counts as a query without an answer. The next is already due.
                         continue
                     time.sleep(slots[0])
-                    put = threads.submit(status_queries.put, question, gateway=self.gateway, addresses=self.addresses)
-                    under_way[put] = question
-                for put, question in under_way.items():
-                    if conversation_id := put.result():
+                    post = threads.submit(status_queries.post, question, gateway=self.gateway, addresses=self.addresses)
+                    under_way[post] = question
+                for post, question in under_way.items():
+                    if conversation_id := post.result():
                         status_queries.record_question(question, conversation_id)
                 asked += len(questions)
         return asked

@@ -78,7 +78,7 @@ def test_query_is_posted_with_its_own_address(payout: Transaction) -> None:
     gateway = payout_steps.FakeGateway(client.Accepted("AG_20260216_7", "daraja's own"))
 
     # when
-    conversation_id = status_queries.put(query, gateway=gateway, addresses=ADDRESSES)
+    conversation_id = status_queries.post(query, gateway=gateway, addresses=ADDRESSES)
     status_queries.record_question(query, conversation_id)
 
     # then
@@ -105,7 +105,7 @@ def test_query_that_is_not_taken_changes_nothing(payout: Transaction, response: 
 
     # when
     with nothing_moved():
-        taken = status_queries.put(query, gateway=payout_steps.FakeGateway(response), addresses=ADDRESSES)
+        taken = status_queries.post(query, gateway=payout_steps.FakeGateway(response), addresses=ADDRESSES)
 
     # then
     assert taken is None
