@@ -40,18 +40,23 @@ def approve(
     proposals.PreviewMoved; proposals.PersonNeeded.
     """
     if by.user_id is None:
-        raise proposals.PersonNeeded("A proposal is approved by a member of staff.")
+        raise proposals.PersonNeeded("Only a member of staff can approve a proposal.")
     with transaction.atomic(durable=True):
         market, proposal = _locked(proposal_id)
         if proposal.proposed_by_id == by.user_id:
-            raise ProposerCannotApprove("You proposed it: another member of staff must approve it.")
+            raise ProposerCannotApprove("You proposed this. Another member of staff must approve it.")
         own_affairs.refuse_stakeholders(market, by)
         if preview_hash != proposal.preview_hash:
-            raise proposals.PreviewMoved("That is not the hash of what was proposed: look again.")
+            raise proposals.PreviewMoved(
+                "That is not the hash of the proposal. Nothing was decided. Open the proposal again."
+            )
         if _hash_now(market, proposal, at, policy) == proposal.preview_hash:
             return _carry_out(market, proposal, by=by, at=at, policy=policy)
         _close(market, proposal, Proposal.State.STALE, words="The numbers moved after it was made.", by=by, at=at)
-    raise proposals.PreviewMoved(f"The numbers have moved since proposal {proposal_id} was made: it is stale.")
+    raise proposals.PreviewMoved(
+        f"The numbers have moved since proposal {proposal_id} was made, so it is stale."
+        " Nothing was decided. Propose it again."
+    )
 
 
 def reject(*, proposal_id: int, reason: str, by: audit.Actor, at: datetime) -> Proposal:

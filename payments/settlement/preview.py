@@ -34,7 +34,7 @@ SMALL = 2_000
 
 
 class FiguresDisagree(Refusal):
-    """SQL and the rule in memory give different dividends. Nothing may be settled until an engineer has looked."""
+    """SQL and the rule in memory give different dividends. Nothing may be settled before an engineer checks them."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _members(division: _Division, at: datetime, policy: Policy) -> dict[str, Any
     set_offs = _set_offs(division)
     prices = tariff.bands(at.astimezone(NAIROBI).date())
     rows = _member_rows(division, set_offs, [largest for largest, _ in prices], policy)
-    ((_, winners, amount, by_mpesa, kept, *_),) = [row for row in rows if row[0] == "sum"]
+    ((_, winners, amount, by_mpesa, set_off, *_),) = [row for row in rows if row[0] == "sum"]
     bands = {int(row[1]): int(row[2]) for row in rows if row[0] == "band"}
     top = [_member(row[1], row[5], row[2], by_mpesa=row[3]) for row in rows if row[0] == "largest"]
     return {
@@ -212,7 +212,7 @@ def _members(division: _Division, at: datetime, policy: Policy) -> dict[str, Any
         "amount": amount,
         "by_mpesa": by_mpesa,
         "to_wallet": amount - by_mpesa,
-        "kept": kept,
+        "kept": set_off,
         "payments": sum(bands.values()),
         "charges": _charges(bands, prices),
         "largest": sorted(top, key=lambda member: (-member["amount"], member["user_id"])),

@@ -61,16 +61,16 @@ def previews(
     bets = sum(count for _, count in pools.values())
     keys = [_key(market, decision) for decision in decisions]
     try:
-        kept = cache.get_many(keys)
+        stored = cache.get_many(keys)
     except redis.RedisError as error:
         log.warning("Redis not reached, previews are computed while somebody waits: %s", error)
-        kept, patient = {}, True
-    missing = sum(key not in kept or kept[key][0] != mark for key in keys)
+        stored, patient = {}, True
+    missing = sum(key not in stored or stored[key][0] != mark for key in keys)
     compute_now = patient or missing * (bets + ONE_PREVIEW) <= AT_ONCE
-    reading = float_balance.latest() if kept else None
+    reading = float_balance.latest() if stored else None
     results = []
     for key, decision in zip(keys, decisions, strict=True):
-        kept_mark, computed_at, figures = kept.get(key, ("", None, None))
+        kept_mark, computed_at, figures = stored.get(key, ("", None, None))
         if kept_mark != mark and compute_now:
             figures, kept_mark, computed_at = _computed(market, decision, key, mark, at, policy), mark, at
         elif figures is not None and reading is not None:

@@ -45,7 +45,7 @@ def refuse_while_one_waits(market: Market) -> None:
     """
     waiting = market.proposals.filter(state=Proposal.State.OPEN).first()
     if waiting is not None:
-        raise ProposalWaits(f"Proposal {waiting.pk} on market {market.pk} waits: approve or reject it first.")
+        raise ProposalWaits(f"Proposal {waiting.pk} on market {market.pk} waits. Approve or reject it first.")
 
 
 def make(
@@ -65,7 +65,7 @@ def make(
     Raises: PersonNeeded.
     """
     if by.user_id is None:
-        raise PersonNeeded("With a pool of this size it takes two members of staff: propose it as one of them.")
+        raise PersonNeeded("A pool of this size needs two members of staff. Propose it as one of them.")
     was = market.status
     proposal = Proposal(
         market=market,

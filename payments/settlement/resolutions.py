@@ -94,7 +94,9 @@ def resolve(
         if policy.approval_above is not None or preview_hash is not None:
             figures = preview.figures(market, decision, at=at, policy=policy)
             if preview_hash not in (None, figures.preview_hash):
-                raise proposals.PreviewMoved("The numbers have moved since that preview: look again.")
+                raise proposals.PreviewMoved(
+                    "The numbers have moved since that preview. Nothing was decided. Check the new figures first."
+                )
             pool = Decimal(figures.division.pool + figures.division.late_refund) / 100
             if policy.needs_approval(pool):
                 return proposals.make(
@@ -182,12 +184,12 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
             raise NothingToWithdraw(f"Market {market_id} is {market.status}: it has no resolution to withdraw.")
         own_affairs.refuse_stakeholders(market, by)
         if settlement.state == Settlement.State.DIVIDING:
-            raise BeingSettled(f"Market {market_id} is being settled: try again in a moment.")
+            raise BeingSettled(f"Market {market_id} is being settled. Nothing was withdrawn. Try again in a moment.")
         if settlement.state == Settlement.State.SETTLED:
             if settlement.rule == Settlement.Rule.VOID:
-                raise AlreadyReleased(f"Market {market_id} is void: its stakes are back in their wallets.")
+                raise AlreadyReleased(f"Market {market_id} is void: its stakes are back in the members' wallets.")
             if settlement.release_at is None or settlement.release_at <= at:
-                raise AlreadyReleased(f"The payouts of market {market_id} are released: undo it instead.")
+                raise AlreadyReleased(f"The payouts of market {market_id} are released. Undo the settlement instead.")
             undo.begin(market, settlement, reason=reason, by=by, at=at, action="market.withdraw")
             return Withdrawn(market.pk, settlement.pk, undoing=True)
         settlement.state = Settlement.State.WITHDRAWN
@@ -216,12 +218,12 @@ def scratch(*, market_id: int, outcome: str, reason: str, by: audit.Actor, at: d
     with transaction.atomic(durable=True):
         market = locks.locked_market(market_id)
         if market.status != Market.Status.OPEN or market.end_date <= at:
-            raise locks.MarketNotOpen(f"Market {market_id} takes no bets any more: void it, or resolve it.")
+            raise locks.MarketNotOpen(f"Market {market_id} takes no more bets: void it or resolve it.")
         running = market.running_outcomes
         if outcome not in running:
             raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(running)}.")
         if len(running) <= 2:
-            raise TooFewOutcomes(f"Market {market_id} has two outcomes left: void it instead.")
+            raise TooFewOutcomes(f"Market {market_id} has only two outcomes left. Void it instead.")
         own_affairs.refuse_stakeholders(market, by)
         market.outcomes.filter(name=outcome).update(scratched_at=at)
         settlement = Settlement.objects.create(

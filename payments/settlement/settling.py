@@ -40,7 +40,7 @@ _SQL = named_sql.beside(__file__)
 
 
 class BooksDisagree(Refusal):
-    """The amounts of a step do not add up. Nothing of the step was booked; an engineer must look at it."""
+    """The amounts of a step do not add up. Nothing of the step was booked; an engineer must check it."""
 
 
 @dataclass(frozen=True)

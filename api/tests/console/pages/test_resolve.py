@@ -62,7 +62,7 @@ def test_changed_figures_are_refused(console: Client) -> None:
     builders.bet(market, builders.member(balance=50), "No", 50)
     with builders.nothing_moved():
         page = submit(console, f"/admin/markets/{market.pk}/resolve/decide/", **form)
-    assert "The numbers have moved since that preview: look again." in page
+    assert "The numbers have moved since that preview. Nothing was decided." in page
     assert "no money was moved" in page
 
 
