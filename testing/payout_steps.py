@@ -90,7 +90,7 @@ class FakeCalls:
         for payment in payments:
             try:
                 response = self.gateway.pay(**payment.request)
-            except Exception as error:  # noqa: BLE001 - as the bulk gateway does, for the dispatcher to raise
+            except Exception as error:
                 response = error
             self.ended.append(Ended(payment.key, response))
 
@@ -321,7 +321,7 @@ def payment_transfers(
     ]
 
 
-class nothing_moved_but_callbacks:  # noqa: N801 - used as the function builders.nothing_moved is
+class nothing_moved_but_callbacks:
     """Assert that a block moves no money and changes no state. It may store callbacks."""
 
     def __enter__(self) -> None:

@@ -38,5 +38,6 @@ def assert_refused(answer: Any, status: int, code: str) -> None:
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.content
     assert answer["Content-Type"] == "application/json"
     assert set(answer.json()) == {"code", "message", "details"}
-    assert answer.json()["message"] and isinstance(answer.json()["details"], dict)
+    assert answer.json()["message"]
+    assert isinstance(answer.json()["details"], dict)
     assert b"Traceback" not in answer.content
