@@ -133,7 +133,7 @@ def close_remedied_disputes() -> None:
 def ask_for_the_float() -> None:
     """Ask M-Pesa for the balance of our Utility account. Previews show the answer with its age."""
     question = float_balance.ask(at=timezone.now(), addresses=wiring.addresses())
-    float_balance.put(question, gateway=wiring.gateway(), addresses=wiring.addresses())
+    float_balance.post(question, gateway=wiring.gateway(), addresses=wiring.addresses())
 
 
 @worker_process_shutdown.connect
