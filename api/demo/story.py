@@ -97,7 +97,7 @@ class Story:
         failed = list(self._failed(market))
         self.screen.say(f"Resolved {resolved}, settled {settled}, {len(failed)} failed.")
         for payout in failed:
-            meaning = result_codes.meaning(payout.reason.partition(" ")[0])
+            meaning = result_codes.meaning(payout.attempts.latest("number").result_code)
             self.screen.say(
                 f"FAILED: payout {payout.pk} to {payout.user.full_name}, {money(payout.amount)}. M-Pesa says"
                 f' "{payout.reason}" {meaning.words} {meaning.advice}',

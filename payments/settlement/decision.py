@@ -9,7 +9,14 @@ from markets import parimutuel
 from markets.models import Market
 from users.refusal import Refusal
 
-VOID_REASONS = ("cancelled", "postponed", "ambiguous", "no_result", "error")
+# Reasons to void a market, each with its words for people.
+VOID_REASONS = {
+    "cancelled": "the event was cancelled",
+    "postponed": "the event was postponed",
+    "ambiguous": "the question has no clear answer",
+    "no_result": "there was no result",
+    "error": "the market was set up wrongly",
+}
 
 
 class UnknownReason(Refusal):
@@ -17,7 +24,7 @@ class UnknownReason(Refusal):
 
 
 class BadCloseTime(Refusal):
-    """The event has ended, so its end may not lie ahead."""
+    """The event has ended, so its end is not in the future."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Decision:
         if (self.rule == "VOID") != (self.reason in VOID_REASONS):
             raise UnknownReason(f"reason must be one of {', '.join(VOID_REASONS)}, for a void market only.")
         if self.effective_close_at is not None and self.effective_close_at > at:
-            raise BadCloseTime("effective_close_at must not lie ahead: the event has ended.")
+            raise BadCloseTime("effective_close_at must not lie in the future. Nothing was decided.")
 
     def check_weights(self, market: Market) -> None:
         """Refuse weights that cannot resolve this market.

@@ -13,6 +13,7 @@ from markets.models import Market
 from payments import wiring
 from payments.models import Proposal
 from payments.settlement import approvals, preview_cache, proposals, resolutions, undo
+from payments.settlement.decision import VOID_REASONS
 from users import roles
 
 # --- second approval -------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _summary(proposal: Proposal) -> str:
     if proposal.kind == Proposal.Kind.UNDO:
         decision = f"undo the settlement of market {proposal.market_id}. Reason: {proposal.reason}"
     elif proposal.rule == "VOID":
-        reason = resolve.VOID_WORDS.get(proposal.reason, proposal.reason)
+        reason = VOID_REASONS.get(proposal.reason, proposal.reason)
         decision = f"void market {proposal.market_id}, because {reason}."
     else:
         sentence = resolve.sentence(proposals.decision_of(proposal))

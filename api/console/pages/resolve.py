@@ -30,13 +30,6 @@ from payments.settlement import preview, preview_cache, proposals, resolutions
 from payments.settlement.decision import VOID_REASONS, BadCloseTime, Decision, Evidence
 from users.refusal import Refusal
 
-VOID_WORDS = {
-    "cancelled": "the event was cancelled",
-    "postponed": "the event was postponed",
-    "ambiguous": "the question has no clear answer",
-    "no_result": "there was no result",
-    "error": "the market was set up wrongly",
-}
 # Start of a decision in an address. WINNER is followed by an outcome, JOINT and SPLIT by weights, VOID by nothing.
 WINNER, JOINT, SPLIT, VOID = "win", "joint", "split", "void"
 SHARES = {
@@ -187,7 +180,7 @@ def _report(done: resolutions.Resolved | proposals.Proposed) -> str:
 def _fields(kind: str, ended: str) -> list[page.Field]:
     fields = []
     if kind == VOID:
-        choices = [("", "choose"), *((reason, VOID_WORDS[reason]) for reason in VOID_REASONS)]
+        choices = [("", "choose"), *((reason, VOID_REASONS[reason]) for reason in VOID_REASONS)]
         fields.append(page.Field("reason", "Void because", choices=choices))
     else:
         fields += [

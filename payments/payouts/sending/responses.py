@@ -104,7 +104,7 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
         elif isinstance(response, gateway_errors.NotSent) and never_in_doubt:
             _wait(payout, attempt, response, at, policy)
         elif isinstance(response, gateway_errors.Rejected) and never_in_doubt:
-            attempts.fail(payout, attempt, code=response.code, words=str(response), at=at, policy=policy)
+            attempts.fail(payout, attempt, code=response.code, words=response.message, at=at, policy=policy)
         else:
             attempt.result_words = str(response)[:300]
             attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)

@@ -111,7 +111,7 @@ def check(body: Any, lines: Iterable[str] | None = None) -> None:
     try:
         _check(body, lines)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise Differs(f"it cannot be read: {type(error).__name__} {error}") from error
+        raise Differs(f"it cannot be read, because a part is missing or malformed: {error}") from error
 
 
 def check_proof(proof: Mapping[str, Any]) -> bool:

@@ -11,16 +11,9 @@ from payments.ledger import journal
 from payments.models import Settlement, Transaction, Transfer
 from payments.settlement import status
 from payments.settlement.certificates import issuing, sms_text
+from payments.settlement.decision import VOID_REASONS
 
 Status = Transaction.Status
-
-VOID_WORDS = {
-    "cancelled": "the market was cancelled",
-    "postponed": "the event was postponed",
-    "ambiguous": "the result was ambiguous",
-    "no_result": "there was no result",
-    "error": "the market was made in error",
-}
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,7 @@ def _why_refunded(bet: Bet, settlement: Settlement) -> str:
     if settlement.rule == Settlement.Rule.SCRATCH:
         return "its outcome was scratched"
     if settlement.rule == Settlement.Rule.VOID:
-        return VOID_WORDS[settlement.reason]
+        return VOID_REASONS[settlement.reason]
     late = settlement.effective_close_at is not None and bet.placed_at > settlement.effective_close_at
     return "it was placed after the event ended" if late else "nobody backed the winner"
 

@@ -78,7 +78,7 @@ def test_proposer_cannot_approve_but_can_withdraw(db: None, large: Policy) -> No
     assert "Another person must approve it" in page
     with builders.nothing_moved():
         refused = submit(client, f"/admin/proposals/{proposal.pk}/", hash=proposal.preview_hash, typed="approve")
-    assert "another member of staff must approve it" in refused
+    assert "You proposed this. Another member of staff must approve it." in refused
     assert "is withdrawn. No money was moved." in submit(
         client, f"/admin/proposals/{proposal.pk}/reject/", reason="Typo."
     )

@@ -72,7 +72,7 @@ def test_changed_figures_are_refused(console: Client) -> None:
         ({"evidence_url": "javascript:alert(1)"}, "must begin with http"),
         ({"evidence_note": ""}, "Official result in words: please fill this in"),
         ({"ended": "soon"}, "That is not a date and time"),
-        ({"ended": "2099-01-01T10:00"}, "must not lie ahead"),
+        ({"ended": "2099-01-01T10:00"}, "must not lie in the future"),
         ({"hash": "0" * 64}, "The numbers have moved"),
         ({"typed": "No"}, "Type “Yes” exactly"),
         ({"proof": "0000"}, "That is not your PIN"),

@@ -114,7 +114,7 @@ def test_loser_is_told_who_won(db: None, client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "outcome", "why"),
-    [("VOID", None, "the market was cancelled"), ("WINNER", "Yes", "nobody backed the winner")],
+    [("VOID", None, "the event was cancelled"), ("WINNER", "Yes", "nobody backed the winner")],
 )
 def test_refund_is_explained(db: None, client: Client, rule: Any, outcome: str | None, why: str) -> None:
     made = settled_market([(member(), "No", "50.50")], outcome, rule=rule)
