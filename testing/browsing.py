@@ -1,4 +1,4 @@
-"""Headless Chromium for tests against the test server. Chromium is a package of the system."""
+"""Headless Chromium for browser tests. Chromium comes from a package of the operating system."""
 
 import os
 import shutil
@@ -30,19 +30,19 @@ MISSING = "Chromium is not installed: sudo apt-get install chromium (or KASOKO_C
 
 
 def find() -> str | None:
-    """Return the path of Chromium: KASOKO_CHROMIUM, or the first of NAMES on the system. None if there is none."""
+    """Return the path of Chromium: KASOKO_CHROMIUM, or the first of NAMES that is installed, or None."""
     configured = os.environ.get("KASOKO_CHROMIUM")
     return configured or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Start Chromium. Its sandbox does not run as root, so root starts it without one."""
+    """Start Chromium. Chromium's sandbox does not work for root, so root starts Chromium without a sandbox."""
     root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     return playwright.chromium.launch(executable_path=find(), args=[*QUIET, *root], timeout=60_000)
 
 
 class Window:
-    """One person's browser window. It records the requested hosts and the errors of scripts."""
+    """A person's browser window. It records the hosts that it requests, and the errors of scripts."""
 
     def __init__(self, context: BrowserContext, base: str) -> None:
         self.context, self.base = context, base
@@ -68,7 +68,7 @@ class Window:
         return self.page
 
     def log_in_as(self, user: CustomUser) -> None:
-        """Start a session as Django's login would leave it, so that tests need not fill in the login form."""
+        """Start the session that a login would start. So tests need not fill in the login form."""
         from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 
         session = SessionStore()
@@ -81,7 +81,7 @@ class Window:
         )
 
     def shoot(self, path: Path, *, whole: bool = True) -> None:
-        """Save a picture of the page, whole or only the visible part."""
+        """Save a picture of the whole page, or only of its visible part."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.wait_for_load_state("networkidle")
         self.page.screenshot(path=path, full_page=whole, animations="disabled")
@@ -89,7 +89,7 @@ class Window:
 
 @contextmanager
 def window(browser: Browser, base: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Iterator[Window]:
-    """Open a new browser window. At its end, assert that no request went to another host and no script failed."""
+    """Open a new browser window. At the end, assert that no request went to another host and no script failed."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if dark else "light",

@@ -1,4 +1,4 @@
-"""Scenes for the console's tests: staff, browsers, forms, and a busy day with rows of every kind."""
+"""Test data and helpers for the console: staff, logged-in clients, forms, and payouts in every state."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -21,13 +21,13 @@ from users import audit, roles, second_factor
 from users.models import CustomUser
 
 ACTOR = audit.Actor(user_id=None, source="test")
-TWO_PEOPLE = builders.policy(approval_above=Decimal(500))
+POLICY_WITH_APPROVAL = builders.policy(approval_above=Decimal(500))
 TIMED_OUT = gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
 NOT_REGISTERED = 2040
 
 
 def staff(role: str | None = None, **fields: Any) -> CustomUser:
-    """Create a member of staff with a role, or a superuser."""
+    """Create a member of staff with this role. Without a role, create a superuser."""
     from django.contrib.auth.models import Group, Permission
     from django.contrib.contenttypes.models import ContentType
 
@@ -46,12 +46,12 @@ def client_of(user: CustomUser) -> Client:
 
 
 def page_text(response: Any) -> str:
-    """Return a page's HTML with quotation marks and ampersands unescaped."""
+    """Return a page's HTML with apostrophes and ampersands unescaped."""
     return response.content.decode().replace("&#x27;", "'").replace("&amp;", "&")
 
 
 def submit(client: Client, path: str, **form: str) -> str:
-    """Send a form with the PIN, and return the page that follows."""
+    """Send a form with the PIN. Return the HTML of the page that follows."""
     return page_text(client.post(path, {"proof": builders.PIN, **form}, follow=True))
 
 
@@ -61,13 +61,13 @@ def hidden_value(page: str, name: str) -> str:
 
 
 def code_of(user: CustomUser, steps: int = 0) -> str:
-    """Return the code that the member's app shows now, or `steps` half minutes later."""
+    """Return the code that the user's app shows now, or after `steps` periods of 30 seconds."""
     device = TOTPDevice.objects.get(user=user)
     return f"{totp(device.bin_key, t0=-30 * steps):06d}"
 
 
 def enrol(user: CustomUser, at: datetime) -> list[str]:
-    """Set up an app for the member, and return the recovery codes."""
+    """Set up an authenticator app for the user, and return the recovery codes."""
     second_factor.begin(user)
     codes = second_factor.confirm(user=user, code=code_of(user), by=ACTOR, at=at)
     # The set-up has used the current code. Let the test use it once more.
@@ -76,37 +76,37 @@ def enrol(user: CustomUser, at: datetime) -> list[str]:
 
 
 def log_in(client: Client, user: CustomUser, code: str = "", pin: str = builders.PIN) -> str:
-    """Send the login form, and return the page that follows."""
+    """Send the login form. Return the HTML of the page that follows."""
     form = {"username": user.phone_number, "password": pin, "code": code, "next": "/admin/"}
     return page_text(client.post("/admin/login/", form, follow=True))
 
 
 def paid(payout: Transaction, at: datetime, receipt: str, after: float = 4) -> None:
-    """Send a payout, and book M-Pesa's result that it was paid `after` seconds later."""
+    """Send a payout. Deliver M-Pesa's result after `after` seconds: the payout is paid."""
     attempt = payout_steps.sent(payout, at=at)
     body = payout_steps.result_body(attempt, receipt=receipt)
     payout_steps.deliver_result(attempt, body, at + timedelta(seconds=after))
 
 
 def not_registered(payout: Transaction, at: datetime) -> None:
-    """Send a payout that fails: M-Pesa's result and its answer to a status query agree."""
+    """Send a payout to a phone that is not registered. M-Pesa's result and a status query both say that it failed."""
     attempt = payout_steps.sent(payout, at=at)
     payout_steps.deliver_result(attempt, payout_steps.result_body(attempt, NOT_REGISTERED), at + timedelta(seconds=3))
     payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), at + timedelta(seconds=5))
 
 
 def refused(payout: Transaction, at: datetime) -> None:
-    """Send a payout whose request M-Pesa refuses at once."""
+    """Send a payout. M-Pesa rejects its request at once."""
     payout_steps.sent(payout, gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB"), at=at)
 
 
 def in_doubt(payout: Transaction, at: datetime) -> None:
-    """Send a payout whose request times out, so that its result is not known."""
+    """Send a payout. Its request times out, so its result is not known."""
     payout_steps.sent(payout, TIMED_OUT, at=at)
 
 
 def held_in_doubt(amount: int, at: datetime) -> Transaction:
-    """Create a payout that is held after two days in doubt."""
+    """Create a payout that was sent two days ago, is still in doubt, and is therefore held."""
     long_ago = at - timedelta(days=2)
     payout = builders.payout(amount, at=long_ago)
     attempt = payout_steps.sent(payout, TIMED_OUT, at=long_ago)
@@ -132,7 +132,7 @@ def market_of_two(no_stake: int = 200) -> Market:
 
 
 def step_two_form(client: Client, market: Market, decision: str = "win:Yes", **more: str) -> dict[str, str]:
-    """Open step two of a resolution, and return its form filled in."""
+    """Open step two of a resolution. Return the form with all its fields filled in."""
     page = page_text(client.get(f"/admin/markets/{market.pk}/resolve/decide/", {"decision": decision, **more}))
     assert "Step 2 of 3" in page
     typed = decision.partition(":")[2] or "void"
@@ -147,14 +147,14 @@ NAMES = (
 
 
 def to_decide(at: datetime) -> dict[str, Any]:
-    """Create an open market, a proposal, a dispute to answer and two member debts."""
+    """Create an open market, a proposal, a dispute to answer and two member debts. Return some of them by name."""
     running = builders.market(["A", "B", "C"], question="Which of three?")
     builders.bet(running, builders.member(balance=100), "A", 100, at=at)
     large = builders.market(["In June", "Later this year", "Never"], question="When will the tower be finished?")
     stakes = (("In June", 900), ("Later this year", 650), ("In June", 250), ("Never", 120), ("Later this year", 80))
     for name, (outcome, amount) in zip(NAMES, stakes, strict=False):
         builders.bet(large, builders.member(balance=amount, full_name=name), outcome, amount, at=at)
-    proposed = builders.resolve(large, "In June", by=staff(full_name="Grace First"), at=at, policy=TWO_PEOPLE)
+    proposed = builders.resolve(large, "In June", by=staff(full_name="Grace First"), at=at, policy=POLICY_WITH_APPROVAL)
     payout = builders.payout(333, at=at)
     dispute = disputes.open_about_transaction(
         user_id=payout.user_id,
@@ -172,7 +172,7 @@ def to_decide(at: datetime) -> dict[str, Any]:
 
 
 def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
-    """Create debts of these members: undo a settlement that M-Pesa has paid already."""
+    """Create a debt for each name and amount: undo a settlement after M-Pesa has paid the members."""
     market = builders.market(question="Did Gor Mahia win on Saturday?", fee_pct=0)
     for name, amount in owed:
         builders.bet(market, builders.member(balance=amount, full_name=name), "Yes", amount, at=at)
@@ -186,7 +186,10 @@ def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
 
 
 def busy_day(at: datetime) -> dict[str, Any]:
-    """Create markets open, due and settled, payouts in every state, and fresh figures for the home page."""
+    """Create rows in every state for the pages, and figures for the home page. Return some rows by name.
+
+    The rows: an open market, a market that has ended and awaits a decision, a settled market, and payouts.
+    """
     people = [builders.member(balance=20_000, full_name=name) for name in NAMES]
     football = builders.market(
         ["Gor Mahia", "Draw", "AFC Leopards"],

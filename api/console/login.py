@@ -1,4 +1,4 @@
-"""Console login: phone, PIN and code in one form, and the pages that set up an authenticator app."""
+"""Console login with phone, PIN and code, and the set-up of an authenticator app."""
 
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from api.console import page, step_up
 from users import audit, second_factor, source_address
 from users.models import CustomUser
 
-# One text for every failure: it tells the person what to do and does not reveal which part was wrong.
+# One text for every failure. It says what to do, and does not reveal if the phone, the PIN or the code was wrong.
 LOGIN_FAILED = (
     "Login failed. Check the phone number, the PIN and, if you have set up an app, its current code. "
     "Five wrong PINs lock the number for 15 minutes. After a wrong code you must wait before you try again."
@@ -26,7 +26,7 @@ LOGIN_FAILED = (
 
 
 class LoginForm(AuthenticationForm):
-    """Phone number and PIN, and the code of the member's app if one is set up."""
+    """Phone number, PIN, and the code of the authenticator app if the person has set one up."""
 
     error_messages: ClassVar = {"invalid_login": LOGIN_FAILED, "inactive": LOGIN_FAILED}
     code = forms.CharField(
@@ -43,12 +43,12 @@ class LoginForm(AuthenticationForm):
         super().__init__(request, *args, **options)
         phone_number, pin = self.fields["username"], self.fields["password"]
         phone_number.label, pin.label = "Phone number", "PIN"
-        # A typed number may contain spaces and signs, so it may be longer than the stored one.
+        # A typed number may contain spaces and signs, so it may be longer than the stored number.
         phone_number.max_length = 20
         phone_number.widget.attrs |= {"maxlength": 20, "inputmode": "tel"}
 
     def confirm_login_allowed(self, user: Any) -> None:
-        """Check that the user is active staff and that the code is right, if an app is set up.
+        """Check that the user is active staff. If the user has set up an app, check the code too.
 
         Raises: ValidationError, with the same text for every failure.
         """
@@ -65,7 +65,7 @@ class LoginForm(AuthenticationForm):
 
 
 def second_factor_page(request: HttpRequest) -> HttpResponse:
-    """Set up an app for a member who has none, or ask for a code in a session that has not shown one."""
+    """Show the set-up of an app to a member of staff without one. Ask the others for a code, once a session."""
     user = request.user
     if not isinstance(user, CustomUser) or not (user.is_active and user.is_staff):
         return HttpResponseRedirect(reverse("admin:login"))
@@ -106,7 +106,7 @@ def _set_up(request: HttpRequest, user: CustomUser) -> HttpResponse:
             messages.success(request, "Your app is set up.")
             return page.render(request, "console/recovery_codes.html", {"title": "Recovery codes", "codes": codes})
     enrolment = second_factor.begin(user)
-    # Safe: the SVG is made from our own text and holds only digits and path data, nothing that a person typed.
+    # Safe: the SVG has only numbers and path data. It has no text that a person typed.
     picture = mark_safe(segno.make(enrolment.url, error="m").svg_inline(scale=5, border=2, light="#fff"))  # noqa: S308
     context = {
         "title": "Set up your app",

@@ -42,7 +42,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
 
 
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
-    """Return the menu; the theme hides the entries that the person has no permission for."""
+    """Return the menu. The theme hides each entry for which the person has no permission."""
     user = request.user
     return [
         {
@@ -78,7 +78,7 @@ def _never(request: HttpRequest) -> bool:
 
 
 def environment(request: HttpRequest) -> tuple[str, str]:
-    """Return the label that says whether the console moves real money, and its colour."""
+    """Return the label for real or simulated money, and the label's colour."""
     return ("Live money", "danger") if settings.MPESA_PRODUCTION else ("Sandbox", "info")
 
 

@@ -19,7 +19,7 @@ View = Callable[..., HttpResponseBase]
 
 
 def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
-    """Guard a view: require the permission (a codename of users.roles), and refuse POST unless `posts` is set."""
+    """Require a permission for a view, by its codename in users.roles. Refuse POST unless `posts` is set."""
 
     def wrap(view: View) -> View:
         @wraps(view)
@@ -41,7 +41,7 @@ def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
 
 
 def may(request: HttpRequest, permission: str) -> bool:
-    """Return True if the person has the permission, a codename of users.roles."""
+    """Return True if the person has this permission, by its codename in users.roles."""
     return request.user.has_perm(f"users.{permission}")
 
 
@@ -51,18 +51,22 @@ def actor(request: HttpRequest) -> audit.Actor:
 
 
 def render(request: HttpRequest, template: str, context: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
-    """Return a page in the console's frame. `context` holds its `title`."""
+    """Return a page in the console's frame. `context` must have a `title`."""
     return TemplateResponse(request, template, {**admin.site.each_context(request), **context}, status=status)
 
 
 def refused(request: HttpRequest, needed: str) -> HttpResponse:
-    """Return the page for a person whose role lacks a permission. `needed` is the permission in words."""
+    """Return the page that tells a person that their role lacks a permission. `needed` names it in words."""
     return render(request, "console/refused.html", {"title": "Not allowed", "needed": needed}, status=403)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a confirmation form. `kind` is text, area, or choice with `choices` of (value, label)."""
+    """One field of a confirmation form.
+
+    `kind` is the HTML input type, or "area" for a text of several lines.
+    `choices` are pairs of (value, label). With `choices` the field is a list to choose from.
+    """
 
     name: str
     label: str
@@ -76,20 +80,21 @@ class Field:
 
 @dataclass(frozen=True)
 class Question:
-    """A confirmation form: the effects in sentences (`will`) and the fields to fill in.
+    """A confirmation form: the effects of an action in sentences, and the fields to fill in.
 
-    `typed`: a word that the person must type, for actions that are hard to take back.
-    `money`: the form needs a recent PIN or code.
-    `hidden`: values sent back unchanged, so that the action applies to the figures that the person saw.
+    `text_to_type`: a word that the person must type, for actions that are hard to take back.
+    `money`: True if the form needs a recent PIN or code.
+    `hidden`: values that the form sends back unchanged. With them the action applies to the figures that the
+    person saw.
     """
 
     title: str
-    will: Sequence[str]
+    effects: Sequence[str]
     button: str
     back: str
     facts: Sequence[tuple[str, Any]] = ()
     fields: Sequence[Field] = ()
-    typed: str = ""
+    text_to_type: str = ""
     danger: bool = False
     money: bool = True
     template: str = "console/confirm.html"
@@ -101,10 +106,10 @@ Act = Callable[[dict[str, str]], str]
 
 
 def ask(request: HttpRequest, question: Question, act: Act, *, done: str = "") -> HttpResponse:
-    """Show a confirmation form. After a complete POST call `act` and redirect to `done`, or to the question's `back`.
+    """Show a confirmation form. After a complete POST, call `act` and redirect to `done` or to `question.back`.
 
     `act` takes the answers, calls one service and returns a sentence that reports the result. If the service
-    refuses, its message appears above the form, which is shown again with status 409.
+    refuses, the form is shown again with the refusal above it, with status 409.
     """
     answers: dict[str, str] = {}
     problems: list[str] = []
@@ -125,10 +130,13 @@ def ask(request: HttpRequest, question: Question, act: Act, *, done: str = "") -
 
 
 def _problems(request: HttpRequest, question: Question, answers: Mapping[str, str]) -> list[str]:
-    """Return the problems of a form. The PIN or code is checked last, so that a wrong field does not use it up."""
+    """Return the problems of a form.
+
+    Check the PIN or code last. A code works only once, so a form with a wrong field must not use it up.
+    """
     problems = [problem for field in question.fields if (problem := _problem(field, answers[field.name]))]
-    if question.typed and request.POST.get("typed", "").strip() != question.typed:
-        problems.append(f"Type “{question.typed}” exactly to confirm. Nothing was done.")
+    if question.text_to_type and request.POST.get("typed", "").strip() != question.text_to_type:
+        problems.append(f"Type “{question.text_to_type}” exactly to confirm. Nothing was done.")
     if not problems and question.money and (problem := step_up.step_up(request)):
         problems.append(problem)
     return problems
@@ -145,7 +153,7 @@ def _problem(field: Field, answer: str) -> str:
 
 
 def _carry_out(request: HttpRequest, act: Act, answers: dict[str, str]) -> list[str]:
-    """Call `act` and report its result on the next page. Return the refusal in words, if it refuses."""
+    """Call `act` and report its result on the next page. If the service refuses, return the refusal in words."""
     try:
         messages.success(request, act(answers))
     except Refusal as refusal:

@@ -1,4 +1,7 @@
-"""Pages of long lists, newest first. Each page starts below an id, so all pages cost the same."""
+"""Pages of long lists, newest rows first.
+
+A page starts below a given id and counts no rows, so the last page costs as much as the first.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +15,7 @@ LARGEST_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class Paged:
-    """One page of rows. `next` is the id below which the following page starts, None on the last page."""
+    """One page of rows. The following page starts below the id `next`. `next` is None on the last page."""
 
     rows: list[Any]
     next: int | None
@@ -20,7 +23,10 @@ class Paged:
 
 
 def paged(request: HttpRequest, rows: QuerySet[Any], *, by: str = "pk", size: int = SIZE) -> Paged:
-    """Return the page below the request's `before`, with rows in falling order of the integer field `by`."""
+    """Return one page of rows, sorted by the integer field `by` from the largest value down.
+
+    The page starts below the request's parameter `before`, or at the largest value without it.
+    """
     before = number(request.GET.get("before", ""))
     below = rows.filter(**{f"{by}__lt": before}) if before else rows
     ahead = list(below.order_by(f"-{by}")[: size + 1])
@@ -29,7 +35,7 @@ def paged(request: HttpRequest, rows: QuerySet[Any], *, by: str = "pk", size: in
 
 
 def number(typed: str) -> int | None:
-    """Return a positive integer typed into an address or a search field, or None for any other text."""
+    """Return the positive integer in a text that a person typed, or None if the text is anything else."""
     if typed.isascii() and typed.isdigit() and len(typed) <= 19 and 0 < int(typed) <= LARGEST_ID:
         return int(typed)
     return None

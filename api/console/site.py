@@ -1,7 +1,7 @@
-"""The operator's console: Django's admin with pages by task.
+"""Staff console: Django's admin site with one page for each task of the staff.
 
-Each page is a plain view in `pages/`. The site wraps every page in a check that the user is logged-in staff,
-with a second factor if one is required.
+Each page is a plain view in `pages/`. The site guards every page: the user must be logged-in staff, and must have
+shown a second factor if one is required.
 """
 
 from typing import Any
@@ -46,9 +46,9 @@ class Console(UnfoldAdminSite):
         return super().has_permission(request) and step_up.proven(request)
 
     def get_urls(self) -> list[Any]:
-        """Return the console's pages before the admin's own."""
+        """Return the URLs of the console's pages, then those of Django's admin."""
         pages = [self._guarded(pattern) for module in PAGES for pattern in module.urls]
-        # The login's own pages are not guarded: a person who must still show a code has to reach them.
+        # The pages of the login are not guarded. A person who has not shown a code yet must be able to open them.
         return [
             *pages,
             *console_login.urls,
@@ -61,11 +61,11 @@ class Console(UnfoldAdminSite):
         return home.home(request)
 
     def records(self, request: HttpRequest) -> HttpResponse:
-        """Return Django's index of the tables behind the pages."""
+        """Return Django's index of the database tables."""
         return super().index(request, {"title": "Records"})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Log a member of staff in, and send one who has not shown a code to the second-factor page."""
+        """Log in a member of staff. Redirect a member of staff who has not shown a code to the second-factor page."""
         if request.method == "GET" and super().has_permission(request) and not step_up.proven(request):
             return HttpResponseRedirect(reverse("admin:second_factor"))
         response = super().login(request, extra_context)

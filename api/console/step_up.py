@@ -1,4 +1,4 @@
-"""Console session checks: login, second factor, recent step-up."""
+"""Checks of a console session: the second factor, and a recent PIN or code (step-up)."""
 
 from datetime import datetime, timedelta
 
@@ -15,21 +15,24 @@ STEPPED_UP_AT = "stepped_up_at"
 
 
 def proven(request: HttpRequest) -> bool:
-    """Return True if the session has shown a code, or if neither the member's app nor the setting requires one."""
+    """Return True if the session has shown a code or needs none.
+
+    A session needs no code if STAFF_TOTP is off and the member of staff has no app.
+    """
     if request.session.get(PROVEN_BY_CODE):
         return True
     return not settings.STAFF_TOTP and not second_factor.enrolled(_member(request))
 
 
 def remember(request: HttpRequest, *, by_code: bool, at: datetime) -> None:
-    """Note in the session that the member gave a valid PIN or code at this time."""
+    """Note in the session that the person gave a valid PIN or code at this time."""
     if by_code:
         request.session[PROVEN_BY_CODE] = True
     request.session[STEPPED_UP_AT] = at.isoformat()
 
 
 def asks_for(request: HttpRequest) -> str:
-    """Return the proof that a money action needs now: "code", "pin", or "" if the last proof is recent enough."""
+    """Return the proof that a money action needs now: "code" or "pin". Return "" if the last proof is recent."""
     stepped_up_at = request.session.get(STEPPED_UP_AT)
     fresh = timedelta(minutes=settings.STEP_UP_MINUTES)
     if stepped_up_at and timedelta(0) <= timezone.now() - datetime.fromisoformat(stepped_up_at) <= fresh:
@@ -38,7 +41,7 @@ def asks_for(request: HttpRequest) -> str:
 
 
 def step_up(request: HttpRequest) -> str:
-    """Check the PIN or code sent with a money action's form. Return the problem in words, or "" if there is none."""
+    """Check the PIN or code in a money action's form. Return the problem in words, or "" if there is none."""
     wanted = asks_for(request)
     if not wanted:
         return ""

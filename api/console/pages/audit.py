@@ -1,4 +1,4 @@
-"""The audit trail's page: every recorded action, and the check of the hash chain."""
+"""Page of the audit trail: every recorded action, and the check of its hashes."""
 
 import re
 from typing import Any
@@ -11,12 +11,12 @@ from users import audit as trail
 from users.models import AuditEntry
 
 PAGES = {"market": "market", "transaction": "payout", "member": "member"}
-# The recorded actions in words. The code stands beside them, because the search takes it.
+# The recorded actions in words. The page shows the action's code too, because a person searches by code.
 ACTIONS = {
     "dispute.answer": "Dispute answered",
     "dispute.open": "Dispute opened",
     "dispute.reject": "Dispute rejected",
-    "dispute.remedied": "Remedy of a dispute done",
+    "dispute.remedied": "Remedy of a dispute carried out",
     "dispute.reply": "Member replied in a dispute",
     "dispute.uphold": "Dispute upheld",
     "login.accepted": "Logged in",
@@ -40,7 +40,7 @@ ACTIONS = {
     "payout.hold": "Payout held",
     "payout.release": "Payout released",
     "payout.retry": "Payout sent again",
-    "payout.to_wallet": "Payout paid to the wallet",
+    "payout.to_wallet": "Payout credited to the wallet",
     "recovery.set_off": "Debt set off against dividends",
     "recovery.write_off": "Debt written off",
     "sending.switch_off": "Sending stopped",
@@ -52,7 +52,7 @@ ACTIONS = {
 
 @page.page("view_audit")
 def audit(request: HttpRequest) -> HttpResponse:
-    """Show the entries, newest first, filtered by subject and action; verify the chain if asked to."""
+    """Show the entries of a subject or an action, newest first. With `verify`, check all hashes too."""
     subject, action = (request.GET.get(name, "").replace("\x00", "").strip() for name in ("subject", "action"))
     entries = AuditEntry.objects.select_related("actor")
     if subject:

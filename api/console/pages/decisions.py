@@ -1,4 +1,4 @@
-"""Second approval of proposals, and the ways to take a decision back: withdraw, undo, scratch an outcome."""
+"""Pages for approving a proposal, withdrawing a resolution, undoing a settlement and scratching an outcome."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from users import roles
 
 @page.page("view_console", posts=True)
 def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Show a proposal beside the current figures, and approve exactly that."""
+    """Show a proposal beside the current figures. A POST approves the proposal with exactly these figures."""
     proposal = _proposal(proposal_id)
     market = proposal.market
     if proposal.state != Proposal.State.OPEN or not page.may(request, "approve_resolution"):
@@ -34,7 +34,7 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         return page.render(request, "console/proposal.html", context)
     kept = None
     if proposal.kind == Proposal.Kind.RESOLVE:
-        kept = _preview_now(proposal, patient=request.method == "POST")
+        kept = _preview_now(proposal, compute_all=request.method == "POST")
         if kept.preview is None:
             back = reverse("admin:market", args=[market.pk])
             return resolve.being_computed(request, f"Approve proposal {proposal.pk}", back)
@@ -42,10 +42,13 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     own = proposal.proposed_by_id == request.user.pk
     question = page.Question(
         title=f"Approve proposal {proposal.pk}",
-        will=[_summary(proposal), *(resolve.will(shown, two=False) if shown is not None else [])],
+        effects=[
+            _summary(proposal),
+            *(resolve.effects_in_words(shown, needs_second_person=False) if shown is not None else []),
+        ],
         button="Approve and carry out",
         back=reverse("admin:market", args=[market.pk]),
-        typed="approve",
+        text_to_type="approve",
         danger=True,
         template="console/approve.html",
         more={
@@ -68,7 +71,7 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         )
         if isinstance(done, undo.Undoing):
             wiring.after_decision(done)
-            return f"Approved. The settlement of market {done.market_id} is being undone. None of its payouts leaves."
+            return f"Approved. The settlement of market {done.market_id} is being undone. None of its payouts is sent."
         wiring.after_decision(done)
         return f"Approved. Market {done.market_id} is decided, and its settlement has started."
 
@@ -77,7 +80,7 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
 
 @page.page("view_console", posts=True)
 def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Reject a proposal, or withdraw one's own. Anyone who may approve can reject."""
+    """Reject a proposal. Its proposer withdraws it; any other person needs the permission to approve."""
     proposal = _proposal(proposal_id)
     own = proposal.proposed_by_id == request.user.pk
     if not page.may(request, "approve_resolution") and not own:
@@ -85,7 +88,10 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     verb = "Withdraw" if own else "Reject"
     question = page.Question(
         title=f"{verb} proposal {proposal.pk}",
-        will=[_summary(proposal), "It is not carried out. If it closed the market, the market opens again."],
+        effects=[
+            _summary(proposal),
+            "The proposal is not carried out. If the proposal closed the market, the market opens again.",
+        ],
         button=f"{verb} it",
         back=reverse("admin:proposal", args=[proposal.pk]),
         fields=[page.Field("reason", "Reason", kind="area")],
@@ -100,7 +106,7 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
 
 
 def _summary(proposal: Proposal) -> str:
-    """Return a proposal in words, with the person and the evidence."""
+    """Return a proposal in words, with its proposer and the evidence."""
     if proposal.kind == Proposal.Kind.UNDO:
         decision = f"undo the settlement of market {proposal.market_id}. Reason: {proposal.reason}"
     elif proposal.rule == "VOID":
@@ -113,10 +119,12 @@ def _summary(proposal: Proposal) -> str:
     return f"{proposal.proposed_by} proposes to {decision}" + (f" Evidence: {evidence}" if evidence else "")
 
 
-def _preview_now(proposal: Proposal, *, patient: bool) -> preview_cache.KeptPreview:
+def _preview_now(proposal: Proposal, *, compute_all: bool) -> preview_cache.KeptPreview:
     market = proposal.market
     market.effective_close_at = proposal.effective_close_at
-    (kept,) = resolve.latest_previews(market, [proposals.decision_of(proposal)], at=timezone.now(), patient=patient)
+    (kept,) = resolve.latest_previews(
+        market, [proposals.decision_of(proposal)], at=timezone.now(), compute_all=compute_all
+    )
     return kept
 
 
@@ -125,32 +133,32 @@ def _preview_now(proposal: Proposal, *, patient: bool) -> preview_cache.KeptPrev
 
 @page.page("resolve_market", posts=True)
 def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Withdraw a resolution before its payouts leave."""
+    """Withdraw a resolution before its payouts are sent."""
     market = resolve.market_of(market_id)
-    will = [
-        "The resolution is withdrawn before its payouts leave. The market is closed and can be resolved again.",
-        "Money credited to wallets is taken back by reversing transfers. If payouts have left, undo the settlement.",
+    effects = [
+        "No payout of the resolution is sent. The market is closed and can be resolved again.",
+        "Money in wallets is taken back. If the payouts may be sent already, undo the settlement instead.",
     ]
 
     def act(reason: str) -> str:
         done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=timezone.now())
         wiring.after_decision(done)
-        return f"The resolution of market {market.pk} is withdrawn. None of its payouts leaves."
+        return f"The resolution of market {market.pk} is withdrawn. None of its payouts is sent."
 
-    return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", will, "withdraw", act)
+    return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", effects, "withdraw", act)
 
 
 @page.page("resolve_market", posts=True)
 def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Undo a settlement, or propose it if the pool needs two people."""
+    """Undo a settlement, or propose the undo if the pool needs two people."""
     market = resolve.market_of(market_id)
-    will = [
-        "From now on no payout of the settlement leaves.",
-        "Payouts that have not left are cancelled. Money in wallets is taken back, as far as the wallets hold it.",
-        "Money that M-Pesa has paid stays with the members and becomes their debt to us. Under Member debts you decide"
-        " to set it off or to write it off.",
-        "The market is closed and can be resolved again. The right winners are then paid at once.",
-        "A large pool needs a second approval. Sending stops at once even so.",
+    effects = [
+        "From now on no payout of the settlement is sent.",
+        "Payouts that are not sent yet are cancelled. Money in wallets is taken back, as far as the wallets hold it.",
+        "Money that M-Pesa has paid stays with the members and becomes their debt to us. Under Member debts you set"
+        " each debt off or write it off.",
+        "The market is closed. After you resolve it again, the right winners are paid at once.",
+        "A large pool needs a second approval. Sending stops before that approval.",
     ]
 
     def act(reason: str) -> str:
@@ -165,22 +173,22 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
             link = reverse("admin:proposal", args=[done.proposal_id])
             return f"Sending is stopped for this market. Another person must approve the undo at this address: {link}"
         wiring.after_decision(done)
-        return f"The settlement of market {market.pk} is being undone. None of its payouts leaves now."
+        return f"The settlement of market {market.pk} is being undone. None of its payouts is sent now."
 
-    return _take_back(request, market, f"Undo the settlement of market {market.pk}", will, "undo", act)
+    return _take_back(request, market, f"Undo the settlement of market {market.pk}", effects, "undo", act)
 
 
 def _take_back(
-    request: HttpRequest, market: Market, title: str, will: list[str], typed: str, act: Callable[[str], str]
+    request: HttpRequest, market: Market, title: str, effects: list[str], text_to_type: str, act: Callable[[str], str]
 ) -> HttpResponseBase:
     question = page.Question(
         title=title,
-        will=will,
+        effects=effects,
         button=title,
         back=reverse("admin:market", args=[market.pk]),
         facts=[("Market", market.question), ("State", market.status.capitalize())],
         fields=[page.Field("reason", "Reason", kind="area", help="Shown in the audit trail.")],
-        typed=typed,
+        text_to_type=text_to_type,
         danger=True,
     )
     return page.ask(request, question, lambda answers: act(answers["reason"]))
@@ -188,14 +196,14 @@ def _take_back(
 
 @page.page("resolve_market", posts=True)
 def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Scratch an outcome and return its stakes."""
+    """Scratch an outcome and refund its stakes."""
     market = resolve.market_of(market_id)
     running = market.running_outcomes
     question = page.Question(
         title=f"Scratch an outcome of market {market.pk}",
-        will=[
-            "The outcome takes no more bets, and its stakes are refunded to their wallets at once.",
-            "The market continues with the other outcomes. A scratched outcome cannot return.",
+        effects=[
+            "The outcome takes no more bets. Its stakes are refunded to the members' wallets at once.",
+            "The market continues with the other outcomes. You cannot take this back.",
         ],
         button="Scratch it",
         back=reverse("admin:market", args=[market.pk]),
@@ -203,7 +211,7 @@ def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
             page.Field("outcome", "Outcome", choices=[("", "choose"), *((name, name) for name in running)]),
             page.Field("reason", "Reason", kind="area"),
         ],
-        typed="scratch",
+        text_to_type="scratch",
         danger=True,
     )
 

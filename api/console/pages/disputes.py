@@ -1,4 +1,4 @@
-"""Disputes: the queue by deadline, one dispute with its history, and the operator's answer."""
+"""Pages for disputes: the list by deadline, one dispute with its history, and the decisions on it."""
 
 import uuid
 from typing import Any
@@ -17,7 +17,7 @@ from payments.settlement.certificates import explanations
 
 TABS = {"OPEN": "To answer", "ANSWERED": "Answered", "UPHELD": "Upheld", "REJECTED": "Rejected"}
 REMEDIES = {
-    Dispute.Remedy.RE_RESOLVE: "the market is resolved again: undo its settlement next",
+    Dispute.Remedy.RE_RESOLVE: "the market must be resolved again; undo its settlement next",
     Dispute.Remedy.PAY_TO_WALLET: "the payout goes to the wallet now",
     Dispute.Remedy.RESEND: "the payout is sent again now",
     Dispute.Remedy.NONE: "no remedy beyond this answer",
@@ -35,7 +35,7 @@ SHOWN = 100
 
 @page.page("answer_dispute")
 def disputes(request: HttpRequest) -> HttpResponse:
-    """List the disputes of one state, the nearest deadline first."""
+    """List the disputes in one state, by deadline."""
     at, state = timezone.now(), request.GET.get("state", "OPEN")
     state = state if state in TABS else "OPEN"
     rows = [(dispute, service.is_overdue(dispute, at=at)) for dispute in service.queue(state)[:SHOWN]]
@@ -45,7 +45,7 @@ def disputes(request: HttpRequest) -> HttpResponse:
 
 @page.page("answer_dispute")
 def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
-    """Show one dispute with its events and the explanation of the bet from the books."""
+    """Show one dispute with its events. For a disputed bet, explain its result from the books."""
     dispute, at = _dispute(dispute_id), timezone.now()
     context: dict[str, Any] = {
         "title": "Dispute",
@@ -66,7 +66,7 @@ def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
 
 @page.page("answer_dispute", posts=True)
 def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
-    """Answer a dispute; the member may reply."""
+    """Answer a dispute. The member may reply."""
     dispute = _dispute(dispute_id)
     question = _question(
         dispute, "Answer the dispute", ["The member is told and may reply. No money moves."], "Answer", money=False
@@ -83,8 +83,8 @@ def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
 def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     """Reject a dispute, with a reason for the member."""
     dispute = _dispute(dispute_id)
-    will = ["The dispute is closed, and the member is told the reason. No money moves."]
-    question = _question(dispute, "Reject the dispute", will, "Reject it", money=False)
+    effects = ["The dispute is closed, and the member is told the reason. No money moves."]
+    question = _question(dispute, "Reject the dispute", effects, "Reject it", money=False)
 
     def act(answers: dict[str, str]) -> str:
         service.reject(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
@@ -98,11 +98,12 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     """Uphold a dispute and choose the remedy."""
     dispute = _dispute(dispute_id)
     remedy = page.Field("remedy", "Remedy", choices=[("", "choose"), *REMEDIES.items()])
-    will = [
+    effects = [
         "The dispute is closed in favour of the member, and the member is told.",
-        "Payment to the wallet and sending again happen at once, for the member's failed or held payouts.",
+        "If the remedy is a payment to the wallet or a new request to M-Pesa, it is carried out at once.",
+        "It applies to the member's failed or held payouts.",
     ]
-    question = _question(dispute, "Uphold the dispute", will, "Uphold it", first=remedy, money=True)
+    question = _question(dispute, "Uphold the dispute", effects, "Uphold it", first=remedy, money=True)
 
     def act(answers: dict[str, str]) -> str:
         upheld = service.uphold(
@@ -120,13 +121,13 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
 
 
 def _question(
-    dispute: Dispute, title: str, will: list[str], button: str, *, money: bool, first: page.Field | None = None
+    dispute: Dispute, title: str, effects: list[str], button: str, *, money: bool, first: page.Field | None = None
 ) -> page.Question:
     text = page.Field("text", "Your message to the member", kind="area", max_length=2_000)
     opened = dispute.events.order_by("pk")[0]
     return page.Question(
         title=title,
-        will=will,
+        effects=effects,
         button=button,
         back=reverse("admin:dispute", args=[dispute.public_id]),
         facts=[("The member says", opened.text)],

@@ -1,4 +1,4 @@
-"""Home page: open work, payouts, figures of the last day, and the state of beat and workers."""
+"""Home page: open work, payouts, figures of the last day and month, and the state of beat and workers."""
 
 import logging
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def _success(quality: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _chart(series: list[dict[str, Any]], form: str) -> dict[str, Any]:
-    """Return the theme's chart, and the same figures as rows of a table for people who cannot see a chart."""
+    """Return the data of a chart. For people who cannot see a chart, return the same figures as rows of a table."""
     labels = [(parse_datetime(step["moment"]) or datetime.min).strftime(form) for step in series]
     sets = [
         {"label": "Paid", "data": [step["paid"] for step in series], "backgroundColor": "#23a26c"},
@@ -73,7 +73,11 @@ def _chart(series: list[dict[str, Any]], form: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Alive:
-    """State of beat and workers: good or not, the fault with its remedy in words, and the waiting messages."""
+    """State of Celery beat and the workers.
+
+    `words` name the fault and its remedy, or say that all is running. `waiting` counts the messages in the queue;
+    None if Redis cannot be reached.
+    """
 
     good: bool
     words: str
@@ -98,7 +102,7 @@ def _alive(now: overview.Now, at: datetime) -> Alive:
 
 
 def _waiting() -> int | None:
-    """Count the messages that wait in Redis. Return 0 if the broker is not Redis, None if Redis cannot be reached."""
+    """Count the messages that wait in Redis. Return None if Redis cannot be reached, 0 if the broker is another."""
     url = settings.CELERY_BROKER_URL
     if not url.startswith(("redis://", "rediss://", "unix://")):
         return 0

@@ -1,4 +1,4 @@
-"""Payouts in doubt: how many, how much, how old, and who must act."""
+"""Page of the payouts in doubt: number, amount, age, and the next step for each."""
 
 from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.urls import path, reverse
@@ -13,7 +13,7 @@ SHOWN = 200
 
 @page.page("view_console")
 def in_doubt(request: HttpRequest) -> HttpResponse:
-    """Show the payouts in doubt by age, and the oldest of them one by one."""
+    """Show the number of payouts in doubt by age, and a list of the oldest."""
     now = overview.now(at=timezone.now())
     rows = payouts_in_doubt.in_doubt(limit=SHOWN)
     context = {"title": "Payouts in doubt", "now": now, "rows": rows, "shown": SHOWN}
@@ -22,7 +22,7 @@ def in_doubt(request: HttpRequest) -> HttpResponse:
 
 @page.page("view_console")
 def limbo(request: HttpRequest) -> HttpResponse:
-    """Redirect the page's former address, which is kept for one version."""
+    """Redirect from the page's former address. The former address is kept until the next minor version."""
     return HttpResponsePermanentRedirect(reverse("admin:in_doubt"))
 
 

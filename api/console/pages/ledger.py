@@ -1,4 +1,4 @@
-"""Books: accounts, their transfers, the trial balance of any day, and CSV files of them."""
+"""Pages of the books: accounts, transfers and trial balances, with downloads as CSV files."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ KINDS = {
 
 @page.page("view_ledger")
 def accounts(request: HttpRequest) -> HttpResponse:
-    """List the accounts that match the search; without a search, the platform's own."""
+    """List the accounts that match the search. Without a search, list the platform's accounts."""
     typed, kind = request.GET.get("q", "").replace("\x00", "")[:80], request.GET.get("kind", "")
     paged = paging.paged(request, statements.search(typed, kind if kind in KINDS else ""))
     context = {"title": "Accounts", "paged": paged, "typed": typed, "kind": kind, "kinds": KINDS}
@@ -61,7 +61,7 @@ def account(request: HttpRequest, account_id: int) -> HttpResponse:
 
 @page.page("view_ledger")
 def trial_balance(request: HttpRequest) -> HttpResponse:
-    """Show the trial balance at the end of a day, or up to now."""
+    """Show the trial balance at the end of a day, or the trial balance of now."""
     day, problem = _day(request)
     lines = ledger_trial_balance.trial_balance(day=day)
     context = {
@@ -115,7 +115,7 @@ def _day(request: HttpRequest) -> tuple[date | None, str]:
 
 
 class _Line:
-    """A file for the csv writer that returns each line, so that lines can be streamed."""
+    """A file-like object that returns each line instead of storing it. So csv.writer can stream its lines."""
 
     def write(self, line: str) -> str:
         return line
@@ -135,7 +135,7 @@ def _file(name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -
 
 
 def plain(cell: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would read as a formula. Leave numbers as they are."""
+    """Put an apostrophe before text that a spreadsheet would run as a formula. Do not change numbers."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 

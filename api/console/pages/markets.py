@@ -1,4 +1,4 @@
-"""Markets: the list by state, and one market with its pools, odds, bets and settlement."""
+"""Pages of markets: the list by state, and one market with its pools, odds, bets and settlement."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ DAY, MINUTE = 86_400, 60
 
 @page.page("view_console")
 def markets(request: HttpRequest) -> HttpResponse:
-    """List the markets of one tab that match the search."""
+    """List the markets in one state that match the search."""
     at = timezone.now()
     tab = request.GET.get("show", "all")
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
@@ -60,7 +60,7 @@ def markets(request: HttpRequest) -> HttpResponse:
 
 @page.page("view_console")
 def market(request: HttpRequest, market_id: int) -> HttpResponse:
-    """Show one market and the actions that it allows."""
+    """Show one market, with buttons for the actions that its state allows."""
     market = _market(market_id)
     at = timezone.now()
     settlement = status.deciding_settlement(market.pk)
@@ -104,7 +104,10 @@ def progress(request: HttpRequest, market_id: int) -> HttpResponse:
 
 
 def _chart(market: Market) -> dict[str, Any] | None:
-    """Return the odds curve for the theme's chart. Cached for a minute, or for a day once the market is closed."""
+    """Return the odds over time as data for a chart, or None if there is only one moment.
+
+    The data is cached for a minute while the market is open, and for a day in any other state.
+    """
     key = f"console:odds:{market.pk}:{market.status}"
     chart = _cached(key)
     if chart is None:

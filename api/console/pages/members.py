@@ -1,4 +1,7 @@
-"""Members: wallet, bets, statement and notes. Phones are masked; showing a full number is recorded."""
+"""Pages of members: wallet, bets, statement and notes.
+
+Phone numbers are masked. The audit trail records each person who opens a full number.
+"""
 
 from typing import Any
 
@@ -18,7 +21,7 @@ from users.models import CustomUser
 
 @page.page("view_members")
 def members(request: HttpRequest) -> HttpResponse:
-    """List the members found by phone, number or part of the name."""
+    """List the members. With a search text, list those whose phone, id or name matches."""
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
     rows = _search(typed) if typed else CustomUser.objects.all()
     context = {"title": "Members", "paged": paging.paged(request, rows), "typed": typed}
@@ -65,7 +68,7 @@ def _page(request: HttpRequest, member: CustomUser, more: dict[str, Any]) -> Htt
 
 @page.page("open_phone", posts=True)
 def open_phone(request: HttpRequest, member_id: int) -> HttpResponse:
-    """Show the full phone number once, for a reason that is recorded."""
+    """Show the full phone number once. The audit trail records the reason that the person gives."""
     member = _member(member_id)
     if request.method != "POST":
         return _page(request, member, {})
@@ -83,7 +86,7 @@ def note(request: HttpRequest, member_id: int) -> HttpResponse:
     member = _member(member_id)
     question = page.Question(
         title=f"Write a note about {member.full_name or member.pk}",
-        will=["All staff who may see members can read the note and your name. It cannot be edited or removed."],
+        effects=["All staff who may see members can read the note and your name. A note cannot be edited or removed."],
         fields=[page.Field("text", "Note", kind="area", max_length=staff_notes.LONGEST)],
         button="Save the note",
         back=reverse("admin:member", args=[member.pk]),

@@ -1,4 +1,4 @@
-"""Payouts: the search, one payout with its timeline, and every action on one payout or many."""
+"""Pages of payouts: the search, one payout with its timeline, and the actions on one payout or many."""
 
 import hashlib
 from datetime import timedelta
@@ -19,7 +19,7 @@ HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168
 
 @page.page("view_console")
 def payouts(request: HttpRequest) -> HttpResponse:
-    """List the payouts that match the search; group failed payouts by reason."""
+    """List the payouts that match the search. Group failed payouts by the reason for the failure."""
     typed, state, code = (request.GET.get(name, "").replace("\x00", "")[:80] for name in ("q", "state", "code"))
     market_id = paging.number(request.GET.get("market", ""))
     result = search.search(typed, state=state, code=code, market_id=market_id)
@@ -41,7 +41,7 @@ def payouts(request: HttpRequest) -> HttpResponse:
 
 @page.page("view_console")
 def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    """Show one payout, its timeline and the actions that it allows."""
+    """Show one payout and its timeline, with buttons for the actions that its state allows."""
     shown = timeline.of_payout(transaction_id) if transaction_id <= paging.LARGEST_ID else None
     if shown is None:
         raise Http404(f"There is no transaction {transaction_id}.")
@@ -59,7 +59,7 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
 # --- one payout ------------------------------------------------------------------------------------------------------
 
 
-def _question(payout: Transaction, title: str, will: list[str], button: str, **more: object) -> page.Question:
+def _question(payout: Transaction, title: str, effects: list[str], button: str, **more: object) -> page.Question:
     facts = [
         ("Payout", f"{payout.pk} · {payout.external_ref}"),
         ("Amount", kes(payout.amount)),
@@ -67,7 +67,7 @@ def _question(payout: Transaction, title: str, will: list[str], button: str, **m
         ("State now", f"{words(payout.status).capitalize()}. {payout.reason}".strip()),
     ]
     back = reverse("admin:payout", args=[payout.pk])
-    return page.Question(title, will, button, back, facts, **more)  # type: ignore[arg-type]
+    return page.Question(title, effects, button, back, facts, **more)  # type: ignore[arg-type]
 
 
 @page.page("act_on_payouts", posts=True)
@@ -78,7 +78,7 @@ def retry(request: HttpRequest, transaction_id: int) -> HttpResponse:
         payout,
         f"Send payout {payout.pk} again",
         [
-            "The payout returns to the queue and leaves with a new request to M-Pesa.",
+            "The payout returns to the queue. A new request goes to M-Pesa.",
             "If M-Pesa had accepted the failed request, we ask about that request first. No payout is paid twice.",
             "A payout that M-Pesa has received cannot be taken back.",
         ],
@@ -115,12 +115,12 @@ def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
 @page.page("act_on_payouts", posts=True)
 def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    """Hold a payout, so that it does not leave."""
+    """Hold a payout, so that it is not sent."""
     payout = _payout(transaction_id)
     question = _question(
         payout,
         f"Hold payout {payout.pk}",
-        ["The payout does not leave until a person releases it. We keep the money and still owe it to the member."],
+        ["The payout is not sent until a person releases it. We keep the money and still owe it to the member."],
         "Hold it",
         fields=[page.Field("reason", "Reason", kind="area", help="Shown on the payout and in the audit trail.")],
     )
@@ -135,13 +135,13 @@ def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
 @page.page("act_on_payouts", posts=True)
 def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    """Release a held or waiting payout, so that it is due now."""
+    """Release a held or pending payout, so that it is due now."""
     payout = _payout(transaction_id)
     question = _question(
         payout,
         f"Release payout {payout.pk}",
         [
-            "The payout is due at once and leaves over M-Pesa at the usual pace.",
+            "The payout is due at once and is sent over M-Pesa at the usual pace.",
             "A market's hold, the kill switch and M-Pesa's daily limit still apply.",
         ],
         "Release it",
@@ -164,10 +164,10 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
         f"Pay payout {payout.pk} to the wallet",
         [
             f"{kes(payout.amount)} goes to the member's wallet at once. Nothing is sent over M-Pesa.",
-            "The member may bet with it or withdraw it. This payout cannot be sent over M-Pesa any more.",
+            "The member may bet with the money or withdraw it. This payout cannot be sent over M-Pesa any more.",
         ],
         "Pay to the wallet",
-        typed="wallet",
+        text_to_type="wallet",
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -182,9 +182,9 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
 @page.page("decide_payout", posts=True)
 def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    """Decide a payout that is held in doubt, or propose the decision if its amount needs two people."""
+    """Decide if a held payout in doubt was paid. If its amount needs two people, propose the decision."""
     payout = _payout(transaction_id)
-    two = decisions.needs_two(payout, wiring.policy())
+    needs_second_person = decisions.needs_two(payout, wiring.policy())
     question = _question(
         payout,
         f"Decide payout {payout.pk}: paid or not paid",
@@ -193,10 +193,10 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
             "Not paid: the payout is failed, and we owe the money to the member again. It may be sent again.",
             "A wrong decision pays a member twice or not at all. Check M-Pesa's statement; do not guess.",
             "Second approval needed: another person must confirm your decision from their own login."
-            if two
+            if needs_second_person
             else "Your decision takes effect at once.",
         ],
-        "Propose the decision" if two else "Decide",
+        "Propose the decision" if needs_second_person else "Decide",
         fields=[
             page.Field(
                 "decision",
@@ -207,7 +207,7 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
             page.Field("grounds", "Grounds", kind="area", help="The statement and the line that you checked."),
         ],
         danger=True,
-        typed="decide",
+        text_to_type="decide",
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -228,7 +228,7 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
 
 def _receipt(answers: dict[str, str]) -> str:
-    """Return the receipt of a payout decided as paid, or "" for one decided as not paid.
+    """Return the receipt that the person typed, or "" if the decision is "not paid".
 
     Raises: decisions.NotToBeDecided, if the receipt does not fit the decision.
     """
@@ -243,7 +243,7 @@ def _receipt(answers: dict[str, str]) -> str:
 
 @page.page("decide_payout", posts=True)
 def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    """Confirm another person's decision on a payout, which carries it out."""
+    """Confirm another person's proposed decision on a payout. The confirmation carries it out."""
     payout = _payout(transaction_id)
     proposed = _proposed(payout)
     if proposed is None:
@@ -258,7 +258,7 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
         ],
         f"Confirm: {outcome}",
         danger=True,
-        typed="decide",
+        text_to_type="decide",
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -270,7 +270,7 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
 @page.page("decide_payout", posts=True)
 def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
-    """Reject another person's proposed decision on a payout, or withdraw one's own."""
+    """Reject a proposed decision on a payout. The person who proposed it withdraws it here."""
     payout = _payout(transaction_id)
     proposed = _proposed(payout)
     if proposed is None:
@@ -293,7 +293,7 @@ def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
 
 def _proposed(payout: Transaction) -> Verdict | None:
-    """Return the decision that waits for a second person, if there is one."""
+    """Return the proposed decision that waits for a second person, or None if there is none."""
     return payout.verdicts.filter(closed_at__isnull=True).select_related("proposed_by").first()
 
 
@@ -302,7 +302,7 @@ def _proposed(payout: Transaction) -> Verdict | None:
 
 @page.page("act_on_payouts", posts=True)
 def retry_many(request: HttpRequest) -> HttpResponse:
-    """Preview sending many failed payouts again, and send exactly the previewed list if it is confirmed."""
+    """Show the failed payouts that a bulk retry would send. A POST sends exactly the shown list."""
     asked = request.POST if request.method == "POST" else request.GET
     code = asked.get("code", "").replace("\x00", "")[:20]
     market_id = paging.number(asked.get("market", ""))
@@ -313,7 +313,7 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     seen = hashlib.sha256(repr(plan.transaction_ids).encode()).hexdigest()
     question = page.Question(
         title="Send failed payouts again",
-        will=_will(plan, code),
+        effects=_effects(plan, code),
         button=f"Send {counted(len(plan.transaction_ids), 'payout')} again",
         back=reverse("admin:payouts") + "?state=failed",
         template="console/retry_many.html",
@@ -326,7 +326,7 @@ def retry_many(request: HttpRequest) -> HttpResponse:
             "hours_choices": HOURS,
             "reasons": failures.reasons(),
         },
-        typed="send again",
+        text_to_type="send again",
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -343,19 +343,19 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-def _will(plan: failures.Plan, code: str) -> list[str]:
+def _effects(plan: failures.Plan, code: str) -> list[str]:
     """Return the effects of a bulk retry in sentences."""
     number = len(plan.transaction_ids)
-    verb = "leaves" if number == 1 else "leave"
-    sentences = [f"{counted(number, 'payout')}, {kes(plan.amount)} in total, {verb} again over M-Pesa."]
+    verb = "is" if number == 1 else "are"
+    sentences = [f"{counted(number, 'payout')}, {kes(plan.amount)} in total, {verb} sent again over M-Pesa."]
     sentences += [f"Skipped {counted(skipped, 'payout')}: {why}." for why, skipped in plan.skipped.items()]
     if plan.beyond:
-        sentences.append(f"At most {failures.AT_ONCE} are sent at once. {plan.beyond} more wait for the next time.")
+        sentences.append(f"At most {failures.AT_ONCE} are sent at once. Repeat this for the other {plan.beyond}.")
     if code:
         meaning, advice, retry_helps = failures.words_of(code)
         sentences.append(f"Reason for failure: {meaning} Advice: {advice}")
         if not retry_helps:
-            sentences.append("These payouts will most likely fail again unchanged, and M-Pesa may charge for it.")
+            sentences.append("These payouts will most likely fail again, and M-Pesa may charge for each request.")
     return sentences
 
 

@@ -1,4 +1,7 @@
-"""Member debts after an undo or a double payment: the list, the two decisions, and the cost of undone settlements."""
+"""Pages of member debts: the list, set-off, write-off, and the cost of undone settlements.
+
+A member owes us money after an undo or after a double payment.
+"""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,14 +26,14 @@ class NotAPercentage(Refusal):
     """The typed percentage is not a whole number from 1 to 100."""
 
 
-# (id of a debt, shillings still owed on it) for each debt.
+# A pair for each debt: its id, and the shillings still owed.
 Owing: TypeAlias = list[tuple[int, Decimal]]
 TABS = {"": "Still owed", "open": "To decide", "set_off": "Set off", "written_off": "Written off", "all": "All"}
 
 
 @page.page("view_ledger")
 def recoveries(request: HttpRequest) -> HttpResponse:
-    """List member debts, of one market or of all."""
+    """List the member debts of one market, or of all markets."""
     tab, market_id = request.GET.get("show", ""), paging.number(request.GET.get("market", ""))
     debts = _debts(market_id)
     if tab in ("", "open"):
@@ -52,7 +55,7 @@ def recoveries(request: HttpRequest) -> HttpResponse:
 
 @page.page("view_ledger")
 def costs(request: HttpRequest) -> HttpResponse:
-    """Show the cost of undone settlements, by market and by the operator who resolved."""
+    """Show the cost of undone settlements by market, and by the operator who resolved the market."""
     by_market, by_operator = receivables.undo_costs()
     people = CustomUser.objects.in_bulk([cost.user_id for cost in by_operator if cost.user_id is not None])
     context = {
@@ -92,22 +95,22 @@ def write_off_market(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
 @dataclass(frozen=True)
 class _Wording:
-    """The words of a decision's form: title, effects, the one field, and the word to type, if any."""
+    """The texts of a decision's form. `text_to_type` is "" if the person need not type a word."""
 
     title: str
-    will: list[str]
+    effects: list[str]
     field: page.Field
-    typed: str = ""
+    text_to_type: str = ""
 
 
 def _set_off(request: HttpRequest, **which: int) -> HttpResponseBase:
     owing = _owing(**which)
     wording = _Wording(
         title="Set off against later dividends",
-        will=[
+        effects=[
             f"{_who(owing)} {kes(_sum(owing))}.",
             "From each later dividend we keep up to the percentage that you give, until the debt is paid.",
-            "Nothing is taken from a wallet now or from a returned stake. The member sees what we kept.",
+            "Nothing is taken from a wallet now. We keep nothing of a refund. The member sees each kept amount.",
         ],
         field=page.Field("pct", "Percentage of each later dividend, at most (1 to 100)", max_length=3),
     )
@@ -128,13 +131,13 @@ def _write_off(request: HttpRequest, **which: int) -> HttpResponseBase:
     owing = _owing(**which)
     wording = _Wording(
         title="Write off",
-        will=[
+        effects=[
             f"{_who(owing)} {kes(_sum(owing))}. We bear this loss: it becomes bad debt in our books.",
-            "The debt ends, and the member keeps the money.",
-            "A write-off is final. If M-Pesa later proves that a payment never arrived, the loss shrinks by it.",
+            "The member keeps the money and owes nothing more.",
+            "A write-off is final. If M-Pesa proves later that it did not pay, our loss shrinks by that payment.",
         ],
         field=page.Field("reason", "Reason", kind="area", help="Shown on the debt and in the audit trail."),
-        typed="write off",
+        text_to_type="write off",
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -159,13 +162,13 @@ def _decide(
     facts.append(("Market", market_id or "none: a double payment"))
     question = page.Question(
         title=wording.title,
-        will=wording.will,
+        effects=wording.effects,
         button=wording.title,
         back=reverse("admin:recoveries") + (f"?market={market_id}" if market_id else ""),
         facts=facts,
         fields=[wording.field],
-        typed=wording.typed,
-        danger=bool(wording.typed),
+        text_to_type=wording.text_to_type,
+        danger=bool(wording.text_to_type),
         hidden={"seen": receivables.fingerprint(owing)},
     )
     return page.ask(request, question, act)
@@ -188,7 +191,7 @@ def _debts(market_id: int | None) -> QuerySet[Recovery]:
 
 
 def _owing(**which: int) -> Owing:
-    """Return the unpaid debts of a market, or the one debt.
+    """Return the debts of a market on which money is still owed, or one such debt by its id.
 
     Raises: Http404, if nothing is owed any more.
     """

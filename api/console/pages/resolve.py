@@ -1,7 +1,8 @@
-"""Resolution of a market in three steps: one winner, joint winners, a split, or void.
+"""Pages for resolving a market in three steps: one winner, joint winners, a split, or void.
 
-Step one compares the previews of all decisions. Step two shows the chosen decision in full. Step three takes its
-evidence and the typed confirmation. The form carries the preview's hash, so a figure that has changed is refused.
+Step one compares the previews of all decisions. Step two shows the chosen decision in full. Step three takes the
+evidence and the typed confirmation. The form carries the preview's hash, so a decision is refused if any figure has
+changed.
 """
 
 import json
@@ -30,7 +31,8 @@ from payments.settlement import preview, preview_cache, proposals, resolutions
 from payments.settlement.decision import VOID_REASONS, BadCloseTime, Decision, Evidence
 from users.refusal import Refusal
 
-# Start of a decision in an address. WINNER is followed by an outcome, JOINT and SPLIT by weights, VOID by nothing.
+# Prefixes of the parameter `decision` in the page's address, such as win:Yes.
+# After WINNER comes an outcome, after JOINT and SPLIT come weights as JSON, after VOID comes nothing.
 WINNER, JOINT, SPLIT, VOID = "win", "joint", "split", "void"
 SHARES = {
     JOINT: "Joint winners: the stakes on each winner are returned first, and the rest is divided by weight",
@@ -68,8 +70,8 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
 
 
 @page.page("resolve_market")
-def share(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Show step one for several winners: take their weights and go to step two."""
+def choose_weights(request: HttpRequest, market_id: int) -> HttpResponseBase:
+    """Show step one for several winners. If the typed weights are valid, redirect to step two."""
     market = undecided(market_id)
     running = market.running_outcomes
     kind = request.GET.get("kind", JOINT)
@@ -105,7 +107,7 @@ def share(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
 @page.page("resolve_market", posts=True)
 def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Show steps two and three, and decide the market or propose the decision."""
+    """Show steps two and three. A POST decides the market, or proposes the decision if it needs a second person."""
     market = undecided(market_id)
     asked = request.POST if request.method == "POST" else request.GET
     kind, _, rest = asked.get("decision", "").partition(":")
@@ -115,22 +117,22 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
     at, policy = timezone.now(), wiring.policy()
     ended, problem = _moment(asked.get("ended", ""))
     decision = replace(decision, effective_close_at=ended)
-    # An end in the future is refused below. The page shows the figures without it.
+    # `act` refuses an end in the future. Until then the page shows the figures of a decision without that end.
     previewed = decision if ended is None or ended <= at else replace(decision, effective_close_at=None)
-    (kept,) = latest_previews(market, [previewed], at=at, patient=request.method == "POST")
+    (kept,) = latest_previews(market, [previewed], at=at, compute_all=request.method == "POST")
     if kept.preview is None:
         back = reverse("admin:market_choose", args=[market.pk])
         return being_computed(request, f"Market {market.pk}: {sentence(decision)}", back)
     shown = kept.preview
     pool = Decimal(shown.figures.division.pool + shown.figures.division.late_refund) / 100
-    two = policy.needs_approval(pool)
+    needs_second_person = policy.needs_approval(pool)
     question = page.Question(
         title=f"Void market {market.pk}" if kind == VOID else f"Market {market.pk}: {sentence(decision)}",
-        will=will(shown, two=two, hold=policy.hold_for(pool)),
-        button="Propose the decision" if two else BUTTONS[kind],
+        effects=effects_in_words(shown, needs_second_person=needs_second_person, hold=policy.hold_for(pool)),
+        button="Propose the decision" if needs_second_person else BUTTONS[kind],
         back=reverse("admin:market_choose", args=[market.pk]),
         fields=_fields(kind, asked.get("ended", "")),
-        typed=rest if kind == WINNER else kind,
+        text_to_type=rest if kind == WINNER else kind,
         danger=True,
         template="console/decide.html",
         more={
@@ -169,7 +171,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
 
 def _report(done: resolutions.Resolved | proposals.Proposed) -> str:
-    """Wake the workers after a decision and return its result in words."""
+    """Return a decision's result in words. If the market is decided, wake the workers."""
     if isinstance(done, proposals.Proposed):
         link = reverse("admin:proposal", args=[done.proposal_id])
         return f"Proposed. Nothing is paid until another person approves it. Send them this address: {link}"
@@ -186,45 +188,47 @@ def _fields(kind: str, ended: str) -> list[page.Field]:
         fields += [
             page.Field(
                 "evidence_url", "Link to the official result", required=False, max_length=500,
-                help="A public page. The public certificate shows it; we never open it.",
+                help="A public page. The public certificate shows this link. We never open it.",
             ),
             page.Field(
                 "evidence_note", "Official result in words", kind="area", max_length=1_000,
-                help="The public certificate shows it.",
+                help="The public certificate shows this text.",
             ),
         ]  # fmt: skip
     fields.append(
         page.Field(
             "ended", "Actual end of the event", kind="datetime-local", required=False, value=ended, max_length=30,
-            help="Nairobi time. Bets placed later get their stakes back before the pool is divided.",
+            help="Nairobi time. Bets placed after this time get their stakes back before the pool is divided.",
         )
     )  # fmt: skip
     return fields
 
 
-def will(shown: preview.Preview, *, two: bool, hold: timedelta = timedelta(0)) -> list[str]:
+def effects_in_words(shown: preview.Preview, *, needs_second_person: bool, hold: timedelta = timedelta(0)) -> list[str]:
     """Return the effects of a decision in sentences."""
     members, division = shown.figures.members, shown.figures.division
     sentences = [shown.equation]
     if len(shown.weights) > 1:
         parts = ", ".join(f"{outcome} {weight} %" for outcome, weight in shown.weights.items())
         kind = JOINT if shown.rule == "JOINT" else SPLIT
-        sentences.insert(0, f"{SHARES[kind]}: {parts}. If an outcome has no bets, its part goes to the others.")
+        sentences.insert(0, f"{SHARES[kind]}: {parts}. If an outcome has no bets, the other outcomes share its part.")
     if division.refund:
-        sentences.append("Every stake is refunded to its wallet at once. This is final: a void cannot be undone.")
+        sentences.append(
+            "Every stake is refunded to the member's wallet at once. This is final: a void cannot be undone."
+        )
     else:
         wins = "wins" if members["winners"] == 1 else "win"
         sentences.append(
             f"{counted(members['winners'], 'member')} {wins} {kes(members['amount'])}: {kes(members['by_mpesa'])}"
-            f" leaves over M-Pesa in {counted(members['payments'], 'payment')}, and {kes(members['to_wallet'])}"
+            f" is paid over M-Pesa in {counted(members['payments'], 'payment')}, and {kes(members['to_wallet'])}"
             " goes to wallets."
         )
         if hold:
             minutes = int(hold.total_seconds() // 60)
             held = counted(minutes, "minute")
-            sentences.append(f"Payouts are held for {held}. Until then the resolution can be withdrawn.")
+            sentences.append(f"Payouts are held for {held}. During that time the resolution can be withdrawn.")
         sentences.append("Money that M-Pesa has paid cannot be taken back.")
-    if two:
+    if needs_second_person:
         sentences.append("Second approval needed: nothing is paid until another person approves exactly these figures.")
     return sentences
 
@@ -233,13 +237,16 @@ def will(shown: preview.Preview, *, two: bool, hold: timedelta = timedelta(0)) -
 
 
 def latest_previews(
-    market: Market, decisions: Sequence[Decision], *, at: datetime, patient: bool = False
+    market: Market, decisions: Sequence[Decision], *, at: datetime, compute_all: bool = False
 ) -> list[preview_cache.KeptPreview]:
-    """Return the known previews of the decisions, and ask a worker to compute those that are missing or old."""
-    previews = preview_cache.previews(market, decisions, at=at, policy=wiring.policy(), patient=patient)
+    """Return the previews of the decisions. Ask a worker for each preview that is missing or out of date.
+
+    `compute_all`: compute such previews now, in this request, for any number of bets.
+    """
+    previews = preview_cache.previews(market, decisions, at=at, policy=wiring.policy(), compute_all=compute_all)
     for kept in previews:
         decision = kept.decision
-        if not kept.current and preview_cache.first_request(market, decision):
+        if not kept.current and preview_cache.claim_computation(market, decision):
             closes_at = decision.closes_at(market)
             ended = closes_at.isoformat() if closes_at else ""
             wiring.hint(wiring.COMPUTE_PREVIEW, market.pk, decision.rule, decision.weights_as_text(), ended)
@@ -247,7 +254,7 @@ def latest_previews(
 
 
 def being_computed(request: HttpRequest, title: str, back: str) -> HttpResponse:
-    """Return the page that waits for a worker. It refreshes itself."""
+    """Return the page that says that a worker computes the figures. The page refreshes itself."""
     return page.render(request, "console/being_computed.html", {"title": title, "back": back})
 
 
@@ -255,7 +262,7 @@ def being_computed(request: HttpRequest, title: str, back: str) -> HttpResponse:
 
 
 def market_of(market_id: int) -> Market:
-    """Return the market. Raises: Http404, if there is none."""
+    """Return the market. Raises: Http404, if it does not exist."""
     market = Market.objects.filter(pk=market_id).first() if market_id <= paging.LARGEST_ID else None
     if market is None:
         raise Http404(f"There is no market {market_id}.")
@@ -263,7 +270,7 @@ def market_of(market_id: int) -> Market:
 
 
 def undecided(market_id: int) -> Market:
-    """Return a market that is not decided yet. Raises: Http404, if there is none or it is decided."""
+    """Return a market that is not decided yet. Raises: Http404, if the market does not exist or is decided."""
     market = market_of(market_id)
     if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
         raise Http404(f"Market {market_id} is {market.status.lower()}: its outcome is already declared.")
@@ -271,7 +278,7 @@ def undecided(market_id: int) -> Market:
 
 
 def _decision(kind: str, rest: str, market: Market) -> Decision | None:
-    """Read the decision from an address. Return None if it does not fit this market."""
+    """Parse the two parts of the parameter `decision`. Return None if the decision does not fit this market."""
     running = market.running_outcomes
     if kind == VOID:
         return Decision("VOID", {})
@@ -296,7 +303,7 @@ def sentence(decision: Decision) -> str:
 
 
 def _moment(typed: str) -> tuple[datetime | None, str]:
-    """Read a moment in Nairobi from a browser's field. Return it and the problem in words, if there is one."""
+    """Parse the Nairobi date and time that a browser's field sent. Return it and "", or None and the problem."""
     if not typed.strip():
         return None, ""
     try:
@@ -318,6 +325,6 @@ def _value(decision: Decision) -> str:
 
 urls = [
     path("markets/<int:market_id>/resolve/", choose, name="market_choose"),
-    path("markets/<int:market_id>/resolve/share/", share, name="market_share"),
+    path("markets/<int:market_id>/resolve/share/", choose_weights, name="market_share"),
     path("markets/<int:market_id>/resolve/decide/", resolve, name="market_resolve"),
 ]

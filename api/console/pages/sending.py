@@ -1,4 +1,4 @@
-"""Breakers that pause the sending of payouts, and the switch that stops all of it."""
+"""Page of the kill switch, which stops all sending, and of the breakers, which pause it."""
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -11,11 +11,11 @@ from payments.models import Breaker
 from payments.payouts import breakers
 
 ADVICE = {
-    "switch": "No payout leaves until a person starts sending again.",
+    "switch": "No payout is sent until a person starts sending again.",
     "no_float": "Top up the M-Pesa Utility account. Sending resumes by itself.",
-    "credentials": "Renew the operator's password with M-Pesa. Sending resumes by itself.",
+    "credentials": "Renew the initiator's password at M-Pesa. Sending resumes by itself.",
     "throttle": "Nothing to do. Sending resumes by itself.",
-    "network": "Check our own network. Sending resumes by itself when M-Pesa can be reached.",
+    "network": "Check our own network. Sending resumes by itself once M-Pesa can be reached.",
     "doubt": "Sending tries one payout at a time and resumes by itself.",
     "failures": "Sending tries one payout at a time and resumes by itself.",
 }
@@ -40,13 +40,13 @@ def switch_off(request: HttpRequest) -> HttpResponse:
     """Ask for a reason and stop all sending."""
     question = page.Question(
         title="Stop all sending",
-        will=[
-            "From now on no payout of any market leaves, until a person starts sending again.",
+        effects=[
+            "From now on no payout of any market is sent, until a person starts sending again.",
             "Requests that M-Pesa already has cannot be taken back. Their results are still booked.",
-            "Bets, resolutions, settlements and status queries continue. Payouts wait; no money is lost.",
+            "Bets, resolutions, settlements and status queries continue. Payouts wait. No money is lost.",
         ],
         fields=[page.Field("reason", "Reason", kind="area", help="Shown on the home page and in the audit trail.")],
-        typed="stop",
+        text_to_type="stop",
         button="Stop all sending",
         danger=True,
         back=reverse("admin:sending"),
@@ -54,7 +54,7 @@ def switch_off(request: HttpRequest) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         breakers.switch_off(reason=answers["reason"], by=page.actor(request), at=timezone.now())
-        return "Sending is off. No payout leaves until a person starts it again."
+        return "Sending is off. No payout is sent until a person starts sending again."
 
     return page.ask(request, question, act)
 
@@ -64,9 +64,9 @@ def switch_on(request: HttpRequest) -> HttpResponse:
     """Ask for confirmation and start sending again."""
     question = page.Question(
         title="Start sending again",
-        will=[
-            "Due payouts leave from now on, at the usual pace.",
-            "Other open breakers stay open. Each closes by itself when its cause is over.",
+        effects=[
+            "From now on due payouts are sent, at the usual pace.",
+            "Open breakers stay open. A breaker closes by itself when its cause is over.",
         ],
         button="Start sending",
         back=reverse("admin:sending"),

@@ -1,4 +1,4 @@
-"""Formats of the console: KES 1,234.50; 16 Feb, 10:30 EAT, 3 min ago; 2547****678; 1 payout, 2 payouts."""
+"""Template filters for money, times, phone numbers, states and counts in the console."""
 
 import json
 from datetime import datetime, timedelta
@@ -14,11 +14,11 @@ from django.utils.safestring import SafeString
 from users import phone
 
 register = template.Library()
-# Titles of the breakers' causes: payments.models.Breaker.Cause.
+# A title for each cause of payments.models.Breaker.Cause.
 CAUSES = {
     "switch": "switched off by a person",
     "no_float": "M-Pesa float too low",
-    "credentials": "M-Pesa refuses our operator",
+    "credentials": "M-Pesa refuses our API credentials",
     "throttle": "M-Pesa asks us to slow down",
     "network": "M-Pesa cannot be reached",
     "doubt": "too many requests in doubt",
@@ -54,13 +54,13 @@ TONES = {
 
 @register.filter
 def kes(amount: Any) -> str:
-    """Format shillings as KES 1,234.50. An absent amount gives an empty text."""
+    """Format shillings as KES 1,234.50. Return "" if there is no amount."""
     return "" if amount is None or amount == "" else f"KES {Decimal(amount):,.2f}"
 
 
 @register.filter
 def cents(amount: Any) -> str:
-    """Format integer cents as KES 1,234.50. An absent amount gives an empty text."""
+    """Format integer cents as KES 1,234.50. Return "" if there is no amount."""
     return "" if amount is None else kes(Decimal(amount) / 100)
 
 
@@ -72,13 +72,13 @@ def count(number: Any) -> str:
 
 @register.filter
 def counted(number: Any, noun: str) -> str:
-    """Write a number with its noun in the right form: 1 payout, 2,000 payouts."""
+    """Write a number with its noun, in the singular or the plural: 1 payout, 2,000 payouts."""
     return f"{int(number):,} {noun}" if int(number) == 1 else f"{int(number):,} {noun}s"
 
 
 @register.filter
 def ago(time: Any) -> str:
-    """Write a duration, or the age of a moment, in at most two units: 3 min, 2 h 5 min, 4 days."""
+    """Write a duration in at most two units: 3 min, 2 h 5 min, 4 days. For a datetime, write its age."""
     if time is None or time == "":
         return ""
     if isinstance(time, datetime):
@@ -96,8 +96,8 @@ def ago(time: Any) -> str:
 
 
 @register.filter
-def eat(moment: datetime | None) -> SafeString | str:
-    """Write a moment in Nairobi time, with its distance from now: 16 Feb, 10:30 EAT, 3 min ago."""
+def nairobi_time(moment: datetime | None) -> SafeString | str:
+    """Write a datetime in Nairobi time, with its age: 16 Feb, 10:30 EAT, 3 min ago."""
     if moment is None:
         return "–"
     nairobi = moment.astimezone(NAIROBI)
@@ -135,13 +135,13 @@ def cause(code: str) -> str:
 
 @register.filter
 def chip(state: str) -> SafeString:
-    """Show a state as a coloured label. The label's word carries the whole meaning."""
+    """Show a state as a coloured label. The colour only repeats the word."""
     return format_html('<span class="k-chip k-{}">{}</span>', TONES.get(str(state).upper(), "calm"), words(state))
 
 
 @register.filter
 def as_json(value: Any) -> str:
-    """Write a value as JSON for a chart's attribute. The template escapes it."""
+    """Write a value as JSON for a chart's HTML attribute. The template escapes the JSON."""
     return json.dumps(value)
 
 

@@ -9,11 +9,11 @@ from testing import console_scenes
 
 @pytest.fixture
 def console(db: None) -> Client:
-    """A browser in which an operator is logged in."""
+    """Return a test client in which an operator is logged in."""
     return console_scenes.client_of(console_scenes.staff("operator", full_name="Grace Wambui"))
 
 
 @pytest.fixture
 def code_required(settings: Settings) -> None:
-    """Require a code from all staff."""
+    """Require an authenticator code from all staff."""
     settings.STAFF_TOTP = True

@@ -1,6 +1,6 @@
-"""The console in a real browser: no request to another host, no failed script, no accessibility barrier.
+"""Browser tests of the console: journeys, requests to other hosts, failed scripts, accessibility.
 
-If KASOKO_PICTURES names a directory (`make pictures`), the pictures of docs/console.md are saved into it.
+If KASOKO_PICTURES names a directory, the tests save the pictures of docs/console.md there. `make pictures` sets it.
 """
 
 import os
@@ -28,7 +28,7 @@ from users.models import CustomUser
 
 pytestmark = pytest.mark.browser
 Opened = Callable[..., browsing.Window]
-# The pictures of docs/console.md, and True for those in dark mode.
+# The pictures of docs/console.md. True means dark mode.
 PICTURES = {
     "home": False,
     "market": False,
@@ -68,7 +68,7 @@ def type_in(page: Any, **fields: str) -> None:
 
 
 def fresh_code(user: CustomUser) -> str:
-    """Return the app's current code. It may be used again, so that a test need not wait for the next one."""
+    """Return the app's current code, and allow its repeated use. So a test need not wait for the next code."""
     TOTPDevice.objects.filter(user=user).update(last_t=-1)
     return console_scenes.code_of(user)
 
@@ -81,7 +81,7 @@ def press(page: Any, words: str) -> None:
 def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Opened, settings: Settings) -> None:
     # given
     settings.STAFF_TOTP = True
-    boss = console_scenes.staff("operator", full_name="Grace Wambui")
+    grace = console_scenes.staff("operator", full_name="Grace Wambui")
     at = timezone.now()
     first, second = builders.payout(285, at=at), builders.payout(410, at=at)
     for payout in (first, second):
@@ -90,13 +90,13 @@ def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Ope
 
     # when: the first login leads to the set-up of an app
     page = screen.go("/admin/")
-    type_in(page, username=boss.phone_number, password=PIN)
+    type_in(page, username=grace.phone_number, password=PIN)
     press(page, "Log in")
     page.wait_for_selector("text=Set up your app")
     secret = page.inner_text(".k-mono").replace(" ", "")
     assert len(secret) == 32
     assert page.locator(".k-qr svg").count() == 1
-    type_in(page, code=fresh_code(boss))
+    type_in(page, code=fresh_code(grace))
     press(page, "Set up")
     assert page.locator("#recovery-codes li").count() == 10
     press(page, "I have written them down")
@@ -105,15 +105,15 @@ def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Ope
     # when: another browser needs the code and the PIN
     other = opened(size=browsing.PHONE)
     page = other.go("/admin/")
-    type_in(page, username=boss.phone_number, password=PIN, code="000000")
+    type_in(page, username=grace.phone_number, password=PIN, code="000000")
     press(page, "Log in")
     page.wait_for_selector("text=Login failed.")
     TOTPDevice.objects.update(throttling_failure_timestamp=None, throttling_failure_count=0)
-    type_in(page, username=boss.phone_number, password=PIN, code=fresh_code(boss))
+    type_in(page, username=grace.phone_number, password=PIN, code=fresh_code(grace))
     press(page, "Log in")
     page.wait_for_selector("text=Needs your attention")
 
-    # when: the home page leads to the reason, and one payout is sent again
+    # when: the home page leads to the failed payouts with their reason, and one payout is sent again
     page = screen.page
     page.get_by_role("link", name=re.compile("failed payouts")).click()
     page.wait_for_selector("text=The number is not a registered M-Pesa customer.")
@@ -124,11 +124,11 @@ def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Ope
     press(page, "Send again")
     page.wait_for_selector("text=is pending and will be sent again")
 
-    # when: the other payout goes to the wallet, after the proof of the login has expired
+    # when: the code of the login has become too old, and the other payout goes to the wallet with a new code
     settings.STEP_UP_MINUTES = 0
     page.goto(f"{screen.base}/admin/payouts/{second.pk}/")
     press(page, "To the wallet…")
-    type_in(page, typed="wallet", proof=fresh_code(boss))
+    type_in(page, typed="wallet", proof=fresh_code(grace))
     press(page, "Pay to the wallet")
     page.wait_for_selector("text=is in the member's wallet.")
 
@@ -229,7 +229,7 @@ def test_page_shows_a_workers_figures_without_a_click(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, queued: Any
 ) -> None:
     # given
-    monkeypatch.setattr(preview_cache, "AT_ONCE", 0)
+    monkeypatch.setattr(preview_cache, "BETS_COMPUTED_IN_REQUEST", 0)
     market = builders.market()
     for outcome, amount in (("Yes", 300), ("No", 450)):
         builders.orm_bet(market, builders.member(), outcome, amount)
@@ -292,7 +292,7 @@ def test_payouts_in_doubt_are_read_and_sending_is_stopped_by_keyboard(opened: Op
 
 
 def addresses(scene: dict[str, Any]) -> dict[str, str]:
-    """Return the address of each page by a short name."""
+    """Return the addresses of the pages by short names."""
     failed, held = scene["failed"].pk, scene["held"].pk
     return {
         "home": "/admin/",
@@ -332,13 +332,13 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
 
 def test_no_page_has_a_serious_barrier_on_desktop_or_phone(opened: Opened) -> None:
     scene = console_scenes.busy_day(timezone.now())
-    boss = console_scenes.staff(full_name="Grace Wambui")
+    superuser = console_scenes.staff(full_name="Grace Wambui")
     axe, problems = Axe(), []
     for size, dark in ((browsing.DESKTOP, False), (browsing.PHONE, True)):
         screen = opened(size=size, dark=dark)
         screen.go("/admin/login/")
         problems += barriers(axe, screen, "login")
-        screen.log_in_as(boss)
+        screen.log_in_as(superuser)
         for name, path in addresses(scene).items():
             screen.go(path)
             if not dark or name in CHECKED_IN_DARK_MODE:
@@ -347,27 +347,27 @@ def test_no_page_has_a_serious_barrier_on_desktop_or_phone(opened: Opened) -> No
             assert wider <= 0, f"{name} is wider than its screen by {wider}"
     assert problems == []
     if where := os.environ.get("KASOKO_PICTURES"):
-        take_pictures(opened, boss, addresses(scene), Path(where))
+        take_pictures(opened, superuser, addresses(scene), Path(where))
 
 
-def take_pictures(opened: Opened, boss: CustomUser, paths: dict[str, str], where: Path) -> None:
+def take_pictures(opened: Opened, superuser: CustomUser, paths: dict[str, str], where: Path) -> None:
     """Save the pictures of docs/console.md into a directory."""
     screens = {dark: opened(size=(1320, 840), dark=dark) for dark in (False, True)}
     for name, dark in PICTURES.items():
         screen = screens[dark]
-        screen.log_in_as(boss)
+        screen.log_in_as(superuser)
         overview.beat(worker="celery@kasoko", at=timezone.now())
         screen.go(paths[name])
         screen.shoot(where / f"{name}.png", whole=False)
     phone = opened(size=browsing.PHONE, dark=True)
-    phone.log_in_as(boss)
+    phone.log_in_as(superuser)
     phone.go("/admin/")
     phone.shoot(where / "home-phone.png", whole=False)
 
 
 def barriers(axe: Axe, screen: browsing.Window, name: str) -> list[str]:
-    """Return the serious problems that axe finds on a page, as lines of page, rule and place."""
-    # axe runs every rule but reports only violations in full, which is four times as fast.
+    """Return the serious problems that axe finds on a page: one line with page, rule and element for each."""
+    # axe checks every rule, but reports only violations in full. That is four times as fast as a full report.
     report = axe.run(screen.page, options={"resultTypes": ["violations"]})
     assert len(report["passes"]) > 10, "axe checked too few rules"
     return [

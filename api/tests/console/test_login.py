@@ -1,4 +1,4 @@
-"""Console login: PIN and code in one form, set-up of an app, recovery codes."""
+"""Tests of the console login: PIN and code, set-up of an app, recovery codes."""
 
 from datetime import datetime, timedelta
 
@@ -20,10 +20,10 @@ from users.models import AuditEntry
 
 def test_member_without_an_app_must_set_it_up_first(db: None, client: Client, code_required: None) -> None:
     # given
-    boss = operator(is_superuser=True)
+    superuser = operator(is_superuser=True)
 
     # when
-    page = log_in(client, boss)
+    page = log_in(client, superuser)
 
     # then: the login leads to the set-up, and so does every other page
     assert "Set up your app" in page
@@ -33,7 +33,7 @@ def test_member_without_an_app_must_set_it_up_first(db: None, client: Client, co
         assert client.get(path).status_code == 302
 
     # when: the app's first code is typed
-    done = client.post("/admin/second-factor/", {"code": code_of(boss)})
+    done = client.post("/admin/second-factor/", {"code": code_of(superuser)})
 
     # then
     assert done.content.decode().count("<li>") >= second_factor.RECOVERY_CODES
@@ -41,22 +41,22 @@ def test_member_without_an_app_must_set_it_up_first(db: None, client: Client, co
     assert AuditEntry.objects.filter(action="staff.second_factor_set_up").count() == 1
 
 
-def test_wrong_first_code_sets_nothing_up(db: None, client: Client, code_required: None) -> None:
-    boss = operator(is_superuser=True)
-    log_in(client, boss)
+def test_wrong_first_code_does_not_set_up_the_app(db: None, client: Client, code_required: None) -> None:
+    superuser = operator(is_superuser=True)
+    log_in(client, superuser)
     page = page_text(client.post("/admin/second-factor/", {"code": "000000"}))
     assert "The app is not set up yet" in page
-    assert not second_factor.enrolled(boss)
+    assert not second_factor.enrolled(superuser)
     assert client.get("/admin/").status_code == 302
 
 
-def test_pin_alone_cannot_replace_an_app(db: None, client: Client, code_required: None, at: datetime) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
-    TOTPDevice.objects.create(user=boss, confirmed=False, key="00" * 20)
+def test_second_app_cannot_replace_the_first(db: None, client: Client, code_required: None, at: datetime) -> None:
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    TOTPDevice.objects.create(user=superuser, confirmed=False, key="00" * 20)
     with pytest.raises(second_factor.WrongCode):
-        second_factor.confirm(user=boss, code=f"{totp(bytes(20)):06d}", by=ACTOR, at=at)
-    assert TOTPDevice.objects.filter(user=boss, confirmed=True).count() == 1
+        second_factor.confirm(user=superuser, code=f"{totp(bytes(20)):06d}", by=ACTOR, at=at)
+    assert TOTPDevice.objects.filter(user=superuser, confirmed=True).count() == 1
 
 
 # --- logging in ------------------------------------------------------------------------------------------------------
@@ -68,9 +68,9 @@ def test_pin_alone_cannot_replace_an_app(db: None, client: Client, code_required
 def test_failed_login_does_not_say_which_part_was_wrong(
     db: None, client: Client, code_required: None, at: datetime, pin: str, right_code: bool
 ) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
-    page = log_in(client, boss, code_of(boss) if right_code else "000000", pin)
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    page = log_in(client, superuser, code_of(superuser) if right_code else "000000", pin)
     assert login.LOGIN_FAILED in page
     assert "_auth_user_id" not in client.session
 
@@ -78,45 +78,45 @@ def test_failed_login_does_not_say_which_part_was_wrong(
 def test_pin_and_code_log_in_and_the_code_works_once(
     db: None, client: Client, code_required: None, at: datetime
 ) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
-    code = code_of(boss)
-    assert "Needs your attention" in log_in(client, boss, code)
-    assert "Needs your attention" not in log_in(Client(), boss, code)
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    code = code_of(superuser)
+    assert "Needs your attention" in log_in(client, superuser, code)
+    assert "Needs your attention" not in log_in(Client(), superuser, code)
 
 
 def test_recovery_code_works_once_and_is_stored_hashed(
     db: None, client: Client, code_required: None, at: datetime
 ) -> None:
-    boss = operator(is_superuser=True)
-    codes = enrol(boss, at)
-    tokens = set(boss.staticdevice_set.get().token_set.values_list("token", flat=True))
+    superuser = operator(is_superuser=True)
+    codes = enrol(superuser, at)
+    tokens = set(superuser.staticdevice_set.get().token_set.values_list("token", flat=True))
     assert len(codes) == len(tokens) == second_factor.RECOVERY_CODES
     assert tokens.isdisjoint(codes)
-    assert "Needs your attention" in log_in(client, boss, codes[0].upper())
-    assert "Needs your attention" not in log_in(Client(), boss, codes[0])
+    assert "Needs your attention" in log_in(client, superuser, codes[0].upper())
+    assert "Needs your attention" not in log_in(Client(), superuser, codes[0])
 
 
 def test_right_code_waits_after_wrong_ones(db: None, client: Client, code_required: None, at: datetime) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
     for _ in range(3):
-        log_in(client, boss, "000000")
-    assert "Needs your attention" not in log_in(client, boss, code_of(boss))
+        log_in(client, superuser, "000000")
+    assert "Needs your attention" not in log_in(client, superuser, code_of(superuser))
     assert AuditEntry.objects.filter(action="login.code_refused").count() == 4
-    # then: the app waits four seconds after the third wrong code, and the count of wrong PINs is unchanged
+    # then: the right code works after the wait (four seconds after three wrong codes); wrong codes lock no PIN
     TOTPDevice.objects.update(throttling_failure_timestamp=timezone.now() - timedelta(seconds=30))
-    assert "Needs your attention" in log_in(client, boss, code_of(boss))
+    assert "Needs your attention" in log_in(client, superuser, code_of(superuser))
 
 
-def test_app_is_required_even_if_the_setting_is_off(db: None, client: Client, at: datetime) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
-    assert login.LOGIN_FAILED in log_in(client, boss)
-    client.force_login(boss)
+def test_app_that_is_set_up_asks_for_a_code_even_if_the_setting_is_off(db: None, client: Client, at: datetime) -> None:
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    assert login.LOGIN_FAILED in log_in(client, superuser)
+    client.force_login(superuser)
     assert client.get("/admin/").status_code == 302
     assert "Enter your code" in page_text(client.get("/admin/second-factor/"))
-    assert client.post("/admin/second-factor/", {"code": code_of(boss)}).headers["Location"] == "/admin/"
+    assert client.post("/admin/second-factor/", {"code": code_of(superuser)}).headers["Location"] == "/admin/"
     assert client.get("/admin/").status_code == 200
 
 
@@ -129,11 +129,11 @@ def test_member_who_is_not_staff_cannot_log_in(db: None, client: Client) -> None
 
 
 def test_command_removes_an_app_and_is_recorded(db: None, at: datetime) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
-    call_command("forget_second_factor", boss.phone_number)
-    assert not second_factor.enrolled(boss)
-    assert boss.staticdevice_set.count() == 0
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    call_command("forget_second_factor", superuser.phone_number)
+    assert not second_factor.enrolled(superuser)
+    assert superuser.staticdevice_set.count() == 0
     assert AuditEntry.objects.filter(action="staff.second_factor_removed", source="command").count() == 1
     for nobody in (member().phone_number, "admin"):
         with pytest.raises(CommandError):

@@ -1,4 +1,4 @@
-"""Every page of the console: permissions, loaded files, number of queries, empty pages, odd input."""
+"""Tests of every console page: permissions, loaded files, number of queries, empty pages, odd input."""
 
 import re
 from datetime import timedelta
@@ -25,7 +25,7 @@ from users import roles
 
 PATTERNS = [pattern for module in site.PAGES for pattern in module.urls]
 ROOT = Path(__file__).resolve().parents[3]
-# The permission that each page needs. A new page without a line here fails the test.
+# The permission that each page needs. A new page needs a line here, or a test fails.
 NEEDS = {
     "index": "view_console",
     "markets": "view_console",
@@ -79,12 +79,12 @@ NEEDS = {
 }
 
 
-# Pages that redirect: no decision waits for confirmation, and `limbo` is a former address.
+# Pages that redirect. No decision waits for confirmation in these tests, and `limbo` is a former address.
 REDIRECTS = {"payout_confirm": 302, "payout_refuse": 302, "limbo": 301}
 
 
 def address(name: str) -> str:
-    """Return the page's address, with the id of an existing row."""
+    """Return a page's address with the id of an existing row."""
     if name.startswith("payout_") or name == "payout":
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].pk])
     if name.startswith("recovery_"):
@@ -122,7 +122,7 @@ def test_each_role_can_do_exactly_what_the_table_says(db: None, role: str) -> No
     allowed = set(roles.PERMISSIONS) if role == "superuser" else roles.ROLES.get(role, set())
     client = client_of(person)
 
-    # when, then: a POST without the answers does nothing either
+    # when, then: neither a GET nor a POST without answers moves money
     with nothing_moved():
         for name, needed in NEEDS.items():
             opened, sent = client.get(address(name)), client.post(address(name), {})
@@ -213,10 +213,10 @@ def test_label_says_if_the_money_is_real(db: None, settings: object) -> None:
 
 
 def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
-    """Open every page with three rows of everything and with a dozen: same queries, at most 22."""
+    """Open every page with few rows and with many. The number of queries is the same, and at most 22."""
     at = timezone.now()
-    boss = console_scenes.staff()
-    client = client_of(boss)
+    superuser = console_scenes.staff()
+    client = client_of(superuser)
     pages = [name for name in NEEDS if name not in ("payout_confirm", "payout_refuse")]
 
     def settled(number: int) -> None:
@@ -228,7 +228,7 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
             break
 
     def counted() -> tuple[dict[str, int], dict[str, int]]:
-        """Count the queries of each page at its first and its second opening."""
+        """Open each page twice. Return the numbers of queries of the first openings, then of the second."""
         openings: list[dict[str, int]] = [{}, {}]
         for name in pages:
             for opening in openings:
@@ -245,7 +245,7 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
     _, many = counted()
     assert many == few
     assert {name: count for name, count in few.items() if count > 22} == {}
-    # The first opening computes the previews of four decisions. Each takes ten queries for any number of bets.
+    # The first opening computes the previews of four decisions. A preview takes ten queries for any number of bets.
     assert {name: count for name, count in first.items() if count > 26 and name != "market_choose"} == {}
     assert first["market_choose"] <= 50
     assert few["market_choose"] <= 15

@@ -1,4 +1,4 @@
-"""Step-up: money actions need a recent PIN or code."""
+"""Tests of step-up: a money action needs a recent PIN or code."""
 
 from datetime import datetime, timedelta
 
@@ -15,7 +15,7 @@ STOP = {"reason": "Something is odd.", "typed": "stop"}
 
 
 def switched_off() -> bool:
-    """Return True if the kill switch is off."""
+    """Return True if a person has switched sending off."""
     return Breaker.objects.filter(cause="switch", opened_at__isnull=False).exists()
 
 
@@ -47,27 +47,27 @@ def test_proof_expires_after_step_up_minutes(db: None, client: Client, settings:
 def test_money_action_needs_a_code_if_an_app_is_set_up(
     db: None, client: Client, code_required: None, at: datetime
 ) -> None:
-    boss = operator(is_superuser=True)
-    enrol(boss, at)
-    log_in(client, boss, code_of(boss))
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    log_in(client, superuser, code_of(superuser))
     session = client.session
     session["stepped_up_at"] = (timezone.now() - timedelta(hours=1)).isoformat()
     session.save()
     assert "Code from your app" in page_text(client.get("/admin/sending/stop/"))
     assert client.post("/admin/sending/stop/", STOP | {"proof": PIN}).status_code == 409
     TOTPDevice.objects.update(last_t=-1, throttling_failure_timestamp=None, throttling_failure_count=0)
-    assert client.post("/admin/sending/stop/", STOP | {"proof": code_of(boss)}).status_code == 302
+    assert client.post("/admin/sending/stop/", STOP | {"proof": code_of(superuser)}).status_code == 302
     assert switched_off()
 
 
 def test_wrong_pins_at_a_money_action_lock_the_number(db: None, client: Client) -> None:
-    boss = operator(is_superuser=True)
-    client.force_login(boss)
+    superuser = operator(is_superuser=True)
+    client.force_login(superuser)
     for _ in range(5):
         client.post("/admin/sending/stop/", STOP | {"proof": "0000"})
     answer = client.post("/admin/sending/stop/", STOP | {"proof": PIN})
     assert "Too many wrong PINs" in page_text(answer)
     assert not switched_off()
-    boss.refresh_from_db()
-    assert boss.failed_logins == 5
-    assert boss.locked_until is not None
+    superuser.refresh_from_db()
+    assert superuser.failed_logins == 5
+    assert superuser.locked_until is not None

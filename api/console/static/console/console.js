@@ -1,5 +1,8 @@
-// The console's script. Pages work without it. It refreshes the parts marked data-live, prevents a form from being
-// sent twice, names the cells of tables on phones, and makes the theme's icon buttons usable from the keyboard.
+// The console's script. Pages work without it.
+// - It refreshes each part of a page that has the attribute data-live.
+// - It prevents a form from being sent twice.
+// - On phones it writes the column's name before each cell of a table.
+// - It makes the theme's icon buttons usable from the keyboard.
 "use strict";
 
 (() => {
@@ -9,16 +12,16 @@
       const response = await fetch(part.dataset.live, { credentials: "same-origin", headers: { "X-Fragment": "1" } });
       if (!response.ok || response.redirected) return;
       part.innerHTML = await response.text();
-      // The end of the work changes the page's buttons, so reload the whole page once.
+      // When the settlement has finished, other buttons appear. Reload the whole page once to show them.
       if (part.querySelector("[data-finished]")) { clearInterval(part.timer); location.reload(); }
-    } catch { /* Without a network the page keeps its last figures and their time, and tries again. */ }
+    } catch { /* Without a network the page keeps its last figures. The next refresh tries again. */ }
   };
 
   const start = () => {
     for (const part of document.querySelectorAll("[data-live]")) {
       part.timer = setInterval(() => refresh(part), 1000 * (Number(part.dataset.every) || 3));
     }
-    // A page that waits for a worker reloads itself, but not in a hidden tab.
+    // A page that waits for a worker's figures reloads itself. In a hidden tab it does not.
     const waits = document.querySelector("[data-again]");
     if (waits) setInterval(() => { if (!document.hidden) location.reload(); }, 1000 * Number(waits.dataset.again));
     for (const form of document.querySelectorAll("form[data-once]")) {
@@ -28,7 +31,7 @@
         for (const button of form.querySelectorAll("button")) button.setAttribute("aria-disabled", "true");
       });
     }
-    // On a phone each row of a wide table becomes a block of lines, named by the table's head.
+    // On a phone each row of a wide table becomes a block of lines. Each line begins with the column's name.
     for (const table of document.querySelectorAll(".k-scroll > .k-table")) {
       const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
       for (const row of table.querySelectorAll("tbody tr")) {

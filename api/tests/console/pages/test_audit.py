@@ -1,4 +1,4 @@
-"""The audit trail's page: search, verification, and the words of every action."""
+"""Tests of the audit trail's page: search, verification, and the words for each action."""
 
 import re
 from pathlib import Path
@@ -31,5 +31,5 @@ def test_every_recorded_action_has_words() -> None:
     )
     subjects = {action.partition(".")[0] for action in audit.ACTIONS}
     recorded = set(re.findall(rf'"((?:{"|".join(subjects)})\.[a-z_]+)"', code))
-    # These two names are put together: f"payout.decide_{...}".
+    # The code builds these two names as f"payout.decide_{...}", so the pattern does not find them.
     assert recorded | {"payout.decide_paid", "payout.decide_not_paid"} == set(audit.ACTIONS)

@@ -1,4 +1,4 @@
-"""Second approval of proposals, and decisions taken back: withdraw, undo, scratch."""
+"""Tests of the pages for approving a proposal, withdrawing, undoing and scratching."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -18,14 +18,14 @@ from testing.console_scenes import client_of, hidden_value, market_of_two, page_
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """Require two people for a decision on 500 shillings or more."""
-    two_people = builders.policy(approval_above=console_scenes.TWO_PEOPLE.approval_above)
+    """Require two people for a decision on a pool above 500 shillings."""
+    two_people = builders.policy(approval_above=console_scenes.POLICY_WITH_APPROVAL.approval_above)
     monkeypatch.setattr(wiring, "policy", cached(two_people))
     return two_people
 
 
 def cached(policy: Policy) -> Any:
-    """Return a stand-in for wiring.policy, which is a cached function."""
+    """Return a replacement for wiring.policy that has the method `cache_clear`, as a cached function has."""
 
     def read() -> Policy:
         return policy
@@ -35,7 +35,7 @@ def cached(policy: Policy) -> Any:
 
 
 def propose(console: Client) -> tuple[Market, Proposal]:
-    """Propose to resolve a large market, and return it with the proposal."""
+    """Propose to resolve a market with a large pool. Return the market and the proposal."""
     market = market_of_two(900)
     page = submit(console, f"/admin/markets/{market.pk}/resolve/decide/", **step_two_form(console, market))
     proposal = Proposal.objects.get()
@@ -95,7 +95,7 @@ def test_proposal_with_changed_figures_says_so(console: Client, large: Policy) -
 
 
 def bet_after_reopening(market: Market) -> None:
-    """Add a bet to a closed market."""
+    """Open a closed market, add a bet and close the market again."""
     Market.objects.filter(pk=market.pk).update(status="OPEN")
     builders.orm_bet(market, builders.member(), "No", 5)
     Market.objects.filter(pk=market.pk).update(status="CLOSED")
@@ -106,7 +106,7 @@ def test_resolution_is_withdrawn_before_its_division(console: Client) -> None:
     builders.resolve(market, "No", at=timezone.now())
     assert f"/admin/markets/{market.pk}/withdraw/" in page_text(console.get(f"/admin/markets/{market.pk}/"))
     page = submit(console, f"/admin/markets/{market.pk}/withdraw/", reason="The wrong outcome.", typed="withdraw")
-    assert "is withdrawn. None of its payouts leaves." in page
+    assert "is withdrawn. None of its payouts is sent." in page
     market.refresh_from_db()
     assert market.status == "CLOSED"
 

@@ -1,4 +1,4 @@
-"""Dispute pages: answer, reject and uphold."""
+"""Tests of the dispute pages: answer, reject and uphold."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from users.models import CustomUser
 
 
 def disputed(amount: int = 285) -> tuple[Transaction, Dispute]:
-    """Open a dispute about a failed payout, and return both."""
+    """Open a dispute about a failed payout. Return the payout and the dispute."""
     at = timezone.now()
     payout = builders.payout(amount, at=at)
     console_scenes.refused(payout, at)

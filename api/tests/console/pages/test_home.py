@@ -1,4 +1,4 @@
-"""Home page: the state of beat, workers and Redis."""
+"""Tests of the home page: the state of beat, workers and Redis."""
 
 from datetime import timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from testing import builders, console_scenes
 from testing.console_scenes import page_text, submit
 
 
-def test_home_page_names_the_stopped_part(console: Client, settings: Settings, queued: Any) -> None:
+def test_home_page_says_which_process_has_stopped(console: Client, settings: Settings, queued: Any) -> None:
     def home_page() -> str:
         return page_text(console.get("/admin/"))
 

@@ -1,4 +1,4 @@
-"""Books pages: CSV files and the trial balance of a day."""
+"""Tests of the books pages: CSV files, and the trial balance of a day."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Member pages: the search, the full phone number, and notes."""
+"""Tests of the member pages: the search, the full phone number, and notes."""
 
 from django.test import Client
 

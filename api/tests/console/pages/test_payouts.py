@@ -1,4 +1,4 @@
-"""Payout pages: every manual action asks first, needs a PIN, does one thing, and reports it."""
+"""Tests of the payout pages: each manual action asks for confirmation and a PIN, and reports its result."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from users.models import AuditEntry, CustomUser
 
 
 def status(payout: Transaction) -> str:
-    """Return the payout's status as the database has it now."""
+    """Read the payout again from the database, and return its status."""
     payout.refresh_from_db()
     return payout.status
 
@@ -132,7 +132,7 @@ def test_withdrawn_decision_leaves_the_payout_held(console: Client) -> None:
     )
     assert status(payout) == "HELD"
     assert payout.verdicts.get().confirmed is False
-    # No decision waits any more, so the page leads back to the payout.
+    # No decision waits for a second person any more, so the page redirects to the payout.
     assert console.get(f"/admin/payouts/{payout.pk}/confirm/").headers["Location"] == f"/admin/payouts/{payout.pk}/"
 
 
@@ -140,7 +140,7 @@ def test_bulk_retry_sends_exactly_the_previewed_list(console: Client, queued: An
     # given
     first, second = console_scenes.failed_payout(100), console_scenes.failed_payout(200)
     page = page_text(console.get("/admin/payouts/retry/?code=400.002.02"))
-    assert "2 payouts, KES 300.00 in total, leave again over M-Pesa." in page
+    assert "2 payouts, KES 300.00 in total, are sent again over M-Pesa." in page
     seen = hidden_value(page, "seen")
     form = {"code": "400.002.02", "typed": "send again", "seen": seen}
 

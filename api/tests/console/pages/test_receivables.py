@@ -1,4 +1,4 @@
-"""Member debt pages: the list, set-off, write-off, and the cost of undone settlements."""
+"""Tests of the member debt pages: the list, set-off, write-off, and the cost of undone settlements."""
 
 from decimal import Decimal
 
@@ -25,7 +25,7 @@ def owed(db: None) -> list[Recovery]:
 
 
 def submit(client: Client, path: str, **form: str) -> str:
-    """Open a page and send its form with these answers; return the page that follows."""
+    """Open a page, send its form with these answers, and return the HTML of the page that follows."""
     seen = hidden_value(page_text(client.get(path)), "seen")
     return page_text(client.post(path, {"proof": PIN, "seen": seen, **form}, follow=True))
 
@@ -76,7 +76,7 @@ def test_all_debts_of_a_market_are_written_off(console: Client, owed: list[Recov
     assert "Not worth the calls." in page_text(console.get(f"/admin/recoveries/?market={market_id}&show=all"))
 
 
-def test_debts_changed_since_the_page_are_refused(console: Client, owed: list[Recovery]) -> None:
+def test_decision_on_debts_that_have_changed_is_refused(console: Client, owed: list[Recovery]) -> None:
     market_id = owed[0].settlement.market_id  # type: ignore[union-attr]
     path = f"/admin/markets/{market_id}/recoveries/write-off/"
     seen = hidden_value(page_text(console.get(path)), "seen")

@@ -1,4 +1,4 @@
-"""Resolution pages: preview, several winners, void, and figures that a worker computes."""
+"""Tests of the resolution pages: preview, several winners, void, and figures that a worker computes."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,7 +24,7 @@ def test_market_is_resolved_as_previewed(console: Client, queued: Any) -> None:
     market = market_of_two()
     float_balance.note(Decimal(100), at=timezone.now())
 
-    # when, then: the previews side by side decide nothing
+    # when, then: opening the pages and typing the wrong word decide nothing
     with builders.nothing_moved():
         page = page_text(console.get(f"/admin/markets/{market.pk}/resolve/"))
         assert page.count(" wins…") == 2
@@ -56,7 +56,7 @@ def test_market_is_resolved_as_previewed(console: Client, queued: Any) -> None:
     assert console.get(f"/admin/markets/{market.pk}/resolve/").status_code == 404
 
 
-def test_changed_figures_are_refused(console: Client) -> None:
+def test_decision_on_changed_figures_is_refused(console: Client) -> None:
     market = market_of_two()
     form = step_two_form(console, market)
     builders.bet(market, builders.member(balance=50), "No", 50)
@@ -183,12 +183,12 @@ def test_unknown_weights_lead_back_to_step_one(console: Client, decision: str) -
 
 @pytest.fixture
 def by_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave every preview to a worker, as for a market with very many bets."""
-    monkeypatch.setattr(preview_cache, "AT_ONCE", 0)
+    """Let a worker compute every preview, as for a market with very many bets."""
+    monkeypatch.setattr(preview_cache, "BETS_COMPUTED_IN_REQUEST", 0)
 
 
 def run_worker(queued: Any) -> int:
-    """Compute the previews that a worker was asked for, and return their number."""
+    """Compute the previews that the page has requested from a worker. Return their number."""
     asked = [arguments for name, _, arguments in queued() if name == "payments.overview_tasks.look"]
     for arguments in asked:
         monitoring_tasks.compute_preview(*arguments)
@@ -207,7 +207,7 @@ def test_worker_computes_the_figures_of_many_bets(console: Client, by_a_worker: 
     assert "The figures are being computed" in page_text(console.get(decide, {"decision": "win:Yes"}))
     console.get(choose)
 
-    # when: the worker was asked once for each of the three
+    # when: the page has been opened twice, but has requested each of the three previews once
     assert run_worker(queued) == 3
 
     # then
@@ -227,7 +227,7 @@ def test_worker_computes_the_figures_of_many_bets(console: Client, by_a_worker: 
     with builders.nothing_moved():
         assert "The numbers have moved" in submit(console, decide, **form)
 
-    # then: the refused form has computed new figures
+    # then: the refused POST has computed new figures, so the next form is accepted
     form = step_two_form(console, market)
     assert f"Market {market.pk} is decided." in submit(console, decide, **form)
 

@@ -1,4 +1,4 @@
-"""Sending page: the kill switch."""
+"""Tests of the sending page: the kill switch."""
 
 from django.test import Client
 
