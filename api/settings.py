@@ -1,6 +1,6 @@
 """Settings of Django and of the project, read once from the environment. `.env.example` explains each.
 
-A wrong value stops the start with a sentence that names the variable and the rule.
+With a wrong value the process does not start; the error names the variable and the rule.
 """
 
 import os
@@ -13,7 +13,18 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from api import embedded
-from api.environment import by_pool, decimal, flag, networks, one_of, postgres_url, stages, text, whole, words
+from api.environment import (
+    decimal,
+    flag,
+    minutes_by_pool_size,
+    networks,
+    one_of,
+    postgres_url,
+    stages,
+    text,
+    whole,
+    words,
+)
 from payments import failpoints
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -33,7 +44,8 @@ if MPESA_PRODUCTION:
         if not text(required):
             raise ImproperlyConfigured(f"{required} must be set when MPESA_PRODUCTION is True.")
 
-# Without a server's URL the project runs its own PostgreSQL and Redis under .kasoko/. Production must name both.
+# Without DATABASE_URL or CELERY_BROKER_URL the project runs its own PostgreSQL or Redis under .kasoko/. Production must
+# set both.
 _missing = {"postgres": not text("DATABASE_URL"), "redis": not text("CELERY_BROKER_URL")}
 if any(_missing.values()):
     for _name, _url in embedded.ensure(BASE_DIR, postgres=_missing["postgres"], redis=_missing["redis"]).items():
@@ -42,7 +54,7 @@ if any(_missing.values()):
 
 
 def _secret_key() -> str:
-    """Return the given key. Outside production it may be missing: then create one once in `.kasoko/secret_key`."""
+    """Return the given key. Outside production, if none is given, create one in `.kasoko/secret_key` at first start."""
     if text("DJANGO_SECRET_KEY"):
         return text("DJANGO_SECRET_KEY")
     path = STATE_DIR / "secret_key"
@@ -67,15 +79,15 @@ CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 # --- Django ----------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    # Unfold comes before the admin because it replaces the admin's templates. Its basic config keeps our site.
+    # Unfold comes before the admin because it replaces the admin's templates. BasicAppConfig keeps our own admin site.
     "unfold.apps.BasicAppConfig",
     "api.apps.AdminSiteConfig",
-    # Before users, whose admin module removes their tables from the admin.
+    # knox and django_otp come before `users`, because users/admin.py removes their models from the admin.
     "knox",
     "django_otp",
     "django_otp.plugins.otp_totp",
     "django_otp.plugins.otp_static",
-    # Before django.contrib.auth, because its `createsuperuser` replaces Django's: it asks for a PIN.
+    # `users` comes before django.contrib.auth, because the `createsuperuser` of `users` replaces Django's.
     "users",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -83,7 +95,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
-    # Without rest_framework: as an app it adds browsable pages, which we do not serve, and a broken generateschema.
+    # rest_framework is not here. As an app it adds browsable pages, which we do not serve, and a broken generateschema.
     "api.apps.ConsoleConfig",
     "markets",
     "payments",
@@ -143,7 +155,7 @@ SECURE_HSTS_SECONDS = 31_536_000 if MPESA_PRODUCTION else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = MPESA_PRODUCTION
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-# Number of trusted proxies in front of us: that many X-Forwarded-For entries are believed, from the right.
+# Number of trusted proxies in front of us. We trust that number of X-Forwarded-For entries, from the right.
 TRUSTED_PROXY_HOPS = whole("TRUSTED_PROXY_HOPS", 0, low=0, high=5)
 if TRUSTED_PROXY_HOPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
@@ -161,7 +173,7 @@ DATABASES = {
         "OPTIONS": {
             **_options,
             "connect_timeout": 5,
-            # kasoko.production tells the triggers on money to refuse assigned balances and bets without a transfer.
+            # If kasoko.production is on, triggers refuse a balance that is set directly and a bet that has no transfer.
             "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=60s"
             f" -c kasoko.production={'on' if MPESA_PRODUCTION else 'off'}",
         },
@@ -174,9 +186,7 @@ REDIS_URL = text("CACHE_URL") or (
     text("CELERY_BROKER_URL") if text("CELERY_BROKER_URL").startswith(("redis://", "rediss://", "unix://")) else ""
 )
 if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
-    raise ImproperlyConfigured(
-        "CACHE_URL must be a redis:// URL (it defaults to CELERY_BROKER_URL, which may be another broker's)."
-    )
+    raise ImproperlyConfigured("CACHE_URL must be a redis:// URL. Set it if CELERY_BROKER_URL is not Redis.")
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
@@ -216,8 +226,9 @@ SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
 
 
 def _every_sweep(task: str, expires: int = 60) -> dict[str, object]:
-    # A late sweep is dropped, because the next one does the same work. Sending runs for seconds at a time, so only its
-    # messages expire early. With one worker the other sweeps must find a place between two of its runs.
+    # A late message is dropped, because the next one does the same work. The sending task runs for several seconds, so
+    # its messages would pile up: they expire after one interval. Messages of other sweeps live longer, because a single
+    # worker can run these sweeps only between two runs of sending.
     return {"task": task, "schedule": SWEEP_EVERY_SECONDS, "options": {"expires": expires}}
 
 
@@ -245,7 +256,7 @@ CELERY_BEAT_SCHEDULE = {
 
 # --- the console -----------------------------------------------------------------------------------------------------
 
-# Staff log in to the console with a code of an authenticator app as well; see docs/decisions/0020.
+# A login to the console needs a PIN and the code of an authenticator app; see docs/decisions/0020.
 STAFF_TOTP = flag("STAFF_TOTP", not DEBUG)
 if MPESA_PRODUCTION and not STAFF_TOTP:
     raise ImproperlyConfigured("STAFF_TOTP must be on when MPESA_PRODUCTION is True: the console moves real money.")
@@ -276,7 +287,7 @@ UNFOLD = {
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["users.backends.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_PARSER_CLASSES": ["api.rest.errors.StrictJSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["api.rest.parsers.StrictJSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "EXCEPTION_HANDLER": "api.rest.errors.answer",
     "DEFAULT_PAGINATION_CLASS": None,
@@ -315,12 +326,12 @@ _callback = urlsplit(MPESA_CALLBACK_URL)
 if _callback.scheme not in {"http", "https"} or not _callback.hostname or _callback.query or _callback.fragment:
     raise ImproperlyConfigured(f"MPESA_CALLBACK_URL must be a plain http(s) URL, not {MPESA_CALLBACK_URL!r}.")
 if not _callback.path.endswith("/api/payments/b2c-callback/"):
-    raise ImproperlyConfigured("MPESA_CALLBACK_URL must end in /api/payments/b2c-callback/ (the slash included).")
+    raise ImproperlyConfigured("MPESA_CALLBACK_URL must end in /api/payments/b2c-callback/, including the last slash.")
 for _word in ("mpesa", "m-pesa", "safaricom", "exe", "exec", "cmd", "sql", "query"):
     if _word in MPESA_CALLBACK_URL.lower():
         raise ImproperlyConfigured(f"MPESA_CALLBACK_URL contains {_word!r}, which M-Pesa refuses in callback URLs.")
 if not MPESA_PRODUCTION and urlsplit(MPESA_BASE_URL).hostname == urlsplit(MPESA_HOSTS[True]).hostname:
-    raise ImproperlyConfigured("MPESA_BASE_URL is M-Pesa's production: it needs MPESA_PRODUCTION=True.")
+    raise ImproperlyConfigured("MPESA_BASE_URL is M-Pesa's production address, which needs MPESA_PRODUCTION=True.")
 if urlsplit(MPESA_BASE_URL).scheme not in {"http", "https"} or not urlsplit(MPESA_BASE_URL).hostname:
     raise ImproperlyConfigured(f"MPESA_BASE_URL must be an http(s) URL, not {MPESA_BASE_URL!r}.")
 if MPESA_PRODUCTION:
@@ -365,7 +376,7 @@ BREAKER_PAUSE = whole("BREAKER_PAUSE", 1, low=1, high=3_600)
 BREAKER_LONGEST_PAUSE = whole("BREAKER_LONGEST_PAUSE", 20, low=1, high=3_600)
 BREAKER_WINDOW = whole("BREAKER_WINDOW", 20, low=1, high=10_000)
 BREAKER_SHARE = decimal("BREAKER_SHARE", "0.5", low="0.01", high="1")
-SETTLEMENT_HOLD_MINUTES = by_pool("SETTLEMENT_HOLD_MINUTES", "0")
+SETTLEMENT_HOLD_MINUTES = minutes_by_pool_size("SETTLEMENT_HOLD_MINUTES", "0")
 RESOLVE_APPROVAL_ABOVE = (
     decimal("RESOLVE_APPROVAL_ABOVE", "0", low="0", high="1000000000000") if text("RESOLVE_APPROVAL_ABOVE") else None
 )

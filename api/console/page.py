@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 
 from api.console import step_up
 from api.rest import fields as rest_fields
+from payments.settlement.preview import FiguresDisagree
 from users import audit, roles
 from users.refusal import Refusal
 
@@ -156,6 +157,6 @@ def _carry_out(request: HttpRequest, act: Act, answers: dict[str, str]) -> list[
     """Call `act` and report its result on the next page. If the service refuses, return the refusal in words."""
     try:
         messages.success(request, act(answers))
-    except Refusal as refusal:
-        return [f"{refusal} Nothing was done, and no money was moved."]
+    except (Refusal, FiguresDisagree) as refusal:
+        return [f"{refusal} No money was moved."]
     return []

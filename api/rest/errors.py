@@ -1,4 +1,4 @@
-"""Error answers: one envelope, and one table of the refusals' HTTP statuses and codes."""
+"""Error answers: their common envelope, and a table of refusals with HTTP statuses and codes."""
 
 import logging
 from typing import Any
@@ -7,7 +7,6 @@ from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
-from rest_framework.parsers import BaseParser
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
@@ -21,7 +20,6 @@ from payments.settlement import approvals, decision, proposals, resolutions, set
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
 from users import auth, phone
-from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +66,13 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
     strict_json.Unreadable: (400, "unreadable_body"),
-    Refusal: (409, "refused"),
     RequestDataTooBig: (400, "body_too_large"),
-    # The database is restarting or full. Nothing was done, so the caller may send the same request again.
+    # The database is restarting or full. A connection that was lost during a commit may have done its work.
     OperationalError: (503, "try_again"),
 }
-UNAVAILABLE = "The database is not available. Nothing was done. Send the same request again later."
+UNAVAILABLE = "The database is not available. Check later what was done before you send the request again."
 NO_SUCH_ADDRESS = "There is nothing at this address."
-# Codes of the refusals that Django REST framework raises itself, by their status.
+# Codes of the refusals that Django REST framework itself raises, by HTTP status.
 FRAMEWORK = {
     400: "invalid",
     401: "not_authenticated",
@@ -134,21 +131,6 @@ def _first(details: dict[str, Any]) -> str:
     return f"{field}: {field_errors[0] if isinstance(field_errors, list) and field_errors else field_errors}"
 
 
-class StrictJSONParser(BaseParser):
-    """Parser of strict JSON objects (RFC 8259).
-
-    Refuses other encodings than UTF-8, repeated keys, deep nesting, NaN, NUL and lone surrogates.
-    """
-
-    media_type = "application/json"
-
-    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> dict[str, Any]:
-        try:
-            return strict_json.read_object(stream.read(), max_bytes=64 * 1024)
-        except strict_json.Unreadable as error:
-            raise exceptions.ParseError(f"The body must be a JSON object: {error}. Nothing was done.") from error
-
-
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Answer a path that matches no URL."""
     return JsonResponse(envelope("not_found", NO_SUCH_ADDRESS), status=404)
@@ -160,6 +142,6 @@ def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    """Answer a request that met a bug."""
+    """Answer a request that failed because of a bug."""
     message = "An error on our side was logged. Check what was done before you send the request again."
     return JsonResponse(envelope("error", message), status=500)

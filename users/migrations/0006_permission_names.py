@@ -1,4 +1,4 @@
-"""Plain display names of the console's permissions. Codenames stay, so roles and people keep what they may do."""
+"""Plain display names of the console's permissions. Codenames stay, so roles and people keep their permissions."""
 
 from django.db import migrations
 
@@ -6,11 +6,12 @@ from users import roles
 
 
 def rename_permissions(apps, schema_editor):
-    roles.install(
-        apps.get_model("auth", "Group"),
-        apps.get_model("auth", "Permission"),
-        apps.get_model("contenttypes", "ContentType"),
+    """Update the names only. An operator may have changed the roles' permissions, and they stay as they are."""
+    permissions = apps.get_model("auth", "Permission").objects.filter(
+        content_type__app_label="users", content_type__model="customuser"
     )
+    for codename, name in roles.PERMISSIONS.items():
+        permissions.filter(codename=codename).update(name=name)
 
 
 class Migration(migrations.Migration):

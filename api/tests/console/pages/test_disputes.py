@@ -43,7 +43,7 @@ def test_dispute_is_answered_and_rejected(db: None) -> None:
     assert dispute.state == "REJECTED"
     assert "We are looking into it." in page_text(client.get(path))
     with builders.nothing_moved():
-        assert "no money was moved" in submit(client, f"{path}answer/", text="Once more.")
+        assert "No money was moved" in submit(client, f"{path}answer/", text="Once more.")
 
 
 def test_upheld_dispute_pays_to_the_wallet(db: None, queued: Any) -> None:

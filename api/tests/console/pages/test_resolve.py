@@ -63,7 +63,7 @@ def test_decision_on_changed_figures_is_refused(console: Client) -> None:
     with builders.nothing_moved():
         page = submit(console, f"/admin/markets/{market.pk}/resolve/decide/", **form)
     assert "The numbers have moved since that preview. Nothing was decided." in page
-    assert "no money was moved" in page
+    assert "No money was moved" in page
 
 
 @pytest.mark.parametrize(
@@ -247,4 +247,4 @@ def test_person_with_a_bet_in_the_market_is_refused(db: None) -> None:
     assert "You have a bet in this market" in page_text(client.get(f"/admin/markets/{market.pk}/resolve/"))
     form = step_two_form(client, market)
     with builders.nothing_moved():
-        assert "no money was moved" in submit(client, f"/admin/markets/{market.pk}/resolve/decide/", **form)
+        assert "No money was moved" in submit(client, f"/admin/markets/{market.pk}/resolve/decide/", **form)
