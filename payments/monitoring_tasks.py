@@ -1,6 +1,6 @@
 """Celery tasks behind the console's home page.
 
-Beat sends them. None is urgent, and running one twice does no harm.
+Beat sends these tasks. No task is urgent, and running a task twice does no harm.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ from payments.settlement.decision import Decision
 
 @shared_task(name="payments.overview_tasks.heartbeat", bind=True)
 def heartbeat(self: Task) -> None:
-    """Record that beat and the worker that runs this task are alive."""
+    """Record that beat is alive, and that the worker that runs this task is alive."""
     overview.beat(worker=self.request.hostname or "unknown", at=timezone.now())
 
 
@@ -32,7 +32,7 @@ def measure() -> None:
 
 @shared_task(name="payments.overview_tasks.check_books")
 def check_books() -> None:
-    """Check the invariants that are due, for at most a few seconds."""
+    """Check the invariants that are due. After a few seconds start no further check."""
     keep_going = pacing.for_seconds(pacing.TASK_SECONDS)
     overview.check_books(at=timezone.now(), keep_going=keep_going)
 

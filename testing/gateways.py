@@ -63,7 +63,7 @@ ANSWERS: dict[str, tuple[int, Any, type[GatewayError], dict[str, Any]]] = {
         OutcomeUnknown,
         {"duplicate": False},
     ),
-    "ack with an error in it": (200, {**ACK, "errorCode": "404.001.03"}, OutcomeUnknown, {}),
+    "acknowledgement with an error in it": (200, {**ACK, "errorCode": "404.001.03"}, OutcomeUnknown, {}),
     "rejected ResponseCode": (200, {**ACK, "ResponseCode": "25"}, Rejected, {"code": "25"}),
     "empty": (200, b"", OutcomeUnknown, {}),
     "HTML": (200, b"<html>Incapsula</html>", OutcomeUnknown, {}),
@@ -78,7 +78,7 @@ ANSWERS: dict[str, tuple[int, Any, type[GatewayError], dict[str, Any]]] = {
     "wrong path": (404, {"errorCode": "404.002.01", "errorMessage": "Resource not found"}, Rejected, {}),
     "wrong verb": (405, {"errorCode": "405.001", "errorMessage": "Method not allowed"}, Rejected, {}),
     "an unlisted 400": (400, {"errorCode": "400.999.99", "errorMessage": "?"}, OutcomeUnknown, {"code": "400.999.99"}),
-    "a rejection by a 500": (500, {"errorCode": "400.002.02", "errorMessage": "?"}, OutcomeUnknown, {}),
+    "rejection with HTTP 500": (500, {"errorCode": "400.002.02", "errorMessage": "?"}, OutcomeUnknown, {}),
     "400 without a body": (400, b"", OutcomeUnknown, {}),
     "403 by a firewall": (403, b"<html>", OutcomeUnknown, {}),
     "duplicate id": (
@@ -129,7 +129,7 @@ def closed_port() -> int:
 
 
 class ScriptedServer:
-    """A real server on loopback. It reads each request completely, then hands the connection to the script."""
+    """A real server on loopback. It reads each request completely, then runs the script on the connection."""
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[bytes] = []

@@ -1,4 +1,4 @@
-"""A merchant of the simulated Daraja and its callback receiver, for tests of the simulator."""
+"""Merchant and callback receiver for tests of the simulated Daraja."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 30
 
 
 class CallbackReceiver:
-    """A callback receiver that keeps its posts in order, as (path, body)."""
+    """A callback receiver that records POSTs in order, as (path, body)."""
 
     def __init__(self) -> None:
         self.arrived = threading.Condition()
@@ -44,7 +44,7 @@ class CallbackReceiver:
         self.thread.start()
 
     def wait(self, path: str, count: int = 1) -> list[dict]:
-        """Wait until `count` posts came to a path and return their bodies."""
+        """Wait until `count` POSTs to a path have arrived, and return their bodies."""
         with self.arrived:
             assert self.arrived.wait_for(lambda: len(self.at(path)) >= count, PATIENCE_SECONDS), self.posts
             return self.at(path)
@@ -59,7 +59,7 @@ class CallbackReceiver:
 
 
 class Merchant:
-    """A merchant with one access token, who makes Daraja's calls."""
+    """A merchant with one access token, who calls Daraja."""
 
     def __init__(self, base_url: str, receiver: CallbackReceiver) -> None:
         self.base_url, self.receiver = base_url, receiver
@@ -139,7 +139,7 @@ class Merchant:
         return self.own("book")
 
     def wait_for(self, holds: Callable[[dict], object]) -> dict:
-        """Ask for the book until a condition holds in it."""
+        """Read the book until it satisfies a condition, and return the book."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not holds(book := self.book()):
             assert time.monotonic() < deadline, book
@@ -163,6 +163,6 @@ def parameters(result: dict) -> dict:
 
 
 def status_answer(merchant: Merchant, ocid: str, count: int = 1) -> dict:
-    """Send a status query and return its answer, the `count`-th of this merchant."""
+    """Send a status query and return its answer, which is the merchant's answer number `count`."""
     merchant.ask(OriginalConversationID=ocid)
     return merchant.receiver.wait("/status/", count)[-1]

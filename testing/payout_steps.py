@@ -1,6 +1,6 @@
 """Steps of one payout for tests: claim, send, callback, status query.
 
-Only the network is simulated. Messages have Daraja's format. Callbacks arrive by the token of their address, as they do
+Only the network is simulated. Messages have Daraja's format. A callback is delivered by the token of its address, as
 over HTTP.
 """
 
@@ -46,18 +46,18 @@ MISMATCHES = {
     "one shilling more": {"amount": 286},
     "a cent less": {"amount": "284.99"},
     "another phone": {"phone": "254799999999"},
-    "a masked phone that is another": {"phone": "2547****998"},
+    "another phone, masked": {"phone": "2547****998"},
     "another request": {"ocid": "KASOKO-9-9-ffffffff-1"},
 }
 
 
 def after(seconds: float) -> datetime:
-    """Return the time this many seconds after AT."""
+    """Return the time `seconds` after AT."""
     return AT + timedelta(seconds=seconds)
 
 
 class FakeGateway:
-    """A gateway that gives the scripted responses in order, then Accepted, and keeps its requests."""
+    """A gateway that returns the scripted responses in order, then Accepted. It records its requests."""
 
     def __init__(self, *script: Response) -> None:
         self.script = list(script)
@@ -80,7 +80,7 @@ class FakeGateway:
 
 
 class FakeCalls:
-    """A stand-in for the bulk gateway that passes requests to a FakeGateway at once."""
+    """A replacement for the bulk gateway that passes each request to a FakeGateway at once."""
 
     def __init__(self, gateway: Any) -> None:
         self.gateway = gateway
@@ -121,7 +121,7 @@ def resends(at: datetime, policy: Policy = POLICY) -> list[sending_claims.Claim]
 def put_through(
     claim: sending_claims.Claim, response: Response = ACCEPTED, at: datetime = AT, policy: Policy = POLICY
 ) -> Attempt:
-    """POST one claim to a gateway that gives `response`, and record it."""
+    """POST one claim to a gateway that returns `response`, and record this response."""
     received = sending_claims.call(claim, gateway=FakeGateway(response), addresses=ADDRESSES)
     responses.record(claim, received, at=at, policy=policy)
     return Attempt.objects.get(pk=claim.attempt_id)
@@ -207,7 +207,7 @@ def status_body(
     receipt: str = RECEIPT,
     ocid: str | None = None,
 ) -> bytes:
-    """Return the answer to a status query that worked."""
+    """Return the answer to a successful status query."""
     values = {
         "DebitPartyName": "600000 - KASOKO",
         "CreditPartyName": f"{phone or attempt.phone_number} - JOHN DOE",
@@ -332,7 +332,7 @@ class nothing_moved_but_callbacks:
 
 
 def balances(payout: Transaction) -> dict[str, Decimal]:
-    """Return the balances, other than zero, of the accounts that a payout uses."""
+    """Return the balances other than zero of the accounts that a payout uses."""
     codes = [journal.PAYABLE, journal.IN_FLIGHT, journal.MPESA_UTILITY, journal.wallet(payout.user_id)]
     codes += [journal.receivable(payout.user_id), journal.CHARGE_EXPENSE]
     return {code: balance for code in codes if (balance := journal.balance(code))}

@@ -22,7 +22,7 @@ from payments.settlement.decision import VOID_REASONS, Decision, Evidence
 
 
 class ResolveBody(Body):
-    """`outcome` for one winner; `weights` with `rule` JOINT or SPLIT for several."""
+    """Body of a resolution: `outcome` for one winner; `weights` with `rule` JOINT or SPLIT for several."""
 
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
     outcome = StrictText(max_length=120, required=False)
@@ -45,7 +45,7 @@ class ResolveBody(Body):
 
 class VoidBody(Body):
     market_id = StrictInteger(min_value=1, max_value=LARGEST_ID)
-    reason = serializers.ChoiceField(choices=VOID_REASONS)
+    reason = serializers.ChoiceField(choices=list(VOID_REASONS.items()))
     preview_hash = StrictText(max_length=64, required=False, default=None)
 
 
@@ -96,7 +96,7 @@ def resolve_market(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def void_market(request: Request) -> Response:
-    """`POST /api/markets/admin/void/` {market_id, reason}: void the market and return every stake to its wallet."""
+    """`POST /api/markets/admin/void/` {market_id, reason}: void the market and return all stakes to the wallets."""
     body = checked(VoidBody(data=request.data))
     resolved = resolutions.resolve(
         market_id=body["market_id"],
@@ -120,7 +120,7 @@ def void_market(request: Request) -> Response:
 
 
 def proposed(proposal: proposals.Proposed) -> Response:
-    """Answer 202: nothing is decided yet. A second member of staff must approve the proposal with the same hash."""
+    """Answer 202: nothing is decided yet. A second member of staff must approve with the same preview hash."""
     return Response(
         {
             "status": "proposed",
@@ -147,7 +147,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
             "amount": f"{payout.amount:.2f}",
             "since": payout.since,
             "last_asked_at": payout.last_asked_at,
-            "next_question_at": payout.next_question_at,
+            "next_question_at": payout.next_query_at,
         }
         for payout in in_doubt.in_doubt(market_id)[:100]
     ]
@@ -189,18 +189,18 @@ def retry_payout(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def retry_failed_payouts_batch(request: Request) -> Response:
-    """`POST …/admin/retry-failed-payouts/` {hours}: retry every payout that failed in the last hours."""
+    """`POST …/admin/retry-failed-payouts/` {hours}: retry every payout that failed in the last `hours`."""
     body = checked(RetryFailedBody(data=request.data))
     at = timezone.now()
     since = at - timedelta(hours=body["hours"])
-    outcome = failures.retry_failed(since=since, by=actor(request), at=at, limit=None)
-    if outcome.retried:
+    batch = failures.retry_failed(since=since, by=actor(request), at=at, limit=None)
+    if batch.retried:
         wiring.after_retry()
     return Response(
         {
             "status": "retried",
-            "count": len(outcome.retried),
-            "transaction_ids": outcome.retried,
-            "skipped": sum(outcome.skipped.values()),
+            "count": len(batch.retried),
+            "transaction_ids": batch.retried,
+            "skipped": sum(batch.skipped.values()),
         }
     )

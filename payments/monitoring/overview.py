@@ -1,7 +1,8 @@
 """Figures of the home page: work for staff, money by state, payout quality, health.
 
 `now` queries the database at each view, through indexes only. `measure` reads every payout of a month, and
-`check_books` checks the invariants. A task runs both every minute; the page shows their stored results.
+`check_books` checks the invariants. Beat has `measure` run every minute and `check_books` every 30 seconds; the page
+shows their stored results.
 Units: amounts in shillings; times in figures in seconds.
 """
 
@@ -57,7 +58,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Money in doubt of one age."""
+    """The money in doubt within one range of ages. `words` names the range."""
 
     words: str
     count: int
@@ -90,8 +91,8 @@ class Now:
 
 
 def now(*, at: datetime) -> Now:
-    """Return the current figures, through indexes only: open payouts, money in doubt, open breakers, latest checks."""
-    # One query per state, so that each uses its own partial index and reads no completed payout.
+    """Return the current figures, such as open payouts, money in doubt and open breakers. Read through indexes only."""
+    # One query per status, so that each query uses its own partial index and reads no completed payout.
     sums = {status: _sum(status) for status in (Status.PENDING, Status.PROCESSING, Status.HELD, Status.FAILED)}
     ages, oldest = _in_doubt_ages(at)
     checks = list(InvariantCheck.objects.order_by("checked_at"))
@@ -134,17 +135,17 @@ def _in_doubt_ages(at: datetime) -> tuple[list[Bucket], datetime | None]:
     since = Coalesce("first_sent_at", "opened_at")
     sums: dict[str, Any] = {"oldest": Min(since)}
     younger: datetime | None = None
-    for place, (_, limit) in enumerate(AGES):
+    for index, (_, limit) in enumerate(AGES):
         older = at - limit if limit != timedelta.max else None
         within = Q() if younger is None else Q(since__lte=younger)
         if older is not None:
             within &= Q(since__gt=older)
-        sums[f"count_{place}"] = Count("pk", filter=within)
-        sums[f"amount_{place}"] = Coalesce(Sum("amount", filter=within), journal.ZERO)
+        sums[f"count_{index}"] = Count("pk", filter=within)
+        sums[f"amount_{index}"] = Coalesce(Sum("amount", filter=within), journal.ZERO)
         younger = older
     totals = Attempt.objects.in_doubt().annotate(since=since).aggregate(**sums)
     return [
-        Bucket(words, totals[f"count_{place}"], totals[f"amount_{place}"]) for place, (words, _) in enumerate(AGES)
+        Bucket(words, totals[f"count_{index}"], totals[f"amount_{index}"]) for index, (words, _) in enumerate(AGES)
     ], totals["oldest"]
 
 
@@ -180,7 +181,7 @@ _QUALITY = """
 
 
 def figures() -> Figures | None:
-    """Return the figures as last computed, or None if they were never computed."""
+    """Return the figures that `measure` stored last, or None if there are none."""
     return Figures.objects.filter(name="payouts").first()
 
 
@@ -218,10 +219,10 @@ def _rows(sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
-    """Check the invariants that are due, the longest unchecked first, and return their number.
+    """Check the invariants that are due, the longest unchecked first, and return the number checked.
 
-    An invariant over every bet takes seconds. A caller with little time therefore checks a few, and the rest at the
-    next call.
+    An invariant over every bet takes seconds. A caller with little time stops after a few invariants (`keep_going`),
+    and the next call checks the rest.
     """
     last = dict(InvariantCheck.objects.values_list("invariant", "checked_at"))
     never = datetime.min.replace(tzinfo=at.tzinfo)
@@ -249,7 +250,7 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
 def sum_up(*, keep_going: Callable[[], bool]) -> None:
     """Add new bets to the pools and new transfers to the trial balance. Idempotent.
 
-    Readers see the same sums before and after.
+    The sums that readers see do not change.
     """
     pools.advance(keep_going=keep_going)
     trial_balance.advance(keep_going=keep_going)

@@ -14,7 +14,7 @@ Fetch: TypeAlias = Callable[[], tuple[str, int]]
 
 
 class Tokens(Protocol):
-    """Store of the OAuth token. `fetch` returns the token and its life in seconds."""
+    """A store of the OAuth token. `fetch` returns a new token and its life in seconds."""
 
     def get(self, fetch: Fetch) -> str: ...
 
@@ -22,10 +22,10 @@ class Tokens(Protocol):
 
 
 class SharedTokens:
-    """One OAuth token in Redis for all workers, because each new token ends the one before.
+    """One OAuth token in Redis for all workers, because each new token ends the previous token.
 
-    One worker renews the token, min(60 s, a quarter of its life) before its end. The others use the old token
-    meanwhile.
+    One worker renews the token shortly before its end: 60 s before, or a quarter of its life if that is less. Meanwhile
+    all other workers use the old token.
     Units: `name` is `Credentials.token_name`; `clock` gives seconds since the epoch.
     Source: Daraja portal, page Authorization.
     """
@@ -48,7 +48,7 @@ class SharedTokens:
         self._lock_seconds = lock_seconds
 
     def get(self, fetch: Fetch) -> str:
-        """Return the shared token. Fetch it under the lock if there is none or if its end is near.
+        """Return the shared token. Fetch a new one under the lock if there is none or if its end is near.
 
         Raises: NotSent if another worker holds the lock for too long; RedisError; every error of `fetch`.
         """

@@ -1,7 +1,7 @@
 """Bulk client for Daraja's B2C call: hundreds of requests in flight on one event loop.
 
-The event loop has its own thread. The gateway still writes each body, gives the shared token, reads each answer and
-classifies it by what we know of the money. Only the HTTP transport differs.
+The event loop has its own thread. The gateway (client.py) still writes each body, supplies the shared token, and reads
+and classifies each answer. Only the HTTP transport differs.
 Source: docs/decisions/0011-bulk-client.md.
 """
 
@@ -30,7 +30,7 @@ from payments.mpesa.transport import CONNECT_SECONDS
 class Payment:
     """One B2C request to be POSTed at `at`.
 
-    `key` is the caller's name for it. `request` holds the arguments of `Gateway.pay`.
+    `key` is the caller's name for the request. `request` holds the arguments of `Gateway.pay`.
     Units: `at` is in seconds of time.monotonic.
     """
 
@@ -43,7 +43,7 @@ class Payment:
 class Ended:
     """The end of one request: Daraja's acceptance, the gateway's error, or an unexpected error.
 
-    The caller raises an unexpected error.
+    The caller must raise an unexpected error.
     """
 
     key: int
@@ -53,7 +53,7 @@ class Ended:
 class _Exchange:
     """One request in flight. `sent` turns True when the request is about to be written to a connection.
 
-    Exception types do not show this: aiohttp raises the same ones before and after.
+    Exception types do not show this, because aiohttp raises the same types before and after the write.
     """
 
     __slots__ = ("sent",)
@@ -72,10 +72,10 @@ class _WatchedRequest(aiohttp.ClientRequest):
 
 
 class BulkGateway:
-    """B2C requests for one caller's thread: `start` some, then `collect` the ended ones by their keys.
+    """B2C requests for one caller's thread: `start` begins requests, and `collect` returns the ended ones by key.
 
-    It keeps at most `in_flight` connections and uses them again. It ignores proxies, .netrc, cookies and redirects.
-    A request and its answer share the gateway's `timeout_seconds`, counted from the moment the request is due.
+    This gateway keeps at most `in_flight` connections and reuses them. It ignores proxies, .netrc, cookies and
+    redirects. Each request and its answer must end within the gateway's `timeout_seconds` after the request is due.
     """
 
     def __init__(self, gateway: Gateway, *, in_flight: int) -> None:
@@ -95,7 +95,7 @@ class BulkGateway:
     def start(self, payments: Iterable[Payment]) -> None:
         """POST each payment when it is due. Returns at once, unless the token must be fetched.
 
-        Without a token nothing is sent, and each payment ends as NotSent.
+        If no token can be had, nothing is sent, and each payment ends as NotSent.
         """
         loop = self._running_loop()
         try:
@@ -124,7 +124,7 @@ class BulkGateway:
         return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def close(self) -> None:
-        """Stop the loop without waiting for requests in flight. Collect them first."""
+        """Stop the loop without waiting for requests in flight. Collect those requests first."""
         if self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(10)
@@ -180,7 +180,7 @@ class BulkGateway:
         try:
             answer = await self._authorised_post(body)
             self._end(payment.key, self._gateway.acceptance(answer, payment.request["originator_conversation_id"]))
-        # Pass every error to the caller's thread, which can record it or raise it. Here it would be lost.
+        # Pass every error to the caller's thread, which can record or raise the error. Here it would be lost.
         except Exception as error:
             self._end(payment.key, error)
 
@@ -243,7 +243,7 @@ def _cause(error: Exception) -> str:
 
 async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    # If a part stays unread, aiohttp closes the connection when the response is released.
+    # If a part of the body stays unread, aiohttp closes the connection afterwards.
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_BODY_BYTES:

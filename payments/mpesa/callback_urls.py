@@ -1,7 +1,7 @@
 """Callback addresses with a secret token for each request and each query.
 
 M-Pesa posts its results to these addresses. A token is the HMAC-SHA256 of its subject in hex, so a resend of the same
-id gets the same token. Hex cannot spell any of the words that M-Pesa forbids in URLs.
+id gets the same token. Hexadecimal digits cannot form any of the words that M-Pesa forbids in URLs.
 The database stores only the SHA-256 of a token.
 """
 
@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 
 def token_hash(token: str) -> str:
-    """Return the hash under which the database stores a token and finds it again."""
+    """Return the hash under which the database stores and finds a token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""Gateway to Daraja: one HTTP request per call, its answer read, classified and redacted.
+"""Gateway to Daraja: each call makes one HTTP request and classifies the answer.
 
-An answer is classified by what we then know of the money. The gateway has no retry loop, no sleep, no settings and no
-ORM: the caller commits its attempt before the call and decides what to do next. The bulk client uses the gateway too,
-to write request bodies and to read answers.
+An answer is classified by our knowledge of the money: not sent, refused, or unknown. The gateway has no retry loop, no
+sleep, no settings and no ORM: the caller commits its attempt before the call and decides what to do next. The bulk
+client uses the gateway too, to write request bodies and to read answers.
 Units: whole shillings, seconds. Thread-safe: one Gateway per process serves all threads.
 Source: Daraja portal, pages Authorization, Business To Customer, Transaction Status, Account Balance, M-Pesa Express.
 """
@@ -34,7 +34,7 @@ _DUPLICATE_ID = re.compile(r"(?i)duplicate\s*originator\s*conversation\s*id")
 
 @dataclass(frozen=True, repr=False)
 class Credentials:
-    """Keys of one shortcode at Daraja. `security_credential` is the encrypted password; only STK uses `passkey`."""
+    """Keys of one shortcode at Daraja. `security_credential` is the encrypted password. Only STK uses `passkey`."""
 
     base_url: str
     consumer_key: str
@@ -56,7 +56,7 @@ class Credentials:
 
     @property
     def token_name(self) -> str:
-        """Name under which workers with the same app share a token. It is a hash and does not reveal the key."""
+        """Name under which workers with the same app share a token. This name is a hash and does not reveal the key."""
         return hashlib.sha256(f"{self.base_url}\n{self.consumer_key}".encode()).hexdigest()[:32]
 
 
@@ -64,7 +64,7 @@ class Credentials:
 class Accepted:
     """Daraja's acceptance of a request into its queue, which is not a payment.
 
-    The ids are Daraja's. For a query they are the ids of the query, not of the payment.
+    The ids are Daraja's. After a query they identify the query, not the payment.
     """
 
     conversation_id: str
@@ -97,11 +97,11 @@ class StkAnswer:
 class Gateway:
     """Daraja's B2C, status, balance and STK calls.
 
-    After `timeout_seconds` no request starts and no answer is awaited; the time for the token counts. Only the lookup
-    of the host's name and a wait for another worker's token are not counted.
-    Every call raises NotSent (the same id may be sent again), Rejected (a definite no) or OutcomeUnknown (only ask).
-    It raises ValueError or TypeError for arguments that must not be sent.
-    A `session` that is passed in ignores proxies, .netrc and cookies from then on.
+    `timeout_seconds` limits a call, including the request for a token. Only the look-up of the host's name and a wait
+    for another worker's token are not counted.
+    Every call may raise NotSent (the same id may be sent again), Rejected (a definite no) or OutcomeUnknown (only ask).
+    Arguments that must not be sent raise ValueError or TypeError.
+    If `session` is given, the session ignores proxies, .netrc and cookies from then on.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Gateway:
     ) -> Accepted:
         """Ask M-Pesa to pay whole shillings to a phone (`2547XXXXXXXX`). Acceptance is not payment.
 
-        Idempotent: by `originator_conversation_id`, at Daraja; a repeat raises OutcomeUnknown(duplicate=True).
+        Idempotent: Daraja refuses a second `originator_conversation_id`, which raises OutcomeUnknown(duplicate=True).
         Raises: NotSent; Rejected; OutcomeUnknown; ValueError; TypeError.
         """
         payload = self.payment(
@@ -164,7 +164,7 @@ class Gateway:
     ) -> dict[str, Any]:
         """Build the body of a B2C request and check its fields.
 
-        Remarks and occasion are reduced to letters, digits and blanks, because other characters made requests vanish.
+        Remarks and occasion are reduced to letters, digits and blanks, because requests with other characters vanished.
         Raises: ValueError; TypeError.
         """
         # InitiatorName, QueueTimeOutURL and Occassion are Daraja's spellings.
@@ -199,7 +199,7 @@ class Gateway:
         """
         if (originator_conversation_id is None) == (receipt is None):
             raise ValueError("Ask by originator_conversation_id or by receipt: exactly one.")
-        # M-Pesa refuses an empty field as malformed, so the field that is not used is left out.
+        # M-Pesa refuses an empty field as malformed, so leave out the unused field.
         subject = (
             {"TransactionID": receipt}
             if originator_conversation_id is None
@@ -259,7 +259,7 @@ class Gateway:
         payload = {**self._stk_login(at), "CheckoutRequestID": checkout_request_id}
         answer = self._authorised_post("/mpesa/stkpushquery/v1/query", payload)
         code = answer.text("ResultCode")
-        # While the prompt is on the phone, the answer is an error with a catch-all code. Only its text shows the state.
+        # While the prompt is on the phone, the answer is an error with a general code. Only its text shows the state.
         if code == "4999" or (answer.code == "500.001.1001" and "being processed" in answer.message.lower()):
             return StkAnswer(checkout_request_id, True, code, self._clean(answer.text("ResultDesc") or answer.message))
         self._refuse_unless_acknowledged(answer)
@@ -308,14 +308,14 @@ class Gateway:
     def _refuse_unless_acknowledged(self, answer: Answer) -> None:
         """Raise an error unless the answer is HTTP 2xx with ResponseCode "0".
 
-        The checks run from most doubt to least, because an answer may satisfy several of them.
+        An answer may satisfy several checks. The check that leaves the most doubt therefore comes first.
         Raises: NotSent; Rejected; OutcomeUnknown.
         """
         if answer.is_2xx and answer.text("ResponseCode") == "0" and not answer.text("errorCode"):
             return
         code, message = self._clean(answer.code), self._clean(answer.message)
         if answer.is_duplicate:
-            # Every kind of duplicate is in doubt. Only these words say that M-Pesa has seen this id before.
+            # After any refusal of a duplicate the money is in doubt. Only this text says that M-Pesa has had the id.
             raise OutcomeUnknown(code, message, duplicate=bool(_DUPLICATE_ID.search(message)))
         if answer.is_throttle:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
@@ -391,7 +391,7 @@ class Gateway:
 def _life_seconds(text: str) -> int:
     """Read `expires_in`, which comes as 3599 or as "3599".
 
-    A token without a readable life lives one second: it is used now and fetched again next time.
+    A token without a readable life lives one second. It is used now, and the next call fetches another one.
     """
     try:
         return max(1, min(int(Decimal(text)), 86_400))

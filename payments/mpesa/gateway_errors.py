@@ -1,4 +1,4 @@
-"""Errors of a call to Daraja, named by what we then know of the money."""
+"""Errors of a call to Daraja, named by our knowledge of the money."""
 
 from typing import Literal, TypeAlias
 
@@ -8,8 +8,8 @@ Reason: TypeAlias = Literal["network", "auth", "throttle"]
 class GatewayError(Exception):
     """A call that Daraja did not accept, or whose answer we do not have.
 
-    `code` and `message` are Daraja's. They are ours if Daraja gave none. The message is redacted.
-    As text, an error says in words what we know of the money, then its details.
+    `code` and `message` are Daraja's, or ours if Daraja gave none. The message is redacted.
+    The text of an error states our knowledge of the money, then the details.
     """
 
     words = "Not accepted by Daraja"
@@ -22,7 +22,7 @@ class GatewayError(Exception):
 
     @property
     def details(self) -> str:
-        """The code and the message, as far as there are any."""
+        """The code and the message, or one of them, or an empty text."""
         return f"{self.code} {self.message}".strip()
 
     def __str__(self) -> str:
@@ -50,9 +50,9 @@ class Rejected(GatewayError):
 
 
 class OutcomeUnknown(GatewayError):
-    """Daraja may have executed the request. Ask with a status query; conclude nothing.
+    """Daraja may have executed the request. Conclude nothing, and ask with a status query.
 
-    `duplicate`: Daraja has seen this id before, so an earlier request with it counts.
+    `duplicate`: Daraja has had this id before, so the result of an earlier request counts.
     """
 
     words = "Outcome unknown"

@@ -9,7 +9,7 @@ from payments.mpesa.strict_json import Unreadable, read_object
 
 MAX_BODY_BYTES = 64 * 1024
 
-# Both lists are allow-lists: a code on neither leaves the money in doubt.
+# Both lists are allow-lists. A code that is on neither list leaves the money in doubt.
 _REJECTED_RESPONSE_CODES = frozenset({"23", "24", "25", "29", "100000005", "100000007", "100000010", "100000014"})
 _REJECTED_ERROR_CODES = frozenset({"400.002.02", "400.002.05", "400.003.02", "405.001"})
 _AUTH_CODES = frozenset({"404.001.03", "404.001.04", "400.003.01", "400.008.01", "400.008.02"})
@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def is_auth_error(self) -> bool:
-        # The HTTP status decides nothing: the four spellings of a bad token come with 400, 401, 404 and 500.
+        # The HTTP status decides nothing: the errors for a bad token come with 400, 401, 404 and 500.
         if self.fields is None or self.is_2xx:
             return False
         return self.code in _AUTH_CODES or self.code.startswith("401.") or bool(_AUTH_WORDS.search(self.message))

@@ -22,7 +22,7 @@ _MASK = re.compile(r"[*xX]+")
 
 
 def read_text(value: Any) -> str | None:
-    """Read an id, which is a text, sometimes a number or null. A blank counts as absent. Raises: Unreadable."""
+    """Read an id, which Daraja sends as text, as a number or as null. A blank counts as absent. Raises: Unreadable."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -34,7 +34,7 @@ def read_code(fields: Mapping[str, Any]) -> str:
     """Read the ResultCode as text. Raises: Unreadable if it is absent or of another type."""
     if "ResultCode" not in fields:
         raise Unreadable("no ResultCode")
-    # "Paid" is the integer 0 or the text "0", so only None means absent; 0 is false in Python.
+    # Test for None, because the code of a payment is the integer 0 or the text "0", and 0 is false in Python.
     return read_text(fields["ResultCode"]) or ""
 
 
@@ -46,7 +46,7 @@ def read_value(value: Value) -> str | None:
 
 
 def read_amount(value: Value) -> Decimal | None:
-    """Read an amount in shillings. None for any other form."""
+    """Read an amount in shillings. Return None for any other form."""
     text = read_value(value)
     return Decimal(text) if text and _AMOUNT.fullmatch(text) else None
 
@@ -54,7 +54,7 @@ def read_amount(value: Value) -> Decimal | None:
 def read_time(value: Value) -> datetime | None:
     """Read a time in one of Daraja's two forms: `DD.MM.YYYY HH:MM:SS` or fourteen digits, Nairobi time.
 
-    None for any other form. Units: the result is in UTC.
+    Return None for any other form. Units: the returned time is in UTC.
     """
     text = read_value(value) or ""
     if dotted := _DOTTED_TIME.fullmatch(text):
@@ -76,16 +76,16 @@ def full_phone(party: str | None) -> str | None:
 
 
 def visible_phone(party: str | None) -> str | None:
-    """Return the number at the start of a party's name as shown, complete or masked."""
+    """Return the number at the start of a party's name as M-Pesa shows it, complete or masked."""
     match = _VISIBLE_PHONE.match(party or "")
     # Six digits without a mask are a shortcode, not a phone.
     return match.group() if match and (_MASK.search(match.group()) or len(match.group()) >= 9) else None
 
 
 def phone_is_compatible(visible: str, phone_number: str) -> bool:
-    """Return True if a shown number, masked or not, can be `phone_number`.
+    """Return True if the number that M-Pesa shows, masked or not, can be `phone_number`.
 
-    Units: `visible` is such as `2547****678` or `0722***`; `phone_number` is `2547XXXXXXXX`.
+    Units: `visible` looks like `2547****678` or `0722***`; `phone_number` is `2547XXXXXXXX`.
     """
     parts = _MASK.split(visible.strip().removeprefix("+"))
     spellings = (phone_number, "0" + phone_number[3:], phone_number[3:])
@@ -98,8 +98,8 @@ def phone_is_compatible(visible: str, phone_number: str) -> bool:
 class Parameters(Mapping[str, Value]):
     """The Key/Value list of a result, in order.
 
-    A repeated key reads as its first value; `all_values` returns all of them. Blanks in keys are removed, because some
-    samples on the portal spell "Originator Conversation ID". A missing Value is None.
+    A look-up returns the first value of a repeated key; `all_values` returns every value. Blanks in keys are removed,
+    because some samples on the portal write "Originator Conversation ID". A missing Value is None.
     The repr shows only keys, because values name people and phones.
     """
 
@@ -121,14 +121,14 @@ class Parameters(Mapping[str, Value]):
         return f"Parameters({', '.join(self)})"
 
     def all_values(self, key: str) -> tuple[Value, ...]:
-        """Return every value of `key` in the order sent. Empty if the key is absent."""
+        """Return every value of `key` in the order sent. An absent key has no values."""
         return tuple(value for name, value in self.pairs if name == key)
 
 
 def read_parameters(holder: Any, list_name: str, key_name: str) -> Parameters:
     """Read a parameter list. Raises: Unreadable.
 
-    Daraja sends a list, one bare object instead of a list of one, or nothing (absent, null or empty text).
+    Daraja sends a list, or a single object instead of a list of one, or nothing (absent, null or empty text).
     """
     items = holder.get(list_name) if isinstance(holder, dict) else holder
     if items is None or items == "":
@@ -148,7 +148,7 @@ def _pair(item: Any, key_name: str) -> tuple[str, Value]:
 
 
 def parameter_value(value: Any) -> Value:
-    """Return a parameter's value, integers as Decimal. Raises: Unreadable for another type."""
+    """Return a parameter's value, an integer as Decimal. Raises: Unreadable for another type."""
     if isinstance(value, int) and not isinstance(value, bool):
         return Decimal(value)
     if value is None or isinstance(value, str | Decimal):

@@ -1,7 +1,7 @@
 """Daraja's callbacks, read strictly into frozen records.
 
 Pure: a parser takes bytes and returns a record or raises `Unreadable`. An unreadable body proves nothing, so the
-payment that it may be about stays in doubt.
+payment in question stays in doubt.
 Units: amounts are Decimal shillings, times are aware UTC, codes are text ("0", "SFC_IC0003").
 Source: Daraja portal, pages Business To Customer, Transaction Status, Account Balance and M-Pesa Express.
 """
@@ -35,8 +35,8 @@ PaymentStatus: TypeAlias = Literal["completed", "failed", "not_found", "unknown"
 class Result:
     """An asynchronous result that Daraja posted. It is a report, not a proof.
 
-    Match its token, ids, amount and phone before you believe it. None in a property means absent or unreadable, which
-    never counts as a match.
+    Check the token, ids, amount and phone before you believe a result. None in a property means absent or unreadable
+    and never counts as a match.
     """
 
     result_type: int | None
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def is_final(self) -> bool:
-        """False for ResultType 1, which means "waiting for further messages". No type counts as final."""
+        """False for ResultType 1, which means "waiting for further messages". A result without a type is final."""
         return self.result_type in (0, None)
 
     @property
@@ -63,7 +63,7 @@ class Result:
 
     @property
     def receipt(self) -> str | None:
-        """M-Pesa's receipt. None unless paid, because a failure fills TransactionID with a placeholder."""
+        """M-Pesa's receipt. None if the result is a failure, because its TransactionID is only a placeholder."""
         if not self.says_paid:
             return None
         return read_value(self.parameters.get("TransactionReceipt")) or self.transaction_id
@@ -96,7 +96,7 @@ class Result:
 
     @property
     def charges_paid_available(self) -> Decimal | None:
-        """Funds of the Charges Paid account. Usually negative, because M-Pesa books its charges there."""
+        """Funds of the Charges Paid account. They are usually negative, because M-Pesa books its charges there."""
         return read_amount(self.parameters.get("B2CChargesPaidAccountAvailableFunds"))
 
     @property
@@ -150,7 +150,7 @@ class Timeout:
 
 
 def parse_timeout(body: bytes) -> Timeout:
-    """Read a queue timeout: our own request posted back (flat) or a `Result` envelope. Sources describe both.
+    """Read a queue timeout: our own request posted back (flat), or a `Result` envelope. Sources describe both forms.
 
     Only the id is kept, because the request holds the security credential.
     Raises: Unreadable.
@@ -163,7 +163,7 @@ def parse_timeout(body: bytes) -> Timeout:
 
 
 _FAILED_STATUSES = frozenset({"cancelled", "declined", "expired", "failed"})
-# Code 49 is the broker's NoTransactionFound. The portal's status page lists SFC_IC0003 beside 0.
+# Code 49 is the broker's NoTransactionFound. The portal's status page lists SFC_IC0003 and 0.
 _NOT_FOUND_CODES = frozenset({"49", "SFC_IC0003"})
 
 
@@ -172,7 +172,7 @@ class StatusAnswer:
     """M-Pesa's answer to a status query. `result_code` is about the query; `payment_status` is about the payment.
 
     `not_found` does not mean failed, because the request may still wait in Daraja's queue. `unknown` covers every
-    status that is not final, every unlisted spelling and every contradiction.
+    status that is not final, every unlisted text and every contradiction.
     """
 
     result_code: str
@@ -229,9 +229,9 @@ def _payment_status(result: Result) -> PaymentStatus:
 
 
 def _receiving_party(parameters: Parameters) -> str | None:
-    """Return the credit party.
+    """Return the party that was paid.
 
-    The portal's sample names it in a second DebitPartyName. A single DebitPartyName is the payer.
+    The portal's sample names this party in a second DebitPartyName. A single DebitPartyName is the payer.
     """
     debit_parties = parameters.all_values("DebitPartyName")
     candidates = parameters.all_values("CreditPartyName") or (debit_parties if len(debit_parties) > 1 else ())
@@ -239,7 +239,7 @@ def _receiving_party(parameters: Parameters) -> str | None:
 
 
 def _charge(value: Value) -> Decimal | None:
-    """Sum charges such as `Fee For B2C Payment|KES|22.40`, joined by `&`. None unless every part is readable."""
+    """Sum charges such as `Fee For B2C Payment|KES|22.40`, joined by `&`. Return None if any part is unreadable."""
     text = read_value(value)
     amounts = [read_amount(part.rsplit("|", 1)[-1]) for part in text.split("&")] if text else []
     readable = [amount for amount in amounts if amount is not None]
@@ -259,8 +259,8 @@ class Balance:
 def parse_balance(body: bytes) -> dict[str, Balance]:
     """Read the answer to a balance query into balances by account name ("Utility Account").
 
-    The result is empty if the query itself failed. The order current, available, reserved, uncleared comes from the
-    portal's samples, where the first is the sum of the second and third. The portal's legend is garbled.
+    The result is empty if the query itself failed. The order current, available, reserved, uncleared is inferred from
+    the portal's samples, where current = available + reserved, because the portal's legend is garbled.
     Raises: Unreadable.
     """
     result = parse_result(body)
@@ -281,7 +281,7 @@ def parse_balance(body: bytes) -> dict[str, Balance]:
 
 @dataclass(frozen=True)
 class StkResult:
-    """Outcome of an STK push. Match deposits by `checkout_request_id`, because the payer's number may be masked."""
+    """The result of an STK push. Match deposits by `checkout_request_id`, because the payer's number may be masked."""
 
     merchant_request_id: str | None
     checkout_request_id: str

@@ -1,7 +1,8 @@
-"""Shared rate limit of all workers: sending slots reserved in Redis (GCRA).
+"""Shared rate limit of all workers: sending slots, reserved in Redis by the generic cell rate algorithm (GCRA).
 
-A worker reserves as many slots as it can use in one call, waits for each slot and then sends. It does not poll.
-The clock is Redis's own. If the key is lost, one pause is lost and nothing else.
+In one call to Redis a worker reserves all the slots that it can use. It then waits for each slot and sends. It does not
+poll. The clock is Redis's own. If Redis loses the key, the only effect is that reserved slots are forgotten, so the
+pace is exceeded once.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from decimal import Decimal
 
 import redis
 
-# Returns the microseconds to wait for the first slot and the number of slots that start within the longest wait.
+# Returns (microseconds until the first slot, number of slots granted). No granted slot starts after the longest wait
+# (ARGV[2]).
 _RESERVE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -32,12 +34,12 @@ class Limiter:
     per_second: Decimal
 
     def reserve(self, count: int = 1, *, longest_wait_seconds: float) -> list[float]:
-        """Reserve up to `count` slots and return the seconds to wait for each of them.
+        """Reserve up to `count` slots and return the seconds to wait for each slot.
 
         No slot lies beyond `longest_wait_seconds`, so the list may be shorter than `count` or empty.
         Raises: redis.RedisError if Redis cannot be reached.
         """
-        # Two per cent slower than allowed, because network jitter could push one second over the limit.
+        # Two per cent slower than allowed. With network jitter, too many requests could otherwise arrive in one second.
         interval = int(Decimal("1020000") / self.per_second)
         longest = int(longest_wait_seconds * 1_000_000)
         first, granted = self.connection.eval(_RESERVE, 1, f"kasoko:pace:{self.name}", interval, longest, count)

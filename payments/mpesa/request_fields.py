@@ -15,7 +15,7 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9]+")
 
 def checked_amount(amount_shillings: int) -> int:
     """Return the amount if it is a positive int of whole shillings. Raises: TypeError; ValueError."""
-    # In Python a boolean is an int. A Decimal or a float may hold cents, which M-Pesa does not move.
+    # A boolean is an int in Python, so it is excluded. A Decimal or a float may hold cents, which M-Pesa does not move.
     if type(amount_shillings) is not int:
         raise TypeError(f"An amount must be an int of whole shillings, not {type(amount_shillings).__name__}.")
     if amount_shillings <= 0:

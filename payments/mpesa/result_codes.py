@@ -11,7 +11,7 @@ class Meaning:
     """Meaning of a B2C ResultCode.
 
     `definite`: M-Pesa said that no money moved. Only then may the payout be sent under a new id.
-    `fault`: "ours" (float, credentials, set-up) stops all sending; "member" concerns one payout.
+    `fault`: "ours" (float, credentials, set-up) concerns every payout; "member" concerns one payout.
     `retry_helps`: a failed payout with this code may succeed if it is sent again with the same number and amount.
     """
 
@@ -41,7 +41,7 @@ _UNLISTED = _in_doubt("M-Pesa gave a code that we do not know.")
 _BAD_REQUEST = _in_doubt(
     "M-Pesa found the request malformed.", "Ask with a status query, and report the fault to the developers."
 )
-_BAD_LOGIN = _in_doubt("M-Pesa refused our operator.", "Ask with a status query; check the operator and its roles.")
+_BAD_LOGIN = _in_doubt("M-Pesa refused our initiator.", "Ask with a status query; check the initiator and its roles.")
 _BAD_PARTY = _in_doubt(
     "M-Pesa could not find an account of the payment.", "Ask with a status query; check the shortcode."
 )
@@ -62,8 +62,8 @@ MEANING: dict[str, Meaning] = {
         retry_helps=True,
     ),
     "11": _ours("M-Pesa says the paying account is invalid.", "Check the shortcode with Safaricom."),
-    "21": _ours("Our operator may not make this payment.", "Give the operator the role ORG B2C API Initiator."),
-    "2001": _ours("M-Pesa refused our operator's name or password.", "Renew the password and encrypt it again."),
+    "21": _ours("Our initiator may not make this payment.", "Give the initiator the role ORG B2C API Initiator."),
+    "2001": _ours("M-Pesa refused our initiator's name or password.", "Renew the password and encrypt it again."),
     "2006": _ours("Our M-Pesa account is not active.", "Have Safaricom activate the account."),
     "2028": _ours("Our shortcode lacks this product.", "Have Safaricom enable B2C on the shortcode."),
     "2040": _member(

@@ -13,10 +13,10 @@ class UnusableKey(ValueError):
 
 
 def encrypt_credential(key_bytes: bytes, password: str) -> str:
-    """Encrypt the initiator's password for Daraja: RSA PKCS#1 v1.5 over its UTF-8 bytes, then base64.
+    """Encrypt the initiator's password for Daraja: RSA PKCS#1 v1.5 of the UTF-8 bytes, then base64.
 
-    `key_bytes` is an X.509 certificate or a public key, in PEM or DER. The dates of a certificate are ignored, because
-    the certificates that Safaricom hands out expired years ago and are still in use.
+    `key_bytes` is an X.509 certificate or a public key, in PEM or DER. The dates of a certificate are ignored:
+    Safaricom's published certificates expired years ago and are still in use.
     The padding is random, so each call returns another text.
     Raises: UnusableKey.
     Source: Daraja portal, Transaction Status page, question 6.

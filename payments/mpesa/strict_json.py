@@ -15,9 +15,9 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class Unreadable(Exception):
-    """A body that is not a message of Daraja's.
+    """A body that cannot be read as one of Daraja's messages.
 
-    `reason` explains why and never quotes the body, because the body holds personal details.
+    `reason` says why not. It never quotes the body, because the body holds personal details.
     """
 
     def __init__(self, reason: str) -> None:

@@ -15,8 +15,8 @@ class _Tariff:
     bands: tuple[tuple[Decimal, Decimal], ...]  # (largest amount of the band, charge), both in shillings
 
 
-# Newest first. The form of 1 August 2023 ends at 150,000. The last band repeats its price up to today's limit; the
-# M-Pesa statement shows it if Safaricom charges another price.
+# Newest first. Safaricom's published tariff form of 1 August 2023 has no band above 150,000. We assume the same price
+# up to today's limit of 250,000. If Safaricom charges another price, the M-Pesa statement will show the difference.
 _TARIFFS = (
     _Tariff(
         since=date(2023, 8, 1),
@@ -48,7 +48,6 @@ def charge(amount: Decimal, on: date) -> Decimal:
     """Return the charge for one payment.
 
     Units: shillings; `on` is the Nairobi date of the payment.
-    Idempotent: pure.
     Raises: NoTariff for an amount or a day outside the published tables.
     Source: Safaricom B2C tariff form "C1-Public" of 1 August 2023.
     """

@@ -21,10 +21,10 @@ CONNECT_SECONDS = 2.0
 
 
 class Transport:
-    """HTTP requests to one base URL over kept connections. Thread-safe.
+    """HTTP requests to one base URL over connections that stay open. Thread-safe.
 
     The session ignores proxies, .netrc and cookies, so that the environment cannot redirect a payment.
-    A `session` that is passed in gets this transport's adapter.
+    If `session` is given, this transport mounts its own adapter on that session.
     """
 
     def __init__(self, base_url: str, *, session: requests.Session | None, pool_size: int) -> None:
@@ -86,8 +86,8 @@ def _bounded_body(response: requests.Response) -> bytes:
 class _Exchange(threading.local):
     """The current request of this thread.
 
-    `sent` is False from the moment our connection is used, and True once the first byte is handed over.
-    Exception types do not show this: urllib3 raises the same TLS and connection errors before and after the request.
+    `sent` is False from the moment our connection is used, and True just before the first byte is written.
+    Exception types do not show this: urllib3 raises the same TLS and connection errors before and after the write.
     """
 
     deadline: float = float("inf")

@@ -22,7 +22,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     """Mark an attempt as proven not executed and return its amount from in-flight to payable.
 
     A fault of ours (no float, wrong credentials) makes the payout pending again. A fault of the member's, or an unknown
-    one, fails it.
+    fault, makes the payout FAILED.
     Locks: none further; the caller holds the Transaction and the Attempt.
     """
     attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
@@ -31,7 +31,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     attempt.save()
     entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
     journal.post([entry], at=at)
-    if payout.status == Status.PENDING:  # Its request was waiting to be sent again, or was a manual one.
+    if payout.status == Status.PENDING:  # The request waited to be sent again, or the attempt is a manual one.
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
@@ -70,7 +70,7 @@ def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
 
 
 def _cancel(payout: Transaction, at: datetime) -> str:
-    """Cancel a payout whose settlement was undone while it was under way, now that it is proven unpaid."""
+    """Cancel a payout that is proven unpaid. Its settlement was undone while the payout was under way."""
     receivables.reverse_recall(payout, at=at)
     if payout.status == Status.PROCESSING:
         payout.status = Status.FAILED
@@ -84,7 +84,7 @@ def _cancel(payout: Transaction, at: datetime) -> str:
 def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
     """Mark an attempt as in doubt, with a status query due at `ask_at` at the latest.
 
-    A pending payout becomes PROCESSING, because it must not be sent again.
+    A pending payout becomes PROCESSING. If it stayed pending, it would be sent again.
     """
     attempt.state = State.IN_DOUBT
     attempt.doubted_at = attempt.doubted_at or at
@@ -94,9 +94,9 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
 
 
 def mark_known(attempt: Attempt, *, at: datetime) -> None:
-    """Record that M-Pesa has had this id, so that it is asked about and never sent again.
+    """Record that M-Pesa has had this id. From now on we only ask about the id and never send it again.
 
-    The result of the request stays as unknown as before.
+    The result of the request remains unknown.
     """
     attempt.known_at, attempt.resend_at = attempt.known_at or at, None
     attempt.save(update_fields=["known_at", "resend_at"])
@@ -128,9 +128,10 @@ def new_attempt(
 
 
 def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
-    """Return whether the attempt's id may still be sent again.
+    """Return True if the attempt's id may still be sent again.
 
-    M-Pesa publishes no retention for its check of duplicates, so an id is sent again for a limited time only.
+    M-Pesa does not publish how long its check for duplicates remembers an id. We therefore send an id again for a
+    limited time only.
     """
     return attempt.first_sent_at is None or at < attempt.first_sent_at + policy.resend_horizon
 
@@ -147,5 +148,5 @@ def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
 
 
 def open_attempt(payout: Transaction) -> Attempt | None:
-    """Lock and return the payout's open attempt, if it has one."""
+    """Lock and return the payout's open attempt, or return None if it has no open attempt."""
     return payout.attempts.select_for_update(no_key=True, of=("self",)).filter(state__in=Attempt.OPEN).first()

@@ -1,9 +1,12 @@
 """Breakers, which pause sending for a fault that concerns every payout.
 
-Without them such a fault would fail one winner after another. Each cause has one row. An open breaker lets a single
-payout through as a probe after each pause; the pauses double up to `breaker_longest_pause`. Evidence about a request
-that was POSTed after it opened closes it: an acknowledgement for causes on the way to M-Pesa, a payment for causes
-inside M-Pesa. Only the operator closes the operator's switch. Settlement, callbacks and status queries always continue.
+Without breakers such a fault would fail one winner after another. Each cause has one row. After each pause of an open
+breaker a single payout is sent as a probe. The pauses double up to `breaker_longest_pause`.
+
+A breaker closes on evidence about a request that was POSTed after the breaker opened:
+- an acceptance closes the causes on the way to M-Pesa;
+- a payment closes every cause except the switch.
+Only a member of staff can close the switch. Settlement, callbacks and status queries always continue.
 """
 
 import logging
@@ -21,7 +24,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 Cause = Breaker.Cause
 
-# An acknowledgement closes these. A payment closes every breaker except the operator's switch.
+# An acceptance closes the breakers of these causes. A payment closes every breaker except the switch.
 ON_THE_WAY = (Cause.THROTTLE, Cause.NETWORK, Cause.DOUBT)
 BY_CODE = {
     "1": Cause.NO_FLOAT,
@@ -34,8 +37,8 @@ BY_CODE = {
 def allowance(*, at: datetime, policy: Policy) -> int | None:
     """Return the number of payouts that may be claimed now: None for any number, 1 for a probe, or 0.
 
-    Runs in the caller's transaction. Each call that returns 1 uses up the probe; the next is due after the pause.
-    Locks: the open Breakers. If another worker holds one, that worker takes the probe and this returns 0.
+    Runs in the caller's transaction. A call that returns 1 uses up the probe. The next probe is due after the pause.
+    Locks: the open Breakers. If another worker holds one of them, that worker takes the probe and this call returns 0.
     """
     if policy.paused:
         return 0
@@ -56,7 +59,7 @@ def allowance(*, at: datetime, policy: Policy) -> int | None:
 
 
 def any_open() -> bool:
-    """Return whether any breaker is open."""
+    """Return True if any breaker is open."""
     return Breaker.objects.filter(opened_at__isnull=False).exists()
 
 
@@ -75,7 +78,7 @@ def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> 
 
 
 def trip_by_code(code: str, *, reason: str, at: datetime, policy: Policy) -> None:
-    """Open the breaker for a result code, if it has one.
+    """Open the breaker for a result code, if the code has a breaker.
 
     An unconfirmed report is enough, because a pause moves no money.
     """
@@ -85,11 +88,14 @@ def trip_by_code(code: str, *, reason: str, at: datetime, policy: Policy) -> Non
 
 
 def watch(*, at: datetime, policy: Policy) -> None:
-    """Open `doubt` or `failures` if too many of the latest requests ended so, in the caller's transaction."""
+    """Open the breaker `doubt` or `failures` if too many of the latest requests are in doubt or failed.
+
+    Runs in the caller's transaction.
+    """
     states = list(Attempt.objects.order_by("-pk").values_list("state", "doubted_at")[: policy.breaker_window])
     if len(states) < policy.breaker_window:
         return
-    enough = policy.breaker_share * policy.breaker_window
+    enough = policy.breaker_failure_share * policy.breaker_window
     doubtful = sum(state == Attempt.State.IN_DOUBT and doubted_at is not None for state, doubted_at in states)
     failed = sum(state == Attempt.State.FAILED for state, _ in states)
     if doubtful >= enough:
@@ -99,7 +105,7 @@ def watch(*, at: datetime, policy: Policy) -> None:
 
 
 def acknowledged(posted_at: datetime | None) -> None:
-    """Close the breakers on the way to M-Pesa, because a request POSTed at `posted_at` was acknowledged."""
+    """Close the breakers on the way to M-Pesa, because a request POSTed at `posted_at` was accepted."""
     _close(Q(cause__in=ON_THE_WAY), posted_at)
 
 
@@ -116,7 +122,7 @@ def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
             breaker.opened_at, breaker.probe_at, breaker.reason = at, None, reason[:300]
             breaker.opened_by_id = by.user_id
             breaker.save()
-            alarm.error("Sending is switched off by member %s: %s", by.user_id, reason)
+            alarm.error("Sending is switched off by user %s: %s", by.user_id, reason)
             _record("sending.switch_off", "off", by=by, at=at, reason=reason)
 
 
@@ -124,7 +130,7 @@ def switch_on(*, by: audit.Actor, at: datetime) -> None:
     """Start sending again. Idempotent."""
     with transaction.atomic(durable=True):
         if Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False).update(opened_at=None, reason=""):
-            log.warning("Sending is switched on by member %s", by.user_id)
+            log.warning("Sending is switched on by user %s", by.user_id)
             _record("sending.switch_on", "on", by=by, at=at)
 
 

@@ -1,7 +1,7 @@
-"""The rule for payouts that may leave, in one place for everything that sends.
+"""The rule for payouts that may leave, shared by all code that sends.
 
-SQL below names a payout `t` and its settlement `s`. A payout may leave if it is DUE, and if its settlement, if it has
-one, is RELEASED.
+The SQL below names a payout `t` and its settlement `s`. A payout with a settlement may leave if the payout is DUE and
+the settlement is RELEASED. A payout without a settlement may leave if it is DUE.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from django.db.models import Q
 
 from payments.models import Settlement
 
-# A payout that was paid once gets no other request. A failed request that we still ask M-Pesa about may have been paid:
-# it was retried, or a callback reported a payment.
+# A payout that was paid once gets no other request. A payout also waits while we still ask M-Pesa about its failed
+# request. That request may have been paid after all: a retry asks once more, or a callback reported a payment.
 DUE = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
         AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
-# A settlement that is neither undone nor stopped: `standing` says the same to the ORM.
+# The condition for a settlement that is neither undone nor stopped. `standing` is the same condition for the ORM.
 STANDING = "s.state = 'SETTLED' AND s.stopped_at IS NULL"
-# All payouts of a settlement are released, or as many as its canary has places for.
+# The settlement's hold is over. Its canary is complete, or the canary has a free slot.
 RELEASED = f"""
     {STANDING} AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
 """
@@ -33,14 +33,14 @@ _MAY_LEAVE = f"""
 
 
 def standing(settlement: str = "") -> Q:
-    """Return the filter for settlements that are neither undone nor stopped; `settlement` is the path to them."""
+    """Return the filter for settlements that are neither undone nor stopped; `settlement` is the ORM path to them."""
     return Q((f"{settlement}state", Settlement.State.SETTLED), (f"{settlement}stopped_at", None))
 
 
 def may_leave(transaction_ids: Sequence[int], *, in_canary: Sequence[int], at: datetime) -> set[int]:
-    """Return the payouts among these that may leave at `at`.
+    """Return the payouts among `transaction_ids` that may leave at `at`.
 
-    `in_canary`: the settlements whose canary has a place for one more payout (`canary.in_canary`).
+    `in_canary`: the settlements whose canary has a free slot (`canary.in_canary`).
     Locks: none; a claim checks again under lock.
     """
     parameters: dict[str, Any] = {"payouts": list(transaction_ids), "in_canary": list(in_canary), "at": at}

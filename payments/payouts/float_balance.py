@@ -1,7 +1,7 @@
 """The balance of our Utility account (the float), as M-Pesa last stated it.
 
-M-Pesa states it in each payment's result, and in the answer to a balance query. This module only reads the float; the
-expected float follows from the ledger.
+M-Pesa states the float in each payment's result, and in the answer to a balance query. This module records what M-Pesa
+states. The ledger says what the float should be.
 """
 
 import logging
@@ -18,7 +18,7 @@ from payments.mpesa.callback_urls import Addresses, token_hash
 log = logging.getLogger(__name__)
 
 UTILITY = "Utility Account"
-# Each paid result states the float. One row per interval is enough.
+# Every result of a payment states the float. One row per interval is enough.
 READING_INTERVAL = timedelta(seconds=10)
 
 
@@ -38,7 +38,7 @@ def latest() -> FloatReading | None:
 def note(amount: Decimal | None, *, at: datetime) -> None:
     """Store the float that a payment's result states, in the caller's transaction.
 
-    Skips a reading if the last one is younger than READING_INTERVAL.
+    Stores nothing if the last reading is younger than READING_INTERVAL.
     """
     if amount is None or FloatReading.objects.filter(read_at__gt=at - READING_INTERVAL).exists():
         return
@@ -46,7 +46,7 @@ def note(amount: Decimal | None, *, at: datetime) -> None:
 
 
 def ask(*, at: datetime, addresses: Addresses) -> BalanceQuestion:
-    """Commit a balance query before it is POSTed. Its callback address has its own token."""
+    """Commit a balance query before it is POSTed. Each query has its own callback address with its own token."""
     with transaction.atomic(durable=True):
         reading = FloatReading.objects.create(source=FloatReading.Source.BALANCE, asked_at=at)
         token = addresses.token(f"balance?{reading.pk}")
@@ -56,7 +56,7 @@ def ask(*, at: datetime, addresses: Addresses) -> BalanceQuestion:
 
 
 def post(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addresses) -> bool:
-    """POST one balance query and return whether Daraja took it. Touches no database."""
+    """POST one balance query and return True if Daraja took the query. Touches no database."""
     try:
         gateway.ask_balance(
             result_url=addresses.balance_result(question.token),
@@ -77,9 +77,9 @@ def apply_answer(reading_id: int, body: bytes, *, trusted: bool, at: datetime) -
     """
     balances = messages.parse_balance(body)
     if not trusted:
-        return "nothing: it came from an address that is not M-Pesa's"
+        return "ignored: the message came from an address that is not M-Pesa's"
     if UTILITY not in balances:
-        return "nothing: the query failed"
+        return "ignored: the balance query failed"
     reading = FloatReading.objects.select_for_update(no_key=True).get(pk=reading_id)
     reading.amount, reading.read_at = balances[UTILITY].available, at
     reading.save(update_fields=["amount", "read_at"])

@@ -18,8 +18,8 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("transaction_id", type=int)
         decision = parser.add_mutually_exclusive_group(required=True)
-        decision.add_argument("--receipt", default="", help="It was paid. M-Pesa's receipt from the statement.")
-        decision.add_argument("--not-paid", action="store_true", help="The statement shows that it was not paid.")
+        decision.add_argument("--receipt", default="", help="The payout was paid. M-Pesa's receipt from the statement.")
+        decision.add_argument("--not-paid", action="store_true", help="The statement shows no payment of this payout.")
         parser.add_argument("--grounds", required=True, help="The evidence in words.")
         parser.add_argument(
             "--by", nargs="+", required=True, metavar="PHONE", help="The people who decide. The command asks for PINs."

@@ -18,7 +18,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--cert", required=True, type=Path, help="certificate or public key, PEM or DER")
-        parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
+        parser.add_argument("--stdin", action="store_true", help="read the password from one line of standard input")
 
     def handle(self, *args: Any, cert: Path, stdin: bool, **options: Any) -> None:
         try:

@@ -21,7 +21,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"transaction {payout.transaction_id} of market {payout.market_id}: KES {payout.amount:,.2f}, "
                 f"{payout.status}, in doubt for {_age(payout.since, at)}, {last_asked}, "
-                f"next question {_when(payout.next_question_at, at)}. {payout.words}".rstrip()
+                f"next query {_when(payout.next_query_at, at)}. {payout.result_text}".rstrip()
             )
         total = sum(payout.amount for payout in payouts)
         self.stdout.write(f"{len(payouts)} payout{'' if len(payouts) == 1 else 's'} in doubt, KES {total:,.2f}.")

@@ -18,7 +18,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("state", choices=["off", "on"])
-        parser.add_argument("--reason", default="", help="Why sending is switched off. Shown in the console.")
+        parser.add_argument("--reason", default="", help="The reason for switching off, which the console shows.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         at, by = timezone.now(), audit.Actor(user_id=None, source=f"command by {getpass.getuser()}"[:64])

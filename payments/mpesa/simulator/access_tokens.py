@@ -1,4 +1,4 @@
-"""Access tokens of the simulator: issue, check and end."""
+"""Access tokens of the simulator: issue, check and early end."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from payments.mpesa.simulator.terms import Terms
 
 
 class AccessTokens:
-    """The current access token. Each new token ends the one before, as Daraja's portal says."""
+    """The current access token. Each new token ends the previous token, as Daraja's portal says."""
 
     def __init__(self, *, terms: Terms, seed: int) -> None:
         self._terms, self._seed = terms, seed
@@ -37,18 +37,18 @@ class AccessTokens:
         as_text = draws.fraction(self._seed, "expires_in", number) < 0.5
         return replies.reply({"access_token": token, "expires_in": str(life) if as_text else life})
 
-    def check(self, authorization: str, spelling: str) -> None:
-        """Refuse a call without the current token, in the error code of that API. Raises: Refused."""
+    def check(self, authorization: str, error_code: str) -> None:
+        """Refuse a call without the current token. `error_code` is the API's code for a bad token. Raises: Refused."""
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
             raise replies.bad_token("404.001.04", "")
         with self._lock:
             current = self._token if time.monotonic() < self._expires_at else ""
         if not current or not hmac.compare_digest(token.encode(), current.encode()):
-            raise replies.bad_token(spelling, token)
+            raise replies.bad_token(error_code, token)
 
     def end(self) -> str:
-        """End the current token before its time and return it."""
+        """End the current token early and return this token."""
         with self._lock:
             ended, self._token = self._token, ""
         return ended

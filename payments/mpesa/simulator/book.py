@@ -1,7 +1,7 @@
-"""Book of the simulator: an append-only file of JSON lines and its state in memory.
+"""Book of the simulator: its record of all payments, an append-only file of JSON lines with the state in memory.
 
-Every change is an event. The event is first written to the file and then applied. A restart applies the same events
-again, so the state before and after cannot differ.
+Every change is an event. The event is first written to the file and then applied to the state. A restart applies the
+same events again, so a restart cannot change the state.
 Units: amounts are whole shillings; charges are Decimal shillings.
 """
 
@@ -29,10 +29,10 @@ _ATTEMPT_NUMBER = re.compile(r"-[0-9]+$")
 class Book:
     """The requests, the payments made and the balance of the Utility account.
 
-    A new file starts with `float_shillings`. An existing file continues with its own float.
+    A new file starts with `float_shillings`. An existing file continues with the float that it records.
     The JSON key "verdict" of files and summaries holds the answer to a request: "accepted", "dropped" or an error code.
     Locks: one inner lock; every public method is safe from any thread.
-    Raises: ValueError if the file is not a book of this simulator.
+    Raises: ValueError if the file cannot be read as a book of this simulator.
     """
 
     def __init__(self, path: Path | None, *, float_shillings: int, seed: int, now: Callable[[], datetime]) -> None:
@@ -40,7 +40,7 @@ class Book:
         self.payments: dict[str, records.Payment] = {}
         self.deposits: dict[str, records.Deposit] = {}
         self.by_receipt: dict[str, records.Payment] = {}
-        self.spent: list[tuple[str, str]] = []
+        self.used_faults: list[tuple[str, str]] = []
         self.utility = 0
         self.working = 0
         self.charges = Decimal(0)
@@ -66,7 +66,7 @@ class Book:
 
     # Changes.
 
-    def refuse(self, *, ocid: str, amount: str, phone: str, answer: str, spent: tuple[str, ...] = ()) -> None:
+    def refuse(self, *, ocid: str, amount: str, phone: str, answer: str, used: tuple[str, ...] = ()) -> None:
         """Record a payment request that was not accepted. `answer` is its error code, or "dropped"."""
         self._write(
             {
@@ -75,14 +75,14 @@ class Book:
                 "amount": amount,
                 "phone": phone,
                 "verdict": answer,
-                "spent": list(spent),
+                "spent": list(used),
             }
         )
 
     def accept(
         self, *, ocid: str, amount: int, phone: str, request: Mapping[str, str], active_faults: faults.ActiveFaults
     ) -> records.Payment | None:
-        """Accept a payment request. None if its originator conversation id was accepted before."""
+        """Accept a payment request. Return None if its originator conversation id was accepted before."""
         with self.lock:
             if ocid in self.payments:
                 return None
@@ -95,7 +95,7 @@ class Book:
                     "phone": phone,
                     "request": dict(request),
                     "faults": active_faults.texts(),
-                    "spent": list(active_faults.spent),
+                    "spent": list(active_faults.used),
                 }
             )
             return self.payments[ocid]
@@ -103,7 +103,7 @@ class Book:
     def execute(self, ocid: str, *, dropped: bool = False) -> records.Payment:
         """Execute a payment: check the limits and the float, then move the money or fail.
 
-        Idempotent: by the payment's state; a second call moves nothing.
+        Idempotent: a second call finds the payment executed and moves nothing.
         """
         with self.lock:
             payment = self.payments[ocid]
@@ -127,12 +127,12 @@ class Book:
             return payment
 
     def note_callback(self, ocid: str, kind: str, outcome: str) -> None:
-        """Record a callback. `outcome` is the HTTP status, the error, or "lost" for a deliberate loss."""
+        """Record a callback. `outcome` is the HTTP status, the error, or "lost" for a deliberate loss by a fault."""
         self._write({"event": "callback", "ocid": ocid, "kind": kind, "outcome": outcome})
 
-    def note_query(self, key: str, phone: str, spent: tuple[str, ...]) -> None:
+    def note_query(self, key: str, phone: str, used: tuple[str, ...]) -> None:
         """Record a status query about an originator conversation id or a receipt."""
-        self._write({"event": "query", "key": key, "phone": phone, "spent": list(spent)})
+        self._write({"event": "query", "key": key, "phone": phone, "spent": list(used)})
 
     def set_float(self, shillings: int) -> None:
         """Set the balance of the Utility account."""
@@ -155,13 +155,13 @@ class Book:
                     "phone": phone,
                     "callback_url": callback_url,
                     "faults": active_faults.texts(),
-                    "spent": list(active_faults.spent),
+                    "spent": list(active_faults.used),
                 }
             )
             return self.deposits[checkout_id]
 
     def execute_deposit(self, checkout_id: str) -> records.Deposit:
-        """Execute a deposit: the customer answers the push. Idempotent: by the deposit's code."""
+        """Execute a deposit: the customer answers the push. Idempotent: a deposit with a code does not change."""
         with self.lock:
             deposit = self.deposits[checkout_id]
             if not deposit.code:
@@ -198,7 +198,7 @@ class Book:
         )
 
     def entry(self, ocid: str) -> dict[str, object] | None:
-        """Return everything about an originator conversation id as JSON types. None for an unknown id."""
+        """Return all records of an originator conversation id as JSON types, or None for an unknown id."""
         with self.lock:
             if ocid not in self._requests:
                 return None
@@ -210,7 +210,7 @@ class Book:
             }
 
     def summary(self, *, with_payments: bool = True) -> dict[str, object]:
-        """Return the complete book as JSON types. `with_payments=False` leaves out the long lists."""
+        """Return the book as JSON types. `with_payments=False` leaves out the long lists."""
         with self.lock:
             paid = [payment for payment in self.payments.values() if payment.state == "paid"]
             by_reference: dict[str, list[records.Payment]] = {}
@@ -245,7 +245,7 @@ class Book:
                 ],
             }
 
-    # Private: call with the lock held.
+    # Private methods. The caller holds the lock.
 
     def _failure(self, payment: records.Payment) -> str | None:
         chosen = payment.active_faults.variants.get("fail")
@@ -258,7 +258,7 @@ class Book:
         today = self._now().astimezone(records.NAIROBI).date().isoformat()
         if self._paid_on[payment.phone, today] + payment.amount > DAILY_LIMIT:
             return "4"
-        # Charges go to the Charges Paid account, which may be negative, so the float must cover only the amount.
+        # Charges are taken from the Charges Paid account, which may be negative. The float must cover only the amount.
         return "1" if payment.amount > self.utility else None
 
     def _new_receipt(self, key: str) -> str:
@@ -273,7 +273,7 @@ class Book:
         with self.lock:
             event["at"] = self._now().astimezone(UTC).isoformat()
             if self._file is not None:
-                # One write call per line, so that the line survives a kill of the process before any answer is sent.
+                # One write call per line. If the process is killed after it, the complete line is in the file.
                 line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
                 if os.write(self._file, line) != len(line):
                     raise OSError("the disk of the book is full")
@@ -289,8 +289,8 @@ class Book:
                     event = json.loads(line)
                     self._apply(event)
                 except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(f"{path} line {number} is not a line of a simulator's book") from error
-                self.spent.extend((str(event["phone"]), text) for text in event.get("spent", ()))
+                    raise ValueError(f"{path} line {number} cannot be read as a line of a simulator's book") from error
+                self.used_faults.extend((str(event["phone"]), text) for text in event.get("spent", ()))
                 complete += len(line)
         # A process that was killed while writing leaves half a line. No answer was sent for it.
         os.truncate(path, complete)

@@ -1,4 +1,4 @@
-"""Delayed jobs of the simulator and its posts to the callback URLs."""
+"""Delayed jobs of the simulator, and its POSTs to the callback URLs."""
 
 import heapq
 import itertools
@@ -15,7 +15,7 @@ CALLBACK_TIMEOUT_SECONDS = (3.0, 10.0)
 
 
 class Delivery:
-    """A pool of threads that runs jobs after a delay. Each thread keeps its connections to the receivers."""
+    """A pool of threads that runs jobs after a delay. Each thread keeps its own connections to the receivers open."""
 
     def __init__(self, *, threads: int = 24) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="callback")
@@ -28,7 +28,7 @@ class Delivery:
         self._clock = threading.Thread(target=self._run, name="delivery-clock", daemon=True)
 
     def start(self) -> None:
-        """Start to run jobs."""
+        """Start the threads that run jobs."""
         self._clock.start()
 
     def stop(self) -> None:
@@ -58,7 +58,7 @@ class Delivery:
             return len(self._due)
 
     def post(self, url: str, body: bytes) -> str:
-        """Post JSON once without following redirects. Return the HTTP status or the name of the error."""
+        """POST JSON once, without following redirects. Return the HTTP status or the name of the error."""
         try:
             return self._post(url, body)
         except requests.ConnectTimeout as error:
@@ -66,7 +66,7 @@ class Delivery:
         except requests.ConnectionError as error:
             if "NewConnectionError" in repr(error):
                 return type(error).__name__
-            # A receiver may close a kept connection at the moment we use it again. That is not a refusal.
+            # A receiver may close an idle connection at the moment we use it again. This is no refusal, so POST again.
             try:
                 return self._post(url, body)
             except requests.RequestException as again:
@@ -78,7 +78,7 @@ class Delivery:
         session = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
-            # Ignore the environment's proxies: looking them up costs more than the post.
+            # Ignore the environment's proxies, because looking them up takes longer than the POST.
             session.trust_env = False
             session.headers["Content-Type"] = "application/json"
             self._sessions.append(session)

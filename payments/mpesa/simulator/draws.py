@@ -4,7 +4,7 @@ import hashlib
 
 
 def draw(*parts: object) -> int:
-    """Draw 64 bits."""
+    """Draw a number of 64 bits."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8])
 

@@ -41,18 +41,18 @@ DEPOSIT_FAILURES: Mapping[str, str] = {
     "SFC_IC0003": "The operator does not exist.",
 }
 SEEDED_FAILURES = ("1", "4", "8", "2001", "2040", "SFC_IC0003")
-AUTH_SPELLINGS = ("404.001.03", "401.002.01", "400.003.01", "404.001.04")
+TOKEN_ERROR_CODES = ("404.001.03", "401.002.01", "400.003.01", "404.001.04")
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One row of the table: the effect on the wire, the effect on the money, and the source of the fact.
 
-    `choices` are the variants, one group per aspect. A specification may name one variant of each group. The seed picks
-    the others, but never one of `named_only`.
+    `choices` are the variants, one group per aspect. A specification may name one variant of each group. For a group
+    without a named variant the seed picks one, but never a variant in `named_only`.
     `seconds` is the default duration of a fault that takes time.
-    `first`: by seed, the fault applies only to the first requests (or status answers) of an originator conversation
-    id, so that a resend succeeds. None means every request.
+    `first` limits a random fault to the first requests (or status queries) with an originator conversation id, so that
+    a later request succeeds. None means no limit.
     """
 
     name: str
@@ -110,10 +110,10 @@ TABLE: tuple[Fault, ...] = (
     ),
     Fault(
         "token_expired",
-        "the token ends early: one of the four spellings of a bad token",
+        "the token ends early: one of the four error codes for a bad token",
         "never moves; the same id is accepted with a new token",
         "Daraja portal: Authorization, Reversal, Account Balance and Transaction Status pages",
-        choices=(AUTH_SPELLINGS,),
+        choices=(TOKEN_ERROR_CODES,),
         first=1,
     ),
     Fault(
@@ -159,7 +159,7 @@ TABLE: tuple[Fault, ...] = (
         "Safaricom/Huawei broker B2C specification (notifyQueueTimeout); 121-platform mock; SDK fixtures; for Expired"
         " the Daraja portal, Transaction Status page",
         choices=(("flat", "envelope"), ("result", "silence", "expired", "dropped")),
-        # Only M-Pesa's statement shows the end of such a payment, so each of them waits for a person.
+        # Only M-Pesa's statement shows whether such a payment was made, so each such payment waits for a person.
         named_only=frozenset({"dropped"}),
     ),
     Fault(
@@ -178,7 +178,7 @@ TABLE: tuple[Fault, ...] = (
     ),
     Fault(
         "system_17",
-        "a result with code 17; a status query tells the truth",
+        "a result with code 17; a status query reports the true result",
         "executed: moves; dropped: never moves",
         "Daraja portal, B2C page, code 17: internal failure, a catch-all",
         choices=(("executed", "dropped"),),
@@ -232,7 +232,7 @@ _PHONE = re.compile(r"254[17][0-9]{8}")
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A requested fault: `name` or `name:argument`, with `xN` for only the first N times."""
+    """A requested fault: `name` or `name:argument`. The suffix `xN` limits the fault to its first N uses."""
 
     text: str
     fault: Fault
@@ -244,7 +244,7 @@ class Spec:
 def parse(text: str) -> Spec:
     """Read a specification such as `callback_lost`, `fail:2040x1`, `slow:2` or `error_500:html+dropped`.
 
-    Raises: ValueError with a sentence for an unknown fault, an unknown variant or a wrong time.
+    Raises: ValueError, with a sentence for people, for an unknown fault, an unknown variant or a wrong time.
     """
     match = _SPEC.fullmatch(text)
     if match is None or match["name"] not in FAULTS:
@@ -287,13 +287,13 @@ def parse_phone(text: str) -> tuple[str, str]:
 class ActiveFaults:
     """The faults of one request. `variants` maps a fault's name to its variants, `seconds` to its duration.
 
-    `spent` holds the counted specifications that this request used. The book keeps them, so that a restart continues
-    the count.
+    `used` holds the specifications with a limit `xN` that this request used. The book keeps these specifications, so
+    that a restart continues the count.
     """
 
     variants: Mapping[str, tuple[str, ...]]
     seconds: Mapping[str, float]
-    spent: tuple[str, ...]
+    used: tuple[str, ...]
 
     def __contains__(self, name: str) -> bool:
         return name in self.variants
@@ -303,7 +303,7 @@ class ActiveFaults:
         return option in self.variants.get(name, ())
 
     def texts(self) -> list[str]:
-        """Return specifications from which `active_faults_from` rebuilds these faults."""
+        """Return the specifications from which `active_faults_from` rebuilds these faults."""
         arguments = {name: "+".join(options) for name, options in self.variants.items()}
         arguments |= {name: str(seconds) for name, seconds in self.seconds.items()}
         return [f"{name}:{argument}" if argument else name for name, argument in arguments.items()]

@@ -41,7 +41,7 @@ def encode(message: object) -> bytes:
 
 
 def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
-    """Build the acceptance of a request, which says nothing about its money."""
+    """Build the acceptance of a request. It does not say that money has moved."""
     return {
         "ConversationID": conversation_id,
         "OriginatorConversationID": ocid,
@@ -51,7 +51,7 @@ def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
 
 
 def name_of(phone: str) -> str:
-    """Return an invented customer's name, the same one for the same phone."""
+    """Return an invented customer's name. The same phone always gets the same name."""
     return f"{draws.pick(_FIRST_NAMES, phone, 'first')} {draws.pick(_LAST_NAMES, phone, 'last')}"
 
 
@@ -128,7 +128,7 @@ def payment_result(payment: Payment) -> dict[str, object]:
 
 
 def duplicate_result(payment: Payment, *, conversation_id: str) -> dict[str, object]:
-    """Build the result of a repeated id: code 15, the id of the original and a new ConversationID."""
+    """Build the result of a repeated id: code 15, the original's id and a new ConversationID."""
     return _envelope(
         {
             "ResultType": 0,

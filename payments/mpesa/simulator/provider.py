@@ -33,7 +33,7 @@ class _StatusQuery:
 
 
 class Provider:
-    """Daraja's B2C and query calls: it answers them, keeps the book and posts the callbacks.
+    """Daraja's B2C and query calls. It answers the calls, keeps the book and posts the callbacks.
 
     `tokens` issues the access tokens; `express` answers the M-Pesa Express calls.
     """
@@ -89,13 +89,13 @@ class Provider:
                 self._refuse_by_fault(active_faults)
         except Refused as refusal:
             self.book.refuse(
-                ocid=ocid[:128], amount=amount[:20], phone=phone[:20], answer=refusal.code, spent=active_faults.spent
+                ocid=ocid[:128], amount=amount[:20], phone=phone[:20], answer=refusal.code, used=active_faults.used
             )
             raise
         if known:
             return self._repeated(ocid, phone)
         if active_faults.has("error_500", "dropped"):
-            self.book.refuse(ocid=ocid, amount=amount, phone=phone, answer="dropped", spent=active_faults.spent)
+            self.book.refuse(ocid=ocid, amount=amount, phone=phone, answer="dropped", used=active_faults.used)
             return replies.server_error(active_faults)
         self._security_credential = str(body["SecurityCredential"])
         payment = self.book.accept(
@@ -116,7 +116,7 @@ class Provider:
         )
 
     def _throttle(self) -> None:
-        """Count a payment request. Raises: Refused beyond the limit of requests a second."""
+        """Count a payment request. Raises: Refused if there are too many in one second."""
         if not self._terms.tps:
             return
         with self._lock:
@@ -162,7 +162,7 @@ class Provider:
         payment = self.book.execute(ocid)
         active_faults = payment.active_faults
         if "callback_lost" in active_faults or any(
-            active_faults.has("queue_timeout", fate) for fate in ("silence", "expired")
+            active_faults.has("queue_timeout", variant) for variant in ("silence", "expired")
         ):
             self.book.note_callback(ocid, "result", "lost")
             return
@@ -208,7 +208,7 @@ class Provider:
         key = payment.ocid if payment else ocid or receipt
         phone = payment.phone if payment else ""
         active_faults = self.schedule.active_faults("status", key=key, phone=phone, earlier=self.book.queries_of(key))
-        self.book.note_query(key, phone, active_faults.spent)
+        self.book.note_query(key, phone, active_faults.used)
         ids = self._query_ids()
         if "status_lost" not in active_faults:
             may_find = "status_not_found" not in active_faults

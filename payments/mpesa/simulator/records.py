@@ -19,8 +19,8 @@ Event = dict[str, object]
 class Payment:
     """One accepted B2C request.
 
-    `state` is the truth about the money. `code` is the result code that is reported; only code 17 may contradict it.
-    "dropped" means that the request never reached M-Pesa's core.
+    `state` is the true state of the money. `code` is the reported result code. Only code 17 may contradict `state`.
+    The state "dropped" means that the request never reached M-Pesa's core.
     """
 
     ocid: str
@@ -41,7 +41,7 @@ class Payment:
 
     @property
     def reported(self) -> bool:
-        """True if the result was posted or deliberately lost."""
+        """True if the result was posted, or was deliberately lost by a fault."""
         return any(kind == "result" for kind, _, _ in self.callbacks)
 
     @property
@@ -76,7 +76,7 @@ class Payment:
 
 @dataclass(slots=True)
 class Deposit:
-    """One M-Pesa Express push. `code` is empty until the customer answers."""
+    """One M-Pesa Express push. `code` is the result code, empty until the customer answers."""
 
     checkout_id: str
     merchant_id: str

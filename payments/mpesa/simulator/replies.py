@@ -24,13 +24,13 @@ def reply(message: object, *, status: int = 200, delay: float = 0.0, dropped: bo
     return Reply(status, messages.encode(message), delay=delay, dropped=dropped)
 
 
-def bad_token(spelling: str, token: str) -> Refused:
-    """Build the refusal of an access token. `spelling` is one of Daraja's four error codes."""
+def bad_token(error_code: str, token: str) -> Refused:
+    """Build the refusal of an access token. `error_code` is one of Daraja's four codes for a bad token."""
     text = {
         "404.001.04": "Invalid Authentication Header",
         "401.002.01": f"Error Occurred - Invalid Access Token - {token}",
-    }.get(spelling, "Invalid Access Token")
-    return Refused(_BAD_TOKEN_STATUS[spelling], spelling, text)
+    }.get(error_code, "Invalid Access Token")
+    return Refused(_BAD_TOKEN_STATUS[error_code], error_code, text)
 
 
 def server_error(active_faults: faults.ActiveFaults) -> Reply:

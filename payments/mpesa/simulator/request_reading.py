@@ -9,7 +9,8 @@ from payments.mpesa.simulator.messages import Refused
 
 Body = Mapping[str, object]
 
-# Source: Daraja portal, C2B Register URL page. Safaricom's support says that they hold for every callback URL.
+# No callback URL may contain one of these words. Source: Daraja portal, C2B Register URL page. Safaricom's support says
+# that the rule holds for every callback URL.
 FORBIDDEN_WORDS = (
     "mpesa",
     "m-pesa",

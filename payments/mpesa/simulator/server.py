@@ -1,7 +1,7 @@
 """HTTP server of the simulator: options, start, stop and routes.
 
-It answers as Safaricom's Daraja does, on the loopback address, and keeps a book of all payments.
-Its own paths are under /sandbox/; `_own` lists them.
+The simulator answers as Safaricom's Daraja does, on the loopback address. It keeps a record of all payments, the book.
+Its own paths are under /sandbox/; `_route_sandbox` lists them.
 """
 
 import argparse
@@ -37,7 +37,7 @@ IDLE_SECONDS = 75
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of a simulator. Port 0 takes a free port. Without a `book` file nothing survives a restart."""
+    """Options of a simulator. Port 0 means any free port. Without a `book` file, a restart loses all payments."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -56,9 +56,9 @@ def _clock() -> datetime:
 
 
 class Simulator:
-    """A simulator with its server, book and schedule. It is a context manager.
+    """A simulator with its server, its book of payments and its schedule of faults. It is a context manager.
 
-    Raises: OSError if the port is in use; ValueError if the book file is not a book.
+    Raises: OSError if the port is in use; ValueError if the book file cannot be read as a book.
     """
 
     def __init__(self, options: Options) -> None:
@@ -74,8 +74,8 @@ class Simulator:
         except (OSError, ValueError):
             self._server.server_close()
             raise
-        for phone, text in self.book.spent:
-            self.schedule.spend(phone, [text])
+        for phone, text in self.book.used_faults:
+            self.schedule.count_uses(phone, [text])
         self.provider = Provider(
             terms=options.terms, book=self.book, schedule=self.schedule, delivery=self.delivery, now=_clock
         )
@@ -84,14 +84,14 @@ class Simulator:
         self.base_url = f"http://{host!s}:{port}"
 
     def start(self) -> "Simulator":
-        """Start to answer, and continue what an earlier process left unfinished."""
+        """Start to answer, and continue the payments that an earlier process left unfinished."""
         self.delivery.start()
         self.provider.resume()
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Stop answering. Payments that are accepted and not executed stay in the book for the next start."""
+        """Stop answering. Payments that are accepted and not executed remain in the book for the next start."""
         self.stopping.set()
         self._server.shutdown()
         self._thread.join()
@@ -119,7 +119,7 @@ class _Server(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         super().__init__(address, _Handler)
 
-    # One thread serves one connection, so the limit of connections is the limit of threads.
+    # Each connection has its own thread, so a limit of connections also limits the threads.
     def get_request(self) -> tuple[socket.socket, object]:
         if not self._free.acquire(timeout=0.5):
             raise OSError("every connection is in use")
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
         if self.headers.get("Transfer-Encoding") or not length.isdecimal() or int(length) > BIGGEST_BODY:
-            # The rest of this body cannot be told apart from the next request, so the connection must close.
+            # The end of this body is unknown, so the next request could not be found. The connection must close.
             self.close_connection = True
             raise Refused(400, "400.002.05", "Invalid Request Payload")
         return self.rfile.read(int(length))
@@ -197,7 +197,7 @@ def _route(simulator: Simulator, verb: str, target: str, headers: Message, raw: 
     parts = urlsplit(target)
     path, arguments = parts.path.rstrip("/"), parse_qs(parts.query)
     if path.startswith("/sandbox/"):
-        return _own(simulator, verb, path.removeprefix("/sandbox/"), arguments, raw)
+        return _route_sandbox(simulator, verb, path.removeprefix("/sandbox/"), arguments, raw)
     authorization = headers.get("Authorization", "")
     if path == "/oauth/v1/generate":
         if verb != "GET":
@@ -215,18 +215,18 @@ def _route(simulator: Simulator, verb: str, target: str, headers: Message, raw: 
         raise Refused(404, "404.001.01", "Resource not found")
     if verb != "POST":
         raise Refused(405, "405.001", "Method Not Allowed")
-    answer, spelling = products[path]
-    simulator.provider.tokens.check(authorization, spelling)
+    answer, token_error_code = products[path]
+    simulator.provider.tokens.check(authorization, token_error_code)
     return answer(request_reading.read_body(headers.get("Content-Type", ""), raw))
 
 
-def _own(simulator: Simulator, verb: str, path: str, arguments: Mapping[str, list[str]], raw: bytes) -> Reply:
+def _route_sandbox(simulator: Simulator, verb: str, path: str, arguments: Mapping[str, list[str]], raw: bytes) -> Reply:
     """Answer the simulator's own paths, which Daraja does not have.
 
     GET health · GET book (?payments=0 for only the totals) · GET book/<OCID> · GET faults (the table)
     POST float {"amount"} sets the balance of the Utility account.
     POST faults {"phone", "spec"} adds a fault; {"phone", "spec": null} removes the faults of that phone;
-    {"rate", "names": "all" | "name,name"} changes the seeded faults.
+    {"rate", "names": "all" | "name,name"} changes the rate and the kinds of the random faults.
     """
     match verb, path.split("/", 1):
         case "GET", ["health"]:
@@ -269,16 +269,17 @@ def _set_faults(simulator: Simulator, body: request_reading.Body) -> Reply:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command line."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 means any free port")
     parser.add_argument("--url-file", type=Path, help="file to write the base URL to")
     parser.add_argument("--callback-delay", type=float, default=0.2, help="seconds from acceptance to result")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds before each answer")
-    parser.add_argument(
-        "--tps", type=int, default=0, help="payment requests a second before spike arrest; 0 means no limit"
-    )
+    parser.add_argument("--tps", type=int, default=0, help="payment requests accepted in one second; 0 means no limit")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same faults")
     parser.add_argument(
-        "--fault-rate", type=float, default=0.0, help="chance of a fault, divided evenly among the faults"
+        "--fault-rate",
+        type=float,
+        default=0.0,
+        help="chance of a random fault in a request, 0 to 1; all kinds are equally likely",
     )
     parser.add_argument(
         "--faults", type=_argument(faults.parse_names), default="all", help="all, or names separated by commas"
@@ -291,13 +292,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="2547XXXXXXXX=NAME[:VARIANT][xCOUNT]",
         help="a fault for one phone; the option may be repeated",
     )
-    parser.add_argument("--book", type=Path, help="file in which the book survives restarts")
+    parser.add_argument("--book", type=Path, help="file that keeps the book across restarts")
     parser.add_argument("--float", type=int, default=10_000_000, help="shillings in the Utility account of a new book")
-    parser.add_argument("--token-life", type=int, default=3599, help="seconds an access token lives")
+    parser.add_argument("--token-life", type=int, default=3599, help="life of an access token in seconds")
     parser.add_argument("--not-found-code", choices=("49", "SFC_IC0003"), default="49", help="answer for an unknown id")
-    parser.add_argument("--consumer-key", default="", help="the only consumer key to accept; any when empty")
-    parser.add_argument("--consumer-secret", default="", help="the only consumer secret to accept; any when empty")
-    parser.add_argument("--passkey", default="", help="the only M-Pesa Express passkey to accept; any when empty")
+    parser.add_argument("--consumer-key", default="", help="accept only this consumer key; if empty, any")
+    parser.add_argument("--consumer-secret", default="", help="accept only this consumer secret; if empty, any")
+    parser.add_argument("--passkey", default="", help="accept only this M-Pesa Express passkey; if empty, any")
     parser.add_argument("--list-faults", action="store_true", help="print the table of faults and exit")
 
 
@@ -358,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """Make argparse show the sentence of a ValueError, which it hides by default."""
+    """Make argparse show the message of a ValueError, which argparse hides by default."""
 
     def parsed(text: str) -> object:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Terms:
     """Behaviour of one simulated provider.
 
-    Units: times in seconds; `tps` is the number of payment requests accepted in one second, 0 for no limit.
+    Units: times in seconds; `tps` is the number of payment requests accepted in one second, or 0 for no limit.
     An empty credential accepts any credential that is not empty.
     """
 

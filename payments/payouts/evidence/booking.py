@@ -1,7 +1,8 @@
 """Booking of proven payments, one at a time or in bulk.
 
-`pay` books one payment, whatever the state of its attempt. `book` writes in a few statements exactly what `pay` writes
-for each result that is plainly paid (rules.is_plainly_paid). Both build their entries with `payment_entries`.
+`pay` books one payment, whatever the state of its attempt. `book` books many results that are plainly paid
+(rules.is_plainly_paid) in a few statements, and writes the same rows as `pay`. Both functions build their entries with
+`payment_entries`.
 The caller owns the database transaction and holds the locks.
 """
 
@@ -49,9 +50,9 @@ class Proof:
 
 
 def book(proofs: Sequence[Proof], *, at: datetime) -> None:
-    """Book many proven payments in bulk and complete their payouts, each proof for a different payout.
+    """Book many proven payments in bulk and complete their payouts. Each proof is for a different payout.
 
-    Writes exactly what `pay` writes for one.
+    Writes the same rows that `pay` writes for each of these payments.
     Locks: none further; the caller holds the Transactions and the Attempts.
     """
     if not proofs:
@@ -72,8 +73,8 @@ def book(proofs: Sequence[Proof], *, at: datetime) -> None:
 def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
     """Book proof of payment for one attempt, and return the outcome in words.
 
-    Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. A payment after the debt was
-    settled otherwise becomes a receivable from the member.
+    Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. If our debt was already
+    settled in another way, the payment becomes a receivable from the member.
     """
     receipt = receipt[:64]
     if attempt.state == State.PAID:
@@ -81,9 +82,9 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
             attempt.receipt = payout.receipt = receipt
             attempt.save(update_fields=["receipt"])
             payout.save(update_fields=["receipt"])
-            return "paid already; its receipt is known now"
+            return "paid already; the receipt is known now"
         if receipt and receipt != attempt.receipt:
-            alarm.critical("Attempt %s has a second receipt %s beside %s", attempt, receipt, attempt.receipt)
+            alarm.critical("Attempt %s has a second receipt %s, besides %s", attempt, receipt, attempt.receipt)
             return f"a second receipt {receipt}: M-Pesa may have paid twice"
         return "paid already"
     late = attempt.state == State.FAILED
@@ -102,7 +103,7 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
         payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
         return "paid"
     waiting = payout.attempts.filter(state=State.WAITING, first_sent_at=None).first()
-    if waiting is not None:  # It never left us, and now it must not leave.
+    if waiting is not None:  # This request never left us, and now it must not leave.
         return attempts.fail(
             payout, waiting, code="", words="An earlier request was paid after all", at=at, policy=policy
         )
@@ -110,11 +111,11 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
         payout.status = Status.HELD
         payout.reason = f"Its earlier request {attempt} was paid after all."
         payout.save(update_fields=["status", "reason"])
-    return "paid after the debt was settled otherwise: the member owes it back"
+    return "paid after the debt was settled in another way: the member owes the amount back"
 
 
 def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
-    """Post the entries of one payment: as a payout if its debt is open, otherwise as a receivable."""
+    """Post the entries of one payment: as a payout if the debt is open, otherwise as a receivable."""
     amount, tx = attempt.amount, payout.pk
     if debt_open:
         entries = payment_entries(payout.user_id, attempt, at=at)
@@ -128,7 +129,7 @@ def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_o
 
 
 def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[journal.Entry]:
-    """Return the entries for an open attempt whose money is proven to have reached the member."""
+    """Return the entries for a payment that is proven to have reached the member."""
     amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
     return [
         journal.Entry(f"won:{attempt.pk}", journal.IN_FLIGHT, wallet, amount, tx),
@@ -140,7 +141,7 @@ def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[jou
 def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
     try:
         charge = tariff.charge(attempt.amount, at.astimezone(NAIROBI).date())
-    except tariff.NoTariff as error:  # The payment is booked anyway; M-Pesa's statement corrects the charge later.
+    except tariff.NoTariff as error:  # Book the payment anyway. M-Pesa's statement shows the charge.
         alarm.error("Attempt %s: %s", attempt, error)
         charge = journal.ZERO
     if charge <= 0:

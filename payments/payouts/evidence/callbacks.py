@@ -1,7 +1,7 @@
 """Callbacks: stored raw before we answer them, then applied once, under lock.
 
 Each callback address holds a secret token. A message to an unknown address is refused and not stored. A message to a
-known address is stored exactly as received, and `rules` decides how much it proves.
+known address is stored exactly as received. `rules` then decides how much the message proves.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 
 class UnknownAddress(Refusal):
-    """We gave that callback address to none of our requests."""
+    """The callback address belongs to none of our requests."""
 
 
 class UnknownReference(Refusal):
@@ -37,7 +37,7 @@ class UnknownReference(Refusal):
 
 @dataclass(frozen=True)
 class Report:
-    """The first stored callback about one transaction, and the result it reports."""
+    """The first stored callback about one transaction, with the result that it reports."""
 
     callback_id: int
     attempt_id: int
@@ -50,12 +50,12 @@ def store(
 ) -> None:
     """Store a callback to one of our addresses, to be applied later.
 
-    Idempotent: the same body from the same trust is stored once. If an untrusted caller sent it first, M-Pesa's own
-    copy is stored and applied too.
-    A result with a token of ours for a request that we do not have is parked until the request exists. A restore from
-    a backup may lose such a request.
-    A timeout may be about a request or a status query, because both have a timeout address.
-    Raises: UnknownAddress, and stores nothing.
+    Idempotent: the same body is stored once from trusted addresses and once from untrusted ones. If an untrusted caller
+    sent a body first, M-Pesa's own copy is therefore stored and applied too.
+    A result may have a token of ours and name a request that we do not have, because a restore from a backup lost the
+    request. Such a result is parked until the request exists.
+    A timeout may be about a request or any query, because all of these have a timeout address.
+    Raises: UnknownAddress. Then nothing is stored.
     """
     fields: dict[str, Any] = {
         "kind": kind,
@@ -75,7 +75,7 @@ def store(
     failpoints.hit("callback after store")
 
 
-# One statement means one commit and one round trip, because M-Pesa waits for our answer.
+# A single statement, so that the view needs only one round trip and one commit: M-Pesa waits for our answer.
 _STORE = """
     WITH known AS (
         SELECT id AS attempt_id, NULL::bigint AS query_id, NULL::bigint AS reading_id FROM payments_attempt
@@ -101,7 +101,7 @@ _STORE = """
 def _park(kind: str, token: str, body: bytes, fields: dict[str, Any], addresses: Addresses) -> None:
     """Store a result of a request that we sent and no longer have.
 
-    Raises: UnknownAddress, if we never sent it.
+    Raises: UnknownAddress, if we never sent such a request.
     """
     orphan = _orphan(kind, token, body, addresses)
     if not orphan:
@@ -115,7 +115,7 @@ def _park(kind: str, token: str, body: bytes, fields: dict[str, Any], addresses:
 
 
 def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
-    """Return the request id that a body names, if its token is the one we give to a request with that id."""
+    """Return the request id that the body names if `token` is the token of that id, else an empty string."""
     if kind != Callback.Kind.RESULT:
         return ""
     try:
@@ -126,14 +126,14 @@ def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
 
 
 def to_apply(*, after: int, limit: int) -> list[int]:
-    """Return ids above `after` of stored callbacks that are not applied yet, oldest first."""
+    """Return the ids above `after` of stored callbacks that are not applied yet, the oldest first."""
     parked = Q(attempt=None, query=None, reading=None) & ~Exists(_attempt_of(OuterRef("originator_conversation_id")))
     waiting = Callback.objects.filter(applied_at=None, pk__gt=after).exclude(parked).order_by("pk")
     return list(waiting.values_list("pk", flat=True)[:limit])
 
 
 def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> list[int]:
-    """Apply in bulk the callbacks that plainly prove a payment, and return the others in order, for `apply`.
+    """Apply in bulk the callbacks that plainly prove a payment. Return the ids of all other callbacks for `apply`.
 
     Only the first callback about each transaction is considered, because callbacks are applied in order of arrival.
     Idempotent: skips applied callbacks.
@@ -144,14 +144,14 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
         waiting = Callback.objects.filter(pk__in=callback_ids, applied_at=None).order_by("pk")
         locked = waiting.select_for_update(skip_locked=True, no_key=True, of=("self",))
         reports: dict[int, Report] = {}
-        seen: set[int] = set()
+        considered: set[int] = set()
         remaining = []
         for pk, kind, attempt_id, body, trusted, payout_id in locked.annotate(payout=about).values_list(
             "pk", "kind", "attempt", "body", "trusted", "payout"
         ):
             remaining.append(pk)
-            if payout_id is not None and payout_id not in seen:
-                seen.add(payout_id)
+            if payout_id is not None and payout_id not in considered:
+                considered.add(payout_id)
                 if (result := _result(kind, bytes(body)) if attempt_id else None) is not None:
                     reports[payout_id] = Report(pk, attempt_id, result, trusted or not policy.production)
         failpoints.hit("apply before evidence")
@@ -174,7 +174,7 @@ def _result(kind: str, body: bytes) -> messages.Result | None:
 
 
 def _plainly_paid(reports: dict[int, Report], policy: Policy) -> dict[int, booking.Proof]:
-    """Return the proofs of payment by callback id, among reports by transaction id.
+    """Return the reports that plainly prove a payment, as proofs by callback id. `reports` is by transaction id.
 
     Locks: the Transactions (skipping locked ones), then their Attempts.
     """
@@ -210,7 +210,7 @@ def apply(*, callback_id: int, at: datetime, policy: Policy) -> str:
         if callback.attempt_id is None and callback.query_id is None and callback.reading_id is None:
             callback.attempt_id = _attempt_of(callback.originator_conversation_id).values_list("pk", flat=True).first()
             if callback.attempt_id is None:
-                return "parked: its request is not here"
+                return "parked: we do not have its request"
         callback.verdict = _outcome(callback, at, policy)[:200]
         callback.applied_at = at
         callback.save(update_fields=["attempt", "applied_at", "verdict"])

@@ -1,12 +1,14 @@
 """Rules of evidence: how each message about an attempt changes the books.
 
     paid      A result that matches id, amount, phone and token. A large payment also needs a status query that agrees.
-    failed    A definite code in a callback and a status query that agrees; or two status queries that agree, some time
-              apart; or an HTTP rejection, if no POST of this id ended in doubt.
+    failed    One of three:
+              - a definite code in a callback, and a status query that agrees;
+              - two status queries that agree, asked some time apart;
+              - an HTTP rejection, if no POST of this id ended in doubt.
     in doubt  Everything else. We ask M-Pesa, and send the same id again only within the resend horizon.
 
-Evidence of payment overrules evidence of failure at any time: we record every payment that M-Pesa made. A message that
-does not match its attempt changes no state.
+Evidence of payment overrules evidence of failure at any time, because we record every payment that M-Pesa made. A
+message that does not match its attempt changes no state.
 
 The caller owns the database transaction. Lock order: Transaction, Attempt, Recovery, then wallets (ledger).
 """
@@ -23,7 +25,7 @@ from payments.payouts.evidence import booking
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
-# A second answer to one status query may say more than the first, but it never replaces one of these.
+# A later answer to the same status query never replaces one of these answers.
 DECISIVE = (StatusQuery.Verdict.COMPLETED, StatusQuery.Verdict.FAILED)
 
 PaidReport = Attempt.PaidReport
@@ -54,7 +56,7 @@ def apply_result(attempt_id: int, result: messages.Result, *, trusted: bool, at:
         return "failed already"
     if _never_left(attempt):
         alarm.error("A result with code %s for attempt %s, which never left us", result.result_code, attempt)
-        return "nothing: this request never left us"
+        return "ignored: this request never left us"
     if result_codes.meaning(result.result_code).definite and result.is_final:
         breakers.trip_by_code(result.result_code, reason=result.result_desc, at=at, policy=policy)
         return _record_report(attempt, result, at)
@@ -68,9 +70,9 @@ def apply_result(attempt_id: int, result: messages.Result, *, trusted: bool, at:
 def is_plainly_paid(
     payout: Transaction, attempt: Attempt, result: messages.Result, *, trusted: bool, policy: Policy
 ) -> bool:
-    """Return whether `apply_result` would only pay the open request of a payout that is under way.
+    """Return True if `apply_result` would do nothing but book the payment of a payout that is under way.
 
-    Such results are booked in bulk (booking.book). Every other result is applied one at a time.
+    Such results are booked in bulk (booking.book). All other results are applied one at a time.
     Locks: none; the caller holds the Transaction and the Attempt.
     """
     return (
@@ -93,13 +95,13 @@ def apply_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
     if attempt.state in (State.PAID, State.FAILED):
         return f"{attempt.state} already"
     if _never_left(attempt):
-        return "nothing: this request never left us"
+        return "ignored: this request never left us"
     attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
     return "in doubt: a queue timeout proves nothing"
 
 
 def _result_mismatch(result: messages.Result, attempt: Attempt) -> str:
-    """Return in words where a result contradicts its attempt, or an empty string. A missing field is no mismatch."""
+    """Describe how a result contradicts its attempt, or return an empty string. A missing field is no mismatch."""
     if result.originator_conversation_id != attempt.originator_conversation_id:
         return "the result names another request"
     if not result.says_paid:
@@ -117,7 +119,7 @@ def _is_complete(result: messages.Result) -> bool:
 
 
 def _never_left(attempt: Attempt) -> bool:
-    """Return whether we know that no POST of the attempt left us. Then only proof of payment can change it."""
+    """Return True if no POST of the attempt left us. Then only proof of payment can change the attempt."""
     return attempt.state == State.WAITING and attempt.first_sent_at is None
 
 
@@ -129,8 +131,8 @@ def apply_status_answer(
 ) -> str:
     """Apply the answer to one status query in the caller's transaction, and return the outcome in words.
 
-    An answer from an address that is not M-Pesa's never proves a failure. It proves a payment only together with a
-    second source.
+    An answer from an address that is not M-Pesa's never proves a failure. Such an answer proves a payment only together
+    with a second source.
     Locks: Transaction, Attempt.
     """
     query = StatusQuery.objects.get(pk=query_id)
@@ -162,13 +164,13 @@ def apply_status_answer(
         return "failed already, and M-Pesa confirms it"
     if attempt.state in (State.PAID, State.FAILED):
         return f"{attempt.state} already"
-    # A query asked before the latest POST says nothing about that POST.
+    # The answer to a query that was asked before the latest POST says nothing about that POST.
     current = attempt.posted_at is None or query.asked_at >= attempt.posted_at
     if answer.payment_status == "failed" and current:
         return _weigh_failure(payout, attempt, at, policy)
     if answer.payment_status == "not_found" and current and attempt.paid_report != PaidReport.TRUSTED:
-        # Within the horizon the same id is safe whatever a callback reported, because M-Pesa refuses a duplicate.
-        # If M-Pesa said that it has had the id, sending it again could only bring the same answer.
+        # Within the horizon it is safe to send the same id again, because M-Pesa refuses a duplicate.
+        # If M-Pesa has said that it has had the id, another POST could only bring the same answer.
         may_resend = attempt.state == State.IN_DOUBT and attempt.known_at is None
         if may_resend and attempts.within_horizon(attempt, at, policy):
             attempt.resend_at = at
@@ -178,7 +180,7 @@ def apply_status_answer(
 
 
 def _answer_mismatch(answer: messages.StatusAnswer, attempt: Attempt) -> str:
-    """Return in words where an answer contradicts its attempt, or an empty string. A missing field is no mismatch."""
+    """Describe how an answer contradicts its attempt, or return an empty string. A missing field is no mismatch."""
     if answer.originator_conversation_id not in (None, attempt.originator_conversation_id):
         return "the answer is about another request"
     if answer.payment_status != "completed":
@@ -192,15 +194,15 @@ def _answer_mismatch(answer: messages.StatusAnswer, attempt: Attempt) -> str:
 
 
 def _corroborated(attempt: Attempt, query: StatusQuery) -> bool:
-    """Return whether a result, or the answer to another query, also reports that the attempt was paid."""
+    """Return True if a result, or the answer to another query, also reports that the attempt was paid."""
     others = attempt.queries.exclude(pk=query.pk).filter(verdict=StatusQuery.Verdict.COMPLETED)
     return bool(attempt.paid_report) or others.exists()
 
 
 def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> str:
-    """Fail an attempt that a status query reports as failed, if a second source agrees; otherwise ask again.
+    """Fail an attempt that a status query reports as failed if a second source agrees. Otherwise ask again.
 
-    The second source is a definite code in a callback, or another query that was asked `query_gap` later.
+    The second source is a definite code in a callback, or another query, asked at least `query_gap` earlier or later.
     """
     if result_codes.meaning(attempt.result_code).definite:
         return attempts.fail(
@@ -211,7 +213,7 @@ def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: 
         .order_by("asked_at")
         .values_list("asked_at", flat=True)
     )
-    if not asked:  # An untrusted caller had answered this query before, so its answer counts for nothing.
+    if not asked:  # The stored answer to this query is an untrusted caller's and cannot be replaced.
         asked = [at]
     if asked[-1] - asked[0] >= policy.query_gap and attempt.paid_report == PaidReport.TRUSTED:
         return _hold_contradiction(payout, attempt)
@@ -219,11 +221,11 @@ def _weigh_failure(payout: Transaction, attempt: Attempt, at: datetime, policy: 
         return attempts.fail(payout, attempt, code="", words="M-Pesa's records say it failed", at=at, policy=policy)
     again = asked[0] + policy.query_gap
     attempts.doubt(attempt, ask_at=max(again, at), at=at)
-    return "in doubt: one status query says failed, a second one is due"
+    return "in doubt: one status query says failed, a second query is due"
 
 
 def _hold_contradiction(payout: Transaction, attempt: Attempt) -> str:
-    """Hold a payout for a person, because its result reports paid and the status queries report failed."""
+    """Hold a payout for a person, because its result says paid and the status queries say failed."""
     alarm.critical("Attempt %s: its result says paid, the status queries say failed", attempt)
     if payout.status == Status.PROCESSING:
         payout.status = Status.HELD
@@ -238,7 +240,7 @@ def _hold_contradiction(payout: Transaction, attempt: Attempt) -> str:
 def _record_report(attempt: Attempt, result: messages.Result, at: datetime, paid_report: str = PaidReport.NONE) -> str:
     """Store a callback's report on the attempt and make a status query due now.
 
-    A trusted report of payment stays: no later report replaces it.
+    No later report replaces a trusted report of payment.
     """
     if attempt.paid_report != PaidReport.TRUSTED:
         attempt.result_code = result.result_code[:20]
@@ -256,7 +258,7 @@ def _record_report(attempt: Attempt, result: messages.Result, at: datetime, paid
 
 
 def _report_mismatch(attempt: Attempt, words: str, at: datetime) -> str:
-    """Raise an alarm about a message that does not match its attempt, and ask M-Pesa if the result is still open."""
+    """Raise an alarm about a message that does not match its attempt. If the attempt is open, ask M-Pesa now."""
     alarm.error("Mismatch on attempt %s: %s", attempt, words)
     if attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT):
         attempt.next_query_at = at
@@ -272,9 +274,9 @@ def apply_plain_result(
 ) -> tuple[int | None, str] | None:
     """Apply a callback that names a payout by its external reference alone, in the caller's transaction.
 
-    Only for trying the system out: the endpoint exists only when MPESA_PRODUCTION is False. Returns the attempt's id
-    and the outcome in words, or None if no payout has that reference. If the payout has no open attempt, one of kind
-    manual is opened. A failure is believed only while no request can have reached M-Pesa.
+    This is only for trying the system out: the endpoint exists only when MPESA_PRODUCTION is False. Returns the
+    attempt's id and the outcome in words, or None if no payout has that reference. If the payout has no open attempt,
+    an attempt of kind manual is opened. A failure is believed only while no request can have reached M-Pesa.
     Locks: Transaction, Attempt.
     """
     payout = (

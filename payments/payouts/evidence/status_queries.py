@@ -1,4 +1,4 @@
-"""Status queries: attempts that are due to be asked about, and the queries themselves."""
+"""Status queries about attempts: the choice of due attempts, and the queries themselves."""
 
 import logging
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class QueryGateway(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """A status query to be POSTed now, its row committed."""
+    """A status query that is committed and must be POSTed now."""
 
     query_id: int
     originator_conversation_id: str
@@ -40,10 +40,10 @@ class Question:
 
 
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[Question]:
-    """Claim up to `limit` attempts that are due to be asked about, and store a status query for each.
+    """Claim up to `limit` attempts whose next status query is due, and store a query for each attempt.
 
-    The first query is due `query_after` the POST; later ones follow at gaps that double from `query_gap` to an hour. A
-    payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
+    The first query is due `query_after` after the POST. Later queries follow at gaps that double from `query_gap` to an
+    hour. A payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
     Locks: Transactions (skipping locked ones), then their Attempts.
     """
     with transaction.atomic(durable=True):
@@ -78,9 +78,10 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
 
 
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
-    """Return whether a proven failure needs no further query.
+    """Return True if a proven failure needs no further query.
 
-    If a callback reported that it was paid, we ask for `review_after`; before a retry, once.
+    If a callback reported that the attempt was paid, we ask until `review_after` after that report. Otherwise we ask
+    once, before a retry.
     """
     if attempt.paid_report:
         reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
@@ -89,9 +90,9 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
 
 
 def post(question: Question, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
-    """POST one status query and return Daraja's id for it, or None if Daraja did not take it.
+    """POST one status query and return Daraja's id for the query, or None if Daraja did not take it.
 
-    Touches no database. A failure changes nothing, because the next query is already due.
+    Touches no database. A failure needs no record, because `ask` has already scheduled the next query.
     """
     try:
         accepted = gateway.ask_status(
@@ -101,7 +102,7 @@ def post(question: Question, *, gateway: QueryGateway, addresses: Addresses) -> 
             remarks="Payout status",
         )
     except gateway_errors.GatewayError as error:
-        log.warning("Question about %s not taken: %s", question.originator_conversation_id, error)
+        log.warning("Status query about %s not taken: %s", question.originator_conversation_id, error)
         return None
     return accepted.conversation_id
 

@@ -1,6 +1,6 @@
 """Manual actions on one payout: retry, hold, release, ask M-Pesa, pay into the wallet.
 
-No action moves money while a request of the payout may still be paid, or after its debt is settled.
+No action moves money while a request of the payout may still be paid, or after the payout's debt is settled.
 Lock order: Transaction, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
@@ -25,15 +25,15 @@ class TransactionNotFound(Refusal):
 
 
 class PayoutNotRetryable(Refusal):
-    """The payout has not failed for good, or a request of it may still be paid. Sending it again could pay twice."""
+    """The payout is neither failed nor held, or a request of it may still be paid, or its amount is no longer owed."""
 
 
 class NotToBeHeld(Refusal):
-    """The payout is not waiting to be sent, so it cannot be held."""
+    """The payout does not wait to be sent to M-Pesa, so it cannot be held."""
 
 
 class NotToBeReleased(Refusal):
-    """The payout is neither held nor waiting, or a request of it may still be paid."""
+    """The payout is neither held nor pending, or an earlier request of it was paid."""
 
 
 class NothingToAsk(Refusal):
@@ -53,9 +53,9 @@ def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
 
 
 def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
-    """Do the work of `retry` in the caller's transaction, which must record it.
+    """Do the work of `retry` in the caller's transaction. The caller must record the action (`record`).
 
-    Returns the payout, and the snapshot of its state before.
+    Returns the payout, and the snapshot of its state before the retry.
     Locks: Transaction.
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
@@ -64,7 +64,7 @@ def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[st
     payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
     payout.reason = ""
     payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
-    # A request that M-Pesa may have taken is asked about once more before a new one leaves.
+    # If M-Pesa may have taken an earlier request, ask about that request once more before a new request leaves.
     taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
     last = taken.order_by("number").last()
     if last is not None:
@@ -86,7 +86,9 @@ def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) ->
 
 
 def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
-    """Do the work of `redirect_to_wallet` in the caller's transaction, which must record it. Returns as `put_back`.
+    """Do the work of `redirect_to_wallet` in the caller's transaction. The caller must record the action (`record`).
+
+    Returns as `put_back`.
 
     Locks: Transaction, the wallet.
     Raises: TransactionNotFound; PayoutNotRetryable.
@@ -122,7 +124,7 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
     """Hold a pending payout until a person releases it.
 
     Locks: Transaction.
-    Raises: TransactionNotFound; NotToBeHeld, if it has already left or goes to a wallet.
+    Raises: TransactionNotFound; NotToBeHeld, if the payout is not pending or goes to a wallet.
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
@@ -136,7 +138,7 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
 
 
 def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Release a held payout, or make a pending one due now. The market's hold, the switch and the pace still apply.
+    """Release a held payout, or make a pending payout due now. The market's hold, the switch and the pace still apply.
 
     Locks: Transaction.
     Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable, as for a retry.
@@ -146,7 +148,7 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
         was = snapshot(payout)
         if payout.attempts.filter(state=Attempt.State.PAID).exists():
             raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid. It must not be paid again.")
-        # A request that never left keeps its id and leaves with the payout. Any other open request forbids a release.
+        # A WAITING request keeps its id and is sent again with the payout. Any other open request forbids a release.
         waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
         if payout.status == Status.HELD and not waits:
             payout, was = put_back(transaction_id, at=at)
@@ -186,7 +188,10 @@ def _locked(transaction_id: int) -> Transaction:
 
 
 def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
-    """Lock and return the payout, if none of its requests may still be paid and its whole amount is still owed."""
+    """Lock and return a payout whose whole amount is still owed and none of whose requests may still be paid.
+
+    Raises: TransactionNotFound; PayoutNotRetryable.
+    """
     payout = _locked(transaction_id)
     if payout.type != Transaction.Type.PAYOUT or payout.status not in statuses:
         raise PayoutNotRetryable(f"{rule}. Transaction {transaction_id} is a {payout.type}, {payout.status}.")

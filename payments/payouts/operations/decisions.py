@@ -1,6 +1,7 @@
-"""Decisions of staff on held payouts: one person decides a small one, two people a large one.
+"""Decisions of staff on held payouts: one person decides a small payout, two people a large one.
 
-The first person's decision is stored as a Verdict. A second person confirms or refuses it in their own session.
+The first person's decision on a large payout is stored as a Verdict. A second person confirms or refuses this decision
+in their own session.
 Lock order: Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
@@ -21,22 +22,23 @@ from users.refusal import Refusal
 alarm = logging.getLogger("kasoko.alarm")
 
 Status = Transaction.Status
+_NOT_DECIDABLE = "Transaction {} cannot be decided: it must be held and have an open request."
 
 
 class NotToBeDecided(Refusal):
-    """The payout is not held with a request in doubt, or these people may not decide it."""
+    """The payout is not HELD, or it has no open request, or these people may not decide it."""
 
 
 class DecisionNotOpen(Refusal):
-    """No such decision waits for a second person."""
+    """No decision with this id waits for a second person."""
 
 
 class SamePerson(Refusal):
-    """The decision on a large payout needs a second person."""
+    """The first person of a decision cannot also be the second."""
 
 
 def needs_two(payout: Transaction, policy: Policy) -> bool:
-    """Return whether a decision on this payout takes two people."""
+    """Return True if a decision on this payout takes two people."""
     return payout.amount >= policy.confirm_above
 
 
@@ -56,7 +58,7 @@ def decide_or_propose(
             )
             return None
         if payout.status != Transaction.Status.HELD or attempts.open_attempt(payout) is None:
-            raise NotToBeDecided(f"Transaction {payout.pk} is not held with a request whose result is unknown.")
+            raise NotToBeDecided(_NOT_DECIDABLE.format(payout.pk))
         if payout.verdicts.filter(closed_at__isnull=True).exists():
             raise NotToBeDecided(f"A decision on transaction {payout.pk} already waits for a second person.")
         if by.user_id is None or not grounds.strip():
@@ -74,13 +76,13 @@ def decide_or_propose(
 
 
 def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -> Transaction:
-    """Confirm a decision as the second person, and apply it.
+    """Confirm a decision as the second person, and apply the decision.
 
     Locks: Transaction, Verdict, Attempt.
     Raises: DecisionNotOpen; SamePerson; NotToBeDecided, if the payout was decided meanwhile.
     """
     with transaction.atomic(durable=True):
-        verdict = _open(verdict_id)
+        verdict = _locked_open_verdict(verdict_id)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise SamePerson("You made this decision. Another person must confirm it.")
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, True
@@ -103,14 +105,17 @@ def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> No
     Raises: DecisionNotOpen.
     """
     with transaction.atomic(durable=True):
-        verdict = _open(verdict_id)
+        verdict = _locked_open_verdict(verdict_id)
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, False
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         _record("payout.decision_refused", verdict, by=by, at=at, reason=reason)
 
 
-def _open(verdict_id: int) -> Verdict:
-    """Lock and return a Verdict that waits for a second person, its Transaction first."""
+def _locked_open_verdict(verdict_id: int) -> Verdict:
+    """Lock a Verdict's Transaction, then the Verdict, and return the Verdict. It must still wait for a second person.
+
+    Raises: DecisionNotOpen.
+    """
     transaction_id = Verdict.objects.filter(pk=verdict_id).values_list("transaction", flat=True).first()
     if transaction_id is not None:
         Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
@@ -136,9 +141,10 @@ def _record(action: str, verdict: Verdict, *, by: audit.Actor, at: datetime, rea
 def decide(
     *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
 ) -> Transaction:
-    """Close a HELD payout's request by a decision of staff: paid, with M-Pesa's `receipt`, or not paid (empty).
+    """Close a HELD payout's request by a decision of staff.
 
-    An amount of `confirm_above` shillings or more takes two people. `grounds` states the evidence in words.
+    With M-Pesa's `receipt` the request is paid; an empty `receipt` means not paid. `grounds` states the evidence in
+    words. An amount of `confirm_above` shillings or more takes two people.
     Locks: Transaction, Attempt.
     Raises: NotToBeDecided.
     """
@@ -159,14 +165,14 @@ def close_by_decision(
     payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
     attempt = attempts.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
     if payout is None or attempt is None:
-        raise NotToBeDecided(f"Transaction {transaction_id} is not held with a request whose result is unknown.")
+        raise NotToBeDecided(_NOT_DECIDABLE.format(transaction_id))
     people = 2 if payout.amount >= policy.confirm_above else 1
     deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
     if len(deciders) < people:
-        different = "A member of staff" if people == 1 else "Two different members of staff"
-        raise NotToBeDecided(f"{different} must decide this payout.")
+        who = "A member of staff" if people == 1 else "Two different members of staff"
+        raise NotToBeDecided(f"{who} must decide this payout.")
     if not grounds.strip():
-        raise NotToBeDecided("The decision needs grounds in words.")
+        raise NotToBeDecided("State the grounds for the decision.")
     alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
     was = actions.snapshot(payout)
     if receipt:

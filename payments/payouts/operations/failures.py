@@ -17,14 +17,14 @@ from payments.payouts.operations import actions
 from users import audit
 
 AT_ONCE = 500
-# The group of payouts that have no attempt or failed without a code.
+# The group of payouts without an attempt, or whose last attempt has no code.
 NO_CODE = "none"
 BLOCKED = {
-    "open": "a request of it has an unknown result",
-    "reported": "a message reports that it was paid after all, and we are asking M-Pesa",
+    "open": "a request of the payout has an unknown result",
+    "reported": "a message reports that the payout was paid after all, and we are asking M-Pesa",
     "withdrawal": "a withdrawal returns to the wallet automatically and is not sent again",
 }
-CHANGED = "it has changed since the preview, or a request of it may still be paid"
+CHANGED = "the payout has changed since the preview, or a request of it may still be paid"
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Reason:
 
 @dataclass(frozen=True)
 class Plan:
-    """A preview of a bulk retry: the payouts to send, and the number skipped for each reason.
+    """A preview of a bulk retry: the payouts to send, and the number of payouts skipped for each reason.
 
-    `beyond` more could be sent, but exceed the bound of one retry.
+    `beyond` is the number of further payouts that could be sent but exceed the limit of one bulk retry.
     """
 
     transaction_ids: list[int]
@@ -53,15 +53,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The result of a bulk retry: the ids that are pending again, and the number skipped for each reason."""
+class RetryResult:
+    """The result of a bulk retry: the ids of payouts that are pending again, and the number skipped for each reason."""
 
     retried: list[int]
     skipped: dict[str, int]
 
 
 def reasons() -> list[Reason]:
-    """Return the failed payouts by their last result code, the most frequent first. Amounts in shillings."""
+    """Return the failed payouts by their last result code, the most frequent code first. Amounts in shillings."""
     rows = with_code(failed()).values_list("code").annotate(count=Count("pk"), total=Sum("amount")).order_by("-count")
     return [
         Reason(code, count, total, *words_of(code))
@@ -70,7 +70,7 @@ def reasons() -> list[Reason]:
 
 
 def words_of(code: str) -> tuple[str, str, bool]:
-    """Return a code's meaning, the advice, and whether a retry may help."""
+    """Return a code's meaning, the advice, and True if a retry may help."""
     if code in ("", NO_CODE):
         return "No code was given. The payout's page shows what happened.", "Check one payout, then retry.", True
     meaning = result_codes.MEANING.get(code)
@@ -94,7 +94,10 @@ def with_code(payouts: QuerySet[Transaction]) -> QuerySet[Any]:
 
 
 def chosen(*, code: str = "", market_id: int | None = None, since: datetime | None = None) -> QuerySet[Any]:
-    """Return the failed payouts of one code, of one market, or that failed since a moment, for a bulk retry."""
+    """Return failed payouts for a bulk retry. Each argument that is given narrows the choice.
+
+    `code` is the result code of the last attempt; `since` is the earliest time of the failure.
+    """
     payouts: QuerySet[Any] = failed()
     if code:
         payouts = with_code(payouts).filter(code=code)
@@ -104,7 +107,7 @@ def chosen(*, code: str = "", market_id: int | None = None, since: datetime | No
 
 
 def plan(payouts: QuerySet[Transaction]) -> Plan:
-    """Preview the bulk retry of these payouts: at most AT_ONCE, by the rules of a single retry."""
+    """Preview the bulk retry of these payouts, by the rules of a single retry. At most AT_ONCE payouts are sent."""
     attempts = Attempt.objects.filter(transaction=OuterRef("pk"))
     blocked = Case(
         When(~Q(type=Transaction.Type.PAYOUT), then=Value("withdrawal")),
@@ -123,7 +126,7 @@ def plan(payouts: QuerySet[Transaction]) -> Plan:
     )
 
 
-def retry_failed(*, since: datetime, by: audit.Actor, at: datetime, limit: int | None) -> Outcome:
+def retry_failed(*, since: datetime, by: audit.Actor, at: datetime, limit: int | None) -> RetryResult:
     """Retry the payouts that failed at or after `since`, oldest first. See `retry_each`."""
     payouts = chosen(since=since).filter(type=Transaction.Type.PAYOUT).order_by("pk")
     return retry_each(transaction_ids=list(payouts.values_list("pk", flat=True)), by=by, at=at, limit=limit)
@@ -131,7 +134,7 @@ def retry_failed(*, since: datetime, by: audit.Actor, at: datetime, limit: int |
 
 def retry_each(
     *, transaction_ids: Sequence[int], by: audit.Actor, at: datetime, limit: int | None = AT_ONCE
-) -> Outcome:
+) -> RetryResult:
     """Retry up to `limit` payouts, each in its own database transaction; None means no limit.
 
     Skips and counts payouts that can no longer be retried.
@@ -145,7 +148,7 @@ def retry_each(
         except actions.PayoutNotRetryable:
             skipped[CHANGED] += 1
         except actions.TransactionNotFound:
-            skipped["it does not exist"] += 1
+            skipped["the payout does not exist"] += 1
     if beyond := len(transaction_ids) - len(transaction_ids[:limit]):
-        skipped[f"at most {limit} are sent again at once"] += beyond
-    return Outcome(retried, dict(skipped))
+        skipped[f"at most {limit} payouts are sent again at once"] += beyond
+    return RetryResult(retried, dict(skipped))

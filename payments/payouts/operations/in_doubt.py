@@ -20,12 +20,12 @@ class InDoubt:
     status: str
     since: datetime
     last_asked_at: datetime | None
-    next_question_at: datetime | None
-    words: str
+    next_query_at: datetime | None
+    result_text: str
 
 
 def in_doubt(market_id: int | None = None, *, limit: int | None = None) -> list[InDoubt]:
-    """Return requests in doubt, oldest first, of one market or of all; at most `limit`. Amounts in shillings."""
+    """Return at most `limit` requests in doubt of one market or of all, the oldest first. Amounts in shillings."""
     attempts = Attempt.objects.in_doubt().select_related("transaction__settlement")
     if market_id is not None:
         attempts = attempts.filter(transaction__settlement__market=market_id)
@@ -38,8 +38,8 @@ def in_doubt(market_id: int | None = None, *, limit: int | None = None) -> list[
             status=attempt.transaction.status,
             since=attempt.first_sent_at or attempt.opened_at,
             last_asked_at=attempt.last_asked_at,
-            next_question_at=attempt.next_query_at,
-            words=attempt.result_words,
+            next_query_at=attempt.next_query_at,
+            result_text=attempt.result_words,
         )
         for attempt in attempts.annotate(last_asked_at=Max("queries__asked_at")).order_by("first_sent_at", "pk")[:limit]
     ]

@@ -11,7 +11,7 @@ from users import phone
 from users.models import CustomUser
 
 _REFERENCE = re.compile(r"KASOKO-([0-9A-Z]+)-([0-9]+)-[0-9a-f]{8}(?:-[0-9]+)?", re.IGNORECASE)
-# The filters of the list: the word in the URL, and the words on the page.
+# The filters of the list: the value in the URL, and its label on the page.
 STATES = {
     "": "All",
     "pending": "Pending",
@@ -26,7 +26,7 @@ STATES = {
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The payouts that match a search, and our reading of the typed text."""
+    """The payouts that match a search. `understood` states in words how the typed text was read."""
 
     payouts: QuerySet[Transaction]
     understood: str
@@ -48,7 +48,7 @@ def search(typed: str = "", *, state: str = "", code: str = "", market_id: int |
 
 
 def _typed(payouts: QuerySet[Transaction], typed: str) -> tuple[QuerySet[Transaction], str]:
-    """Return the payouts that match the typed text, and our reading of it in words."""
+    """Return the payouts that match the typed text, and a description of how the text was read."""
     if not typed:
         return payouts, ""
     try:

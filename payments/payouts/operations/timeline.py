@@ -17,7 +17,7 @@ from users import phone
 from users.models import AuditEntry, CustomUser
 
 DESTINATIONS = {"mpesa": "M-Pesa", "wallet": "the wallet"}
-# Fields of M-Pesa's messages that are shown unmasked: ids, codes, amounts, times. Others hold names and phones.
+# Fields of M-Pesa's messages that are shown unmasked: ids, codes, amounts, times. Other fields hold names and phones.
 SHOWN = {
     "Result", "ResultType", "ResultCode", "ResultDesc", "OriginatorConversationID", "ConversationID", "TransactionID",
     "ResultParameters", "ResultParameter", "Key", "ReferenceData", "ReferenceItem", "TransactionAmount",
@@ -29,7 +29,7 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Event:
-    """One event. `tone`: good, bad, care, busy or calm; `details` are (name, value) in words."""
+    """One event. `tone` is good, bad, care, busy or calm. `details` are pairs of (name, value) in words."""
 
     at: datetime
     title: str
@@ -88,7 +88,7 @@ def of_payout(transaction_id: int) -> Timeline | None:
 
 
 def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt]) -> frozenset[str]:
-    """Return the actions that the page offers. Each service checks again under lock."""
+    """Return the actions that the page offers. Each action checks its conditions again under lock."""
     open_states = {attempt.state for attempt in attempts if attempt.state in Attempt.OPEN}
     asked = any(attempt.next_query_at for attempt in attempts)
     mpesa = payout.destination == Transaction.Destination.MPESA
@@ -107,7 +107,7 @@ def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt]) -> frozen
 
 
 def _explanation(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
-    """Return the place of the payout's money in plain words, and the next step."""
+    """Say in plain words where the payout's money is. Return this explanation and the advice for the next step."""
     status = payout.status
     if status == Transaction.Status.COMPLETED and payout.destination == Transaction.Destination.WALLET:
         return "The money is in the member's wallet.", "Nothing to do."
@@ -239,7 +239,7 @@ def _of_audit_entry(entry: AuditEntry) -> Event:
 
 
 def redacted(body: bytes) -> str:
-    """Return a callback's body for a page: ids, codes, amounts and times as they are, the rest masked."""
+    """Return a callback's body for a page. Ids, codes, amounts and times are shown; all other values are masked."""
     try:
         message = strict_json.read_object(body)
     except strict_json.Unreadable as error:

@@ -1,9 +1,12 @@
-"""Canary release of a settlement's payouts: one, then ten, then the rest.
+"""Canary of a settlement's payouts: one is sent, then ten, then the rest.
 
-A fault that would affect every payout then shows on one of them, not on a million. The progress of a release is counted
-from its attempts, so no counter can be lost. An acknowledged or paid attempt fills a place; an attempt under way holds
-one; an attempt that ended otherwise gives its place back. Acknowledgements and payments both widen the release, because
-either message may be lost. The breakers decide when sending must stop.
+A fault that would affect every payout then shows on one payout, not on a million. A step of the canary has one slot for
+each payout that it sends:
+- An accepted or paid attempt fills a slot for good. Either message is enough, because one of them may be lost.
+- An attempt under way occupies a slot until it ends.
+- An attempt that ends in any other way frees its slot.
+
+The filled slots are counted from the attempts, so no counter can be lost. The breakers decide when sending must stop.
 """
 
 from collections.abc import Iterable
@@ -18,35 +21,35 @@ from payments.policy import Policy
 
 
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
-    """Return ids of released settlements that are still in their canary and have a place for one more payout."""
+    """Return ids of settlements whose hold is over, whose canary is not complete and has a free slot."""
     settlements = Settlement.objects.filter(eligibility.standing(), release_open=False, release_at__lte=at)
-    # A small market never fills its canary, so settlements without a pending payout are skipped.
+    # A settlement with few payouts never completes its canary, so settlements without a pending payout are skipped.
     waiting = Transaction.objects.filter(settlement=OuterRef("pk"), status=Transaction.Status.PENDING)
     ids = list(settlements.filter(Exists(waiting)).order_by("pk").values_list("pk", flat=True))
-    return [settlement_id for settlement_id, places in _free_places(ids, policy).items() if places != 0]
+    return [settlement_id for settlement_id, slots in _free_slots(ids, policy).items() if slots != 0]
 
 
-def within(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
-    """Return the payouts that have a place now, in the caller's transaction, which claims them.
+def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
+    """Return the payouts that may leave now. The caller claims them in the same transaction.
 
-    A settlement that was undone or stopped since the payouts were selected has no place.
-    Locks: the Settlements that are in their canary, by id, and the others shared. Nothing waits for a Transaction while
-    it holds one.
+    A settlement that was undone or stopped since the payouts were selected has no free slot.
+    Locks: the Settlements whose canary is not complete, by id, FOR NO KEY UPDATE; then all Settlements that are neither
+    undone nor stopped, by id, FOR SHARE. No transaction that holds a Settlement's row waits for a Transaction's row.
     """
     ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
     settlements = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
     locked = list(settlements.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
     standing = _lock_standing(ids)
-    free = _free_places(locked, policy)
+    free = _free_slots(locked, policy)
     allowed = []
     for payout in payouts:
         if payout.settlement_id is not None and payout.settlement_id not in standing:
             continue
-        places = free.get(payout.settlement_id or 0)
-        if places is None or places > 0:
+        slots = free.get(payout.settlement_id or 0)
+        if slots is None or slots > 0:
             allowed.append(payout)
-        if places is not None and payout.settlement_id is not None:
-            free[payout.settlement_id] = places - 1
+        if slots is not None and payout.settlement_id is not None:
+            free[payout.settlement_id] = slots - 1
     return allowed
 
 
@@ -56,14 +59,17 @@ _LOCK_STANDING = f"""
 
 
 def _lock_standing(settlement_ids: Iterable[int]) -> set[int]:
-    """Return the standing settlements, locked so that none is undone or stopped before the caller commits."""
+    """Return the settlements that are neither undone nor stopped, and lock them in this state until the commit."""
     with connection.cursor() as cursor:
         cursor.execute(_LOCK_STANDING, [sorted(settlement_ids)])
         return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 
-def _free_places(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:
-    """Return the free places in each settlement's canary, or None once all are filled, which opens it for good."""
+def _free_slots(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:
+    """Return the free slots of each settlement's canary, or None if the canary is complete.
+
+    Also stores that a complete canary is open for good (`release_open`).
+    """
     ids = list(settlement_ids)
     if not ids:
         return {}
@@ -79,16 +85,16 @@ def _free_places(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int
         .order_by()
     }
     free = {settlement_id: _free(*counts.get(settlement_id, (0, 0)), policy) for settlement_id in ids}
-    complete = [settlement_id for settlement_id, places in free.items() if places is None]
+    complete = [settlement_id for settlement_id, slots in free.items() if slots is None]
     Settlement.objects.filter(pk__in=complete).update(release_open=True)
     return free
 
 
 def _free(filled: int, under_way: int, policy: Policy) -> int | None:
-    """Return the free places of the canary's current step, or None if every step is filled."""
-    places = 0
+    """Return the free slots of the canary's current step, or None if every step is filled."""
+    slots = 0
     for size in policy.canary:
-        places += size
-        if filled < places:
-            return max(0, places - filled - under_way)
+        slots += size
+        if filled < slots:
+            return max(0, slots - filled - under_way)
     return None

@@ -1,8 +1,8 @@
 """Claims of due payouts, each committed before its request is POSTed.
 
-A claim is a lease: a committed attempt in state SENDING. After the POST, `responses` records M-Pesa's response. No
-database transaction is open during a POST. An attempt stays open until evidence proves its result (evidence/rules.py),
-and a payout never has two open attempts.
+A claim is a lease: a committed attempt in state SENDING. No database transaction is open during the POST. Afterwards
+`responses` records M-Pesa's response. An attempt stays open until evidence proves its result (evidence/rules.py). A
+payout never has two open attempts.
 
 Lock order: Transaction, Attempt, then wallets (ledger).
 """
@@ -55,7 +55,7 @@ class PaymentGateway(Protocol):
 class Claim:
     """A request that must be POSTed now, with its attempt committed as SENDING.
 
-    `skips_queue`: it is sent again, so it did not wait in the fair queue.
+    `skips_queue`: the request is sent again, so it did not wait in the fair queue.
     Units: whole shillings.
     """
 
@@ -74,14 +74,14 @@ class Claim:
 
 
 def any_due(*, at: datetime, policy: Policy) -> bool:
-    """Return whether a payout can be claimed or a request sent again."""
+    """Return True if a payout can be claimed or a request can be sent again."""
     return fair_queue.any_due(at=at, policy=policy) or _resendable(at).exists()
 
 
 def _resendable(at: datetime) -> QuerySet[Attempt]:
-    """Return attempts in doubt whose id may be sent again.
+    """Return the attempts in doubt that are due to be sent again.
 
-    If the settlement is undone or stopped, we only ask about its attempts.
+    If a settlement is undone or stopped, we only ask about its attempts.
     """
     standing = Q(transaction__settlement=None) | eligibility.standing("transaction__settlement__")
     return Attempt.objects.filter(standing, state=State.IN_DOUBT, resend_at__lte=at)
@@ -96,10 +96,10 @@ def claim(
     transaction_id: int | None = None,
     after: int = 0,
 ) -> list[Claim]:
-    """Claim up to `limit` due payouts in the order of `fair_queue.take`, or the named payout if it is due.
+    """Claim up to `limit` due payouts in the order of `fair_queue.take`, or only `transaction_id` if it is due.
 
-    `after` is the settlement that was served last. A payout whose last request never left us keeps its id; any other
-    payout gets a new attempt. A payout above the member's limit of the day waits until the next day in Nairobi.
+    `after` is the settlement that was served last. A payout with an open attempt keeps that attempt and its id. Any
+    other payout gets a new attempt. A payout above the member's limit of the day waits until the next day in Nairobi.
     Idempotent: skips payouts that another worker has locked or claimed.
     Locks: Transactions (skipping locked ones), then their open Attempts.
     """
@@ -109,11 +109,11 @@ def claim(
         else:
             in_canary = canary.in_canary(at=at, policy=policy)
             may_leave = eligibility.may_leave([transaction_id], in_canary=in_canary, at=at)
-            queue = fair_queue.take_named(transaction_id, at=at) if may_leave else []
+            queue = fair_queue.take_by_id(transaction_id, at=at) if may_leave else []
         payouts = _within_day_limit([queued.payout for queued in queue], at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
-        payouts = canary.within(payouts, policy)
+        payouts = canary.with_free_slot(payouts, policy)
         leaving = {payout.pk for payout in payouts}
         queue = [queued for queued in queue if queued.payout.pk in leaving]
         attempts = _attempts_for(queue, at, policy, addresses)
@@ -129,10 +129,9 @@ def claim(
 
 
 def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[Claim]:
-    """Claim attempts in doubt whose id is to be sent again, because a status query did not find it.
+    """Claim attempts in doubt that are due to be sent again, because a status query did not find their id.
 
-    An id is sent again only within the resend horizon of its first POST, because M-Pesa publishes no retention for its
-    check of duplicates.
+    An id is sent again only within the resend horizon of its first POST (`attempts.within_horizon`).
     Locks: Transactions (skipping locked ones), then the Attempts.
     """
     with transaction.atomic(durable=True):
@@ -149,7 +148,7 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             else:
                 attempt.resend_at = None
                 attempt.save(update_fields=["resend_at"])
-        if leaving:  # Use up a probe only if a request really leaves.
+        if leaving:  # `allowance` may use up a probe, so call it only if a request really leaves.
             leaving = leaving[: breakers.allowance(at=at, policy=policy)]
         claims = []
         for payout, attempt in leaving:
@@ -162,10 +161,11 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
 
 
 def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, after: int) -> list[Claim]:
-    """Claim up to `limit` requests to be POSTed next, resends before new ones.
+    """Claim up to `limit` requests to be POSTed next, resends before new requests.
 
-    An id may be sent again for a limited time only, and a million payouts may wait. While sending is paused, new
-    requests come first: M-Pesa may call a resend a duplicate, so it is a poor probe. `after` as in `claim`.
+    A resend must not wait behind a million payouts, because its id may be sent again for a limited time only. While a
+    breaker is open, new requests come first. A resend is a poor probe, because M-Pesa may refuse it as a duplicate.
+    `after` as in `claim`.
     Locks: as `claim`.
     """
     parameters: dict[str, Any] = {"at": at, "policy": policy, "addresses": addresses}
@@ -177,9 +177,9 @@ def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int
 
 
 def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) -> list[Transaction]:
-    """Return the payouts within their member's limit of the day, and put the others off until tomorrow in Nairobi."""
+    """Return the payouts within their member's limit of the day. Postpone all others until tomorrow in Nairobi."""
     midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
-    # Attempts that these payouts opened today are either proven not sent, or about to be sent again by this claim.
+    # Open attempts of these payouts do not count, because this claim is about to send them again.
     others = Attempt.objects.exclude(state=State.FAILED).exclude(transaction__in=payouts)
     sent_today = dict(
         others.filter(transaction__user__in={payout.user_id for payout in payouts}, opened_at__gte=midnight)
@@ -223,7 +223,7 @@ def _attempts_for(
             attempt.next_query_at = at + policy.query_after
             attempt.save()
         else:
-            # It may have left once, too long ago to send the same id again safely. From now on we only ask about it.
+            # The request may have left once, too long ago to send the same id again safely. We only ask about it now.
             attempt.state, attempt.next_query_at = State.IN_DOUBT, at
             attempt.doubted_at = attempt.doubted_at or at
             attempt.save()
@@ -240,8 +240,8 @@ def _attempts_for(
     return waiting | {attempt.transaction_id: attempt for attempt in opened}
 
 
-# Writes the rows that Django's bulk_create would write, at a fifth of its cost. Most columns are copied from the
-# payout, or are the same for all rows. `paid_report` has a default in the database.
+# Writes the rows that Django's bulk_create would write, in a fifth of the time. Most columns are copied from the payout
+# or are the same for all rows. `paid_report` has a default in the database.
 _INSERT_ATTEMPTS = """
     INSERT INTO payments_attempt (transaction_id, settlement_id, number, kind, originator_conversation_id,
         conversation_id, token_hash, amount, phone_number, state, opened_at, posted_at, first_sent_at, next_query_at,
@@ -308,7 +308,7 @@ def request(claim: Claim, *, addresses: Addresses) -> dict[str, Any]:
 
 
 def call(claim: Claim, *, gateway: PaymentGateway, addresses: Addresses) -> Response:
-    """POST one claimed request and return M-Pesa's response, or the error. Touches no database."""
+    """POST one claimed request and return M-Pesa's response or the gateway's error. Touches no database."""
     try:
         return gateway.pay(**request(claim, addresses=addresses))
     except gateway_errors.GatewayError as error:

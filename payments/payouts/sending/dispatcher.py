@@ -1,7 +1,7 @@
 """The dispatcher, which sends due payouts at the shared pace with hundreds of requests in flight.
 
 The bulk gateway's thread makes the requests. The thread that runs the dispatcher writes claims and responses, many in
-one statement. So one database connection serves all requests, and no transaction is open during a request.
+one statement. One database connection therefore serves all requests, and no transaction is open during a request.
 """
 
 import logging
@@ -26,18 +26,21 @@ from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
-# Slots are reserved this far ahead. A batch of claims is written in this time, and a killed worker leaves at most this
-# much claimed and unsent.
+# Slots are reserved this far ahead, which is long enough to write a batch of claims. A killed worker leaves at most the
+# claims for this time unsent.
 AHEAD_SECONDS = 0.15
 TICK_SECONDS = 0.05
-# The pace is two per cent below the allowed one, so a slot may be used this late without overfilling a second.
+# Our pace is two per cent below the limit (rate_limit.py). A request may therefore leave this long after its slot, and
+# no second exceeds the limit.
 LATE_SECONDS = 0.015
-MARGIN = Decimal("0.015")
+# The claims that may wait for a free connection, as a share of the limit of one second: 1.5 per cent. This is less than
+# the two per cent that our pace leaves free.
+QUEUE_SHARE = Decimal("0.015")
 LONGEST_REST = 1.0
 LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
-# Few at a time, because each query is committed before it is POSTed. A killed worker leaves these unasked until the
-# next query is due.
+# Status queries at a time. The number is small because each query is committed before it is POSTed. If the worker is
+# killed in between, these attempts are not asked about until their next query is due.
 QUESTIONS = 8
 
 
@@ -68,8 +71,8 @@ class Dispatcher:
     def send_one(self, transaction_id: int) -> bool:
         """Send one payout and return True, or return False and send nothing.
 
-        Nothing is sent if the payout is not due, another worker holds it, or the pace has no slot within a second.
-        Raises: redis.RedisError, and sends nothing.
+        Sends nothing if the payout is not due, if another worker holds it, or if the pace has no slot within a second.
+        Raises: redis.RedisError. Then nothing was sent.
         """
         slots = self.limiter.reserve(longest_wait_seconds=1.0)
         if not slots:
@@ -86,8 +89,8 @@ class Dispatcher:
     def run(self, *, keep_going: Callable[[], bool]) -> int:
         """Send until no payout is due or `keep_going` returns False, and return the number of requests made.
 
-        Before it returns or raises, it waits for the requests under way and records their responses. A claim is made
-        only after its slot is reserved, so a worker killed in between loses only the slot.
+        Before this method returns or raises, it waits for the requests under way and records their responses. A slot is
+        reserved before its claim is made, so a worker killed in between loses only the slot.
         Raises: redis.RedisError; any error that kept a request from being made.
         """
         sent, rest, last_served, is_due = 0, 0.0, 0, False
@@ -104,14 +107,16 @@ class Dispatcher:
                     under_way |= {claim.attempt_id: claim for claim in claims}
                     sent += len(claims)
                     last_served, rest = _last_served(claims, last_served), 0.0
-                # Start new requests before recording the responses of the last ones.
+                # Record the previous responses only now, so that new requests do not wait for it.
                 received = self._record(received)
                 if under_way:
                     received = self._collect(under_way, patience_seconds=TICK_SECONDS)
                     if any(not isinstance(response, client.Accepted) for _, response in received):
-                        # It may open a breaker, so it is recorded before the next claim.
+                        # A response that is no acceptance may open a breaker, so record it before the next claim.
                         received = self._record(received)
-                elif not claims:  # Held back by a pause, the time of a probe, the pace or another worker.
+                elif not claims:
+                    # Nothing could be claimed: sending is paused, the next probe is not due, the pace has no slot, or
+                    # another worker holds the payouts.
                     rest = min(LONGEST_REST, rest + TICK_SECONDS)
                     time.sleep(rest)
         finally:
@@ -137,7 +142,7 @@ class Dispatcher:
                 under_way = {}
                 for question in questions:
                     slots = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
-                    if not slots:  # No slot in time counts as a query without an answer. The next is already due.
+                    if not slots:  # Counts as a query without an answer. `ask` has scheduled the next one.
                         continue
                     time.sleep(slots[0])
                     post = threads.submit(status_queries.post, question, gateway=self.gateway, addresses=self.addresses)
@@ -151,7 +156,7 @@ class Dispatcher:
     def _claim(self, room: int, last_served: int) -> tuple[list[sending_claims.Claim], bool]:
         """Reserve slots for at most `room` requests, then claim and start as many.
 
-        Returns the claims, and whether more payouts may be due.
+        Returns the claims, and True if more payouts may be due.
         """
         slots = self._slots(room, AHEAD_SECONDS) if room > 0 else []
         if not slots:
@@ -169,9 +174,10 @@ class Dispatcher:
         return claims, len(claims) == limit
 
     def _later_slots(self, missed: list[float]) -> list[float]:
-        """Return new slots for requests that missed theirs, because too many would leave in one second otherwise.
+        """Return new slots for requests that missed their slots. Without new slots, too many would leave in one second.
 
-        If Redis is down or has no more slots, the requests keep their pace and leave as late as the first of them.
+        If Redis is down or has too few slots, the remaining requests keep the distances between their old slots. Each
+        of them is delayed by as much as the first request is late.
         """
         late = time.monotonic() - missed[0]
         try:
@@ -189,9 +195,9 @@ class Dispatcher:
     def _queue_length(self) -> int:
         """Return the number of claims that may wait for a free connection.
 
-        It is small enough that a second stays within the allowed pace even if all of them leave at once.
+        Even if all these claims leave at once, the number of requests in that second stays within the limit.
         """
-        return min(self.in_flight // 2, int(self.limiter.per_second * MARGIN))
+        return min(self.in_flight // 2, int(self.limiter.per_second * QUEUE_SHARE))
 
     def _collect(self, under_way: dict[int, sending_claims.Claim], *, patience_seconds: float) -> Responses:
         """Return the responses of the requests that have ended.
@@ -203,7 +209,7 @@ class Dispatcher:
         unforeseen: list[Exception] = []
         for end in ended:
             claim = under_way.pop(end.key, None)
-            if claim is None:  # An earlier run ended before it could record this. A status query finds the result.
+            if claim is None:  # A response to an earlier run, which ended too early. A status query finds the result.
                 continue
             if isinstance(end.response, client.Accepted | gateway_errors.GatewayError):
                 received.append((claim, end.response))
@@ -222,10 +228,10 @@ class Dispatcher:
 
 
 def _last_served(claims: list[sending_claims.Claim], before: int) -> int:
-    """Return the settlement after which the next round begins, or 0 for a new round.
+    """Return the settlement after which the next round begins, or 0 if the round is complete.
 
-    Requests that skip the queue do not count. If every claim came from a different settlement, more settlements may
-    wait than there were places. Otherwise every waiting settlement was served in this round.
+    Requests that skip the queue do not count. If every claim came from a different settlement, some settlements may not
+    have been served in this round. Otherwise every waiting settlement was served.
     """
     served = [claim.settlement_id or 0 for claim in claims if not claim.skips_queue]
     if not served:

@@ -1,8 +1,8 @@
-"""A thread that runs the dispatcher, so that requests outlive the Celery task that woke it.
+"""A thread that runs the dispatcher, so that requests outlive the Celery task that woke the thread.
 
-A task only wakes the thread and ends at once. The thread sends while payouts are due, then sleeps. When its process is
-asked to end, it waits for the requests under way and records their responses. If the process is killed, status queries
-find the results instead.
+A task only wakes the thread and ends at once. The thread sends while payouts are due, then sleeps. When the process is
+asked to end, the thread waits for the requests under way and records their responses. If the process is killed, status
+queries find the results instead.
 """
 
 import logging
@@ -19,10 +19,10 @@ alarm = logging.getLogger("kasoko.alarm")
 
 
 class DispatcherThread:
-    """One thread, started when it is first woken. `dispatcher` builds the dispatcher that it runs."""
+    """One thread, started by the first `wake`. `make_dispatcher` returns the Dispatcher to run."""
 
-    def __init__(self, dispatcher: Callable[[], Dispatcher]) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, make_dispatcher: Callable[[], Dispatcher]) -> None:
+        self._make_dispatcher = make_dispatcher
         self._awake = threading.Condition()
         self._wanted = False
         self._busy = False
@@ -41,12 +41,12 @@ class DispatcherThread:
             self._awake.notify_all()
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait at most this long until all due payouts are sent, and return whether they are."""
+        """Wait at most `seconds` until all due payouts are sent. Return True if they are sent."""
         with self._awake:
             return self._awake.wait_for(lambda: not (self._wanted or self._busy), seconds)
 
     def end(self, seconds: float) -> None:
-        """Stop claiming, record the requests under way, and end the thread; wait at most this long."""
+        """Stop claiming, record the responses to the requests under way, and end the thread. Wait at most `seconds`."""
         with self._awake:
             self._ending, thread = True, self._thread
             self._awake.notify_all()
@@ -69,10 +69,10 @@ class DispatcherThread:
             return not self._ending
 
     def _send(self) -> None:
-        """Run the dispatcher once. An error ends this run only, because the next sweep wakes the thread again."""
+        """Run the dispatcher once. An error ends only this run; the next sweep wakes the thread again."""
         close_old_connections()
         try:
-            self._dispatcher().run(keep_going=lambda: not self._ending)
+            self._make_dispatcher().run(keep_going=lambda: not self._ending)
         except (redis.RedisError, OperationalError, InterfaceError) as error:
             log.warning("Sending stops until the next sweep: %s", error)
             connections.close_all()

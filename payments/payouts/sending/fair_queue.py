@@ -1,11 +1,12 @@
-"""Fair queue across settlements: each sends a few payouts per round.
+"""Fair queue across settlements: each settlement sends a few payouts per round.
 
 A small market therefore does not wait behind a large one. The index `transaction_due` begins with the settlement. One
-probe of it finds the next settlement with a due payout, whatever the size of the settlements before it. Each settlement
-gives its oldest payouts. If more settlements wait than there are places, a round begins after the one served last.
+look-up in this index finds the next settlement with a due payout, however large the settlements before it are. The
+oldest payouts of a settlement are sent first. If more settlements wait than one round can serve, the next round begins
+after the settlement served last.
 
-Requests that M-Pesa turned away go first, because their id may be sent again for a limited time only. There are never
-more of them than the requests that were under way when M-Pesa turned them away.
+Requests that M-Pesa turned away go first, because their id may be sent again for a limited time only. Their number is
+bounded by the number of requests in flight, so they cannot block the queue for long.
 """
 
 from collections import Counter
@@ -26,10 +27,10 @@ MOST_SETTLEMENTS = 100
 
 @dataclass(frozen=True)
 class QueuedPayout:
-    """A locked payout that may be sent now, the number of its last attempt, and whether that attempt is open.
+    """A locked payout that may be sent now, with the number of its last attempt and a flag for an open attempt.
 
-    `skips_queue`: it is sent again, so it did not wait for its settlement. Payout columns that a claim does not need
-    are deferred.
+    `skips_queue`: the payout's request is sent again, so it did not wait for its settlement's turn. Payout columns that
+    a claim does not need are deferred.
     """
 
     payout: Transaction
@@ -43,7 +44,7 @@ _NEXT_SETTLEMENT = """
     WHERE t.status = 'PENDING' AND t.due_at <= %(at)s AND t.settlement_id > {after}
     ORDER BY t.settlement_id LIMIT 1
 """
-# Payouts without a settlement need no release. Together they count as settlement 0.
+# Payouts without a settlement have no hold and no canary. Together they count as settlement 0.
 NO_SETTLEMENT = 0
 _WAITING_SETTLEMENTS = f"""
     WITH RECURSIVE due (id) AS (
@@ -75,8 +76,8 @@ _LOCK_DUE = """
         false AS skips_queue
     FROM unnest(%(ids)s::bigint[]) AS chosen (id) CROSS JOIN LATERAL (
         SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at
-        FROM payments_transaction t WHERE {condition} AND t.id <> ALL (%(already)s::bigint[]) AND {due}
-        ORDER BY t.due_at, t.id LIMIT %(each)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
+        FROM payments_transaction t WHERE {condition} AND t.id <> ALL (%(already_taken)s::bigint[]) AND {due}
+        ORDER BY t.due_at, t.id LIMIT %(per_settlement)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
     CROSS JOIN LATERAL (
         SELECT max(a.number) AS last_number,
             bool_or(a.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')) AS is_open
@@ -84,11 +85,11 @@ _LOCK_DUE = """
 """
 _LOCK_OF_SETTLEMENTS = _LOCK_DUE.format(condition="t.settlement_id = chosen.id", due=eligibility.DUE)
 _LOCK_WITHOUT_SETTLEMENT = _LOCK_DUE.format(condition="t.settlement_id IS NULL", due=eligibility.DUE)
-_LOCK_NAMED = _LOCK_DUE.format(condition="t.id = chosen.id", due=eligibility.DUE)
+_LOCK_BY_ID = _LOCK_DUE.format(condition="t.id = chosen.id", due=eligibility.DUE)
 
 
 def any_due(*, at: datetime, policy: Policy) -> bool:
-    """Return whether a payout may leave now."""
+    """Return True if a payout may leave now."""
     return bool(_waiting_settlements(at=at, policy=policy, after=0, limit=1))
 
 
@@ -96,9 +97,9 @@ def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Queued
     """Lock and return up to `limit` payouts that may leave now, in the caller's transaction.
 
     Requests that M-Pesa turned away come first, then the settlements in rounds, beginning after the settlement `after`.
-    While sending is paused nothing comes first: a probe must show whether any request passes, not one that was turned
-    away before.
-    Locks: those Transactions (skipping locked ones).
+    While a breaker is open, these requests do not come first. A probe must be an ordinary payout, not a request that
+    M-Pesa has already turned away.
+    Locks: the returned Transactions (skipping locked ones).
     """
     turned_away: list[QueuedPayout] = []
     if not breakers.any_open():
@@ -111,35 +112,35 @@ def take(*, at: datetime, policy: Policy, limit: int, after: int) -> list[Queued
 def _take_in_rounds(
     taken_before: list[int], limit: int, *, after: int, at: datetime, policy: Policy
 ) -> list[QueuedPayout]:
-    """Lock and return up to `limit` payouts besides `taken_before`, each settlement's oldest first."""
+    """Lock and return up to `limit` payouts other than `taken_before`, the oldest of each settlement first."""
     settlements = _waiting_settlements(at=at, policy=policy, after=after, limit=min(limit, MOST_SETTLEMENTS))
     taken: dict[int, list[QueuedPayout]] = {settlement_id: [] for settlement_id in settlements}
-    already, count = taken_before, 0
+    already_taken, count = taken_before, 0
     while settlements and count < limit:
-        each = -(-(limit - count) // len(settlements))
-        gave: Counter[int] = Counter()
-        for queued in _lock_of_settlements(settlements, already, each, at):
+        per_settlement = -(-(limit - count) // len(settlements))
+        taken_from: Counter[int] = Counter()
+        for queued in _lock_of_settlements(settlements, already_taken, per_settlement, at):
             settlement_id = queued.payout.settlement_id or NO_SETTLEMENT
             taken[settlement_id].append(queued)
-            gave[settlement_id] += 1
-        count += gave.total()
-        already = taken_before + [queued.payout.pk for payouts in taken.values() for queued in payouts]
-        # Only a settlement that gave as many as it was asked for may have more.
-        settlements = [settlement_id for settlement_id in settlements if gave[settlement_id] == each]
+            taken_from[settlement_id] += 1
+        count += taken_from.total()
+        already_taken = taken_before + [queued.payout.pk for payouts in taken.values() for queued in payouts]
+        # A settlement with fewer payouts than `per_settlement` has none left.
+        settlements = [settlement_id for settlement_id in settlements if taken_from[settlement_id] == per_settlement]
     rounds = chain.from_iterable(zip_longest(*taken.values()))
     return [queued for queued in rounds if queued is not None][:limit]
 
 
-def take_named(transaction_id: int, *, at: datetime) -> list[QueuedPayout]:
-    """Lock and return the payout with this id if it is due. The caller checks whether it is released.
+def take_by_id(transaction_id: int, *, at: datetime) -> list[QueuedPayout]:
+    """Lock and return the payout with this id if it is due. The caller checks that its settlement is released.
 
     Locks: that Transaction (skipped if another worker holds it).
     """
-    return _lock(_LOCK_NAMED, {"at": at, "ids": [transaction_id], "already": [], "each": 1})
+    return _lock(_LOCK_BY_ID, {"at": at, "ids": [transaction_id], "already_taken": [], "per_settlement": 1})
 
 
 def _waiting_settlements(*, at: datetime, policy: Policy, after: int, limit: int) -> list[int]:
-    """Return ids of settlements with payouts that may leave now: those above `after`, then those up to it."""
+    """Return ids of settlements with payouts that may leave now: ids above `after`, then ids up to `after`."""
     parameters: dict[str, Any] = {"at": at, "in_canary": canary.in_canary(at=at, policy=policy)}
     ids: list[int] = []
     with connection.cursor() as cursor:
@@ -151,9 +152,11 @@ def _waiting_settlements(*, at: datetime, policy: Policy, after: int, limit: int
     return ids
 
 
-def _lock_of_settlements(settlements: list[int], already: list[int], each: int, at: datetime) -> list[QueuedPayout]:
-    """Lock and return up to `each` due payouts of each settlement, besides `already`."""
-    parameters = {"at": at, "already": already, "each": each}
+def _lock_of_settlements(
+    settlements: list[int], already_taken: list[int], per_settlement: int, at: datetime
+) -> list[QueuedPayout]:
+    """Lock and return up to `per_settlement` due payouts of each settlement, other than `already_taken`."""
+    parameters = {"at": at, "already_taken": already_taken, "per_settlement": per_settlement}
     payouts: list[QueuedPayout] = []
     if ids := [settlement_id for settlement_id in settlements if settlement_id != NO_SETTLEMENT]:
         payouts += _lock(_LOCK_OF_SETTLEMENTS, parameters | {"ids": ids})

@@ -27,7 +27,8 @@ CAUSES = {
 }
 
 
-# An acknowledgement may be lost if the server dies, because it proves nothing. Then the attempt is asked about.
+# An acceptance is committed without waiting for the disk. If the database server crashes, the record may be lost. This
+# does no harm, because an acceptance proves nothing and we then ask M-Pesa about the attempt.
 _ACCEPT = """
     SET LOCAL synchronous_commit = off;
     WITH locked AS (
@@ -44,9 +45,9 @@ _ACCEPT = """
 
 
 def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at: datetime, policy: Policy) -> None:
-    """Record the responses to many POSTs: acknowledgements in bulk if possible, the others one at a time.
+    """Record the responses to many POSTs: acceptances in bulk if possible, all other responses one at a time.
 
-    An acknowledgement is recorded in bulk if its attempt is still SENDING and no other worker holds its Transaction.
+    An acceptance is recorded in bulk if its attempt is still SENDING and no other worker holds its Transaction.
     Locks: Transactions by id (skipping locked ones), their Attempts; then as `record`.
     """
     accepted = {
@@ -99,7 +100,7 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
             and never_in_doubt
             and (payout.status == Status.HELD or receivables.was_recalled(payout.pk))
         ):
-            # An earlier request was paid meanwhile, or the settlement was undone. This one must not leave any more.
+            # Meanwhile an earlier request was paid, or the settlement was undone. This request must not leave any more.
             attempts.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
         elif isinstance(response, gateway_errors.NotSent) and never_in_doubt:
             _wait(payout, attempt, response, at, policy)
@@ -115,7 +116,7 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
 def _wait(
     payout: Transaction, attempt: Attempt, response: gateway_errors.NotSent, at: datetime, policy: Policy
 ) -> None:
-    """Make the payout pending again after a request that did not leave us.
+    """Make the payout pending again after a request that Daraja did not execute.
 
     The attempt stays open, so the same id is sent again.
     """
@@ -123,7 +124,7 @@ def _wait(
     if response.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:
         attempt.first_sent_at = None
     attempt.save()
-    # The pause equals the time since the attempt was opened, so it doubles each time.
+    # The pause equals the time since the attempt was opened, so the pause doubles each time.
     pause = max(policy.retry_after, timedelta(seconds=float(response.retry_after_seconds or 0)))
     payout.due_at = at + min(max(pause, at - attempt.opened_at), attempts.LONGEST_WAIT)
     payout.reason = f"Not sent yet: {response.details or response.reason}"[:300]

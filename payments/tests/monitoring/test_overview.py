@@ -19,7 +19,7 @@ from users.models import CustomUser
 NOTHING = overview.Total(0, Decimal(0))
 
 
-def test_empty_database_needs_nothing(db: None, at: datetime) -> None:
+def test_empty_database_has_no_work_and_no_figures(db: None, at: datetime) -> None:
     now = overview.now(at=at)
     assert (now.to_resolve, now.decisions, now.breakers, now.broken, now.books_checked_at) == (0, 0, [], [], None)
     assert (now.held, now.failed, now.pending, now.processing, now.in_doubt, now.due) == (*[NOTHING] * 5, 0)
@@ -132,7 +132,7 @@ def test_broken_invariant_shows_until_it_holds_again(db: None, at: datetime) -> 
     assert not InvariantCheck.objects.filter(invariant="A rule of long ago").exists()
 
 
-def test_heartbeat_names_beat_and_worker_and_forgets_old_ones(db: None, at: datetime) -> None:
+def test_heartbeat_names_beat_and_worker_and_deletes_old_heartbeats(db: None, at: datetime) -> None:
     overview.beat(worker="celery@old", at=at - timedelta(days=2))
     overview.beat(worker="celery@here", at=at)
     assert list(Heartbeat.objects.order_by("name").values_list("name", "at")) == [

@@ -1,4 +1,4 @@
-"""One access token for all workers: fetched once, renewed in time, dropped only while it is current."""
+"""The shared access token: fetched once, renewed in time, deleted only while it is the current token."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The bulk gateway classifies the end of each request as the gateway does: by what we know of the money.
+"""The bulk gateway classifies the end of each request in the same way as the gateway.
 
 The tests use real connections to a server on loopback that follows a script, hangs up or does not exist.
 """
@@ -223,7 +223,7 @@ def test_payment_without_complete_answer_is_in_doubt(tokens: SharedTokens, scrip
     assert len(server.requests) == 1
 
 
-def test_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
+def test_reused_connection_that_closes_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
     def once(connection: socket.socket, number: int) -> None:
         connection.sendall(ACKNOWLEDGEMENT) if number == 1 else reset(connection, number)
 
@@ -301,7 +301,7 @@ def test_connection_that_takes_too_long_raises_not_sent(tokens: SharedTokens) ->
 
 
 def client_errors() -> list[type[BaseException]]:
-    """Return every error class that aiohttp's client declares, and the errors that it lets through."""
+    """Return every error class that aiohttp's client declares, and the other errors that it may raise."""
     declared = [getattr(aiohttp.client_exceptions, name) for name in aiohttp.client_exceptions.__all__]
     errors = [each for each in declared if isinstance(each, type) and issubclass(each, aiohttp.ClientError)]
     return [*errors, TimeoutError, ConnectionResetError, OSError]

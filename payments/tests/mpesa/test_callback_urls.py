@@ -29,7 +29,7 @@ def test_resend_of_the_same_id_has_the_same_token() -> None:
     assert ADDRESSES.token(OCID) == ADDRESSES.token(OCID)
 
 
-def test_each_attempt_and_each_query_has_another_token() -> None:
+def test_attempts_and_queries_have_different_tokens() -> None:
     # when
     subjects = [OCID, "KASOKO-1-7-0a1b2c3d-2", f"{OCID}?1", f"{OCID}?2"]
     tokens = {ADDRESSES.token(subject) for subject in subjects}

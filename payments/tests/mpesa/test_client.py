@@ -33,7 +33,7 @@ from testing.gateways import (
 # --- payments
 
 
-def test_payment_body_uses_darajas_spellings(gateway: Gateway, daraja: responses.RequestsMock) -> None:
+def test_payment_body_uses_darajas_field_names(gateway: Gateway, daraja: responses.RequestsMock) -> None:
     daraja.post(PAY_URL, json=ACK)
 
     accepted = gateway.pay(**PAYMENT)

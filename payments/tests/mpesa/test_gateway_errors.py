@@ -1,4 +1,4 @@
-"""The gateway's errors: their text, and their way through a task queue."""
+"""The gateway's errors: their texts, and pickling for a task queue."""
 
 import pickle
 
@@ -25,5 +25,5 @@ def test_pickled_error_keeps_its_type_fields_and_text(error: GatewayError) -> No
         (OutcomeUnknown(message="no answer"), "Outcome unknown: no answer"),
     ],
 )
-def test_error_text_says_in_words_what_we_know(error: GatewayError, text: str) -> None:
+def test_error_text_states_our_knowledge_of_the_money(error: GatewayError, text: str) -> None:
     assert str(error) == text

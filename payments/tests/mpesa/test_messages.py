@@ -221,7 +221,7 @@ UNREADABLE = {
     "an absurd exponent": b'{"Result": {"ResultCode": 0, "Amount": 1e99999999999999999999}}',
     "an endless integer": b'{"Result": {"ResultCode": ' + b"1" * 5_000 + b"}}",
     "the same key twice": b'{"Result": {"ResultCode": 1, "ResultCode": 0}}',
-    "the same key in two spellings": b'{"resultCode": 1, "ResultCode": 0}',
+    "the same key with and without a capital": b'{"resultCode": 1, "ResultCode": 0}',
     "NUL": b'{"Result": {"ResultCode": 0, "ResultDesc": "a\\u0000b"}}',
     "a lone surrogate": b'{"Result": {"ResultCode": 0, "\\ud800": 1}}',
     "not UTF-8": b'{"Result": {"ResultCode": 0, "ResultDesc": "\xff"}}',

@@ -11,7 +11,7 @@ from django.conf import settings
 
 from payments.mpesa.rate_limit import Limiter
 
-# The rate is so slow that the time a slow machine needs between two calls does not matter.
+# The rate is so slow that the time between two calls does not matter, even on a slow machine.
 PER_SECOND = Decimal("0.1")
 INTERVAL = 10.2
 SLACK = 5.0
@@ -114,7 +114,7 @@ def test_each_name_has_its_own_rate(connection: redis.Redis) -> None:
     assert waits == [0.0]
 
 
-def test_lost_key_loses_only_one_pause(connection: redis.Redis) -> None:
+def test_lost_key_loses_only_the_reserved_slots(connection: redis.Redis) -> None:
     # given
     limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""B2C result codes: which are definite, whose fault they are, and if a retry helps."""
+"""B2C result codes: the definite codes, the side at fault, and the use of a retry."""
 
 import pytest
 

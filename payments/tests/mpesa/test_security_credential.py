@@ -1,4 +1,4 @@
-"""The security credential: it decrypts to the password, and a wrong file is refused with a reason."""
+"""The security credential decrypts to the password, and a wrong file is refused with a reason."""
 
 import base64
 import getpass

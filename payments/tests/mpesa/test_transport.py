@@ -1,4 +1,4 @@
-"""The transport, over real connections: it knows if a request left, and nothing that left counts as not sent."""
+"""The transport, over real connections: a request of which any byte left never counts as not sent."""
 
 import json
 import socket
@@ -79,7 +79,7 @@ def test_redirect_is_not_followed(tokens: SharedTokens) -> None:
         assert len(server.requests) == 1
 
 
-def test_kept_connection_that_dies_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
+def test_reused_connection_that_closes_after_sending_is_in_doubt(tokens: SharedTokens) -> None:
     def once(connection: socket.socket, number: int) -> None:
         if number == 1:
             connection.sendall(ACKNOWLEDGEMENT)

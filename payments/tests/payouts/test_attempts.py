@@ -1,4 +1,4 @@
-"""Failed attempts: faults of ours are sent again, faults of the member fail the payout."""
+"""Failed attempts: after a fault of ours the payout is sent again; a fault of the member fails the payout."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Breakers pause sending, let probes through, and close by evidence."""
+"""Breakers pause sending, allow probes, and close by evidence."""
 
 from dataclasses import replace
 

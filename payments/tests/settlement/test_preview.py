@@ -1,4 +1,4 @@
-"""Previews: their figures are those that the settlement books, to the cent."""
+"""Previews: the settlement books exactly the previewed figures, to the cent."""
 
 from decimal import Decimal
 from typing import Any
@@ -46,7 +46,7 @@ STAKES = st.lists(
 
 
 def test_settlement_books_exactly_the_previewed_figures(db: None) -> None:
-    # given: two of five members owe from before, one of three outcomes may be scratched, some bets came too late
+    # given: two of five members have debts, one of three outcomes may be scratched, and some bets are late
     users = [member() for _ in range(5)]
     for user in users[:2]:
         recoveries_of(user, Decimal("100041.17"))
@@ -97,7 +97,7 @@ def recovered_so_far() -> Decimal:
 
 
 def recoveries_of(user: CustomUser, amount: Decimal) -> None:
-    """Make a debt of a double payment, to be set off."""
+    """Create a debt from a double payment, and decide to set it off."""
     receivables.owe(settlement_id=None, user_id=user.pk, amount=amount, at=AT)
     journal.post(
         [journal.Entry(f"late:test{user.pk}", journal.receivable(user.pk), journal.MPESA_UTILITY, amount)], at=AT
@@ -200,7 +200,7 @@ def test_float_comes_from_payment_results_at_intervals(db: None) -> None:
         "result",
     )
 
-    # when: another one within seconds
+    # when: another payment result arrives within seconds
     again = result_body(attempts[1], receipt="SKG8").replace(b'"ResultParameter": [', FUNDS)
     deliver_result(attempts[1], again, after(2))
 
@@ -246,9 +246,9 @@ def test_answer_to_a_balance_query_sets_the_float(db: None) -> None:
 
 
 def test_failed_or_untrusted_balance_answer_sets_no_float(db: None) -> None:
-    assert told(asked(), balance_body(26)) == "nothing: the query failed"
+    assert told(asked(), balance_body(26)) == "ignored: the balance query failed"
     strange = told(asked(), balance_body(), trusted=False, rules=policy(production=True))
-    assert strange == "nothing: it came from an address that is not M-Pesa's"
+    assert strange == "ignored: the message came from an address that is not M-Pesa's"
     assert told(asked(), b"{}").startswith("unreadable")
     assert float_balance.latest() is None
 

@@ -8,7 +8,7 @@ from payments.mpesa.simulator.terms import Terms
 from testing.merchants import Merchant
 
 
-def test_new_token_ends_the_one_before(start: Callable[..., Merchant]) -> None:
+def test_new_token_ends_the_previous_token(start: Callable[..., Merchant]) -> None:
     # given
     merchant = start()
     old = merchant.session.headers["Authorization"]

@@ -26,7 +26,7 @@ def test_same_seed_chooses_the_same_faults(tmp_path: Path) -> None:
     }
 
 
-def test_seeded_faults_can_be_switched_off_at_run_time(start: Callable[..., Merchant]) -> None:
+def test_random_faults_can_be_switched_off_at_run_time(start: Callable[..., Merchant]) -> None:
     # given
     merchant = start(fault_rate=1.0, fault_names=("quota",))
     refused = merchant.pay("A-1")
@@ -39,7 +39,7 @@ def test_seeded_faults_can_be_switched_off_at_run_time(start: Callable[..., Merc
     assert merchant.pay("A-2").status_code == 200
 
 
-def test_seeded_refusal_lets_the_resend_through(start: Callable[..., Merchant]) -> None:
+def test_resend_succeeds_after_a_random_refusal(start: Callable[..., Merchant]) -> None:
     # given
     merchant = start(fault_rate=1.0, fault_names=("spike_arrest",))
 

@@ -74,13 +74,13 @@ def test_throttled_request_is_not_executed_and_may_be_resent(
 
 
 @pytest.mark.parametrize(
-    ("spelling", "status"), [("404.001.03", 404), ("401.002.01", 401), ("400.003.01", 400), ("404.001.04", 404)]
+    ("error_code", "status"), [("404.001.03", 404), ("401.002.01", 401), ("400.003.01", 400), ("404.001.04", 404)]
 )
-def test_token_expired_ends_the_token_in_four_spellings(
-    start: Callable[..., Merchant], spelling: str, status: int
+def test_token_expired_ends_the_token_with_each_error_code(
+    start: Callable[..., Merchant], error_code: str, status: int
 ) -> None:
     # given
-    merchant = start(f"token_expired:{spelling}x1")
+    merchant = start(f"token_expired:{error_code}x1")
 
     # when
     first, still = merchant.pay("A-1"), merchant.pay("A-2", phone=OTHER)
@@ -88,7 +88,7 @@ def test_token_expired_ends_the_token_in_four_spellings(
     again = merchant.pay("A-1")
 
     # then
-    assert (first.status_code, first.json()["errorCode"]) == (status, spelling)
+    assert (first.status_code, first.json()["errorCode"]) == (status, error_code)
     assert still.json()["errorCode"] == "404.001.03"
     assert again.status_code == 200
 
@@ -292,7 +292,7 @@ def test_status_not_found_denies_a_known_payment(start: Callable[..., Merchant],
     assert merchant.book()["totals"]["paid_count"] == 1
 
 
-def test_every_fault_survives_writing_and_reading() -> None:
+def test_every_fault_is_unchanged_by_writing_and_reading() -> None:
     # given
     schedule = fault_schedule.Schedule(seed=3, rate=1.0, names=tuple(faults.FAULTS))
 

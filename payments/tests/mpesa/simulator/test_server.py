@@ -1,4 +1,4 @@
-"""The simulator as a process: its routes, its book file and its end."""
+"""The simulator as a process: its routes, its book file and its exit."""
 
 import os
 import re
@@ -143,5 +143,5 @@ def test_file_that_is_not_a_book_stops_the_start_with_a_reason(tmp_path: Path) -
 
     # then
     assert ended.returncode == 1
-    assert "line 1 is not a line of a simulator's book" in ended.stderr
+    assert "line 1 cannot be read as a line of a simulator's book" in ended.stderr
     assert (tmp_path / "book.jsonl").read_text() == "hello\n"

@@ -1,4 +1,4 @@
-"""Booking of payments: bulk and single booking end in the same books and states."""
+"""Booking of payments: bulk and single booking lead to the same books and states."""
 
 import json
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def result(attempt: Attempt, *, trusted: bool = True, **more: Any) -> None:
 
 
 def everything() -> dict[str, Any]:
-    """Return every column that a callback may change, and the books."""
+    """Return every column that a callback may change, with all transfers and balances."""
     state: dict[str, Any] = {model.__name__: list(model.objects.order_by("pk").values()) for model in MODELS}
     for row in state["Callback"]:
         row["body"] = bytes(row["body"])
@@ -71,7 +71,7 @@ def everything() -> dict[str, Any]:
 
 @contextmanager
 def rolled_back() -> Any:
-    """Run a block whose services commit into one transaction, and roll it back."""
+    """Run a block in one transaction and roll it back, although its services commit."""
     block = transaction.atomic()
     block._from_testcase = True
     with block:

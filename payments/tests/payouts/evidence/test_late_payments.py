@@ -1,4 +1,4 @@
-"""Payments that are proven late, beside other requests and settled debts."""
+"""Payments that are proven late, while other requests exist or the debt is settled."""
 
 from collections.abc import Callable
 
@@ -76,7 +76,7 @@ def test_late_payment_before_the_retry_leaves_completes_the_payout(payout: Trans
     assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
 
 
-def test_late_payment_beside_an_open_request_is_owed_back(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
+def test_late_payment_during_an_open_request_is_owed_back(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
     # given
     first, second = retried(payout)
 
@@ -85,7 +85,7 @@ def test_late_payment_beside_an_open_request_is_owed_back(payout: Transaction, a
 
     # then
     owes = f"receivable:{payout.user_id}"
-    assert outcome == "paid after the debt was settled otherwise: the member owes it back"
+    assert outcome == "paid after the debt was settled in another way: the member owes the amount back"
     assert states(payout, first) == ("HELD", "PAID")
     assert states(payout, second) == ("HELD", "ACCEPTED")
     assert booked(payout)[-2:] == [
@@ -101,7 +101,7 @@ def test_late_payment_beside_an_open_request_is_owed_back(payout: Transaction, a
     assert any("paid after all" in alarm for alarm in alarms())
 
 
-def test_second_payment_completes_the_payout_and_stays_owed_back(payout: Transaction) -> None:
+def test_second_payment_completes_the_payout_and_is_still_owed_back(payout: Transaction) -> None:
     # given
     first, second = retried(payout)
     deliver_result(first, result_body(first), after(60))
@@ -213,7 +213,7 @@ def test_late_payment_after_a_redirect_is_owed_back(payout: Transaction, alarms:
 
     # then
     owes, wallet = f"receivable:{payout.user_id}", f"wallet:{payout.user_id}"
-    assert outcome == "paid after the debt was settled otherwise: the member owes it back"
+    assert outcome == "paid after the debt was settled in another way: the member owes the amount back"
     assert states(payout, attempt) == ("COMPLETED", "PAID")
     assert booked(payout)[-3:] == [
         (f"redirect:{payout.pk}", "payable", wallet, KES_285),

@@ -332,7 +332,7 @@ def test_failure_report_on_an_unsent_request_changes_nothing(payout: Transaction
         outcome = deliver_result(attempt, result_body(attempt, 2040), after(2))
 
     # then
-    assert outcome == "nothing: this request never left us"
+    assert outcome == "ignored: this request never left us"
     assert states(payout, attempt) == ("PENDING", "WAITING")
 
 

@@ -66,7 +66,7 @@ def test_large_paid_result_denied_by_queries_is_held() -> None:
     second = ask_and_answer(attempt, status_body(attempt, "Failed"), after(62))
 
     # then
-    assert first == "in doubt: one status query says failed, a second one is due"
+    assert first == "in doubt: one status query says failed, a second query is due"
     assert second == "held: the result says paid, the queries say failed"
     assert states(payout, attempt) == ("HELD", "IN_DOUBT")
     assert balances(payout) == {"in_flight": Decimal("50000.00")}
@@ -129,7 +129,7 @@ def test_two_agreeing_queries_apart_in_time_fail_the_payout(payout: Transaction,
     second = ask_and_answer(attempt, status_body(attempt, text), after(80))
 
     # then
-    assert first == "in doubt: one status query says failed, a second one is due"
+    assert first == "in doubt: one status query says failed, a second query is due"
     assert second == "failed: M-Pesa's records say it failed"
     assert states(payout, attempt) == ("FAILED", "FAILED")
     assert balances(payout) == {"payable": KES_285}
@@ -145,7 +145,7 @@ def test_two_queries_within_the_gap_do_not_fail(payout: Transaction) -> None:
     outcome = ask_and_answer(attempt, status_body(attempt, "Failed"), after(30))
 
     # then
-    assert outcome == "in doubt: one status query says failed, a second one is due"
+    assert outcome == "in doubt: one status query says failed, a second query is due"
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert attempt.next_query_at == after(80)
     assert balances(payout) == {"in_flight": KES_285}
@@ -419,12 +419,12 @@ def test_untrusted_and_trusted_answers_to_one_query_prove_nothing() -> None:
     outcome = payout_steps.answer(query, status_body(attempt, "Failed"), after(32), PRODUCTION)
 
     # then
-    assert outcome == "in doubt: one status query says failed, a second one is due"
+    assert outcome == "in doubt: one status query says failed, a second query is due"
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert attempt.next_query_at == after(90)
 
 
-def test_untrusted_answer_does_not_replace_a_trusted_one() -> None:
+def test_untrusted_answer_does_not_replace_a_trusted_answer() -> None:
     # given
     payout = builders.payout(285)
     attempt = sent(payout, READ_TIMEOUT)

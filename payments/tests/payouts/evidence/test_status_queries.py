@@ -27,7 +27,7 @@ from testing.payout_steps import (
 pytestmark = pytest.mark.django_db
 
 
-def test_attempt_of_a_dead_worker_is_asked_about(payout: Transaction) -> None:
+def test_attempt_of_a_killed_worker_is_asked_about(payout: Transaction) -> None:
     # given
     claims()
     attempt = payout.attempts.get()

@@ -1,4 +1,4 @@
-"""Manual actions on payout payout: retry, redirect, hold, release, ask."""
+"""Manual actions on one payout: retry, redirect, hold, release, ask."""
 
 from datetime import datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Decisions of staff on held payouts, by payout or two people."""
+"""Decisions of staff on held payouts, by one or two people."""
 
 from datetime import datetime, timedelta
 

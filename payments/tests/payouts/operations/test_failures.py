@@ -84,7 +84,7 @@ def test_bulk_retry_skips_payouts_changed_since_the_preview(db: None, at: dateti
     assert payout_steps.claims(at)[0].transaction_id == first.pk
 
 
-def test_bulk_retry_covers_payouts_failed_since_a_moment() -> None:
+def test_bulk_retry_covers_payouts_failed_since_a_time() -> None:
     # given
     long_ago, at_the_edge, lately, fine = (builders.payout(285, at=AT) for _ in range(4))
     payout_steps.failed(long_ago, at=AT)
@@ -96,10 +96,10 @@ def test_bulk_retry_covers_payouts_failed_since_a_moment() -> None:
     outcome = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_000), limit=None)
 
     # then
-    assert outcome == failures.Outcome([at_the_edge.pk, lately.pk], {})
+    assert outcome == failures.RetryResult([at_the_edge.pk, lately.pk], {})
     assert {claim.transaction_id for claim in claims(after(9_000))} == {at_the_edge.pk, lately.pk}
     again = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_001), limit=None)
-    assert again == failures.Outcome([], {})
+    assert again == failures.RetryResult([], {})
 
 
 @pytest.mark.broken_books
@@ -115,4 +115,4 @@ def test_bulk_retry_counts_payouts_that_cannot_be_retried() -> None:
 
     # then
     outcome = failures.retry_failed(since=AT, by=MACHINE, at=after(60), limit=None)
-    assert outcome == failures.Outcome([good.pk], {failures.CHANGED: 1})
+    assert outcome == failures.RetryResult([good.pk], {failures.CHANGED: 1})

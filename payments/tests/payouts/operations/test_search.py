@@ -11,7 +11,7 @@ def found_by(typed: str = "", **chosen: object) -> set[int]:
     return set(search.search(typed, **chosen).payouts.values_list("pk", flat=True))  # type: ignore[arg-type]
 
 
-def test_payout_is_found_by_each_of_its_names(db: None, at: datetime) -> None:
+def test_payout_is_found_by_phone_receipt_reference_market_and_number(db: None, at: datetime) -> None:
     # given
     user = member(phone_number="0712345678")
     payout, other = builders.payout(285, user=user, at=at), builders.payout(300, at=at)

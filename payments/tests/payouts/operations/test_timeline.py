@@ -48,7 +48,7 @@ def test_timeline_shows_that_mpesa_already_has_the_request(db: None, at: datetim
     assert listed[1:] == ["Request 1 to M-Pesa", "Request 1 in doubt", "M-Pesa already has request 1"]
 
 
-def test_allowed_actions_follow_the_place_of_the_money(db: None, at: datetime) -> None:
+def test_allowed_actions_depend_on_where_the_money_is(db: None, at: datetime) -> None:
     pending, failed, doubtful, paid = (builders.payout(amount, at=at) for amount in (100, 200, 300, 400))
     console_scenes.refused(failed, at)
     console_scenes.in_doubt(doubtful, at)

@@ -1,4 +1,4 @@
-"""Canary release of a settlement."""
+"""The canary of a settlement."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def record(claim: sending_claims.Claim, response: payout_steps.Response) -> None
     responses.record(claim, response, at=after(0), policy=CANARY)
 
 
-def test_release_sends_one_then_a_few_then_the_rest() -> None:
+def test_canary_sends_one_then_a_few_then_the_rest() -> None:
     # given
     release(10)
 
@@ -56,7 +56,7 @@ def test_release_sends_one_then_a_few_then_the_rest() -> None:
 
 
 @pytest.mark.parametrize("response", [payout_steps.REJECTED, payout_steps.READ_TIMEOUT], ids=str)
-def test_unacknowledged_canary_gives_its_place_to_another(response: payout_steps.Response) -> None:
+def test_unaccepted_attempt_frees_its_slot_in_the_canary(response: payout_steps.Response) -> None:
     # given
     release(10)
     (first,) = claimed()
@@ -68,7 +68,7 @@ def test_unacknowledged_canary_gives_its_place_to_another(response: payout_steps
     assert len(claimed()) == 1
 
 
-def test_lost_acknowledgement_does_not_stall_a_paying_release() -> None:
+def test_lost_acknowledgements_do_not_stop_a_canary_that_pays() -> None:
     # given
     release(10)
     (first,) = claimed()
@@ -82,13 +82,13 @@ def test_lost_acknowledgement_does_not_stall_a_paying_release() -> None:
     assert len(claimed()) == 3
 
 
-def test_callback_before_the_response_does_not_stall_the_release() -> None:
+def test_callback_before_the_response_does_not_stop_the_canary() -> None:
     # given
     release(10)
     (first,) = claimed()
     attempt = Transaction.objects.get(pk=first.transaction_id).attempts.get()
 
-    # when: it is proven failed before its acknowledgement is recorded
+    # when: the attempt is proven failed before its acknowledgement is recorded
     deliver_result(attempt, result_body(attempt, 2040), after(1), policy=CANARY)
     ask_and_answer(attempt, status_body(attempt, "Failed"), after(1))
     record(first, payout_steps.ACCEPTED)
@@ -98,7 +98,7 @@ def test_callback_before_the_response_does_not_stall_the_release() -> None:
     assert len(claimed()) == 3
 
 
-def test_canary_killed_before_its_response_does_not_stall_the_release() -> None:
+def test_kill_before_the_response_does_not_stop_the_canary() -> None:
     # given
     release(10)
     claimed()

@@ -132,7 +132,7 @@ def test_concurrent_workers_claim_each_payout_once() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_concurrent_workers_claim_a_named_payout_once() -> None:
+def test_concurrent_workers_claim_a_payout_by_its_id_once() -> None:
     # given
     payout = builders.payout(285)
 
@@ -256,7 +256,7 @@ def test_request_has_receiver_amount_and_callback_addresses(payout: Transaction)
     ]
 
 
-def test_log_of_a_payout_has_the_words_of_the_guide(payout: Transaction, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_of_a_payout_has_the_text_of_the_guide(payout: Transaction, caplog: pytest.LogCaptureFixture) -> None:
     # given
     caplog.set_level(logging.INFO, "payments.payouts")
 

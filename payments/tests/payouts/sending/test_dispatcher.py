@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db
 # Nothing listens at this address, and the simulator's results are due long after each test. Only sending is tested.
 ADDRESSES = Addresses(callback_url="http://127.0.0.1:9/api/payments/b2c-callback/", key="k" * 40)
 FOR_SECONDS = 60.0
-# An open breaker lets one probe through at a time. With these pauses the next probe may follow at once.
+# An open breaker allows one probe at a time. With these pauses the next probe may follow at once.
 PROBING = replace(payout_steps.POLICY, breaker_pause=timedelta(0), breaker_longest_pause=timedelta(0))
 
 
@@ -129,7 +129,7 @@ def dispatcher(gateway: client.Gateway, calls: CountingCalls, connection: redis.
 
 
 def send_due(dispatcher: Dispatcher, for_seconds: float = FOR_SECONDS) -> int:
-    """Run the dispatcher until nothing is due, at most this long, and return the number of requests."""
+    """Run the dispatcher until nothing is due, for at most `for_seconds`, and return the number of requests."""
     until = time.monotonic() + for_seconds
     return dispatcher.run(keep_going=lambda: time.monotonic() < until)
 
@@ -142,7 +142,7 @@ def winners(count: int) -> QuerySet[Transaction]:
 
 
 def states() -> Counter[tuple[str, str]]:
-    """Count the attempts by the states of their payout and their own."""
+    """Count the attempts by (status of the payout, state of the attempt)."""
     return Counter(Attempt.objects.values_list("transaction__status", "state"))
 
 
@@ -306,7 +306,7 @@ def test_throttled_requests_are_sent_again_with_the_same_ids(dispatcher: Dispatc
     }
 
 
-def test_dispatcher_sends_resends(dispatcher: Dispatcher, simulator: Simulator) -> None:
+def test_dispatcher_sends_requests_again(dispatcher: Dispatcher, simulator: Simulator) -> None:
     # given
     (payout,) = winners(1)
     attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
@@ -325,7 +325,7 @@ def test_dispatcher_sends_resends(dispatcher: Dispatcher, simulator: Simulator) 
 
 @pytest.fixture
 def lost(db: None) -> Attempt:
-    """Return an attempt that M-Pesa did not find, so it is due to be sent again, beside five new payouts."""
+    """Create five new payouts and an attempt that M-Pesa did not find. Return the attempt, due to be sent again."""
     (payout,) = winners(1)
     attempt = payout_steps.sent(payout, payout_steps.READ_TIMEOUT)
     payout_steps.ask_and_answer(attempt, payout_steps.not_found_body(), after(20))
@@ -334,7 +334,7 @@ def lost(db: None) -> Attempt:
 
 
 def next_of(dispatcher: Dispatcher, seconds: float) -> list[str]:
-    """Return the id of the request that the dispatcher claims next, with room for one."""
+    """Return the id of the request that the dispatcher claims next if it may claim one."""
     clock = Clock()
     clock.now = after(seconds)
     return [claim.originator_conversation_id for claim in replace(dispatcher, clock=clock)._claim(1, 0)[0]]
@@ -364,7 +364,7 @@ def test_resend_that_is_too_late_uses_no_probe(dispatcher: Dispatcher, lost: Att
     assert Breaker.objects.get(cause="throttle").probes == 0
 
 
-def test_resend_does_not_move_the_round(dispatcher: Dispatcher, lost: Attempt) -> None:
+def test_resend_does_not_change_the_round_of_settlements(dispatcher: Dispatcher, lost: Attempt) -> None:
     again, *new = claims.claim_next(at=after(30), policy=PROBING, addresses=payout_steps.ADDRESSES, limit=3, after=0)
     assert [claim.skips_queue for claim in (again, *new)] == [True, False, False]
     assert _last_served([again], 7) == 7

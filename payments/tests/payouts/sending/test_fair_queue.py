@@ -1,4 +1,4 @@
-"""Fair queue: settlements of any size share the places, and every payout that may leave is taken."""
+"""Fair queue: settlements of any size share each round, and every payout that may leave is taken."""
 
 from collections import Counter
 from datetime import timedelta
@@ -25,7 +25,7 @@ def market_of(winners: int, **more: Any) -> int:
 
 
 def taken(limit: int, after_settlement: int = 0, seconds: float = 1) -> Counter[int | None]:
-    """Count the payouts that the queue gives, by settlement."""
+    """Count the payouts that the queue returns, by settlement."""
     with transaction.atomic():
         queue = fair_queue.take(at=after(seconds), policy=POLICY, limit=limit, after=after_settlement)
     return Counter(queued.payout.settlement_id for queued in queue)
@@ -43,7 +43,7 @@ def test_small_market_does_not_wait_behind_a_large_one() -> None:
     assert Counter(claim.settlement_id for claim in claims(after(1), limit=20)) == {large: 20}
 
 
-def test_places_unused_by_a_small_market_go_to_others() -> None:
+def test_large_market_fills_the_rest_of_a_round() -> None:
     # given
     large, small, other = market_of(40), market_of(1), market_of(8)
 
@@ -51,7 +51,7 @@ def test_places_unused_by_a_small_market_go_to_others() -> None:
     assert taken(30) == {large: 21, small: 1, other: 8}
 
 
-def test_rounds_continue_with_fewer_places_than_markets() -> None:
+def test_rounds_continue_with_more_markets_than_one_round_serves() -> None:
     # given
     settlements = [market_of(2) for _ in range(3)]
 
@@ -68,7 +68,7 @@ def test_rounds_continue_with_fewer_places_than_markets() -> None:
     assert rounds == [[first, second], [third, first], [second, third]]
 
 
-def test_claimed_payouts_are_skipped_for_the_next() -> None:
+def test_claimed_payouts_are_skipped() -> None:
     # given
     market_of(5)
     held = payout_steps.claims(after(1), limit=2)
@@ -169,7 +169,8 @@ def test_queue_uses_the_index_without_sorting() -> None:
         cursor.execute(f"EXPLAIN {fair_queue._WAITING_SETTLEMENTS}", parameters)
         released = "\n".join(line for (line,) in cursor.fetchall())
         cursor.execute(
-            f"EXPLAIN {fair_queue._LOCK_OF_SETTLEMENTS}", {"at": after(1), "ids": [1], "already": [0], "each": 5}
+            f"EXPLAIN {fair_queue._LOCK_OF_SETTLEMENTS}",
+            {"at": after(1), "ids": [1], "already_taken": [0], "per_settlement": 5},
         )
         of_one = "\n".join(line for (line,) in cursor.fetchall())
 
