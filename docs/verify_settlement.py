@@ -2,12 +2,12 @@
 
     python3 verify_settlement.py certificate.json              the saved answer of GET /api/markets/<id>/settlement/
     python3 verify_settlement.py certificate.json bets.jsonl   the same for a market whose bets are in a second file
-    python3 verify_settlement.py explanation.json              the saved explanation of one bet: is it in the tree?
+    python3 verify_settlement.py explanation.json              the saved explanation of one bet (checks its proof)
 
-This file needs Python 3.11 and nothing else: no KASOKO, no other package, no network. It computes every figure again
-from the stakes and compares it with the certificate. certificate.md describes the format and the rule.
+This file needs only Python 3.11 or newer: no KASOKO code, no other package, no network. It computes every figure again
+from the stakes and compares the figures with the certificate. certificate.md describes the format and the rule.
 
-Exit status: 0 if everything holds; 1 with the first difference, or if the file cannot be read; 2 for wrong usage.
+Exit status: 0 if the file is correct; 1 with the first difference, or if the file cannot be read; 2 for wrong usage.
 """
 
 import argparse
@@ -24,12 +24,12 @@ FORMAT = "kasoko-certificate-1"
 
 
 class Differs(Exception):
-    """The file does not hold. The message names the first difference."""
+    """The file differs from the computation. The message names the first difference."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """The computed division of the pool. All amounts are cents; `refunded` and `dividends` have one entry a bet."""
+    """The computed division of the pool, in cents. `refunded` and `dividends` have one entry for each bet."""
 
     pool: int
     winning_pool: int
@@ -45,7 +45,7 @@ class Division:
 def verify(body: Any, lines: Iterable[str]) -> None:
     """Check a certificate: divide the pool again from the stakes, then compare every figure and every hash.
 
-    `lines` are the lines of bets.jsonl; they are read only if the certificate itself has no bets.
+    `lines` are the lines of bets.jsonl. They are read only if the certificate has no bets in itself.
     Raises: Differs.
     """
     same("the certificate's fields", sorted(body), FIELDS)
@@ -63,7 +63,7 @@ def verify(body: Any, lines: Iterable[str]) -> None:
 
 
 def verify_proof(proof: Any) -> None:
-    """Check the proof in a member's explanation: the path must lead from the bet's line to the tree's root.
+    """Check the proof in a member's explanation: its path must lead from the bet's line to the tree's root.
 
     Raises: Differs.
     """
@@ -73,7 +73,7 @@ def verify_proof(proof: Any) -> None:
 
 
 def same(place: str, stated: Any, computed: Any) -> None:
-    """Compare one stated value with the computed one, as canonical text, so that 1, "1" and true are different."""
+    """Compare a value of the file with the computed value, as canonical text. So 1, "1" and true are different."""
     if canonical(stated) != canonical(computed):
         raise Differs(f"{place}: the file says {shown(stated)}, the computation gives {shown(computed)}")
 
@@ -99,14 +99,14 @@ def divide(statement: Any, bets: list[Any], stakes: list[int]) -> Division:
 
 
 def put_back(statement: Any, bets: list[Any]) -> list[bool]:
-    """Step 1: a bet is put back if its outcome was scratched, or if it was placed after the event had ended."""
+    """Do step 1: put back each bet on a scratched outcome, and each bet placed after the event had ended."""
     scratched = {outcome["name"]: bool(outcome["scratched"]) for outcome in statement["outcomes"]}
     closed_at = statement["effective_close_at"]
     return [scratched[bet["outcome"]] or (closed_at is not None and bet["placed_at"] > closed_at) for bet in bets]
 
 
 def backed_weights(statement: Any, staked: dict[str, int]) -> dict[str, Fraction]:
-    """Return the weights of the outcomes that have a weight and at least one counting bet."""
+    """Return the weight of each backed outcome: it has a weight and at least one bet that was not put back."""
     return {
         outcome["name"]: Fraction(outcome["weight"])
         for outcome in statement["outcomes"]
@@ -115,7 +115,7 @@ def backed_weights(statement: Any, staked: dict[str, int]) -> dict[str, Fraction
 
 
 def platform_fee(statement: Any, pool: int, winning_pool: int) -> int:
-    """Step 3: the fee is a percentage of the pool, floored; with `protect_stake` it leaves the winning stakes whole."""
+    """Do step 3: the fee is a floored percentage of the pool. With `protect_stake` it never takes winning stakes."""
     fee = int(pool * Fraction(statement["fee_pct"]) // 100)
     if statement["protect_stake"] and statement["rule"] != "SPLIT":
         fee = min(fee, pool - winning_pool)
@@ -123,7 +123,7 @@ def platform_fee(statement: Any, pool: int, winning_pool: int) -> int:
 
 
 def funds_by_outcome(statement: Any, net: int, weights: dict[str, Fraction], staked: dict[str, int]) -> dict[str, int]:
-    """Step 4: each backed outcome gets its stakes back first (not in a SPLIT), then its share of the rest by weight."""
+    """Do step 4: a backed outcome gets its stakes back (not in a SPLIT), then its share of the rest by weight."""
     winning = [staked[name] for name in weights]
     stakes_back = 0 if statement["rule"] == "SPLIT" else min(net, sum(winning))
     first = share(stakes_back, winning)
@@ -132,7 +132,7 @@ def funds_by_outcome(statement: Any, net: int, weights: dict[str, Fraction], sta
 
 
 def dividends(stakes: list[int], counting: dict[str, list[int]], funds: dict[str, int]) -> list[int]:
-    """Step 5: share each outcome's fund by stake. A losing outcome has no fund; a bet put back gets its stake."""
+    """Do step 5: share each outcome's fund by stake. A losing outcome has no fund. A bet put back gets its stake."""
     results = list(stakes)
     for name, places in counting.items():
         parts = share(funds.get(name, 0), [stakes[place] for place in places])
@@ -144,7 +144,7 @@ def dividends(stakes: list[int], counting: dict[str, list[int]], funds: dict[str
 def share(total: int, weights: Sequence[int | Fraction]) -> list[int]:
     """Share a total by weights: floor each part, then give the left-over cents to the largest remainders.
 
-    Equal remainders: the first one gets the cent.
+    If two remainders are equal, the first of them gets the cent.
     """
     whole = sum(weights)
     parts = [int(total * weight // whole) for weight in weights]
@@ -158,7 +158,7 @@ def share(total: int, weights: Sequence[int | Fraction]) -> list[int]:
 
 
 def check_bets(bets: list[Any], stakes: list[int], division: Division) -> None:
-    """Compare number, stake, result and dividend of each bet."""
+    """Compare the number, the stake, the result and the dividend of each bet."""
     for place, bet in enumerate(bets):
         won = bet["outcome"] in division.funds
         result = "REFUNDED" if division.refunded[place] else "WON" if won else "LOST"
@@ -206,7 +206,7 @@ def check_fields(place: str, stated: Any, expected: dict[str, Any]) -> None:
 
 
 def canonical(value: Any) -> bytes:
-    """Return the one JSON text of a value: UTF-8, sorted keys, no blanks."""
+    """Return the canonical JSON of a value: UTF-8, sorted keys, no blanks."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -220,12 +220,12 @@ def leaf(line: bytes) -> bytes:
 
 
 def node(left: bytes, right: bytes) -> bytes:
-    """Hash two nodes as the node above them."""
+    """Hash two nodes to their parent node."""
     return sha256(b"\1", left, right)
 
 
 def root(level: list[bytes]) -> str:
-    """Return the root of the tree in hex. A node without a partner goes up one level unchanged."""
+    """Return the root of the tree in hex. A node without a partner moves up one level unchanged."""
     while len(level) > 1:
         pairs = [level[place : place + 2] for place in range(0, len(level), 2)]
         level = [node(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
@@ -233,7 +233,7 @@ def root(level: list[bytes]) -> str:
 
 
 def root_by_path(proof: Any) -> str:
-    """Return the root in hex that the proof's path leads to from its leaf.
+    """Compute the root in hex from the proof's leaf and path.
 
     Raises: Differs, if the path is too short or too long for the tree.
     """
@@ -255,12 +255,12 @@ def root_by_path(proof: Any) -> str:
 
 
 def cents(amount: str) -> int:
-    """Read an amount such as "285.00" as cents."""
+    """Convert an amount such as "285.00" to cents."""
     return int(amount.replace(".", ""))
 
 
 def money(amount: int) -> str:
-    """Write cents as the certificate does, such as "285.00"."""
+    """Write cents as an amount of the certificate, such as "285.00"."""
     return f"{amount // 100}.{amount % 100:02d}"
 
 
@@ -271,7 +271,7 @@ def shown(value: Any) -> str:
 
 
 def verify_files(file: str, bets_file: str | None) -> None:
-    """Read the files and check them. Raises: Differs; OSError; and others if a file is no certificate."""
+    """Read the files and check them. Raises: Differs; OSError; other errors if a file is no certificate."""
     with open(file, encoding="utf-8") as opened:
         content = json.load(opened)
     if "proof" in content:
