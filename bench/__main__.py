@@ -1,9 +1,10 @@
-"""Command line of the bench: `python -m bench` measures ours against floors and writes docs/bench.md.
+"""Command line of the bench: `python -m bench` compares costs with their floors and writes docs/bench.md.
 
-Each part is a process of its own, on an empty database of a PostgreSQL that is as durable as in production. BENCH=full
-also measures the long parts, with a million bets. --only NAME runs one part and does not write docs/. With --save, the
-part's figures replace its old ones in docs/bench.json, and the page is written again. Only ratios are valid on another
-machine. The exit status is 1 if a part ended without figures or if a figure missed the bar that it must reach.
+Each part runs in its own process, on an empty database of a PostgreSQL that is as durable as in production.
+BENCH=full also measures the long parts, with a million bets. --only NAME runs one part and does not write docs/.
+With --save as well, the part's new figures replace its old figures in docs/bench.json, and the page is written again.
+On another machine only the ratios are valid. The exit status is 1 if a part ended without figures, or if a figure
+missed the limit that it must reach.
 """
 
 import argparse
@@ -27,7 +28,7 @@ PAGE = DOCS / "bench.md"
 
 
 def parts(*, full: bool) -> tuple[Part, ...]:
-    """Return the parts in their order. Each hands over its rows through `bench.figures.hand_over`."""
+    """Return the parts in the order of their runs. Each part reports its rows by `bench.figures.hand_over`."""
     more = ("--full",) if full else ()
     return (
         Part("settle", ("bench.settle", *more), 120 if full else 30),
@@ -53,7 +54,7 @@ class PartFigures:
 
 
 def measure(part: Part, environment: dict[str, str]) -> PartFigures:
-    """Run one part on a database of its own, and return its figures."""
+    """Run one part on its own database, and return its figures."""
     on = f"{machine()}; {servers.conditions(environment)}"
     own = servers.fresh_database(environment, part.name)
     try:
@@ -69,7 +70,7 @@ def _figures(part: Part, ended: Ended) -> Measured:
         if measured := handed_over(line):
             return measured
     words = " / ".join(ended.lines[-3:])
-    return Measured(rows=[Row("", f"{part.name} ended without its figures", ended.how, how_far=words, met=False)])
+    return Measured(rows=[Row("", f"{part.name} ended without figures", ended.how, how_far=words, met=False)])
 
 
 def saved() -> dict[str, PartFigures]:
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
                 measured[part.name] = measure(part, environment)
     rows = [row for part in measured.values() for row in part.measured.rows]
     for row in rows:
-        say(report.spoken(row))
+        say(report.terminal_line(row))
     if options.only is None or options.save:
         together = (saved() if options.only else {}) | measured
         ordered = [together[name] for name in order if name in together]

@@ -1,4 +1,4 @@
-"""Bets on one hot market: members who bet at the same time do not wait for each other."""
+"""Bets on one hot market, to show that members who bet at the same time do not wait for each other."""
 
 import argparse
 import statistics
@@ -26,7 +26,7 @@ class Bench:
         self.members = list(CustomUser.objects.filter(pk__in=[m.pk for m in made]).values_list("pk", flat=True))
 
     def bets(self, count: int, threads: int, markets: int) -> float:
-        """Place `count` bets from `threads` threads on `markets` markets, and return the bets a second."""
+        """Place `count` bets from `threads` threads on `markets` markets, and return the number of bets a second."""
         from django.db import connections
         from django.utils import timezone
 
@@ -52,7 +52,7 @@ class Bench:
 
 
 def main(arguments: list[str]) -> None:
-    """Compare one hot market with many markets, and hand over the row."""
+    """Compare one hot market with many markets, and report the row."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     full = parser.parse_args(arguments).full

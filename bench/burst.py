@@ -1,4 +1,4 @@
-"""Burst of a hundred markets: a hundred threads resolve them at once over HTTP, and a worker settles them."""
+"""Burst of a hundred markets, resolved at once by a hundred threads over HTTP and settled by one worker."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ PHONE, PIN = "254799000001", "1234"
 
 @contextmanager
 def processes(port: int, directory: Path, **settings: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Start a web process and a worker with beat, as the guide does, and stop both at the end."""
+    """Start a web process and a worker that includes beat, and stop both processes at the end."""
     environment = os.environ | settings
     commands = {
         "web": ["gunicorn", "api.wsgi", "--bind", f"127.0.0.1:{port}", "--threads", "16", "--backlog", "512"],
@@ -53,7 +53,7 @@ def processes(port: int, directory: Path, **settings: str) -> Iterator[dict[str,
 
 
 def wait_for(url: str) -> None:
-    """Wait until the web process is ready. Raises: AssertionError."""
+    """Wait until the web process is ready. Raises: AssertionError, after 60 seconds."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -62,20 +62,20 @@ def wait_for(url: str) -> None:
         except (requests.ConnectionError, requests.Timeout):
             pass
         time.sleep(0.1)
-    raise AssertionError("The web process did not come up")
+    raise AssertionError("The web process was not ready after 60 seconds")
 
 
 def free_port() -> int:
     """Return a port on which nothing listens."""
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def operator_of(url: str) -> dict[str, str]:
-    """Make an operator, and return the headers of their calls."""
+    """Create a member of staff, log in, and return the headers that authenticate their calls."""
     from users.models import CustomUser
 
     CustomUser.objects.create_user(phone_number=PHONE, full_name="Operator", pin=PIN, is_staff=True, is_superuser=True)
@@ -84,7 +84,7 @@ def operator_of(url: str) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Resolve all markets at once, wait until they are settled, and hand over the rows."""
+    """Resolve all markets at once, wait until they are settled, and report the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     parser.parse_args(arguments)

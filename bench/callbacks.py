@@ -1,4 +1,4 @@
-"""Callbacks: cost of the view beside an empty view, and stored callbacks applied a second."""
+"""Cost of the callback view compared with an empty view, and stored callbacks applied a second."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from testing.figures import Progress
 
 
 def result(ocid: str, amount: int, phone: str, receipt: str) -> bytes:
-    """Return a result as M-Pesa posts it, with every parameter of its documentation."""
+    """Return a result as M-Pesa posts it, with every parameter that M-Pesa documents."""
     values = {
         "TransactionAmount": amount,
         "TransactionReceipt": receipt,
@@ -38,7 +38,7 @@ def result(ocid: str, amount: int, phone: str, receipt: str) -> bytes:
 
 
 class Bench:
-    """Attempts that M-Pesa has accepted, and their results."""
+    """Attempts that M-Pesa has accepted, and the results that M-Pesa posts for these attempts."""
 
     def __init__(self) -> None:
         from django.conf import settings
@@ -52,7 +52,7 @@ class Bench:
         self.receipts = 0
 
     def posts(self, count: int) -> list[tuple[str, bytes]]:
-        """Make `count` attempts, and return their results, each with the path that it is posted to."""
+        """Make `count` attempts, and return the path and the body of the callback for each attempt."""
         from django.utils import timezone
 
         from bench import winners
@@ -61,7 +61,7 @@ class Bench:
         from payments.payouts.sending import claims as sending_claims
         from payments.payouts.sending import responses
 
-        winners.due(count)
+        winners.settlement_with_due_payouts(count)
         posts: list[tuple[str, bytes]] = []
         addresses = wiring.addresses()
         while len(posts) < count:
@@ -80,7 +80,7 @@ class Bench:
         return posts
 
     def store(self, posts: list[tuple[str, bytes]]) -> float:
-        """Post callbacks to the view, and return the CPU seconds of this process for each."""
+        """Post callbacks to the view, and return the CPU seconds of this process for each callback."""
         used = time.process_time()
         for path, body in posts:
             if self.client.post(path, body, content_type="application/json").status_code != 200:
@@ -88,7 +88,7 @@ class Bench:
         return (time.process_time() - used) / len(posts)
 
     def nothing(self, posts: list[tuple[str, bytes]]) -> float:
-        """Post to a view that does nothing, behind the same middleware, and return the CPU seconds for each post."""
+        """Post to an empty view behind the same middleware, and return the CPU seconds for each post."""
         used = time.process_time()
         for _, body in posts:
             self.client.post("/empty/", body, content_type="application/json")
@@ -113,7 +113,7 @@ class Bench:
                 raise AssertionError(f"{len(left)} plain payments were not booked in bulk.")
         took = time.monotonic() - began
         if Callback.objects.filter(applied_at=None).exists():
-            raise AssertionError("Callbacks are left over.")
+            raise AssertionError("Some callbacks are not applied.")
         return took
 
     def apply_each(self, posts: list[tuple[str, bytes]]) -> float:
@@ -147,7 +147,7 @@ def with_an_empty_view() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the view and the booking, and hand over the rows."""
+    """Measure the view and the booking, and report the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     full = parser.parse_args(arguments).full
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> None:
             "≤ 2.6",
             met,
             stretched,
-            "one statement, and Redis at most 20 times a second; through Django's test client",
+            "the view runs one SQL statement and calls Redis at most 20 times a second; through Django's test client",
         )
     ]
     bench.drain(1_000)
@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> None:
     rows.append(
         Row(
             "C2",
-            "stored callbacks applied in a second, in batches of 500",
+            "stored callbacks applied a second, in batches of 500",
             f"{rate:,.0f}/s",
             f"one by one {each:,.0f}/s",
             rate / each,
@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> None:
             "≥ 20,000/s",
             met,
             stretched,
-            "most of the time goes to strict reading of each body, three transfers and their indexes",
+            "most of the time is spent on reading each body strictly, and on three transfers and their indexes",
         )
     )
     points = [(float(size), bench.apply(bench.posts(count), size)) for size in (10, 100, 500, 1_000)]

@@ -1,10 +1,10 @@
-"""Measured clients, each in its own process: the dispatcher, and bare clients without books.
+"""Clients to measure, each in its own process: the dispatcher, and bare clients without books.
 
     python -m bench.clients dispatcher <seconds>
     python -m bench.clients aiohttp <url> <requests> <in flight>
     python -m bench.clients requests <url> <requests> <in flight>
 
-The last line of each is JSON: requests made, seconds, CPU seconds of its process.
+A client's last line is JSON: the number of requests, the seconds, and the CPU seconds of its process.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ def body(number: int) -> bytes:
 
 
 def cpu_seconds() -> float:
-    """Return the processor seconds of this process so far."""
+    """Return the CPU seconds that this process has used so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def measured(work: Callable[[], int]) -> None:
-    """Do the work, which returns the number of requests, and print its cost."""
+    """Do the work and print its cost. `work` returns the number of requests that it made."""
     began, used = time.monotonic(), cpu_seconds()
     made = work()
     cost = {"requests": made, "seconds": time.monotonic() - began, "cpu": cpu_seconds() - used}
@@ -72,7 +72,7 @@ def bare_aiohttp(url: str, count: int, in_flight: int) -> int:
 
 
 def bare_requests(url: str, count: int, in_flight: int) -> int:
-    """POST `count` requests from `in_flight` threads, each with a session of its own."""
+    """POST `count` requests from `in_flight` threads, each with its own session."""
     own = threading.local()
 
     def post(number: int) -> None:
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
     if which == "dispatcher":
         import django
 
-        django.setup()  # Before the measurement, because the start is not part of a payout's cost.
+        django.setup()  # Before the measurement: Django's start is not part of a payout's cost.
         measured(lambda: dispatcher(float(rest[0])))
     else:
         url, count, in_flight = rest[0], int(rest[1]), int(rest[2])

@@ -1,8 +1,8 @@
-"""Console pages over a million bets and 300,000 transactions: server time and queries of each.
+"""Server time and number of queries of each console page, with a million bets and 300,000 transactions.
 
-`python -m bench.console [--full]`, on the database that `python -m bench` made. The pages are those of the console's
-URLs. A page without an example address here ends the part without figures. Caches are emptied before each visit, so
-every visit is a first one. A streamed file is timed until its first piece.
+`python -m bench.console [--full]` runs on the database that `python -m bench` made. The console's URL patterns give
+the list of pages. If this module has no example address for a page, it stops and reports no figures. Caches are
+emptied before each visit, so every visit is like a first visit. A streamed file is timed until its first piece.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import django
 from bench.figures import Measured, Row, hand_over
 from testing.figures import say
 
-MUST, STRETCH = 0.300, 0.150
+SECONDS_LIMIT, SECONDS_GOAL = 0.300, 0.150
 VISITS = 5
-QUERIES = 30
+QUERIES_GOAL = 30
 LONGEST_INVARIANT = 5.0
-# Not visited: they answer only a POST, redirect, or belong to the widgets of forms.
+# Not visited: these URLs accept only POST, or only redirect, or serve form widgets.
 NOT_PAGES = {
     "logout",
     "password_change",
@@ -40,9 +40,9 @@ NOT_PAGES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one address: the median of its visits.
+    """Cost of one address: the medians of its visits, and its longest query.
 
-    Units: seconds; `in_database` is their part in the database. `longest` is the longest query.
+    Units: seconds. `in_database` is the part of `seconds` that was spent in queries.
     """
 
     seconds: float
@@ -52,7 +52,7 @@ class Cost:
 
 
 def examples(month: Any) -> dict[str, list[str]]:
-    """Return the addresses to visit, by the page's name, the expensive ones among them."""
+    """Return example addresses by page name. They include the most expensive addresses."""
     from django.urls import reverse
 
     from payments.models import Attempt, LedgerAccount, Transaction
@@ -63,7 +63,7 @@ def examples(month: Any) -> dict[str, list[str]]:
     def payout(**having: Any) -> int:
         return Transaction.objects.filter(destination="mpesa", **having).order_by("-pk")[0].pk
 
-    hot, settled, undone, member = month.hot.pk, month.settled.pk, month.undone.pk, month.member.pk
+    hot, settled, undone, member = month.market_with_most_bets.pk, month.settled.pk, month.undone.pk, month.member.pk
     failed, held, pending = payout(status="FAILED"), month.decided.pk, payout(status="PENDING")
     doubtful, paid = payout(status="PROCESSING"), payout(status="COMPLETED")
     attempt = Attempt.objects.get(transaction=paid, state="PAID")
@@ -163,7 +163,7 @@ def _days_ago(days: int) -> str:
 
 
 def of_records() -> dict[str, list[str]]:
-    """Return the addresses of the tables behind the console: each list, and one row of each table with rows."""
+    """Return the addresses of the raw tables: every list page, and the pages of the newest row of each table."""
     from django.contrib import admin
     from django.urls import reverse
 
@@ -179,7 +179,7 @@ def of_records() -> dict[str, list[str]]:
 
 
 def pages() -> set[str]:
-    """Return the names of all pages of the console, from its URLs."""
+    """Return the names of all console pages, from the URL patterns."""
     from django.contrib import admin
     from django.urls import URLPattern
 
@@ -199,11 +199,11 @@ def without_example(addresses: dict[str, list[str]]) -> set[str]:
 
 
 def visit_all(month: Any, say_each: Callable[[str], None] = say) -> dict[str, dict[str, Cost]]:
-    """Visit every address several times as staff with a second factor, and return the costs by page and address."""
+    """Visit every address several times as a superuser with a second factor. Return the costs by page and address."""
     by_page = examples(month)
     if missing := without_example(by_page):
         raise SystemExit(f"bench/console.py needs an example address for each of these pages: {sorted(missing)}.")
-    client = _logged_in(month.boss)
+    client = _logged_in(month.superuser)
     seen: dict[str, dict[str, Cost]] = {}
     for name, addresses in by_page.items():
         for address in addresses:
@@ -211,27 +211,27 @@ def visit_all(month: Any, say_each: Callable[[str], None] = say) -> dict[str, di
             if cost is None:
                 continue
             seen.setdefault(name, {})[address] = cost
-            if cost.seconds > STRETCH or cost.queries > QUERIES:
+            if cost.seconds > SECONDS_GOAL or cost.queries > QUERIES_GOAL:
                 say_each(
-                    f"console: {address} {cost.seconds * 1000:.0f} ms, {cost.in_database * 1000:.0f} in the database, "
-                    f"{cost.queries} queries; longest {cost.longest}"
+                    f"console: {address} took {cost.seconds * 1000:.0f} ms, {cost.in_database * 1000:.0f} of them in "
+                    f"the database, {cost.queries} queries; the longest query took {cost.longest}"
                 )
     return seen | _with_figures(month, client, by_page)
 
 
-# These pages preview a decision. On a market with many bets they wait for a worker's figures.
+# These pages preview a decision. On a market with many bets, a worker computes the figures and the page waits.
 SHOW_FIGURES = ("market_choose", "market_resolve", "proposal")
 
 
 def _with_figures(month: Any, client: Any, addresses: dict[str, list[str]]) -> dict[str, dict[str, Cost]]:
-    """Visit the pages that wait for a worker, after the worker has computed their figures."""
+    """Visit the pages that wait for a worker's figures, after these figures are computed."""
     from payments import monitoring_tasks
     from payments.settlement import preview
 
     slowest = 0.0
-    for decision in preview.choices(month.hot):
+    for decision in preview.choices(month.market_with_most_bets):
         began = time.perf_counter()
-        monitoring_tasks.compute_preview(month.hot.pk, decision.rule, decision.weights_as_text(), "")
+        monitoring_tasks.compute_preview(month.market_with_most_bets.pk, decision.rule, decision.weights_as_text(), "")
         slowest = max(slowest, time.perf_counter() - began)
     say(f"console: the slowest preview took a worker {slowest:.1f} s")
     seen: dict[str, dict[str, Cost]] = {}
@@ -243,16 +243,16 @@ def _with_figures(month: Any, client: Any, addresses: dict[str, list[str]]) -> d
     return seen
 
 
-def _logged_in(boss: Any) -> Any:
+def _logged_in(superuser: Any) -> Any:
     from django.test import Client
     from django.utils import timezone
     from django_otp.plugins.otp_totp.models import TOTPDevice
 
     from api.console import step_up
 
-    TOTPDevice.objects.get_or_create(user=boss, confirmed=True)
+    TOTPDevice.objects.get_or_create(user=superuser, confirmed=True)
     client = Client(SERVER_NAME="localhost")
-    client.force_login(boss, "users.backends.PinBackend")
+    client.force_login(superuser, "users.backends.PinBackend")
     session = client.session
     session[step_up.PROVEN_BY_CODE] = True
     session[step_up.STEPPED_UP_AT] = timezone.now().isoformat()
@@ -263,7 +263,7 @@ def _logged_in(boss: Any) -> Any:
 def _visit(client: Any, address: str, *, with_cache: bool = False) -> Cost | None:
     """Visit an address, and return its cost.
 
-    Returns None if nobody may open it, for example a page that adds rows that only the machine writes.
+    Returns None if even a superuser may not open it, such as the add page of a table that only our code writes.
     """
     from django.core.cache import cache
     from django.db import connection
@@ -292,7 +292,7 @@ def _visit(client: Any, address: str, *, with_cache: bool = False) -> Cost | Non
                 return None
             if answer.status_code not in (200, 302):
                 raise SystemExit(f"{address} answered {answer.status_code}.")
-            if visits[-1][0] > 10 * MUST:
+            if visits[-1][0] > 10 * SECONDS_LIMIT:
                 break
     seconds, in_database, count = (statistics.median(column) for column in zip(*visits, strict=True))
     took, sql = max(queries, default=(0.0, ""))
@@ -300,7 +300,7 @@ def _visit(client: Any, address: str, *, with_cache: bool = False) -> Cost | Non
 
 
 def figures(month: Any, seen: dict[str, dict[str, Cost]]) -> list[Row]:
-    """Return a row for each page with its slowest address, one for all records, and two for the invariants."""
+    """Return one row for each page, with its slowest address; one for the raw tables; two for the invariants."""
     from payments.models import InvariantCheck
 
     rows, records = [], {}
@@ -316,42 +316,43 @@ def figures(month: Any, seen: dict[str, dict[str, Cost]]) -> list[Row]:
     rows.append(
         Row("", f"slowest of {InvariantCheck.objects.count()} invariants: {check.invariant}", f"{check.seconds:.1f} s",
             must=f"≤ {LONGEST_INVARIANT:.0f} s", met=check.seconds <= LONGEST_INVARIANT,
-            how_far=f"all of them {sum(InvariantCheck.objects.values_list('seconds', flat=True)):.1f} s")
+            how_far=f"all invariants together {sum(InvariantCheck.objects.values_list('seconds', flat=True)):.1f} s")
     )  # fmt: skip
     broken = [check.invariant for check in InvariantCheck.objects.filter(broken_count__gt=0)]
     rows.append(
-        Row("", f"invariants broken by {month.bets:,} bets and {month.transactions:,} transactions",
+        Row("", f"broken invariants, with {month.bets:,} bets and {month.transactions:,} transactions",
             str(len(broken)), must="0", met=not broken, how_far="; ".join(broken))
     )  # fmt: skip
     return rows
 
 
 def _row(quantity: str, cost: Cost) -> Row:
-    met = cost.seconds <= MUST
+    met = cost.seconds <= SECONDS_LIMIT
     return Row(
-        "", quantity, f"{cost.seconds * 1000:.0f} ms, {cost.queries} queries", must=f"≤ {MUST * 1000:.0f} ms",
-        stretch=f"≤ {STRETCH * 1000:.0f} ms", met=met, stretched=cost.seconds <= STRETCH,
+        "", quantity, f"{cost.seconds * 1000:.0f} ms, {cost.queries} queries", must=f"≤ {SECONDS_LIMIT * 1000:.0f} ms",
+        stretch=f"≤ {SECONDS_GOAL * 1000:.0f} ms", met=met, stretched=cost.seconds <= SECONDS_GOAL,
         how_far=f"{cost.in_database * 1000:.0f} ms in the database",
     )  # fmt: skip
 
 
 def main(*, full: bool) -> None:
-    """Make the month of data, visit every page, and hand over the rows."""
+    """Fill the database with a month of test data, visit every page, and report the rows."""
     from bench import month_of_data
 
     bets = 1_000_000 if full else 100_000
     month = month_of_data.fill(bets=bets)
-    say(f"console: {month.bets:,} bets and {month.transactions:,} transactions are there")
+    say(f"console: the database has {month.bets:,} bets and {month.transactions:,} transactions")
     hand_over(
         Measured(
             figures(month, visit_all(month)),
             words=[
-                f"{month.bets:,} bets, of which {month.hot.bets.count():,} on one market that is open, and "
-                f"{month.transactions:,} transactions with their requests, callbacks, questions and transfers"
-                + ("." if full else ", a tenth of the full size, which BENCH=full measures.")
-                + f" Medians of {VISITS} visits through Django's test client, templates included, with empty caches: "
-                "each is the time that the first visitor waits. Pages that wait for a worker's figures are also shown "
-                "with these figures. Of a page's addresses the slowest is shown."
+                f"The database has {month.bets:,} bets and {month.transactions:,} transactions, with all requests, "
+                f"callbacks, questions and transfers. {month.market_with_most_bets.bets.count():,} of the bets are on "
+                "one open market."
+                + ("" if full else " This is a tenth of the full size; BENCH=full measures that.")
+                + f" Each figure is the median of {VISITS} visits through Django's test client, with templates and "
+                "with empty caches, as the first visitor would wait. A page that waits for a worker's figures is "
+                "visited again when it can show them. For each page the slowest address is shown."
             ],
         )
     )

@@ -1,4 +1,4 @@
-"""Figures of the bench: rows that compare ours with a floor of the same run, and points for its plots."""
+"""Figures of the bench: rows that compare our code with a floor, and points for the plots."""
 
 import json
 import statistics
@@ -10,11 +10,12 @@ from testing.figures import HANDED_OVER, say
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity: ours, the floor measured beside it, their ratio, and its bars.
+    """A quantity: our value, the floor of the same run, the ratio of the two, and the limits.
 
-    `target` is the number in the list of targets (S1, D2, …), empty for a figure that only informs. `must` and
-    `stretch` are the bars in words. `met` and `stretched` are True if ours passes them, None if there is no bar.
-    `how_far` gives the distance to the stretch bar, or the reason for the figure.
+    `target` is the number of the target (S1, D2, …); it is empty for a figure without a target. `must` is the limit
+    that our value has to reach, and `stretch` is a stricter goal; both are texts. `met` and `stretched` are True if
+    our value reaches the limit and the goal, and None if there is no limit or no goal. `how_far` is a remark: the
+    distance to the goal, or the reason for the figure.
     """
 
     target: str
@@ -31,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the plot docs/bench-<plot>.png. The first line of a plot names its title and axes."""
+    """A line of the plot docs/bench-<plot>.png. The first line of a plot gives the plot's title and axes."""
 
     plot: str
     label: str
@@ -51,17 +52,20 @@ class Measured:
 
 
 def at_most(value: float, must: float, stretch: float) -> tuple[bool, bool]:
-    """Return whether a figure stays at or below its bars: (met, stretched)."""
+    """Return (met, stretched): True for each of the two limits that `value` does not exceed."""
     return value <= must, value <= stretch
 
 
 def at_least(value: float, must: float, stretch: float) -> tuple[bool, bool]:
-    """Return whether a figure reaches its bars: (met, stretched)."""
+    """Return (met, stretched): True for each of the two limits that `value` reaches."""
     return value >= must, value >= stretch
 
 
 def alternated(sides: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
-    """Measure the sides in alternation, `times` times each (ours, floor, ours, …), so that a busy minute slows all."""
+    """Measure the sides in alternation (ours, floor, ours, …), each `times` times.
+
+    If the machine is busy for a minute, all sides become slower.
+    """
     seen: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(times):
         for name, measure in sides.items():
@@ -70,17 +74,17 @@ def alternated(sides: Mapping[str, Callable[[], float]], times: int) -> dict[str
 
 
 def median_ratio(ours: list[float], floor: list[float]) -> float:
-    """Return the median of the ratios of neighbouring runs, because each pair had the same load on the machine."""
-    return statistics.median(mine / least for mine, least in zip(ours, floor, strict=True))
+    """Return the median of the ratios of neighbouring runs. The two runs of a pair had the same load on the machine."""
+    return statistics.median(our_cost / floor_cost for our_cost, floor_cost in zip(ours, floor, strict=True))
 
 
 def hand_over(measured: Measured) -> None:
-    """Print a part's figures as its last line, for the bench that started it."""
+    """Print the figures as the part's last line, which the bench reads."""
     say(HANDED_OVER + json.dumps(asdict(measured)))
 
 
 def handed_over(line: str) -> Measured | None:
-    """Read a line that `hand_over` printed; return None for any other line."""
+    """Read a line that `hand_over` printed. Returns None for any other line."""
     if not line.startswith(HANDED_OVER):
         return None
     figures = json.loads(line.removeprefix(HANDED_OVER))

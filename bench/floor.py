@@ -1,8 +1,8 @@
-"""Floor of a settlement: the server itself copies the same rows from files.
+"""Floor of a settlement: the cheapest way to write the same rows, by COPY from files.
 
-Each table has a twin with the same columns, checks, indexes and foreign keys, and no triggers. The rows of a settlement
-are first written to files. One transaction is measured: one aggregate over the market's bets, COPY of the files into
-the twins, and the winners' balances in one UPDATE.
+Each table has an empty copy with the same columns, checks, indexes and foreign keys, but without triggers. First the
+rows of a settlement are written to files. Then one transaction is measured: it sums the market's bets, reads the files
+into the empty copies with a server-side COPY, and updates all winners' balances in one UPDATE.
 """
 
 import time
@@ -16,18 +16,18 @@ TABLES = ("payments_transaction", "payments_transfer")
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of writing the rows: seconds, the part of them on a processor, and bytes of WAL."""
+    """Cost of writing the rows: seconds, CPU seconds of the server's process, and bytes of WAL."""
 
     seconds: float
     cpu: float
     wal: int
 
 
-def make_twins() -> None:
-    """Make the empty twins, with the foreign keys of the real tables."""
+def make_copies() -> None:
+    """Create the empty copies of the tables, with the foreign keys of the real tables."""
     with connection.cursor() as cursor:
         for table in TABLES:
-            cursor.execute(f"CREATE TABLE {_twin(table)} (LIKE {table} INCLUDING ALL)")
+            cursor.execute(f"CREATE TABLE {_copy_of(table)} (LIKE {table} INCLUDING ALL)")
         for table in TABLES:
             cursor.execute(
                 "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'f'",
@@ -35,9 +35,9 @@ def make_twins() -> None:
             )
             for (definition,) in cursor.fetchall():
                 for name in TABLES:
-                    definition = definition.replace(f"REFERENCES {name}(", f"REFERENCES {_twin(name)}(")
-                cursor.execute(f"ALTER TABLE {_twin(table)} ADD {definition}")
-        # Results are written into the bets. As rows of their own they need no more columns than these.
+                    definition = definition.replace(f"REFERENCES {name}(", f"REFERENCES {_copy_of(name)}(")
+                cursor.execute(f"ALTER TABLE {_copy_of(table)} ADD {definition}")
+        # The settlement updates the bets. The floor writes each result as a new row, which needs only these columns.
         cursor.execute("CREATE TABLE floor_bet (id bigint PRIMARY KEY, result varchar(10), payout numeric(14,2))")
         cursor.execute("CREATE TABLE floor_user (LIKE users_customuser INCLUDING ALL)")
         cursor.execute(
@@ -49,20 +49,20 @@ def make_twins() -> None:
         cursor.execute("CREATE TABLE floor_moved (id bigint PRIMARY KEY, delta numeric)")
 
 
-def measure(market_id: int, place: Path) -> Cost:
-    """Write the rows of the market's settlement into the twins, and return the cost."""
-    files = {name: place / f"bench-{name}" for name in ("floor_bet", *map(_twin, TABLES))}
+def measure(market_id: int, directory: Path) -> Cost:
+    """Write the rows of the market's settlement into the empty copies, and return the cost."""
+    files = {name: directory / f"bench-{name}" for name in ("floor_bet", *map(_copy_of, TABLES))}
     rows = {
         "floor_bet": "SELECT id, result, payout FROM markets_bet WHERE market_id = {0} ORDER BY id",
-        _twin("payments_transaction"): "SELECT t.* FROM payments_transaction t JOIN payments_settlement s"
+        _copy_of("payments_transaction"): "SELECT t.* FROM payments_transaction t JOIN payments_settlement s"
         " ON s.id = t.settlement_id WHERE s.market_id = {0} ORDER BY t.id",
-        _twin("payments_transfer"): "SELECT t.* FROM payments_transfer t WHERE (debit_id = (SELECT id"
+        _copy_of("payments_transfer"): "SELECT t.* FROM payments_transfer t WHERE (debit_id = (SELECT id"
         " FROM payments_ledgeraccount WHERE code = 'pool:{0}')) ORDER BY t.id",
     }
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
-        twins = ", ".join([*files, "floor_user", "floor_moved"])
-        cursor.execute(f"TRUNCATE {twins}")
+        copies = ", ".join([*files, "floor_user", "floor_moved"])
+        cursor.execute(f"TRUNCATE {copies}")
         for name, file in files.items():
             cursor.execute(f"COPY ({rows[name].format(market_id)}) TO '{file}' (FORMAT binary)")
         cursor.execute("INSERT INTO floor_user SELECT * FROM users_customuser")
@@ -88,13 +88,13 @@ def measure(market_id: int, place: Path) -> Cost:
 
 
 def checkpoint() -> None:
-    """Write a checkpoint, so that the next measurement pays for its own writes and its own full pages."""
+    """Write a checkpoint, so that the next measurement counts only its own writes and full-page images."""
     with connection.cursor() as cursor:
         cursor.execute("CHECKPOINT")
 
 
 def wal_written() -> int:
-    """Return the bytes of WAL that this session has written so far, without those of autovacuum."""
+    """Return the bytes of WAL that this session has written so far. The WAL of autovacuum is not counted."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute("SELECT wal_bytes FROM pg_stat_get_backend_wal(pg_backend_pid())")
@@ -102,12 +102,12 @@ def wal_written() -> int:
 
 
 def cpu_spent() -> float:
-    """Return the processor seconds so far of this session's server process, which runs on this machine."""
+    """Return the CPU seconds that this session's server process has used so far. It runs on this machine."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (process,) = cursor.fetchone()
     return int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) / 1e9
 
 
-def _twin(table: str) -> str:
+def _copy_of(table: str) -> str:
     return table.replace("payments_", "floor_")

@@ -1,7 +1,7 @@
-"""Month of data for the bench: a million bets, 300,000 transactions, and rows of every kind.
+"""Month of test data for the bench: a million bets, 300,000 transactions, and rows of every kind.
 
-The project's own service settles the markets. M-Pesa's results for their payouts are then written in bulk, past the
-triggers, with requests, callbacks, questions and transfers. These balance: the invariants are checked afterwards.
+The project's own service settles the markets. The requests, callbacks, questions and transfers of the payouts are then
+written in bulk, with the triggers disabled. The invariants are checked afterwards, so the books balance.
 """
 
 from dataclasses import dataclass, replace
@@ -32,13 +32,13 @@ DECISIONS = 20_000
 
 @dataclass(frozen=True)
 class Month:
-    """Rows that the console's pages show, and the numbers of bets and transactions.
+    """Example rows for the console's pages, and the numbers of bets and transactions.
 
-    `hot` is the largest market, open, with a proposal that waits; `settled` and `undone` are two others.
+    `market_with_most_bets` is open, and a proposal to resolve it waits. `settled` and `undone` are other markets.
     """
 
-    boss: CustomUser
-    hot: Market
+    superuser: CustomUser
+    market_with_most_bets: Market
     settled: Market
     undone: Market
     proposal: Proposal
@@ -51,16 +51,16 @@ class Month:
 
 
 def fill(*, bets: int) -> Month:
-    """Fill an empty database with `bets` bets, 55 % of them on one open market, and 0.3 transactions a bet."""
-    boss, second = (
+    """Fill an empty database with about `bets` bets and 0.3 transactions a bet. One open market has 55 % of these."""
+    superuser, second = (
         CustomUser.objects.create_superuser(f"07000000{number:02}", name, pin="2580")
         for number, name in ((1, "Grace Wambui"), (2, "Peter Second"))
     )
     policy = wiring.policy()
     hot = population.make(bets=55 * bets // 100, twins=1, others=0, outcomes=OUTCOMES, days=DAYS).twins[0]
-    say("console: the hot market is there")
-    # One member a bet, half of which win. Whole shillings go by M-Pesa and cents to the wallet.
-    settled = population.make(bets=194 * bets // 1_000, twins=2, others=0, each=1, days=DAYS).twins
+    say("console: the market with most bets is created")
+    # Each member has about one bet, and half of the bets win. M-Pesa pays whole shillings; the wallet gets the cents.
+    settled = population.make(bets=194 * bets // 1_000, twins=2, others=0, bets_per_member=1, days=DAYS).twins
     undone = population.make(bets=bets // 100, twins=1, others=0, days=DAYS).twins[0]
     others = population.make(bets=26 * bets // 1_000, twins=1, days=DAYS)
     _book_stakes()
@@ -68,22 +68,22 @@ def fill(*, bets: int) -> Month:
         _settle(market_id, policy)
     say("console: two large markets are settled")
     _pay()
-    say("console: their payouts are paid, failed, held, pending and in doubt")
-    by = audit.Actor(user_id=boss.pk, source="127.0.0.1")
+    say("console: the payouts are paid, failed, held, pending and in doubt")
+    by = audit.Actor(user_id=superuser.pk, source="127.0.0.1")
     undo.undo(market_id=undone, reason="The result was corrected.", by=by, at=timezone.now(), policy=policy)
     undo.carry_out(market_id=undone, at=timezone.now(), policy=policy, keep_going=lambda: True)
     held = _decisions(second, hot, others, policy)
     _remember_decisions(second)
-    # The work that beat does every minute.
+    # Beat does the same work every minute.
     overview.sum_up(keep_going=lambda: True)
-    run_sql(population.as_root(), "VACUUM (ANALYZE)")
+    run_sql(population.superuser_url(), "VACUUM (ANALYZE)")
     overview.measure(at=timezone.now())
     overview.check_books(at=timezone.now(), keep_going=lambda: True)
     overview.beat(worker="celery@bench", at=timezone.now())
     winner = Bet.objects.filter(market=settled[0], result="WON").order_by("pk")[100]
     return Month(
-        boss=boss,
-        hot=Market.objects.get(pk=hot),
+        superuser=superuser,
+        market_with_most_bets=Market.objects.get(pk=hot),
         settled=Market.objects.get(pk=settled[0]),
         undone=Market.objects.get(pk=undone),
         proposal=Proposal.objects.get(),
@@ -103,7 +103,7 @@ def _settle(market_id: int, policy: Policy) -> None:
     )
     settling.settle(market_id=market_id, at=at, policy=policy, keep_going=lambda: True)
     run_sql(
-        population.as_root(),
+        population.superuser_url(),
         f"""
         SET session_replication_role = replica;
         UPDATE payments_settlement SET resolved_at = now() - interval '{DAYS} days', release_open = true
@@ -113,9 +113,9 @@ def _settle(market_id: int, policy: Policy) -> None:
 
 
 def _book_stakes() -> None:
-    """Book the stakes on the other markets, which `population.make` leaves out."""
+    """Book the stakes that `population.make` does not book, which are those on the other markets."""
     run_sql(
-        population.as_root(),
+        population.superuser_url(),
         """
         SET session_replication_role = replica;
         INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
@@ -127,14 +127,14 @@ def _book_stakes() -> None:
     )
 
 
-# Of 1,000 payouts over M-Pesa, 5 failed, 4 are in doubt (one of them is held), 3 wait, 2 are on their way, and 16 were
-# paid by their second request. The others were paid by their first request, within the last four weeks.
+# Of 1,000 payouts by M-Pesa, 5 failed, 4 are in doubt, 3 wait, and 2 are accepted but not yet paid. One of the payouts
+# in doubt is held. 16 payouts were paid by their second request, all others by their first, in the last four weeks.
 _RESULTS = """
     SET session_replication_role = replica;
     INSERT INTO payments_ledgeraccount (code, kind)
     SELECT kind, kind FROM unnest(ARRAY['in_flight', 'mpesa_utility', 'charge_expense', 'mpesa_charges_paid']) kind
     ON CONFLICT (code) DO NOTHING;
-    CREATE TEMP TABLE fate AS
+    CREATE TEMP TABLE results AS
     SELECT t.id, t.external_ref, t.amount, t.phone_number, t.settlement_id, n.number,
         CASE WHEN t.id % 1000 < 5 OR t.id % 1000 BETWEEN 14 AND 29 AND n.number = 1 THEN 'FAILED'
              WHEN t.id % 1000 < 9 THEN 'IN_DOUBT' WHEN t.id % 1000 IN (12, 13) THEN 'ACCEPTED' ELSE 'PAID' END AS state,
@@ -153,7 +153,7 @@ _RESULTS = """
         CASE state WHEN 'FAILED' THEN 'It was refused.' ELSE '' END,
         CASE state WHEN 'PAID' THEN 'SK' || lpad(upper(to_hex(id)), 8, '0') ELSE '' END,
         CASE WHEN state IN ('PAID', 'FAILED') THEN sent_at + interval '4 seconds' END
-    FROM fate ORDER BY sent_at;
+    FROM results ORDER BY sent_at;
     INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
     SELECT booked.code || ':' || a.id, d.id, c.id, coalesce(booked.amount, a.amount), booked.code,
         CASE WHEN booked.code = 'send' THEN a.opened_at ELSE a.closed_at END, a.transaction_id
@@ -190,11 +190,11 @@ _RESULTS = """
 
 
 def _pay() -> None:
-    run_sql(population.as_root(), _RESULTS)
+    run_sql(population.superuser_url(), _RESULTS)
 
 
 def _decisions(second: CustomUser, hot: int, others: population.Population, policy: Policy) -> Transaction:
-    """Make a proposal, disputes, notes, and a decision on a held payout, and return that payout."""
+    """Make a proposal, disputes, notes, and a decision about a held payout. Return the held payout."""
     at, by = timezone.now(), audit.Actor(user_id=second.pk, source="127.0.0.1")
     resolutions.resolve(
         market_id=hot, decision=Decision("WINNER", {OUTCOMES[0]: Decimal(100)}), by=by, at=at,
@@ -217,7 +217,7 @@ def _decisions(second: CustomUser, hot: int, others: population.Population, poli
 
 def _remember_decisions(actor: CustomUser) -> None:
     run_sql(
-        population.as_root(),
+        population.superuser_url(),
         f"""
         INSERT INTO users_auditentry (at, action, actor_id, source, subject, before, after, reason)
         SELECT now() - interval '1 minute' * i, 'payout.retry', {actor.pk}, '127.0.0.1', 'transaction:' || i, '{{}}',

@@ -1,7 +1,8 @@
-"""Population of the bench: members, markets and bets by the million, as the services would have left them.
+"""Population of the bench: members, markets and bets by the million, in the state that the services would leave.
 
-The rows are written in bulk and past the triggers, which would only confirm them. The twins' stakes are booked, wallets
-are open, and markets are OPEN. Everything that is measured later goes through the services.
+The rows are written in bulk with the triggers disabled, because the triggers would change nothing. Stakes on the twin
+markets (see Population) are booked, each member has a wallet account, and all markets are OPEN. All later work, which
+is measured, uses the services.
 """
 
 import os
@@ -18,7 +19,7 @@ FIRST_PHONE = 254_700_000_000
 
 @dataclass(frozen=True)
 class Population:
-    """Twin markets with the same bets in the same order, between the bets of other markets.
+    """Twin markets that have the same bets in the same order. Bets on other markets lie between these bets.
 
     `members` are the first and the last id of the members.
     """
@@ -33,21 +34,22 @@ def make(
     bets: int,
     twins: int,
     others: int = OTHERS,
-    each: int = 3,
+    bets_per_member: int = 3,
     outcomes: tuple[str, ...] = ("Yes", "No"),
     days: int = 0,
 ) -> Population:
-    """Make `twins` markets of `bets` bets each, and for each of them as many bets on `others` markets.
+    """Make `twins` markets with `bets` bets each. For each such bet, make one bet on one of `others` other markets.
 
-    Each member places `each` bets of 10 to 1,000 shillings over the last `days`, on all outcomes alike. A twin's bets
-    alternate with the others', so they lie on twice as many pages, as if they were placed over a day. The others'
-    stakes are not booked, because those bets are only there to lie in between.
+    On each twin a member places `bets_per_member` bets on average, of 10 to 1,000 shillings. The bets are spread over
+    the last `days` days and evenly over the outcomes. A twin's bets alternate with bets on other markets. They
+    therefore occupy twice as many table pages, as bets on a live market would. The stakes on the other markets are
+    not booked, because those bets only separate the twins' bets.
     """
-    members = max(2, bets // each)
+    members = max(2, bets // bets_per_member)
     names = ", ".join(f"({number}, '{name}')" for number, name in enumerate(outcomes, 1))
     moment = f"now() - interval '1 day' * {days} * (1 - i / {bets}.0)"
     # Only this role may bypass the triggers.
-    root = as_root()
+    root = superuser_url()
     first = _ids(root, "SELECT coalesce(max(id), 0) + 1 FROM users_customuser")
     last = first + members - 1
     run_sql(
@@ -107,7 +109,10 @@ def make(
 
 
 def fill_wallets(*, members: int, population: Population) -> range:
-    """Put ten million shillings into the wallets of members spread evenly over all, and return their ids."""
+    """Put ten million shillings each into the wallets of about `members` members, and return the ids of these members.
+
+    The members are taken at equal distances.
+    """
     first, last = population.members
     ids = range(first, last + 1, max(1, (last - first) // members))
     opening = journal.open_accounts([journal.OPENING])[journal.OPENING]
@@ -126,7 +131,7 @@ def _ids(root: str, statement: str) -> int:
     return int(str(number))
 
 
-def as_root() -> str:
-    """Return the superuser's URL of the measured database."""
+def superuser_url() -> str:
+    """Return the URL with which the superuser connects to the measured database."""
     root = os.environ["KASOKO_BENCH_ROOT_URL"]
     return root.removesuffix("/postgres") + "/" + str(connection.settings_dict["NAME"])

@@ -1,4 +1,4 @@
-"""Report of the bench: the page docs/bench.md and its plots, from the parts' figures."""
+"""Report of the bench: the page docs/bench.md and its plots."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -49,14 +49,14 @@ def page(parts: Sequence[PartFigures], plots: dict[str, str]) -> str:
     barred = [row for row in rows if row.met is not None]
     stretched = [row for row in rows if row.stretched is not None]
     head = [
-        "# Costs beside their floors",
+        "# Costs compared with their floors",
         "",
-        "`make bench` writes this page (`BENCH=full make bench` measures a million bets). Each figure stands beside a "
-        "floor. Both are measured in alternation in the same run, so a busy machine slows both: compare ratios, not "
-        "times.",
+        "`make bench` writes this page. `BENCH=full make bench` measures a million bets. Most figures are "
+        "compared with a floor, which is the cost of the simplest program for the same work. One run measures our "
+        "code and the floor in alternation, so other work on the machine slows both. Compare ratios, not times.",
         "",
-        f"{sum(row.met is True for row in barred)} of {len(barred)} figures reach the bar that they must reach. "
-        f"{sum(row.stretched is True for row in stretched)} of {len(stretched)} figures reach their stretch bar.",
+        f"{sum(row.met is True for row in barred)} of {len(barred)} figures reach the limit that they must reach. "
+        f"{sum(row.stretched is True for row in stretched)} of {len(stretched)} figures reach their stretch goal.",
         "",
     ]
     body: list[str] = []
@@ -84,12 +84,12 @@ def _table_row(row: Row) -> str:
     return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 
-def spoken(row: Row) -> str:
-    """Return a row as one line for the terminal."""
-    mark = {True: "ok", False: "NO", None: "- "}[row.met]
+def terminal_line(row: Row) -> str:
+    """Return a row as one line of text for the terminal."""
+    sign = {True: "ok", False: "NO", None: "- "}[row.met]
     words = [f"ours {row.ours}", row.floor and f"floor {row.floor}", row.must and f"must {row.must}"]
     ratio = _ratio(row)
-    return f"{mark}  {row.target:3} {row.quantity}: {', '.join(filter(None, [*words, ratio and f'ratio {ratio}']))}"
+    return f"{sign}  {row.target:3} {row.quantity}: {', '.join(filter(None, [*words, ratio and f'ratio {ratio}']))}"
 
 
 def _ratio(row: Row) -> str:
@@ -101,7 +101,7 @@ def _cell(words: str) -> str:
 
 
 def draw(lines: Sequence[Line], file: Path) -> None:
-    """Draw one plot with two logarithmic axes, where a straight line at 45 degrees means linear growth."""
+    """Draw one plot with two logarithmic axes. A straight line at 45 degrees means linear growth."""
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=110)
     try:
         for line in lines:

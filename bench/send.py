@@ -1,7 +1,7 @@
-"""Sending of payouts: the dispatcher beside bare clients that send the same requests without books.
+"""Cost of sending payouts: the dispatcher compared with bare clients that send the same requests without books.
 
-A stub on loopback answers after a latency and remembers when each request came. A rate counts the arrivals after the
-first wave, because the first wave only fills the lanes.
+A stub on loopback answers after a latency and remembers the time of each request. A rate counts only the requests
+that arrive after the first wave, because the first wave only fills the free slots.
 """
 
 import argparse
@@ -40,7 +40,10 @@ class Run:
 
 @contextmanager
 def stub() -> Iterator[str]:
-    """Start the stub and yield its address. It ends with this process, when its standard input ends."""
+    """Start the stub, yield its address, and stop it at the end.
+
+    The stub ends when its standard input is closed, so it also ends if this process is killed.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "bench.stub"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -56,7 +59,7 @@ def stub() -> Iterator[str]:
 
 
 def clients(url: str, latency: float, wave: int, commands: list[list[str]], **settings: str) -> Run:
-    """Run these clients at the same time against the stub, and return their run. Raises: AssertionError."""
+    """Run the clients at the same time against the stub, and return one Run for all. Raises: AssertionError."""
     requests.get(f"{url}/set?latency={latency}", timeout=10)
     environment = os.environ | {"MPESA_BASE_URL": url, "PAYOUT_CANARY": "off", "MPESA_TIMEOUT_SECONDS": "30"} | settings
     children = [
@@ -74,7 +77,7 @@ def clients(url: str, latency: float, wave: int, commands: list[list[str]], **se
     told: list[tuple[float, str]] = requests.get(f"{url}/told", timeout=30).json()
     made = sum(cost["requests"] for cost in costs)
     if len({name for _, name in told}) != len(told) or made != len(told):
-        raise AssertionError(f"{made} requests were made; {len(told)} came, with {len({n for _, n in told})} ids.")
+        raise AssertionError(f"{made} requests were made; {len(told)} arrived, with {len({n for _, n in told})} ids.")
     arrivals = sorted(at for at, _ in told)
     rate = (len(arrivals) - (wave if latency else 1)) / (arrivals[-1] - arrivals[0])
     return Run(rate, sum(cost["cpu"] for cost in costs) / made, arrivals)
@@ -86,7 +89,7 @@ def most_in_a_second(arrivals: list[float]) -> int:
 
 
 class Bench:
-    """The stub, and the progress of the part."""
+    """Runs of clients against the stub, which also print the progress of the part."""
 
     def __init__(self, url: str, progress: Progress) -> None:
         self.url, self.progress, self.done = url, progress, 0
@@ -94,11 +97,11 @@ class Bench:
     def dispatcher(
         self, latency: float, count: int, *, in_flight: int = IN_FLIGHT, processes: int = 1, **more: str
     ) -> Run:
-        """Run the dispatcher in `processes` worker processes, on `count` due payouts. Raises: AssertionError."""
+        """Send `count` due payouts with a dispatcher in each of `processes` processes. Raises: AssertionError."""
         from bench import winners
         from payments.models import Attempt
 
-        settlement = winners.due(count)
+        settlement = winners.settlement_with_due_payouts(count)
         settings = {"PAYOUT_IN_FLIGHT": str(in_flight), "PAYOUT_TPS": UNCAPPED} | more
         commands = [["dispatcher", str(PATIENCE_SECONDS - 60)]] * processes
         run = clients(self.url, latency, in_flight * processes, commands, **settings)
@@ -118,7 +121,7 @@ class Bench:
 
 
 def side(runs: list[Run], call: Any) -> Any:
-    """Return one side of an alternation, which keeps its runs in `runs` and returns the rate."""
+    """Return a function for one side of an alternation. It adds its run to `runs` and returns the run's rate."""
 
     def measure() -> float:
         runs.append(call())
@@ -128,7 +131,7 @@ def side(runs: list[Run], call: Any) -> Any:
 
 
 def beside_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row], list[Line], list[str]]:
-    """Compare the dispatcher with two bare clients at three latencies: rows, lines of a plot, and sentences."""
+    """Compare the dispatcher with two bare clients at three latencies. Return rows, lines of a plot, and sentences."""
     rows, words = [], []
     points: dict[str, list[tuple[float, float]]] = {"dispatcher": [], "aiohttp": [], "requests": []}
     for latency in (0.0, 0.3, 1.0):
@@ -136,7 +139,7 @@ def beside_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row]
         by_client: dict[str, list[Run]] = {"dispatcher": [], "aiohttp": [], "requests": []}
         rates = alternated(
             {
-                "dispatcher": side(by_client["dispatcher"], lambda: bench.dispatcher(latency, count)),  # noqa: B023 - called before it changes
+                "dispatcher": side(by_client["dispatcher"], lambda: bench.dispatcher(latency, count)),  # noqa: B023 - called before `latency` changes
                 "aiohttp": side(by_client["aiohttp"], lambda: bench.bare("aiohttp", latency, count)),  # noqa: B023
                 "requests": side(by_client["requests"], lambda: bench.bare("requests", latency, count)),  # noqa: B023
             },
@@ -174,7 +177,7 @@ def beside_bare_clients(bench: Bench, times: int, waves: int) -> tuple[list[Row]
             rows.append(
                 Row(
                     "D1",
-                    f"payouts/s of one process at 1 s latency ÷ {IN_FLIGHT} in flight ÷ latency",
+                    f"payouts/s of one process with {IN_FLIGHT} requests in flight, at 1 s latency",
                     f"{middle['dispatcher']:.0f}/s",
                     f"{IN_FLIGHT / latency:.0f}/s",
                     reached,
@@ -220,7 +223,7 @@ def without_cap(bench: Bench, waves: int) -> list[Row]:
 
 
 def under_cap(bench: Bench, seconds: int) -> list[Row]:
-    """Measure four processes that share a PAYOUT_TPS of 50, then of 200."""
+    """Measure four processes that share one PAYOUT_TPS: first 50, then 200."""
     rows = []
     for cap in (50, 200):
         run = bench.dispatcher(1.0, cap * seconds, in_flight=cap * 2, processes=4, PAYOUT_TPS=str(cap))
@@ -234,7 +237,7 @@ def under_cap(bench: Bench, seconds: int) -> list[Row]:
                 f"{sustained * cap:.1f}/s",
                 f"{cap}/s",
                 sustained,
-                "≥ 0.95, no second above",
+                "≥ 0.95, and no second above the cap",
                 "0.98",
                 enough and most <= cap,
                 stretched and most <= cap,
@@ -245,7 +248,7 @@ def under_cap(bench: Bench, seconds: int) -> list[Row]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the dispatcher and hand over the rows."""
+    """Measure the dispatcher, and report the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     full = parser.parse_args(arguments).full
@@ -257,7 +260,8 @@ def main(arguments: list[str]) -> None:
         rows += without_cap(bench, waves)
         rows += under_cap(bench, seconds)
     words.append(
-        "In every run each payout reached the stub exactly once and ended as ACCEPTED in the books (D5 covers kills)."
+        "In every run each payout reached the stub exactly once and ended as ACCEPTED in the books. The soak checks "
+        "the same while processes are killed."
     )
     hand_over(Measured(rows, lines, words))
 

@@ -1,7 +1,7 @@
-"""Servers of the bench: a PostgreSQL and a Redis, durable and with memory as in production.
+"""PostgreSQL and Redis of the bench, as durable and with as much memory as in production.
 
-They are the checkout's own programs, with a state directory of their own in `.kasoko/bench`. Each part gets an empty,
-migrated database there. The server's settings are those that docs/scale.md recommends.
+The programs are the same that serve the checkout, with a separate state directory in `.kasoko/bench`. Each part gets
+an empty, migrated database there. PostgreSQL runs with the settings that docs/scale.md recommends.
 """
 
 import json
@@ -18,8 +18,8 @@ import psycopg2
 from api import embedded
 from testing.parts import ROOT
 
-PLACE = ROOT / ".kasoko" / "bench"
-# A developer's settings are left out, as in the tests.
+DIRECTORY = ROOT / ".kasoko" / "bench"
+# Settings with these prefixes belong to the developer. The bench leaves them out, as the tests do.
 OF_A_DEVELOPER = (
     "MPESA_",
     "PAYOUT_",
@@ -49,17 +49,17 @@ def _settings() -> dict[str, str]:
 
 @contextmanager
 def started() -> Iterator[dict[str, str]]:
-    """Start the servers, yield the environment that makes a process use them, and stop them at the end.
+    """Start the servers, yield the environment for processes that use them, and stop the servers at the end.
 
     Raises: embedded.EmbeddedServerError.
     """
-    for directory in (PLACE.parent, PLACE):
+    for directory in (DIRECTORY.parent, DIRECTORY):
         directory.mkdir(mode=0o711, exist_ok=True)
     try:
-        urls = embedded.ensure(PLACE, postgres=True, redis=True)
+        urls = embedded.ensure(DIRECTORY, postgres=True, redis=True)
         if _set(_root_url(urls["DATABASE_URL"])):
-            embedded.stop(PLACE, "durable")
-            urls = embedded.ensure(PLACE, postgres=True, redis=True)
+            embedded.stop(DIRECTORY, "durable")
+            urls = embedded.ensure(DIRECTORY, postgres=True, redis=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_DEVELOPER)}
         yield inherited | {
             "KASOKO_ENV_FILE": os.devnull,
@@ -67,11 +67,11 @@ def started() -> Iterator[dict[str, str]]:
             **urls,
         }
     finally:
-        embedded.leave(PLACE, "durable")
+        embedded.leave(DIRECTORY, "durable")
 
 
 def _root_url(url: str) -> str:
-    password = json.loads((embedded.state_dir(PLACE, "durable") / "secrets.json").read_text())["root"]
+    password = json.loads((embedded.state_dir(DIRECTORY, "durable") / "secrets.json").read_text())["root"]
     parts = urlsplit(url)
     return parts._replace(
         netloc=f"kasoko_root:{quote(password)}@{parts.hostname}:{parts.port}", path="/postgres"
@@ -79,7 +79,7 @@ def _root_url(url: str) -> str:
 
 
 def _set(root_url: str) -> bool:
-    """Write the settings into the server's configuration, and return whether it has to start again for them."""
+    """Write the settings into the server's configuration. Return True if the server must start again to use them."""
     for name, value in _settings().items():
         run_sql(root_url, f"ALTER SYSTEM SET {name} = '{value}'")
     run_sql(root_url, "SELECT pg_reload_conf()")
@@ -87,7 +87,7 @@ def _set(root_url: str) -> bool:
 
 
 def fresh_database(environment: dict[str, str], part: str) -> dict[str, str]:
-    """Make an empty, migrated database for one part, and return the environment that uses it."""
+    """Make an empty, migrated database for one part, and return the environment for processes that use it."""
     name = f"bench_{part}"
     root_url = environment["KASOKO_BENCH_ROOT_URL"]
     run_sql(root_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -108,14 +108,14 @@ def drop_database(environment: dict[str, str], part: str) -> None:
 
 
 def conditions(environment: dict[str, str]) -> str:
-    """Return the servers' version and settings as one sentence."""
+    """Return the version and the settings of the servers as one line of text."""
     root_url = environment["KASOKO_BENCH_ROOT_URL"]
     shown = [f"{name} {run_sql(root_url, f'SHOW {name}')[0][0]}" for name in SHOWN]
     return f"PostgreSQL with {', '.join(shown)}; Redis with an append-only file"
 
 
 def run_sql(url: str, statement: str) -> list[tuple[object, ...]]:
-    """Run one statement in a connection of its own, outside a transaction."""
+    """Run one statement on a new connection, outside a transaction, and return the rows of its answer."""
     connection = psycopg2.connect(url)
     connection.autocommit = True
     try:
@@ -127,6 +127,6 @@ def run_sql(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def server_directory(root_url: str) -> Path:
-    """Return the directory in which the server itself may write files for COPY."""
+    """Return a directory in which the PostgreSQL server may write files for COPY."""
     ((directory,),) = run_sql(root_url, "SHOW data_directory")
     return Path(str(directory))

@@ -1,7 +1,7 @@
-"""Settlements and bettors of the bench, each in a process of its own, so that its memory is measured alone.
+"""Settlements and bettors of the bench, each in its own process.
 
-`python -m bench.settle_runs --one <market>` settles a market, `--bet <markets> <members>` bets. bench/settle.py starts
-them.
+A process of its own is needed to measure the memory of one settlement. bench/settle.py starts the processes:
+`python -m bench.settle_runs --one <market>` settles a market, and `--bet <markets> <members>` places bets.
 """
 
 import argparse
@@ -44,17 +44,17 @@ from users import audit
 KILLS = 5
 BETTORS = 4
 BETTING_SECONDS = 10.0
-# The trigger that bench/settle.py installs keeps the moment at which wallets were locked.
+# A trigger of bench/settle.py sets bench.locked_at to the moment at which wallets were locked.
 SINCE_LOCKED = "SELECT extract(epoch FROM clock_timestamp() - current_setting('bench.locked_at')::timestamptz)"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Cost of one settlement in a process of its own.
+    """Cost of one settlement in its own process.
 
-    Units: seconds; `in_database` is their part in the database, `longest_lock` the longest time that wallets were
-    locked, `cpu` the processor time of the server's process. `memory_mb` is the most that Python used, `wal` is in
-    bytes, and `began` is by the machine's monotonic clock.
+    Units: seconds. `wal` is in bytes. `in_database` is the part of `seconds` that was spent in queries.
+    `longest_lock` is the longest time for which wallets were locked. `cpu` is the CPU time of the database server's
+    process. `memory_mb` is the peak memory of the Python process. `began` is a time of the monotonic clock.
     """
 
     seconds: float
@@ -66,20 +66,20 @@ class Run:
     cpu: float
 
 
-# --- in a process of its own ------------------------------------------------------------------------------------------
+# --- the measured process ---------------------------------------------------------------------------------------------
 
 
 def settle_one(market_id: int, warm_up: int | None) -> None:
     """Settle one market through the service and print its cost.
 
-    If `warm_up` names a small market, it is settled first: a running worker already has its connection, plans and
-    catalog.
+    If `warm_up` names a small market, that market is settled first. In production a worker already has a connection,
+    query plans and the catalog when a settlement begins.
     """
     spent, locked, wallets_wait = 0.0, [0.0], False
 
     def watch(call: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
         nonlocal spent, wallets_wait
-        if wallets_wait:  # This statement follows the commit, because the one before it locked wallets.
+        if wallets_wait:  # The last statement locked wallets, so this statement follows its commit.
             with context["connection"].connection.cursor() as cursor:
                 cursor.execute(SINCE_LOCKED)
                 locked.append(float(cursor.fetchone()[0]))
@@ -112,7 +112,7 @@ def settle_one(market_id: int, warm_up: int | None) -> None:
 def bet_on(markets: range, members: range) -> None:
     """Place bets through the service, one after another, until standard input is closed.
 
-    Then print the start and the duration of each bet, in seconds.
+    Prints the start and the duration of each bet at the end. Units: seconds.
     """
     # This thread ends when standard input ends.
     listening = threading.Thread(target=sys.stdin.read, daemon=True)
@@ -143,14 +143,14 @@ def _spawn(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def settle(market_id: int, warm_up: int) -> Run:
-    """Resolve a market and settle it in a process of its own, after a small market that does not count."""
+    """Resolve a market and settle it in a new process, after a small market that is not measured."""
     resolve(warm_up)
     resolve(market_id)
     floor.checkpoint()
     child = _spawn("--one", str(market_id), "--warm-up", str(warm_up))
     output, _ = child.communicate()
     if child.returncode:
-        raise SystemExit(f"Settling market {market_id} ended with {child.returncode}.")
+        raise SystemExit(f"The process that settled market {market_id} ended with exit status {child.returncode}.")
     return Run(**json.loads(output.strip().splitlines()[-1]))
 
 
@@ -166,7 +166,7 @@ def resolve(market_id: int) -> None:
 
 
 def row_by_row(market_id: int) -> float:
-    """Write the same rows one by one through the ORM, roll them back, and return the seconds it took."""
+    """Write the same rows one by one through the ORM, roll them back, and return the seconds that this took."""
     resolve(market_id)
     settlement = Settlement.objects.get(market=market_id)
     at = timezone.now()
@@ -212,9 +212,9 @@ def digest(market_id: int) -> str:
 
 
 def cents_left(market_id: int) -> Decimal:
-    """Return the absolute difference of dividends + fee and pool, plus that of the pool's account and 0.
+    """Return the difference between dividends + fee and the pool, plus the balance that is left in the pool's account.
 
-    Units: shillings.
+    Both amounts are absolute, so any error makes the sum positive. Units: shillings.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -226,12 +226,12 @@ def cents_left(market_id: int) -> Decimal:
 
 
 def settle_with_kills(market_id: int, expected_seconds: float) -> int:
-    """Settle a market with kill -9 at random moments, then to its end, and return the number of kills."""
+    """Settle a market whose worker is killed with -9 at random moments, and return the number of kills."""
     resolve(market_id)
     kills = 0
     for _ in range(KILLS):
         child = _spawn("--one", str(market_id))
-        # The child prints this line when it begins, because Python takes a while to start.
+        # Python takes a while to start, so the child prints this line when it begins to settle.
         if child.stdout is None or child.stdout.readline() != "begun\n":
             raise SystemExit(f"Settling market {market_id} did not begin.")
         try:
@@ -248,13 +248,13 @@ def settle_with_kills(market_id: int, expected_seconds: float) -> int:
     child = _spawn("--one", str(market_id))
     child.communicate()
     if child.returncode:
-        raise SystemExit(f"Market {market_id}, killed {kills} times, did not settle then.")
+        raise SystemExit(f"Market {market_id} did not settle after {kills} kills.")
     return kills
 
 
 @dataclass(frozen=True)
 class Betting:
-    """Bets in a stretch of time: bets a second, and the seconds that each took, sorted."""
+    """Bets in one period of time: bets a second, and the duration of each bet in seconds, sorted."""
 
     per_second: float
     took: list[float]
@@ -271,7 +271,7 @@ class Betting:
 
 
 def betting_beside(markets: list[int], members: range, work: Callable[[], Run]) -> tuple[Betting, Betting, Betting]:
-    """Let BETTORS processes bet on markets, and return their bets before, during and after the work."""
+    """Let BETTORS processes bet on markets. Return the bets before, during and after `work`."""
     arguments = ("--bet", f"{markets[0]}:{markets[-1] + 1}:1", f"{members.start}:{members.stop}:{members.step}")
     children = [_spawn(*arguments) for _ in range(BETTORS)]
     for child in children:

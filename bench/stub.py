@@ -1,7 +1,7 @@
-"""Stub of M-Pesa for the bench: it answers B2C requests cheaply and remembers when each came.
+"""Stub of M-Pesa for the bench, which answers B2C requests cheaply and remembers the time of each.
 
-`python -m bench.stub` serves hand-written HTTP/1.1 on asyncio, in a process of its own, so that only the client is
-measured. It listens on loopback only. GET /told returns [[seconds, id], …] of the payments since the last
+`python -m bench.stub` serves hand-written HTTP/1.1 on asyncio. It runs in a separate process, so that its work is not
+measured. It listens on loopback only. GET /told returns [[seconds, id], …], one pair for each payment since the last
 GET /set?latency=<seconds>.
 """
 
@@ -65,7 +65,7 @@ class Stub(asyncio.Protocol):
 
 
 async def serve() -> None:
-    """Print the address, and answer until standard input ends, which is when the parent process ends."""
+    """Print the address, and answer until standard input ends. It ends at the latest with the parent process."""
     server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=2048)
     host, port = server.sockets[0].getsockname()
     sys.stdout.write(f"http://{host}:{port}\n")

@@ -1,4 +1,4 @@
-"""Due payouts for the bench: markets on which every bet won, settled by the project's own service."""
+"""Due payouts for the bench, from markets on which every bet won."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ _phones = itertools.count(254_700_000_000 + os.getpid() % 1000 * 50_000)
 
 
 def members(count: int, balance: Decimal = Decimal(0)) -> list[CustomUser]:
-    """Make `count` members, each with `balance` shillings from the opening account."""
+    """Make `count` members, each with `balance` shillings. A trigger books them from the opening account."""
     return CustomUser.objects.bulk_create(
         [
             CustomUser(phone_number=str(next(_phones)), full_name="Member", password="!", balance=balance)  # noqa: S106
@@ -39,7 +39,7 @@ def market() -> Market:
 
 
 def market_to_resolve(count: int) -> Market:
-    """Make a market without a fee on which `count` members bet 100 shillings on Yes, so each of them wins 100."""
+    """Make a market without a fee on which `count` members bet 100 shillings on Yes, so each member wins 100."""
     open_market = market()
     now = timezone.now()
     Bet.objects.bulk_create(
@@ -49,8 +49,8 @@ def market_to_resolve(count: int) -> Market:
     return open_market
 
 
-def due(count: int) -> Settlement:
-    """Make a settlement of `count` payouts that only wait to be sent; the canary is over."""
+def settlement_with_due_payouts(count: int) -> Settlement:
+    """Make a settlement with `count` due payouts, as the settlement service leaves it after the canary."""
     resolved = market_to_resolve(count)
     policy = Policy.from_settings(settings)
     resolutions.resolve(

@@ -1,8 +1,9 @@
 """Command line of the soak: `python -m soak` runs the long parts and writes docs/soak.md.
 
-Each part is a process of its own with a time limit; the page names parts that were stopped or not run. --quick runs
-about a tenth. --only NAME runs one part and does not write docs/. With --save, the part's figures replace its old ones
-in docs/soak.json, and the page is written again. The exit status is 1 if a figure missed its bar.
+Each part runs in its own process with a time limit. The page names each part that was stopped or not run.
+--quick runs about a tenth. --only NAME runs one part and does not write docs/. With --save as well, the part's new
+figures replace its old figures in docs/soak.json, and the page is written again. The exit status is 1 if a figure
+missed its limit.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from soak.simulation import seeds
 
-# Importing services starts the tests' servers and removes a developer's settings from the environment.
+# The import of `services` starts the tests' servers and removes a developer's settings from the environment.
 from testing import services
 from testing.figures import Figure, handed_over, say
 from testing.parts import ROOT, Ended, Part, commit, machine, run
@@ -25,7 +26,7 @@ from testing.parts import ROOT, Ended, Part, commit, machine, run
 SAVED = ROOT / "docs" / "soak.json"
 PAGE = ROOT / "docs" / "soak.md"
 NO_ERROR = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants hold after every step"
-# The parts that run seeds, with their name in the report and their bar.
+# The parts that run seeds, each with its name in the report and its limit.
 SEEDED = {
     "simulation": ("Simulation of the services on PostgreSQL", NO_ERROR),
     "pure machine": ("Simulation of the pure machine in memory", NO_ERROR),
@@ -37,7 +38,7 @@ SEEDED = {
 
 
 def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
-    """Return the parts in their order. All seeds come from `seed`."""
+    """Return the parts in the order of their runs. All parts draw their seeds from `seed`."""
     services_seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
     pure_seeds, sequences = (10_000, 200) if quick else (100_000, 2_000)
     fault_winners, fault_seconds = (200, 300) if quick else (2_000, 900)
@@ -45,7 +46,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     jobs = f"--jobs={os.cpu_count() or 1}"
     simulation = ("soak.simulation", jobs)
     chance = f"--seed={seed}"
-    # The kills end some time before the part's time limit, so that the last payouts can be paid.
+    # The kills stop some time before the part's time limit, so that the last payouts can be paid.
     return (
         Part("simulation", (*simulation, f"--seeds={seed}:{seed + services_seeds}"), 4 if quick else 20),
         Part("planted bugs", (*simulation, "--bugs"), 20 if quick else 45),
@@ -62,7 +63,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
 
 
 def figures(part: Part, ended: Ended) -> list[Figure]:
-    """Return the figures of a part. If it ended without figures, return that as a missed figure."""
+    """Return the figures of a part. If the part ended without figures, return one missed figure."""
     measured = [figure for line in ended.lines for figure in handed_over(line)]
     if part.name in SEEDED:
         name, bar = SEEDED[part.name]
@@ -71,11 +72,11 @@ def figures(part: Part, ended: Ended) -> list[Figure]:
     if part.name.startswith("planted bugs"):
         table = bug_table(ended.lines)
         missed = sum("**nothing**" in row for row in table)
-        seen = f"{max(0, len(table) - 2)} planted, {missed} not caught; {ended.how}"
+        seen = f"{max(0, len(table) - 2)} bugs planted, {missed} not found; {ended.how}"
         return [
             Figure(
                 f"Guards switched off, one at a time: {part.name}",
-                "each is noticed within 1,000 seeds",
+                "each bug is found within 1,000 seeds",
                 seen,
                 _passed(ended),
             )
@@ -90,7 +91,7 @@ def _passed(ended: Ended) -> bool:
 
 
 def bug_table(lines: list[str]) -> list[str]:
-    """Return the lines of the table of planted bugs."""
+    """Return those lines that belong to the table of planted bugs."""
     return [line for line in lines if line.startswith("|")]
 
 
@@ -135,8 +136,8 @@ def page(parts_seen: Sequence[PartFigures]) -> str:
     lines = [
         "# Figures of the long runs",
         "",
-        "`make soak` writes this page. Each part is one run: its figures hold for that run, with the time of its end "
-        "(Nairobi) and its commit.",
+        "`make soak` writes this page. The figures of each part come from one run. The line below its title gives the "
+        "commit and the end of that run (Nairobi time).",
     ]
     for part in parts_seen:
         size = "about a tenth of the full figures" if part.quick else "the full figures"
@@ -151,7 +152,10 @@ def page(parts_seen: Sequence[PartFigures]) -> str:
             *(f"| {f.name} | {f.bar} | {_cell(f.seen)} | {answers[f.passed]} |" for f in part.figures),
         ]
         if part.table:
-            words = "Each guard is switched off, one at a time. The table shows the first seed that notices."
+            words = (
+                "Each guard is switched off, one at a time. The table shows the first seed that finds the bug, the "
+                "share of the first seeds that find it, and the rule that is reported as broken."
+            )
             lines += ["", words, "", *part.table]
     return "\n".join(lines) + "\n"
 

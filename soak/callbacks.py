@@ -1,8 +1,9 @@
-"""Fuzz of the callback endpoints: a million forged callbacks through URL, middleware, view and PostgreSQL.
+"""Fuzz of the callback endpoints, with a million forged callbacks.
 
-The bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. They go to unknown tokens, to
-tokens that M-Pesa was given, and to the plain path. One genuine message is repeated 200 times. Only the socket is left
-out. Every forgery names another id, amount and phone, so a few changed fields cannot make it true.
+The bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. They are posted to unknown
+tokens, to tokens that M-Pesa was given, and to the plain path. Each passes URLs, middleware, view and PostgreSQL; only
+the socket is left out. One genuine message is repeated 200 times. Every forgery names an id, an amount and a phone that
+are not ours, so a few changed fields cannot make it genuine.
 """
 
 import argparse
@@ -33,7 +34,7 @@ SCALARS: tuple[Any, ...] = (None, True, 0, "0", 1, -1, 285, "285.00", 1e308, 10*
 
 
 def run(*, count: int, at_most_seconds: float, seed: int) -> list[Figure]:
-    """Make a scratch database with payouts under way, fuzz them with one process a core, and return the figures."""
+    """Make a scratch database with payouts under way, fuzz with one process a core, and return the figures."""
     import django
 
     django.setup()
@@ -53,7 +54,7 @@ def run(*, count: int, at_most_seconds: float, seed: int) -> list[Figure]:
 
 
 def _payouts_under_way() -> list[dict[str, str]]:
-    """Make payouts that were sent and asked about, and return the id, the phone and the tokens of each."""
+    """Make payouts that were sent and asked about. Return the id, the phone and the tokens of each payout."""
     from payments import wiring
     from payments.models import Attempt
     from payments.payouts.evidence import status_queries
@@ -101,7 +102,7 @@ def _in_processes(
             else:
                 say(line.rstrip())
         if child.wait():
-            raise SystemExit(f"A fuzzing process ended with status {child.returncode}.")
+            raise SystemExit(f"A fuzzing process ended with exit status {child.returncode}.")
 
 
 def _figures(results: list[dict[str, Any]], before: Counter[str], count: int) -> list[Figure]:
@@ -121,12 +122,12 @@ def _figures(results: list[dict[str, Any]], before: Counter[str], count: int) ->
     p99, seconds = _percentile(slots, Decimal("0.99")), max(result["seconds"] for result in results)
     differences = [str(difference) for difference in invariants.differences()]
     rate = f"{sent:,} in {seconds:.0f} s ({sent / seconds:,.0f} a second), {Callback.objects.count():,} stored"
-    short = "" if sent >= count - len(results) else f"; the time limit came before {count:,}"
+    short = "" if sent >= count - len(results) else f"; the time limit came before {count:,} callbacks"
     return [
         Figure("Fuzzed callbacks, each with the right status (2xx or 4xx)", "0 with 5xx or a wrong status",
                f"{rate}; {len(wrong)} wrong{f' {wrong[:3]}' if wrong else ''}{short}", not wrong),
-        Figure("Money moved by these callbacks", "only that of the genuine message, once",
-               f"{sum(moved.values())} transfers too many, {len(paid)} paid by {replays} replays",
+        Figure("Money moved by these callbacks", "only the payment of the genuine message, once",
+               f"{sum(moved.values())} transfers too many; {replays} genuine copies paid {len(paid)} payout",
                not moved and len(paid) == 1 and not differences),
         Figure("Rows stored for unknown tokens", "0", f"{strays}", strays == 0),
         Figure("Time to answer, 99th percentile", f"under {LONGEST_P99_MS:.0f} ms", f"{p99:.1f} ms",
@@ -135,7 +136,7 @@ def _figures(results: list[dict[str, Any]], before: Counter[str], count: int) ->
 
 
 def _percentile(slots: Counter[int], share: Decimal) -> float:
-    """Return the time in ms within which `share` of the answers came. A slot is 0.1 ms."""
+    """Return the time in ms within which `share` of the answers came. Units: a slot is 0.1 ms."""
     passed = 0
     for slot in sorted(slots):
         passed += slots[slot]
@@ -148,7 +149,7 @@ def _percentile(slots: Counter[int], share: Decimal) -> float:
 
 
 class Endpoint:
-    """The WSGI application, called as a server calls it."""
+    """The WSGI application. It is called in the same way as a web server calls it."""
 
     def __init__(self, application: Callable[..., Any]) -> None:
         self._application = application
@@ -173,13 +174,13 @@ class Endpoint:
 
 
 class Forger:
-    """Bodies that must not be believed, drawn by a seed."""
+    """Draws bodies of callbacks that the services must not believe."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
 
     def body(self) -> bytes:
-        """Draw a body."""
+        """Draw one body."""
         kind = self.chance.randrange(10)
         if kind == 0:
             return self.chance.randbytes(self.chance.randrange(300))
@@ -211,7 +212,7 @@ class Forger:
         }  # fmt: skip
 
     def _changed(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the message with at most two fields or parameters replaced or left out."""
+        """Replace or remove at most two fields or parameters of the message, and return it."""
         pairs = result["ResultParameters"]["ResultParameter"]
         for _ in range(self.chance.randrange(3)):
             if self.chance.random() < 0.5:
@@ -231,9 +232,9 @@ class Forger:
 
 
 def fuzz(*, count: int, at_most_seconds: float, seed: int, part: int) -> dict[str, Any]:
-    """POST `count` callbacks, and return the counts for JSON.
+    """POST `count` callbacks, and return the counts as values that JSON can hold.
 
-    The first process also repeats a genuine callback 200 times.
+    The process of part 0 also repeats a genuine callback 200 times.
     """
     import django
 
@@ -270,7 +271,7 @@ def fuzz(*, count: int, at_most_seconds: float, seed: int, part: int) -> dict[st
 
 
 def _one(chance: random.Random, forger: Forger, tokens: list[dict[str, str]]) -> tuple[str, bytes, set[int]]:
-    """Draw a forgery, and return its path, its body, and the statuses that are right."""
+    """Draw a forgery. Return its path, its body, and the set of right statuses."""
     body, kind = forger.body(), chance.choice(KINDS)
     too_long = len(body) > 16 * 1024
     draw = chance.random()

@@ -1,7 +1,7 @@
-"""Thousands of payouts through a simulator that strikes with all its faults, equally often.
+"""Thousands of payouts through a simulator that has all its faults, each equally often.
 
-No process is killed here. The operator retries failed payouts as often as they fail. Payouts that a person would have
-to investigate are HELD. At the end our book and the simulator's book are compared, receipt by receipt.
+No process is killed here. Each failed payout is retried again and again. A payout that a person would have to
+investigate becomes HELD. At the end our book and the simulator's book are compared, receipt by receipt.
 """
 
 import argparse
@@ -36,51 +36,53 @@ MOST_HELD = 0.01
 
 
 def run(*, winners: int, each: float, at_most_seconds: float, seed: int) -> list[Figure]:
-    """Pay `winners` payouts while each fault strikes a share `each` of the requests, and return the figures."""
-    with tempfile.TemporaryDirectory() as directory, running(Path(directory), **SETTINGS) as place:
+    """Pay `winners` payouts while each fault happens to the share `each` of the requests. Return the figures."""
+    with tempfile.TemporaryDirectory() as directory, running(Path(directory), **SETTINGS) as system:
         rate = str(each * len(FAULTS))
-        place.start_simulator("--callback-delay", "0.2", "--latency", "0.05", "--seed", str(seed), "--fault-rate", rate)
-        place.start_web()
-        place.start_worker()
-        place.log_in()
-        place.manage("shell", typed=MARKET.format(winners=winners))
-        place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
-        seconds = _retry_until_final(place, winners, at_most_seconds)
-        return _compared(place, winners, each, seconds)
+        system.start_simulator(
+            "--callback-delay", "0.2", "--latency", "0.05", "--seed", str(seed), "--fault-rate", rate
+        )
+        system.start_web()
+        system.start_worker()
+        system.log_in()
+        system.manage("shell", typed=MARKET.format(winners=winners))
+        system.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
+        seconds = _retry_until_final(system, winners, at_most_seconds)
+        return _compared(system, winners, each, seconds)
 
 
-def _retry_until_final(place: Running, winners: int, at_most_seconds: float) -> float:
-    """Retry failed payouts until each is completed or held, or until the time limit; return the seconds it took."""
+def _retry_until_final(system: Running, winners: int, at_most_seconds: float) -> float:
+    """Retry failed payouts until all are completed or held, or until the time limit. Return the seconds."""
     progress = Progress("faults", winners)
     counts: dict[str, int] = {}
     while progress.seconds < at_most_seconds and sum(map(counts.get, ("COMPLETED", "HELD"), (0, 0))) < winners:
-        counts = dict(place.sql(BY_STATUS))
+        counts = dict(system.sql(BY_STATUS))
         if counts.get("FAILED"):
-            place.post("/api/markets/admin/retry-failed-payouts/", {"hours": 24})
+            system.post("/api/markets/admin/retry-failed-payouts/", {"hours": 24})
         progress.at(counts.get("COMPLETED", 0), ", ".join(f"{status} {count}" for status, count in counts.items()))
         time.sleep(0.5)
     return progress.seconds
 
 
-def _compared(place: Running, winners: int, each: float, seconds: float) -> list[Figure]:
-    book: dict[str, Any] = place.book()
-    counts = dict(place.sql(BY_STATUS))
+def _compared(system: Running, winners: int, each: float, seconds: float) -> list[Figure]:
+    book: dict[str, Any] = system.book()
+    counts = dict(system.sql(BY_STATUS))
     completed, held = counts.get("COMPLETED", 0), counts.get("HELD", 0)
-    ((silent,),) = place.sql(HELD_SILENTLY)
+    ((silent,),) = system.sql(HELD_SILENTLY)
     provider = sorted(
         (p["ocid"], p["amount"], p["phone"], p["receipt"]) for p in book["payments"] if p["state"] == "paid"
     )
-    ours = place.sql(OURS)
+    ours = system.sql(OURS)
     differences = len(set(provider) ^ set(ours))
-    ((requests,),) = place.sql("SELECT count(*) FROM payments_attempt")
-    ((questions,),) = place.sql("SELECT count(*) FROM payments_statusquery")
-    closed = place.manage("reconcile").strip().rpartition("\n")[2]
+    ((requests,),) = system.sql("SELECT count(*) FROM payments_attempt")
+    ((questions,),) = system.sql("SELECT count(*) FROM payments_statusquery")
+    closed = system.manage("reconcile").strip().rpartition("\n")[2]
     return [
         Figure(
             f"{winners:,} payouts, every fault of the simulator at {each:.0%}",
-            "all completed, or under 1 % held with a reason",
-            f"{completed:,} completed, {held} held ({silent} without a reason), {winners - completed - held} under way "
-            f"after {seconds:.0f} s, by {requests:,} requests and {questions:,} questions",
+            "all payouts completed, or under 1 % held with a reason",
+            f"{completed:,} completed, {held} held ({silent} without a reason), {winners - completed - held} "
+            f"unfinished after {seconds:.0f} s, by {requests:,} requests and {questions:,} questions",
             completed + held == winners and silent == 0 and held < MOST_HELD * winners,
         ),
         Figure(

@@ -1,7 +1,7 @@
 """Thousands of payouts while a process is killed every few seconds.
 
-The victims are web, worker, beat, PostgreSQL, Redis, or all of them; never the simulator, because it stands for M-Pesa.
-A supervisor starts dead processes again. There is no other help.
+The victims are web, worker, beat, PostgreSQL, Redis, or all of them. The simulator is never killed, because it stands
+for M-Pesa. A supervisor starts dead processes again. Nothing else repairs the system.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from testing.supervised import Servers, Supervised
 VICTIMS = ("web", "worker", "beat", "PostgreSQL", "Redis", "all of them")
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 5.0
 LONGEST_RECOVERY_SECONDS = 30.0
-DIVIDEND = 190  # Each winner stakes 100, the loser as much as all winners; the fee is 5 % of the pool.
+DIVIDEND = 190  # Each winner stakes 100. The loser stakes as much as all winners. The fee is 5 % of the pool.
 SETTINGS = {
     "PAYOUT_TPS": "200",
     "SWEEP_EVERY_SECONDS": "1",
@@ -46,57 +46,57 @@ OURS = "SELECT originator_conversation_id, amount::int, phone_number, receipt, l
 
 
 def run(*, winners: int, at_most_seconds: float, seed: int) -> list[Figure]:
-    """Pay `winners` payouts under random kills, and return the figures of the books and of the recovery.
+    """Pay `winners` payouts during random kills, and return the figures about the books and the recovery.
 
     Raises: AssertionError, if a killed process cannot be started again, or if the payouts are not paid in time.
     """
     with tempfile.TemporaryDirectory() as directory:
-        # The servers of root run as another user, who must be able to enter.
+        # If root starts the servers, they run as another user, who must be able to enter this directory.
         Path(directory).chmod(0o711)
         servers = Servers(Path(directory))
         logs = Path(directory) / "logs"
         logs.mkdir()
-        place = Supervised(logs, servers.urls["DATABASE_URL"], {**servers.urls, **SETTINGS})
+        system = Supervised(logs, servers.urls["DATABASE_URL"], {**servers.urls, **SETTINGS})
         try:
-            return _Run(place, servers, winners, random.Random(seed)).figures(at_most_seconds)  # noqa: S311
+            return _Run(system, servers, winners, random.Random(seed)).figures(at_most_seconds)  # noqa: S311
         finally:
-            place.stop_all()
+            system.stop_all()
             servers.stop()
 
 
 class _Run:
-    def __init__(self, place: Supervised, servers: Servers, winners: int, chance: random.Random) -> None:
-        self.place, self.servers, self.winners, self.chance = place, servers, winners, chance
+    def __init__(self, system: Supervised, servers: Servers, winners: int, chance: random.Random) -> None:
+        self.system, self.servers, self.winners, self.chance = system, servers, winners, chance
         self.kills: Counter[str] = Counter()
         self.longest_recovery = 0.0
 
     def figures(self, at_most_seconds: float) -> list[Figure]:
-        place = self.place
-        place.manage("migrate", "--verbosity", "0")
-        place.start_simulator("--callback-delay", "0.2")
+        system = self.system
+        system.manage("migrate", "--verbosity", "0")
+        system.start_simulator("--callback-delay", "0.2")
         for name in ("web", "beat", "worker"):
             self._start(name)
-        place.log_in()
-        place.manage("shell", typed=MARKET.format(winners=self.winners))
-        place.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
+        system.log_in()
+        system.manage("shell", typed=MARKET.format(winners=self.winners))
+        system.post("/api/markets/admin/resolve/", {"market_id": 1, "outcome": "Yes"})
         seconds = self._pay(at_most_seconds)
         return self._figures(seconds)
 
     def _pay(self, at_most_seconds: float) -> float:
-        """Kill until all are paid or until the time limit, then wait for the last payouts.
+        """Kill processes until all payouts are paid or until the time limit. Then wait for the last payouts.
 
-        Returns the seconds before the wait.
+        Returns the seconds before that wait.
         """
         progress = Progress("kills", self.winners)
         victims: list[str] = []
         while (paid := self._count(PAID)) < self.winners and progress.seconds < at_most_seconds:
             progress.at(paid, f"{self.kills.total()} kills")
-            # Each victim is killed once before any of them again, so that a short run kills all of them.
+            # Each victim is killed once before any victim is killed again, so a short run also kills all victims.
             victims = victims or self.chance.sample(VICTIMS, len(VICTIMS))
             next_kill = time.monotonic() + self.chance.uniform(SHORTEST_PAUSE, LONGEST_PAUSE)
             self._kill(victims.pop())
             time.sleep(max(0.0, next_kill - time.monotonic()))
-        until(self._at_rest, "the last payouts", lambda: self.place.log("worker")[-4000:])
+        until(self._at_rest, "the last payouts", lambda: self.system.log("worker")[-4000:])
         return progress.seconds
 
     def _at_rest(self) -> bool:
@@ -104,13 +104,13 @@ class _Run:
         return self._count(PAID) == self.winners
 
     def _kill(self, victim: str) -> None:
-        """Kill a victim with -9, start it again, and wait for the next request; keep the longest such recovery."""
+        """Kill a victim with -9, start it again, and wait for the next request. Keep the longest recovery time."""
         self.kills[victim] += 1
         posted = self._count(POSTED)
         everything = victim == "all of them"
         for name in ("web", "worker", "beat"):
             if everything or name == victim:
-                self.place.kill(name)
+                self.system.kill(name)
         if everything or victim == "PostgreSQL":
             self.servers.crash_postgres()
         if everything or victim == "Redis":
@@ -126,37 +126,37 @@ class _Run:
         self.longest_recovery = max(self.longest_recovery, time.monotonic() - recovering)
 
     def _restart_dead(self) -> None:
-        for name in self.place.names_of_the_dead():
-            self.place.bury(name)
+        for name in self.system.names_of_ended():
+            self.system.kill_rest_of(name)
         for name in ("web", "beat", "worker"):
-            if not self.place.runs(name):
+            if not self.system.runs(name):
                 self._start(name)
 
     def _start(self, name: str) -> None:
-        start = {"web": self.place.start_web, "beat": self.place.start_beat, "worker": self.place.start_worker}
+        start = {"web": self.system.start_web, "beat": self.system.start_beat, "worker": self.system.start_worker}
         start[name]()
 
     def _count(self, statement: str) -> int:
         try:
-            ((count,),) = self.place.sql(statement)
+            ((count,),) = self.system.sql(statement)
         except psycopg2.OperationalError:
             return 0
         return int(count)
 
     def _figures(self, seconds: float) -> list[Figure]:
-        book: dict[str, Any] = self.place.book()
+        book: dict[str, Any] = self.system.book()
         provider = sorted((p["ocid"], p["amount"], p["phone"], p["receipt"], p["state"]) for p in book["payments"])
-        ours = sorted(self.place.sql(OURS))
+        ours = sorted(self.system.sql(OURS))
         paid, double = self._count(PAID), len(book["double_paid"])
         agree = [row for row in ours if row[-1] == "paid"] == [row for row in provider if row[-1] == "paid"]
         total = book["totals"]["paid_total"]
-        closed = self.place.manage("reconcile").strip().rpartition("\n")[2]
+        closed = self.system.manage("reconcile").strip().rpartition("\n")[2]
         struck = ", ".join(f"{name} {count}" for name, count in self.kills.most_common())
         recovered = self.longest_recovery
         return [
             Figure(
-                f"{self.winners:,} payouts under kill -9 every few seconds",
-                "0 lost, 0 paid twice, finishes",
+                f"{self.winners:,} payouts while a process is killed (-9) every few seconds",
+                "0 lost, 0 paid twice, all paid in the end",
                 f"{self.winners - paid} lost, {double} paid twice, in {seconds:.0f} s; "
                 f"{self.kills.total()} kills: {struck}",
                 paid == self.winners and double == 0,
@@ -167,11 +167,11 @@ class _Run:
                 f"{'the same' if agree else 'different'}; the provider paid {total:,} shillings",
                 agree and total == self.winners * DIVIDEND,
             ),
-            Figure("The books after it", "every invariant holds", closed, closed.startswith("The books close")),
+            Figure("The books after the kills", "every invariant holds", closed, closed.startswith("The books close")),
             Figure(
-                "Time from a kill, with all started again, to the next request",
+                "Longest time from the restart after a kill to the next request",
                 f"at most {LONGEST_RECOVERY_SECONDS:.0f} s",
-                f"at most {recovered:.1f} s",
+                f"{recovered:.1f} s",
                 recovered <= LONGEST_RECOVERY_SECONDS,
             ),
         ]

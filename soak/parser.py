@@ -1,6 +1,6 @@
 """Fuzz of the parsers of M-Pesa's messages: each must return a record or raise `Unreadable`.
 
-Hypothesis makes messages of the right shape. atheris, if it is installed, changes bytes by the code that they reach.
+Hypothesis makes messages of the right shape. atheris changes bytes to reach more code; it runs only if it is installed.
 """
 
 import argparse
@@ -60,7 +60,10 @@ BODIES = st.one_of(
 
 
 def read(body: bytes) -> None:
-    """Read a body with every parser, and read every attribute of the records. Any exception is an error of a parser."""
+    """Read a body with every parser, and read every attribute of the records.
+
+    Any exception other than `Unreadable` is an error of a parser.
+    """
     for name in PARSERS:
         try:
             record = getattr(messages, name)(body)
@@ -73,8 +76,11 @@ def read(body: bytes) -> None:
 
 
 def run(*, seconds: float) -> list[Figure]:
-    """Fuzz for `seconds`, half of them with each fuzzer, in processes that an error ends; return the figures."""
-    bar = "0 uncaught"
+    """Fuzz for `seconds`, half of the time with each fuzzer, and return the figures.
+
+    Each fuzzer runs in its own process, because an error of a parser ends that process.
+    """
+    bar = "0 uncaught exceptions"
     by_hypothesis = Figure("Bodies made by Hypothesis, each read by five parsers", bar, "", None)
     by_atheris = Figure("Bodies made by atheris, each read by five parsers", bar, "not run: it is not installed", None)
     share = seconds / 2 if ATHERIS else seconds
@@ -93,13 +99,13 @@ def run(*, seconds: float) -> list[Figure]:
 
 
 def _measured(figure: Figure, arguments: list[str], counted: str, seconds: float) -> Figure:
-    """Run one fuzzer, and return its figure: the number of bodies, and the error if there was one."""
+    """Run one fuzzer, and return its figure with the number of bodies and the error, if there was one."""
     say(f"parser: {arguments[0]} for {seconds:.0f} s")
     command = [sys.executable, "-m", "soak.parser", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300, check=False)
     count = re.search(counted, ended.stdout + ended.stderr)
     error = "" if ended.returncode == 0 else f"; error {ended.stdout[-500:]} {ended.stderr[-2000:]}"
-    seen = f"{int(count[1]):,} in {seconds:.0f} s" if count else "none counted"
+    seen = f"{int(count[1]):,} in {seconds:.0f} s" if count else "no count printed"
     return replace(figure, seen=seen + error, passed=ended.returncode == 0 and count is not None)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a long run, each with its bar, and lines of progress."""
+"""Figures of a long run, each with its limit, and lines of progress."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ HANDED_OVER = "FIGURES "
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: `bar` is the value that passes, `seen` the value seen. `passed` is None if the part was not run."""
+    """A figure: `bar` is the limit and `seen` the measured value, as texts. `passed` is None without a measurement."""
 
     name: str
     bar: str
@@ -20,7 +20,7 @@ class Figure:
 
 @dataclass
 class Progress:
-    """Prints the progress of a part and the time that is left, at most once in `every_seconds`."""
+    """Progress of a part. Prints it, with the time that is left, at most once in `every_seconds`."""
 
     part: str
     goal: int
@@ -33,7 +33,7 @@ class Progress:
         return time.monotonic() - self.began
 
     def at(self, done: int, words: str = "") -> None:
-        """Report that `done` of `goal` are finished."""
+        """Note that `done` of `goal` are finished, and print that if it is time."""
         if time.monotonic() - self._printed_at < self.every_seconds:
             return
         self._printed_at = time.monotonic()
@@ -49,12 +49,12 @@ def say(line: str) -> None:
 
 
 def hand_over(figures: list[Figure]) -> None:
-    """Print a part's figures as its last line, for the soak that started it."""
+    """Print the figures as the part's last line, which the soak reads."""
     say(HANDED_OVER + json.dumps([asdict(figure) for figure in figures]))
 
 
 def handed_over(line: str) -> list[Figure]:
-    """Read a line that `hand_over` printed; return no figures for any other line."""
+    """Read a line that `hand_over` printed. Returns no figures for any other line."""
     if not line.startswith(HANDED_OVER):
         return []
     return [Figure(**figure) for figure in json.loads(line.removeprefix(HANDED_OVER))]

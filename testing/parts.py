@@ -1,4 +1,4 @@
-"""Parts of a long run, each a process of its own with a time limit."""
+"""Parts of a long run, each in its own process with a time limit."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Part:
-    """A process of a long run: its command after `python -m`, and the minutes that it may take."""
+    """A part of a long run: its command after `python -m`, and its time limit in minutes."""
 
     name: str
     command: tuple[str, ...]
@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Ended:
-    """End of a part: its lines, its exit status, its seconds, and whether it ended within its time."""
+    """End of a part: its output, exit status and seconds. `in_time` is False if it reached its time limit."""
 
     lines: list[str]
     status: int
@@ -42,7 +42,7 @@ class Ended:
 
 
 def run(part: Part, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run one part to its end or its time limit, and print its lines as they come."""
+    """Run one part until its end or its time limit, and print each line at once."""
     say(f"--- {part.name}: at most {part.minutes:.0f} min")
     began = time.monotonic()
     child = subprocess.Popen(
@@ -79,7 +79,7 @@ def _stopped_after(child: "subprocess.Popen[str]", seconds: float) -> Iterator[t
 
 
 def commit() -> str:
-    """Return the commit that is measured, and "with changes" if the tree outside docs/ differs from it."""
+    """Return the commit, and "with changes" if files outside docs/ differ from the commit."""
     head = git("rev-parse", "--short=10", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     return f"{head or 'unknown'}{' with changes' if changed else ''}"
@@ -95,7 +95,7 @@ def git(*arguments: str) -> str:
 
 
 def machine() -> str:
-    """Return the machine's size, its versions, and the load before the run."""
+    """Return one line about the machine: its size, its versions, and its load before the run."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.machine()}, "

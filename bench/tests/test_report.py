@@ -1,4 +1,4 @@
-"""Report of the bench: the figures that a part hands over become a page with bars and plots."""
+"""Report of the bench: a page with limits and plots, made from the figures that a part reports."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def figures(measured: Measured) -> bench.PartFigures:
     )
 
 
-def test_page_shows_the_figures_that_a_part_handed_over(tmp_path: Path) -> None:
+def test_page_shows_the_figures_that_a_part_reported(tmp_path: Path) -> None:
     # given
     rows = [
         Row("S1", "settle 40 bets", "20 ms", "10 ms", 2.004, "≤ 3", "≤ 2", *at_most(2.004, 3, 2), "a | b\nc"),
@@ -31,7 +31,7 @@ def test_page_shows_the_figures_that_a_part_handed_over(tmp_path: Path) -> None:
 
     # then
     page = (tmp_path / "bench.md").read_text()
-    assert "1 of 2 figures reach the bar that they must reach. 0 of 2 figures reach their stretch bar." in page
+    assert "1 of 2 figures reach the limit that they must reach. 0 of 2 figures reach their stretch goal." in page
     assert "| S1 | settle 40 bets | 20 ms | 10 ms | 2.00 | ≤ 3 | yes | ≤ 2 | **no** | a / b c |" in page
     assert "| S6 | bets/s | 90/s | 100/s | 0.50 | ≥ 0.75 | **no** | ≥ 0.9 | **no** |  |" in page
     assert "1 March 2026 at 10:00 (Nairobi), commit 0123456789, exit status 0 after 3 s. On 2 cores." in page
@@ -39,7 +39,7 @@ def test_page_shows_the_figures_that_a_part_handed_over(tmp_path: Path) -> None:
     assert (tmp_path / "bench-settle.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_figures_are_read_as_they_were_handed_over() -> None:
+def test_reported_figures_are_read_unchanged() -> None:
     measured = Measured([Row("S1", "a", "b", ratio=1.5, met=True)], [Line("p", "ours", [(1, 2.5)])], ["words"])
     line = bench.HANDED_OVER + bench.json.dumps(bench.asdict(measured))
     assert handed_over(line) == measured

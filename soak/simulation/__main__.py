@@ -1,12 +1,12 @@
 """Command line of the simulation: `python -m soak.simulation` runs seeds or planted bugs.
 
---seeds 0:1000          run these seeds; exit status 1 if one of them breaks a rule
+--seeds 0:1000          run these seeds; the exit status is 1 if a seed breaks a rule
 --seed 17 -v            run one seed and print its trace
---bug NAME              the same with one guard switched off
---bugs                  switch each guard off until a seed notices; print the table that docs/soak.md holds
---jobs 2                use this number of processes, each with a scratch database of its own
+--bug NAME              run these seeds with one guard switched off
+--bugs                  switch off each guard until a seed finds the bug; print the table of docs/soak.md
+--jobs 2                use this number of processes, each with its own scratch database
 --conform               compare the services with the pure machine, event by event; each seed is one sequence
---pure                  run the pure machine in its own world, in memory: --seeds, --seed -v, --bug, --bugs, --jobs
+--pure                  run the pure machine in memory; accepts --seeds, --seed -v, --bug, --bugs, --jobs
 """
 
 import argparse
@@ -21,39 +21,39 @@ from typing import Any
 from soak.simulation.processes import in_processes
 from soak.simulation.pure import command as pure_command
 
-if __name__ == "__main__" and "--pure" in sys.argv:  # It needs neither Django nor servers.
+if __name__ == "__main__" and "--pure" in sys.argv:  # The pure machine needs neither Django nor servers.
     sys.exit(pure_command.main(sys.argv[1:]))
 
 from testing import services
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "api.settings"
-# ruff: noqa: E402 - the servers must run before Django is set up, and Django before models are imported.
+# ruff: noqa: E402 - the servers must run before Django is set up, and Django must be set up before models are imported.
 import django
 
 django.setup()
 
 from soak.simulation import conformance, judge, provider, world
 from soak.simulation.bugs import BUGS
-from soak.simulation.outcome import Outcome
 from soak.simulation.scratch import forget_dead_rows, scratch_database
+from soak.simulation.seed_result import SeedResult
 
 MOST_SEEDS = 1_000
 SHARE_OF = 50
 CLEAR_EVERY = 10
-ENOUGH = 200  # seeds, after which each fault must have struck and few payouts may be held
-MOST_HELD = 0.01  # share of payouts that may be left to a person
+ENOUGH = 200  # From this number of seeds on, each fault must have happened and few payouts may be held.
+MOST_HELD = 0.01  # Units: share of all payouts.
 
 
 def with_database(outcomes: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Make a scratch database, go through `outcomes`, and remove the database."""
+    """Make a scratch database, yield the results of all seeds, and remove the database."""
     with scratch_database():
         yield from outcomes
 
 
 def run_seeds(
-    seeds: Iterable[int], bug: str | None, *, keep_trace: bool, run: Callable[..., Outcome] = world.run
+    seeds: Iterable[int], bug: str | None, *, keep_trace: bool, run: Callable[..., SeedResult] = world.run
 ) -> Iterator[dict[str, Any]]:
-    """Run each seed, and yield its outcome as JSON can carry it."""
+    """Run each seed, and yield its result as values that JSON can hold."""
     for number, seed in enumerate(seeds):
         if number % CLEAR_EVERY == 0:
             forget_dead_rows()
@@ -69,9 +69,10 @@ def run_seeds(
 
 
 def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Switch each guard off, and yield the first seed that notices, its rule, and the share of the first seeds.
+    """Plant each bug, and yield the first seed that finds it and the share of the first seeds that find it.
 
-    A seed counts only if the judge or PostgreSQL noticed, and if the same seed breaks no rule without the bug.
+    The first seed counts only if the judge or PostgreSQL reported a broken rule, and if the same seed breaks no rule
+    without the bug.
     """
     for name in names:
         first: dict[str, Any] | None = None
@@ -86,7 +87,7 @@ def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, conform: bool = False) -> int:
-    """Print the outcomes, and return 1 if one of the seeds broke a rule."""
+    """Print the results of the seeds, and return 1 if a seed broke a rule."""
     began = time.monotonic()
     stats: Counter[str] = Counter()
     failed = seeds = 0
@@ -111,7 +112,10 @@ def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose
 
 
 def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, *, enough: bool) -> int:
-    """Print the totals, and return 1 if a seed broke a rule, or if enough seeds left a fault out or held too much."""
+    """Print the totals, and return the exit status: 1 if a seed broke a rule.
+
+    If `enough` is true, it is also 1 if a fault never happened, or if too many payouts were held.
+    """
     payouts = {status: stats[status] for status in judge.FINAL}
     total = sum(payouts.values()) or 1
     held = stats["held, lost for too long"] / total
@@ -122,15 +126,17 @@ def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, 
     if not enough:
         return int(bool(failed))
     if unseen:
-        print(f"Faults that never struck: {', '.join(unseen)}")
+        print(f"Faults that never happened: {', '.join(unseen)}")
     if held >= MOST_HELD:
-        print(f"{held:.2%} of the payouts were left to a person; at most {MOST_HELD:.0%} may be.")
+        print(f"{held:.2%} of the payouts were held for a person; at most {MOST_HELD:.0%} may be held.")
     return int(bool(failed or unseen) or held >= MOST_HELD)
 
 
 def report_bugs(rows: Iterable[dict[str, Any]]) -> int:
-    """Print the table of planted bugs, and return 1 if one was never noticed."""
-    print(f"| Guard switched off | Rule | First seed | Of {SHARE_OF} | Caught by |\n|---|---|---|---|---|")
+    """Print the table of planted bugs, and return 1 if no seed finds one of the bugs."""
+    print(
+        f"| Guard switched off | Rule | First seed | Share of {SHARE_OF} seeds | Rule reported as broken |\n|---|---|---|---|---|"
+    )
     missed = 0
     for row in rows:
         first = row["first"]
@@ -167,7 +173,7 @@ def main(argv: list[str]) -> int:
 
 
 def outcomes_of(options: argparse.Namespace, argv: list[str]) -> Iterator[dict[str, Any]]:
-    """Return the outcomes that the command line asks for, from this process or from several."""
+    """Return the results that the command line asks for, from this process or from several processes."""
     if options.jobs > 1 and options.part is None:
         return in_processes(options.jobs, argv)
     part, _, parts = (options.part or "0/1").partition("/")

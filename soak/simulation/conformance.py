@@ -1,8 +1,8 @@
 """Conformance of the services with the pure machine, after each of a random sequence of events.
 
-Compared are each payout's status and due time, each attempt's state and times, the verdict of each question, and the
+It compares each payout's status and due time, each attempt's state and times, the answer to each question, and the
 balances of the ledger. The events need not be plausible: M-Pesa may report anything, in any order, from any address.
-If the two disagree, one of them is wrong by D3, D4 or D6.
+If the services and the machine disagree, one of the two breaks rule D3, D4 or D6.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions, decisions, failures
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
-from soak.simulation.outcome import Outcome, Violation
 from soak.simulation.pure import operations
 from soak.simulation.pure.attempts import Refused
 from soak.simulation.pure.machine import Machine
 from soak.simulation.pure.rows import Answer, Attempt, Forbidden, Payout, Question, Result
 from soak.simulation.scratch import rolled_back
+from soak.simulation.seed_result import SeedResult, Violation
 from testing import builders, payout_steps
 from users import audit
 from users.models import CustomUser
@@ -48,7 +48,7 @@ RESPONSES: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
 )
 CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711")
 STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}
-# Everything that is compared, in one query. Times are seconds since the epoch, amounts whole shillings.
+# One query for everything that is compared. Units: seconds since the epoch; whole shillings.
 STATE = """
 SELECT 'payout', external_ref, status, CASE status WHEN 'PENDING' THEN extract(epoch FROM due_at)::float8 END,
     NULL::float8, NULL::float8, NULL::float8, NULL::float8, '', false, NULL::float8
@@ -71,16 +71,16 @@ GROUP BY account HAVING sum(delta) <> 0
 
 
 class Disagreement(Exception):
-    """The services and the machine differ."""
+    """The services and the machine differ after the same events."""
 
 
 class Pair:
-    """The same payouts in the services and in the machine, and the events that happen to both."""
+    """The same payouts in the services and in the machine. Each event is given to both sides."""
 
     def __init__(self, seed: int, *, machine: type[Machine] = Machine) -> None:
         self.random = Random(f"conformance {seed}")
         self.now = payout_steps.AT
-        # The window is wider than any run, because the machine states neither breakers nor the canary.
+        # A run is shorter than this window, so no breaker opens. The machine has neither breakers nor the canary.
         self.policy = builders.policy(production=self.random.random() < 0.7, breaker_window=10**6)
         self.machine = machine(self.policy)
         self.trace: list[str] = []
@@ -89,8 +89,8 @@ class Pair:
         self.names: dict[str, str] = {}
 
     def begin(self) -> None:
-        """Make a member, two people of staff, and a payout or two."""
-        # No PIN, because hashing one takes longer than all the rest.
+        """Make a member, two members of staff, and one or two payouts."""
+        # These users have no PIN, because hashing a PIN takes longer than the rest of the run.
         user = CustomUser.objects.create(phone_number="254700000001", full_name="Member", password="!")
         self.staff = [
             audit.Actor(CustomUser.objects.create(phone_number=f"25470000001{n}", password="!").pk, "conformance")
@@ -110,7 +110,7 @@ class Pair:
         self.trace.append(f"{(self.now - payout_steps.AT).total_seconds():10.1f} {text}")
 
     def named(self, text: str) -> str:
-        """Replace references, which the database draws, by p1, p2."""
+        """Replace each reference by p1, p2, …, because the database draws references at random."""
         for ref, name in self.names.items():
             text = text.replace(ref, name)
         return text
@@ -118,7 +118,7 @@ class Pair:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Draw one event and feed it to both."""
+        """Draw one event and give it to both sides."""
         attempts = [attempt for payout in self.machine.payouts for attempt in payout.attempts]
         questions = [question for attempt in attempts for question in attempt.questions]
         possible: list[tuple[int, Callable[[], None]]] = [(3, self._wait), (2, self._claim), (1, self._operate)]
@@ -207,7 +207,7 @@ class Pair:
             _as_real(about), int(code) if code.isdigit() else code, result_type=0 if final else 1,
             amount=amount, phone=shown, receipt=receipt, ocid=ocid, without=without,
         )  # fmt: skip
-        # Code 0 has parameters, final or not: if they differ, it is another message, which is stored beside the first.
+        # A result with code 0 has parameters, final or not. With other parameters it is stored as another message.
         stated = code if final else f"{code}, to be continued"
         if code == "0":
             result = Result(ocid, stated, shown, None if without else amount, phone, receipt)
@@ -288,7 +288,7 @@ class Pair:
     # --- comparing ---------------------------------------------------------------------------------------------------
 
     def compare(self) -> None:
-        """Compare both states. Raises: Disagreement, with the lines that differ."""
+        """Compare the states of both sides. Raises: Disagreement, with the lines that differ."""
         real, pure = self._services_state(), self._machine_state()
         if real != pure:
             raise Disagreement(f"services {sorted(real - pure, key=str)}, machine {sorted(pure - real, key=str)}")
@@ -324,7 +324,7 @@ class Pair:
         return payout_steps.ADDRESSES.token(self._label(about))
 
     def _label(self, about: Attempt | Question) -> str:
-        """Return the text that an address's token is made from."""
+        """Return the text from which the token of an address is made."""
         if isinstance(about, Attempt):
             return about.ocid
         return f"{about.attempt.ocid}?{about.attempt.questions.index(about) + 1}"
@@ -353,8 +353,8 @@ def _as_real(attempt: Attempt) -> Any:
     )
 
 
-def run(seed: int, *, keep_trace: bool = False, machine: type[Machine] = Machine) -> Outcome:
-    """Feed one seed's sequence to both, in a transaction that is rolled back.
+def run(seed: int, *, keep_trace: bool = False, machine: type[Machine] = Machine) -> SeedResult:
+    """Give one seed's sequence of events to both sides, in a transaction that is rolled back.
 
     Needs a connection to a migrated, empty database.
     """
@@ -368,7 +368,7 @@ def run(seed: int, *, keep_trace: bool = False, machine: type[Machine] = Machine
                 try:
                     pair.step()
                     pair.compare()
-                except Exception as error:  # of either side
+                except Exception as error:  # Either side may raise it.
                     evidence = pair.named(f"{type(error).__name__}: {error} [{pair.trace[-1].strip()}]")
                     violations.append(Violation("Services and machine agree", evidence, number, _found_by(error)))
                     break
@@ -377,4 +377,4 @@ def run(seed: int, *, keep_trace: bool = False, machine: type[Machine] = Machine
     pair.stats.update(payout.status for payout in pair.machine.payouts)
     pair.stats["steps"] = len(pair.trace)
     trace_hash = hashlib.sha256("\n".join(pair.trace).encode()).hexdigest()
-    return Outcome(seed, trace_hash, tuple(violations), pair.stats, tuple(pair.trace) if keep_trace else ())
+    return SeedResult(seed, trace_hash, tuple(violations), pair.stats, tuple(pair.trace) if keep_trace else ())

@@ -1,4 +1,4 @@
-"""Scripted M-Pesa of the services: its messages are bytes, as Daraja posts them."""
+"""Scripted M-Pesa for the real services: it posts the same bytes as Daraja."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ DarajaRequest = Request[str]
 
 
 class DarajaProvider(Provider[str, str, bytes]):
-    """M-Pesa that posts to URLs."""
+    """M-Pesa that posts its messages to URLs."""
 
     def result(self, request: DarajaRequest, code: str) -> bytes:
         return result_body(request, code, conversation_id=self._id("AG"))
@@ -49,7 +49,7 @@ def result_body(
 
 
 def status_body(request: DarajaRequest | None, status: str, *, receipt: str | None = None) -> bytes:
-    """Return the answer to a status query as Daraja posts it. Without a request, `status` is the not-found code."""
+    """Return the answer to a status query as Daraja posts it. If `request` is None, `status` is the not-found code."""
     result: dict[str, Any] = {
         "ResultType": 0,
         "ResultCode": 0 if request else status,

@@ -1,6 +1,6 @@
-"""Event loop on a virtual clock, which both simulated worlds share.
+"""Event loop on a virtual clock, for both simulated worlds.
 
-The random draws of one seed always come in the same order, so a seed gives the same run every time.
+One seed always makes the same random draws in the same order, so its run is the same every time.
 """
 
 import hashlib
@@ -12,25 +12,32 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Literal
 
-from soak.simulation.outcome import Violation
 from soak.simulation.provider import Provider
+from soak.simulation.seed_result import Violation
 
-FINISH_WITHIN = timedelta(hours=52)  # after the faults stop; longer than PAYOUT_REVIEW_AFTER and all delays
+FINISH_WITHIN = timedelta(
+    hours=52
+)  # Counts from the stop of the faults. It is longer than PAYOUT_REVIEW_AFTER and all delays.
 Task = Generator[float, None, None]
 
 
 class EventLoop:
-    """Events in the order of their times, faults with their rates, a trace, and the violations found."""
+    """Events in the order of their times, the rate of each fault, the trace, and the violations."""
 
     provider: Provider[Any, Any, Any]
     faults_stop_at: datetime
 
     def __init__(
-        self, random: Random, start: datetime, rates: Mapping[str, float], likely: Mapping[str, float], keep_trace: bool
+        self,
+        random: Random,
+        start: datetime,
+        rates: Mapping[str, float],
+        fixed_rates: Mapping[str, float],
+        keep_trace: bool,
     ) -> None:
         self.random = random
         self.start = self.now = start
-        self.rates = self.draw_rates(rates, likely)
+        self.rates = self.draw_rates(rates, fixed_rates)
         self.violations: list[Violation] = []
         self.stats: Counter[str] = Counter()
         self.steps = 0
@@ -40,22 +47,25 @@ class EventLoop:
         self._events: list[tuple[datetime, int, str, Callable[[], None]]] = []
         self._sequence = itertools.count()
 
-    def draw_rates(self, highest: Mapping[str, float], likely: Mapping[str, float]) -> dict[str, float]:
-        """Draw the rate of each fault; `likely` fixes some. Half of the faults are off, so the others can go far."""
+    def draw_rates(self, highest: Mapping[str, float], fixed_rates: Mapping[str, float]) -> dict[str, float]:
+        """Draw the rate of each fault. `fixed_rates` replaces the drawn rate of some faults.
+
+        About half of the faults are off, so that a run gets far enough for the other faults to matter.
+        """
         drawn = {
             fault: self.random.uniform(0.05, 1.0) * rate if self.random.random() < 0.5 else 0.0
             for fault, rate in highest.items()
         }
-        return {fault: likely.get(fault, rate) for fault, rate in drawn.items()}
+        return {fault: fixed_rates.get(fault, rate) for fault, rate in drawn.items()}
 
     def run(self) -> None:
-        """Run until everything is final, or until a rule is broken."""
+        """Run until every payout is final, or until a rule is broken."""
         self.begin()
         while self._events and not self.violations:
             label, step = self.next_event()
             if self.now > self.faults_stop_at + FINISH_WITHIN:
                 break
-            self.take(label, step)
+            self.do_step(label, step)
             if self.provider.faults_stopped and not self.violations and self.is_quiet() and not self.final_pass():
                 break
         if not self.violations:
@@ -67,45 +77,48 @@ class EventLoop:
         """Schedule the first events."""
         raise NotImplementedError
 
-    def take(self, label: str, step: Callable[[], None]) -> None:
-        """Do one step, and judge what it left behind."""
+    def do_step(self, label: str, step: Callable[[], None]) -> None:
+        """Do one step, and judge the state after it."""
         raise NotImplementedError
 
     def is_quiet(self) -> bool:
-        """Return whether nothing is left to do without a person."""
+        """Return True if nothing can happen without a person."""
         raise NotImplementedError
 
     def final_pass(self) -> bool:
-        """Let people do their part after all is quiet; return False if nothing is left for them."""
+        """Let people act when nothing else can happen. Returns False if people have nothing to do."""
         raise NotImplementedError
 
     def judge_end(self) -> None:
-        """Judge the state that the run ends in."""
+        """Judge the state at the end of the run."""
         raise NotImplementedError
 
     def next_event(self) -> tuple[str, Callable[[], None]]:
-        """Take the next event off the queue and move the clock to it."""
+        """Remove the next event from the queue, and move the clock to its time."""
         time, _, label, step = heapq.heappop(self._events)
         self.now = max(time, self.now + timedelta(milliseconds=1))
         return label, step
 
     def schedule(self, seconds: float, label: str, step: Callable[[], None]) -> None:
-        """Do `step` so many seconds from now."""
+        """Do `step` in `seconds` from now."""
         heapq.heappush(self._events, (self.now + timedelta(seconds=seconds), next(self._sequence), label, step))
 
     def waiting(self) -> list[str]:
-        """Return the labels of all events that are scheduled."""
+        """Return the labels of all scheduled events."""
         return [label for _, _, label, _ in self._events]
 
     def strikes(self, fault: str) -> bool:
-        """Draw whether a fault strikes now, and count it."""
+        """Draw one random number, and return True if it makes the fault happen now. Counts each fault."""
         struck = self.random.random() < self.rates[fault] and not self.provider.faults_stopped
         if struck:
             self.stats[fault] += 1
         return struck
 
     def named(self, text: str) -> str:
-        """Replace names that differ between runs of a seed; a world whose database draws ids overrides this."""
+        """Replace names that differ between two runs of one seed.
+
+        A world whose database draws ids overrides this method.
+        """
         return text
 
     def note(self, text: str) -> None:

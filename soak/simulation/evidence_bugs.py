@@ -1,4 +1,4 @@
-"""Planted bugs in reading evidence: callbacks and answers to status queries."""
+"""Planted bugs in reading evidence, which is callbacks and answers to status queries."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +15,15 @@ from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts
 from payments.payouts.evidence import booking, callbacks, rules
 from payments.policy import Policy
-from soak.simulation.planting import FORGED, NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD, RESENT, Catalogue, instead_of, without
+from soak.simulation.planting import (
+    LIKELY_FORGERIES,
+    LIKELY_RESENDS,
+    NO_ATTEMPT_GUARD,
+    NO_PAYOUT_GUARD,
+    Catalogue,
+    disable_guards,
+    instead_of,
+)
 from soak.simulation.world import World
 
 BUGS = Catalogue()
@@ -24,7 +32,7 @@ Result = messages.Result
 
 
 def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractContextManager[None]:
-    """Fail the attempt at once on results for which `reads_as_failure` is true."""
+    """Mark the attempt as failed at once if `reads_as_failure` returns True for its result."""
     original = rules.apply_result
 
     def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
@@ -36,23 +44,23 @@ def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractCon
     return instead_of(rules, "apply_result", apply_result)
 
 
-def failing_on_status(verdict: str) -> AbstractContextManager[None]:
-    """Fail the attempt on one status answer with this verdict."""
+def failing_on_status(payment_status: str) -> AbstractContextManager[None]:
+    """Mark the attempt as failed after one answer with this payment status."""
     original = rules.apply_status_answer
 
     def apply_status_answer(
         query_id: int, answer: messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
     ) -> str:
         outcome = original(query_id, answer, trusted=trusted, at=at, policy=policy)
-        if answer.payment_status == verdict:
-            fail_if_open(StatusQuery.objects.get(pk=query_id).attempt_id, verdict, at, policy)
+        if answer.payment_status == payment_status:
+            fail_if_open(StatusQuery.objects.get(pk=query_id).attempt_id, payment_status, at, policy)
         return outcome
 
     return instead_of(rules, "apply_status_answer", apply_status_answer)
 
 
 def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> None:
-    """Mark an attempt as failed without the proof that this needs."""
+    """Mark an open attempt as failed, without any proof of failure."""
     with transaction.atomic():
         payout, attempt = attempts.locked(attempt_id)
         if attempt.state in Attempt.OPEN:
@@ -60,7 +68,7 @@ def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> N
 
 
 def means_failure(result: Result) -> bool:
-    """Return whether the result's code is on the allow-list of definite failures."""
+    """Return True if the result's code is on the allow-list of definite failures."""
     return result_codes.meaning(result.result_code).definite
 
 
@@ -68,7 +76,9 @@ def means_failure(result: Result) -> bool:
 
 
 @BUGS.bug(
-    "code 15 as failure", "D4: result 15 says nothing about the first request", RESENT | {"duplicate by result": 1.0}
+    "code 15 as failure",
+    "D4: result 15 says nothing about the first request",
+    LIKELY_RESENDS | {"duplicate by result": 1.0},
 )
 def _(world: World) -> Iterator[None]:
     with failing_on_result(lambda result: result.result_code == "15"):
@@ -82,7 +92,7 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("unconfirmed failure", "D4: one callback alone never proves a failure", FORGED)
+@BUGS.bug("unconfirmed failure", "D4: one callback alone never proves a failure", LIKELY_FORGERIES)
 def _(world: World) -> Iterator[None]:
     with failing_on_result(means_failure):
         yield
@@ -101,7 +111,9 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("a paid payout failed by a late callback", "D4: proof of payment always outweighs a failure", FORGED)
+@BUGS.bug(
+    "a paid payout failed by a late callback", "D4: proof of payment always outweighs a failure", LIKELY_FORGERIES
+)
 def _(world: World) -> Iterator[None]:
     original = rules.apply_result
 
@@ -111,7 +123,7 @@ def _(world: World) -> Iterator[None]:
             Transaction.objects.filter(attempts=attempt_id).update(status=Transaction.Status.FAILED)
         return outcome
 
-    without(NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD)
+    disable_guards(NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD)
     with instead_of(rules, "apply_result", apply_result):
         yield
 
@@ -119,7 +131,7 @@ def _(world: World) -> Iterator[None]:
 @BUGS.bug(
     "late success dropped",
     "D4: a late success is booked, never dropped",
-    {"failed, untruly": 1.0, "result late": 0.5},
+    {"false failed answer": 1.0, "result late": 0.5},
     seed=4,
 )
 def _(world: World) -> Iterator[None]:
@@ -132,7 +144,7 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("callback trusted without token", "D4: each request has an address of its own", FORGED)
+@BUGS.bug("callback trusted without token", "D4: each request has an address of its own", LIKELY_FORGERIES)
 def _(world: World) -> Iterator[None]:
     original = callbacks.store
 
@@ -145,7 +157,7 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", FORGED)
+@BUGS.bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", LIKELY_FORGERIES)
 def _(world: World) -> Iterator[None]:
     original = rules.apply_result
 
@@ -159,9 +171,11 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", FORGED, seed=7)
+@BUGS.bug(
+    "large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", LIKELY_FORGERIES, seed=7
+)
 def _(world: World) -> Iterator[None]:
-    # The forger still aims above the amount that the operator set.
+    # Only the policy of the services changes. The forger still forges payments above the usual amount.
     world.policy = replace(world.policy, confirm_above=Decimal(10**9))
     yield
 
@@ -169,7 +183,7 @@ def _(world: World) -> Iterator[None]:
 @BUGS.bug(
     "foreign address trusted",
     "D4: a result from an address that is not M-Pesa's is confirmed by a status query",
-    FORGED,
+    LIKELY_FORGERIES,
     seed=1,
 )
 def _(world: World) -> Iterator[None]:
@@ -182,7 +196,7 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("booked in bulk without comparing", "D4: bulk booking takes only results that match fully", FORGED)
+@BUGS.bug("booked in bulk without comparing", "D4: bulk booking takes only results that match fully", LIKELY_FORGERIES)
 def _(world: World) -> Iterator[None]:
     def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **_: Any) -> bool:
         return result.says_paid and attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT)
@@ -193,8 +207,8 @@ def _(world: World) -> Iterator[None]:
 
 @BUGS.bug(
     "booked in bulk while another request is open",
-    "D3: a result for a payout that is not under way is weighed one by one",
-    RESENT,
+    "D3: a result is booked in bulk only if its payout is under way",
+    LIKELY_RESENDS,
 )
 def _(world: World) -> Iterator[None]:
     original = rules.is_plainly_paid
@@ -204,7 +218,7 @@ def _(world: World) -> Iterator[None]:
             attempt.state, payout.status = State.SENDING, Transaction.Status.PROCESSING
         return original(payout, attempt, result, **more)
 
-    without(NO_PAYOUT_GUARD, NO_ATTEMPT_GUARD)
+    disable_guards(NO_PAYOUT_GUARD, NO_ATTEMPT_GUARD)
     with instead_of(rules, "is_plainly_paid", is_plainly_paid):
         yield
 
@@ -212,25 +226,25 @@ def _(world: World) -> Iterator[None]:
 # --- status queries --------------------------------------------------------------------------------------------------
 
 
-@BUGS.bug("not-found as failure", "D4: not found never means failed", {"not found, untruly": 0.6})
+@BUGS.bug("not-found as failure", "D4: not found never means failed", {"false not-found answer": 0.6})
 def _(world: World) -> Iterator[None]:
     with failing_on_status("not_found"):
         yield
 
 
-@BUGS.bug("one status answer as failure", "D4: a failure needs two sources", {"failed, untruly": 0.8})
+@BUGS.bug("one status answer as failure", "D4: a failure needs two sources", {"false failed answer": 0.8})
 def _(world: World) -> Iterator[None]:
     with failing_on_status("failed"):
         yield
 
 
-@BUGS.bug("shared query token", "D4: each query has an address of its own", FORGED, seed=2)
+@BUGS.bug("shared query token", "D4: each query has an address of its own", LIKELY_FORGERIES, seed=2)
 def _(world: World) -> Iterator[None]:
     original = Addresses.token
 
     def token(self: Addresses, subject: str) -> str:
         return original(self, subject.partition("?")[0])
 
-    without("ALTER TABLE payments_statusquery DROP CONSTRAINT query_token_once")
+    disable_guards("ALTER TABLE payments_statusquery DROP CONSTRAINT query_token_once")
     with instead_of(Addresses, "token", token):
         yield

@@ -1,4 +1,4 @@
-"""Judge of the simulated world: the rules that must hold after every step, by our books and by M-Pesa's."""
+"""Judge of the simulated world: the rules about our books and M-Pesa's book after every step."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +11,7 @@ FINAL = ("COMPLETED", "FAILED", "HELD", "CANCELLED")
 
 
 class Judge:
-    """Reports each broken rule to `accuse`, as (rule, evidence)."""
+    """Checks the rules, and calls `accuse` with each broken rule and its evidence."""
 
     def __init__(self, provider: DarajaProvider, accuse: Callable[[str, str], None]) -> None:
         self.provider, self.accuse = provider, accuse
@@ -29,7 +29,8 @@ class Judge:
             if attempt.state == "PAID" and attempt.ocid not in paid:
                 self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
         if self.provider.lies_at_will:
-            return  # Two sources that wrongly agree on a failure are believed; only what follows can be judged.
+            # We believe a failure that two sources report, even if both lie. The rules below may then be broken.
+            return
         self._check_payments(seen)
 
     def _check_payments(self, seen: Snapshot) -> None:
@@ -43,10 +44,13 @@ class Judge:
         for payout in seen.payouts:
             if payout.status == "COMPLETED" and payout.redirected == bool(payments[payout.ref]):
                 where = "and to the wallet" if payout.redirected else "but nowhere"
-                self.accuse("A completed payout is paid in one place", f"{payout.ref} is completed {where}")
+                self.accuse(
+                    "A completed payout is paid exactly once: by M-Pesa or to the wallet",
+                    f"{payout.ref} is completed {where}",
+                )
 
     def check_end(self, seen: Snapshot, *, forged_paid: set[str], stats: Counter[str]) -> None:
-        """Check that everything became final, and that M-Pesa's book and ours agree; count what was held."""
+        """Check that everything became final and that both books agree. Count the held payouts in `stats`."""
         if not seen.payouts:
             self.accuse("Every market settles", "nothing was settled")
         self._compare_books(seen)
@@ -60,8 +64,8 @@ class Judge:
                 stats["payouts of a lying M-Pesa"] += 1
             else:
                 self._check_final(payout, ocid, forged_paid)
-        if seen.settle or seen.apply:
-            self.accuse("Everything becomes final after the faults stop", "a settlement or a callback is left over")
+        if seen.has_unsettled_market or seen.has_unapplied_callback:
+            self.accuse("Everything becomes final after the faults stop", "a settlement or a callback is unfinished")
 
     def _compare_books(self, seen: Snapshot) -> None:
         ours = {(a.ocid, a.receipt) for a in seen.attempts if a.state == "PAID"}
@@ -73,10 +77,10 @@ class Judge:
         if self.provider.lies_at_will:
             ours &= provider
         for ocid, receipt in sorted(ours ^ provider):
-            self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one only")
+            self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")
 
     def _check_final(self, payout: Payout, ocid: str, forged_paid: set[str]) -> None:
-        """Check that a payout is final, and that it may be final in that status."""
+        """Check that a payout is final, and that its final status is allowed."""
         request = self.provider.requests.get(ocid)
         if payout.status not in FINAL:
             self.accuse("Everything becomes final after the faults stop", f"{payout.ref} is {payout.status}")
@@ -85,6 +89,9 @@ class Judge:
                 "A payout stays FAILED only if the member's phone cannot be paid", f"{payout.ref}: {payout.reason}"
             )
         elif payout.status == "HELD" and (not payout.reason or (request and ocid not in forged_paid)):
-            # Nobody can know about a lost request; a forged proof of payment is for a person to investigate.
+            # A payout may be HELD for two reasons: M-Pesa never got the request, or a proof of payment was forged.
             known = f"M-Pesa knows it as {request.state}" if request else "without a reason"
-            self.accuse("A payout is HELD only if nobody can know", f"{payout.ref}: {payout.reason} ({known})")
+            self.accuse(
+                "A payout is HELD only if we cannot know whether it was paid",
+                f"{payout.ref}: {payout.reason} ({known})",
+            )

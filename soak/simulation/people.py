@@ -20,7 +20,7 @@ class Operator:
         self.world = world
 
     def act(self) -> None:
-        """Do one random act, and come back later. Does nothing after the faults stop."""
+        """Do one random act, and schedule the next act. Does nothing after the faults stop."""
         world = self.world
         if world.provider.faults_stopped:
             return
@@ -50,9 +50,9 @@ class Operator:
 
 
 class Forger:
-    """An untrusted caller who knows ids, amounts, phones, and some addresses that a log of ours leaked.
+    """An untrusted caller who knows ids, amounts and phones, and some callback addresses that our log leaked.
 
-    `forged_paid` are the ids of which a forged proof of payment came to the right address.
+    `forged_paid` are the ids for which a forged proof of payment came to the right address.
     """
 
     def __init__(self, world: Web) -> None:
@@ -60,7 +60,7 @@ class Forger:
         self.forged_paid: set[str] = set()
 
     def act(self) -> None:
-        """Forge one callback, and come back later. Does nothing after the faults stop."""
+        """Forge one callback, and schedule the next one. Does nothing after the faults stop."""
         world = self.world
         if world.provider.faults_stopped:
             return
@@ -92,7 +92,8 @@ class Forger:
             forged = result_body(request, code, conversation_id="AG_FORGED")
             world.receive(request.result_url, forged, trusted=True)
         elif kind == "success" and (world.policy.production or confirmed_first):
-            # It comes from an address that is not M-Pesa's, or is above the amount that a status query must confirm.
+            # In production the forgery comes from an address that is not M-Pesa's, so a status query must confirm it.
+            # Otherwise its amount is so large that a status query must confirm it.
             self.forged_paid.add(request.ocid)
             world.receive(request.result_url, body, trusted=not world.policy.production)
 

@@ -1,7 +1,7 @@
-"""Planted bugs: each switches off one guard in one run of the simulation, which must notice.
+"""Planted bugs: each switches off one guard for one run, and the simulation must report a broken rule.
 
-A planted bug puts code that lacks the guard in the place of the real code, for one run. If PostgreSQL holds the same
-guard, that one is dropped too, inside the transaction that the run rolls back.
+For one run, a planted bug replaces the real code with code that lacks the guard. If PostgreSQL enforces the same rule,
+the bug disables that guard of PostgreSQL too. The rollback at the end of the run restores it.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ from typing import Any
 from django.db import connection
 
 from soak.simulation import world
-from soak.simulation.outcome import Outcome
+from soak.simulation.seed_result import SeedResult
 from soak.simulation.world import World
 
 Planter = Callable[[World], Iterator[None]]
 
-# Faults that are likely, for the guards that only matter when they strike.
-RESENT = {"answer lost": 0.4, "not found, untruly": 0.6, "slow": 0.3}
-FORGED = {"forger": 0.8}
-DYING = {"worker dies inside": 0.3}
+# Raised rates of faults, for guards that matter only if such a fault happens.
+LIKELY_RESENDS = {"answer lost": 0.4, "false not-found answer": 0.6, "slow": 0.3}
+LIKELY_FORGERIES = {"forger": 0.8}
+LIKELY_WORKER_DEATHS = {"worker dies at a failpoint": 0.3}
 
 NO_ATTEMPT_GUARD = "ALTER TABLE payments_attempt DISABLE TRIGGER attempt_moves"
 NO_PAYOUT_GUARD = "ALTER TABLE payments_transaction DISABLE TRIGGER transaction_moves"
@@ -28,38 +28,41 @@ NO_PAYOUT_GUARD = "ALTER TABLE payments_transaction DISABLE TRIGGER transaction_
 
 @dataclass(frozen=True)
 class Bug:
-    """A guard that `plant` switches off, the rule that this breaks, and the faults that the guard is there for.
+    """A planted bug. `plant` switches off a guard, and `rule` is broken without that guard.
 
-    `seed` is one that notices.
+    `fixed_rates` raises the rates of the faults against which the guard protects. The run of `seed`, or of one of the
+    next seeds, is known to find the bug.
     """
 
     rule: str
     plant: Callable[[World], AbstractContextManager[None]]
-    likely: dict[str, float]
+    fixed_rates: dict[str, float]
     seed: int
 
-    def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> Outcome:
-        """Run one seed in which those faults are likely, with the guard switched off or, to compare, in place."""
-        return world.run(seed, plant=self.plant if planted else None, likely=self.likely, keep_trace=keep_trace)
+    def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> SeedResult:
+        """Run one seed with the bug and its `fixed_rates`. With `planted=False` the guard stays on, for comparison."""
+        return world.run(
+            seed, plant=self.plant if planted else None, fixed_rates=self.fixed_rates, keep_trace=keep_trace
+        )
 
 
 class Catalogue(dict[str, Bug]):
     """Planted bugs by name, in the order in which they were added."""
 
     def bug(
-        self, name: str, rule: str, likely: dict[str, float] | None = None, *, seed: int = 0
+        self, name: str, rule: str, fixed_rates: dict[str, float] | None = None, *, seed: int = 0
     ) -> Callable[[Planter], None]:
-        """Add the decorated generator, which plants the bug, runs the world in its `yield`, and removes the bug."""
+        """Register the decorated generator as a bug. It plants the bug, yields during the run, and removes the bug."""
 
         def add(plant: Planter) -> None:
-            self[name] = Bug(rule, contextmanager(plant), likely or {}, seed)
+            self[name] = Bug(rule, contextmanager(plant), fixed_rates or {}, seed)
 
         return add
 
 
 @contextmanager
 def instead_of(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """Have `owner` use `other` under this name."""
+    """Replace the attribute `name` of `owner` with `other`, and restore it at the end."""
     original = getattr(owner, name)
     setattr(owner, name, other)
     try:
@@ -68,8 +71,8 @@ def instead_of(owner: Any, name: str, other: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def without(*statements: str) -> None:
-    """Drop guards of the database, by these statements, until this transaction is rolled back."""
+def disable_guards(*statements: str) -> None:
+    """Run these statements, which disable guards in the database. The rollback of the transaction restores them."""
     with connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def in_processes(jobs: int, arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """Run the command in `jobs` processes, each with its part of the work, and yield their results as they come."""
+    """Run the command in `jobs` processes, each with its share of the work. Yield each result at once."""
     command = [sys.executable, "-m", "soak.simulation", *arguments, "--part"]
     children = [subprocess.Popen([*command, f"{job}/{jobs}"], stdout=subprocess.PIPE, text=True) for job in range(jobs)]
     lines: SimpleQueue[str] = SimpleQueue()
@@ -19,7 +19,7 @@ def in_processes(jobs: int, arguments: list[str]) -> Iterator[dict[str, Any]]:
         for line in child.stdout or ():
             lines.put(line)
 
-    # All pipes are read at the same time, because a child whose pipe is full waits.
+    # All pipes are read at the same time, because a child waits if its pipe is full.
     readers = [Thread(target=read, args=[child]) for child in children]
     for reader in readers:
         reader.start()

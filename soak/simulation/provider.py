@@ -1,9 +1,8 @@
 """Scripted M-Pesa in memory, with a book of its payments and a rate for each fault.
 
-It runs on the virtual clock. It is independent of the simulator that speaks HTTP (payments/mpesa/simulator), so an
-error in one of them does not hide in the other. It takes the gateway's place: it returns the gateway's values and
-raises its errors. Subclasses write
-the messages that it posts.
+It runs on the virtual clock. It shares no code with the simulator that speaks HTTP (payments/mpesa/simulator), so an
+error in one of the two does not repeat in the other. It replaces the gateway: it returns the same values and raises
+the same errors. Subclasses write the messages that it posts.
 Units: whole shillings.
 """
 
@@ -16,7 +15,8 @@ from typing import Generic, Literal, TypeVar
 
 from payments.mpesa import client, gateway_errors
 
-# M-Pesa does not publish how long it remembers an id. This is longer than the resend horizon and all our delays.
+# M-Pesa does not publish for what time it remembers an id. We assume a time longer than the resend horizon and all our
+# delays.
 REMEMBERS = timedelta(minutes=45)
 RATES = {
     "connection refused": 0.3,
@@ -41,13 +41,14 @@ RATES = {
     "question refused": 0.3,
     "answer to question lost": 0.4,
     "answer to question doubled": 0.4,
-    "not found, untruly": 0.6,
-    "failed, untruly": 0.3,
+    "false not-found answer": 0.6,
+    "false failed answer": 0.3,
 }
 UNREGISTERED_SHARE = 0.05
 
 Schedule = Callable[[float, str, Callable[[], None]], None]
-# The addresses that results and answers come to, and the messages posted there: URLs and bytes, or rows and values.
+# Types of the addresses for results and for answers, and of the messages. In one world they are URLs and bytes, in the
+# other they are rows and plain objects.
 ResultAddress = TypeVar("ResultAddress")
 AnswerAddress = TypeVar("AnswerAddress")
 Message = TypeVar("Message")
@@ -55,7 +56,7 @@ Message = TypeVar("Message")
 
 @dataclass
 class Request(Generic[ResultAddress]):
-    """A request as M-Pesa knows it, by its id. `code` is its result code, `receipt` is that of the payment."""
+    """A request as M-Pesa knows it. `code` is its result code, and `receipt` is the receipt of its payment."""
 
     ocid: str
     amount: int
@@ -78,15 +79,15 @@ class Payment:
 
 
 def payout_of(ocid: str) -> str:
-    """Return the external reference of the payout that an attempt's id belongs to."""
+    """Return the external reference of the payout to which the id of an attempt belongs."""
     return ocid.rpartition("-")[0]
 
 
 class Provider(Generic[ResultAddress, AnswerAddress, Message]):
-    """M-Pesa: takes requests, executes each id once while it remembers it, and reports results as the faults allow.
+    """M-Pesa: takes requests, executes an id only once while it remembers the id, and posts results.
 
-    `rates` is the probability of each fault. `stop_faults` ends all of them; unregistered members stay so.
-    `lies_at_will`: several sources may wrongly report that one id failed.
+    `rates` is the probability of each fault. `stop_faults` ends all faults, but unregistered members stay unregistered.
+    If `lies_at_will` is true, several sources may wrongly report that one id failed.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         self.on_the_way: Counter[str] = Counter()
         self.unregistered: set[str] = set()
         self.no_float_until: datetime | None = None
-        # The design survives one source that wrongly reports a failure of one id. This is that source, by id.
+        # For one id, our design survives one source that wrongly reports a failure. The source, by id.
         self.false_sources: dict[str, str] = {}
         # Ids for which a result that reports a payment reached us.
         self.told: set[str] = set()
-        # Every request as it was made, because a log of ours could leak it.
+        # Every request that we made. The forger knows them, because our log could leak them.
         self.seen: list[Request[ResultAddress]] = []
         self.struck: Counter[str] = Counter()
 
@@ -128,7 +129,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         timeout_url: ResultAddress,
         **_: str,
     ) -> client.Accepted:
-        """Take a B2C request, as the gateway does. Raises: NotSent; Rejected; OutcomeUnknown."""
+        """Take a B2C request instead of the gateway. Raises: NotSent; Rejected; OutcomeUnknown."""
         request = Request(
             originator_conversation_id, amount_shillings, phone_number, result_url, timeout_url, self._clock()
         )
@@ -163,7 +164,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
     def ask_status(
         self, *, originator_conversation_id: str, result_url: AnswerAddress, timeout_url: AnswerAddress, **_: str
     ) -> client.Accepted:
-        """Take a status query, as the gateway does. Raises: NotSent; OutcomeUnknown."""
+        """Take a status query instead of the gateway. Raises: NotSent; OutcomeUnknown."""
         if self.strikes("question refused"):
             raise self._random.choice(
                 [
@@ -186,14 +187,14 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def may_still_pay(self, ocid: str) -> bool:
-        """Return whether the id is paid, is queued, or is still on its way to M-Pesa."""
+        """Return True if the id is paid, is queued, or is still on its way to M-Pesa."""
         request = self.requests.get(ocid)
         return request.state in ("queued", "paid") if request else self.on_the_way[ocid] > 0
 
     def may_deny(self, ocid: str, source: str) -> bool:
-        """Return whether this source may wrongly report that the id failed.
+        """Return True if this source may wrongly report that the id failed.
 
-        The source is kept, because a second source must not report the same unless M-Pesa lies at will.
+        The first source of each id is kept. A second source may report the same only if M-Pesa lies at will.
         """
         return self.false_sources.setdefault(ocid, source) == source or self.lies_at_will
 
@@ -202,8 +203,8 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         self.faults_stopped = True
 
     def strikes(self, fault: str) -> bool:
-        """Draw whether a fault strikes now, and count it."""
-        # Always drawn, so that the other faults get the same draws if this one is off.
+        """Draw one random number, and return True if it makes the fault happen now. Counts each fault."""
+        # The number is drawn even if this fault is off, so that the other faults get the same draws.
         struck = self._random.random() < self._rates.get(fault, 0.0) and not self.faults_stopped
         self.struck[fault] += struck
         return struck
@@ -213,7 +214,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         self._receive(request)
 
     def _receive(self, request: Request[ResultAddress]) -> bool:
-        """Queue a request; return False if its id is known."""
+        """Queue a request. Returns False if M-Pesa remembers its id."""
         known = self.requests.get(request.ocid)
         if known is not None and self._clock() - known.received_at < REMEMBERS:
             return False
@@ -279,9 +280,9 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
             self.told.add(request.ocid)
 
     def _answer_once(self, ocid: str) -> Callable[[], Message]:
-        """Return a function that makes one question's answer at its first call and repeats it after that.
+        """Return a function that makes the answer to one question at its first call. Later calls repeat the answer.
 
-        The answer is the truth of that moment, or a lie.
+        The answer is true at the time of the first call, or it is a lie.
         """
         first: list[Message] = []
 
@@ -294,10 +295,10 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
 
     def _answer(self, ocid: str) -> Message:
         request = self.requests.get(ocid)
-        if request is None or self.strikes("not found, untruly"):
+        if request is None or self.strikes("false not-found answer"):
             return self.status(None, self._random.choice(["49", "SFC_IC0003"]))
-        # Each question is a source of its own, however often its answer is posted.
-        lies = request.state in ("queued", "paid") and self.strikes("failed, untruly")
+        # Each question is a separate source, even if its answer is posted twice.
+        lies = request.state in ("queued", "paid") and self.strikes("false failed answer")
         if lies and self.may_deny(ocid, f"answer {self._id('Q')}"):
             return self.status(request, "Failed")
         status = {
@@ -308,14 +309,14 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         }[request.state]
         return self.status(request, status)
 
-    # --- messages, which a subclass writes ---------------------------------------------------------------------------
+    # --- messages that a subclass writes -----------------------------------------------------------------------------
 
     def result(self, request: Request[ResultAddress], code: str) -> Message:
         """Return the result of a request."""
         raise NotImplementedError
 
     def status(self, request: Request[ResultAddress] | None, status: str) -> Message:
-        """Return the answer to a question. Without a request, `status` is the not-found code."""
+        """Return the answer to a question. If `request` is None, `status` is the not-found code."""
         raise NotImplementedError
 
     def timeout(self, request: Request[ResultAddress]) -> Message:

@@ -1,4 +1,4 @@
-"""Scratch database of the simulation, and transactions that it can nest."""
+"""Scratch database of the simulation, and nested transactions."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def rolled_back() -> Iterator[None]:
 
 @contextmanager
 def nestable() -> Iterator[None]:
-    """Open a transaction in which services may open durable transactions of their own, as savepoints."""
+    """Open a transaction in which the services' durable transactions become savepoints."""
     block = transaction.atomic()
     # Django's own test cases set this flag for the same purpose.
     vars(block)["_from_testcase"] = True
@@ -27,7 +27,7 @@ def nestable() -> Iterator[None]:
 
 @contextmanager
 def scratch_database() -> Iterator[None]:
-    """Make a migrated database for this process on the server of the settings, and remove it at the end."""
+    """Make a migrated database for this process on the server of the settings. Remove it at the end."""
     settings = connection.settings_dict
     name, test_name = settings["NAME"], settings["TEST"]["NAME"]
     settings["TEST"]["NAME"] = f"simulation_{name}_{os.getpid()}"
@@ -40,9 +40,9 @@ def scratch_database() -> Iterator[None]:
 
 
 def forget_dead_rows() -> None:
-    """Clear away dead rows that rolled-back seeds left in the tables, because they slow down later seeds.
+    """Remove the dead rows that rolled-back seeds leave in the tables. Dead rows slow down later seeds.
 
-    Runs outside transactions only.
+    VACUUM is possible only outside a transaction.
     """
     with connection.cursor() as cursor:
         cursor.execute("VACUUM")

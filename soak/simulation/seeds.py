@@ -1,4 +1,4 @@
-"""Seeds of the simulation: fresh ones for each commit, and past ones that found an error."""
+"""Seeds of the simulation: new seeds for each commit, and past seeds that found an error."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ HEX_DIGITS = 6
 
 
 def of_commit() -> int:
-    """Return a number drawn from the commit's hash, so that each commit explores new seeds."""
+    """Return a number from the commit's hash, so that each commit runs new seeds."""
     return int(git("rev-parse", "HEAD")[:HEX_DIGITS] or "1", 16)
 
 
 def first_fresh(count: int) -> int:
-    """Return SIMULATION_SEED or, without it, the first of `count` seeds that only this commit runs."""
+    """Return SIMULATION_SEED if it is set, else the first of `count` seeds that only this commit runs."""
     return int(os.environ.get("SIMULATION_SEED") or of_commit() * count)
 
 

@@ -1,4 +1,4 @@
-"""Planted bugs in sending payouts: claims, requests, their responses, and sweeps."""
+"""Planted bugs in sending payouts: claims, requests, responses and sweeps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +17,14 @@ from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
 from payments.policy import Policy
 from soak.simulation.evidence_bugs import fail_if_open
-from soak.simulation.planting import DYING, NO_ATTEMPT_GUARD, RESENT, Catalogue, instead_of, without
+from soak.simulation.planting import (
+    LIKELY_RESENDS,
+    LIKELY_WORKER_DEATHS,
+    NO_ATTEMPT_GUARD,
+    Catalogue,
+    disable_guards,
+    instead_of,
+)
 from soak.simulation.scratch import nestable
 from soak.simulation.world import World
 
@@ -27,7 +34,7 @@ Response = client.Accepted | gateway_errors.GatewayError
 
 
 def failing_on_response(reads_as_failure: Callable[[Response], bool]) -> AbstractContextManager[None]:
-    """Fail the attempt on responses for which `reads_as_failure` is true."""
+    """Mark the attempt as failed if `reads_as_failure` returns True for its response."""
     original = responses.record
 
     def record(claim: sending_claims.Claim, response: Response, *, at: datetime, policy: Policy) -> None:
@@ -52,7 +59,7 @@ def _(world: World) -> Iterator[None]:
 @BUGS.bug(
     "duplicate 500 as failure",
     "D4: a duplicate response says nothing about the first request",
-    RESENT | {"duplicate by result": 0.0},
+    LIKELY_RESENDS | {"duplicate by result": 0.0},
 )
 def _(world: World) -> Iterator[None]:
     with failing_on_response(
@@ -64,7 +71,7 @@ def _(world: World) -> Iterator[None]:
 @BUGS.bug(
     "rejection believed after doubt",
     "D4: a rejection is proof only if no POST of the id ended in doubt",
-    RESENT | {"rejected": 0.4},
+    LIKELY_RESENDS | {"rejected": 0.4},
     seed=22,
 )
 def _(world: World) -> Iterator[None]:
@@ -81,14 +88,14 @@ def _(world: World) -> Iterator[None]:
         if isinstance(response, client.Accepted):
             Attempt.objects.filter(pk=claim.attempt_id).update(state=State.ACCEPTED)
 
-    without(NO_ATTEMPT_GUARD)
+    disable_guards(NO_ATTEMPT_GUARD)
     with instead_of(responses, "record", record):
         yield
 
 
 @BUGS.bug("unguarded transition in bulk", "D3: a response that comes after the result changes nothing", seed=10)
 def _(world: World) -> Iterator[None]:
-    without(NO_ATTEMPT_GUARD)
+    disable_guards(NO_ATTEMPT_GUARD)
     unguarded = responses._ACCEPT.replace("AND a.state = 'SENDING' ", "")
     with instead_of(responses, "_ACCEPT", unguarded):
         yield
@@ -97,7 +104,7 @@ def _(world: World) -> Iterator[None]:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-@BUGS.bug("new id per resend", "D3: while the outcome is unknown, the same id is used", RESENT)
+@BUGS.bug("new id per resend", "D3: while the outcome is unknown, the same id is used", LIKELY_RESENDS)
 def _(world: World) -> Iterator[None]:
     def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[sending_claims.Claim]:
         with transaction.atomic(durable=True):
@@ -116,7 +123,7 @@ def _(world: World) -> Iterator[None]:
 @BUGS.bug(
     "resend without horizon",
     "D3: the same id is sent again only within the resend horizon of its first POST",
-    {"answer lost": 0.6, "not found, untruly": 0.9, "result lost": 0.8},
+    {"answer lost": 0.6, "false not-found answer": 0.9, "result lost": 0.8},
     seed=26,
 )
 def _(world: World) -> Iterator[None]:
@@ -124,7 +131,9 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("HTTP inside the transaction with a fresh id", "D3: row and id are committed before the call", DYING)
+@BUGS.bug(
+    "HTTP inside the transaction with a fresh id", "D3: row and id are committed before the call", LIKELY_WORKER_DEATHS
+)
 def _(world: World) -> Iterator[None]:
     original, new_attempt = sending_claims.claim, attempts.new_attempt
 
@@ -144,7 +153,7 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("enqueue before commit", "D5: the rows that a message names are committed first", DYING)
+@BUGS.bug("enqueue before commit", "D5: the rows that a message names are committed first", LIKELY_WORKER_DEATHS)
 def _(world: World) -> Iterator[None]:
     original = sending_claims._claim_of
 
@@ -178,7 +187,7 @@ def _(world: World) -> Iterator[None]:
             claims.append(sending_claims._claim_of(second, payout, addresses, skips_queue=False))
         return claims
 
-    without("DROP INDEX one_open_attempt_a_transaction")
+    disable_guards("DROP INDEX one_open_attempt_a_transaction")
     with instead_of(sending_claims, "claim", claim):
         yield
 

@@ -1,4 +1,4 @@
-"""Snapshot of the database after one step: broken invariants, payouts, attempts, and what a sweep would do."""
+"""Snapshot of the database after one step: broken invariants, payouts, attempts, and due work."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from payments.ledger import invariants
 
 @dataclass(frozen=True)
 class Payout:
-    """A payout over M-Pesa, as the last snapshot saw it."""
+    """A payout by M-Pesa at the time of the snapshot."""
 
     id: int
     ref: str
@@ -22,7 +22,7 @@ class Payout:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A request for a payout, as the last snapshot saw it. `asking`: a status query of it is due."""
+    """A request for a payout at the time of the snapshot. `asking` is True if a status query is scheduled."""
 
     ocid: str
     ref: str
@@ -33,17 +33,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole database at one moment: each invariant that is broken, each payout, each attempt, and due work.
+    """The whole database at one moment: broken invariants, payouts, attempts, and due work.
 
-    `settle` and `apply`: a market has to be settled, or a callback applied. `send_at`, `ask_at`: the next time to send
-    a payout or to ask about one.
+    `has_unsettled_market` is True if a market must be settled, and `has_unapplied_callback` if a callback must be
+    applied. `send_at` is the next time to send a payout, and `ask_at` the next time to ask about a payout.
     """
 
     broken: list[tuple[str, str]]
     payouts: list[Payout]
     attempts: list[Attempt]
-    settle: bool
-    apply: bool
+    has_unsettled_market: bool
+    has_unapplied_callback: bool
     send_at: datetime | None
     ask_at: datetime | None
 
@@ -79,7 +79,7 @@ STATEMENT = "\nUNION ALL ".join(
 
 
 def prepare() -> None:
-    """Have this connection plan the statement once, because planning it takes longer than running it."""
+    """Prepare the statement once for this connection. Planning the statement takes longer than running it."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT FROM pg_prepared_statements WHERE name = 'simulation_snapshot'")
         if cursor.fetchone() is None:
@@ -87,7 +87,7 @@ def prepare() -> None:
 
 
 def take(names: dict[str, str]) -> Snapshot:
-    """Take a snapshot. `names` maps each payout's reference to p1, p2, …; new payouts are added to it."""
+    """Take a snapshot. `names` maps each payout's reference to p1, p2, …. New payouts are added to `names`."""
     with connection.cursor() as cursor:
         cursor.execute("EXECUTE simulation_snapshot")
         rows = cursor.fetchall()
@@ -109,8 +109,8 @@ def take(names: dict[str, str]) -> Snapshot:
         broken=[(rule, evidence) for rule, evidence, *_ in by_kind["broken"]],
         payouts=payouts,
         attempts=attempts,
-        settle=to_settle != "0",
-        apply=to_apply != "0",
+        has_unsettled_market=to_settle != "0",
+        has_unapplied_callback=to_apply != "0",
         send_at=_moment(send_at),
         ask_at=_moment(ask_at),
     )

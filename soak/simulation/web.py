@@ -1,4 +1,4 @@
-"""Web process of the simulated world: it stores the callbacks that come in."""
+"""Web process of the simulated world, which stores callbacks."""
 
 from functools import partial
 
@@ -14,14 +14,17 @@ KINDS = {
 
 
 class Web(Workers):
-    """The addresses that M-Pesa, and a forger, POST to."""
+    """The callback addresses, to which M-Pesa and the forger POST."""
 
     def post(self, url: str, body: bytes) -> None:
-        """Receive a genuine message of M-Pesa; our list of M-Pesa's source addresses may be out of date."""
+        """Receive a genuine message of M-Pesa.
+
+        Our list of M-Pesa's source addresses may be out of date, so the message may be untrusted.
+        """
         self.receive(url, body, trusted=not self.strikes("foreign address"))
 
     def receive(self, url: str, body: bytes, *, trusted: bool) -> None:
-        """Store a message that came to one of our addresses, and send a message to apply it.
+        """Store a message that came to one of our addresses, and start a task that applies it.
 
         Raises: callbacks.UnknownAddress.
         """
@@ -37,6 +40,6 @@ class Web(Workers):
                 at=self.now,
                 addresses=self.addresses,
             )
-        # Ids of callbacks only grow, so the one just stored is the last that waits; a repeated message stored none.
+        # Ids of callbacks only grow, so a new callback is the last one that waits. A repeated message is not stored.
         if waiting := callbacks.to_apply(after=0, limit=200):
             self.send_message("apply", partial(self.apply, waiting[-1:]))

@@ -1,4 +1,4 @@
-"""Workers and beat of the simulated world: the project's tasks, one step at a time."""
+"""Workers and beat of the simulated world, which run the project's tasks one step at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ from soak.simulation.snapshot import Snapshot
 
 
 class ProcessDied(BaseException):
-    """The process died at this failpoint. No service may catch it."""
+    """The process died at this failpoint. No service may catch this exception."""
 
 
 class Workers(EventLoop):
-    """Task messages that get lost or doubled, workers that die, and beat, which sweeps up what they left."""
+    """Task messages that may be lost or doubled, workers that may die, and beat, which starts unfinished work again."""
 
     provider: DarajaProvider
     policy: Policy
@@ -33,8 +33,8 @@ class Workers(EventLoop):
     has_beat = True
 
     def begin_workers(self) -> None:
-        """Draw the number of workers. No message is under way, and beat is alive."""
-        self.touched = False  # by anything since the last snapshot
+        """Draw the number of workers. At the start no message is under way, and beat runs."""
+        self.touched = False  # True if anything may have changed since the last snapshot.
         self._tasks: deque[tuple[str, Task]] = deque()
         self._idle = self.random.choice([1, 2, 3])
         self._beat_dead_until = self.start
@@ -65,7 +65,7 @@ class Workers(EventLoop):
         self._start_next()
 
     def _continue(self, name: str, task: Task) -> None:
-        """Do one more step of a task, unless its worker dies before the step or within it."""
+        """Do one more step of a task. Its worker may die before the step or during the step."""
         self.touched = True
         if self.strikes("worker killed"):
             task.close()
@@ -88,8 +88,8 @@ class Workers(EventLoop):
 
     @contextmanager
     def dying_perhaps(self) -> Iterator[None]:
-        """Let the process die at one of the next failpoints, if that fault strikes."""
-        if not self.strikes("worker dies inside"):
+        """Let the process die at one of the next failpoints, if that fault happens."""
+        if not self.strikes("worker dies at a failpoint"):
             yield
             return
         left = self.random.choice([1, 1, 2, 3])
@@ -109,22 +109,22 @@ class Workers(EventLoop):
     # --- beat --------------------------------------------------------------------------------------------------------
 
     def progress_made(self) -> None:
-        """Let beat return to its usual pace."""
+        """Let beat sweep at its usual pace again."""
         self._fruitless = 0
 
     def restart_beat(self) -> None:
-        """Start beat again if it is dead."""
+        """Start beat again if it has died."""
         self._beat_dead_until = self.now
 
     def plan_beat(self) -> None:
-        """Let beat fire when a sweep would find work; an idle sweep would only cost time."""
+        """Schedule the next sweep at a time when it finds work. A sweep without work would only take time."""
         seen = self.snapshot
         times = [time for time in (seen.send_at, seen.ask_at) if time is not None]
-        if seen.settle or seen.apply:
+        if seen.has_unsettled_market or seen.has_unapplied_callback:
             times.append(self.now)
         if not times:
             return
-        # A sweep that seemed to have work and did nothing is repeated later and later.
+        # After each sweep that changed nothing, beat waits longer before the next sweep.
         rest = timedelta(seconds=5 * 2 ** min(self._fruitless, 8))
         at = max(min(times), self._last_beat + rest, self._beat_dead_until, self.now)
         if self._beat_at is None or at < self._beat_at:
@@ -141,17 +141,17 @@ class Workers(EventLoop):
         if not self.has_beat or self.now < self._beat_dead_until:
             return
         seen = self.snapshot
-        if seen.settle:
+        if seen.has_unsettled_market:
             for market_id in settling.to_settle(limit=100):
                 self.send_message("settle", partial(self.settle, market_id))
         if seen.send_at is not None and seen.send_at <= self.now:
             self.send_message("send due", self._send_due)
-        if seen.apply:
+        if seen.has_unapplied_callback:
             self.send_message("apply callbacks", self._apply_stored)
         if seen.ask_at is not None and seen.ask_at <= self.now:
             self.send_message("ask", self._ask)
 
-    # --- tasks: the Celery tasks, one step at a time -----------------------------------------------------------------
+    # --- Celery tasks, one step at a time ----------------------------------------------------------------------------
 
     def settle(self, market_id: int) -> Task:
         """Settle a market, and send a message for each of its first payouts."""
@@ -172,7 +172,7 @@ class Workers(EventLoop):
         yield 0.02
 
     def _send_due(self) -> Task:
-        """Run the dispatcher: it claims payouts while it has room, and records finished requests in bulk."""
+        """Run the dispatcher: it claims payouts while it has free slots, and records finished requests in bulk."""
         in_flight, last_served = self.random.choice([1, 3, 8]), 0
         waiting: list[sending_claims.Claim] = []
         answered: list[tuple[sending_claims.Claim, sending_claims.Response]] = []
@@ -211,7 +211,7 @@ class Workers(EventLoop):
         yield from self.apply(callbacks.to_apply(after=0, limit=50))
 
     def apply(self, callback_ids: list[int]) -> Task:
-        """Apply stored callbacks: plain payments in bulk, the others one by one."""
+        """Apply stored callbacks: plain payments in bulk, all other callbacks one by one."""
         left = callbacks.apply_paid(callback_ids=callback_ids, at=self.now, policy=self.policy)
         if len(left) < len(callback_ids):
             self.note("    booked in bulk")

@@ -1,10 +1,10 @@
 """Simulated world of one seed: the real services on PostgreSQL, a virtual clock, a scripted M-Pesa.
 
-The whole run is one database transaction, which is rolled back at the end. Each service's own transaction is a
-savepoint in it, so a crash loses all that was not committed. The seed decides every fault, every order and every crash.
-After each step every invariant of the money is checked, in SQL and against M-Pesa's own book. Then the faults stop, and
-everything must become final. A seed always gives the same trace: ids and references, which the database draws, appear
-in it as p1, p2, ….
+The whole run is one database transaction, which is rolled back at the end. Each transaction of a service is a savepoint
+of it, so a crash loses all changes that were not committed. The seed decides every fault, every order and every crash.
+After each step every invariant of the money is checked, in SQL and against M-Pesa's book. After some time the faults
+stop, and everything must become final. A seed always gives the same trace. The database draws ids and references at
+random, so the trace calls the payouts p1, p2, ….
 """
 
 import logging
@@ -23,10 +23,10 @@ from payments.mpesa.callback_urls import Addresses
 from soak.simulation import snapshot
 from soak.simulation.daraja import DarajaProvider
 from soak.simulation.judge import FINAL, Judge
-from soak.simulation.outcome import Outcome
 from soak.simulation.people import Forger, Operator
 from soak.simulation.provider import RATES, UNREGISTERED_SHARE
 from soak.simulation.scratch import rolled_back
+from soak.simulation.seed_result import SeedResult
 from soak.simulation.web import Web
 from soak.simulation.workers import ProcessDied
 from testing import builders
@@ -37,7 +37,7 @@ WORLD_RATES = {
     "message lost": 0.6,
     "message doubled": 0.4,
     "worker killed": 0.1,
-    "worker dies inside": 0.15,
+    "worker dies at a failpoint": 0.15,
     "worker stalls": 0.1,
     "beat dies": 0.1,
     "operator": 0.3,
@@ -50,8 +50,8 @@ Plant = Callable[["World"], AbstractContextManager[None]]
 class World(Web):
     """Members, markets, the processes, the people, M-Pesa, and the judge."""
 
-    def __init__(self, seed: int, *, likely: Mapping[str, float], keep_trace: bool) -> None:
-        super().__init__(Random(f"world {seed}"), builders.AT, WORLD_RATES, likely, keep_trace)
+    def __init__(self, seed: int, *, fixed_rates: Mapping[str, float], keep_trace: bool) -> None:
+        super().__init__(Random(f"world {seed}"), builders.AT, WORLD_RATES, fixed_rates, keep_trace)
         self._names: dict[str, str] = {}
         self._final_passes = 0
         self.begin_workers()
@@ -65,7 +65,7 @@ class World(Web):
         self.addresses = Addresses(callback_url="https://kasoko.app/api/payments/b2c-callback/", key="k" * 40)
         self.provider = DarajaProvider(
             Random(f"provider {seed}"),
-            self.draw_rates(RATES, likely),
+            self.draw_rates(RATES, fixed_rates),
             clock=lambda: self.now,
             schedule=self.schedule,
             post=self.post,
@@ -80,7 +80,7 @@ class World(Web):
         self.operator, self.forger = Operator(self), Forger(self)
 
     def begin(self) -> None:
-        """Make members and a market or two, and schedule a resolution of each, some seconds apart."""
+        """Make members and one or two markets, and schedule the resolution of each market."""
         numbers = range(self.random.randint(4, 8))
         members = CustomUser.objects.bulk_create(
             CustomUser(phone_number=f"2547{number:08d}", full_name="Member", password="!") for number in numbers
@@ -115,21 +115,23 @@ class World(Web):
         self.send_message("settle", partial(self.settle, market.pk))
 
     def stop_faults(self) -> None:
-        """End every fault; a dead beat starts again."""
+        """End every fault, and start Celery beat again if it has died."""
         self.provider.stop_faults()
         self.restart_beat()
 
-    def take(self, label: str, step: Callable[[], None]) -> None:
-        """Do one step, and judge what it left behind."""
+    def do_step(self, label: str, step: Callable[[], None]) -> None:
+        """Do one step, and judge the state after it."""
         self.steps += 1
         self.note(label)
         try:
             step()
         except ProcessDied as death:
             self.note(f"    died at {death}")
-        except (IntegrityError, InternalError) as error:  # constraints, triggers
+        except (IntegrityError, InternalError) as error:  # A constraint or a trigger refused a statement.
             evidence = f"{label}: {type(error).__name__} {error}".strip()
-            self.accuse("PostgreSQL's guards refuse no statement of a service", evidence, found_by="database")
+            self.accuse(
+                "A service never tries a statement that PostgreSQL's guards refuse", evidence, found_by="database"
+            )
             return
         except Exception as error:
             evidence = f"{label}: {type(error).__name__} {error}".strip()
@@ -151,7 +153,7 @@ class World(Web):
     def is_quiet(self) -> bool:
         seen = self.snapshot
         return (
-            not (seen.settle or seen.apply)
+            not (seen.has_unsettled_market or seen.has_unapplied_callback)
             and bool(seen.payouts)
             and all(payout.status in FINAL for payout in seen.payouts)
             and (seen.ask_at is None or all(payout.status == "HELD" for payout in self._asked_about()))
@@ -163,11 +165,14 @@ class World(Web):
         return [payout for payout in self.snapshot.payouts if payout.ref in asking]
 
     def final_pass(self) -> bool:
-        """Let the operator retry failed payouts, at most twice. No payout that a retry cures may stay failed."""
+        """Let the operator retry failed payouts, at most twice.
+
+        A payout must not stay failed if a retry can complete it.
+        """
         self._final_passes += 1
         if self._final_passes > 2 or not any(payout.status == "FAILED" for payout in self.snapshot.payouts):
             return False
-        self.take("operator retries failed payouts", self.operator.retry_failed)
+        self.do_step("operator retries failed payouts", self.operator.retry_failed)
         return True
 
     def judge_end(self) -> None:
@@ -175,15 +180,16 @@ class World(Web):
 
 
 def run(
-    seed: int, *, plant: Plant | None = None, likely: Mapping[str, float] | None = None, keep_trace: bool = False
-) -> Outcome:
-    """Run one seed in a transaction that is rolled back, with one guard switched off if `plant` is given.
+    seed: int, *, plant: Plant | None = None, fixed_rates: Mapping[str, float] | None = None, keep_trace: bool = False
+) -> SeedResult:
+    """Run one seed in a transaction that is rolled back, and return its result.
 
-    `likely` fixes the probability of some faults. Needs a connection to a migrated, empty database.
-    Idempotent: same seed, same code, same trace.
+    `plant` is a context manager that plants a bug: it switches off one guard. `fixed_rates` sets the probability of
+    some faults. Needs a connection to a migrated, empty database.
+    Idempotent: the same seed and the same code give the same trace.
     """
     snapshot.prepare()
-    world = World(seed, likely=likely or {}, keep_trace=keep_trace)
+    world = World(seed, fixed_rates=fixed_rates or {}, keep_trace=keep_trace)
     logging.disable(logging.CRITICAL)
     try:
         with rolled_back(), plant(world) if plant else nullcontext():
@@ -192,4 +198,4 @@ def run(
         failpoints.arm(None)
         logging.disable(logging.NOTSET)
     world.stats.update(payout.status for payout in world.snapshot.payouts)
-    return Outcome(seed, world.trace_hash, tuple(world.violations), world.stats, tuple(world.trace))
+    return SeedResult(seed, world.trace_hash, tuple(world.violations), world.stats, tuple(world.trace))

@@ -1,4 +1,4 @@
-"""Attempts of the pure payout machine: every change of state of a request and its payout, with its transfers.
+"""Attempts of the pure payout machine: changes of state of requests and payouts, with the transfers.
 
 Units: whole shillings.
 """
@@ -9,19 +9,19 @@ from datetime import datetime, timedelta
 from payments.policy import Policy
 from soak.simulation.pure.rows import Answer, Attempt, Book, Message, Payout, Result
 
-# Definite failures that we can mend ourselves, so the payout is sent again.
+# Codes of definite failures with a cause on our side. The payout is sent again without a person.
 OURS = frozenset(("1", "11", "21", "2001", "2006", "2028", "8006"))
 LONGEST_WAIT = timedelta(minutes=5)
 
 
 class Refused(Exception):
-    """An operator asked for an act that could pay twice, or that is not theirs to decide. Nothing moved."""
+    """An operator asked for an action that could pay twice, or that is not allowed. No money moved."""
 
 
 class Attempts:
-    """Payouts, their requests, the questions about them, the stored messages, and the ledger.
+    """Payouts, requests, questions about requests, stored messages, and the ledger.
 
-    `touched` are the payouts that anything was done about since it was last emptied.
+    `touched` are the payouts that may have changed since this set was last emptied.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -50,11 +50,11 @@ class Attempts:
         return attempt
 
     def within_horizon(self, attempt: Attempt, at: datetime) -> bool:
-        """Return whether the id may still be POSTed again."""
+        """Return True if the id may still be POSTed again."""
         return attempt.first_sent_at is None or at < attempt.first_sent_at + self.policy.resend_horizon
 
     def doubt(self, attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
-        """Mark a request as in doubt, and ask at `ask_at` at the latest. Nothing else of the payout may leave."""
+        """Mark a request as in doubt, and ask about it at `ask_at` at the latest. No other request may be sent."""
         attempt.move("IN_DOUBT")
         attempt.doubted_at = attempt.doubted_at or at
         attempt.ask_at = min(attempt.ask_at or ask_at, ask_at)
@@ -62,13 +62,13 @@ class Attempts:
             attempt.payout.move("PROCESSING")
 
     def mark_known(self, attempt: Attempt, *, at: datetime) -> None:
-        """Record that M-Pesa knows this id: from now on we only ask about it."""
+        """Record that M-Pesa knows this id. From now on we only ask about it and do not send it again."""
         attempt.known_at, attempt.resend_at = attempt.known_at or at, None
 
     def pay(self, attempt: Attempt, *, receipt: str, at: datetime) -> None:
-        """Book a proof of payment, whatever was believed before.
+        """Book a proof of payment, even if the request was believed to have failed.
 
-        If the debt was settled otherwise meanwhile, the payment becomes a receivable from the member.
+        If we no longer owe the payout, the payment becomes a receivable from the member.
         """
         payout, ocid = attempt.payout, attempt.ocid
         self.touched.add(payout)
@@ -95,9 +95,9 @@ class Attempts:
             payout.move("HELD")
 
     def fail(self, attempt: Attempt, *, code: str, at: datetime) -> None:
-        """Book a proof that a request was not executed: its amount returns from in flight to payable.
+        """Book a proof that a request was not executed. Its amount returns from in-flight to payable.
 
-        If an earlier request of the payout was paid, the debt is set off against that payment.
+        If an earlier request of the payout was paid, the amount is set off against the member's receivable.
         """
         payout = attempt.payout
         self.touched.add(payout)
@@ -120,7 +120,7 @@ class Attempts:
             payout.move("FAILED")
 
     def check_owed(self, payout: Payout) -> None:
-        """Check that an operator may act on a payout: it is owed, and no request of it may still pay.
+        """Check that an operator may act on a payout: we owe it, and none of its requests may still pay.
 
         Raises: Refused.
         """

@@ -1,6 +1,6 @@
-"""Planted bugs of the pure machine: each is a machine, or a world, that lacks one guard.
+"""Planted bugs of the pure machine: each is a machine or a world that lacks one guard.
 
-The pure world must notice each of them.
+The judge of the pure world must report a broken rule for each bug.
 """
 
 from collections.abc import Callable
@@ -10,49 +10,52 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from payments.mpesa import gateway_errors
-from soak.simulation.outcome import Outcome
 from soak.simulation.pure import world as pure_world
 from soak.simulation.pure.attempts import Refused
 from soak.simulation.pure.machine import DEFINITE, Machine
 from soak.simulation.pure.rows import OPEN, Answer, Attempt, Payout, Question, Result
 from soak.simulation.pure.world import World
+from soak.simulation.seed_result import SeedResult
 
 
 @dataclass(frozen=True)
 class PureBug:
-    """A guard switched off, the rule that this breaks, and the faults that the guard is there for."""
+    """A planted bug. `rule` is broken without the guard that `machine` or `world` lacks.
+
+    `fixed_rates` raises the rates of the faults against which the guard protects.
+    """
 
     rule: str
     machine: type[Machine]
     world: type[World]
-    likely: dict[str, float]
+    fixed_rates: dict[str, float]
 
-    def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> Outcome:
-        """Run one seed in which those faults are likely, with the guard switched off or, to compare, in place."""
+    def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> SeedResult:
+        """Run one seed with the bug and its `fixed_rates`. With `planted=False` the guard stays on, for comparison."""
         machine, world = (self.machine, self.world) if planted else (Machine, World)
-        return pure_world.run(seed, machine=machine, world=world, likely=self.likely, keep_trace=keep_trace)
+        return pure_world.run(seed, machine=machine, world=world, fixed_rates=self.fixed_rates, keep_trace=keep_trace)
 
 
 PURE_BUGS: dict[str, PureBug] = {}
-RESENT = {"answer lost": 0.4, "not found, untruly": 0.6, "slow": 0.3}
-FORGED = {"forger": 0.8}
+LIKELY_RESENDS = {"answer lost": 0.4, "false not-found answer": 0.6, "slow": 0.3}
+LIKELY_FORGERIES = {"forger": 0.8}
 Lacking = TypeVar("Lacking", type[Machine], type[World])
 
 
-def bug(name: str, rule: str, likely: dict[str, float] | None = None) -> Callable[[Lacking], Lacking]:
-    """Add the decorated machine or world to the planted bugs."""
+def bug(name: str, rule: str, fixed_rates: dict[str, float] | None = None) -> Callable[[Lacking], Lacking]:
+    """Register the decorated machine or world as a planted bug."""
 
     def add(lacking: Lacking) -> Lacking:
         machine = lacking if issubclass(lacking, Machine) else Machine
         world = lacking if issubclass(lacking, World) else World
-        PURE_BUGS[name] = PureBug(rule, machine, world, likely or {})
+        PURE_BUGS[name] = PureBug(rule, machine, world, fixed_rates or {})
         return lacking
 
     return add
 
 
 class FailingOnResponse(Machine):
-    """A machine that fails the request on responses for which `reads_as_failure` is true."""
+    """A machine that marks the request as failed if `reads_as_failure` returns True for the response."""
 
     def record(self, attempt: Attempt, response: Any, *, at: datetime) -> None:
         super().record(attempt, response, at=at)
@@ -64,7 +67,7 @@ class FailingOnResponse(Machine):
 
 
 class FailingOnResult(Machine):
-    """A machine that fails the request at once on codes for which `reads_as_failure` is true."""
+    """A machine that marks the request as failed at once if `reads_as_failure` returns True for the code."""
 
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         super().apply_result(attempt, result, trusted=trusted, at=at)
@@ -75,8 +78,8 @@ class FailingOnResult(Machine):
         raise NotImplementedError
 
 
-class FailingOnVerdict(Machine):
-    """A machine that fails the request on one answer with this verdict."""
+class FailingOnAnswer(Machine):
+    """A machine that marks the request as failed after one answer with this `verdict`."""
 
     verdict = ""
 
@@ -92,7 +95,7 @@ class TimeoutAsFailure(FailingOnResponse):
         return isinstance(response, gateway_errors.OutcomeUnknown) and not response.duplicate
 
 
-@bug("duplicate 500 as failure", "D4: a duplicate response says nothing about the first request", RESENT)
+@bug("duplicate 500 as failure", "D4: a duplicate response says nothing about the first request", LIKELY_RESENDS)
 class DuplicateAsFailure(FailingOnResponse):
     def reads_as_failure(self, response: Any) -> bool:
         return isinstance(response, gateway_errors.OutcomeUnknown) and response.duplicate
@@ -101,14 +104,18 @@ class DuplicateAsFailure(FailingOnResponse):
 @bug(
     "rejection believed after doubt",
     "D4: a rejection is proof only if no POST of the id ended in doubt",
-    RESENT | {"rejected": 0.4},
+    LIKELY_RESENDS | {"rejected": 0.4},
 )
 class RejectionBelieved(FailingOnResponse):
     def reads_as_failure(self, response: Any) -> bool:
         return isinstance(response, gateway_errors.Rejected)
 
 
-@bug("code 15 as failure", "D4: result 15 says nothing about the first request", RESENT | {"duplicate by result": 1.0})
+@bug(
+    "code 15 as failure",
+    "D4: result 15 says nothing about the first request",
+    LIKELY_RESENDS | {"duplicate by result": 1.0},
+)
 class Code15AsFailure(FailingOnResult):
     def reads_as_failure(self, code: str) -> bool:
         return code == "15"
@@ -120,19 +127,19 @@ class UnknownCodeAsFailure(FailingOnResult):
         return code not in DEFINITE | {"0", "15"}
 
 
-@bug("unconfirmed failure", "D4: one callback alone never proves a failure", FORGED)
+@bug("unconfirmed failure", "D4: one callback alone never proves a failure", LIKELY_FORGERIES)
 class UnconfirmedFailure(FailingOnResult):
     def reads_as_failure(self, code: str) -> bool:
         return code in DEFINITE
 
 
-@bug("not-found as failure", "D4: not found never means failed", {"not found, untruly": 0.6})
-class NotFoundAsFailure(FailingOnVerdict):
+@bug("not-found as failure", "D4: not found never means failed", {"false not-found answer": 0.6})
+class NotFoundAsFailure(FailingOnAnswer):
     verdict = "not_found"
 
 
-@bug("one status answer as failure", "D4: a failure needs two sources", {"failed, untruly": 0.8})
-class OneAnswerAsFailure(FailingOnVerdict):
+@bug("one status answer as failure", "D4: a failure needs two sources", {"false failed answer": 0.8})
+class OneAnswerAsFailure(FailingOnAnswer):
     verdict = "failed"
 
 
@@ -145,7 +152,9 @@ class QueueTimeoutAsFailure(Machine):
 
 
 @bug(
-    "late success dropped", "D4: a late success is booked, never dropped", {"failed, untruly": 1.0, "result late": 0.5}
+    "late success dropped",
+    "D4: a late success is booked, never dropped",
+    {"false failed answer": 1.0, "result late": 0.5},
 )
 class LateSuccessDropped(Machine):
     def pay(self, attempt: Attempt, *, receipt: str, at: datetime) -> None:
@@ -153,13 +162,13 @@ class LateSuccessDropped(Machine):
             super().pay(attempt, receipt=receipt, at=at)
 
 
-@bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", FORGED)
+@bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", LIKELY_FORGERIES)
 class AmountNotCompared(Machine):
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         super().apply_result(attempt, result._replace(amount=attempt.payout.amount), trusted=trusted, at=at)
 
 
-@bug("large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", FORGED)
+@bug("large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", LIKELY_FORGERIES)
 class LargeNotConfirmed(Machine):
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         policy, self.policy = self.policy, replace(self.policy, confirm_above=Decimal(10**9))
@@ -170,14 +179,14 @@ class LargeNotConfirmed(Machine):
 @bug(
     "foreign address trusted",
     "D4: a result from an address that is not M-Pesa's is confirmed by a status query",
-    FORGED,
+    LIKELY_FORGERIES,
 )
 class ForeignTrusted(Machine):
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         super().apply_result(attempt, result, trusted=True, at=at)
 
 
-@bug("new id per resend", "D3: while the outcome is unknown, the same id is used", RESENT)
+@bug("new id per resend", "D3: while the outcome is unknown, the same id is used", LIKELY_RESENDS)
 class NewIdPerResend(Machine):
     def resends(self, *, at: datetime, limit: int) -> list[Attempt]:
         for attempt in super().resends(at=at, limit=limit):
@@ -190,7 +199,7 @@ class NewIdPerResend(Machine):
 @bug(
     "resend without horizon",
     "D3: the same id is sent again only within the resend horizon of its first POST",
-    {"answer lost": 0.6, "not found, untruly": 0.9, "result lost": 0.8},
+    {"answer lost": 0.6, "false not-found answer": 0.9, "result lost": 0.8},
 )
 class NoHorizon(Machine):
     def within_horizon(self, attempt: Attempt, at: datetime) -> bool:
@@ -200,7 +209,7 @@ class NoHorizon(Machine):
 @bug(
     "known id sent again",
     "D4: an id that M-Pesa calls a duplicate is only asked about",
-    RESENT | {"duplicate by result": 0.0},
+    LIKELY_RESENDS | {"duplicate by result": 0.0},
 )
 class KnownSentAgain(Machine):
     def apply_not_found(self, attempt: Attempt, *, at: datetime) -> None:

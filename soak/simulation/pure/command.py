@@ -16,11 +16,14 @@ MOST_SEEDS = 1_000
 SHARE_OF = 200
 BATCH = 100
 REPORT_EVERY = 10_000
-ENOUGH = 1_000  # seeds, after which each fault must have struck
+ENOUGH = 1_000  # From this number of seeds on, each fault must have happened.
 
 
 def run_seeds(seeds: Iterable[int], bug: str | None, *, keep_trace: bool = False) -> Iterator[dict[str, Any]]:
-    """Run each seed, and yield the results of each batch as JSON can carry them. `trace` combines the trace hashes."""
+    """Run each seed, and yield the results of each batch as values that JSON can hold.
+
+    `trace` combines the trace hashes of the batch.
+    """
     stats: Counter[str] = Counter()
     count, trace_hash = 0, 0
     failed: list[dict[str, Any]] = []
@@ -39,7 +42,10 @@ def run_seeds(seeds: Iterable[int], bug: str | None, *, keep_trace: bool = False
 
 
 def report_seeds(batches: Iterable[dict[str, Any]], bug: str | None) -> int:
-    """Print the results of the seeds, and return 1 if one of them broke a rule."""
+    """Print the results of the seeds, and return 1 if a seed broke a rule.
+
+    If enough seeds ran without a bug, also return 1 if a fault never happened.
+    """
     began = time.monotonic()
     stats: Counter[str] = Counter()
     seeds = failed = trace_hash = 0
@@ -59,18 +65,21 @@ def report_seeds(batches: Iterable[dict[str, Any]], bug: str | None) -> int:
     seconds = time.monotonic() - began
     unseen = sorted(fault for fault in {*world.WORLD_RATES, *RATES} if not stats[fault])
     print(f"{seeds} seeds in {seconds:.0f} s, {stats['steps']} steps, {stats['COMPLETED']} payouts completed", end=", ")
-    print(f"of them {stats['to the wallet at last']} to the wallet at last, trace {trace_hash:064x}"[:-48], end=", ")
+    print(f"{stats['to the wallet at last']} of them to the wallet in the end, trace {trace_hash:064x}"[:-48], end=", ")
     print(f"{failed} seeds broke a rule")
     if seeds < ENOUGH or bug:
         return int(bool(failed))
     if unseen:
-        print(f"Faults that never struck: {', '.join(unseen)}")
+        print(f"Faults that never happened: {', '.join(unseen)}")
     return int(bool(failed or unseen))
 
 
 def report_bugs() -> int:
-    """Switch each guard off until a seed notices, print the table, and return 1 if one bug was never noticed."""
-    print(f"| Guard of the pure machine switched off | Rule | First seed | Of {SHARE_OF} | Caught by |")
+    """Plant each bug until a seed finds it, and print the table. Returns 1 if no seed finds one of the bugs."""
+    print(
+        f"| Guard switched off in the pure machine | Rule | First seed "
+        f"| Share of {SHARE_OF} seeds | Rule reported as broken |"
+    )
     print("|---|---|---|---|---|")
     missed = 0
     for name, bug in PURE_BUGS.items():
@@ -83,7 +92,7 @@ def report_bugs() -> int:
 
 
 def first_noticed(bug: PureBug) -> int | None:
-    """Return the first seed that notices a planted bug, or None."""
+    """Return the first seed that finds a planted bug, or None."""
     return next((seed for seed in range(MOST_SEEDS) if bug.run(seed).noticed), None)
 
 

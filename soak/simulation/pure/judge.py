@@ -1,4 +1,4 @@
-"""Judge of the pure world: rules that each payout keeps after every step, by our book and by M-Pesa's."""
+"""Judge of the pure world: the rules about our book and M-Pesa's book after every step."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from soak.simulation.pure.rows import OPEN, Payout
 
 
 class Judge:
-    """Reports each broken rule to `accuse`, as (rule, evidence).
+    """Checks the rules, and calls `accuse` with each broken rule and its evidence.
 
-    `proven` are the ids of which a trusted proof of payment reached us.
+    `proven` are the ids for which a trusted proof of payment reached us.
     """
 
     def __init__(self, machine: Machine, provider: PureProvider, accuse: Callable[[str, str], None]) -> None:
@@ -22,7 +22,7 @@ class Judge:
         self._read = 0
 
     def check(self, payout: Payout) -> None:
-        """Check one payout against the rules of our book, and against M-Pesa's book."""
+        """Check one payout against the rules about our book and M-Pesa's book."""
         open_attempts = [attempt for attempt in payout.attempts if attempt.state in OPEN]
         if len(open_attempts) > 1:
             self.accuse("At most one request of a payout is open", payout.ref)
@@ -36,10 +36,10 @@ class Judge:
         held, ref = self.machine.book.held, payout.ref
         unfinished = payout.status not in ("COMPLETED", "CANCELLED")
         if held[f"in_flight:{ref}"] != payout.amount * open_count:
-            self.accuse("The money in flight is that of the open requests", f"{ref}: {held[f'in_flight:{ref}']}")
+            self.accuse("The money in flight equals the open requests", f"{ref}: {held[f'in_flight:{ref}']}")
         if held[f"payable:{ref}"] != (payout.amount if unfinished and not open_count else 0):
             evidence = f"{ref}: {held[f'payable:{ref}']}"
-            self.accuse("The money payable is that of unfinished payouts without an open request", evidence)
+            self.accuse("The payable money equals the unfinished payouts without an open request", evidence)
         if held[f"wallet:{payout.member}"] < 0:
             self.accuse("A wallet is never below zero", payout.member)
 
@@ -67,16 +67,19 @@ class Judge:
             if attempt.state == "FAILED" and not provider.lies_at_will and provider.may_still_pay(attempt.ocid):
                 self.accuse("An attempt is FAILED in the books only if M-Pesa can no longer pay it", attempt.ocid)
         if provider.lies_at_will:
-            return  # Two sources that wrongly agree on a failure are believed; only what follows can be judged.
+            # We believe a failure that two sources report, even if both lie. The rules below may then be broken.
+            return
         times = self._payments[ref]
         if times > 1:
             self.accuse("Nobody is paid twice", f"{ref} was paid {times} times")
         if payout.status == "COMPLETED" and payout.redirected == bool(times):
             where = "and to the wallet" if times else "but nowhere"
-            self.accuse("A completed payout is paid in one place", f"{ref} is completed {where}")
+            self.accuse(
+                "A completed payout is paid exactly once: by M-Pesa or to the wallet", f"{ref} is completed {where}"
+            )
 
     def check_end(self) -> None:
-        """Check that nothing is left over, and that M-Pesa's book and ours agree."""
+        """Check that everything is final, and that M-Pesa's book and our book agree."""
         machine, provider = self.machine, self.provider
         ours = {(a.ocid, a.receipt) for payout in machine.payouts for a in payout.attempts if a.state == "PAID"}
         statement = {
@@ -87,10 +90,10 @@ class Judge:
         if provider.lies_at_will:
             ours &= statement
         for ocid, receipt in sorted(ours ^ statement):
-            self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one only")
+            self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")
         for payout in machine.payouts:
             self.check(payout)
             if payout.status != "COMPLETED":
                 self.accuse("Everything becomes final after the faults stop", f"{payout.ref} is {payout.status}")
         if machine.unapplied:
-            self.accuse("Everything becomes final after the faults stop", "a callback is left over")
+            self.accuse("Everything becomes final after the faults stop", "a callback is unfinished")

@@ -1,10 +1,10 @@
-"""Pure payout machine: the rules stated a second time, in memory, without the database and the services.
+"""Pure payout machine: the rules of payouts written a second time, in memory, without database and services.
 
-Each method is one transaction of the real system: it happens whole or not at all, so a crash falls between two of
-them. The machine holds what PostgreSQL would hold. It sends nothing: `claim` and `resends` return requests to POST,
-`ask` returns questions, `record` and `apply` learn from responses and messages. Breakers, the canary and the daily
-limit are not stated here, because they only delay; neither is the guide's plain callback. conformance.py compares the
-machine with the services.
+Each method is one transaction of the real system. A transaction happens completely or not at all, so a crash can only
+happen between two methods. The machine holds the same rows as PostgreSQL. It sends nothing: `claim` and `resends`
+return the requests that the caller must POST, and `ask` returns the questions. `record` and `apply` learn from
+responses and messages. Breakers, the canary and the daily limit are left out, because they only delay a payout. The
+callback without a token is left out too. conformance.py compares the machine with the services.
 Units: whole shillings.
 """
 
@@ -14,17 +14,18 @@ from payments.mpesa import client, gateway_errors
 from soak.simulation.pure.attempts import LONGEST_WAIT, Attempts
 from soak.simulation.pure.rows import OPEN, UNDECIDED, Answer, Attempt, Message, Payout, Question, Result
 
-# Codes that prove that no money moved; every other code proves nothing.
+# Codes of a definite failure: no money moved. Every other code proves nothing.
 DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028", "2040", "8006", "SFC_IC0003"))
 DUPLICATE = frozenset(("15", "41"))
 ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_GAP = timedelta(hours=1)
-# Reports of a payment: PAID is complete, and one question confirms it; PERHAPS is not, and only questions count.
+# A result that reports a payment is kept as PAID if it is trusted and complete. One status query then confirms it.
+# Any other result that reports a payment is kept as PERHAPS. Then only status queries can prove the payment.
 PAID, PERHAPS = "says paid", "perhaps says paid"
 
 
 def _precedence(payout: Payout) -> tuple[bool, bool, float, float]:
-    """Return the sort key of a due payout: refused requests first, and of those the one sent first."""
+    """Return the sort key of a due payout. Payouts whose request waits to be POSTed again come first, oldest first."""
     attempt = payout.open
     if attempt is None:
         return (True, True, 0.0, 0.0)
@@ -38,16 +39,19 @@ class Machine(Attempts):
     # --- sending -----------------------------------------------------------------------------------------------------
 
     def sendable(self, payout: Payout) -> bool:
-        """Return whether a payout only waits for its time. A question about a failed request is answered first."""
+        """Return True if only `due_at` keeps a payout from being sent.
+
+        A payout is not sent while a question about one of its failed requests is open.
+        """
         if payout.status != "PENDING":
             return False
         return not any(attempt.state == "FAILED" and attempt.ask_at is not None for attempt in payout.attempts)
 
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
-        """Claim due payouts and return the requests to POST, written down before the POST.
+        """Claim due payouts, and record a request for each. Return the requests that the caller must POST.
 
-        A request that never left keeps its id and goes first; any other gets a new id. Each payout is the only one of
-        its settlement, and settlements take turns in the order in which they were made.
+        A request that never left keeps its id and is sent first. A payout without an open request gets a request with
+        a new id. In this model each settlement has one payout. Settlements are served in the order of their creation.
         """
         candidates = self.payouts if only is None else [only]
         due = [payout for payout in candidates if payout.due_at <= at and self.sendable(payout)]
@@ -65,7 +69,7 @@ class Machine(Attempts):
         return claimed
 
     def resends(self, *, at: datetime, limit: int) -> list[Attempt]:
-        """Claim requests that M-Pesa did not find, and return those to POST again under their own ids."""
+        """Claim requests that M-Pesa did not find. Return those that the caller must POST again with the same id."""
         due = [a for a in self._attempts() if a.state == "IN_DOUBT" and a.resend_at is not None and a.resend_at <= at]
         claimed = []
         for attempt in sorted(due, key=lambda attempt: attempt.resend_at or at)[:limit]:
@@ -84,7 +88,7 @@ class Machine(Attempts):
     def record(
         self, attempt: Attempt, response: client.Accepted | gateway_errors.GatewayError, *, at: datetime
     ) -> None:
-        """Record the response to a POST. If a message came first, the state stays as that message left it."""
+        """Record the response to a POST. If a message came before the response, the state does not change."""
         payout, policy = attempt.payout, self.policy
         self.touched.add(payout)
         accepted = isinstance(response, client.Accepted)
@@ -98,7 +102,7 @@ class Machine(Attempts):
             attempt.move("ACCEPTED")
             attempt.ask_at = at + policy.query_after
         elif sure and isinstance(response, gateway_errors.NotSent):
-            if payout.status == "HELD":  # An earlier request was paid meanwhile.
+            if payout.status == "HELD":  # An earlier request was paid in the meantime.
                 self.fail(attempt, code="", at=at)
             else:
                 self._wait(attempt, response, at)
@@ -108,7 +112,7 @@ class Machine(Attempts):
             self.doubt(attempt, ask_at=at + policy.query_after, at=at)
 
     def _wait(self, attempt: Attempt, response: gateway_errors.NotSent, at: datetime) -> None:
-        """Let a request that never left wait for its next POST."""
+        """Schedule the next POST of a request that never left."""
         payout = attempt.payout
         attempt.move("WAITING")
         attempt.ask_at = None
@@ -121,7 +125,10 @@ class Machine(Attempts):
     # --- questions ---------------------------------------------------------------------------------------------------
 
     def ask(self, *, at: datetime, limit: int) -> list[Question]:
-        """Write down due questions and return them. Hold a request for a person if it is in doubt for too long."""
+        """Record the due questions, and return them.
+
+        A payout becomes HELD, for a person to decide, if its request is still open `review_after` its first POST.
+        """
         due = [a for a in self._attempts() if a.ask_at is not None and a.ask_at <= at and a.state in ASKABLE]
         questions = []
         for attempt in sorted(due, key=lambda attempt: attempt.ask_at or at)[:limit]:
@@ -142,9 +149,10 @@ class Machine(Attempts):
         return questions
 
     def _asked_enough(self, attempt: Attempt, at: datetime) -> bool:
-        """Return whether a failed request needs no more questions.
+        """Return True if a failed request needs no more questions.
 
-        A reported payment is asked about for a day. A retry asks once.
+        If a payment was reported, we ask for `review_after` from the last message. Otherwise one question is enough,
+        asked after the payout's retry.
         """
         if attempt.report in (PAID, PERHAPS):
             return at - (attempt.heard_at or attempt.closed_at or at) >= self.policy.review_after
@@ -157,7 +165,7 @@ class Machine(Attempts):
     ) -> Message | None:
         """Store a message that came to one of our addresses.
 
-        Returns None if the same message, just as trusted, came before.
+        Returns None if the same message with the same trust came before.
         """
         if isinstance(about, Attempt):
             about.heard_at = at
@@ -169,7 +177,7 @@ class Machine(Attempts):
         return self.unapplied[-1]
 
     def apply(self, message: Message, *, at: datetime) -> None:
-        """Learn from one stored message. Idempotent: an applied message is skipped."""
+        """Apply one stored message. Idempotent: an applied message is skipped."""
         if message.applied:
             return
         about, content = message.about, message.content
@@ -183,7 +191,7 @@ class Machine(Attempts):
         self.unapplied.remove(message)
 
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
-        """Apply a result that came to the request's own address. It may prove a payment; a failure is only reported."""
+        """Apply a result that came to the request's address. It can prove a payment, but it cannot prove a failure."""
         self.touched.add(attempt.payout)
         says_paid = result.code == "0"
         if result.ocid != attempt.ocid or (says_paid and not _fits(result, attempt)):
@@ -212,9 +220,9 @@ class Machine(Attempts):
             self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
 
     def apply_answer(self, question: Question, answer: Answer, *, trusted: bool, at: datetime) -> None:
-        """Apply an answer that came to the question's own address.
+        """Apply an answer that came to the question's address.
 
-        The answer of an untrusted caller counts only for a payment, and only beside a second source.
+        An answer of an untrusted caller counts only if it reports a payment that a second source also reports.
         """
         attempt = question.attempt
         self.touched.add(attempt.payout)
@@ -235,23 +243,24 @@ class Machine(Attempts):
             self._apply_no_payment(question, answer.verdict, at)
 
     def _apply_no_payment(self, question: Question, verdict: str, at: datetime) -> None:
-        """Apply a believed answer that reports no payment."""
+        """Apply an answer that we believe and that does not report a payment."""
         attempt = question.attempt
         if attempt.state == "FAILED":
             reported_paid = attempt.report in (PAID, PERHAPS)
             if verdict == "failed" or (verdict == "not_found" and not reported_paid):
                 attempt.ask_at = None
         elif attempt.state != "PAID" and question.asked_at >= attempt.posted_at:
-            # A question older than the latest POST says nothing about that POST.
+            # The answer to a question that is older than the latest POST says nothing about that POST.
             if verdict == "failed":
                 self.weigh_failure(attempt, at=at)
             elif verdict == "not_found":
                 self.apply_not_found(attempt, at=at)
 
     def apply_not_found(self, attempt: Attempt, *, at: datetime) -> None:
-        """Let the same id go again within the horizon, because not found never means failed.
+        """Allow the same id to be sent again within `resend_horizon`.
 
-        It does not go again if a payment is reported, or if M-Pesa has said that it knows the id.
+        The id is kept because the answer "not found" does not prove a failure. The id is not sent again if a payment
+        is reported, or if M-Pesa has said that it knows the id.
         """
         if attempt.known_at is not None or attempt.report == PAID:
             return
@@ -259,9 +268,10 @@ class Machine(Attempts):
             attempt.resend_at = at
 
     def weigh_failure(self, attempt: Attempt, *, at: datetime) -> None:
-        """Fail a request if two sources report it: a refusal in a result, or two questions a gap apart.
+        """Mark a request as failed if two sources report the failure.
 
-        A reported payment is never overruled.
+        The sources are a result and this answer, or two answers to questions that are at least `query_gap` apart. Two
+        answers do not overrule a reported payment: the payout becomes HELD.
         """
         if attempt.report in DEFINITE:
             self.fail(attempt, code=attempt.report, at=at)
@@ -276,7 +286,7 @@ class Machine(Attempts):
             attempt.payout.move("HELD")
 
     def keep_report(self, attempt: Attempt, report: str, *, receipt: str = "", at: datetime) -> None:
-        """Keep the report of a result, and ask at once. Later reports do not overrule a reported payment."""
+        """Keep the report of a result, and ask about it at once. Later reports do not replace PAID."""
         if attempt.report != PAID:
             attempt.report, attempt.receipt = report, receipt
         if attempt.state == "FAILED":
@@ -292,14 +302,14 @@ class Machine(Attempts):
     # --- queries -----------------------------------------------------------------------------------------------------
 
     def next_due(self, payout: Payout) -> tuple[datetime | None, datetime | None]:
-        """Return the next time to send something of a payout, and the next time to ask; None if there is none."""
+        """Return the next time to send a request of the payout, and the next time to ask. None means never."""
         send = payout.due_at if self.sendable(payout) else None
         ask = None
         for attempt in payout.attempts:
             if attempt.ask_at is not None and attempt.state in ASKABLE:
                 ask = attempt.ask_at if ask is None else min(ask, attempt.ask_at)
             if attempt.resend_at is not None and attempt.state == "IN_DOUBT":
-                send = attempt.resend_at  # Its request is open, so no other one is due.
+                send = attempt.resend_at  # While this request is open, no other request can be due.
         return send, ask
 
 

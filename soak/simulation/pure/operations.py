@@ -1,4 +1,4 @@
-"""Manual actions on the payouts of the pure machine: retry, redirect to the wallet, decide."""
+"""Manual actions on payouts of the pure machine: retry, pay to the wallet, decide."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from soak.simulation.pure.rows import Payout
 
 
 def retry(machine: Machine, payout: Payout, *, at: datetime) -> None:
-    """Send a failed payout again, after a question about the last request that M-Pesa took. Raises: Refused."""
+    """Schedule a failed payout again. First we ask about the last request that M-Pesa may have. Raises: Refused."""
     machine.check_owed(payout)
     machine.touched.add(payout)
     payout.due_at, payout.failed_at = at, None
@@ -19,7 +19,7 @@ def retry(machine: Machine, payout: Payout, *, at: datetime) -> None:
 
 
 def retry_failed(machine: Machine, *, since: datetime, at: datetime) -> int:
-    """Retry every payout that failed since then, and return the number of payouts retried."""
+    """Retry every payout that failed at or after `since`, and return the number of retried payouts."""
     retried = 0
     for payout in machine.payouts:
         if payout.status == "FAILED" and payout.failed_at is not None and payout.failed_at >= since:
@@ -41,7 +41,10 @@ def redirect(machine: Machine, payout: Payout, *, at: datetime) -> None:
 
 
 def decide(machine: Machine, payout: Payout, *, receipt: str, people: int, at: datetime) -> None:
-    """Decide a held payout's open request by M-Pesa's statement: its receipt, or "" for not paid. Raises: Refused."""
+    """Decide the open request of a held payout by M-Pesa's statement. Raises: Refused.
+
+    `receipt` is the receipt in the statement, or "" if the statement shows no payment.
+    """
     attempt = payout.open
     if payout.status != "HELD" or attempt is None:
         raise Refused("not held with an open request")

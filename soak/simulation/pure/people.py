@@ -18,7 +18,7 @@ class Operator:
         self.world = world
 
     def act(self) -> None:
-        """Do one random act, and come back later. Does nothing after the faults stop."""
+        """Do one random act, and schedule the next act. Does nothing after the faults stop."""
         world = self.world
         if world.provider.faults_stopped:
             return
@@ -47,7 +47,10 @@ class Operator:
         world.note(f"    retried {retried}")
 
     def decide(self, payout: Payout) -> None:
-        """Decide a held payout's request by M-Pesa's statement, as two people, once it is certain. Raises: Refused."""
+        """Decide a held payout's request by M-Pesa's statement, as two people.
+
+        Raises: Refused, if the request may still be paid or is not open.
+        """
         world, attempt = self.world, payout.open
         request = world.provider.requests.get(attempt.ocid) if attempt else None
         if attempt is None or (request.state == "queued" if request else not world.provider.faults_stopped):
@@ -56,7 +59,7 @@ class Operator:
         operations.decide(world.machine, payout, receipt=receipt, people=2, at=world.now)
 
     def redirect_for_good(self, payout: Payout) -> None:
-        """Pay a payout into the wallet that M-Pesa cannot pay to the member's phone."""
+        """Pay into the wallet a payout that M-Pesa cannot pay to the member's phone."""
         world = self.world
         world.stats["to the wallet at last"] += 1
         if payout.phone not in world.provider.unregistered and not world.provider.lies_at_will:
@@ -65,13 +68,13 @@ class Operator:
 
 
 class Forger:
-    """An untrusted caller who knows ids, amounts, phones, and the address of a request that a log of ours leaked."""
+    """An untrusted caller who knows ids, amounts, phones, and callback addresses that our log leaked."""
 
     def __init__(self, world: Workers) -> None:
         self.world = world
 
     def act(self) -> None:
-        """Forge one message, and come back later. Does nothing after the faults stop."""
+        """Forge one message, and schedule the next one. Does nothing after the faults stop."""
         world = self.world
         if world.provider.faults_stopped:
             return
@@ -95,7 +98,8 @@ class Forger:
             code = world.random.choice(["2040", "4", "1"])
             world.receive(attempt, Result(request.ocid, code, "AG_FORGED"), trusted=True)
         elif kind == "success" and (production or request.amount >= confirm_above):
-            # It comes from an address that is not M-Pesa's, or is above the amount that a question must confirm.
+            # In production the forgery comes from an address that is not M-Pesa's, so a question must confirm it.
+            # Otherwise its amount is so large that a question must confirm it.
             world.receive(attempt, forged, trusted=not production)
         elif kind == "answer" and production and attempt.questions:
             verdict = world.random.choice(["failed", "not_found", "unknown"])

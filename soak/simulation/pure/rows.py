@@ -1,6 +1,6 @@
 """Rows of the pure payout machine, in memory: payouts, attempts, questions, messages, and the ledger.
 
-Both state machines of D3 are stated here a second time. Like PostgreSQL, they refuse every other transition.
+The two state machines of D3 are written here a second time. Like PostgreSQL, they refuse every other transition.
 Units: whole shillings.
 """
 
@@ -33,7 +33,7 @@ ATTEMPT_TRANSITIONS = {
 
 
 class Forbidden(Exception):
-    """A transition that no table allows, or a transfer that is already booked: PostgreSQL would refuse it."""
+    """A forbidden transition, or a transfer that is already booked. PostgreSQL would also refuse it."""
 
 
 class Result(NamedTuple):
@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """M-Pesa's answer to a question: completed, failed, not_found or unknown, and the request that it is about."""
+    """M-Pesa's answer to a question: completed, failed, not_found or unknown, with details of the request."""
 
     verdict: str
     ocid: str | None = None
@@ -85,9 +85,9 @@ class Payout:
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """A request for a payout under one id, however often it is POSTed.
+    """A request for a payout under one id. It may be POSTed several times.
 
-    `report` is the result that callbacks report: a code, or one of the machine's two words for a reported payment.
+    `report` is the result that callbacks report: a code, or the machine's PAID or PERHAPS for a reported payment.
     """
 
     payout: Payout
@@ -122,7 +122,7 @@ class Attempt:
 
 @dataclass(eq=False, slots=True)
 class Question:
-    """A question about an attempt, with an address of its own. `verdict` is the first answer that decides."""
+    """A question about an attempt, with its own address. `verdict` is the first answer that decides."""
 
     attempt: Attempt
     asked_at: datetime
@@ -131,7 +131,7 @@ class Question:
 
 @dataclass(eq=False, slots=True)
 class Message:
-    """A stored message that came to one of our addresses. A queue timeout has None as its content."""
+    """A stored message that came to one of our addresses. Its `content` is None if it is a queue timeout."""
 
     about: Attempt | Question
     content: Result | Answer | None
@@ -140,7 +140,10 @@ class Message:
 
 
 class Book:
-    """The ledger: transfers by key, and the balance of each account, credits less debits. All balances sum to 0."""
+    """The ledger: the keys of transfers, and the balance of each account. The sum of all balances is 0.
+
+    A balance is credits minus debits.
+    """
 
     def __init__(self) -> None:
         self.keys: set[str] = set()

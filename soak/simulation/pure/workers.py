@@ -1,4 +1,4 @@
-"""Workers, beat and web process of the pure world, one transaction at a time."""
+"""Workers, beat and web process of the pure world, which do one transaction at a time."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from soak.simulation.pure.rows import Answer, Attempt, Message, Payout, Question
 
 
 class Workers(EventLoop):
-    """Task messages that get lost or doubled, workers that die, beat, which sweeps, and the web, which stores."""
+    """Task messages that may be lost or doubled, workers that may die, beat and the web process."""
 
     machine: Machine
     provider: PureProvider
@@ -21,7 +21,7 @@ class Workers(EventLoop):
     has_beat = True
 
     def begin_workers(self) -> None:
-        """Start with no message under way and beat alive."""
+        """Start with no message under way. Beat runs."""
         self.due: dict[Payout, tuple[datetime | None, datetime | None]] = {}
         self.beat_at: datetime | None = None
         self._beat_dead_until = self._last_beat = self.start
@@ -39,7 +39,7 @@ class Workers(EventLoop):
         self.schedule(after, name, partial(self._continue, name, task))
 
     def _continue(self, name: str, task: Task) -> None:
-        """Do one more step of a task, unless its worker dies before."""
+        """Do one more step of a task, unless its worker dies before the step."""
         if self.strikes("worker killed"):
             self.note("    killed")
             return
@@ -52,11 +52,14 @@ class Workers(EventLoop):
     # --- beat --------------------------------------------------------------------------------------------------------
 
     def restart_beat(self) -> None:
-        """Start beat again if it is dead."""
+        """Start beat again if it has died."""
         self._beat_dead_until, self.beat_at = self.now, None
 
     def plan_beat(self) -> None:
-        """Let beat fire when a sweep would find work. A sweep that did nothing is repeated later and later."""
+        """Schedule the next sweep at a time when it finds work.
+
+        After each sweep that changed nothing, beat waits longer before the next sweep.
+        """
         times = [at for due in self.due.values() for at in due if at is not None]
         if self.machine.unapplied:
             times.append(self.now)
@@ -109,7 +112,7 @@ class Workers(EventLoop):
             yield 0.02
 
     def call(self, attempt: Attempt) -> client.Accepted | gateway_errors.GatewayError:
-        """POST a request, and return M-Pesa's response. Its address is the attempt's row."""
+        """POST a request, and return M-Pesa's response. The attempt's row replaces the callback address."""
         response: client.Accepted | gateway_errors.GatewayError
         try:
             response = self.provider.pay(
@@ -149,7 +152,7 @@ class Workers(EventLoop):
     def post(self, about: Attempt | Question, content: Result | Answer | None) -> None:
         """Receive a genuine message of M-Pesa.
 
-        The web may die before it stores it, and our list of M-Pesa's source addresses may be out of date.
+        The web process may die before it stores the message. Our list of M-Pesa's source addresses may be out of date.
         """
         if self.strikes("callback lost"):
             return
@@ -159,7 +162,7 @@ class Workers(EventLoop):
             self.judge.proven.add(about.ocid)
 
     def receive(self, about: Attempt | Question, content: Result | Answer | None, *, trusted: bool) -> Message | None:
-        """Store a message that came to one of our addresses; return None if the same message came before."""
+        """Store a message that came to one of our addresses. Returns None if the same message came before."""
         outcome = content.code if isinstance(content, Result) else content.verdict if content else "queue timeout"
         ocid = about.ocid if isinstance(about, Attempt) else about.attempt.ocid
         self.note(f"    {'M-Pesa' if trusted else 'an untrusted caller'} reports {outcome} of {ocid}")

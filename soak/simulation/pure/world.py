@@ -1,9 +1,10 @@
 """Simulated world of one seed around the pure machine: a scripted M-Pesa, a virtual clock, no database.
 
 The seed decides every fault, every order and every crash. A worker may die before each step of a task. A step is one
-transaction, so a death loses all that was not committed. After each step the invariants of the touched payouts are
-checked, by our book and by M-Pesa's. Then the faults stop: an operator retries failed payouts, two people decide held
-payouts by M-Pesa's statement, and payouts that M-Pesa cannot pay go to the wallet. Everything must then be completed.
+transaction, so a crash loses all changes that were not committed. After each step the payouts that may have changed
+are checked against our book and M-Pesa's book. After some time the faults stop. Then an operator retries failed
+payouts, and two people decide held payouts by M-Pesa's statement. A payout that M-Pesa cannot pay goes to the wallet.
+In the end every payout must be COMPLETED.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,6 @@ from functools import partial
 from random import Random
 
 from payments.policy import Policy
-from soak.simulation.outcome import Outcome
 from soak.simulation.provider import RATES, UNREGISTERED_SHARE, payout_of
 from soak.simulation.pure.judge import Judge
 from soak.simulation.pure.machine import Machine
@@ -22,6 +22,7 @@ from soak.simulation.pure.people import Forger, Operator
 from soak.simulation.pure.provider import PureProvider
 from soak.simulation.pure.rows import Forbidden, Payout
 from soak.simulation.pure.workers import Workers
+from soak.simulation.seed_result import SeedResult
 
 START = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
 LIARS_SHARE = 0.15
@@ -58,8 +59,10 @@ PRODUCTION = replace(POLICY, production=True)
 class World(Workers):
     """The machine, its workers, the people, M-Pesa, and the judge."""
 
-    def __init__(self, seed: int, machine: type[Machine], likely: Mapping[str, float], *, keep_trace: bool) -> None:
-        super().__init__(Random(seed * 2), START, WORLD_RATES, likely, keep_trace)
+    def __init__(
+        self, seed: int, machine: type[Machine], fixed_rates: Mapping[str, float], *, keep_trace: bool
+    ) -> None:
+        super().__init__(Random(seed * 2), START, WORLD_RATES, fixed_rates, keep_trace)
         self._busy = 0
         self._final_passes = 0
         self.begin_workers()
@@ -67,11 +70,11 @@ class World(Workers):
         self.by_ref: dict[str, Payout] = {}
         self.provider = PureProvider(
             Random(seed * 2 + 1),
-            self.draw_rates(RATES, likely),
+            self.draw_rates(RATES, fixed_rates),
             clock=lambda: self.now,
             schedule=self.schedule,
             post=self.post,
-            touch=self.touch,
+            mark_for_check=self.mark_for_check,
             lies_at_will=self.random.random() < LIARS_SHARE,
         )
         self.judge = Judge(self.machine, self.provider, self.accuse)
@@ -80,7 +83,7 @@ class World(Workers):
         self.faults_stop_at = self.start + timedelta(minutes=minutes)
 
     def begin(self) -> None:
-        """Draw members and a market or two, and schedule their settlements and the people."""
+        """Draw members and one or two markets, and schedule the settlements and the acts of people."""
         numbers = range(self.random.randint(4, 8))
         for number in numbers:
             if self.random.random() < UNREGISTERED_SHARE:
@@ -102,7 +105,7 @@ class World(Workers):
             self.send_message("send one", partial(self.send_one, payout))
 
     def stop_faults(self) -> None:
-        """End every fault; a dead beat starts again."""
+        """End every fault, and start Celery beat again if it has died."""
         self.provider.stop_faults()
         self.restart_beat()
 
@@ -115,19 +118,19 @@ class World(Workers):
         self._busy -= label not in IDLE
         return label, step
 
-    def touch(self, ocid: str) -> None:
-        """Have the payout of this id judged after the step."""
+    def mark_for_check(self, ocid: str) -> None:
+        """Make the judge check the payout of this id after the step."""
         self.machine.touched.add(self.by_ref[payout_of(ocid)])
 
-    def take(self, label: str, step: Callable[[], None]) -> None:
-        """Do one step, and judge the payouts that it touched."""
+    def do_step(self, label: str, step: Callable[[], None]) -> None:
+        """Do one step, and judge the payouts that it may have changed."""
         self.steps += 1
         self.note(label)
         try:
             step()
         except Forbidden as error:
             evidence = f"{label}: {type(error).__name__} {error}"
-            self.accuse("PostgreSQL's guards would refuse no step", evidence, found_by="database")
+            self.accuse("No step makes a change that PostgreSQL's guards would refuse", evidence, found_by="database")
             return
         except Exception as error:
             evidence = f"{label}: {type(error).__name__} {error}"
@@ -157,11 +160,11 @@ class World(Workers):
         held = [payout for payout in self.machine.payouts if payout.status == "HELD"]
         failed = [payout for payout in self.machine.payouts if payout.status == "FAILED"]
         if held:
-            self.take("two people decide", partial(_each, self.operator.decide, held))
+            self.do_step("two people decide", partial(_each, self.operator.decide, held))
         elif failed and self._final_passes < 6:
-            self.take("operator retries failed payouts", self.operator.retry_failed)
+            self.do_step("operator retries failed payouts", self.operator.retry_failed)
         elif failed:
-            self.take("to the wallet", partial(_each, self.operator.redirect_for_good, failed))
+            self.do_step("to the wallet", partial(_each, self.operator.redirect_for_good, failed))
         return bool(held or failed) and self._final_passes < 12
 
     def judge_end(self) -> None:
@@ -178,11 +181,14 @@ def run(
     *,
     world: type[World] = World,
     machine: type[Machine] = Machine,
-    likely: Mapping[str, float] | None = None,
+    fixed_rates: Mapping[str, float] | None = None,
     keep_trace: bool = False,
-) -> Outcome:
-    """Run one seed in memory. `likely` fixes the probability of some faults. Same seed, same code, same trace."""
-    simulated = world(seed, machine, likely or {}, keep_trace=keep_trace)
+) -> SeedResult:
+    """Run one seed in memory, and return its result. `fixed_rates` sets the probability of some faults.
+
+    Idempotent: the same seed and the same code give the same trace.
+    """
+    simulated = world(seed, machine, fixed_rates or {}, keep_trace=keep_trace)
     simulated.run()
     simulated.stats.update(payout.status for payout in simulated.machine.payouts)
-    return Outcome(seed, simulated.trace_hash, tuple(simulated.violations), simulated.stats, tuple(simulated.trace))
+    return SeedResult(seed, simulated.trace_hash, tuple(simulated.violations), simulated.stats, tuple(simulated.trace))

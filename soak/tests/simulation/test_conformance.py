@@ -1,4 +1,4 @@
-"""Conformance of the services and the pure machine, on this commit's sequences of events."""
+"""Conformance of the services and the pure machine, with new sequences of events for each commit."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from soak.simulation.pure.bugs import PURE_BUGS
 SEQUENCES = 100
 BATCH = 10
 FIRST = seeds.first_fresh(SEQUENCES)
-# The pure machine took two results with code 0 that were not final, and that named two receipts, for one message.
+# Two results with code 0 were not final and named different receipts. The pure machine took them for one message.
 PAST = [1410841762]
 pytestmark = pytest.mark.usefixtures("scratch")
 
@@ -27,7 +27,7 @@ def test_services_and_pure_machine_agree_after_every_event(batch: int, assert_cl
 
 
 @pytest.mark.parametrize("seed", PAST)
-def test_past_disagreement_stays_mended(seed: int, assert_clean: Callable[..., None]) -> None:
+def test_past_disagreement_stays_repaired(seed: int, assert_clean: Callable[..., None]) -> None:
     assert_clean(seed, conformance.run, "--conform")
 
 

@@ -1,4 +1,4 @@
-"""Share of the deterministic simulation that every test run has; `make soak` runs the rest."""
+"""The seeds of the deterministic simulation that every test run includes; `make soak` runs more seeds."""
 
 import ast
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def test_no_fault_and_no_order_loses_or_doubles_a_payment(batch: int, assert_cle
 
 
 @pytest.mark.parametrize("seed", seeds.past())
-def test_past_error_stays_mended(seed: int, assert_clean: Callable[..., None]) -> None:
+def test_past_error_stays_repaired(seed: int, assert_clean: Callable[..., None]) -> None:
     assert_clean(seed, world.run)
 
 
@@ -44,7 +44,7 @@ def test_same_seed_gives_the_same_trace() -> None:
     assert world.run(FIRST + 1).trace_hash != once.trace_hash
 
 
-def test_no_check_is_an_assert_that_python_o_skips() -> None:
+def test_no_check_is_an_assert_which_python_o_would_skip() -> None:
     checks = sorted(HERE.rglob("*.py"))
     assert len(checks) > 5
     skipped = [

@@ -1,4 +1,4 @@
-"""Share of the pure machine's simulation that every test run has; `make soak` runs the rest."""
+"""The seeds of the pure machine that every test run includes; `make soak` runs more seeds."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Outcome of one seed, for both simulated worlds."""
+"""Result of one seed, for both simulated worlds."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken rule: its name, the evidence, and the step of the trace after which it showed.
+    """A broken rule: its name, the evidence, and the number of the step after which it was broken.
 
-    `found_by` is "judge" for a rule that the judge checked, "database" for a statement that PostgreSQL refused, and
-    "crash" for any other exception.
+    `found_by` names the finder: "judge" if the judge found it, "database" if PostgreSQL refused a statement, and
+    "crash" if the code raised any other exception.
     """
 
     rule: str
@@ -23,8 +23,8 @@ class Violation:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Result of one seed. `stats` counts steps, payouts by their last status, and each fault that struck."""
+class SeedResult:
+    """Result of one seed. `stats` counts the steps, the payouts by their last status, and each fault."""
 
     seed: int
     trace_hash: str
@@ -34,9 +34,9 @@ class Outcome:
 
     @property
     def noticed(self) -> tuple[Violation, ...]:
-        """Violations that count for a planted bug.
+        """Violations which show that a planted bug was found.
 
-        An exception of the code does not count: planted code that is itself broken proves nothing about the judge.
-        A refusal by PostgreSQL counts, because its guards are part of what protects the money.
+        An unexpected exception does not count. It only shows that the planted code itself is faulty. A refusal by
+        PostgreSQL counts, because its guards also protect the money.
         """
         return tuple(violation for violation in self.violations if violation.found_by != "crash")
