@@ -81,26 +81,26 @@ def log_in(client: Client, user: CustomUser, code: str = "", pin: str = builders
     return page_text(client.post("/admin/login/", form, follow=True))
 
 
-def paid(payout: Transaction, at: datetime, receipt: str, after: float = 4) -> None:
+def pay(payout: Transaction, at: datetime, receipt: str, after: float = 4) -> None:
     """Send a payout. Deliver M-Pesa's result after `after` seconds: the payout is paid."""
     attempt = payout_steps.sent(payout, at=at)
     body = payout_steps.result_body(attempt, receipt=receipt)
     payout_steps.deliver_result(attempt, body, at + timedelta(seconds=after))
 
 
-def not_registered(payout: Transaction, at: datetime) -> None:
+def send_to_unregistered_phone(payout: Transaction, at: datetime) -> None:
     """Send a payout to a phone that is not registered. M-Pesa's result and a status query both say that it failed."""
     attempt = payout_steps.sent(payout, at=at)
     payout_steps.deliver_result(attempt, payout_steps.result_body(attempt, NOT_REGISTERED), at + timedelta(seconds=3))
     payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), at + timedelta(seconds=5))
 
 
-def refused(payout: Transaction, at: datetime) -> None:
-    """Send a payout. M-Pesa rejects its request at once."""
+def send_and_refuse(payout: Transaction, at: datetime) -> None:
+    """Send a payout. M-Pesa rejects the request at once."""
     payout_steps.sent(payout, gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB"), at=at)
 
 
-def in_doubt(payout: Transaction, at: datetime) -> None:
+def send_and_time_out(payout: Transaction, at: datetime) -> None:
     """Send a payout. Its request times out, so its result is not known."""
     payout_steps.sent(payout, TIMED_OUT, at=at)
 
@@ -117,7 +117,7 @@ def held_in_doubt(amount: int, at: datetime) -> Transaction:
 
 
 def failed_payout(amount: int = 285) -> Transaction:
-    """Create a payout that M-Pesa refused."""
+    """Create a payout that has failed because M-Pesa rejected its request."""
     payout = builders.payout(amount)
     payout_steps.failed(payout)
     return payout
@@ -179,7 +179,7 @@ def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
     builders.resolve(market, "Yes", at=at, by=staff(full_name="Grace Hasty"))
     builders.settle(market, at=at)
     for payout in Transaction.objects.filter(settlement__market=market, destination="mpesa"):
-        paid(payout, at, f"SKG7OWE{payout.pk:03}", after=0)
+        pay(payout, at, f"SKG7OWE{payout.pk:03}", after=0)
     undo.undo(market_id=market.pk, reason="The referee's report.", by=ACTOR, at=at, policy=payout_steps.POLICY)
     undo.carry_out(market_id=market.pk, at=at, policy=payout_steps.POLICY, keep_going=lambda: True)
     return list(Recovery.objects.filter(settlement__market=market).order_by("pk"))
@@ -208,13 +208,13 @@ def busy_day(at: datetime) -> dict[str, Any]:
     Market.objects.filter(pk=due.pk).update(end_date=at - timedelta(hours=5))
     settled = _settled(people, at)
     payouts = list(Transaction.objects.filter(settlement__market=settled, destination="mpesa").order_by("pk"))
-    paid(payouts[0], at - timedelta(minutes=55), "SKG7ABC111", 4)
-    paid(payouts[1], at - timedelta(minutes=54), "SKG7ABC222", 7)
-    paid(payouts[2], at - timedelta(minutes=53), "SKG7ABC333", 21)
-    not_registered(payouts[3], at - timedelta(minutes=50))
-    in_doubt(payouts[4], at - timedelta(minutes=12))
+    pay(payouts[0], at - timedelta(minutes=55), "SKG7ABC111", 4)
+    pay(payouts[1], at - timedelta(minutes=54), "SKG7ABC222", 7)
+    pay(payouts[2], at - timedelta(minutes=53), "SKG7ABC333", 21)
+    send_to_unregistered_phone(payouts[3], at - timedelta(minutes=50))
+    send_and_time_out(payouts[4], at - timedelta(minutes=12))
     held = held_in_doubt(60_000, at)
-    refused(builders.payout(410, at=at - timedelta(hours=3)), at - timedelta(hours=3))
+    send_and_refuse(builders.payout(410, at=at - timedelta(hours=3)), at - timedelta(hours=3))
     with transaction.atomic():
         breakers.trip(
             breakers.Cause.NO_FLOAT,

@@ -85,7 +85,7 @@ def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Ope
     at = timezone.now()
     first, second = builders.payout(285, at=at), builders.payout(410, at=at)
     for payout in (first, second):
-        console_scenes.not_registered(payout, at)
+        console_scenes.send_to_unregistered_phone(payout, at)
     screen = opened()
 
     # when: the first login leads to the set-up of an app
@@ -151,7 +151,7 @@ def test_market_page_follows_a_settlement_to_its_end_without_a_click(opened: Ope
     builders.settle(market, at=timezone.now())
     page.wait_for_selector("text=3 of 3")
     for place, payout in enumerate(Transaction.objects.filter(settlement__market=market)):
-        console_scenes.paid(payout, timezone.now(), f"SKG7ABC00{place}", after=0)
+        console_scenes.pay(payout, timezone.now(), f"SKG7ABC00{place}", after=0)
     page.wait_for_selector("text=Every payout is finished")
     # The end of the settlement allows other actions, so the page has reloaded itself.
     page.get_by_role("link", name="Certificate").wait_for()
@@ -251,7 +251,7 @@ def test_page_shows_a_workers_figures_without_a_click(
 
 def test_dispute_is_answered_and_upheld(opened: Opened) -> None:
     scene = console_scenes.to_decide(timezone.now())
-    console_scenes.refused(scene["dispute"].transaction, timezone.now())
+    console_scenes.send_and_refuse(scene["dispute"].transaction, timezone.now())
     screen = opened()
     screen.log_in_as(console_scenes.staff("support"))
     page = screen.go("/admin/")
@@ -271,7 +271,7 @@ def test_dispute_is_answered_and_upheld(opened: Opened) -> None:
 
 
 def test_payouts_in_doubt_are_read_and_sending_is_stopped_by_keyboard(opened: Opened) -> None:
-    console_scenes.in_doubt(builders.payout(285, at=timezone.now()), timezone.now())
+    console_scenes.send_and_time_out(builders.payout(285, at=timezone.now()), timezone.now())
     screen = opened()
     screen.log_in_as(console_scenes.staff("operator"))
     page = screen.go("/admin/in-doubt/")

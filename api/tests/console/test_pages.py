@@ -224,7 +224,7 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
             [(builders.member(), "Yes", 100 + place) for place in range(number)], fee_pct=0
         )
         for payout in Transaction.objects.filter(settlement__market=market, destination="mpesa"):
-            console_scenes.in_doubt(payout, at)
+            console_scenes.send_and_time_out(payout, at)
             break
 
     def counted() -> tuple[dict[str, int], dict[str, int]]:

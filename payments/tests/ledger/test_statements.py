@@ -29,7 +29,7 @@ def test_statement_runs_back_from_todays_balance_across_pages(
 
 
 def test_account_that_grows_by_debit_is_read_from_its_side(db: None, at: datetime) -> None:
-    console_scenes.paid(payout(300, at=at), at, "SKG7ABC001")
+    console_scenes.pay(payout(300, at=at), at, "SKG7ABC001")
     charges = LedgerAccount.objects.get(code="charge_expense")
     (line,) = statements.statement(charges).lines
     assert line.change == line.balance == journal.balance("charge_expense") > 0

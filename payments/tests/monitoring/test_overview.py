@@ -29,9 +29,9 @@ def test_empty_database_has_no_work_and_no_figures(db: None, at: datetime) -> No
 
 def test_payouts_are_counted_by_state_and_unpaid_ones_are_due(db: None, at: datetime) -> None:
     payout(100, at=at)
-    console_scenes.refused(payout(200, at=at), at)
-    console_scenes.in_doubt(payout(400, at=at), at)
-    console_scenes.paid(payout(800, at=at), at, "SKG7ABC001")
+    console_scenes.send_and_refuse(payout(200, at=at), at)
+    console_scenes.send_and_time_out(payout(400, at=at), at)
+    console_scenes.pay(payout(800, at=at), at, "SKG7ABC001")
     held = console_scenes.held_in_doubt(1_600, at)
     now = overview.now(at=at)
     assert now.pending == overview.Total(1, Decimal(100))
@@ -56,7 +56,7 @@ def test_payouts_are_counted_by_state_and_unpaid_ones_are_due(db: None, at: date
     ],
 )
 def test_money_in_doubt_is_in_exactly_one_age_bucket(db: None, at: datetime, age: timedelta, bucket: int) -> None:
-    console_scenes.in_doubt(payout(400, at=at), at)
+    console_scenes.send_and_time_out(payout(400, at=at), at)
     Attempt.objects.update(first_sent_at=at - age)
     counts = [bucket.count for bucket in overview.now(at=at).in_doubt_ages]
     assert counts == [int(place == bucket) for place in range(5)]
@@ -70,11 +70,11 @@ def test_markets_past_their_end_wait_to_be_resolved(db: None, at: datetime) -> N
 
 def test_figures_by_hour_and_by_day_have_no_gaps(db: None, at: datetime) -> None:
     # given: paid after 4 and 8 seconds, one failed, one paid long ago
-    console_scenes.paid(payout(100, at=at), at, "SKG7ABC001", after=4)
-    console_scenes.paid(payout(200, at=at), at, "SKG7ABC002", after=8)
-    console_scenes.refused(payout(400, at=at), at)
+    console_scenes.pay(payout(100, at=at), at, "SKG7ABC001", after=4)
+    console_scenes.pay(payout(200, at=at), at, "SKG7ABC002", after=8)
+    console_scenes.send_and_refuse(payout(400, at=at), at)
     old = at - timedelta(days=10)
-    console_scenes.paid(payout(800, at=old), old, "SKG7ABC003", after=2)
+    console_scenes.pay(payout(800, at=old), old, "SKG7ABC003", after=2)
 
     # when
     overview.measure(at=at + timedelta(minutes=1))
@@ -95,7 +95,7 @@ def test_figures_by_hour_and_by_day_have_no_gaps(db: None, at: datetime) -> None
 
 def test_redirected_payout_does_not_count_as_paid_over_mpesa(db: None, at: datetime) -> None:
     redirected = payout(400, at=at)
-    console_scenes.refused(redirected, at)
+    console_scenes.send_and_refuse(redirected, at)
     actions.redirect_to_wallet(transaction_id=redirected.pk, by=console_scenes.ACTOR, at=at)
     overview.measure(at=at)
     figures = overview.figures()

@@ -1,4 +1,4 @@
-"""Pools, curve and progress of a market."""
+"""Figures of the market page: pools, curve and progress."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -44,7 +44,7 @@ def test_progress_counts_bets_and_payouts_and_estimates_the_end(db: None, at: da
     assert (begun.bets, begun.bets_done, begun.finished) == (4, 0, False)
     settle(made, at=at)
     one, *_ = Transaction.objects.filter(settlement__market=made).order_by("pk")
-    console_scenes.paid(one, at, "SKG7ABC001", after=10)
+    console_scenes.pay(one, at, "SKG7ABC001", after=10)
     under_way = market_overview.progress(made, at=at + timedelta(seconds=20))
     assert under_way is not None
     assert (under_way.bets_done, under_way.count, under_way.amount) == (4, 4, Decimal(406))
@@ -52,7 +52,7 @@ def test_progress_counts_bets_and_payouts_and_estimates_the_end(db: None, at: da
     assert under_way.by_state["pending"][1] == 3
     assert (under_way.per_minute, under_way.ends_at) == (1, at + timedelta(seconds=20, minutes=3))
     for place, rest in enumerate(Transaction.objects.filter(settlement__market=made, status="PENDING")):
-        console_scenes.paid(rest, at, f"SKG7ABC1{place}")
+        console_scenes.pay(rest, at, f"SKG7ABC1{place}")
     done = market_overview.progress(made, at=at + timedelta(hours=1))
     assert done is not None
     assert done.finished

@@ -15,7 +15,7 @@ def disputed(amount: int = 285) -> tuple[Transaction, Dispute]:
     """Open a dispute about a failed payout. Return the payout and the dispute."""
     at = timezone.now()
     payout = builders.payout(amount, at=at)
-    console_scenes.refused(payout, at)
+    console_scenes.send_and_refuse(payout, at)
     dispute = disputes.open_about_transaction(
         user_id=payout.user_id,
         transaction_id=payout.public_id,

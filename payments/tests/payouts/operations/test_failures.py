@@ -24,8 +24,8 @@ BY = audit.Actor(user_id=None, source="test")
 
 def test_failures_are_grouped_by_code_with_words_and_advice(db: None, at: datetime) -> None:
     for amount in (100, 200):
-        console_scenes.not_registered(payout(amount, at=at), at)
-    console_scenes.refused(payout(400, at=at), at)
+        console_scenes.send_to_unregistered_phone(payout(amount, at=at), at)
+    console_scenes.send_and_refuse(payout(400, at=at), at)
     first, second = failures.reasons()
     assert (first.code, first.count, first.amount) == ("2040", 2, Decimal(300))
     assert first.words == "The number is not a registered M-Pesa customer."
@@ -45,9 +45,9 @@ def test_every_code_has_words_and_advice(code: str, helps: bool) -> None:
 def test_plan_previews_a_bulk_retry_and_changes_nothing(db: None, at: datetime) -> None:
     # given: one payout to retry, one that a message reports as paid, one with another code
     free, reported, other = payout(100, at=at), payout(200, at=at), payout(400, at=at)
-    console_scenes.not_registered(free, at)
-    console_scenes.not_registered(reported, at)
-    console_scenes.refused(other, at)
+    console_scenes.send_to_unregistered_phone(free, at)
+    console_scenes.send_to_unregistered_phone(reported, at)
+    console_scenes.send_and_refuse(other, at)
     Attempt.objects.filter(transaction=reported).update(next_query_at=at)
 
     # when
@@ -66,7 +66,7 @@ def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, m
     monkeypatch.setattr(failures, "AT_ONCE", 2)
     payouts = [payout(100, at=at) for _ in range(3)]
     for failed in payouts:
-        console_scenes.refused(failed, at)
+        console_scenes.send_and_refuse(failed, at)
     plan = failures.plan(failures.chosen())
     assert (plan.transaction_ids, plan.amount, plan.beyond) == ([failed.pk for failed in payouts[:2]], Decimal(200), 1)
 
@@ -74,7 +74,7 @@ def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, m
 def test_bulk_retry_skips_payouts_changed_since_the_preview(db: None, at: datetime) -> None:
     first, second = payout(100, at=at), payout(200, at=at)
     for failed in (first, second):
-        console_scenes.refused(failed, at)
+        console_scenes.send_and_refuse(failed, at)
     Attempt.objects.filter(transaction=second).update(next_query_at=at)
     outcome = failures.retry_each(transaction_ids=[first.pk, second.pk, 10**9], by=BY, at=at)
     assert outcome.retried == [first.pk]

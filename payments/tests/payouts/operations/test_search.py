@@ -15,7 +15,7 @@ def test_payout_is_found_by_phone_receipt_reference_market_and_number(db: None, 
     # given
     user = member(phone_number="0712345678")
     payout, other = builders.payout(285, user=user, at=at), builders.payout(300, at=at)
-    console_scenes.paid(payout, at, "SKG7ABC001")
+    console_scenes.pay(payout, at, "SKG7ABC001")
 
     # when, then
     for typed in (
@@ -37,8 +37,8 @@ def test_payout_is_found_by_phone_receipt_reference_market_and_number(db: None, 
 
 def test_payouts_are_filtered_by_state_and_code(db: None, at: datetime) -> None:
     pending, failed, doubtful = builders.payout(100, at=at), builders.payout(200, at=at), builders.payout(300, at=at)
-    console_scenes.not_registered(failed, at)
-    console_scenes.in_doubt(doubtful, at)
+    console_scenes.send_to_unregistered_phone(failed, at)
+    console_scenes.send_and_time_out(doubtful, at)
     assert found_by(state="pending") == {pending.pk}
     assert found_by(state="failed") == found_by(code="2040") == {failed.pk}
     assert found_by(state="in_doubt") == found_by(state="processing") == {doubtful.pk}

@@ -19,7 +19,7 @@ def titles(payout: Transaction) -> list[str]:
 
 def test_timeline_lists_every_event_in_order(db: None, at: datetime) -> None:
     payout = builders.payout(285, at=at)
-    console_scenes.not_registered(payout, at + timedelta(seconds=1))
+    console_scenes.send_to_unregistered_phone(payout, at + timedelta(seconds=1))
     assert titles(payout) == [
         "Payout created",
         "Transfer of KES 285.00: pool:1 → payable".replace("pool:1", f"pool:{payout.settlement.market_id}"),
@@ -50,9 +50,9 @@ def test_timeline_shows_that_mpesa_already_has_the_request(db: None, at: datetim
 
 def test_allowed_actions_depend_on_where_the_money_is(db: None, at: datetime) -> None:
     pending, failed, doubtful, paid = (builders.payout(amount, at=at) for amount in (100, 200, 300, 400))
-    console_scenes.refused(failed, at)
-    console_scenes.in_doubt(doubtful, at)
-    console_scenes.paid(paid, at, "SKG7ABC001")
+    console_scenes.send_and_refuse(failed, at)
+    console_scenes.send_and_time_out(doubtful, at)
+    console_scenes.pay(paid, at, "SKG7ABC001")
     held = console_scenes.held_in_doubt(500, at)
 
     def actions(payout: Transaction) -> set[str]:
@@ -79,9 +79,9 @@ def test_allowed_actions_depend_on_where_the_money_is(db: None, at: datetime) ->
 def test_timeline_explains_where_the_money_is(db: None, at: datetime, status: str, words: str) -> None:
     payout = builders.payout(285, at=at)
     if status == "paid":
-        console_scenes.paid(payout, at, "SKG7ABC001")
+        console_scenes.pay(payout, at, "SKG7ABC001")
     elif status == "doubt":
-        console_scenes.in_doubt(payout, at)
+        console_scenes.send_and_time_out(payout, at)
     elif status == "sent":
         payout_steps.sent(payout, at=at)
     shown = timeline.of_payout(payout.pk)
