@@ -1,10 +1,10 @@
-"""Command line of the bench: `python -m bench` compares costs with their floors and writes docs/bench.md.
+"""Command line of the bench, `python -m bench`, which writes docs/bench.md.
 
-Each part runs in its own process, on an empty database of a PostgreSQL that is as durable as in production.
-BENCH=full also measures the long parts, with a million bets. --only NAME runs one part and does not write docs/.
-With --save as well, the part's new figures replace its old figures in docs/bench.json, and the page is written again.
-On another machine only the ratios are valid. The exit status is 1 if a part ended without figures, or if a figure
-missed the limit that it must reach.
+The bench compares our costs with floors. Each part runs in its own process, on an empty database of a PostgreSQL that
+is as durable as in production. BENCH=full also measures the long parts, with a million bets. --only NAME runs one part
+and does not write docs/. With --save as well, the part's new figures replace its old figures in docs/bench.json, and
+the page is written again. On another machine only the ratios are valid. The exit status is 1 if a part ended without
+figures, or if a figure missed the limit that it must reach.
 """
 
 import argparse

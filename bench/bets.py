@@ -1,4 +1,4 @@
-"""Bets on one hot market, to show that members who bet at the same time do not wait for each other."""
+"""Bets on one hot market: members who bet at once do not wait."""
 
 import argparse
 import statistics

@@ -1,4 +1,4 @@
-"""Burst of a hundred markets, resolved at once by a hundred threads over HTTP and settled by one worker."""
+"""Burst of a hundred markets, resolved at once over HTTP and settled by one worker."""
 
 import argparse
 import os

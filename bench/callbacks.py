@@ -1,4 +1,4 @@
-"""Cost of the callback view compared with an empty view, and stored callbacks applied a second."""
+"""Cost of the callback view, and the rate at which stored callbacks are applied."""
 
 import argparse
 import json

@@ -1,8 +1,9 @@
-"""Server time and number of queries of each console page, with a million bets and 300,000 transactions.
+"""Server time and queries of each console page, on a large database.
 
-`python -m bench.console [--full]` runs on the database that `python -m bench` made. The console's URL patterns give
-the list of pages. If this module has no example address for a page, it stops and reports no figures. Caches are
-emptied before each visit, so every visit is like a first visit. A streamed file is timed until its first piece.
+The database has up to a million bets and 300,000 transactions. `python -m bench.console [--full]` runs on the database
+that `python -m bench` made. The console's URL patterns give the list of pages. If this module has no example address
+for a page, it stops and reports no figures. Caches are emptied before each visit, so every visit is like a first visit.
+A streamed file is timed until its first piece.
 """
 
 import argparse
@@ -263,7 +264,7 @@ def _logged_in(superuser: Any) -> Any:
 def _visit(client: Any, address: str, *, with_cache: bool = False) -> Cost | None:
     """Visit an address, and return its cost.
 
-    Returns None if even a superuser may not open it, such as the add page of a table that only our code writes.
+    Returns None if even a superuser may not open it. An example is the add page of a table that only our code writes.
     """
     from django.core.cache import cache
     from django.db import connection

@@ -1,4 +1,4 @@
-"""Figures of the bench: rows that compare our code with a floor, and points for the plots."""
+"""Figures of the bench: rows that compare our code with floors, and plots."""
 
 import json
 import statistics
@@ -13,8 +13,8 @@ class Row:
     """A quantity: our value, the floor of the same run, the ratio of the two, and the limits.
 
     `target` is the number of the target (S1, D2, …); it is empty for a figure without a target. `must` is the limit
-    that our value has to reach, and `stretch` is a stricter goal; both are texts. `met` and `stretched` are True if
-    our value reaches the limit and the goal, and None if there is no limit or no goal. `how_far` is a remark: the
+    that our value has to reach, and `stretch` is a stricter goal; both are texts. `met` and `stretched` tell if
+    our value reaches the limit and the goal. None means that there is no limit or no goal. `how_far` is a remark: the
     distance to the goal, or the reason for the figure.
     """
 

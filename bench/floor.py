@@ -1,8 +1,8 @@
-"""Floor of a settlement: the cheapest way to write the same rows, by COPY from files.
+"""Floor of a settlement: the cheapest way to write the same rows.
 
 Each table has an empty copy with the same columns, checks, indexes and foreign keys, but without triggers. First the
-rows of a settlement are written to files. Then one transaction is measured: it sums the market's bets, reads the files
-into the empty copies with a server-side COPY, and updates all winners' balances in one UPDATE.
+rows of a settlement are written to files. Then one transaction is measured. It sums the market's bets, and reads the
+files into the empty copies with a server-side COPY. It updates all winners' balances in one UPDATE.
 """
 
 import time

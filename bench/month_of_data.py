@@ -1,4 +1,4 @@
-"""Month of test data for the bench: a million bets, 300,000 transactions, and rows of every kind.
+"""Month of test data: a million bets, 300,000 transactions, and rows of every kind.
 
 The project's own service settles the markets. The requests, callbacks, questions and transfers of the payouts are then
 written in bulk, with the triggers disabled. The invariants are checked afterwards, so the books balance.
@@ -113,7 +113,7 @@ def _settle(market_id: int, policy: Policy) -> None:
 
 
 def _book_stakes() -> None:
-    """Book the stakes that `population.make` does not book, which are those on the other markets."""
+    """Book each stake that is not booked yet. `population.make` does not book stakes on its `others` markets."""
     run_sql(
         population.superuser_url(),
         """

@@ -1,4 +1,4 @@
-"""Population of the bench: members, markets and bets by the million, in the state that the services would leave.
+"""Members, markets and bets by the million, as the services would leave them.
 
 The rows are written in bulk with the triggers disabled, because the triggers would change nothing. Stakes on the twin
 markets (see Population) are booked, each member has a wallet account, and all markets are OPEN. All later work, which

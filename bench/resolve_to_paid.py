@@ -1,6 +1,6 @@
-"""Time from the resolution of a market to its payments, with real processes and the simulator.
+"""Time from the resolution of a market to its payments, with real processes.
 
-The simulator answers a request after 0.3 s, and posts its result 0.3 s later.
+The simulator of M-Pesa answers a request after 0.3 s, and posts its result 0.3 s later.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Cost of sending payouts: the dispatcher compared with bare clients that send the same requests without books.
+"""Cost of sending payouts: the dispatcher compared with bare clients without books.
 
 A stub on loopback answers after a latency and remembers the time of each request. A rate counts only the requests
 that arrive after the first wave, because the first wave only fills the free slots.

@@ -1,7 +1,8 @@
-"""PostgreSQL and Redis of the bench, as durable and with as much memory as in production.
+"""PostgreSQL and Redis of the bench, set up as in production.
 
-The programs are the same that serve the checkout, with a separate state directory in `.kasoko/bench`. Each part gets
-an empty, migrated database there. PostgreSQL runs with the settings that docs/scale.md recommends.
+They are as durable and have as much memory as in production. The programs are the same that serve the checkout, with a
+separate state directory in `.kasoko/bench`. Each part gets an empty, migrated database there. PostgreSQL runs with the
+settings that docs/scale.md recommends.
 """
 
 import json

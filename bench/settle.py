@@ -1,7 +1,8 @@
-"""Cost of settling 1,000 to 1,000,000 bets, compared with the cheapest way to write the same rows.
+"""Cost of settling 1,000 to 1,000,000 bets, compared with a floor.
 
-`python -m bench.settle [--full]` runs on the database that `python -m bench` made. Twin markets have the same bets in
-the same order. Each run settles a fresh twin in its own process. All twins must give every member the same amounts.
+The floor is the cheapest way to write the same rows. `python -m bench.settle [--full]` runs on the database that
+`python -m bench` made. Twin markets have the same bets in the same order. Each run settles a fresh twin in its own
+process. All twins must give every member the same amounts.
 """
 
 import argparse
@@ -41,7 +42,10 @@ CREATE TRIGGER transfer_is_timed AFTER INSERT ON payments_transfer
 
 
 def main(*, full: bool) -> None:
-    """Measure every size. Settle the largest also beside bettors and with kills of its worker. Report the rows."""
+    """Measure every size, and report the rows.
+
+    The largest size is also settled while others bet, and while its worker is killed.
+    """
     directory = server_directory(os.environ["KASOKO_BENCH_ROOT_URL"])
     floor.make_copies()
     with connection.cursor() as cursor:

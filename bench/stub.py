@@ -1,4 +1,4 @@
-"""Stub of M-Pesa for the bench, which answers B2C requests cheaply and remembers the time of each.
+"""Stub of M-Pesa that answers B2C requests cheaply and remembers their times.
 
 `python -m bench.stub` serves hand-written HTTP/1.1 on asyncio. It runs in a separate process, so that its work is not
 measured. It listens on loopback only. GET /told returns [[seconds, id], …], one pair for each payment since the last

@@ -21,7 +21,7 @@ _phones = itertools.count(254_700_000_000 + os.getpid() % 1000 * 50_000)
 
 
 def members(count: int, balance: Decimal = Decimal(0)) -> list[CustomUser]:
-    """Make `count` members, each with `balance` shillings. A trigger books them from the opening account."""
+    """Make `count` members, each with `balance` shillings, which a trigger books from the opening account."""
     return CustomUser.objects.bulk_create(
         [
             CustomUser(phone_number=str(next(_phones)), full_name="Member", password="!", balance=balance)  # noqa: S106

@@ -3,7 +3,7 @@
 The bodies are raw bytes, JSON of any shape, and genuine messages with changed fields. They are posted to unknown
 tokens, to tokens that M-Pesa was given, and to the plain path. Each passes URLs, middleware, view and PostgreSQL; only
 the socket is left out. One genuine message is repeated 200 times. Every forgery names an id, an amount and a phone that
-are not ours, so a few changed fields cannot make it genuine.
+are not ours. A few changed fields cannot make it genuine.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Report of the bench: a page with limits and plots, made from the figures that a part reports."""
+"""Report of the bench: the page and the plots of reported figures."""
 
 from pathlib import Path
 

@@ -71,7 +71,7 @@ def run_seeds(
 def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Plant each bug, and yield the first seed that finds it and the share of the first seeds that find it.
 
-    The first seed counts only if the judge or PostgreSQL reported a broken rule, and if the same seed breaks no rule
+    A seed finds a bug if the judge or PostgreSQL reports a broken rule. The first seed counts only if it breaks no rule
     without the bug.
     """
     for name in names:
@@ -134,9 +134,8 @@ def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, 
 
 def report_bugs(rows: Iterable[dict[str, Any]]) -> int:
     """Print the table of planted bugs, and return 1 if no seed finds one of the bugs."""
-    print(
-        f"| Guard switched off | Rule | First seed | Share of {SHARE_OF} seeds | Rule reported as broken |\n|---|---|---|---|---|"
-    )
+    print(f"| Guard switched off | Rule | First seed | Share of {SHARE_OF} seeds | Rule reported as broken |")
+    print("|---|---|---|---|---|")
     missed = 0
     for row in rows:
         first = row["first"]

@@ -1,8 +1,8 @@
-"""Conformance of the services with the pure machine, after each of a random sequence of events.
+"""Conformance of the services with the pure machine, after each random event.
 
-It compares each payout's status and due time, each attempt's state and times, the answer to each question, and the
-balances of the ledger. The events need not be plausible: M-Pesa may report anything, in any order, from any address.
-If the services and the machine disagree, one of the two breaks rule D3, D4 or D6.
+It compares each payout's status and due time, and each attempt's state and times. It also compares the answer to each
+question and the balances of the ledger. The events need not be plausible: M-Pesa may report anything, in any order,
+from any address. If the services and the machine disagree, one of the two breaks rule D3, D4 or D6.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Judge of the simulated world: the rules about our books and M-Pesa's book after every step."""
+"""Judge of the simulated world: rules about our books and M-Pesa's book."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""People of the simulated world: an operator who acts on payouts, and a forger of callbacks."""
+"""People of the simulated world: an operator and a forger of callbacks."""
 
 from datetime import timedelta
 

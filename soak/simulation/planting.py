@@ -1,7 +1,8 @@
-"""Planted bugs: each switches off one guard for one run, and the simulation must report a broken rule.
+"""Planted bugs: each switches off one guard for one run of the simulation.
 
 For one run, a planted bug replaces the real code with code that lacks the guard. If PostgreSQL enforces the same rule,
-the bug disables that guard of PostgreSQL too. The rollback at the end of the run restores it.
+the bug disables that guard of PostgreSQL too. The rollback at the end of the run restores that guard. The simulation
+must report a broken rule.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def instead_of(owner: Any, name: str, other: Any) -> Iterator[None]:
 
 
 def disable_guards(*statements: str) -> None:
-    """Run these statements, which disable guards in the database. The rollback of the transaction restores them."""
+    """Run these statements, which disable guards in the database. A rollback restores the guards."""
     with connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)

@@ -1,8 +1,8 @@
-"""Scripted M-Pesa in memory, with a book of its payments and a rate for each fault.
+"""Scripted M-Pesa in memory, with a book of payments and rates of faults.
 
-It runs on the virtual clock. It shares no code with the simulator that speaks HTTP (payments/mpesa/simulator), so an
-error in one of the two does not repeat in the other. It replaces the gateway: it returns the same values and raises
-the same errors. Subclasses write the messages that it posts.
+It runs on the virtual clock. It shares no code with payments/mpesa/simulator, which speaks HTTP. An error in one of the
+two therefore does not repeat in the other. It replaces the gateway: it returns the same values and raises the same
+errors. Subclasses write the messages that it posts.
 Units: whole shillings.
 """
 
@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 
 from payments.mpesa import client, gateway_errors
 
-# M-Pesa does not publish for what time it remembers an id. We assume a time longer than the resend horizon and all our
+# M-Pesa does not publish how long it remembers an id. We assume a time longer than the resend horizon and all our
 # delays.
 REMEMBERS = timedelta(minutes=45)
 RATES = {
@@ -113,7 +113,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         self.false_sources: dict[str, str] = {}
         # Ids for which a result that reports a payment reached us.
         self.told: set[str] = set()
-        # Every request that we made. The forger knows them, because our log could leak them.
+        # Every request that we made. The forger knows these requests, because our log could leak them.
         self.seen: list[Request[ResultAddress]] = []
         self.struck: Counter[str] = Counter()
 

@@ -9,7 +9,7 @@ from typing import Literal
 class Violation:
     """A broken rule: its name, the evidence, and the number of the step after which it was broken.
 
-    `found_by` names the finder: "judge" if the judge found it, "database" if PostgreSQL refused a statement, and
+    `found_by` is "judge" if the judge found the broken rule, and "database" if PostgreSQL refused a statement. It is
     "crash" if the code raised any other exception.
     """
 

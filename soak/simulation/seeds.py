@@ -1,4 +1,4 @@
-"""Seeds of the simulation: new seeds for each commit, and past seeds that found an error."""
+"""Seeds of the simulation: new seeds for each commit, and past seeds."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Workers and beat of the simulated world, which run the project's tasks one step at a time."""
+"""Workers and beat of the simulated world, one step at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterator

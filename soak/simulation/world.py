@@ -1,10 +1,10 @@
-"""Simulated world of one seed: the real services on PostgreSQL, a virtual clock, a scripted M-Pesa.
+"""Simulated world of one seed, around the real services on PostgreSQL.
 
-The whole run is one database transaction, which is rolled back at the end. Each transaction of a service is a savepoint
-of it, so a crash loses all changes that were not committed. The seed decides every fault, every order and every crash.
-After each step every invariant of the money is checked, in SQL and against M-Pesa's book. After some time the faults
-stop, and everything must become final. A seed always gives the same trace. The database draws ids and references at
-random, so the trace calls the payouts p1, p2, ….
+The clock is virtual, and M-Pesa is scripted. The whole run is one database transaction, which is rolled back at the
+end. Each transaction of a service is a savepoint of it, so a crash loses all changes that were not committed. The seed
+decides every fault, every order and every crash. After each step every invariant of the money is checked, in SQL and
+against M-Pesa's book. After some time the faults stop, and everything must become final. A seed always gives the same
+trace. The database draws ids and references at random, so the trace calls the payouts p1, p2, ….
 """
 
 import logging

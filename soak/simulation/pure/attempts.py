@@ -1,4 +1,4 @@
-"""Attempts of the pure payout machine: changes of state of requests and payouts, with the transfers.
+"""Attempts of the pure payout machine: changes of state, with their transfers.
 
 Units: whole shillings.
 """

@@ -1,4 +1,4 @@
-"""Planted bugs of the pure machine: each is a machine or a world that lacks one guard.
+"""Planted bugs of the pure machine: machines or worlds that lack one guard.
 
 The judge of the pure world must report a broken rule for each bug.
 """

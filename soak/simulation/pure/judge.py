@@ -1,4 +1,4 @@
-"""Judge of the pure world: the rules about our book and M-Pesa's book after every step."""
+"""Judge of the pure world: rules about our book and M-Pesa's book."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Pure payout machine: the rules of payouts written a second time, in memory, without database and services.
+"""Pure payout machine: the rules of payouts written a second time, in memory.
 
 Each method is one transaction of the real system. A transaction happens completely or not at all, so a crash can only
 happen between two methods. The machine holds the same rows as PostgreSQL. It sends nothing: `claim` and `resends`
@@ -127,7 +127,7 @@ class Machine(Attempts):
     def ask(self, *, at: datetime, limit: int) -> list[Question]:
         """Record the due questions, and return them.
 
-        A payout becomes HELD, for a person to decide, if its request is still open `review_after` its first POST.
+        A payout becomes HELD, for a person to decide, if its request is open for `review_after` since its first POST.
         """
         due = [a for a in self._attempts() if a.ask_at is not None and a.ask_at <= at and a.state in ASKABLE]
         questions = []

@@ -1,4 +1,4 @@
-"""People of the pure world: an operator, two people who decide held payouts, and a forger."""
+"""People of the pure world: an operator, two deciding people, and a forger."""
 
 from datetime import timedelta
 

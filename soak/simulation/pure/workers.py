@@ -1,4 +1,4 @@
-"""Workers, beat and web process of the pure world, which do one transaction at a time."""
+"""Workers, beat and web process of the pure world."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta

@@ -1,10 +1,10 @@
-"""Simulated world of one seed around the pure machine: a scripted M-Pesa, a virtual clock, no database.
+"""Simulated world of one seed around the pure machine, without a database.
 
-The seed decides every fault, every order and every crash. A worker may die before each step of a task. A step is one
-transaction, so a crash loses all changes that were not committed. After each step the payouts that may have changed
-are checked against our book and M-Pesa's book. After some time the faults stop. Then an operator retries failed
-payouts, and two people decide held payouts by M-Pesa's statement. A payout that M-Pesa cannot pay goes to the wallet.
-In the end every payout must be COMPLETED.
+The clock is virtual, and M-Pesa is scripted. The seed decides every fault, every order and every crash. A worker may
+die before each step of a task. A step is one transaction, so a crash loses all changes that were not committed. After
+each step the payouts that may have changed are checked against our book and M-Pesa's book. After some time the faults
+stop. Then an operator retries failed payouts, and two people decide held payouts by M-Pesa's statement. A payout that
+M-Pesa cannot pay goes to the wallet. In the end every payout must be COMPLETED.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Planted bugs: some seed must find each bug by a broken rule, and not only by a crash of the planted code."""
+"""Planted bugs: a broken rule must reveal each bug, not only a crash."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Conformance of the services and the pure machine, with new sequences of events for each commit."""
+"""Conformance of services and pure machine, with new events for each commit."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The seeds of the deterministic simulation that every test run includes; `make soak` runs more seeds."""
+"""Seeds of the simulation in every test run; `make soak` runs more."""
 
 import ast
 from collections.abc import Callable

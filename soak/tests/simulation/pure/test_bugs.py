@@ -1,4 +1,4 @@
-"""Planted bugs of the pure machine: some seed must find each bug by a broken rule, not only by a crash."""
+"""Planted bugs of the pure machine: a broken rule must reveal each bug."""
 
 from datetime import datetime
 

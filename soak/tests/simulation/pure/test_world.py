@@ -1,4 +1,4 @@
-"""The seeds of the pure machine that every test run includes; `make soak` runs more seeds."""
+"""Seeds of the pure machine in every test run; `make soak` runs more."""
 
 from collections.abc import Callable
 
