@@ -144,7 +144,7 @@ class BulkGateway:
     # --- run in the loop's thread
 
     async def _open(self) -> None:
-        # Trust the same certificate authorities as `requests`, not those of the machine.
+        # Trust the certificate authorities that `requests` trusts, not those of the machine.
         connector = aiohttp.TCPConnector(
             limit=self._in_flight, ssl=ssl.create_default_context(cafile=certifi.where()), keepalive_timeout=15
         )

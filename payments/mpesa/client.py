@@ -346,7 +346,7 @@ class Gateway:
         return NotSent("auth", self._clean(answer.code), self._clean(answer.message, token))
 
     def renewed_token(self, refused: str, deadline: float) -> str:
-        """Return another access token than the one that Daraja refused. Raises: NotSent."""
+        """Return an access token other than `refused`. Raises: NotSent."""
         try:
             self._tokens.drop(refused)
         except RedisError:

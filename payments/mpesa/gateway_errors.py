@@ -15,7 +15,7 @@ class GatewayError(Exception):
     words = "Not accepted by Daraja"
 
     def __init__(self, code: str, message: str, *more: object) -> None:
-        # Exception.args holds every argument, so that a task queue can pickle the error.
+        # Exception.args must hold every argument, because a task queue pickles the error.
         super().__init__(code, message, *more)
         self.code = code
         self.message = message

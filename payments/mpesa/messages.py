@@ -120,7 +120,7 @@ def _result(root: Mapping[str, Any]) -> Result:
         parameters = read_parameters(fields.get("ResultParameters"), "ResultParameter", "Key")
     elif "resultCode" in root:
         fields = object_without_duplicates([(key[:1].upper() + key[1:], value) for key, value in root.items()])
-        # The flat shape has its parameters at the top level and sets unused ones to null.
+        # The flat shape has its parameters at the top level and sets unused parameters to null.
         scalars = {
             key: value for key, value in fields.items() if value is not None and not isinstance(value, dict | list)
         }

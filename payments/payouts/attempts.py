@@ -53,13 +53,13 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
 
 def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
     """Settle the payout's debt against the receivable of an earlier attempt that was paid after all."""
-    wallet, owes = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
+    wallet, receivable = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
     owed, borne = receivables.record_repayment(
         settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount
     )
     parts = [
         journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk),
-        journal.Entry(f"setoff:{late.pk}", wallet, owes, owed, payout.pk),
+        journal.Entry(f"setoff:{late.pk}", wallet, receivable, owed, payout.pk),
         journal.Entry(f"unwrite:{payout.pk}", wallet, journal.BAD_DEBT, borne, payout.pk),
     ]
     journal.post([part for part in parts if part.amount > 0], at=at)

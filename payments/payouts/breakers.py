@@ -148,6 +148,6 @@ def _close(which: Q, posted_at: datetime | None) -> None:
 
 
 def _locked(cause: Breaker.Cause) -> Breaker:
-    """Create the breaker's row if it is missing, and lock it."""
+    """Lock and return the breaker's row. Create the row if it is missing."""
     Breaker.objects.bulk_create([Breaker(cause=cause)], ignore_conflicts=True)
     return Breaker.objects.select_for_update(no_key=True).get(cause=cause)

@@ -120,8 +120,9 @@ def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_o
     if debt_open:
         entries = payment_entries(payout.user_id, attempt, at=at)
     else:
-        owes = journal.receivable(payout.user_id)
-        entries = [journal.Entry(f"late:{attempt.pk}", owes, journal.MPESA_UTILITY, amount, tx), *_charge(attempt, at)]
+        receivable = journal.receivable(payout.user_id)
+        late = journal.Entry(f"late:{attempt.pk}", receivable, journal.MPESA_UTILITY, amount, tx)
+        entries = [late, *_charge(attempt, at)]
         receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=amount, at=at)
     if reopen:
         entries.insert(0, journal.Entry(f"reopen:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, amount, tx))

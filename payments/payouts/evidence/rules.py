@@ -50,7 +50,7 @@ def apply_result(attempt_id: int, result: messages.Result, *, trusted: bool, at:
             return booking.pay(payout, attempt, receipt=result.receipt or "", at=at, policy=policy)
         return _record_report(attempt, result, at, PaidReport.TRUSTED if believed else PaidReport.UNTRUSTED)
     if attempt.state == State.PAID:
-        alarm.warning("Attempt %s is paid; a result with code %s came after it", attempt, result.result_code)
+        alarm.warning("Attempt %s is paid; a result with code %s came afterwards", attempt, result.result_code)
         return "still paid: a failure after proof of payment changes nothing"
     if attempt.state == State.FAILED:
         return "failed already"

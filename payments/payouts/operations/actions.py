@@ -47,8 +47,8 @@ def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout, was = put_back(transaction_id, at=at)
-        record("payout.retry", payout, was, by=by, at=at)
+        payout, before = put_back(transaction_id, at=at)
+        record("payout.retry", payout, before, by=by, at=at)
     return payout
 
 
@@ -60,7 +60,7 @@ def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[st
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
-    was = snapshot(payout)
+    before = snapshot(payout)
     payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
     payout.reason = ""
     payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
@@ -70,7 +70,7 @@ def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[st
     if last is not None:
         last.next_query_at = at
         last.save(update_fields=["next_query_at"])
-    return payout, was
+    return payout, before
 
 
 def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
@@ -80,8 +80,8 @@ def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) ->
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout, was = pay_into_wallet(transaction_id, at=at)
-        record("payout.to_wallet", payout, was, by=by, at=at)
+        payout, before = pay_into_wallet(transaction_id, at=at)
+        record("payout.to_wallet", payout, before, by=by, at=at)
     return payout
 
 
@@ -96,24 +96,24 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     payout = _owing(
         transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
     )
-    was = snapshot(payout)
+    before = snapshot(payout)
     wallet = journal.wallet(payout.user_id)
     journal.post([journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
     payout.status, payout.completed_at, payout.redirected_at = Status.COMPLETED, at, at
     payout.reason = "Paid into the wallet instead."
     payout.save(update_fields=["status", "completed_at", "redirected_at", "reason"])
-    return payout, was
+    return payout, before
 
 
 def record(
-    action: str, payout: Transaction, was: dict[str, str], *, by: audit.Actor, at: datetime, reason: str = ""
+    action: str, payout: Transaction, before: dict[str, str], *, by: audit.Actor, at: datetime, reason: str = ""
 ) -> None:
     """Record a manual action in the audit trail, as the last statement of the caller's transaction."""
     audit.record(
         action=action,
         by=by,
         subject=f"transaction:{payout.pk}",
-        before=was,
+        before=before,
         after=snapshot(payout) | {"amount": payout.amount},
         at=at,
         reason=reason,
@@ -130,10 +130,10 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
         payout = _locked(transaction_id)
         if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
             raise NotToBeHeld(f"Only a pending payout can be held. Payout {payout.pk} is {payout.status}.")
-        was = snapshot(payout)
+        before = snapshot(payout)
         payout.status, payout.reason = Status.HELD, f"Held by a person: {reason.strip()}"[:300]
         payout.save(update_fields=["status", "reason"])
-        record("payout.hold", payout, was, by=by, at=at, reason=reason)
+        record("payout.hold", payout, before, by=by, at=at, reason=reason)
     return payout
 
 
@@ -145,13 +145,13 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
-        was = snapshot(payout)
+        before = snapshot(payout)
         if payout.attempts.filter(state=Attempt.State.PAID).exists():
             raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid. It must not be paid again.")
         # A WAITING request keeps its id and is sent again with the payout. Any other open request forbids a release.
         waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
         if payout.status == Status.HELD and not waits:
-            payout, was = put_back(transaction_id, at=at)
+            payout, before = put_back(transaction_id, at=at)
         elif payout.status in (Status.HELD, Status.PENDING) and payout.destination == Transaction.Destination.MPESA:
             payout.status, payout.due_at, payout.reason = Status.PENDING, at, ""
             payout.save(update_fields=["status", "due_at", "reason"])
@@ -159,7 +159,7 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
             raise NotToBeReleased(
                 f"Only a held or pending payout can be released. Payout {payout.pk} is {payout.status}."
             )
-        record("payout.release", payout, was, by=by, at=at)
+        record("payout.release", payout, before, by=by, at=at)
     return payout
 
 

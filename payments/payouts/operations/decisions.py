@@ -174,13 +174,13 @@ def close_by_decision(
     if not grounds.strip():
         raise NotToBeDecided("State the grounds for the decision.")
     alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
-    was = actions.snapshot(payout)
+    before = actions.snapshot(payout)
     if receipt:
         booking.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
     else:
         attempts.fail(payout, attempt, code="", words=f"Decided as not paid: {grounds}", at=at, policy=policy)
     for person in dict.fromkeys(by):
         actions.record(
-            f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, was, by=person, at=at, reason=grounds
+            f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, before, by=person, at=at, reason=grounds
         )
     return payout

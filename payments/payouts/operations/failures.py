@@ -29,7 +29,7 @@ CHANGED = "the payout has changed since the preview, or a request of it may stil
 
 @dataclass(frozen=True)
 class Reason:
-    """The failed payouts of one result code, with their number and amount, the code's meaning and advice."""
+    """The failed payouts of one result code: their number and amount, the code's meaning, and advice."""
 
     code: str
     count: int
@@ -117,11 +117,11 @@ def plan(payouts: QuerySet[Transaction]) -> Plan:
         output_field=CharField(),
     )
     rows = list(payouts.annotate(blocked=blocked).order_by("pk").values_list("pk", "amount", "blocked")[: 20 * AT_ONCE])
-    free = [(pk, amount) for pk, amount, why in rows if not why]
+    free = [(pk, amount) for pk, amount, block in rows if not block]
     return Plan(
         transaction_ids=[pk for pk, _ in free[:AT_ONCE]],
         amount=sum((amount for _, amount in free[:AT_ONCE]), journal.ZERO),
-        skipped=dict(Counter(BLOCKED[why] for _, _, why in rows if why)),
+        skipped=dict(Counter(BLOCKED[block] for _, _, block in rows if block)),
         beyond=max(0, len(free) - AT_ONCE),
     )
 

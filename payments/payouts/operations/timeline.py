@@ -54,7 +54,7 @@ class Timeline:
 
 
 def of_payout(transaction_id: int) -> Timeline | None:
-    """Return the timeline of one payout, or None if there is no such transaction."""
+    """Return the timeline of one payout, or None if the transaction does not exist."""
     payout = Transaction.objects.select_related("user", "settlement__market").filter(pk=transaction_id).first()
     if payout is None:
         return None
@@ -107,7 +107,7 @@ def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt]) -> frozen
 
 
 def _explanation(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
-    """Say in plain words where the payout's money is. Return this explanation and the advice for the next step."""
+    """Return an explanation of the payout's state in plain words, and advice for the next step."""
     status = payout.status
     if status == Transaction.Status.COMPLETED and payout.destination == Transaction.Destination.WALLET:
         return "The money is in the member's wallet.", "Nothing to do."

@@ -134,7 +134,7 @@ def _take_in_rounds(
 def take_by_id(transaction_id: int, *, at: datetime) -> list[QueuedPayout]:
     """Lock and return the payout with this id if it is due. The caller checks that its settlement is released.
 
-    Locks: that Transaction (skipped if another worker holds it).
+    Locks: the Transaction (skipped if another worker holds it).
     """
     return _lock(_LOCK_BY_ID, {"at": at, "ids": [transaction_id], "already_taken": [], "per_settlement": 1})
 
