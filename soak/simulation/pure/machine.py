@@ -19,13 +19,14 @@ DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028
 DUPLICATE = frozenset(("15", "41"))
 ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_GAP = timedelta(hours=1)
-# A result that reports a payment is kept as PAID if it is trusted and complete. One status query then confirms it.
-# Any other result that reports a payment is kept as PERHAPS. Then only status queries can prove the payment.
+# A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount is
+# large, it is kept as PAID, and one status query confirms it. Otherwise it is kept as PERHAPS, and only status queries
+# can prove the payment.
 PAID, PERHAPS = "says paid", "perhaps says paid"
 
 
 def _precedence(payout: Payout) -> tuple[bool, bool, float, float]:
-    """Return the sort key of a due payout. Payouts whose request waits to be POSTed again come first, oldest first."""
+    """Return the sort key of a due payout. Payouts whose request waits for its next POST come first."""
     attempt = payout.open
     if attempt is None:
         return (True, True, 0.0, 0.0)
@@ -259,8 +260,8 @@ class Machine(Attempts):
     def apply_not_found(self, attempt: Attempt, *, at: datetime) -> None:
         """Allow the same id to be sent again within `resend_horizon`.
 
-        The id is kept because the answer "not found" does not prove a failure. The id is not sent again if a payment
-        is reported, or if M-Pesa has said that it knows the id.
+        The id is kept because the answer "not found" does not prove a failure. The id is not sent again if the kept
+        report is PAID, or if M-Pesa has said that it knows the id.
         """
         if attempt.known_at is not None or attempt.report == PAID:
             return
@@ -270,8 +271,8 @@ class Machine(Attempts):
     def weigh_failure(self, attempt: Attempt, *, at: datetime) -> None:
         """Mark a request as failed if two sources report the failure.
 
-        The sources are a result and this answer, or two answers to questions that are at least `query_gap` apart. Two
-        answers do not overrule a reported payment: the payout becomes HELD.
+        The sources are a result and this answer, or two answers to questions that are at least `query_gap` apart. If
+        the kept report is PAID, two answers do not overrule it: the payout becomes HELD.
         """
         if attempt.report in DEFINITE:
             self.fail(attempt, code=attempt.report, at=at)
