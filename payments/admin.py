@@ -1,4 +1,4 @@
-"""Read-only records of payments in the console. The console's own pages offer the actions."""
+"""Read-only records of payments in the console. Actions are on the console's other pages."""
 
 from typing import Any
 
@@ -124,7 +124,7 @@ class LedgerAccountAdmin(ReadOnlyAdmin):
 
 @admin.register(Transfer)
 class TransferAdmin(ReadOnlyAdmin):
-    # No filter by code: it would read every transfer to list the codes. A search by key uses its index.
+    # There is no filter by code, because it would read every transfer to list the codes. A search by key uses an index.
     list_display = ("key", "debit", "credit", "amount", "code", "at")
     search_fields = ("=key",)
     list_select_related = ("debit", "credit")

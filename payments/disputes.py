@@ -1,8 +1,9 @@
-"""Disputes: a member disputes a result or a payout; an operator answers, and upholds or rejects it.
+"""Disputes: members dispute results and payouts, and operators decide on the disputes.
 
-An upheld dispute promises a remedy. Paying a payout to the wallet, or making it pending again, happens in the same
-transaction. Resolving a market again takes a separate decision, to undo its settlement. A remedy that takes time is
-DUE until the books show that it is done; then `close_remedied` tells the member.
+An operator answers a dispute, and upholds or rejects it. An upheld dispute promises a remedy. A payment to the wallet,
+or a change of a payout back to PENDING, happens in the same transaction. To resolve a market again, an operator must
+separately undo its settlement. A remedy that takes time is DUE until the books show that it is done. Then
+`close_remedied` tells the member.
 Lock order: Market, Bet, Dispute, Transaction, Attempt, wallets, then the end of the audit trail.
 """
 
@@ -31,7 +32,7 @@ class DisputeNotFound(Refusal):
 
 
 class NotDisputable(Refusal):
-    """The result is not there yet, the time to dispute it is over, or a dispute of it is open."""
+    """There is no result yet, the time for a dispute is over, or a dispute is already open."""
 
 
 class DisputeMoved(Refusal):
@@ -44,7 +45,7 @@ class NoSuchRemedy(Refusal):
 
 @dataclass(frozen=True)
 class Upheld:
-    """A dispute that was upheld; `to_send` has the ids of the payouts that its remedy made pending again."""
+    """An upheld dispute. `to_send` has the ids of the payouts that its remedy made pending again."""
 
     dispute: Dispute
     to_send: tuple[int, ...]
@@ -81,7 +82,7 @@ def open_about_transaction(
 ) -> Dispute:
     """Open a member's dispute of their payout (or refund, deposit, withdrawal).
 
-    It must be within `dispute_window` of the settlement, or of the transaction if it has none.
+    Members may do so within `dispute_window` of the settlement, or of the transaction if it has no settlement.
     Locks: Transaction.
     Raises: DisputeNotFound; NotDisputable.
     """
@@ -104,7 +105,7 @@ def open_about_transaction(
 
 
 def reply(*, user_id: int, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime, policy: Policy) -> Dispute:
-    """Reply to an operator's answer, which opens the dispute again with a new deadline.
+    """Reply to an operator's answer. The reply opens the dispute again with a new deadline.
 
     Locks: Dispute.
     Raises: DisputeNotFound; DisputeMoved.
@@ -114,7 +115,7 @@ def reply(*, user_id: int, dispute_id: uuid.UUID, text: str, by: audit.Actor, at
         if dispute.state != State.ANSWERED:
             raise DisputeMoved(f"This dispute is {dispute.state}, so there is no answer to reply to.")
         before = _snapshot(dispute)
-        dispute.state, dispute.due_at = State.OPEN, at + policy.dispute_answer
+        dispute.state, dispute.due_at = State.OPEN, at + policy.dispute_answer_within
         dispute.save(update_fields=["state", "due_at"])
         _add_event(dispute, Kind.REPLIED, by=by, text=text, at=at)
         _record("dispute.reply", dispute, before, by=by, at=at)
@@ -125,7 +126,7 @@ def reply(*, user_id: int, dispute_id: uuid.UUID, text: str, by: audit.Actor, at
 
 
 def answer(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -> Dispute:
-    """Answer an open dispute; the member may reply.
+    """Answer an open dispute. The member may then reply.
 
     Locks: Dispute.
     Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute.
@@ -142,7 +143,7 @@ def answer(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
 
 
 def reject(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -> Dispute:
-    """Reject a dispute that was answered; `text` is the reason.
+    """Reject an answered dispute. `text` is the reason.
 
     Locks: Dispute.
     Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute.
@@ -159,11 +160,11 @@ def reject(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
 
 
 def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at: datetime) -> Upheld:
-    """Uphold a dispute. `pay_to_wallet` and `resend` act here, on the member's payouts that failed or are held.
+    """Uphold a dispute. The remedies `pay_to_wallet` and `resend` act now, on the payouts that failed or are held.
 
     Locks: Dispute, the Transactions by id, the wallet.
     Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute; NoSuchRemedy; actions.PayoutNotRetryable. In each
-    case nothing was decided and no money moved.
+    of these cases nothing was decided and no money moved.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN, State.ANSWERED))
@@ -191,7 +192,7 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
 
 
 def remedied(limit: int) -> list[int]:
-    """Return the ids of disputes whose remedy is DUE although the books show that it is done."""
+    """Return the ids of disputes whose remedy is still DUE, although the books show that the remedy is done."""
     due = Dispute.objects.filter(remedy_state=Dispute.RemedyState.DUE)
     return list(_done(due).order_by("pk").values_list("pk", flat=True)[:limit])
 
@@ -226,13 +227,13 @@ def queue(state: str | None = None) -> QuerySet[Dispute]:
     return (disputes.filter(state=state) if state else disputes).order_by("due_at", "pk")
 
 
-def of(user_id: int) -> QuerySet[Dispute]:
+def of_member(user_id: int) -> QuerySet[Dispute]:
     """Return a member's disputes with their history, newest first."""
     return _with_history().filter(user_id=user_id).select_related("bet", "transaction").order_by("-pk")
 
 
 def is_overdue(dispute: Dispute, *, at: datetime) -> bool:
-    """Return whether an open dispute has passed the deadline for an answer."""
+    """Return True if an open dispute has passed the deadline for an answer."""
     return dispute.state == State.OPEN and dispute.due_at < at
 
 
@@ -242,7 +243,7 @@ def _with_history() -> QuerySet[Dispute]:
 
 # --- the parts -------------------------------------------------------------------------------------------------------
 
-# A void and the scratch of an outcome are never undone.
+# Settlements by these rules are never undone.
 _FINAL = (Settlement.Rule.VOID, Settlement.Rule.SCRATCH)
 _PROMISES: dict[str, str] = {
     Remedy.RE_RESOLVE: "The market will be resolved again.",
@@ -259,17 +260,17 @@ _REMEDIED: dict[str, str] = {
 def _require_open_window(since: datetime, disputes: QuerySet[Dispute], *, at: datetime, policy: Policy) -> None:
     if at > since + policy.dispute_window:
         raise NotDisputable(
-            f"The time to dispute this is over: {policy.dispute_window.days} days after the settlement."
+            f"The time for a dispute is over: {policy.dispute_window.days} days after settlement or transaction."
         )
     if disputes.filter(state__in=Dispute.LIVE).exists():
-        raise NotDisputable("A dispute of this is open already.")
+        raise NotDisputable("You already have an open dispute of this. Wait for our decision.")
 
 
 def _open(dispute: Dispute, *, text: str, by: audit.Actor, at: datetime, policy: Policy) -> Dispute:
-    dispute.opened_at, dispute.due_at = at, at + policy.dispute_answer
+    dispute.opened_at, dispute.due_at = at, at + policy.dispute_answer_within
     dispute.save()
     event = _add_event(dispute, Kind.OPENED, by=by, text=text, at=at)
-    until = f"{policy.dispute_answer.total_seconds() / 3600:.0f} hours"
+    until = f"{policy.dispute_answer_within.total_seconds() / 3600:.0f} hours"
     _tell(dispute, event, f"We have your dispute of {_subject(dispute)}. We will answer within {until}.", at)
     _record("dispute.open", dispute, {}, by=by, at=at)
     return dispute
@@ -292,9 +293,9 @@ def _decidable(dispute_id: uuid.UUID, by: audit.Actor, states: tuple[Dispute.Sta
 
 
 def _stuck_payouts(dispute: Dispute) -> list[int]:
-    """Return the ids of the disputed payout, or of the bet's M-Pesa payouts that failed or are held.
+    """Return the id of the disputed transaction, or the ids of the bet's payouts that failed or are held.
 
-    Locks: all payouts of the bet, by id, before the first of them moves and locks the wallet.
+    Locks: all these payouts of the bet, by id. They must be locked before the first redirect locks the wallet.
     """
     if dispute.transaction_id is not None:
         return [dispute.transaction_id]
@@ -307,7 +308,7 @@ def _stuck_payouts(dispute: Dispute) -> list[int]:
 
 
 def _done(due: QuerySet[Dispute]) -> QuerySet[Dispute]:
-    """Keep the disputes whose remedy the books show as done."""
+    """Filter `due` to the disputes whose remedy is done according to the books."""
     settled_again = Settlement.objects.filter(
         market=OuterRef("settlement__market"), number__gt=OuterRef("settlement__number"), state="SETTLED"
     ).exclude(rule=Settlement.Rule.SCRATCH)

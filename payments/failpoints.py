@@ -1,7 +1,8 @@
 """Failpoints: named places in the code where a test can kill the process.
 
-A failpoint does nothing unless it is armed. A test arms its own process with `arm`. For another process it sets
-KASOKO_CRASH_AT=<name> or <name>:<n>, which kills that process with SIGKILL at the n-th hit. Production ignores it.
+A failpoint does nothing unless it is armed. A test arms its own process with `arm`. For another process the test sets
+KASOKO_CRASH_AT=<name> or KASOKO_CRASH_AT=<name>:<n>. That process is then killed with SIGKILL at the n-th hit.
+Production ignores the variable.
 """
 
 import os
@@ -33,13 +34,13 @@ _action: Callable[[str], None] | None = None
 
 
 def hit(name: str) -> None:
-    """Run the armed action at this failpoint; do nothing if none is armed."""
+    """Call the armed action with the failpoint's name. Do nothing if no action is armed."""
     if _action is not None:
         _action(name)
 
 
 def arm(action: Callable[[str], None] | None) -> None:
-    """Set the action that every later hit calls with the failpoint's name; None disarms."""
+    """Set the action that every later hit calls with the failpoint's name. None disarms all failpoints."""
     global _action
     _action = action
 

@@ -1,7 +1,8 @@
-"""Loader of the `.sql` files that stand beside their modules.
+"""Loader of the `.sql` files beside their modules.
 
-A file holds statements, each below a heading `-- name: <name>` and a comment that describes it. A statement is whole:
-no Python puts it together. So a person can run a file of plain SELECTs with `psql -f`.
+A file holds statements. Above each statement are a heading `-- name: <name>` and a comment that describes it. Python
+adds nothing to a statement except its parameters. A person can therefore run a file of SELECTs without parameters with
+`psql -f`.
 """
 
 import re
@@ -13,7 +14,7 @@ _HEADING = re.compile(r"^-- name: ([a-z0-9_]+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement without its closing semicolon; `comment` holds the comment lines below its heading."""
+    """One statement without its closing semicolon. `comment` holds the comment lines below its heading."""
 
     name: str
     comment: tuple[str, ...]
@@ -23,7 +24,7 @@ class Statement:
 def read(path: str | Path) -> dict[str, Statement]:
     """Read the statements of a `.sql` file by name, in the order of the file.
 
-    Raises: ValueError, if two statements have one name.
+    Raises: ValueError, if two statements have the same name.
     """
     _, *parts = _HEADING.split(Path(path).read_text(encoding="utf-8"))
     statements = {}

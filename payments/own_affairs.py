@@ -1,6 +1,6 @@
-"""Refusals of people who decide about their own affairs: a stake, a debt or a dispute.
+"""Refusals of decisions by staff about their own stake, debt or dispute.
 
-The caller asks while it holds the lock on the row, so the answer still holds when the decision is written.
+The caller checks while it holds the lock on the row, so the result is still true when the decision is written.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ class StakeInMarket(Refusal):
 
 
 class OwnDebt(Refusal):
-    """A person may not decide about a debt of their own."""
+    """A person may not decide about their own debt."""
 
 
 class OwnDispute(Refusal):
-    """A person may not decide about a dispute of their own."""
+    """A person may not decide about their own dispute."""
 
 
 def refuse_stakeholders(market: Market, by: audit.Actor) -> None:

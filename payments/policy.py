@@ -1,4 +1,4 @@
-"""Policy of payments as one frozen value, which edges build from the settings and pass down."""
+"""Policy of payments: one frozen value that views, tasks and commands build from the settings."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Policy:
-    """The operator's rules. `.env.example` explains each setting that they come from. Amounts are shillings."""
+    """The operator's rules. They come from settings, which `.env.example` explains. Amounts are shillings."""
 
     production: bool
     protect_stake: bool
@@ -28,18 +28,18 @@ class Policy:
     breaker_pause: timedelta = timedelta(seconds=1)
     breaker_longest_pause: timedelta = timedelta(seconds=20)
     breaker_window: int = 20
-    breaker_share: Decimal = Decimal("0.5")
+    breaker_failure_share: Decimal = Decimal("0.5")
     dispute_window: timedelta = timedelta(days=30)
-    dispute_answer: timedelta = timedelta(hours=72)
+    dispute_answer_within: timedelta = timedelta(hours=72)
     holds: tuple[tuple[Decimal, timedelta], ...] = ()
     approval_above: Decimal | None = None
 
     def hold_for(self, pool: Decimal) -> timedelta:
-        """Return how long the payouts of a settlement wait before they are sent, by its pool in shillings."""
-        return next((hold for least, hold in sorted(self.holds, reverse=True) if pool >= least), timedelta(0))
+        """Return the time for which a settlement's payouts are held, by its pool in shillings."""
+        return next((hold for minimum, hold in sorted(self.holds, reverse=True) if pool >= minimum), timedelta(0))
 
     def needs_approval(self, pool: Decimal) -> bool:
-        """Return whether a decision about a pool of this size (shillings) needs a second person."""
+        """Return True if a decision about a pool of this size (shillings) needs a second person."""
         return self.approval_above is not None and pool > self.approval_above
 
     @classmethod
@@ -64,9 +64,9 @@ class Policy:
             breaker_pause=timedelta(seconds=settings.BREAKER_PAUSE),
             breaker_longest_pause=timedelta(seconds=settings.BREAKER_LONGEST_PAUSE),
             breaker_window=settings.BREAKER_WINDOW,
-            breaker_share=settings.BREAKER_SHARE,
+            breaker_failure_share=settings.BREAKER_SHARE,
             dispute_window=timedelta(days=settings.DISPUTE_WINDOW_DAYS),
-            dispute_answer=timedelta(hours=settings.DISPUTE_ANSWER_HOURS),
-            holds=tuple((least, timedelta(minutes=minutes)) for least, minutes in settings.SETTLEMENT_HOLD_MINUTES),
+            dispute_answer_within=timedelta(hours=settings.DISPUTE_ANSWER_HOURS),
+            holds=tuple((minimum, timedelta(minutes=minutes)) for minimum, minutes in settings.SETTLEMENT_HOLD_MINUTES),
             approval_above=settings.RESOLVE_APPROVAL_ABOVE,
         )

@@ -1,7 +1,8 @@
-"""Celery tasks of payments: each reads the clock and settings, calls one service and publishes the next.
+"""Celery tasks of payments: each calls one service with the clock and the settings.
 
-A message is only a hint. If it is lost, a sweep finds the work in the database; beat runs the sweeps every few seconds.
-A repeated message does no harm. A task runs for about five seconds at most.
+A task may publish a message that starts the next task. A message is only a hint: if it is lost, a sweep finds the work
+in the database. Beat runs the sweeps every few seconds. A repeated message does no harm. A task runs for about five
+seconds at most.
 """
 
 import logging
@@ -29,7 +30,7 @@ BATCH = 500
 
 @shared_task(name="payments.settlement_tasks.settle_market")
 def settle_market(market_id: int) -> None:
-    """Settle one resolved market for a few seconds, then publish the rest of the work or the sending of its payouts."""
+    """Settle one resolved market for a few seconds. Then publish a message to continue, or to send its payouts."""
     progress = settling.settle(
         market_id=market_id,
         at=timezone.now(),
@@ -47,7 +48,7 @@ def settle_market(market_id: int) -> None:
 
 @shared_task(name="payments.settlement_tasks.undo_market")
 def undo_market(market_id: int) -> None:
-    """Continue an undo for a few seconds, then publish the rest of the work if some is left."""
+    """Continue an undo for a few seconds. If it is not complete, publish a message to continue."""
     at, keep_going = timezone.now(), paced(pacing.for_seconds(pacing.TASK_SECONDS))
     if not undo.carry_out(market_id=market_id, at=at, policy=wiring.policy(), keep_going=keep_going):
         wiring.hint(wiring.UNDO_MARKET, market_id)
@@ -106,7 +107,7 @@ def apply_stored_callbacks() -> None:
 
 @shared_task(name="payments.settlement_tasks.ask_about_doubts")
 def ask_about_doubts() -> None:
-    """Sweep: ask M-Pesa about requests that have had no proof for too long."""
+    """Sweep: ask M-Pesa about requests whose result has been unknown for too long."""
     wiring.dispatcher().ask_due(for_seconds=pacing.TASK_SECONDS)
 
 
@@ -123,7 +124,7 @@ def issue_certificates() -> None:
 
 @shared_task(name="payments.settlement_tasks.close_remedied_disputes")
 def close_remedied_disputes() -> None:
-    """Sweep: tell members that the remedy of their upheld dispute is done."""
+    """Sweep: record each finished remedy of an upheld dispute, and tell the member."""
     for dispute_id in disputes.remedied(limit=100):
         with _isolated(f"Dispute {dispute_id}"):
             disputes.close_remedied(dispute_id=dispute_id, at=timezone.now())
@@ -150,9 +151,9 @@ def finish_requests(**_: object) -> None:
 
 @contextmanager
 def _isolated(subject: str) -> Iterator[None]:
-    """Catch the failure of one item, so that the sweep continues with the others. The next sweep tries it again.
+    """Catch the failure of one item, so that the sweep continues with the other items. The next sweep tries it again.
 
-    No other place catches every exception. An unforeseen error is logged with its traceback and raises an alarm.
+    The failure is logged with its traceback and raises an alarm.
     """
     try:
         yield

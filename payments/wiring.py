@@ -1,4 +1,4 @@
-"""Wiring of the edges: objects built from settings, and messages that wake the workers."""
+"""Wiring: objects built from settings, and messages that wake the workers."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.undo import Undoing
 
 log = logging.getLogger(__name__)
-# Tasks are published by name because the modules that define them import this one.
+# Tasks are published by name, because the modules that define the tasks import this module.
 SETTLE_MARKET = "payments.settlement_tasks.settle_market"
 UNDO_MARKET = "payments.settlement_tasks.undo_market"
 SEND_B2C_PAYOUT = "payments.settlement_tasks.send_b2c_payout"
@@ -40,7 +40,7 @@ _broker_retry_at = 0.0
 
 
 def after_decision(decided: Resolved | Undoing | Withdrawn) -> None:
-    """Wake the worker that carries out a decision on a market. A withdrawal wakes it only if payouts must be undone."""
+    """Wake the worker that carries out a decision on a market. A withdrawal needs it only if payouts must be undone."""
     if isinstance(decided, Resolved):
         hint(SETTLE_MARKET, decided.market_id, task_id=decided.public_id)
     elif isinstance(decided, Undoing) or decided.undoing:
@@ -48,9 +48,9 @@ def after_decision(decided: Resolved | Undoing | Withdrawn) -> None:
 
 
 def after_retry(*transaction_ids: int) -> None:
-    """Wake the workers that send payouts again: the payouts given, or all due payouts if none is given.
+    """Wake the workers that send these payouts, or all due payouts if no id is given.
 
-    The worker that asks M-Pesa is woken first, because a payout may have a request that M-Pesa already accepted.
+    The task that asks M-Pesa about open requests comes first, because M-Pesa may already have accepted a request.
     """
     hint(ASK_ABOUT_DOUBTS)
     for transaction_id in transaction_ids:
@@ -65,7 +65,8 @@ def after_retry(*transaction_ids: int) -> None:
 def hint(task_name: str, *arguments: object, task_id: str | None = None) -> None:
     """Publish a task message if the broker answers. If it does not, a sweep does the work within half a minute.
 
-    After a failure no message is published for a few seconds, so that many hints do not each wait for a timeout.
+    After a failure no message is published for BROKER_RETRY_SECONDS. Otherwise each of many hints would wait for a
+    timeout.
     """
     global _broker_retry_at
     if time.monotonic() < _broker_retry_at:
@@ -78,7 +79,7 @@ def hint(task_name: str, *arguments: object, task_id: str | None = None) -> None
 
 
 def nudge(task_name: str) -> None:
-    """Publish a sweep, unless one that was published has not begun yet. So the queue stays short."""
+    """Publish a sweep, unless an earlier message for the same sweep is still waiting. So the queue stays short."""
     try:
         if broker().set(f"kasoko:nudged:{task_name}", 1, nx=True, ex=30):
             hint(task_name)
@@ -89,7 +90,7 @@ def nudge(task_name: str) -> None:
 class _ThrottledNudges:
     """A throttle for frequent nudges: at most one per NUDGE_INTERVAL_SECONDS, and always one after the last event.
 
-    An event waits for one interval at most, and Redis gets at most twenty nudges a second from this process.
+    A nudge is delayed by one interval at most. Redis gets at most twenty nudges a second from this process.
     """
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class _ThrottledNudges:
         self._timer: threading.Timer | None = None
 
     def nudge(self, task_name: str) -> None:
-        """Nudge the task now, or at the end of the interval if one was sent within it."""
+        """Nudge the task now. If a nudge was already sent in this interval, nudge once at the end of the interval."""
         with self._lock:
             now = time.monotonic()
             if now < self._next_at:
@@ -125,7 +126,7 @@ def after_callback() -> None:
 
 
 def sweep_began(task_name: str) -> None:
-    """Let the next nudge publish a message again, because this sweep may miss rows committed from now on."""
+    """Allow the next nudge to publish a message, because this sweep may miss rows committed from now on."""
     broker().delete(f"kasoko:nudged:{task_name}")
 
 
@@ -134,7 +135,7 @@ def sweep_began(task_name: str) -> None:
 
 @cache
 def policy() -> Policy:
-    """Return the operator's rules of payment."""
+    """Return the policy of payments."""
     return Policy.from_settings(settings)
 
 
@@ -194,5 +195,5 @@ def dispatcher() -> Dispatcher:
 
 @cache
 def dispatcher_thread() -> DispatcherThread:
-    """Return the thread of this process that runs the dispatcher."""
+    """Return this process's thread that runs the dispatcher."""
     return DispatcherThread(dispatcher)

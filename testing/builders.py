@@ -1,4 +1,4 @@
-"""Builders of test data: members, markets, bets and settlements, made by the project's own services.
+"""Builders of test data: members, markets, bets and settlements, made by the project's services.
 
 Amounts are shillings, given as text, whole numbers or Decimal.
 """
@@ -99,7 +99,7 @@ def bet(
 
 
 def orm_bet(on: Market, user: CustomUser, outcome: str = "Yes", amount: Amount = 100, *, at: datetime = AT) -> Bet:
-    """Create a bet by the ORM alone, as the guide's shell example does. Settlement books its stake from `opening`."""
+    """Create a bet by the ORM alone, as the guide's shell example does. `settle` books the stake from `opening`."""
     return Bet.objects.create(market=on, user=user, outcome=outcome, amount=Decimal(amount), placed_at=at)
 
 
@@ -116,7 +116,7 @@ def resolve(  # noqa: PLR0913 - keyword-only, and a test names only those that i
     effective_close_at: datetime | None = None,
     preview_hash: str | None = None,
 ) -> Any:
-    """Resolve a market: `outcome` wins, or JOINT or SPLIT by `weights`, or VOID. Return Resolved or Proposed."""
+    """Resolve a market: `outcome` wins, or `rule` and `weights` decide. Return Resolved or Proposed."""
     if weights is None:
         weights = {} if rule == "VOID" or outcome is None else {outcome: 100}
     return resolutions.resolve(
@@ -136,7 +136,7 @@ def resolve(  # noqa: PLR0913 - keyword-only, and a test names only those that i
 
 
 def actor(user: CustomUser | None = None) -> audit.Actor:
-    """Return the actor of a decision, at a loopback address. Without a user it is nobody in particular."""
+    """Return the actor of a decision, at a loopback address. Without a user the actor has no id."""
     return audit.Actor(user_id=user.pk if user else None, source="127.0.0.1")
 
 
@@ -180,7 +180,7 @@ def settled_market(
 def payout(
     amount: Amount = 285, *, user: CustomUser | None = None, at: datetime = AT, policy: Policy = _POLICY
 ) -> Transaction:
-    """Create a PENDING M-Pesa payout of whole shillings, at most the largest payment, due at `at`."""
+    """Create a PENDING M-Pesa payout, due at `at`. The amount is whole shillings, at most one M-Pesa payment."""
     user = user or member()
     settled = settled_market([(user, "Yes", amount)], fee_pct=0, at=at, policy=policy)
     return Transaction.objects.get(settlement__market=settled, destination=Transaction.Destination.MPESA)
@@ -205,7 +205,7 @@ def transfers(**having: Any) -> list[tuple[str, str, str, Decimal]]:
 
 
 def money_snapshot() -> dict[str, Any]:
-    """Return counts and sums of every table in which money or a state can move."""
+    """Return counts and sums of every table in which money or a state can change."""
 
     def tally(model: Any, by: str, total: str | None = None) -> list[tuple[Any, ...]]:
         sums = {"total": Sum(total)} if total else {}
@@ -236,7 +236,7 @@ def nothing_moved() -> Iterator[None]:
 
 
 def begin(call: Callable[[], Any]) -> Future[Any]:
-    """Start the call in a new thread with its own connection. `result(timeout)` returns the call's answer."""
+    """Start the call in a new thread with its own connection. The future's `result(timeout)` is the call's result."""
     future: Future[Any] = Future()
 
     def make() -> None:
@@ -268,9 +268,10 @@ def wait_until_one_waits() -> None:
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """Make the calls at the same time in new threads. Return the answer of each, or the exception that it raised.
+    """Make the calls at the same time in new threads. Return each call's result, or the exception that it raised.
 
-    For tests with `transactional_db`, because each thread has its own connection, closed at the end.
+    Only for tests with `transactional_db`, because each thread has its own connection. The connections are closed at
+    the end.
     """
     start = Barrier(len(calls))
 

@@ -1,4 +1,4 @@
-"""Certificates for tests: made from stakes by the pure rule, and changed in every place."""
+"""Certificates for tests: made from stakes by the pure rule, and changed in every field."""
 
 import copy
 import importlib.util
@@ -19,7 +19,7 @@ BEGAN = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
 
 
 def script() -> ModuleType:
-    """Load the stand-alone script as a module, so that thousands of cases need no process each."""
+    """Load the stand-alone script as a module, because a process for each of thousands of cases would be slow."""
     spec = importlib.util.spec_from_file_location("verify_settlement", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -39,7 +39,7 @@ def certified(
     effective_close_at: datetime | None = None,
     scratched: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Make the certificate of these stakes, (outcome, cents) placed a second apart, divided by the rule."""
+    """Make the certificate of stakes (outcome, cents), which are placed a second apart and divided by the rule."""
     weights = {"Yes": Decimal(100)} if weights is None else weights
     placed = [BEGAN + timedelta(seconds=number) for number in range(len(stakes))]
     back = [
@@ -121,7 +121,7 @@ def certified(
 
 
 def sealed(body: dict[str, Any]) -> dict[str, Any]:
-    """Write the root and the hash that fit the body, as a forger would."""
+    """Set the root and the hash that match the body, as a forger would."""
     lines = [document.canonical(bet) for bet in body["bets"]]
     body["settlement"]["merkle_root"] = merkle.root([document.leaf_of(line) for line in lines]).hex()
     body["settlement_hash"] = document.settlement_hash(document.canonical(body["settlement"]))
@@ -129,28 +129,28 @@ def sealed(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def changes(body: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each change of one field: one cent up and down, another value, the field or item taken away."""
-    for path in _places(body):
-        for value in _others(_at(body, path)):
+    """Yield each change of one field: a cent more or less, another value, or the field or item removed."""
+    for path in _paths(body):
+        for value in _other_values(_at(body, path)):
             changed = copy.deepcopy(body)
             _at(changed, path[:-1])[path[-1]] = value
             yield f"{_named(path)} = {value!r}", changed
-    for path in _places(body, leaves=False):
+    for path in _paths(body, leaves=False):
         changed = copy.deepcopy(body)
         del _at(changed, path[:-1])[path[-1]]
-        yield f"{_named(path)} taken away", changed
+        yield f"{_named(path)} removed", changed
 
 
-def _places(value: Any, path: tuple[Any, ...] = (), *, leaves: bool = True) -> Iterator[tuple[Any, ...]]:
+def _paths(value: Any, path: tuple[Any, ...] = (), *, leaves: bool = True) -> Iterator[tuple[Any, ...]]:
     inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        is_leaf = not isinstance(one, dict | list)
+    for key, item in inner:
+        is_leaf = not isinstance(item, dict | list)
         if is_leaf or not leaves:
             yield (*path, key)
-        yield from _places(one, (*path, key), leaves=leaves)
+        yield from _paths(item, (*path, key), leaves=leaves)
 
 
-def _others(value: Any) -> list[Any]:
+def _other_values(value: Any) -> list[Any]:
     if isinstance(value, str) and re.fullmatch(r"\d+\.\d\d", value):
         cents = document.cents(value)
         return [document.money(cents + 1), *([document.money(cents - 1)] if cents else []), f"{value}0"]
@@ -171,7 +171,7 @@ def _named(path: tuple[Any, ...]) -> str:
     return ".".join(str(key) for key in path)
 
 
-# The GSM 7-bit default alphabet (3GPP TS 23.038, table 1): a character outside it makes a message of 70.
+# The GSM 7-bit default alphabet (3GPP TS 23.038, table 1). With any other character an SMS has only 70 characters.
 GSM = set(
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"

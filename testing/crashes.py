@@ -8,12 +8,12 @@ from django.db import connection
 
 
 class Crash(Exception):
-    """A simulated death of the worker."""
+    """A simulated kill of the worker."""
 
 
 @contextmanager
 def crash_at_statement(number: int) -> Iterator[list[str]]:
-    """Raise Crash at the `number`th statement, and collect the statements in the list. Savepoints do not count."""
+    """Raise Crash at the `number`th statement. Yield the list of statements so far. Savepoints do not count."""
     sent: list[str] = []
 
     def execute(call: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:

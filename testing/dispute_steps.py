@@ -1,4 +1,4 @@
-"""Steps of a dispute, as the member and the operators take them."""
+"""Steps of a dispute by members and operators."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ POLICY = builders.policy()
 
 
 def lost_bet(user: CustomUser, at: Any = AT) -> Bet:
-    """Create a bet that lost 200 shillings in a settled market."""
+    """Create a lost bet of 200 shillings on a settled market."""
     settled = settled_market([(member(), "Yes", 100), (user, "No", 200)], at=at)
     return Bet.objects.select_related("market").get(market=settled, user=user)
 
@@ -34,7 +34,7 @@ def actor_of(user: CustomUser) -> Actor:
 
 
 def dispute(of: Bet | Transaction, at: Any = AT, text: str = TEXT) -> Dispute:
-    """Open a dispute of a bet or a transaction as its member."""
+    """Open a dispute of a bet or a transaction, as the member to whom it belongs."""
     subject = {"user_id": of.user_id, "text": text, "by": Actor(of.user_id, "192.0.2.8"), "at": at, "policy": POLICY}
     if isinstance(of, Bet):
         return disputes.open_about_bet(market_id=of.market_id, bet_id=of.public_id, **subject)
@@ -42,12 +42,12 @@ def dispute(of: Bet | Transaction, at: Any = AT, text: str = TEXT) -> Dispute:
 
 
 def decide(of: Dispute, step: str, by: CustomUser, at: Any = AT, text: str = "Because.", **more: Any) -> Any:
-    """Call one step of an operator (answer, reject, uphold) on a dispute."""
+    """Take an operator's step on a dispute: answer, reject or uphold."""
     return getattr(disputes, step)(dispute_id=of.public_id, text=text, by=actor_of(by), at=at, **more)
 
 
 def reply(of: Dispute, at: Any = AT) -> Dispute:
-    """Reply to an operator's answer as the member."""
+    """Reply to an operator's answer, as the member."""
     by = Actor(of.user_id, "192.0.2.8")
     return disputes.reply(user_id=of.user_id, dispute_id=of.public_id, text=TEXT, by=by, at=at, policy=POLICY)
 

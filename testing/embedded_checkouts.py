@@ -18,7 +18,8 @@ import redis
 from api import embedded
 from api.embedded import places, processes, state
 
-# Prints the URLs, then holds the lease until its input ends. A fork may live longer. The package `api` is not imported.
+# A program that prints the URLs and holds the lease until its input ends. Its fork may hold the lease longer. It does
+# not import the package `api`.
 USER = """
 import json, os, sys
 from pathlib import Path
@@ -48,7 +49,7 @@ class Checkout:
         self.environment = os.environ | {"KASOKO_EMBEDDED_GRACE_SECONDS": "0.2"}
 
     def launch(self, *servers: str) -> "subprocess.Popen[str]":
-        """Start a process that asks for servers, both by default."""
+        """Start a process that asks for servers. By default it asks for both servers."""
         api = str(Path(embedded.__file__).parents[1])
         servers = servers or ("postgres", "redis")
         command = [sys.executable, "-P", "-c", USER, api, str(self.base_dir), self.profile, *servers]
@@ -95,10 +96,10 @@ class MakeCheckout(Protocol):
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true, at most a minute."""
+    """Wait until a condition is true, for at most a minute."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "It did not happen within a minute."
+        assert time.monotonic() < deadline, "The condition was still false after a minute."
         time.sleep(0.02)
 
 

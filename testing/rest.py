@@ -1,10 +1,10 @@
-"""What the tests of both REST surfaces share: bodies that nobody should send, and how a refusal looks."""
+"""Unreadable bodies and checks of refusals, for the tests of both REST surfaces."""
 
 from typing import Any
 
 from django.test import Client
 
-# Each is no JSON object as RFC 8259 means it, or one that cannot be stored; whatever the route, it is refused with 400.
+# Bodies that are not a JSON object (RFC 8259), or that hold values which cannot be stored. Every route answers 400.
 UNREADABLE_BODIES = {
     "nothing": b"",
     "no JSON": b"market_id=1",
@@ -34,7 +34,7 @@ def post(client: Client, path: str, body: Any, headers: dict[str, str] | None = 
 
 
 def assert_refused(answer: Any, status: int, code: str) -> None:
-    """A refusal is one envelope, whatever refused it."""
+    """Assert that an answer is a refusal with this status and code, in the envelope that all refusals share."""
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.content
     assert answer["Content-Type"] == "application/json"
     assert set(answer.json()) == {"code", "message", "details"}

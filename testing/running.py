@@ -1,7 +1,7 @@
-"""The project's real processes for journeys: web, worker with beat, simulator, with their own database.
+"""Real processes of the project for journeys: web, worker with beat, simulator, with their own database.
 
-They are started by the guide's commands and wait for each other on conditions. They are stopped at the end, also after
-a failure.
+The processes are started with the guide's commands. A start waits until its process is ready. All processes are stopped
+at the end, also after a failure.
 """
 
 import os
@@ -30,17 +30,20 @@ Json = dict[str, Any]
 
 
 def until(holds: Callable[[], Any], what: str, tail: Callable[[], str] = str) -> Any:
-    """Wait until `holds()` returns something true, and return it. `tail` gives the end of a log for the failure."""
+    """Wait until `holds()` returns a true value, and return that value.
+
+    `what` and the log that `tail` returns are in the error if the wait takes too long.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (result := holds()):
-        if time.monotonic() > deadline:  # No assert statement, because the soak uses this and python -O skips those.
-            raise AssertionError(f"Waited in vain for {what}.\n{tail()}")
+        if time.monotonic() > deadline:  # An assert would not work in the soak under `python -O`.
+            raise AssertionError(f"Waited {PATIENCE_SECONDS:.0f} seconds for {what}, without success.\n{tail()}")
         time.sleep(0.05)
     return result
 
 
 class Running:
-    """One installation under test. `environment` is the environment of its processes."""
+    """An installation under test. `environment` is the environment of its processes."""
 
     def __init__(self, directory: Path, database_url: str, settings: Mapping[str, str]) -> None:
         self.directory = directory
@@ -73,7 +76,7 @@ class Running:
         self._start_web("web", self.url)
 
     def start_web_and_worker(self) -> None:
-        """Start the web process and the guide's worker at the same time, which is faster than one after the other."""
+        """Start the web process and the guide's worker at the same time, because this is faster."""
         self._launch_web("web", self.url)
         self.start_worker()
         self._await_web("web", self.url)
@@ -96,7 +99,7 @@ class Running:
         until(lambda: self._web_is_ready(url), f"the {name} process", lambda: self.log(name))
 
     def start_worker(self) -> None:
-        """Start the guide's worker of part 3.2, with beat inside."""
+        """Start the worker of the guide's part 3.2, with beat inside."""
         self._start_worker("worker", "-B", "-s", str(self.directory / "beat-schedule"))
 
     def start_second_worker(self) -> None:
@@ -109,25 +112,25 @@ class Running:
         until(lambda: self.log(name).count(" ready.") > started, f"the {name}", lambda: self.log(name))
 
     def start_events(self) -> None:
-        """Start the guide's event monitor of part 3.4. It prints the events, because a test has no terminal."""
+        """Start the event monitor of the guide's part 3.4. It prints the events, because a test has no terminal."""
         self._start("events", [*CELERY, "events", "--loglevel=info", "--dump"])
         until(lambda: "starting capture" in self.log("events"), "the event monitor", lambda: self.log("events"))
 
     def start_flower(self) -> str:
-        """Start the guide's Flower of part 3.4 and return its URL."""
+        """Start the Flower of the guide's part 3.4 and return its URL."""
         url = f"http://127.0.0.1:{_free_port()}"
         self._start("flower", [*CELERY, "flower", "--address=127.0.0.1", f"--port={urlsplit(url).port}"])
         until(lambda: self._answers(url), "Flower", lambda: self.log("flower"))
         return url
 
     def kill(self, name: str) -> None:
-        """End a process and everything that it started with kill -9."""
+        """Kill a process and all processes that it started, with SIGKILL."""
         child = self._children.pop(name)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait(PATIENCE_SECONDS)
 
     def stop(self, name: str) -> None:
-        """Ask a process to end, then kill the rest of its group."""
+        """Ask a process to end. Then kill what is left of its process group."""
         child = self._children.pop(name)
         child.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -137,7 +140,7 @@ class Running:
         child.wait(PATIENCE_SECONDS)
 
     def stop_all(self) -> None:
-        """Ask all processes to end at the same time, then kill the rest of their groups."""
+        """Ask all processes to end at the same time. Then kill what is left of their process groups."""
         for child in self._children.values():
             child.terminate()
         for name in list(self._children):
@@ -173,7 +176,7 @@ class Running:
     # --- people's calls and commands
 
     def manage(self, *words: str, typed: str = "", **environment: str) -> str:
-        """Run `python manage.py …` to its end and return its output. Any exit status but 0 fails the test."""
+        """Run `python manage.py …` to its end and return its output. An exit status other than 0 fails the test."""
         finished = subprocess.run(
             [sys.executable, "manage.py", *words],
             cwd=ROOT,
@@ -189,14 +192,14 @@ class Running:
         return finished.stdout
 
     def log_in(self) -> None:
-        """Create the operator, and send their token with all later calls."""
+        """Create an operator, and send the operator's token with all later calls."""
         words = ("createsuperuser", "--noinput", "--phone_number", OPERATOR, "--full_name", "Operator")
         self.manage(*words, DJANGO_SUPERUSER_PASSWORD=PIN)
         login = self.post("/api/users/login/", {"phone_number": OPERATOR, "pin": PIN})
         self._session.headers["Authorization"] = f"Bearer {login.json()['token']}"
 
     def post(self, path: str, body: Json, url: str = "") -> requests.Response:
-        """POST to the web process, or to the one at `url`."""
+        """POST to the web process, or to the web process at `url`."""
         return self._session.post(f"{url or self.url}{path}", json=body, timeout=PATIENCE_SECONDS)
 
     def get(self, path: str) -> requests.Response:
@@ -211,7 +214,7 @@ class Running:
         return answer.json()
 
     def book(self) -> Json:
-        """Return the provider's own book of its payments."""
+        """Return the simulator's record of its payments (the book)."""
         return self._session.get(f"{self.simulator_url}/sandbox/book", timeout=PATIENCE_SECONDS).json()
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
@@ -231,11 +234,11 @@ def _sql(url: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 def _free_port() -> int:
-    # Below the range of outgoing connections, so that none of them takes the port before our server does.
+    # The ports are below the range of outgoing connections, so no such connection takes the port before our server.
     for port in (15_000 + secrets.randbelow(15_000) for _ in range(100)):
-        with socket.socket() as probe:
+        with socket.socket() as candidate:
             try:
-                probe.bind(("127.0.0.1", port))
+                candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
@@ -248,18 +251,18 @@ def _database(url: str, name: str) -> SplitResult:
 
 @contextmanager
 def running(directory: Path, **settings: str) -> Iterator[Running]:
-    """Make a migrated database and empty queues, without any process. Remove everything at the end."""
+    """Make a migrated database and empty queues, but start no process. Remove everything at the end."""
     name = f"kasoko_journey_{os.getpid()}"
     server = _database(os.environ["DATABASE_URL"], "postgres").geturl()
     _sql(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     _sql(server, f"CREATE DATABASE {name}")
     _empty_queues()
-    place = Running(directory, _database(os.environ["DATABASE_URL"], name).geturl(), settings)
+    installation = Running(directory, _database(os.environ["DATABASE_URL"], name).geturl(), settings)
     try:
-        place.manage("migrate", "--verbosity", "0")
-        yield place
+        installation.manage("migrate", "--verbosity", "0")
+        yield installation
     finally:
-        place.stop_all()
+        installation.stop_all()
         _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
         _empty_queues()
 

@@ -1,10 +1,10 @@
-"""Pytest plugin that puts a PostgreSQL and a Redis into the environment before the settings are read.
+"""Pytest plugin that sets the URLs of PostgreSQL and Redis before the settings are read.
 
 It is loaded by `-p testing.services`, because pytest-django imports the settings before any conftest.py. It starts this
-checkout's fast pair of servers, unless KASOKO_TEST_DATABASE_URL and KASOKO_TEST_REDIS_URL name others. Of that Redis it
-uses three databases, from the number in the URL. Each pytest process, also each xdist worker, has its own database name
+checkout's fast PostgreSQL and Redis, unless KASOKO_TEST_DATABASE_URL and KASOKO_TEST_REDIS_URL name other servers. The
+number of the first Redis database is then in the URL. Each pytest process or xdist worker has its own database name
 and three Redis databases, so several runs can share a checkout. A developer's `.env` and exported settings are ignored.
-Temporary directories are in `.kasoko/`, and the servers stop with the last run.
+Temporary directories are in `.kasoko/`. The servers stop with the last run.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ _slots: list[int] = []
 
 
 def _load_embedded() -> ModuleType:
-    # An import as api.embedded would import the package api first, which reads the settings.
+    # `import api.embedded` would first import the package api, which reads the settings.
     spec = importlib.util.spec_from_file_location("kasoko_embedded", BASE_DIR / "api" / "embedded" / "__init__.py")
     if spec is None or spec.loader is None:
         raise ImportError("api/embedded is missing.")
@@ -46,7 +46,7 @@ def _load_embedded() -> ModuleType:
 
 
 def _slot(state: Path, slots: int) -> int:
-    """Take the lowest number that no other pytest process holds. It is ours until this process ends."""
+    """Take the lowest slot number that no other pytest process holds. This process holds it until it ends."""
     for number in range(slots):
         descriptor = os.open(state / f"slot-{number}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -56,7 +56,7 @@ def _slot(state: Path, slots: int) -> int:
         else:
             _slots.append(descriptor)
             return number
-    raise RuntimeError(f"{slots} pytest processes use the test servers already.")
+    raise RuntimeError(f"{slots} pytest processes already use the test servers. Wait until one of them has ended.")
 
 
 def _prepare() -> None:
@@ -94,7 +94,7 @@ def _prepare() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    # Only the process that started xdist's workers, because it outlives them.
+    # Only the process that started xdist's workers leaves the servers, because it ends after the workers.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         embedded.leave(BASE_DIR, "fast")
 

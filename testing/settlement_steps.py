@@ -1,4 +1,4 @@
-"""Steps of settlement tests: markets with bets, their decisions, and the money that they pay."""
+"""Steps of settlement tests: markets with bets, decisions on markets, and the resulting payments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -18,13 +18,13 @@ from users.models import CustomUser
 
 OUTCOMES = ("A", "B", "C")
 Staked = tuple[CustomUser, str, Amount]
-# A policy by which a pool above 200 needs a second person.
-TWO = policy(approval_above=Decimal(200))
-HERE = actor()
+# A policy under which a pool above 200 needs a second person.
+TWO_PERSON_POLICY = policy(approval_above=Decimal(200))
+NOBODY = actor()
 
 
 def steps(number: int) -> Callable[[], bool]:
-    """Return a `keep_going` that allows so many steps."""
+    """Return a `keep_going` that allows `number` more steps."""
     left = iter([True] * number)
     return lambda: next(left, False)
 
@@ -43,7 +43,7 @@ def dividends(of: Market) -> list[Decimal]:
 
 
 def due(of: Market, user: CustomUser | None = None) -> list[tuple[str, int, str, Decimal]]:
-    """Return destination, tranche, status and amount of a market's transactions, or of one member's."""
+    """Return destination, tranche, status and amount of a market's transactions, of all members or of one."""
     rows = Transaction.objects.filter(settlement__market=of).order_by("user", "destination", "tranche")
     if user is not None:
         rows = rows.filter(user=user)
@@ -53,7 +53,7 @@ def due(of: Market, user: CustomUser | None = None) -> list[tuple[str, int, str,
 def by_the_rule(
     of: Market, rule: Any, weights: Mapping[str, Decimal], protect_stake: bool
 ) -> tuple[int, list[Decimal]]:
-    """Return the fee in cents and the dividends in shillings that divide_pool gives this market's bets."""
+    """Divide a market's bets by divide_pool. Return the fee in cents and the dividends in shillings."""
     stakes = [
         parimutuel.Stake(pk, outcome, int(amount * 100))
         for pk, outcome, amount in Bet.objects.filter(market=of).values_list("pk", "outcome", "amount")
@@ -70,7 +70,7 @@ def by_the_rule(
 
 
 def seven_bets(users: Sequence[CustomUser]) -> list[Staked]:
-    """Return seven bets of three members, with amounts that leave cents over."""
+    """Return seven bets of three members. The division of their amounts leaves cents over."""
     first, second, third = users
     return [
         (first, "A", "0.01"),
@@ -108,15 +108,17 @@ def staked(*, pool: int = 300, **fields: Any) -> Market:
 
 
 def hash_now(market: Market, outcome: str = "Yes") -> str:
-    """Return the preview hash of a winner as the market stands."""
+    """Return the preview hash of a winner, from the market's bets now."""
     weights = {outcome: Decimal(100)}
-    return preview.figures(market, Decision("WINNER", weights), at=AT, policy=TWO).preview_hash
+    return preview.figures(market, Decision("WINNER", weights), at=AT, policy=TWO_PERSON_POLICY).preview_hash
 
 
 def approve(proposed: proposals.Proposed, by: CustomUser, preview_hash: str | None = None) -> Any:
-    """Approve a proposal with its own hash, or another."""
+    """Approve a proposal with its own hash, or with `preview_hash`."""
     wanted = preview_hash or proposed.preview_hash
-    return approvals.approve(proposal_id=proposed.proposal_id, preview_hash=wanted, by=actor(by), at=AT, policy=TWO)
+    return approvals.approve(
+        proposal_id=proposed.proposal_id, preview_hash=wanted, by=actor(by), at=AT, policy=TWO_PERSON_POLICY
+    )
 
 
 def reject(proposed: proposals.Proposed, by: CustomUser) -> Proposal:
@@ -125,7 +127,7 @@ def reject(proposed: proposals.Proposed, by: CustomUser) -> Proposal:
 
 
 def bet_again(on: Market) -> None:
-    """Open a market again while a proposal waits, and place a bet on it."""
+    """Open a market again while a proposal waits, and place a bet on the market."""
     Market.objects.filter(pk=on.pk).update(status="OPEN")
     orm_bet(on, member(), "No", 1)
 
@@ -133,12 +135,12 @@ def bet_again(on: Market) -> None:
 def scratch(market: Market, outcome: str = "C", at: Any = AT) -> resolutions.Resolved:
     """Scratch an outcome."""
     return resolutions.scratch(
-        market_id=market.pk, outcome=outcome, reason="Did not start.", by=HERE, at=at, policy=policy()
+        market_id=market.pk, outcome=outcome, reason="Did not start.", by=NOBODY, at=at, policy=policy()
     )
 
 
 def race() -> tuple[Market, list[CustomUser]]:
-    """Open a race of three: 100 on A, 50 and 30 on B, 20 and 7 on C."""
+    """Open a market with three outcomes and five bets: 100 on A, 50 and 30 on B, 20 and 7 on C."""
     market, users = builders.market(("A", "B", "C"), fee_pct=0), [member(1000) for _ in range(5)]
     for user, outcome, amount in zip(users, "ABBCC", (100, 50, 30, 20, 7), strict=True):
         bet(market, user, outcome, amount)

@@ -21,7 +21,7 @@ def weights_of(draw: st.DrawFn, outcomes: Sequence[str] = OUTCOMES) -> dict[str,
 
 @st.composite
 def resolutions(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a rule with its weights, a fee and whether stakes are protected."""
+    """Draw a rule with its weights, a fee, and a flag for the protection of stakes."""
     rule = draw(st.sampled_from(["WINNER", "JOINT", "SPLIT", "VOID"]))
     if rule == "VOID":
         weights = {}

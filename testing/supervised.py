@@ -1,4 +1,4 @@
-"""Processes that die at a named failpoint, and servers that a test kills."""
+"""Processes that are killed at a failpoint, and servers that a test kills."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from testing.running import CELERY, PATIENCE_SECONDS, Running, running, until
 
 
 class Supervised(Running):
-    """An installation with a separate beat, whose web and worker can be told to die at a named failpoint."""
+    """An installation with a separate beat. Its web process and worker can be killed at a failpoint."""
 
     def start_beat(self) -> None:
         """Start beat without a worker."""
@@ -24,13 +24,16 @@ class Supervised(Running):
         self._start("beat", [*CELERY, "beat", "-l", "info", "-s", schedule])
 
     def start_web(self, crash_at: str = "") -> None:
-        """Start the web process, which dies at the failpoint if one is named."""
+        """Start the web process. `crash_at` names a failpoint at which it is killed."""
         self._arm(crash_at)
         super().start_web()
         self._arm("")
 
     def start_worker(self, crash_at: str = "") -> None:
-        """Start a worker without beat. With a failpoint it works in its only process, so that this process dies."""
+        """Start a worker without beat. `crash_at` names a failpoint at which it is killed.
+
+        With a failpoint the worker runs tasks in its main process, so that the kill ends the whole worker.
+        """
         started = self.log("worker").count(" ready.")
         pool = "solo" if crash_at else "prefork"
         self._arm(crash_at)
@@ -39,39 +42,39 @@ class Supervised(Running):
         self._arm("")
         until(lambda: self.log("worker").count(" ready.") > started, "the worker", lambda: self.log("worker"))
 
-    def await_death_of_worker(self) -> int:
-        """Wait until the worker is dead, and return its exit status: minus the signal that killed it."""
+    def await_kill_of_worker(self) -> int:
+        """Wait until the worker has ended. Return its exit status: minus the number of the signal that killed it."""
         child = self._children["worker"]
-        until(lambda: child.poll() is not None, "the worker's death", lambda: self.log("worker")[-4000:])
-        self.bury("worker")
+        until(lambda: child.poll() is not None, "the kill of the worker", lambda: self.log("worker")[-4000:])
+        self.kill_rest_of("worker")
         return child.returncode
 
-    def await_death_in_web(self, deaths_before: int) -> None:
-        """Wait until one of the web server's processes died by SIGKILL, then kill the others."""
-        until(lambda: self.deaths_in_web() > deaths_before, "a web process's death", lambda: self.log("web")[-4000:])
-        self.bury("web")
+    def await_kill_in_web(self, kills_before: int) -> None:
+        """Wait until SIGKILL has ended another process of the web server. Then kill its other processes."""
+        until(lambda: self.kills_in_web() > kills_before, "the kill of a web process", lambda: self.log("web")[-4000:])
+        self.kill_rest_of("web")
 
-    def deaths_in_web(self) -> int:
-        """Return how many processes of the web server have died by SIGKILL so far."""
+    def kills_in_web(self) -> int:
+        """Return the number of processes of the web server that SIGKILL has ended so far."""
         return self.log("web").count("was sent SIGKILL")
 
-    def bury(self, name: str) -> None:
-        """Kill the rest of the group of a process that has died."""
+    def kill_rest_of(self, name: str) -> None:
+        """Kill what is left of the process group of a dead process, and forget the process."""
         child = self._children.pop(name)
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait(PATIENCE_SECONDS)
 
     def runs(self, name: str) -> bool:
-        """Return True if a process was started and not buried."""
+        """Return True if a process was started and not stopped or killed."""
         return name in self._children
 
-    def names_of_the_dead(self) -> list[str]:
-        """Return the processes that have ended by themselves."""
+    def names_of_ended(self) -> list[str]:
+        """Return the names of the processes that have ended but were not stopped."""
         return [name for name, child in self._children.items() if child.poll() is not None]
 
     def set_fault(self, phone: str, fault: str | None) -> None:
-        """Let the simulator apply a fault to payments to a phone from now on, or none."""
+        """Make the simulator apply a fault to all later payments to a phone. None removes the fault."""
         body = {"phone": phone, "spec": fault}
         requests.post(f"{self.simulator_url}/sandbox/faults", json=body, timeout=PATIENCE_SECONDS).raise_for_status()
 
@@ -81,19 +84,19 @@ class Supervised(Running):
 
 @contextmanager
 def supervised(directory: Path, **settings: str) -> Iterator[Supervised]:
-    """Make a migrated database and empty queues, without any process. Remove everything at the end."""
+    """Make a migrated database and empty queues, but start no process. Remove everything at the end."""
     with running(directory, **settings) as base:
-        place = Supervised(directory, base.environment["DATABASE_URL"], settings)
+        installation = Supervised(directory, base.environment["DATABASE_URL"], settings)
         try:
-            yield place
+            yield installation
         finally:
-            place.stop_all()
+            installation.stop_all()
 
 
 class Servers:
-    """A test's own PostgreSQL and Redis, as durable as in production, without a keeper that restarts them.
+    """A PostgreSQL and a Redis for one test, as durable as in production. No keeper restarts them.
 
-    `base_dir` is a directory that any user may enter. Use it from one thread, because the servers end with the thread
+    `base_dir` is a directory that any user may enter. Use the servers from one thread, because they end with the thread
     that started them.
     """
 
@@ -111,17 +114,17 @@ class Servers:
         return self._postgres.urls | self._redis.urls
 
     def crash_postgres(self) -> None:
-        """Stop PostgreSQL like `pg_ctl stop -m immediate`: it waits for no client and flushes nothing."""
+        """Stop PostgreSQL as `pg_ctl stop -m immediate` does: it waits for no client and flushes nothing."""
         self._end(self._postgres, signal.SIGQUIT)
 
     def lose_redis(self) -> None:
-        """Empty Redis and kill it with kill -9, so that every message, lease and counter is lost."""
+        """Empty Redis and kill it with SIGKILL, so that every message, lease and counter is lost."""
         with redis.Redis.from_url(self._redis.urls["CACHE_URL"]) as client:
             client.flushall()
         self._end(self._redis, signal.SIGKILL)
 
     def restart(self) -> None:
-        """Start each server that does not run, on its old port and data."""
+        """Start each server that does not run, with its old port and data."""
         for server in (self._postgres, self._redis):
             if server.child is None or server.child.poll() is not None:
                 server.start()

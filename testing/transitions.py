@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 
 def paths_from(transitions: Mapping[str, set[str]], first: str) -> dict[str, list[str]]:
-    """Return the shortest series of legal moves from the first state to each state that can be reached."""
+    """Return the shortest path of legal transitions from the first state to each state that can be reached."""
     paths: dict[str, list[str]] = {first: []}
     reached = [first]
     for state in reached:

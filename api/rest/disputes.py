@@ -30,13 +30,13 @@ class MemberText(Body):
 
 
 class OperatorText(Body):
-    """Body with a text of staff."""
+    """Body with an operator's text."""
 
     text = StrictText(min_length=3, max_length=2000)
 
 
 class UpholdBody(OperatorText):
-    """Body of a decision for the member, with its remedy."""
+    """Body of a decision in the member's favour, with the remedy."""
 
     remedy = serializers.ChoiceField(choices=Dispute.Remedy.values)
 
@@ -87,12 +87,12 @@ class MyDisputes(APIView):
 
     def get(self, request: Request) -> Response:
         at = timezone.now()
-        newest = disputes.of(caller(request).pk)[:PAGE]
+        newest = disputes.of_member(caller(request).pk)[:PAGE]
         return Response({"disputes": [dispute_body(dispute, at) for dispute in newest]})
 
 
 class DisputeReply(APIView):
-    """`POST /api/users/me/disputes/<id>/reply/` {text}: reject the answer of staff. The dispute is open again."""
+    """`POST /api/users/me/disputes/<id>/reply/` {text}: reject the answer of staff and reopen the dispute."""
 
     permission_classes = (IsAuthenticated,)
 
@@ -110,7 +110,10 @@ class DisputeReply(APIView):
 
 
 class DisputeQueue(APIView):
-    """`GET /api/payments/admin/disputes/?state=OPEN`: the 50 disputes with the earliest due answers, each explained."""
+    """`GET /api/payments/admin/disputes/?state=OPEN`: the 50 disputes whose answers are due first.
+
+    Each dispute has the explanation of its bet or payout.
+    """
 
     permission_classes = (IsAdminUser,)
 
@@ -145,7 +148,7 @@ class DisputeReject(APIView):
 
 
 class DisputeUphold(APIView):
-    """`POST /api/payments/admin/disputes/<id>/uphold/` {remedy, text}: decide for the member.
+    """`POST /api/payments/admin/disputes/<id>/uphold/` {remedy, text}: decide in the member's favour.
 
     The remedy is re_resolve, pay_to_wallet, resend or none.
     """
@@ -191,7 +194,7 @@ def _for_staff(dispute: Dispute, at: datetime) -> dict[str, Any]:
         paid = explanations.payment(dispute.transaction, at=at, settlement=dispute.transaction.settlement)
         explained = payment_body(paid) | {"reason": dispute.transaction.reason}
     else:
-        explained = explanation_body(explanations.explain(cast(Bet, dispute.bet), at=at, proven=False))
+        explained = explanation_body(explanations.explain(cast(Bet, dispute.bet), at=at, with_proof=False))
     return dispute_body(dispute, at) | {"member": member, "explanation": explained}
 
 

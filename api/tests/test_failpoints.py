@@ -1,8 +1,8 @@
-"""Every failpoint: a real process dies there by SIGKILL, and every winner is still paid exactly once.
+"""Every failpoint: SIGKILL ends a real process there, and every winner is still paid exactly once.
 
 All rounds use one installation. In each round the web process or the worker dies at one failpoint while a small market
-goes from bets to payouts. It is then started again, and the sweeps do the rest. The next worker usually dies at the
-next failpoint, even if it is still recovering the work of the last one.
+goes from bets to payouts. The process is then started again, and the sweeps do the rest. The next worker usually dies
+at the next failpoint, even if it is still recovering the work of the last one.
 """
 
 import signal
@@ -59,7 +59,7 @@ FAULTS = {
     "record after commit": "spike_arrestx1",
     "question after commit": "callback_lost",
     "question put": "callback_lost",
-    # A proven payment is booked in bulk with others. This evidence is weighed alone.
+    # Proven payments are booked in bulk. The evidence at this failpoint is weighed alone.
     "sweep between rows": "system_17:executed",
 }
 
@@ -86,13 +86,13 @@ class Members:
 
 
 def place_bets(place: Supervised, members: Members, market_id: int, web_dies: str) -> None:
-    """Place all bets of a market. A web process that is to die at a bet dies at the first, which is then repeated."""
+    """Place all bets of a market. If the web process is to die at a bet, it dies at the first, and that is repeated."""
     for phone, outcome, amount in STAKES:
         if phone == FIRST_WINNER and web_dies.startswith("bet"):
-            deaths = place.deaths_in_web()
+            deaths = place.kills_in_web()
             with pytest.raises(requests.ConnectionError):
                 members.bet(market_id, phone, outcome, amount)
-            place.await_death_in_web(deaths)
+            place.await_kill_in_web(deaths)
             place.start_web()
             # The bet was placed and never answered, or never placed. The same key shows which.
             assert members.bet(market_id, phone, outcome, amount) == (200 if "after" in web_dies else 201)
@@ -119,7 +119,7 @@ def assert_payments_agree(place: Supervised, rounds: int) -> None:
 
 
 def death_after(market_id: int) -> str:
-    """Return the failpoint of the next worker: the next round's, or none if a web process dies by a callback.
+    """Return the failpoint of the next worker, or an empty text if a web process is to die by a callback.
 
     In that case the worker must live to receive the results of its payouts, or the next round must start without them.
     """
@@ -162,12 +162,12 @@ def test_process_killed_at_any_failpoint_pays_everybody_once(tmp_path: Path) -> 
             place.set_fault(FIRST_WINNER, FAULTS.get(worker_dies))
             if not place.runs("worker"):
                 place.start_worker(crash_at=worker_dies)
-            deaths = place.deaths_in_web()
+            deaths = place.kills_in_web()
             place.post("/api/markets/admin/resolve/", {"market_id": market_id, "outcome": "Yes"})
-            died_by = place.await_death_of_worker()
+            died_by = place.await_kill_of_worker()
             place.start_worker(crash_at=death_after(market_id))
             if web_dies.startswith("callback"):
-                place.await_death_in_web(deaths)
+                place.await_kill_in_web(deaths)
                 place.start_web()
 
             # then
@@ -178,7 +178,7 @@ def test_process_killed_at_any_failpoint_pays_everybody_once(tmp_path: Path) -> 
         # when
         place.post("/api/markets/admin/undo/", {"market_id": 1, "reason": "It did not rain."})
         for number, worker_dies in enumerate(UNDOS, start=1):
-            assert place.await_death_of_worker() == -signal.SIGKILL, worker_dies
+            assert place.await_kill_of_worker() == -signal.SIGKILL, worker_dies
             visited.append(worker_dies)
             place.start_worker(crash_at="".join(UNDOS[number:]))
 

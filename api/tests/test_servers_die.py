@@ -90,7 +90,7 @@ def test_stopped_postgres_and_emptied_redis_pay_everybody_once(place: Supervised
 
     # then
     assert 3 <= before_redis_died < before_postgres_died < WINNERS, "The deaths came too late to prove anything."
-    assert place.names_of_the_dead() == []
+    assert place.names_of_ended() == []
     book = place.book()
     assert book["double_paid"] == []
     assert (book["totals"]["paid_count"], book["totals"]["paid_total"]) == (WINNERS, WINNERS * DIVIDEND)

@@ -1,8 +1,9 @@
 -- The invariants of the money: 18 statements that must each return no row.
 --
 -- Run them all:  psql "$DATABASE_URL" -f payments/ledger/invariants.sql
--- Each row that a statement returns breaks its invariant and says how. The column is named after the invariant.
--- Amounts are shillings. Below each heading: the invariant as the console shows it, then what it compares.
+-- Each row that a statement returns breaks the invariant, and its text says how. The column is named after the
+-- invariant. Amounts are shillings. Below each heading stand the invariant's title, as in the console, and an
+-- explanation of the comparison.
 --
 -- A transfer debits one account and credits another. So the sum of an account is its credits less its debits,
 -- or the reverse for assets and expenses (receivable, mpesa_utility and others).
@@ -24,7 +25,7 @@ WHERE u.balance <> coalesce(w.total, 0);
 
 -- name: pools_are_empty_after_settlement
 -- A pool is empty after its settlement; during an undo it holds the money that has come back
--- A settled or void market has divided its whole pool. During an undo the pool holds the transactions taken back so far.
+-- A settled or void market has divided its whole pool. During an undo the pool holds the amounts taken back so far.
 SELECT 'market ' || m.id || ' holds ' || sum(s.delta) || ', of an undo ' || coalesce(back.total, 0)
     || ' should have come back' AS pools_are_empty_after_settlement
 FROM markets_market m JOIN payments_ledgeraccount a ON a.market_id = m.id AND a.kind = 'pool' JOIN (
@@ -40,7 +41,8 @@ GROUP BY m.id, back.total HAVING sum(s.delta) <> coalesce(back.total, 0);
 
 -- name: undos_take_back_what_was_paid
 -- An undo takes back each payout that it has reached, whole and once, and no other payout
--- An undo goes through the members by id (last_user_id). Transactions up to there are back in full; no others are.
+-- An undo goes through the members by id. The transactions of members up to last_user_id have come back in full, and
+-- those of later members have not come back at all.
 SELECT 'settlement ' || s.id || ', ' || s.state || ': of transaction ' || t.id || ' over ' || t.amount || ', '
     || back.total || ' has come back' AS undos_take_back_what_was_paid
 FROM payments_settlement s JOIN payments_transaction t ON t.settlement_id = s.id
@@ -69,7 +71,7 @@ WHERE s.state IN ('SETTLED', 'UNDOING') AND (b.stakes, coalesce(t.total, 0),
 
 -- name: members_are_paid_their_dividends
 -- Each member's transactions of a settlement sum to their dividends
--- For each member of a settlement: the transactions add up to the payouts of their bets.
+-- For each member of a settlement, the sum of the transactions equals the sum of the payouts of the member's bets.
 SELECT 'settlement ' || settlement_id || ' member ' || user_id || ': transactions ' || sum(paid)
     || ', dividends ' || sum(won) AS members_are_paid_their_dividends
 FROM (WITH stands AS (SELECT * FROM payments_settlement
@@ -121,7 +123,7 @@ WHERE m.status IN ('OPEN', 'CLOSED')
 
 -- name: receivables_are_in_recoveries
 -- Debts of members equal their receivables
--- The receivable account of a member equals what their recoveries still have to bring back.
+-- The balance of a member's receivable account equals the sum of the amounts still owed in their recoveries.
 SELECT 'member ' || user_id || ' owes ' || sum(booked) || ', recoveries say ' || sum(owed)
     AS receivables_are_in_recoveries
 FROM (SELECT a.user_id, t.amount AS booked, 0 AS owed
@@ -136,7 +138,7 @@ GROUP BY user_id HAVING sum(booked) <> sum(owed);
 
 -- name: ledger_days_are_their_transfers
 -- The days of the ledger are the sums of their transfers
--- payments_ledgerday is a copy for speed. Each day and kind must equal its transfers, up to the watermark.
+-- payments_ledgerday is a copy for speed. The sums of each day and kind must equal the transfers up to the watermark.
 SELECT 'day ' || day || ' of ' || kind || ' is off by ' || sum(debits) || ' and ' || sum(credits)
     AS ledger_days_are_their_transfers
 FROM (SELECT day, kind, debits, credits FROM payments_ledgerday
@@ -151,7 +153,7 @@ GROUP BY day, kind HAVING sum(debits) <> 0 OR sum(credits) <> 0;
 
 -- name: tallies_are_their_bets
 -- The tallies of a market are the sums of its bets
--- markets_tally is a copy for speed. Each five minutes must equal their bets, up to the watermark.
+-- markets_tally is a copy for speed. The tally of each five minutes must equal the bets up to the watermark.
 SELECT 'outcome ' || outcome || ' of market ' || market_id || ' is off by ' || sum(stakes) || ' and '
     || sum(bets) || ' bets' AS tallies_are_their_bets
 FROM (SELECT market_id, outcome, slot, stakes, bets FROM markets_tally
@@ -163,7 +165,7 @@ GROUP BY market_id, outcome, slot HAVING sum(stakes) <> 0 OR sum(bets) <> 0;
 
 -- name: in_flight_is_in_open_attempts
 -- The money in flight equals the open attempts
--- The account in_flight holds exactly the amounts of the attempts whose outcome is not known yet.
+-- The account in_flight holds exactly the amounts of the attempts whose result is not known yet.
 SELECT 'in_flight holds ' || f.total || ', open attempts ' || o.total AS in_flight_is_in_open_attempts
 FROM (SELECT coalesce(sum(CASE WHEN c.code = 'in_flight' THEN t.amount ELSE -t.amount END), 0) AS total
       FROM payments_transfer t JOIN payments_ledgeraccount d ON d.id = t.debit_id
@@ -225,7 +227,7 @@ WHERE (a.amount, a.phone_number) <> (t.amount, t.phone_number);
 
 -- name: attempts_have_the_settlement_of_their_payout
 -- A request counts to the settlement of its payout
--- An attempt carries the settlement of its transaction, because sending counts attempts by settlement.
+-- An attempt has a copy of its transaction's settlement, because sending counts attempts by settlement.
 SELECT 'attempt ' || a.originator_conversation_id || ' counts to ' || coalesce(a.settlement_id::text, 'none')
     || ', its payout to ' || coalesce(t.settlement_id::text, 'none') AS attempts_have_the_settlement_of_their_payout
 FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
@@ -245,6 +247,6 @@ GROUP BY t.id HAVING count(a.id) <> (t.status = 'PROCESSING')::int;
 
 -- name: receipts_are_used_once
 -- No receipt pays two attempts
--- An M-Pesa receipt proves one payment, so it stands on one paid attempt.
+-- An M-Pesa receipt proves one payment, so only one paid attempt may have it.
 SELECT 'receipt ' || receipt || ' stands on ' || count(*) || ' attempts' AS receipts_are_used_once FROM payments_attempt
 WHERE state = 'PAID' AND receipt <> '' GROUP BY receipt HAVING count(*) > 1;

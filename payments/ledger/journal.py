@@ -1,9 +1,9 @@
 """Journal of the double-entry ledger: books transfers and sums them.
 
-It never updates or deletes a transfer, and knows no rule of a market. A transfer moves one amount from a debit account
-to a credit account, so the books balance by shape. An account has a code (`wallet:7`, `pool:3`, `payable`) and opens
-at its first transfer. A trigger keeps `CustomUser.balance` equal to the sum of the wallet. Every other balance is a
-sum of transfers.
+It never updates or deletes a transfer, and contains no rule of a market. A transfer moves one amount from a debit
+account to a credit account, so debits and credits are always equal. An account has a code (`wallet:7`, `pool:3`,
+`payable`) and is opened by its first transfer. A trigger keeps `CustomUser.balance` equal to the sum of the wallet's
+transfers. Every other balance is computed from the transfers.
 """
 
 from collections.abc import Iterable
@@ -50,7 +50,8 @@ def receivable(user_id: int) -> str:
 class Entry:
     """A transfer to book: `debit` and `credit` are account codes, `amount` is in shillings and above 0.
 
-    `key` makes the transfer happen once. Its first part is `code`, the kind of transfer.
+    `key` is unique, so the transfer is booked at most once. Its part before the first colon is `code`, the kind of
+    transfer.
     """
 
     key: str
@@ -66,7 +67,7 @@ class Entry:
 
 
 def open_accounts(codes: Iterable[str]) -> dict[str, int]:
-    """Return the id of each account, and open the accounts that do not exist yet. Idempotent: by code."""
+    """Open the accounts that do not exist yet, and return the id of every account. Idempotent: by code."""
     wanted = sorted(set(codes))
     accounts = LedgerAccount.objects.filter(code__in=wanted)
     ids = dict(accounts.values_list("code", "pk"))
@@ -88,11 +89,11 @@ def _new_account(code: str) -> LedgerAccount:
 
 
 def post(entries: Iterable[Entry], *, at: datetime) -> None:
-    """Book transfers in the caller's transaction, in one statement for any number of them.
+    """Book any number of transfers in one statement, in the caller's transaction.
 
-    Locks: the wallets that move, by id.
-    Raises: django.db.IntegrityError, if a key is booked already, an amount is not positive or a wallet would go below
-    zero; then nothing is booked.
+    Locks: the wallets whose balance changes, by id.
+    Raises: django.db.IntegrityError, if a key is already booked, an amount is not positive or a wallet would go below
+    zero. Then nothing is booked.
     """
     booked = list(entries)
     if not booked:
@@ -117,9 +118,9 @@ def post(entries: Iterable[Entry], *, at: datetime) -> None:
 
 
 def balance(code: str) -> Decimal:
-    """Return the balance of one account in shillings, or 0.00 if the account is not open.
+    """Return the balance of one account in shillings, or 0.00 if the account does not exist.
 
-    It is positive on the side by which the account's kind grows.
+    The balance of an asset or an expense is its debits less its credits; of any other kind, credits less debits.
     """
     account = LedgerAccount.objects.filter(code=code).first()
     if account is None:
@@ -131,9 +132,9 @@ def balance(code: str) -> Decimal:
 
 
 def owed(transaction_id: int) -> Decimal:
-    """Return the amount that `payable` still owes on one transaction, in shillings.
+    """Return the amount of one transaction that is still in `payable`, in shillings.
 
-    Money that is in flight, paid or redirected is not part of it.
+    Money in flight, paid money and redirected money are not included.
     """
     signed = Case(
         When(credit__code=PAYABLE, then=F("amount")),

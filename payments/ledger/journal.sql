@@ -1,5 +1,5 @@
 -- name: post_transfers
--- Book all of the entries or none: it inserts nothing if an account is not open yet.
+-- Book all entries or none. If an account does not exist yet, nothing is inserted.
 WITH booked AS MATERIALIZED (
     SELECT e.number, e.key, d.id AS debit_id, c.id AS credit_id, e.amount, e.code, e.transaction_id
     FROM unnest(%(keys)s::text[], %(debits)s::text[], %(credits)s::text[], %(amounts)s::numeric[],

@@ -1,7 +1,8 @@
 """Receivables: money that members owe back after an undo or a double payment.
 
-Each shilling of a member's `receivable` account is in one of their recoveries. An operator decides on each recovery:
-set it off against later dividends, or write it off as a loss. Only a set-off takes money from a wallet.
+A recovery is one member's debt from one settlement. The recoveries of a member add up to their `receivable` account. An
+operator decides on each recovery: set it off against later dividends, or write it off as a loss. Only a set-off takes
+money from a wallet.
 Lock order: Transaction, Attempt, Recoveries by id, then wallets (ledger), then the end of the audit trail.
 """
 
@@ -27,23 +28,24 @@ _UNDO_COSTS = named_sql.beside(__file__)["undo_costs"]
 
 
 class RecoveryNotFound(Refusal):
-    """The recovery does not exist, or nobody owes anything from that market."""
+    """The recovery does not exist, or no member has a debt from that market."""
 
 
 class NothingOwed(Refusal):
-    """The whole receivable has been paid back or written off already."""
+    """The whole debt has already been paid back or written off."""
 
 
 class DebtsMoved(Refusal):
-    """The receivables changed after the operator saw them, so nothing was decided."""
+    """The amounts owed changed after the operator saw them, so nothing was decided."""
 
 
 # --- owing -----------------------------------------------------------------------------------------------------------
 
 
 def owe(*, settlement_id: int | None, user_id: int, amount: Decimal, at: datetime) -> None:
-    """Add an amount to a member's recovery from a settlement, in the caller's transaction, which books the receivable.
+    """Add an amount to a member's recovery from a settlement.
 
+    Runs in the caller's transaction, which books the receivable. A written-off recovery becomes open again.
     Locks: the Recovery.
     """
     row = Recovery(settlement_id=settlement_id, user_id=user_id, amount=journal.ZERO, created_at=at)
@@ -58,8 +60,8 @@ def owe(*, settlement_id: int | None, user_id: int, amount: Decimal, at: datetim
 def record_repayment(*, settlement_id: int | None, user_id: int, amount: Decimal) -> tuple[Decimal, Decimal]:
     """Record that a member paid an amount back, in the caller's transaction, which books it.
 
-    Return the part that was still owed and the part that had been written off. Any rest had been paid back before, so
-    it belongs to the member.
+    Returns the part that was still owed and the part that had been written off. If a rest remains, the debt was already
+    paid, so the rest belongs to the member.
     Locks: the Recovery.
     """
     recovery = _locked(settlement_id, user_id)
@@ -72,11 +74,13 @@ def record_repayment(*, settlement_id: int | None, user_id: int, amount: Decimal
 
 
 def reverse_recall(payout: Transaction, *, at: datetime) -> None:
-    """Settle a receivable with the payout it came from, because that payout never reached the member.
+    """Cancel a receivable that an undo booked for a payout, because the payout never reached the member.
 
-    The undo had assumed that M-Pesa paid it. Our debt to the member first covers what they still owe, then what was
-    written off. What they had already paid back goes to their wallet.
-    In the caller's transaction. Locks: the Recovery, the wallet.
+    The undo had assumed that M-Pesa paid the payout. We now owe its amount to the member. That amount first covers the
+    member's open debt, then the part that was written off. The part that the member had already paid back goes to the
+    wallet.
+    Runs in the caller's transaction.
+    Locks: the Recovery, the wallet.
     """
     recovery = _locked(payout.settlement_id, payout.user_id)
     owed = min(payout.amount, recovery.outstanding)
@@ -95,7 +99,7 @@ def reverse_recall(payout: Transaction, *, at: datetime) -> None:
 
 
 def was_recalled(transaction_id: int) -> bool:
-    """Return whether an undo turned this payout into a receivable."""
+    """Return True if an undo turned this payout into a receivable."""
     return Transfer.objects.filter(key=f"recall:{transaction_id}").exists()
 
 
@@ -104,7 +108,7 @@ def was_recalled(transaction_id: int) -> bool:
 
 @dataclass(frozen=True)
 class SetOff:
-    """The part of one member's dividend, in shillings, that goes to one recovery."""
+    """The part of a member's dividend, in shillings, that pays one recovery."""
 
     recovery_id: int
     user_id: int
@@ -112,14 +116,14 @@ class SetOff:
 
 
 def any_to_set_off() -> bool:
-    """Return whether any recovery is to be set off against later dividends."""
+    """Return True if a recovery is to be set off against later dividends."""
     return _to_set_off().exists()
 
 
 def to_set_off(dividends: Mapping[int, Decimal], *, locked: bool = True) -> list[SetOff]:
-    """Compute the set-offs from these members' dividends (shillings by member's id).
+    """Compute the set-offs from members' dividends (shillings by member's id).
 
-    Each recovery takes at most its decided percentage of the dividend.
+    Each recovery takes at most the percentage of the dividend that the operator decided.
     Locks: the Recoveries, by id (none with `locked=False`, for a preview).
     """
     rows = _to_set_off().filter(user_id__in=dividends).order_by("pk")
@@ -137,7 +141,7 @@ def to_set_off(dividends: Mapping[int, Decimal], *, locked: bool = True) -> list
 
 
 def by_member(set_offs: Sequence[SetOff]) -> dict[str, list[Any]]:
-    """Sum set-offs by member, as the parameters of allocation.due: members' ids, and the sum of each."""
+    """Sum set-offs by member. Return the parameters of allocation.due: members' ids, and each member's sum."""
     total: dict[int, Decimal] = {}
     for part in set_offs:
         total[part.user_id] = total.get(part.user_id, journal.ZERO) + part.amount
@@ -147,7 +151,8 @@ def by_member(set_offs: Sequence[SetOff]) -> dict[str, list[Any]]:
 def set_off(settlement_id: int, set_offs: Sequence[SetOff], *, at: datetime) -> None:
     """Move the set-offs from the wallets, which the settlement has just credited, to the receivables.
 
-    In the caller's transaction, which has the Recoveries locked. Idempotent: by key.
+    Runs in the caller's transaction, which has locked the Recoveries.
+    Raises: django.db.IntegrityError, if a set-off is already booked.
     """
     if not set_offs:
         return
@@ -184,7 +189,7 @@ def _to_set_off() -> QuerySet[Recovery]:
 
 @dataclass(frozen=True)
 class _Act:
-    """A decision on receivables: the action that the audit trail names, its change of a row, and the state after it."""
+    """A decision on recoveries. `action` and `after` are for the audit trail; `change` changes one recovery."""
 
     action: str
     change: Callable[[Recovery], None]
@@ -193,7 +198,7 @@ class _Act:
 
 
 def fingerprint(owing: Iterable[tuple[int, Decimal]]) -> str:
-    """Return a hash of receivables (ids in order, shillings owed on each), to tell later whether they changed."""
+    """Hash recoveries (ids in order, shillings owed on each), so that a later change can be noticed."""
     return hashlib.sha256(repr([(pk, f"{owed:.2f}") for pk, owed in owing]).encode()).hexdigest()
 
 
@@ -206,9 +211,9 @@ def decide_set_off(
     at: datetime,
     expected: str | None = None,
 ) -> list[Recovery]:
-    """Set off up to `pct` % of each later dividend, against one recovery or all that are owed from a market.
+    """Set off one recovery, or all recoveries from a market, against up to `pct` % of each later dividend.
 
-    `expected` is the fingerprint of the receivables that the operator saw. If it no longer fits, nothing is decided.
+    `expected` is the fingerprint of the amounts that the operator saw. If they have changed, nothing is decided.
     Locks: the Recoveries, by id.
     Raises: RecoveryNotFound; NothingOwed; own_affairs.OwnDebt; DebtsMoved.
     """
@@ -229,9 +234,9 @@ def write_off(
     at: datetime,
     expected: str | None = None,
 ) -> list[Recovery]:
-    """Write off the amount still owed on one recovery or on all from a market, and book it: bad_debt → receivable.
+    """Write off the open amount of one recovery, or of all recoveries from a market. Books bad_debt → receivable.
 
-    `expected` is the fingerprint of the receivables that the operator saw. If it no longer fits, nothing is decided.
+    `expected` is the fingerprint of the amounts that the operator saw. If they have changed, nothing is decided.
     Locks: the Recoveries, by id.
     Raises: RecoveryNotFound; NothingOwed; own_affairs.OwnDebt; DebtsMoved.
     """
@@ -292,7 +297,7 @@ def _decide(
 
 
 def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Recovery]:
-    """Return a page of recoveries, newest first: those with ids below `before`."""
+    """Return a page of recoveries with ids below `before`, newest first."""
     rows = Recovery.objects.filter(pk__lt=before).select_related("user", "settlement").order_by("-pk")
     if market_id is not None:
         rows = rows.filter(settlement__market=market_id)
@@ -300,7 +305,7 @@ def listed(*, before: int, limit: int, market_id: int | None = None) -> list[Rec
 
 
 def still_owed(market_id: int | None = None) -> tuple[int, Decimal]:
-    """Return the number and the sum in shillings of recoveries not paid back yet, of one market or of all."""
+    """Return the number of open recoveries and their sum in shillings, for one market or for all markets."""
     rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off"))
     if market_id is not None:
         rows = rows.filter(settlement__market=market_id)
@@ -310,7 +315,7 @@ def still_owed(market_id: int | None = None) -> tuple[int, Decimal]:
 
 
 def owing(*, recovery_id: int | None = None, market_id: int | None = None) -> list[tuple[int, Decimal]]:
-    """Return (id, shillings still owed) of one recovery or of a market's, without those that are paid back."""
+    """Return (id, shillings still owed) for each open recovery, of one recovery or of one market."""
     rows = Recovery.objects.filter(amount__gt=F("recovered") + F("written_off")).order_by("pk")
     rows = rows.filter(pk=recovery_id) if recovery_id is not None else rows.filter(settlement__market=market_id)
     return list(rows.values_list("pk", F("amount") - F("recovered") - F("written_off")))
@@ -318,7 +323,7 @@ def owing(*, recovery_id: int | None = None, market_id: int | None = None) -> li
 
 @dataclass(frozen=True)
 class UndoCost:
-    """The cost of undone settlements in shillings, for one market or for one operator who resolved markets."""
+    """The cost of undone settlements in shillings, of one market or of one operator who resolved the markets."""
 
     market_id: int | None
     user_id: int | None

@@ -1,6 +1,6 @@
 -- name: undo_costs
 -- For each settlement that is undone or being undone: market, operator, receivables and charges, in shillings.
--- A charge is found by its key, which names the paid attempt. Attempts have an index by settlement, transfers by key.
+-- A charge is found by its key, which contains the attempt's id. Indexes: attempts by settlement, transfers by key.
 SELECT s.market_id, s.resolved_by_id, coalesce(r.amount, 0), coalesce(r.recovered, 0), coalesce(r.written_off, 0),
     coalesce(c.charges, 0)
 FROM payments_settlement s

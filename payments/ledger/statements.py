@@ -1,4 +1,4 @@
-"""Account statements: find an account, page through its transfers with a running balance, export them."""
+"""Account statements: search for accounts, and pages and exports of their transfers with running balances."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,10 @@ _SUM_FROM = named_sql.beside(__file__)["sum_from"]
 
 @dataclass(frozen=True)
 class Line:
-    """One transfer from the side of its account: `change` is signed, `balance` is the account's after it. Shillings."""
+    """One transfer as a line of an account's statement. Amounts are shillings.
+
+    `change` is signed, `balance` is the account's balance after the transfer, and `other` is the other account.
+    """
 
     id: int
     at: datetime
@@ -45,7 +48,7 @@ class Statement:
 
 
 def search(typed: str, kind: str = "") -> QuerySet[LedgerAccount]:
-    """Find accounts by code (`pool:12`), by a member's phone number, by the id of a member or market, or by kind."""
+    """Find accounts by code (`pool:12`), a member's phone number, the id of a member or market, or kind."""
     accounts = LedgerAccount.objects.select_related("user", "market").order_by("pk")
     if kind:
         accounts = accounts.filter(kind=kind)
@@ -66,14 +69,14 @@ def search(typed: str, kind: str = "") -> QuerySet[LedgerAccount]:
 def statement(account: LedgerAccount, *, before: int | None = None) -> Statement:
     """Return a page of one account's transfers with the balance after each.
 
-    The page holds the newest transfers, or the newest of those below the id `before`.
+    The page holds the newest transfers, or the newest transfers with ids below `before`.
     """
-    # Most kinds have a single account that all transfers share, so its balance is the balance of the kind.
+    # Most kinds have a single account that belongs to no member and no market. Its balance is the balance of the kind.
     shared = account.user_id is None and account.market_id is None
     balance = trial_balance.balance(account.kind) if shared else journal.balance(account.code)
     later = _sum_from(account, before) if before is not None else journal.ZERO
     running = balance - (later if _grows_by_debit(account) else -later)
-    # Each side has its own index: read the newest of each side, then keep the newest of both.
+    # Debits and credits have separate indexes. So read the newest transfers of each side, then keep the newest of both.
     sides: list[Transfer] = []
     for side in ("debit", "credit"):
         rows = Transfer.objects.filter(**{side: account}).select_related("debit", "credit").order_by("-pk")
@@ -87,7 +90,7 @@ def statement(account: LedgerAccount, *, before: int | None = None) -> Statement
 
 
 def exported(account: LedgerAccount) -> Iterator[Line]:
-    """Yield every transfer of an account, oldest first, in pages, so that a long account needs little memory."""
+    """Yield every transfer of an account, oldest first. Transfers are read in pages, to need little memory."""
     rows = Transfer.objects.filter(Q(debit=account) | Q(credit=account)).select_related("debit", "credit")
     running, last = journal.ZERO, 0
     while page := list(rows.filter(pk__gt=last).order_by("pk")[:EXPORT_PAGE]):
@@ -120,7 +123,7 @@ def _grows_by_debit(account: LedgerAccount) -> bool:
 
 
 def _sum_from(account: LedgerAccount, first: int) -> Decimal:
-    """Return debits less credits of the account's transfers, from the id `first` on."""
+    """Return debits less credits of the account's transfers with ids from `first` on."""
     with connection.cursor() as cursor:
         cursor.execute(_SUM_FROM, {"account": account.pk, "first": first})
         (total,) = cursor.fetchone()

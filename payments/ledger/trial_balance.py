@@ -1,6 +1,6 @@
-"""Trial balance of any day, from daily sums and the transfers since.
+"""Trial balance of any day, from daily sums and the later transfers.
 
-Reading every transfer would take too long. So each transfer is added once to the sums of its day and kind.
+Reading every transfer would take too long. So each transfer is added once to the sums of its day and account kind.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _SQL = named_sql.beside(__file__)
 
 
 def advance(*, keep_going: Callable[[], bool]) -> int:
-    """Add new transfers to the sums of their days; return the id up to which they are summed. Idempotent."""
+    """Add new transfers to the sums of their days, and return the id of the last transfer added. Idempotent."""
 
     def add(low: int, high: int) -> None:
         with connection.cursor() as cursor:
@@ -30,9 +30,9 @@ def advance(*, keep_going: Callable[[], bool]) -> int:
 
 
 def balance(kind: str) -> Decimal:
-    """Return the balance of all accounts of one kind, in shillings, exact as of now.
+    """Return the current balance of all accounts of one kind, in shillings.
 
-    It is positive on the side by which the kind grows.
+    For an asset or an expense it is the debits less the credits; for any other kind, the credits less the debits.
     """
     with connection.cursor() as cursor:
         cursor.execute(_SQL["sums_of_one_kind"], {"kind": kind})
@@ -52,13 +52,13 @@ class TrialLine:
 
     @property
     def balance(self) -> Decimal:
-        """Positive on the side by which the kind grows."""
+        """The balance, as in the function `balance`."""
         difference = self.debits - self.credits
         return difference if self.kind in LedgerAccount.GROWS_BY_DEBIT else -difference
 
 
 def trial_balance(*, day: date | None = None) -> list[TrialLine]:
-    """Return the sums of debits and credits of every kind of account: of all days, or up to the end of one day.
+    """Return the sums of debits and credits of each kind of account, of all days or up to the end of `day`.
 
     The two columns are equal to the cent.
     Units: shillings; a day begins at midnight in Nairobi.

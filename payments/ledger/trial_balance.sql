@@ -1,5 +1,5 @@
 -- name: add_transfers_to_days
--- Add the transfers with ids above `low` and up to `high` to their days.
+-- Add the transfers with ids above `low` and up to `high` to the sums of their days and kinds.
 INSERT INTO payments_ledgerday (day, kind, debits, credits)
 SELECT (t.at AT TIME ZONE 'Africa/Nairobi')::date, a.kind, sum(side.debit), sum(side.credit)
 FROM payments_transfer t CROSS JOIN LATERAL
@@ -11,9 +11,9 @@ SET debits = payments_ledgerday.debits + excluded.debits, credits = payments_led
 
 
 -- name: sums_of_every_kind
--- Sum debits and credits by kind: all of them, or those up to the end of `day`.
+-- Sum debits and credits by kind, of all days or up to the end of `day`.
 -- Days, watermark and later transfers are read in one statement, so no transfer is missed and none is counted twice.
--- The later transfers are few. They are read by id and their kinds by account id, so that no whole table is read.
+-- The later transfers are few. Transfers are read by id, and account kinds by account id, so no whole table is read.
 SELECT kind, sum(debits), sum(credits)
 FROM (
     SELECT day, kind, debits, credits FROM payments_ledgerday
@@ -28,7 +28,7 @@ WHERE %(day)s::date IS NULL OR day <= %(day)s::date GROUP BY kind;
 
 
 -- name: sums_of_one_kind
--- Sum debits and credits of one kind now. One statement, as in sums_of_every_kind.
+-- Sum debits and credits of one kind now. It is one statement for the reason given at sums_of_every_kind.
 SELECT coalesce(sum(debits), 0), coalesce(sum(credits), 0)
 FROM (
     SELECT kind, debits, credits FROM payments_ledgerday WHERE kind = %(kind)s

@@ -1,4 +1,4 @@
-"""Models of payments, one file a noun. Import each from here."""
+"""Models of payments, with one file for each subject. Import the models from here."""
 
 from payments.models.certificates import Certificate, CertificateBlock
 from payments.models.decisions import Proposal, Verdict

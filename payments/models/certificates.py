@@ -1,4 +1,4 @@
-"""Certificates of settlements, as issued. Triggers refuse any later change."""
+"""Issued certificates of settlements. Triggers refuse any later change."""
 
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ class CertificateBlock(models.Model):
 
 
 class Certificate(models.Model):
-    """The public statement of a settlement: canonical JSON, stored as text because `hash` covers exactly this text."""
+    """The public statement of a settlement, in canonical JSON. It is stored as text, because `hash` is of this text."""
 
     settlement = models.OneToOneField("payments.Settlement", on_delete=models.PROTECT, related_name="certificate")
     issued_at = models.DateTimeField()

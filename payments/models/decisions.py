@@ -15,8 +15,8 @@ from payments.models.payouts import Transaction
 class Proposal(models.Model):
     """A decision on a market that needs a second member of staff: to resolve it, void it or undo its settlement.
 
-    `preview_hash` identifies the preview that the proposer saw; the approver approves exactly that. `weights` are as in
-    Settlement.
+    `preview_hash` identifies the figures that the proposer saw. The approver approves exactly these figures. `weights`
+    are as in Settlement.
     """
 
     class Kind(models.TextChoices):
@@ -29,7 +29,7 @@ class Proposal(models.Model):
         REJECTED = "REJECTED"
         STALE = "STALE"
 
-    # STALE: the figures changed after the proposal, so approving it would do something else than the preview showed.
+    # STALE: the figures changed after the proposal, so an approval would have other effects than the preview showed.
     TRANSITIONS: ClassVar = {
         State.OPEN: {State.APPROVED, State.REJECTED, State.STALE},
         State.APPROVED: set(),
@@ -71,9 +71,9 @@ class Proposal(models.Model):
 
 
 class Verdict(models.Model):
-    """One person's decision on a held payout: paid, with M-Pesa's `receipt`, or not paid. A second person confirms it.
+    """One person's decision on a held payout: paid, with M-Pesa's `receipt`, or not paid.
 
-    It is open until it is confirmed or refused, and is never deleted.
+    A second person confirms or refuses the decision. Until then it is open. It is never deleted.
     """
 
     transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")

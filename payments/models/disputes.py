@@ -9,10 +9,10 @@ from django.db.models import F, Q
 
 
 class Dispute(models.Model):
-    """A member's complaint that a bet's result or a payout is wrong. An operator answers it, and upholds or rejects it.
+    """A member's complaint about a bet's result or a payout. An operator answers it, and upholds or rejects it.
 
-    The texts stand in its events. `remedy` is the promise made when it was upheld. It is DUE until the books show that
-    it is done.
+    Its texts are in its events. `remedy` was promised when the dispute was upheld. The remedy is DUE until the books
+    show that it is done.
     """
 
     class State(models.TextChoices):
@@ -32,7 +32,8 @@ class Dispute(models.Model):
         DONE = "DONE"
 
     LIVE: ClassVar = [State.OPEN, State.ANSWERED]
-    # ANSWERED → OPEN is the member's reply. A dispute is rejected only after an answer, so the member could reply.
+    # ANSWERED → OPEN is the member's reply. A dispute can be rejected only after an answer, so that the member had a
+    # chance to reply.
     TRANSITIONS: ClassVar = {
         State.OPEN: {State.ANSWERED, State.UPHELD},
         State.ANSWERED: {State.OPEN, State.UPHELD, State.REJECTED},

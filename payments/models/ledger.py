@@ -15,7 +15,7 @@ from payments.models.payouts import Transaction
 
 
 class LedgerAccount(models.Model):
-    """A named balance. Assets and expenses grow by debit, all other kinds by credit."""
+    """An account of the ledger. A debit increases assets and expenses; a credit increases all other kinds."""
 
     class Kind(models.TextChoices):
         WALLET = "wallet"
@@ -49,7 +49,7 @@ class LedgerAccount(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            # UniqueConstraint, here and below, because unique=True would also create an index for LIKE.
+            # Here and below, a UniqueConstraint, because unique=True would also create an index for LIKE.
             models.UniqueConstraint(fields=["code"], name="account_code_once"),
             models.CheckConstraint(
                 name="account_belongs_to_whom_its_kind_says",
@@ -64,11 +64,10 @@ class LedgerAccount(models.Model):
 
 
 class Transfer(models.Model):
-    """One move of one amount from one account to another. It is never changed or removed; later transfers correct it.
+    """One amount moved from one account to another. A transfer is never changed or removed; later transfers correct it.
 
-    `debit` grows an asset or an expense, `credit` grows the other kinds. `key` makes it impossible to book it twice. A
-    trigger checks once per statement that the accounts and the transaction exist. Foreign keys would check three times
-    per row.
+    `debit` and `credit` are the two accounts. `key` is unique, so no transfer is booked twice. A trigger checks once
+    per statement that the accounts and the transaction exist. Foreign keys would check three times per row.
     """
 
     key = models.CharField(max_length=64)
@@ -103,7 +102,8 @@ class Transfer(models.Model):
 class LedgerDay(models.Model):
     """The debits and credits of one kind of account on one day in Nairobi, in shillings, up to the watermark.
 
-    Transfers are never changed or removed, so a sum only grows. A balance is the days plus the later transfers.
+    Transfers are never changed or removed, so the sums only grow. A balance is the sums of all days plus the transfers
+    after the watermark.
     """
 
     day = models.DateField()
@@ -121,8 +121,8 @@ class LedgerDay(models.Model):
 class Recovery(models.Model):
     """The amount that one member owes back from one settlement, after an undo or a double payment.
 
-    amount = outstanding + recovered + written_off, in shillings. The operator's decision: none yet (OPEN), keep up to
-    `pct` % of each later dividend (SET_OFF), or bear the loss (WRITTEN_OFF).
+    amount = outstanding + recovered + written_off, in shillings. `decision` is the operator's: none yet (OPEN), keep up
+    to `pct` % of each later dividend (SET_OFF), or bear the loss (WRITTEN_OFF).
     """
 
     class Decision(models.TextChoices):
@@ -130,7 +130,7 @@ class Recovery(models.Model):
         SET_OFF = "SET_OFF"
         WRITTEN_OFF = "WRITTEN_OFF"
 
-    # WRITTEN_OFF → OPEN: a payment proven late added to the amount owed.
+    # WRITTEN_OFF → OPEN: late evidence of a payment increased the amount owed.
     TRANSITIONS: ClassVar = {
         Decision.OPEN: {Decision.SET_OFF, Decision.WRITTEN_OFF},
         Decision.SET_OFF: {Decision.WRITTEN_OFF},

@@ -6,7 +6,7 @@ from django.db import models
 
 
 class Heartbeat(models.Model):
-    """The time at which beat, or a worker by its name, was last seen. Written by monitoring_tasks."""
+    """The time of the latest sign of life of beat or of a named worker. Written by monitoring_tasks."""
 
     name = models.CharField(max_length=120, unique=True)
     at = models.DateTimeField()
@@ -16,7 +16,7 @@ class Heartbeat(models.Model):
 
 
 class Figures(models.Model):
-    """A set of expensive figures. A task computes it every minute; the home page reads it as stored."""
+    """A set of expensive figures. A task computes and stores it every minute, and the home page reads it."""
 
     name = models.CharField(max_length=40, unique=True)
     at = models.DateTimeField()

@@ -1,6 +1,6 @@
 """Payouts, their requests to M-Pesa, and the messages about them.
 
-Each state machine has one table of transitions. Triggers of the database hold the same tables.
+Each state machine has one table of transitions. Triggers in the database enforce the same tables.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from django.utils import timezone
 from payments.models.columns import shillings
 from payments.models.settlements import Settlement
 
-# An open attempt that is in doubt, or that was and is being sent again: we do not know whether M-Pesa paid it.
+# An attempt is in doubt if we do not know its result. It stays in doubt while its request is sent again.
 IN_DOUBT = Q(state="IN_DOUBT") | Q(state__in=["SENDING", "WAITING", "ACCEPTED", "IN_DOUBT"], doubted_at__isnull=False)
 
 
 class Transaction(models.Model):
     """A move of money between us and one member: a deposit, a withdrawal, a payout or a refund.
 
-    A payout goes to one `destination`. Over M-Pesa it is in whole shillings, and leaves once `due_at` has passed and
-    its settlement is released. `phone_number` receives the money; it is frozen when the debt arises.
+    A payout goes to one `destination`. An M-Pesa payout is in whole shillings. It leaves after `due_at`, if its
+    settlement is released. `phone_number` receives the money. It is the member's number when the transaction was
+    created, and never changes.
     """
 
     class Type(models.TextChoices):
@@ -57,7 +58,8 @@ class Transaction(models.Model):
 
     public_id = models.UUIDField(default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="transactions")
-    # Settlements are never deleted, so a trigger that checks each statement's rows replaces the foreign key.
+    # A trigger that checks the rows once per statement replaces the foreign key. It can, because settlements are never
+    # deleted.
     settlement = models.ForeignKey(
         Settlement, on_delete=models.PROTECT, null=True, blank=True, db_index=False, db_constraint=False
     )
@@ -92,7 +94,7 @@ class Transaction(models.Model):
             ),
         ]
         indexes: ClassVar = [
-            # By settlement first: the fair queue finds due settlements by skipping from one to the next.
+            # By settlement first, because the fair queue skips from one settlement with due payouts to the next.
             models.Index(fields=["settlement", "due_at", "id"], condition=Q(status="PENDING"), name="transaction_due"),
             models.Index(fields=["failed_at"], condition=Q(status="FAILED"), name="transaction_failed"),
             models.Index(fields=["id"], condition=Q(status__in=["PROCESSING", "HELD"]), name="transaction_open"),
@@ -106,15 +108,18 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
     """Filters on attempts."""
 
     def in_doubt(self) -> AttemptQuerySet:
-        """Return the open attempts that are in doubt, also those that are being sent again meanwhile."""
+        """Return the open attempts in doubt, including attempts in doubt whose request is being sent again."""
         return self.filter(IN_DOUBT)
 
 
 class Attempt(models.Model):
-    """One B2C request for one payout, committed before the call. A transaction has at most one open attempt.
+    """One B2C request for one payout, committed before it is sent. A transaction has at most one open attempt.
 
-    SENDING: a POST may be under way. WAITING: the last POST never left us; the same id is sent again. ACCEPTED: Daraja
-    queued the request, which is not paid yet. IN_DOUBT: we do not know the result. PAID and FAILED: proven.
+    - SENDING: a POST may be in progress.
+    - WAITING: the request will be sent again with the same id.
+    - ACCEPTED: Daraja queued the request, which is not paid yet.
+    - IN_DOUBT: we do not know the result.
+    - PAID, FAILED: the result is proven.
     """
 
     class Kind(models.TextChoices):
@@ -135,7 +140,7 @@ class Attempt(models.Model):
         TRUSTED = "trusted"
 
     OPEN: ClassVar = [State.SENDING, State.WAITING, State.ACCEPTED, State.IN_DOUBT]
-    # FAILED → PAID is late evidence: a request that was proven not executed was paid after all, and is booked.
+    # FAILED → PAID: late evidence shows that M-Pesa paid a request that was recorded as failed. The payment is booked.
     TRANSITIONS: ClassVar = {
         State.SENDING: {State.WAITING, State.ACCEPTED, State.IN_DOUBT, State.PAID, State.FAILED},
         State.WAITING: {State.SENDING, State.IN_DOUBT, State.PAID, State.FAILED},
@@ -218,15 +223,15 @@ class Attempt(models.Model):
 
     @property
     def is_in_doubt(self) -> bool:
-        """Return whether `AttemptQuerySet.in_doubt` selects this attempt."""
+        """Return True if `AttemptQuerySet.in_doubt` selects this attempt."""
         return self.state == self.State.IN_DOUBT or (self.state in self.OPEN and self.doubted_at is not None)
 
 
 class Breaker(models.Model):
-    """A reason to pause sending: open from `opened_at` until evidence shows that the cause is gone.
+    """A reason to pause sending, open from `opened_at` until evidence shows that the cause is gone.
 
-    While it is open, one payout leaves as a probe each time `probe_at` has passed, at pauses that double. The
-    operator's `switch` sends no probes.
+    While a breaker is open, one payout is sent as a probe each time `probe_at` has passed. The pause doubles with
+    each probe, up to a limit. The operator's `switch` sends no probes.
     """
 
     class Cause(models.TextChoices):
@@ -250,7 +255,7 @@ class Breaker(models.Model):
 
 
 class StatusQuery(models.Model):
-    """A question to Daraja about the result of an attempt. Its own token ties an answer to it."""
+    """A question to Daraja about the result of an attempt. Each query has a token, which its answer carries."""
 
     class Verdict(models.TextChoices):
         COMPLETED = "completed"
@@ -280,8 +285,8 @@ class StatusQuery(models.Model):
 class FloatReading(models.Model):
     """The Utility account's balance at one moment, in shillings, as M-Pesa stated it.
 
-    M-Pesa states it in a payment's result, or when we ask. A balance query stores the hash of its callback token, and
-    has no amount until its answer arrives.
+    M-Pesa states the balance in a payment's result, or when we ask for it. A balance query stores the hash of its
+    callback token. It has no amount until its answer arrives.
     """
 
     class Source(models.TextChoices):
@@ -305,10 +310,10 @@ class FloatReading(models.Model):
 
 
 class Callback(models.Model):
-    """A message that reports something about a request: stored as it came, then applied once.
+    """A message about one of our requests, stored unchanged and then applied once.
 
-    The same message is stored once from a trusted and once from an untrusted address. An untrusted caller that sends it
-    first therefore does not block M-Pesa's own.
+    The same message is stored once from a trusted and once from an untrusted address. An untrusted caller that sends
+    the message first therefore does not block M-Pesa's message.
     """
 
     class Kind(models.TextChoices):

@@ -1,4 +1,4 @@
-"""Settlements: each divides or refunds the pool of one market."""
+"""Settlements, which divide or refund the pools of markets."""
 
 from __future__ import annotations
 

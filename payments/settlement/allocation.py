@@ -1,11 +1,14 @@
 """Allocation of a dividend to M-Pesa payments and to the wallet, as SQL."""
 
-# Tranches are numbered by a smallint.
+# The column that numbers tranches is a smallint.
 MOST_TRANCHES = 32_767
-# The amount that a member has won is split. Whole shillings go by M-Pesa in tranches of at most `max`. The wallet gets
-# the cents, a sum or a last tranche under `min`, the part kept for a debt, and the part beyond MOST_TRANCHES. It gets
-# everything if `by_mpesa` is false.
-_CARRIED = """
+# A member's amount is split. Whole shillings go by M-Pesa, in tranches of at most `max`. The wallet gets the rest:
+# - the cents;
+# - a sum, or a last tranche, under `min`;
+# - the part kept for a debt;
+# - the part beyond MOST_TRANCHES;
+# - everything, if `by_mpesa` is false.
+_SPLIT = """
     SELECT won.user_id, amount, {kept} AS kept,
         CASE WHEN NOT %(by_mpesa)s THEN 0
              WHEN mod(fits, %(max)s) >= %(min)s THEN fits ELSE fits - mod(fits, %(max)s) END AS by_mpesa
@@ -13,17 +16,18 @@ _CARRIED = """
 _DUE = """
     SELECT user_id, 'mpesa' AS destination, tranche,
         least(%(max)s, by_mpesa - (tranche - 1)::numeric * %(max)s) AS amount
-    FROM carried, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
+    FROM split, generate_series(1, ceil(by_mpesa / %(max)s)::int) AS tranche
     UNION ALL
-    SELECT user_id, 'wallet', 1, amount - by_mpesa FROM carried WHERE amount > by_mpesa"""
+    SELECT user_id, 'wallet', 1, amount - by_mpesa FROM split WHERE amount > by_mpesa"""
 _DEBTORS = " LEFT JOIN unnest(%(debtors)s::bigint[], %(kept)s::numeric[]) AS k (user_id, kept) USING (user_id)"
 
 
 def due(won: str, *, debtors: bool) -> str:
-    """Build the CTEs `won`, `carried` and `due`, to follow a WITH.
+    """Build the CTEs `won`, `split` and `due`, to follow a WITH.
 
-    `won` is a query of (user_id, amount). With `debtors` a part is kept for debts (parameters `debtors` and `kept`).
+    `won` is a query of (user_id, amount). If `debtors` is true, the parameters `debtors` and `kept` give the part of
+    each debtor's amount that is kept for debts.
     """
     kept, join = ("coalesce(k.kept, 0)", _DEBTORS) if debtors else ("0", "")
-    carried = _CARRIED.format(kept=kept, debtors=join, most=MOST_TRANCHES)
-    return f"won AS ({won}), carried AS ({carried}), due AS ({_DUE})"
+    split = _SPLIT.format(kept=kept, debtors=join, most=MOST_TRANCHES)
+    return f"won AS ({won}), split AS ({split}), due AS ({_DUE})"

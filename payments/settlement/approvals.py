@@ -22,7 +22,7 @@ class ProposalNotFound(Refusal):
 
 
 class ProposalDecided(Refusal):
-    """The proposal was approved or rejected, or is stale."""
+    """The proposal was already approved or rejected, or it is stale."""
 
 
 class ProposerCannotApprove(Refusal):
@@ -32,9 +32,9 @@ class ProposerCannotApprove(Refusal):
 def approve(
     *, proposal_id: int, preview_hash: str, by: audit.Actor, at: datetime, policy: Policy
 ) -> resolutions.Resolved | undo.Undoing:
-    """Carry out a proposal of another member of staff, if the figures are still those that both have seen.
+    """Carry out a proposal of another member of staff, if its figures have not changed.
 
-    If the figures have moved, the proposal becomes stale, and nothing is decided.
+    If a figure has changed, the proposal becomes stale, and nothing is decided.
     Locks: Market, Proposal, Settlement.
     Raises: ProposalNotFound; ProposalDecided; ProposerCannotApprove; own_affairs.StakeInMarket;
     proposals.PreviewMoved; proposals.PersonNeeded.
@@ -52,15 +52,17 @@ def approve(
             )
         if _hash_now(market, proposal, at, policy) == proposal.preview_hash:
             return _carry_out(market, proposal, by=by, at=at, policy=policy)
-        _close(market, proposal, Proposal.State.STALE, words="The numbers moved after it was made.", by=by, at=at)
+        _close(market, proposal, Proposal.State.STALE, words="The figures changed after it was proposed.", by=by, at=at)
     raise proposals.PreviewMoved(
-        f"The numbers have moved since proposal {proposal_id} was made, so it is stale."
-        " Nothing was decided. Propose it again."
+        f"The figures have changed since proposal {proposal_id} was made, so the proposal is stale."
+        " Nothing was decided. Make a new proposal."
     )
 
 
 def reject(*, proposal_id: int, reason: str, by: audit.Actor, at: datetime) -> Proposal:
-    """Reject a proposal and open the market again if the proposal had closed it. The proposer may reject it too.
+    """Reject a proposal, and open the market again if the proposal had closed it.
+
+    The proposer may reject the proposal too. The market stays closed if its end has passed.
 
     Locks: Market, Proposal, Settlement.
     Raises: ProposalNotFound; ProposalDecided; own_affairs.StakeInMarket.
@@ -85,7 +87,7 @@ def _locked(proposal_id: int) -> tuple[Market, Proposal]:
 
 
 def _hash_now(market: Market, proposal: Proposal, at: datetime, policy: Policy) -> str:
-    """Compute the hash of the proposed act as it would be now; empty if the act is no longer possible."""
+    """Compute the hash of the proposed decision from today's figures. Empty if the decision is no longer possible."""
     if proposal.kind == Proposal.Kind.UNDO:
         settlement = status.deciding_settlement(market.pk)
         return "" if settlement is None else undo.hash_of(settlement)
@@ -120,7 +122,7 @@ def _carry_out(
 def _close(
     market: Market, proposal: Proposal, state: Proposal.State, *, words: str, by: audit.Actor, at: datetime
 ) -> None:
-    """Close a proposal that is not carried out, and take back its effects: a closed market, a stopped settlement."""
+    """Close a proposal that is not carried out. Open the market that it closed, and resume the sending it stopped."""
     proposal.state, proposal.words = state, words[:300]
     proposal.decided_by_id, proposal.decided_at = by.user_id, at
     proposal.save(update_fields=["state", "words", "decided_by", "decided_at"])

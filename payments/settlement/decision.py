@@ -20,16 +20,16 @@ VOID_REASONS = {
 
 
 class UnknownReason(Refusal):
-    """A void market needs one of VOID_REASONS; any other decision has no reason."""
+    """A void decision needs one of VOID_REASONS, and any other decision must have no reason."""
 
 
 class BadCloseTime(Refusal):
-    """The event has ended, so its end is not in the future."""
+    """The stated end of the event lies in the future, but the event must have ended before a decision."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Public evidence of a decision: the address of a page, which the system never opens, and a note."""
+    """Public evidence of a decision: the address of a page and a note. The system never opens the page."""
 
     url: str = ""
     note: str = ""
@@ -37,10 +37,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision about a market. Preview, proposal and resolution all take it.
+    """One decision about a market, as a preview, a proposal and a resolution take it.
 
-    `reason` is for a void market only. Bets placed after `effective_close_at` get their stakes back; None leaves that
-    moment as the market has it.
+    `reason` is for a void market only. Bets placed after `effective_close_at` get their stakes back. If it is None, the
+    market's own `effective_close_at` applies.
     Units: weights are percentages that sum to 100, empty for VOID.
     """
 
@@ -72,5 +72,5 @@ class Decision:
         return self.effective_close_at or market.effective_close_at
 
     def weights_as_text(self) -> dict[str, str]:
-        """Return the weights as rows and messages keep them."""
+        """Return the weights as text, as table rows and JSON hold them."""
         return {outcome: str(weight) for outcome, weight in self.weights.items()}

@@ -1,11 +1,12 @@
-"""Figures of dividing a market's pool, computed from its bets.
+"""Figures of the division of a market's pool, computed from its bets.
 
-A preview shows these figures and a settlement freezes them, so the amounts seen are the amounts paid. Nothing is
-written here.
+A preview shows these figures and a settlement freezes them, so the amounts seen are the amounts paid. This module
+writes nothing.
 
-A dividend is stake × fund ÷ stakes on the outcome, floored to the cent. The left-over cents go to the largest
-remainders, and among equal ones to the lowest bet id. `funds` keeps the cutoff of each outcome: the remainder and the
-id of the last bet that gets such a cent. So each dividend can be computed alone, in any chunk, after any crash.
+A dividend is stake × fund ÷ stakes on the outcome, floored to the cent. The left-over cents go to the bets with the
+largest remainders; among equal remainders, the lower bet id comes first. `funds` holds the cutoff of each outcome: the
+remainder and the id of the last bet that gets a left-over cent. With the cutoff each dividend can be computed alone, in
+any chunk and after any crash.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ from django.db.models import Count, Max, Sum
 from markets import parimutuel
 from markets.models import Bet, Market
 
-# The dividend of a bet `b` by its outcome's row `f` of FUNDS, in shillings. All numeric, because stake × fund
-# overflows bigint in a pool that one rich member can fill.
+# The dividend of a bet `b` by its outcome's row `f` of FUNDS, in shillings. Every value is numeric, because
+# stake × fund can overflow bigint, even in a pool with the bets of one rich member.
 DIVIDEND = """(
     div(b.amount * 100 * f.fund, f.stakes) + CASE
         WHEN mod(b.amount * 100 * f.fund, f.stakes) > f.cutoff_remainder THEN 1
@@ -30,7 +31,7 @@ DIVIDEND = """(
 FUNDS = """unnest(%(outcomes)s::text[], %(won)s::bool[], %(stakes)s::numeric[], %(fund)s::numeric[],
     %(cutoff_remainder)s::numeric[], %(cutoff_bet)s::bigint[])
     AS f (outcome, won, stakes, fund, cutoff_remainder, cutoff_bet)"""
-# A losing outcome has a fund of 0: every floor and every remainder is 0, and no cutoff is reached.
+# A losing outcome has a fund of 0, so all its dividends and remainders are 0. No remainder reaches the cutoff of 1.
 _LOST = {"stakes": 1, "fund": 0, "cutoff_remainder": 1, "cutoff_bet": 0}
 
 
@@ -41,8 +42,8 @@ Staked: TypeAlias = Mapping[str, tuple[Decimal, int]]
 class Division:
     """The figures of one division, in cents. `funds` maps each paid outcome to its stakes, fund and cutoff.
 
-    It decides `bet_count` bets. Of these, `late_count` bets with stakes of `late_refund` came after the event's end;
-    they go back whole and are not in the pool. `stakes` are the pool's, by outcome.
+    `bet_count` is the number of bets that it decides. `late_count` of these bets came after the event's end. Their
+    stakes, `late_refund`, go back whole and are not in the pool. `stakes` maps each outcome to its stakes in the pool.
     """
 
     bet_count: int
@@ -68,7 +69,7 @@ def divide(
     protect_stake: bool,
     effective_close_at: datetime | None,
 ) -> Division:
-    """Compute the figures of dividing a market's pool now. Scratched outcomes have no part in it.
+    """Compute the figures of a division of a market's pool now, without the stakes on scratched outcomes.
 
     `all_stakes` is the result of `staked` for the market.
     Units: weights are percentages that sum to 100, empty for VOID.
@@ -137,7 +138,7 @@ def fund_rows(funds: Mapping[str, Mapping[str, Any]], outcomes: Sequence[str]) -
 
 
 def staked(market: Market, **having: Any) -> Staked:
-    """Sum up the stakes in shillings, and count the bets, on each outcome that has any."""
+    """Sum up the stakes in shillings and count the bets, for each outcome with bets."""
     rows = Bet.objects.filter(market=market, **having).values_list("outcome").annotate(total=Sum("amount"))
     return {outcome: (total, bets) for outcome, total, bets in rows.annotate(bets=Count("pk")).order_by()}
 
@@ -145,8 +146,8 @@ def staked(market: Market, **having: Any) -> Staked:
 def _cutoff(market_id: int, outcome: str, stakes: int, fund: int, closed_at: datetime | None) -> dict[str, Any]:
     """Find the remainder and the id of the last bet on `outcome` that gets a left-over cent.
 
-    Without left-over cents the remainder is the sum of the stakes, which no bet can have. A remainder is less than
-    that sum in cents, and sorts faster as a bigint.
+    Without left-over cents it returns the sum of the stakes as the remainder, which no bet can reach. The query sorts
+    remainders as bigint, which is faster than numeric. They fit, because each is less than the stakes in cents.
     """
     parameters = {"market": market_id, "outcome": outcome, "stakes": stakes, "fund": fund, "closed_at": closed_at}
     in_time = "" if closed_at is None else "AND placed_at <= %(closed_at)s"

@@ -1,4 +1,4 @@
-"""The market page: pools, the curve of the odds, the latest bets, and the progress of a settlement."""
+"""Figures of the market page: pools, shares over time, latest bets, progress of a settlement."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ FINISHED = ("completed", "failed", "held")
 
 @dataclass(frozen=True)
 class Pool:
-    """The stakes on one outcome. `share` is in percent of the pool, `dividend` for one shilling before the fee."""
+    """The stakes on one outcome. `share` is in percent of the pool; `dividend` is per shilling, before the fee."""
 
     outcome: str
     stakes: Decimal
@@ -37,7 +37,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a settlement. `by_state` is as in status.SettlementStatus, and `ends_at` is an estimate."""
+    """Progress of a settlement. `by_state` is as in status.SettlementStatus. `ends_at` is an estimate."""
 
     settlement: Settlement
     bets: int
@@ -63,7 +63,7 @@ def pools(market: Market) -> list[Pool]:
 
 
 def curve(market: Market) -> Curve:
-    """Return the shares over time, in at most POINTS steps between the first and the last bet."""
+    """Return each outcome's share over time, in at most POINTS steps between the first and the last bet."""
     names = list(market.outcome_names)
     sums = dict.fromkeys(names, journal.ZERO)
     moments: list[datetime] = []
@@ -125,7 +125,7 @@ def latest_bets(market: Market, *, limit: int = 20) -> list[Bet]:
 
 @dataclass(frozen=True)
 class Listed:
-    """A market in the list with its pool. `overdue` says that it has ended and waits to be resolved."""
+    """A market in the list, with its pool. `overdue` is true if it has ended and is not resolved yet."""
 
     market: Market
     pool: Decimal

@@ -1,8 +1,8 @@
-"""Pacing of bulk work: it rests between its chunks while other sessions use the database.
+"""Pacing of bulk work: rests between chunks while other sessions use the database.
 
 A settlement of a million bets is a long series of large statements. If bettors use all of the machine's processors,
-each chunk takes a whole processor from them. A rest in proportion to the chunk gives most of that back. If nobody else
-is at work, there is no rest. Source: docs/bench.md, S6.
+each chunk takes a whole processor from them. A rest in proportion to the chunk gives most of that time back. If no
+other session is at work, there is no rest. Source: docs/bench.md, S6.
 """
 
 import time
@@ -10,16 +10,17 @@ from collections.abc import Callable
 
 from django.db import connection
 
-# One task works for at most this long before it hands over to the next message.
+# One task works for at most this long. Then it publishes a message, and another task continues.
 TASK_SECONDS = 4.0
-# Rest as a share of the chunk's time. With it others keep three quarters of their throughput without us.
+# Rest as a share of the chunk's time. With this share, other sessions keep three quarters of the throughput that they
+# have without our work.
 SHARE = 0.75
-# A chunk that waited for a lock did no work in that time, so its rest is bounded.
+# The time of a chunk includes its waits for locks, in which it did no work. So the rest is bounded.
 LONGEST_REST_SECONDS = 0.5
 
 
 def others_at_work() -> bool:
-    """Return whether another session of this database runs a statement or a transaction now."""
+    """Return True if another session of this database has a statement or a transaction in progress."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
@@ -36,9 +37,9 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     rest: Callable[[float], None] = time.sleep,
 ) -> Callable[[], bool]:
-    """Return `keep_going` with a rest in it while others are at work.
+    """Wrap `keep_going` so that each call also rests while other sessions are at work.
 
-    Call the result between chunks, outside a transaction.
+    Call the returned function between chunks, outside a transaction.
     """
     began = clock()
 
@@ -55,6 +56,6 @@ def paced(
 
 
 def for_seconds(seconds: float) -> Callable[[], bool]:
-    """Return a function that is true until so many seconds have passed."""
+    """Return a function that returns True until this many seconds have passed."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() < until

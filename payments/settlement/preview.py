@@ -1,7 +1,8 @@
-"""Previews: the payments of a decision before anyone takes it, computed with the figures and SQL that will pay.
+"""Previews: the payments that a decision would make, computed before anyone takes it.
 
-`figures` hashes everything that decides money; a resolve with that hash is refused if a figure has moved. `preview`
-adds the largest payments, the charges, the float, and members who are not paid as usual. Nothing is written or locked.
+A preview uses the same figures and SQL as the settlement. `figures` hashes everything that decides money. A resolve
+with that hash is refused if a figure has changed. `preview` adds the largest payments, the charges, the float, and
+members who are not paid as usual. This module writes and locks nothing.
 """
 
 import hashlib
@@ -25,16 +26,15 @@ from payments.settlement import allocation
 from payments.settlement import division as settlement_division
 from payments.settlement.decision import Decision
 from users import phone
-from users.refusal import Refusal
 
 LARGEST = 10
 EXAMPLES = 20
-# Up to this many bets the figures are computed a second time in memory, by divide_pool.
-SMALL = 2_000
+# For at most this many bets, divide_pool computes the figures a second time in memory.
+BETS_CHECKED_IN_MEMORY = 2_000
 
 
-class FiguresDisagree(Refusal):
-    """SQL and the rule in memory give different dividends. Nothing may be settled before an engineer checks them."""
+class FiguresDisagree(Exception):
+    """SQL and the rule in memory give different dividends. Settle nothing before an engineer has checked them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class MemberNote:
-    """Members who are not paid as usual for one reason: their count, the amount concerned, the first of them."""
+    """Members who for one reason are not paid as usual. `members` has those with the largest amounts."""
 
     reason: str
     what: str
@@ -59,7 +59,7 @@ class MemberNote:
 
 @dataclass(frozen=True)
 class Preview:
-    """The effects of one decision, in shillings. `float_at` is the time of the last float reading, if there is one."""
+    """The effects of one decision, in shillings. `float_at` is the time of the latest float reading, if any."""
 
     market_id: int
     rule: str
@@ -169,14 +169,14 @@ def choices(market: Market) -> list[Decision]:
 
 # --- members ---------------------------------------------------------------------------------------------------------
 
-_NOBODY: dict[str, Any] = {
+_NO_WINNERS: dict[str, Any] = {
     "winners": 0, "amount": journal.ZERO, "by_mpesa": journal.ZERO, "to_wallet": journal.ZERO, "kept": journal.ZERO,
     "payments": 0, "charges": journal.ZERO, "largest": [], "kept_by_member": {},
 }  # fmt: skip
 
 
 def _won(divided: settlement_division.Division, only: str = "") -> str:
-    """Build the query of each winner's dividends in sum."""
+    """Build the query for the sum of each winner's dividends."""
     in_time = "AND b.placed_at <= %(closed_at)s" if divided.late_count else ""
     return f"""
         SELECT b.user_id, sum({settlement_division.DIVIDEND}) AS amount
@@ -197,10 +197,10 @@ def _set_offs(division: _Division) -> list[receivables.SetOff]:
 def _members(division: _Division, at: datetime, policy: Policy) -> dict[str, Any]:
     """Sum up the payments of the winners, in one pass over the winning bets.
 
-    A payment's tariff band is the number of bands whose largest amount is less than it.
+    Tariff bands are numbered from 0. A payment's band is the number of bands whose largest amount is below the payment.
     """
     if division.divided.refund:
-        return _NOBODY
+        return _NO_WINNERS
     set_offs = _set_offs(division)
     prices = tariff.bands(at.astimezone(NAIROBI).date())
     rows = _member_rows(division, set_offs, [largest for largest, _ in prices], policy)
@@ -224,12 +224,12 @@ def _member_rows(
     division: _Division, set_offs: list[receivables.SetOff], largest_of_bands: list[Decimal], policy: Policy
 ) -> list[tuple[Any, ...]]:
     """Read one row of sums, one row for each tariff band in use, and the LARGEST members."""
-    largest = f"(SELECT * FROM carried ORDER BY amount DESC, user_id LIMIT {LARGEST})"  # noqa: S608 - a constant
+    largest = f"(SELECT * FROM split ORDER BY amount DESC, user_id LIMIT {LARGEST})"  # noqa: S608 - a constant
     return _rows(
         f"""
         WITH {allocation.due(_won(division.divided), debtors=bool(set_offs))}
         SELECT 'sum', count(*)::numeric, coalesce(sum(amount), 0), coalesce(sum(by_mpesa), 0), coalesce(sum(kept), 0),
-            NULL, NULL FROM carried
+            NULL, NULL FROM split
         UNION ALL
         SELECT 'band', width_bucket(amount - 1, %(prices)s::numeric[]), count(*), sum(amount), 0, NULL, NULL
         FROM due WHERE destination = 'mpesa' GROUP BY 2
@@ -249,7 +249,7 @@ def _member_rows(
 
 
 def _charges(bands: Mapping[int, int], prices: Sequence[tuple[Decimal, Decimal]]) -> Decimal:
-    """Sum up M-Pesa's charges of the payments, counted by tariff band."""
+    """Sum up M-Pesa's charges for the payments. `bands` has the number of payments by tariff band."""
     charged = (prices[band][1] * count for band, count in bands.items() if band < len(prices))
     return sum(charged, journal.ZERO)
 
@@ -259,12 +259,12 @@ def _member(user_id: Any, number: str, amount: Decimal, **more: Any) -> dict[str
 
 
 def _check_in_memory(division: _Division, decision: Decision, members: Mapping[str, Any], policy: Policy) -> None:
-    """Compute the division of a small market by the rule in memory too, and compare.
+    """Compute a small market's division a second time, by the rule in memory, and compare both results.
 
     Raises: FiguresDisagree.
     """
     market, divided = division.market, division.divided
-    if divided.bet_count > SMALL:
+    if divided.bet_count > BETS_CHECKED_IN_MEMORY:
         return
     bets = Bet.objects.filter(market=market, outcome__in=market.running_outcomes)
     if divided.late_count:
@@ -286,14 +286,17 @@ def _check_in_memory(division: _Division, decision: Decision, members: Mapping[s
     in_sql = (divided.pool, divided.fee, divided.net, members["winners"], settlement_division.cents(members["amount"]))
     top = {member["user_id"]: settlement_division.cents(member["amount"]) for member in members["largest"]}
     if in_sql != in_memory or any(won[user_id] != cents for user_id, cents in top.items()):
-        raise FiguresDisagree(f"Market {market.pk}: {in_sql} in SQL, {in_memory} by the rule.")
+        raise FiguresDisagree(
+            f"The two computations of market {market.pk} disagree: {in_sql} in SQL, {in_memory} by the rule."
+            " Nothing was decided. An engineer must look."
+        )
 
 
 # --- members who are not paid as usual -------------------------------------------------------------------------------
 
 
 def _notes(division: _Division, members: Mapping[str, Any], at: datetime, policy: Policy) -> tuple[MemberNote, ...]:
-    """Find suspended members, and parts that wait for another day, go to the wallet or are set off against a debt."""
+    """Find the members who are not paid as usual, for each reason in WHAT_HAPPENS."""
     if division.divided.refund:
         return ()
     midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -305,17 +308,17 @@ def _notes(division: _Division, members: Mapping[str, Any], at: datetime, policy
             JOIN payments_transaction t ON t.id = a.transaction_id
             WHERE a.opened_at >= %(midnight)s AND a.state <> 'FAILED' GROUP BY t.user_id
         ), noted AS (
-            SELECT 'suspended' AS reason, c.user_id, c.by_mpesa AS amount FROM carried c
+            SELECT 'suspended' AS reason, c.user_id, c.by_mpesa AS amount FROM split c
             JOIN users_customuser u ON u.id = c.user_id WHERE NOT u.is_active
             UNION ALL
             SELECT 'day_limit', c.user_id, c.by_mpesa + coalesce(sent.amount, 0) - %(day_limit)s
-            FROM carried c LEFT JOIN sent ON sent.user_id = c.user_id
+            FROM split c LEFT JOIN sent ON sent.user_id = c.user_id
             WHERE c.by_mpesa > 0 AND c.by_mpesa + coalesce(sent.amount, 0) > %(day_limit)s
             UNION ALL
-            SELECT 'below_minimum', c.user_id, c.amount - c.kept FROM carried c
+            SELECT 'below_minimum', c.user_id, c.amount - c.kept FROM split c
             WHERE %(by_mpesa)s AND c.by_mpesa = 0 AND c.amount > c.kept
             UNION ALL
-            SELECT 'set_off', c.user_id, c.kept FROM carried c WHERE c.kept > 0
+            SELECT 'set_off', c.user_id, c.kept FROM split c WHERE c.kept > 0
         ), placed AS (
             SELECT *, row_number() OVER (PARTITION BY reason ORDER BY amount DESC, user_id) AS place,
                 count(*) OVER (PARTITION BY reason) AS members, sum(amount) OVER (PARTITION BY reason) AS total

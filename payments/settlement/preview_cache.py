@@ -1,8 +1,9 @@
-"""Previews kept in Redis while their figures stand, because a preview of many bets takes seconds.
+"""Cache of previews in Redis, because computing a preview of many bets takes seconds.
 
-A kept preview has a mark of everything it was computed from: market, stakes, last bet, debts to set off, rules. If the
-mark of now is the same, the preview is current. If not, the preview says so, and a resolve with its hash is refused.
-Small markets are computed at once, large ones by a worker.
+A cached preview has a fingerprint of everything that it was computed from: stakes, last bet, outcomes, fee, debts to
+set off, day and policy. If a fingerprint computed now is the same, the preview is current. If not, `current` is false,
+and the page says so. A resolve with the preview's hash is refused if a figure has changed. Previews of small markets
+are computed in the request, those of large markets by a worker.
 """
 
 import hashlib
@@ -26,20 +27,22 @@ from payments.settlement.decision import Decision
 
 log = logging.getLogger(__name__)
 
-# Raise it when Preview or a dataclass inside it changes its fields, or when the same bets come to other figures (a
-# change of division, parimutuel or tariff code). Previews of another version are never read.
+# Increase VERSION when the fields of Preview or of a dataclass in it change. Increase it also when division, parimutuel
+# or tariff code changes the figures for the same bets. Previews of another version are never read.
 VERSION = 1
 KEPT_SECONDS = 3_600
 ASKED_SECONDS = 60
-# Bets that may be computed while a person waits. A preview costs as much as ONE_PREVIEW bets, however few it has.
-AT_ONCE, ONE_PREVIEW = 40_000, 2_000
+# The most bets that are computed while a person waits for the page.
+BETS_COMPUTED_IN_REQUEST = 40_000
+# Every preview takes as long as this many bets, in addition to its own bets.
+FIXED_COST_IN_BETS = 2_000
 
 
 @dataclass(frozen=True)
 class KeptPreview:
-    """The preview of a decision as it was at `at`. `preview` is None until a worker has computed it.
+    """The preview of a decision, computed at the time `at`. `preview` is None until a worker has computed it.
 
-    `current` says that nothing has moved since.
+    `current` is true if nothing that the preview was computed from has changed since.
     """
 
     decision: Decision
@@ -49,50 +52,52 @@ class KeptPreview:
 
 
 def previews(
-    market: Market, decisions: Sequence[Decision], *, at: datetime, policy: Policy, patient: bool = False
+    market: Market, decisions: Sequence[Decision], *, at: datetime, policy: Policy, compute_all: bool = False
 ) -> list[KeptPreview]:
-    """Return the preview of each decision: the kept one if it is current, or a new one if that is quick.
+    """Return the preview of each decision: the cached one if it is current, or a new one if that is quick.
 
-    A `patient` caller waits for every preview. If Redis cannot be reached, every preview is computed now.
+    With `compute_all`, every preview that is not current is computed now. The same happens if Redis cannot be reached.
     Raises: parimutuel.UnknownOutcome; parimutuel.BadWeights; preview.FiguresDisagree.
     """
     pools = markets_pools.pools([market.pk]).get(market.pk, {})
-    mark = _mark(market, pools, at, policy)
+    fingerprint = _fingerprint(market, pools, at, policy)
     bets = sum(count for _, count in pools.values())
     keys = [_key(market, decision) for decision in decisions]
     try:
         stored = cache.get_many(keys)
     except redis.RedisError as error:
-        log.warning("Redis not reached, previews are computed while somebody waits: %s", error)
-        stored, patient = {}, True
-    missing = sum(key not in stored or stored[key][0] != mark for key in keys)
-    compute_now = patient or missing * (bets + ONE_PREVIEW) <= AT_ONCE
+        log.warning("Redis cannot be reached, so previews are computed in the request: %s", error)
+        stored, compute_all = {}, True
+    missing = sum(key not in stored or stored[key][0] != fingerprint for key in keys)
+    compute_now = compute_all or missing * (bets + FIXED_COST_IN_BETS) <= BETS_COMPUTED_IN_REQUEST
     reading = float_balance.latest() if stored else None
     results = []
     for key, decision in zip(keys, decisions, strict=True):
-        kept_mark, computed_at, figures = stored.get(key, ("", None, None))
-        if kept_mark != mark and compute_now:
-            figures, kept_mark, computed_at = _computed(market, decision, key, mark, at, policy), mark, at
+        stored_fingerprint, computed_at, figures = stored.get(key, ("", None, None))
+        if stored_fingerprint != fingerprint and compute_now:
+            figures = _computed(market, decision, key, fingerprint, at, policy)
+            stored_fingerprint, computed_at = fingerprint, at
         elif figures is not None and reading is not None:
-            # The float does not belong to the market, so the mark leaves it out: show the latest reading.
+            # The fingerprint leaves out the float, which belongs to no market. So show its latest reading.
             figures = replace(figures, float_available=reading.amount, float_at=reading.read_at)
-        results.append(KeptPreview(decision, figures, computed_at, kept_mark == mark))
+        results.append(KeptPreview(decision, figures, computed_at, stored_fingerprint == fingerprint))
     return results
 
 
 def compute(market: Market, decision: Decision, *, at: datetime, policy: Policy) -> None:
-    """Compute and keep the preview of a decision.
+    """Compute the preview of a decision and store it in the cache.
 
-    Idempotent: a kept preview that is current stays.
+    Idempotent: keeps a cached preview that is current.
     Raises: parimutuel.UnknownOutcome; parimutuel.BadWeights; preview.FiguresDisagree.
     """
-    previews(market, [decision], at=at, policy=policy, patient=True)
+    previews(market, [decision], at=at, policy=policy, compute_all=True)
 
 
-def first_request(market: Market, decision: Decision) -> bool:
-    """Record that a preview is requested; return whether this is the first request in the last minute.
+def claim_computation(market: Market, decision: Decision) -> bool:
+    """Return True if nobody asked a worker for this preview in the last minute, and record the request.
 
-    So a page that asks again every two seconds asks a worker once.
+    A page that polls every two seconds thus starts a worker only once a minute. Returns False if Redis cannot be
+    reached.
     """
     try:
         return bool(cache.add(_key(market, decision) + ":asked", 1, ASKED_SECONDS))
@@ -100,30 +105,32 @@ def first_request(market: Market, decision: Decision) -> bool:
         return False
 
 
-def _computed(market: Market, decision: Decision, key: str, mark: str, at: datetime, policy: Policy) -> preview.Preview:
+def _computed(
+    market: Market, decision: Decision, key: str, fingerprint: str, at: datetime, policy: Policy
+) -> preview.Preview:
     computed = preview.preview(market, decision, at=at, policy=policy)
     try:
-        cache.set(key, (mark, at, computed), KEPT_SECONDS)
+        cache.set(key, (fingerprint, at, computed), KEPT_SECONDS)
         cache.delete(key + ":asked")
     except redis.RedisError as error:
-        log.warning("Redis not reached, a preview is not kept: %s", error)
+        log.warning("Redis cannot be reached, so a preview was not cached: %s", error)
     return computed
 
 
 def _key(market: Market, decision: Decision) -> str:
-    """Return the cache key of a preview. Reason and evidence move no money, so they are not in it."""
+    """Return the cache key of a preview. It leaves out reason and evidence, because they move no money."""
     weights = sorted(decision.weights_as_text().items())
     about = (VERSION, market.pk, decision.rule, weights, decision.closes_at(market))
     return f"console:preview:{hashlib.sha256(repr(about).encode()).hexdigest()}"
 
 
-def _mark(market: Market, pools: Mapping[str, tuple[Decimal, int]], at: datetime, policy: Policy) -> str:
+def _fingerprint(market: Market, pools: Mapping[str, tuple[Decimal, int]], at: datetime, policy: Policy) -> str:
     last = Bet.objects.filter(market=market).aggregate(last=Max("pk"))["last"]
-    # A debt that is set off changes the amount that a member gets.
+    # A debt that is set off reduces the amount that a member gets.
     debts = Recovery.objects.filter(decision=Recovery.Decision.SET_OFF).aggregate(
         count=Count("pk"), last=Max("decided_at"), left=Sum(F("amount") - F("recovered") - F("written_off"))
     )
-    day = at.astimezone(NAIROBI).date()  # The tariff and M-Pesa's limit are those of a day.
+    day = at.astimezone(NAIROBI).date()  # The tariff and M-Pesa's daily limit depend on the date.
     about = (
         sorted(pools.items()),
         last,

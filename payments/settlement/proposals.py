@@ -1,6 +1,7 @@
 """Proposals: decisions on large pools that wait for a second person.
 
-`resolutions` and `undo` make a proposal if the pool demands one. `approvals` carries out an approved proposal.
+`resolutions` and `undo` make a proposal if the pool is above the policy's limit. `approvals` carries out an approved
+proposal.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ class PersonNeeded(Refusal):
 
 
 class PreviewMoved(Refusal):
-    """The figures differ from the preview that was seen. Nothing was decided."""
+    """The figures differ from those of the preview that the person saw. Nothing was decided."""
 
 
 @dataclass(frozen=True)
 class Proposed:
-    """A proposal that waits for a second person, who approves it with the same hash."""
+    """A proposal that waits for a second person. The approval must carry the same `preview_hash`."""
 
     proposal_id: int
     market_id: int
@@ -58,14 +59,16 @@ def make(
     by: audit.Actor,
     at: datetime,
 ) -> Proposed:
-    """Record a proposal to take `decision`, or to undo the settlement if it is None.
+    """Record a proposal to take `decision`, or to undo the settlement if `decision` is None.
 
-    Runs in the caller's transaction, which has locked the market. It closes an OPEN market, so that no further bet
+    Runs in the caller's transaction, which has locked the market. An OPEN market is closed, so that no further bet
     changes the figures before the second person decides.
     Raises: PersonNeeded.
     """
     if by.user_id is None:
-        raise PersonNeeded("A pool of this size needs two members of staff. Propose it as one of them.")
+        raise PersonNeeded(
+            "A pool of this size needs two members of staff. Log in as one of them and make the proposal."
+        )
     was = market.status
     proposal = Proposal(
         market=market,

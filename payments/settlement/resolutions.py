@@ -1,6 +1,6 @@
 """Resolutions: declare a market's outcome or void it, withdraw a resolution, scratch an outcome.
 
-`settling` divides the pool of a declared outcome; `undo` takes a settlement back.
+`settling` divides the pool after a decision; `undo` takes a settlement back.
 Lock order: Market, Proposal, Settlement, then the end of the audit trail.
 """
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class MarketAlreadyResolved(Refusal):
-    """The market's outcome has been declared. Only an undo opens the question again."""
+    """The market's outcome has already been declared. It can change only after a withdrawal or an undo."""
 
 
 class NothingToWithdraw(Refusal):
@@ -38,7 +38,7 @@ class BeingSettled(Refusal):
 
 
 class AlreadyReleased(Refusal):
-    """The payouts may have left. An undo takes back the rest, and makes paid amounts member debts."""
+    """The payouts may have left. An undo takes back unsent payouts, and makes paid amounts member debts."""
 
 
 class TooFewOutcomes(Refusal):
@@ -47,7 +47,7 @@ class TooFewOutcomes(Refusal):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A declared decision, which settlement carries out next. `outcome` is None for several winners and for a void."""
+    """A declared decision, before its settlement. `outcome` is None for several winners and for a void."""
 
     market_id: int
     settlement_id: int
@@ -58,7 +58,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """A withdrawn resolution. `undoing` says that its pool was already divided, and an undo takes that back."""
+    """A withdrawn resolution. `undoing` is true if its pool was already divided, so that an undo must run."""
 
     market_id: int
     settlement_id: int
@@ -76,8 +76,8 @@ def resolve(
 ) -> Resolved | proposals.Proposed:
     """Declare a market's outcome, or propose it if the pool is above `policy.approval_above`.
 
-    An OPEN market is closed by it; `settling.settle` then divides the pool. With `preview_hash` the decision is taken
-    only if the figures are still those of that preview.
+    An OPEN market is closed. `settling.settle` then divides the pool. With `preview_hash`, the decision is taken only
+    if the figures are the same as in that preview.
     Locks: Market.
     Raises: locks.MarketNotFound; MarketAlreadyResolved; decision.UnknownReason; decision.BadCloseTime;
     parimutuel.UnknownOutcome; parimutuel.BadWeights; own_affairs.StakeInMarket; proposals.ProposalWaits;
@@ -122,8 +122,8 @@ def declare(
 ) -> Resolved:
     """Record a decision and open its settlement. `approved_by` is the second person, if the pool needed one.
 
-    Runs in the caller's transaction, which has locked and checked the market. Call it last, because it writes the
-    audit entry.
+    Runs in the caller's transaction, which has locked and checked the market. Call it last: its audit entry locks the
+    end of the audit trail, which comes last in the lock order.
     """
     was = market.status
     market.effective_close_at = decision.closes_at(market)
@@ -171,9 +171,9 @@ def declare(
 
 
 def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> Withdrawn:
-    """Withdraw a resolution whose pool is not divided yet, or whose payouts are still held, and close the market again.
+    """Withdraw a resolution before its pool is divided, or while its payouts are held. The market is CLOSED again.
 
-    One person may withdraw whatever the pool, because no money leaves.
+    One person may withdraw a resolution of any pool, because no money leaves.
     Locks: Market, Settlement.
     Raises: locks.MarketNotFound; NothingToWithdraw; BeingSettled; AlreadyReleased; own_affairs.StakeInMarket.
     """
@@ -209,7 +209,7 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
 
 
 def scratch(*, market_id: int, outcome: str, reason: str, by: audit.Actor, at: datetime, policy: Policy) -> Resolved:
-    """Take one outcome out of an open market and give its stakes back. The market goes on with the other outcomes.
+    """Take one outcome out of an open market and give its stakes back. The market stays open with the other outcomes.
 
     Locks: Market.
     Raises: locks.MarketNotFound; locks.MarketNotOpen; locks.OutcomeNotInMarket; TooFewOutcomes;

@@ -1,13 +1,14 @@
-"""Settling: divide a resolved market's pool and book it, in set-based steps that can be resumed at any line.
+"""Settling: divide a resolved market's pool and book it in set-based steps.
 
-`resolutions.resolve` declares the outcome and opens a Settlement. `settle` continues in steps that each keep the books
-in balance. It freezes the totals and the rule's parameters before it touches a bet. It writes each bet's result and
-dividend, then each member's Transactions and transfers. Then it takes the fee and closes the market. A market of up to
-one chunk settles in one transaction. A larger one settles a chunk at a time, and none of it can be sent before the
-last step commits.
+If the process is killed at any line, the next call resumes. `resolutions.resolve` declares the outcome and opens a
+Settlement. `settle` continues in steps, and each step keeps the books in balance. It freezes the totals and the rule's
+parameters before it changes a bet. It writes each bet's result and dividend, then each member's Transactions and
+transfers. Then it takes the fee and closes the market. A market of up to one chunk settles in one transaction. A larger
+market settles a chunk at a time, and none of its payouts can be sent before the last step commits.
 
 `division` computes the figures, and a preview uses the same code. The stakes on a scratched outcome go back in a
-settlement of that outcome alone, while the market goes on. Settlements of one market are settled in number order.
+settlement of that outcome alone, while the market stays open. The settlements of one market are settled in the order
+of their numbers.
 """
 
 import logging
@@ -31,16 +32,17 @@ from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
-# Stakes of bets made through the ORM that one statement books.
+# Maximum number of ORM-made bets whose stakes one statement books.
 OUTSIDE_BETS = 100_000
-# Bets whose members one transaction books, if a market settles in chunks: it locks their wallets until it commits.
-BETS_WHOSE_WALLETS_WAIT = 5_000
+# A transaction of a chunked settlement books the members of this many bets, and completes the bets of the last member.
+# The members' wallets stay locked until the transaction commits.
+BETS_PER_WALLET_LOCK = 5_000
 LARGEST_ID = 2**62
 _SQL = named_sql.beside(__file__)
 
 
 class BooksDisagree(Refusal):
-    """The amounts of a step do not add up. Nothing of the step was booked; an engineer must check it."""
+    """The amounts of a step do not add up. No part of the step was booked. An engineer must check the books."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class Progress:
 
 
 def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> Progress:
-    """Divide a resolved market's pool and book it as far as `keep_going` allows. Call it again to go on.
+    """Divide a resolved market's pool and book it as far as `keep_going` allows. Another call continues.
 
     Idempotent: skips a market that is settled or not resolved. Safe to kill at any line.
-    Locks: Market, Settlement, then a chunk of Bets by id, then of Recoveries and of wallets by id.
-    Raises: BooksDisagree; the step that raises it books nothing.
+    Locks: Market, Settlement, then a chunk of Bets by id, then Recoveries by id, then wallets by id.
+    Raises: BooksDisagree. The step that raises it is rolled back.
     """
     with transaction.atomic(durable=True):
         settlement = _locked_settlement(market_id)
@@ -73,7 +75,7 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
     while settlement.state == Settlement.State.DIVIDING and keep_going():
         with transaction.atomic(durable=True):
             locked = _locked_settlement(market_id)
-            if locked is None or locked.pk != settlement.pk:  # Another worker finished it.
+            if locked is None or locked.pk != settlement.pk:  # Another worker finished this settlement.
                 settlement.refresh_from_db()
             else:
                 settlement = locked
@@ -90,7 +92,7 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
 
 
 def to_settle(limit: int) -> list[int]:
-    """Return the ids of the markets that are resolved and not settled yet, oldest first."""
+    """Return the ids of the markets with an unfinished settlement, oldest settlement first."""
     waiting = _waiting().order_by("pk").values_list("market_id", flat=True)[:limit]
     return list(dict.fromkeys(waiting))
 
@@ -109,7 +111,7 @@ def _locked_settlement(market_id: int) -> Settlement | None:
 
 
 def _freeze(settlement: Settlement, at: datetime) -> None:
-    """Record the totals, the funds and the cutoffs. Later steps only carry this division out."""
+    """Record the totals, the funds and the cutoffs. Later steps only apply them."""
     market = settlement.market
     staked = division.staked(market)
     _book_bets_from_outside(market, staked, at)
@@ -149,7 +151,7 @@ def _freeze(settlement: Settlement, at: datetime) -> None:
 def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetime) -> None:
     """Book the stakes of bets that were made straight through the ORM, from `opening`.
 
-    In production a trigger refuses such a bet, so a difference there is an error.
+    In production a trigger refuses such a bet. A difference between the bets and the pool is an error there.
     Raises: BooksDisagree.
     """
     account = journal.pool(market.pk)
@@ -158,13 +160,13 @@ def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetim
         return
     ids = journal.open_accounts([journal.OPENING, account])
     parameters = {"opening": ids[journal.OPENING], "pool": ids[account], "market": market.pk, "at": at}
-    # One statement a chunk, so that none runs into its time limit. The statistics do not know these rows yet, and a
-    # nested loop would look each bet up in the whole ledger, which takes hours.
+    # Each chunk is one statement, so that no statement exceeds its time limit. The planner's statistics do not know
+    # these rows yet. It would choose a nested loop, which reads the whole ledger for each bet and takes hours.
     _execute("SET LOCAL enable_nestloop = off", {})
     low: int | None = 0
     while low is not None:
-        ids_of = Bet.objects.filter(market=market, pk__gt=low).order_by("pk").values_list("pk", flat=True)
-        high = next(iter(ids_of[OUTSIDE_BETS - 1 : OUTSIDE_BETS]), None)
+        next_ids = Bet.objects.filter(market=market, pk__gt=low).order_by("pk").values_list("pk", flat=True)
+        high = next(iter(next_ids[OUTSIDE_BETS - 1 : OUTSIDE_BETS]), None)
         _execute(_SQL["book_outside_stakes"], parameters | {"low": low, "high": high or LARGEST_ID})
         low = high
     _execute("SET LOCAL enable_nestloop = DEFAULT", {})
@@ -174,21 +176,25 @@ def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetim
 
 
 def stakes_held(market: Market, staked: division.Staked) -> Decimal:
-    """Return the amount that the pool must hold before the market is decided: all stakes that no scratch gave back."""
+    """Return the amount that the pool must hold before the division: all stakes except scratched and returned ones."""
     scratches = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
     given_back = set(scratches.values_list("scratched", flat=True))
     return sum((total for outcome, (total, _) in staked.items() if outcome not in given_back), journal.ZERO)
 
 
 def _outcomes(settlement: Settlement) -> list[str]:
-    """Return the outcomes whose bets this settlement decides. Other bets have their stakes back, or still wait."""
+    """Return the outcomes whose bets this settlement decides.
+
+    A scratch decides the bets on one outcome; the other bets stay open. Any other settlement decides the bets on all
+    outcomes that are not scratched.
+    """
     if settlement.rule == Settlement.Rule.SCRATCH:
         return [settlement.scratched]
     return list(settlement.market.running_outcomes)
 
 
 def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
-    """Take the next step and return whether it was the last."""
+    """Take the next step and return True if it was the last."""
     if not settlement.bets_divided:
         _divide_bets(settlement, chunk)
     elif _book_members(settlement, at=at, policy=policy, chunk=chunk):
@@ -230,11 +236,11 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
 
 
 def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
-    """Write the Transactions and transfers of the next members by id, and return whether they were the last.
+    """Write the Transactions and transfers of the next members by id. Return True if they were the last.
 
-    In chunks, it books the members of at most BETS_WHOSE_WALLETS_WAIT bets. Its last statement locks the wallets.
-    `allocation` divides a dividend between M-Pesa and the wallet. Refunds go to the wallet. If a debt is to be set
-    off, a part of the member's dividend stays with us.
+    A chunk has the members of BETS_PER_WALLET_LOCK bets. Only the last statements lock the wallets, so the locks are
+    short. `allocation` divides a dividend between M-Pesa and the wallet. Refunds go to the wallet. If a debt is to be
+    set off, a part of the member's dividend stays with us.
     """
     accounts = journal.open_accounts([journal.pool(settlement.market_id), journal.PAYABLE])
     parameters: dict[str, Any] = {
@@ -242,7 +248,7 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         "market": settlement.market_id,
         "outcomes": _outcomes(settlement),
         "low": settlement.last_user_id,
-        "bets": LARGEST_ID if chunk is None else min(chunk, BETS_WHOSE_WALLETS_WAIT),
+        "bets": LARGEST_ID if chunk is None else min(chunk, BETS_PER_WALLET_LOCK),
         "at": at,
         "min": policy.min_amount,
         "max": policy.max_amount,
@@ -266,33 +272,35 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
     settlement.last_user_id = high
     settlement.members_done += members
     settlement.save(update_fields=["last_user_id", "members_done"])
-    # Check foreign keys now: at commit time the wallets are already locked.
+    # Check foreign keys before the wallets are locked. A check at commit would hold these locks longer.
     _execute("SET CONSTRAINTS ALL IMMEDIATE", {})
     _execute(_SQL["book_transfers"], parameters)
     receivables.set_off(settlement.pk, set_offs, at=at)
     return bool(bets < parameters["bets"])
 
 
-# The bets of the next members by id. WITH TIES keeps all bets of a member in one chunk.
+# CTE with the bets of the next members by id. WITH TIES keeps all bets of a member in one chunk.
 _CHOSEN = """chosen AS MATERIALIZED (
         SELECT user_id, result, payout FROM markets_bet
         WHERE market_id = %(market)s AND user_id > %(low)s AND outcome = ANY (%(outcomes)s)
         ORDER BY user_id FETCH FIRST %(bets)s ROWS WITH TIES
     )"""
-_WON = "SELECT user_id, sum(payout) AS amount FROM chosen WHERE payout > 0 AND result = %(result)s GROUP BY user_id"
+_AMOUNTS_BY_MEMBER = """
+    SELECT user_id, sum(payout) AS amount FROM chosen WHERE payout > 0 AND result = %(result)s GROUP BY user_id"""
 
 
 def _create_transactions(parameters: dict[str, Any], set_offs: list[receivables.SetOff]) -> tuple[int, int, int]:
     """Create the Transactions of one type for the next members.
 
-    Returns the count of their bets, the last member's id, and the count of members. Each statement draws strong random
-    numbers once and derives each row's public id and eight hex digits from them, because drawing a row's own costs as
-    much as writing the row. The digits of a member's tranches count up from one start: if each of 32,767 tranches drew
-    its own, two would be equal one time in eight.
+    Returns the number of their bets, the last member's id, and the number of members.
+    Each statement generates strong random numbers once, and derives each row's public id and eight hex digits from
+    them. Random numbers for each row would cost as much as writing the row. The digits of a member's tranches count up
+    from one random start. With independent digits, 32,767 tranches (the maximum) would contain a duplicate with a
+    probability of about 1/8.
     """
     bets, high, members = _row(
         f"""
-        WITH {_CHOSEN}, {allocation.due(_WON, debtors=bool(set_offs))}, seed AS MATERIALIZED (
+        WITH {_CHOSEN}, {allocation.due(_AMOUNTS_BY_MEMBER, debtors=bool(set_offs))}, seed AS MATERIALIZED (
             SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn,
                 ('x' || translate(gen_random_uuid()::text, '-', ''))::bit(64)::bigint AS salt
         ), drawn AS (
@@ -324,7 +332,7 @@ def _dividends_of_debtors(parameters: dict[str, Any]) -> dict[int, Decimal]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
-            WITH {_CHOSEN}, won AS ({_WON})
+            WITH {_CHOSEN}, won AS ({_AMOUNTS_BY_MEMBER})
             SELECT user_id, amount FROM won
             WHERE user_id IN (SELECT user_id FROM payments_recovery WHERE decision = 'SET_OFF')
             """,  # noqa: S608 - fixed text
@@ -334,7 +342,7 @@ def _dividends_of_debtors(parameters: dict[str, Any]) -> dict[int, Decimal]:
 
 
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
-    """Take the fee, check that the pool is empty to the cent, and close the market. A scratch leaves it open.
+    """Take the fee, check that the pool is empty to the cent, and close the market. A scratch leaves the market open.
 
     Raises: BooksDisagree.
     """
@@ -352,7 +360,7 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
         settlement.release_at, settlement.release_open = at, True
     settlement.save(update_fields=["state", "settled_at", "release_at", "release_open"])
     if scratch:
-        # This also checks the pool against the stakes that stay.
+        # This also checks that the pool holds exactly the remaining stakes.
         _book_bets_from_outside(market, division.staked(market), at)
         left = journal.ZERO
     else:
@@ -363,7 +371,8 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
         market.save(update_fields=["status", "settled_at"])
     if left != 0 or paid != owed:
         raise BooksDisagree(
-            f"Market {market.pk}: {left} would stay in its pool, and transactions of {paid} against {owed} owed."
+            f"Market {market.pk} does not balance: {left} would stay in its pool."
+            f" Its transactions sum to {paid}, but {owed} is owed."
         )
     log.info("Settled market %s: paid_out=%.2f, platform_fee=%.2f", market.pk, paid, fee)
 

@@ -1,5 +1,5 @@
 -- name: book_outside_stakes
--- Book the stakes of bets that were made straight through the ORM, from `opening`. Never in production.
+-- Book the stakes of bets that were made straight through the ORM, from `opening`. In production it books nothing.
 INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
 SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
 WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s
@@ -8,7 +8,7 @@ WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s
 ORDER BY b.id;
 
 -- name: open_wallets
--- Open the wallet accounts that the next members' wallet parts need.
+-- Open the missing wallet accounts of the next members who get money in their wallets.
 INSERT INTO payments_ledgeraccount (code, kind, user_id)
 SELECT DISTINCT 'wallet:' || t.user_id, 'wallet', t.user_id FROM payments_transaction t
 WHERE t.settlement_id = %(settlement)s AND t.destination = 'wallet' AND t.user_id > %(low)s
@@ -17,7 +17,7 @@ WHERE t.settlement_id = %(settlement)s AND t.destination = 'wallet' AND t.user_i
 ORDER BY 3 ON CONFLICT (code) DO NOTHING;
 
 -- name: book_transfers
--- Move the next members' amounts from the pool: M-Pesa parts to `payable`, wallet parts to the wallets.
+-- Move the next members' amounts out of the pool: M-Pesa parts to `payable`, wallet parts to the wallets.
 INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
 SELECT CASE t.destination WHEN 'mpesa' THEN 'payout:' ELSE 'wallet:' END || t.id, %(pool)s,
     coalesce(a.id, %(payable)s), t.amount, CASE t.destination WHEN 'mpesa' THEN 'payout' ELSE 'wallet' END,

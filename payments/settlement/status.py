@@ -1,4 +1,4 @@
-"""The state of a market's settlement: its money by state, its progress, and which settlement decides."""
+"""Status of a market's settlement: its money by state, and its progress."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ PAYOUT_STATES = ("pending", "processing", "in_doubt", "held", "completed", "fail
 class SettlementProgress:
     """Progress of a division: bets with their result, and members whose dividend is booked.
 
-    All counts are 0 until the totals are frozen. Each chunk moves them when it commits: first the bets, then the
-    members.
+    All counts are 0 until the totals are frozen. Each chunk increases one count when it commits: first `bets_done`,
+    then `members_done`.
     """
 
     bets_done: int = 0
@@ -31,7 +31,7 @@ class SettlementProgress:
 
 @dataclass(frozen=True)
 class SettlementStatus:
-    """Where a market's money is. `by_state` maps each of PAYOUT_STATES to its amount in shillings and its count."""
+    """A market's money. `by_state` maps each of PAYOUT_STATES to an amount in shillings and a number of payouts."""
 
     market_id: int
     status: str
@@ -70,15 +70,16 @@ def settlement_status(market_id: int) -> SettlementStatus | None:
 
 
 def settlement_progress(market_id: int) -> SettlementProgress:
-    """Return the progress of a market's latest settlement. It reads one row, so callers may poll it."""
+    """Return the progress of a market's latest settlement. Callers may poll this, because it reads one row."""
     return _progress(Settlement.objects.filter(market=market_id).order_by("-number").first())
 
 
 def deciding_settlement(market_id: int, *, settled_only: bool = False) -> Settlement | None:
     """Return the settlement that decides a market, or None.
 
-    It may still be divided or undone, unless `settled_only`. A withdrawn or undone settlement decides nothing, nor
-    does a scratch, which only gives back the stakes on one outcome. A constraint allows one a market.
+    The settlement may be unfinished or being undone, unless `settled_only` is true. A withdrawn or undone settlement
+    decides nothing. A scratch does not decide either, because it only gives back the stakes on one outcome. A
+    constraint allows a market one settlement that decides.
     """
     State = Settlement.State
     states = [State.SETTLED] if settled_only else [State.PENDING, State.DIVIDING, State.SETTLED, State.UNDOING]
@@ -87,7 +88,7 @@ def deciding_settlement(market_id: int, *, settled_only: bool = False) -> Settle
 
 
 def settlement_of(bet: Bet) -> Settlement | None:
-    """Return the settlement that gave a bet its result: the scratch of its outcome, or its market's settlement."""
+    """Return the settlement that gave a bet its result: the scratch of its outcome, or else its market's settlement."""
     scratch = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome).first()
     if scratch is None:
         return deciding_settlement(bet.market_id, settled_only=True)
@@ -95,7 +96,7 @@ def settlement_of(bet: Bet) -> Settlement | None:
 
 
 def provisional(market_ids: Iterable[int], at: datetime) -> set[int]:
-    """Return the markets among these whose result may still change: not settled yet, held, or being undone."""
+    """Return the ids of those markets whose result may still change: not settled yet, held, or being undone."""
     State = Settlement.State
     settlements = Settlement.objects.filter(market__in=list(market_ids)).exclude(rule=Settlement.Rule.SCRATCH)
     unsettled = Q(state__in=[State.PENDING, State.DIVIDING, State.UNDOING])

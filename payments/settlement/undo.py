@@ -1,14 +1,16 @@
-"""Undo of a settlement: take back the money that has not left, and make the rest a member debt.
+"""Undo of a settlement: take back unsent money, and make the rest a member debt.
 
-`begin` declares the undo; from then on nothing of the settlement is sent. `carry_out` works member by member: it
-cancels payouts that have not left, reverses wallet parts as far as the wallet's balance allows, and makes the rest a
-debt (ledger/receivables.py). The rest is the money that M-Pesa has carried, or may be carrying now. Then no bet has a
-result, the pool holds every stake, and the market may be resolved again. A request in doubt is still asked about. If
-it proves not paid, its debt is cancelled (payouts/evidence/booking.py).
+`begin` declares the undo. From then on no payout of the settlement is sent. `carry_out` works member by member. It
+cancels payouts that have not left. It takes back wallet credits, as far as the balance allows. The rest becomes a
+receivable (ledger/receivables.py): wallet money that the member has spent, and money that M-Pesa has paid or may still
+pay. At the end no bet has a result, the pool holds every stake, and the market may be resolved again. Status queries
+about requests in doubt go on. If a request is proven not paid, the member's debt for it is cancelled
+(payouts/evidence/booking.py).
 
-Like settling, it works in chunks, can be resumed at any line, and keeps its place in the same cursors.
-Lock order: Market, Transactions by id, Attempts, Recoveries, wallets; the Settlement's row last, because a claim holds
-Transactions while it waits for that row.
+Like settling, an undo works in chunks and may be killed at any line and resumed. It keeps its place in the settlement's
+cursors (`last_user_id`, `last_bet_id`).
+Lock order: Market, Transactions by id, Attempts, Recoveries, wallets, the Settlement's row. That row is last, because a
+claim holds Transactions while it waits for the row.
 """
 
 import hashlib
@@ -37,7 +39,8 @@ log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
 
 State = Settlement.State
-END = 2**62
+# The value of a cursor that has passed the last id.
+CURSOR_DONE = 2**62
 _SQL = named_sql.beside(__file__)
 
 
@@ -47,7 +50,7 @@ class NotUndoable(Refusal):
 
 @dataclass(frozen=True)
 class Undoing:
-    """An undo that has begun. Nothing more is sent; `carry_out` does the rest."""
+    """An undo that has begun. No more payouts are sent, and `carry_out` does the rest."""
 
     market_id: int
     settlement_id: int
@@ -56,7 +59,7 @@ class Undoing:
 def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: Policy) -> Undoing | proposals.Proposed:
     """Begin to undo a settled market, or propose it if the pool is above `policy.approval_above`.
 
-    Sending stops in both cases.
+    Sending of the settlement's payouts stops in both cases.
     Locks: Market, Settlement.
     Raises: locks.MarketNotFound; NotUndoable; own_affairs.StakeInMarket; proposals.ProposalWaits;
     proposals.PersonNeeded.
@@ -85,17 +88,18 @@ def begin(
 ) -> Undoing:
     """Declare the undo of a SETTLED settlement.
 
-    Runs in the caller's transaction, which has locked the market. Call it last, because it writes the audit entry.
+    Runs in the caller's transaction, which has locked the market. Call it last: its audit entry locks the end of the
+    audit trail, which comes last in the lock order.
     """
     settlement.state = State.UNDOING
     settlement.last_user_id = settlement.last_bet_id = 0
     settlement.undone_by_id, settlement.undone_at, settlement.undone_reason = by.user_id, at, reason[:300]
     settlement.save(update_fields=["state", "last_user_id", "last_bet_id", "undone_by", "undone_at", "undone_reason"])
-    # An open proposal to undo it has nothing left to decide.
+    # An open proposal to undo the settlement has nothing left to decide.
     market.proposals.filter(state=Proposal.State.OPEN).update(
-        state=Proposal.State.STALE, words="It was undone meanwhile.", decided_by=by.user_id, decided_at=at
+        state=Proposal.State.STALE, words="The settlement was undone meanwhile.", decided_by=by.user_id, decided_at=at
     )
-    alarm.warning("Market %s: settlement %s is being undone by member %s", market.pk, settlement.number, by.user_id)
+    alarm.warning("Market %s: settlement %s is being undone by staff user %s", market.pk, settlement.number, by.user_id)
     audit.record(
         action=action,
         by=by,
@@ -109,7 +113,7 @@ def begin(
 
 
 def hash_of(settlement: Settlement) -> str:
-    """Hash a settlement with its totals: a second person approves the undo of exactly this settlement."""
+    """Hash a settlement with its totals, so that a second person's approval holds for exactly these figures."""
     fields = ("pk", "market_id", "number", "pool", "fee", "net", "state")
     totals = {name: str(getattr(settlement, name)) for name in fields}
     return hashlib.sha256(json.dumps(totals, sort_keys=True).encode()).hexdigest()
@@ -130,11 +134,11 @@ def to_carry_out(limit: int) -> list[int]:
 
 
 def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> bool:
-    """Carry out an undo as far as `keep_going` allows, and return whether it is complete.
+    """Carry out an undo as far as `keep_going` allows, and return True if it is complete.
 
     Idempotent: skips a market without an undo in progress. Safe to kill at any line.
     Locks: Market, a chunk of Transactions by id, their Attempts, Recoveries, wallets, the Settlement.
-    Raises: settling.BooksDisagree; the step that raises it books nothing.
+    Raises: settling.BooksDisagree. The step that raises it is rolled back.
     """
     while True:
         with transaction.atomic(durable=True):
@@ -142,9 +146,9 @@ def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Calla
             settlement = market.settlements.filter(state=State.UNDOING).first()
             if settlement is None:
                 return True
-            if settlement.last_user_id < END:
-                _recall_members(settlement, at=at, policy=policy)
-            elif settlement.last_bet_id < END:
+            if settlement.last_user_id < CURSOR_DONE:
+                _undo_payouts_of_members(settlement, at=at, policy=policy)
+            elif settlement.last_bet_id < CURSOR_DONE:
                 _take_results_back(settlement, policy.settlement_chunk)
             else:
                 _finish(market, settlement, at)
@@ -154,16 +158,17 @@ def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Calla
             return False
 
 
-def _recall_members(settlement: Settlement, *, at: datetime, policy: Policy) -> None:
-    """Cancel the payouts of the next chunk of members by id, reverse wallet parts, and make the rest their debts."""
+def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Policy) -> None:
+    """Cancel payouts, reverse wallet credits and book the rest as receivables, for the next chunk of members by id."""
     low = settlement.last_user_id
     members = (
         Transaction.objects.filter(settlement=settlement, user_id__gt=low)
         .order_by("user_id").values_list("user_id", flat=True).distinct()
     )  # fmt: skip
-    high = next(iter(members[policy.settlement_chunk - 1 : policy.settlement_chunk]), END)
+    high = next(iter(members[policy.settlement_chunk - 1 : policy.settlement_chunk]), CURSOR_DONE)
     payouts = Transaction.objects.filter(settlement=settlement, user_id__gt=low, user_id__lte=high)
-    # From here on no claim, callback or operator moves them. An earlier claim has committed its attempt.
+    # Until the commit, no claim, callback or operator changes these payouts. An earlier claim has committed, so its
+    # attempt is visible here.
     list(payouts.order_by("pk").select_for_update(no_key=True, of=("self",)).values_list("pk"))
     _stop_waiting_attempts(payouts, at=at, policy=policy)
     debts = settlement.recoveries.filter(user_id__gt=low, user_id__lte=high).order_by("pk")
@@ -179,14 +184,14 @@ def _recall_members(settlement: Settlement, *, at: datetime, policy: Policy) -> 
         "payable": accounts[journal.PAYABLE],
         "pool": accounts[journal.pool(settlement.market_id)],
     }
-    for name in ("cancel", "open_receivables", "reverse", "recall", "owe"):
+    for name in ("cancel_unsent", "open_receivable_accounts", "reverse_credits", "book_receivables", "record_debts"):
         _execute(_SQL[name], parameters)
     settlement.last_user_id = high
     settlement.save(update_fields=["last_user_id"])
 
 
 def _stop_waiting_attempts(payouts: QuerySet[Transaction], *, at: datetime, policy: Policy) -> None:
-    """Stop requests that wait to be sent again: fail those that never left, and mark those in doubt that may have."""
+    """Stop waiting requests. A request that never left fails; one that may have left becomes in doubt."""
     waiting = Attempt.objects.filter(transaction__in=payouts, state=Attempt.State.WAITING)
     for attempt in waiting.select_related("transaction").order_by("pk").select_for_update(no_key=True, of=("self",)):
         if attempt.first_sent_at is None and attempt.doubted_at is None:
@@ -200,7 +205,7 @@ def _take_results_back(settlement: Settlement, chunk: int) -> None:
     """Make the next chunk of bets PENDING again, apart from bets on scratched outcomes."""
     low = settlement.last_bet_id
     ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
-    high = next(iter(ids[chunk - 1 : chunk]), END)
+    high = next(iter(ids[chunk - 1 : chunk]), CURSOR_DONE)
     scratched = list(settlement.market.outcomes.exclude(scratched_at=None).values_list("name", flat=True))
     bets = Bet.objects.filter(market=settlement.market_id, pk__gt=low, pk__lte=high).exclude(outcome__in=scratched)
     bets.update(result=Bet.Result.PENDING, payout=journal.ZERO)
@@ -209,7 +214,7 @@ def _take_results_back(settlement: Settlement, chunk: int) -> None:
 
 
 def _finish(market: Market, settlement: Settlement, at: datetime) -> None:
-    """Return the fee, check that the pool holds every stake to the cent, and close the market again."""
+    """Move the fee back to the pool, check that the pool equals all stakes to the cent, and close the market again."""
     fee = Transfer.objects.filter(key=f"fee:{settlement.pk}").first()
     if fee is not None:
         pool = journal.pool(market.pk)
@@ -217,7 +222,9 @@ def _finish(market: Market, settlement: Settlement, at: datetime) -> None:
     held = journal.balance(journal.pool(market.pk))
     staked = settling.stakes_held(market, division.staked(market))
     if held != staked:
-        raise settling.BooksDisagree(f"Market {market.pk}: undone, its pool would hold {held} of {staked} staked.")
+        raise settling.BooksDisagree(
+            f"Market {market.pk}: after the undo the pool would hold {held}, but the stakes are {staked}."
+        )
     settlement.state = State.UNDONE
     settlement.save(update_fields=["state"])
     close_again(market)

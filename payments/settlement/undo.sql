@@ -1,5 +1,5 @@
--- name: cancel
--- Cancel payouts of which nothing has left. By the invariant on `payable` the books owe exactly these.
+-- name: cancel_unsent
+-- Cancel payouts without an open request. By an invariant `payable` holds exactly the amounts of these payouts.
 WITH cancelled AS (
     UPDATE payments_transaction t SET status = 'CANCELLED', reason = 'Its settlement was undone.'
     WHERE t.settlement_id = %(settlement)s AND t.user_id > %(low)s AND t.user_id <= %(high)s
@@ -10,18 +10,18 @@ WITH cancelled AS (
 INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at, transaction_id)
 SELECT 'undo:' || id, %(payable)s, %(pool)s, amount, 'undo', %(at)s, id FROM cancelled ORDER BY id;
 
--- name: open_receivables
--- Open the receivable accounts of members who keep something.
+-- name: open_receivable_accounts
+-- Open the receivable accounts of members with transactions that were not cancelled.
 INSERT INTO payments_ledgeraccount (code, kind, user_id)
 SELECT DISTINCT 'receivable:' || t.user_id, 'receivable', t.user_id FROM payments_transaction t
 WHERE t.settlement_id = %(settlement)s AND t.user_id > %(low)s AND t.user_id <= %(high)s AND t.status <> 'CANCELLED'
   AND NOT EXISTS (SELECT FROM payments_ledgeraccount a WHERE a.code = 'receivable:' || t.user_id)
 ORDER BY 3 ON CONFLICT (code) DO NOTHING;
 
--- name: reverse
+-- name: reverse_credits
 -- Take amounts back from wallets, as far as each balance allows. `credited` holds the amounts that came to wallets:
--- wallet parts, and payouts redirected there. It leaves out a redirected payout that M-Pesa had paid after all, because
--- its wallet credit was set off and the member has the money on the phone.
+-- wallet parts, and payouts redirected to a wallet. It leaves out a redirected payout that M-Pesa had paid after all:
+-- its wallet credit was set off, and the member has the money on the phone.
 WITH credited AS (
     SELECT t.id, t.user_id, t.amount, f.id AS transfer_id
     FROM payments_transaction t JOIN payments_transfer f ON f.transaction_id = t.id AND f.code IN ('wallet', 'redirect')
@@ -40,8 +40,8 @@ SELECT 'reverse:' || back.transfer_id, a.id, %(pool)s, back.amount, 'reverse', %
 FROM back JOIN payments_ledgeraccount a ON a.kind = 'wallet' AND a.user_id = back.user_id
 WHERE back.amount > 0 ORDER BY back.id;
 
--- name: recall
--- Book everything that did not come back as receivable from the member. `credited` is as in `reverse`.
+-- name: book_receivables
+-- Book each amount that did not come back as receivable from the member. `credited` is as in `reverse_credits`.
 WITH credited AS (
     SELECT t.id, t.user_id, t.amount, f.id AS transfer_id
     FROM payments_transaction t JOIN payments_transfer f ON f.transaction_id = t.id AND f.code IN ('wallet', 'redirect')
@@ -60,8 +60,8 @@ SELECT 'recall:' || gone.id, a.id, %(pool)s, gone.amount, 'recall', %(at)s, gone
 FROM gone JOIN payments_ledgeraccount a ON a.kind = 'receivable' AND a.user_id = gone.user_id
 WHERE gone.amount > 0 ORDER BY gone.id;
 
--- name: owe
--- Record each member's debt from the settlement, or add to it. A written-off debt that grows is open again.
+-- name: record_debts
+-- Record each member's debt from the settlement, or add to it. A written-off debt that grows becomes open again.
 INSERT INTO payments_recovery (settlement_id, user_id, amount, recovered, written_off, decision, reason, created_at)
 SELECT %(settlement)s, t.user_id, sum(f.amount), 0, 0, 'OPEN', '', %(at)s
 FROM payments_transaction t JOIN payments_transfer f ON f.transaction_id = t.id AND f.code = 'recall'

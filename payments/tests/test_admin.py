@@ -1,4 +1,4 @@
-"""Records of payments in the console: shown, and never changed there."""
+"""Records of payments in the console are read-only."""
 
 from django.test import Client
 

@@ -1,7 +1,7 @@
 """Concurrency on real PostgreSQL: 64 calls at once on one wallet, market, payout, callback or key.
 
-Each call has its own thread and connection, and all start together. The tests assert exactly how many succeed, and that
-the others are refused for the right reason. A deadlock or a lock timeout would be an answer too, and fail the test.
+Each call has its own thread and connection, and all calls start together. The tests assert the exact number of calls
+that succeed, and the reason for which the other calls are refused. A deadlock or a lock timeout fails the test.
 """
 
 from collections import Counter
@@ -112,7 +112,7 @@ def test_settling_at_once_settles_once(repetition: int, chunk: int) -> None:
     settle = partial(settling.settle, market_id=market.pk, at=AT, policy=policy, keep_going=lambda: True)
     answers = at_once(*[settle] * THREADS)
 
-    # then: each call that found the market unsettled left it settled
+    # then: each call that found an unsettled market settled it or saw it settled
     assert kinds(answers) == {"Progress": THREADS}
     assert all(answer.settled == answer.found for answer in answers)
     assert sum(answer.found for answer in answers) >= 1
@@ -174,7 +174,7 @@ def test_callback_applied_at_once_is_booked_once(repetition: int) -> None:
 
 
 def test_different_callbacks_about_one_payout_book_it_once(repetition: int) -> None:
-    # given: sixty-four different callbacks that report the same payment
+    # given: 64 different callbacks that report the same payment
     payout = builders.payout(285)
     attempt = sent(payout)
     for number in range(THREADS):

@@ -1,4 +1,4 @@
-"""Disputes: opening, answering, deciding, and carrying out remedies."""
+"""Disputes: opening, answers, decisions and remedies."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -44,7 +44,7 @@ def staff(db: None) -> CustomUser:
 def test_dispute_is_refused_after_thirty_days(user: CustomUser) -> None:
     lost, payout = lost_bet(user), failed_payout(user)
     for subject in (lost, payout):
-        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="30 days after the settlement"):
+        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="30 days after settlement or transaction"):
             dispute(subject, AT + timedelta(days=30, microseconds=1))
         assert dispute(subject, AT + timedelta(days=30)).state == State.OPEN
 
@@ -66,10 +66,10 @@ def test_second_dispute_of_same_subject_is_refused_while_one_is_open(user: Custo
     lost = lost_bet(user)
     first = dispute(lost)
 
-    # then: refused while it is open or answered, accepted after the decision
+    # then: a second dispute is refused while the first is open or answered, and accepted after the decision
     for step in (lambda: None, lambda: decide(first, "answer", staff)):
         step()
-        with pytest.raises(disputes.NotDisputable, match="is open already"):
+        with pytest.raises(disputes.NotDisputable, match="You already have an open dispute"):
             dispute(lost)
     decide(first, "reject", staff)
     assert dispute(lost).pk != first.pk
@@ -285,7 +285,7 @@ def test_remedy_resend_is_done_when_the_payout_is_paid(user: CustomUser, staff: 
 
 
 def test_payouts_of_a_bet_are_locked_before_the_wallet(transactional_db: None) -> None:
-    # given: two failed tranches, and another session holds the lock on the second
+    # given: two failed tranches. Another session holds the lock on the second tranche
     user, staff, tranches = member(), operator(), builders.policy(max_amount=150)
     opened = settled_market([(user, "Yes", 300)], fee_pct=0, policy=tranches)
     for payout in Transaction.objects.filter(settlement__market=opened):

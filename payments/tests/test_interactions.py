@@ -1,4 +1,4 @@
-"""Interactions of rooms: late payments with releases and write-offs, undo with claims, withdrawals with close times."""
+"""Interactions of payouts, settlement and ledger, for example of late payments with write-offs."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -31,7 +31,7 @@ from users.audit import MACHINE
 
 
 def retried() -> tuple[Transaction, Attempt]:
-    """Create a payout of 285 whose first request was refused and which is pending again. Return both."""
+    """Create a payout of 285 that is pending again after M-Pesa refused its first request. Return both."""
     payout = builders.payout(285)
     first = failed(payout)
     actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
@@ -50,7 +50,7 @@ def test_payout_paid_by_an_earlier_request_is_not_released(db: None) -> None:
     with pytest.raises(actions.NotToBeReleased, match="An earlier request"):
         actions.release(transaction_id=payout.pk, by=MACHINE, at=after(300))
 
-    # then: it is not claimed, even if its row says PENDING
+    # then: the payout is not claimed, even if its row says PENDING
     assert claims(after(400)) == []
     Transaction.objects.filter(pk=payout.pk).update(status="PENDING", due_at=AT)
     assert claims(after(400)) == []
@@ -69,7 +69,7 @@ def test_failed_second_request_settles_a_written_off_late_payment(db: None) -> N
     ask_and_answer(second, status_body(second, "Failed"), after(60))
     ask_and_answer(second, status_body(second, "Failed"), after(600))
 
-    # then: our debt to the member covers the write-off, and nobody owes anything
+    # then: the amount that we owe the member covers the write-off, and nobody owes anything
     payout.refresh_from_db()
     recovery = Recovery.objects.get()
     assert payout.status == "COMPLETED"
@@ -99,7 +99,7 @@ def test_withdrawn_close_time_does_not_apply_to_a_later_resolution(db: None) -> 
 def test_dividend_of_billions_fills_all_tranches_and_the_wallet(
     db: None,
 ) -> None:
-    # given: a session that keeps its query plans from a single payout in small tables
+    # given: a session whose cached query plans were made for small tables with one payout
     builders.payout()
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE payments_ledgeraccount, payments_transaction")

@@ -1,4 +1,4 @@
-"""One writer a fact: only named modules insert transfers and payouts, or change the state of a request or a payout."""
+"""Single writers: only listed modules insert transfers and payouts, or change states of requests and payouts."""
 
 import ast
 import re
@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("api", "users", "markets", "payments")
 
-# Statements and ORM calls that write each table's rows or states, as they stand in the code.
+# Patterns of the statements and ORM calls that write each table's rows or states.
 INSERTS_TRANSFERS = re.compile(r"INSERT INTO payments_transfer|Transfer\(|Transfer\.objects\.(create|bulk_create)")
 INSERTS_PAYOUTS = re.compile(
     r"INSERT INTO payments_transaction|[^\w.]Transaction\(|Transaction\.objects\.(bulk_)?create"
 )
 UPDATES_STATES = re.compile(r"UPDATE payments_(attempt|transaction)\b")
-# Rows of other machines whose states these names hold.
+# Names of variables that hold rows of other state machines.
 OTHER_ROWS = {
     "market",
     "settlement",
@@ -44,7 +44,7 @@ def sources() -> dict[str, str]:
 
 
 def state_changes(source: str) -> list[str]:
-    """Return the assignments to `.state` or `.status` of a row, and updates of these columns by a query set."""
+    """Find the assignments to `.state` or `.status` of a row, and updates of these columns by a query set."""
     changes = []
     for node in ast.walk(ast.parse(source)):
         targets: list[ast.expr] = []
@@ -76,7 +76,7 @@ def test_only_settling_creates_payouts() -> None:
     assert {name for name in writers(INSERTS_PAYOUTS) if Path(name).stem != "settling"} == set()
 
 
-# The evidence rules, claims, answers and status queries still change states themselves; the machine is split next.
+# The evidence rules, claims, answers and status queries still change states themselves.
 MAY_CHANGE_STATES = {
     "payments/payouts/attempts.py",
     "payments/payouts/evidence/booking.py",

@@ -1,4 +1,4 @@
-"""Own affairs: staff decide nothing about their own stake, debt or dispute."""
+"""Own affairs: staff may not decide about their own stake, debt or dispute."""
 
 import pytest
 

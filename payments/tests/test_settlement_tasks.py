@@ -22,7 +22,7 @@ Queued = Callable[[], list[tuple[str, str, list[Any]]]]
 
 @pytest.fixture
 def provider(settings: Any) -> Any:
-    """A simulator that receives the tasks' requests. Its results are due long after the test."""
+    """A simulator that receives the tasks' requests. It sends its results only long after the test."""
     with Simulator(Options(latency=0, terms=Terms(callback_delay=600))) as simulator:
         settings.MPESA_BASE_URL = simulator.base_url
         settings.MPESA_CALLBACK_URL = "http://127.0.0.1:9/api/payments/b2c-callback/"
@@ -72,7 +72,7 @@ def test_beat_schedules_each_sweep_with_expiry() -> None:
     schedule = dict(app.conf.beat_schedule)
     assert (
         schedule.pop("ask for the float balance")["schedule"] == 900
-    )  # Not a sweep: it runs whether or not work is due.
+    )  # This task is not a sweep, because it does not look for unfinished work.
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
@@ -80,7 +80,7 @@ def test_beat_schedules_each_sweep_with_expiry() -> None:
     for entry in schedule.values():
         assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
         assert entry["options"]["expires"] <= 60
-    # It runs for seconds. If its messages did not expire at once, a queue of them would delay other tasks.
+    # This task runs for seconds. If its messages did not expire, a queue of them would delay other tasks.
     assert schedule["send due payouts"]["options"]["expires"] <= schedule["send due payouts"]["schedule"]
 
 

@@ -1,4 +1,4 @@
-"""Bets: the bet and its stake are written in one transaction."""
+"""Bets: one transaction writes a bet and books its stake."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ class ClientRefReused(Refusal):
 
 @dataclass(frozen=True)
 class Placed:
-    """A bet, the wallet's balance after it in shillings, and `new`, true if this call placed it."""
+    """A bet, and the wallet's balance after it in shillings. `new` is true if this call placed the bet."""
 
     bet: Bet
     balance: Decimal
@@ -36,20 +36,20 @@ def place(
 ) -> Placed:
     """Place a bet: stake `amount` shillings of a member's wallet on an outcome of an open market.
 
-    Idempotent: by `client_ref`; the same bet again returns the bet placed before.
-    Locks: the market FOR SHARE, so bets do not wait for each other, then the member's wallet.
+    Idempotent: by `client_ref`. A repeated call returns the bet that the first call placed.
+    Locks: the market FOR SHARE, so that bets do not wait for each other, then the member's wallet.
     Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
     """
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [locks.market_lock(market_id)])
-        # Lock the market FOR SHARE first, so that a bet and a resolution never overlap. The market comes before the
-        # wallet in the lock order, because a settlement that credits this member could otherwise deadlock with us.
+        # The market's lock keeps bets and resolutions from overlapping. The market comes before the wallet in the lock
+        # order. Otherwise a settlement that credits this member could deadlock with the bet.
         rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
         market = next(iter(rows), None)
         if market is None:
             raise locks.MarketNotFound(f"There is no market {market_id}.")
-        # The wallet's lock also serialises two requests with the same client_ref.
+        # The wallet's lock also makes two requests with the same client_ref run one after the other.
         member = CustomUser.objects.select_for_update(no_key=True).get(pk=user_id)
         if client_ref:
             placed = Bet.objects.filter(user=member, client_ref=client_ref).first()

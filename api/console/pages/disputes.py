@@ -60,7 +60,7 @@ def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
         ],
     }
     if dispute.bet is not None:
-        context["explanation"] = explanations.explain(dispute.bet, at=at, proven=False)
+        context["explanation"] = explanations.explain(dispute.bet, at=at, with_proof=False)
     return page.render(request, "console/dispute.html", context)
 
 

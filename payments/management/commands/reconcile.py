@@ -9,7 +9,10 @@ from payments.ledger import invariants, trial_balance
 
 
 class Command(BaseCommand):
-    help = "Print the trial balance and check every invariant. Exit with 0 if the books close, else list what differs."
+    help = (
+        "Print the trial balance and check every invariant. Exit status: 0 if the books close; 1 if not, with a list "
+        "of the differences."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         for line in trial_balance.trial_balance():

@@ -15,8 +15,8 @@ SECONDS_BETWEEN_LINES = 1.0
 
 class Command(BaseCommand):
     help = (
-        "Settle a resolved market in the foreground, with a line of progress a second. It is safe beside the workers, "
-        "and you may stop it and start it again at any moment."
+        "Settle a resolved market in the foreground, with a line of progress each second. Workers may settle markets "
+        "at the same time. You may stop the command and start it again at any moment."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -30,7 +30,7 @@ class Command(BaseCommand):
         wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
     def _settled(self, market_id: int) -> bool:
-        """Settle for a second, and return whether the market is settled."""
+        """Settle for a second. Return True if the market is settled."""
         until = time.monotonic() + SECONDS_BETWEEN_LINES
         try:
             progress = settling.settle(

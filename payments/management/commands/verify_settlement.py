@@ -11,8 +11,11 @@ from payments.settlement.certificates import document, issuing
 
 
 class Command(BaseCommand):
-    help = "Verify a settlement from its certificate alone. Exit status: 0 if it holds, 1 with the first difference."
-    # It must also work without a database.
+    help = (
+        "Verify a settlement from its certificate alone. Exit status: 0 if the certificate is correct; 1 if not, "
+        "with the first difference."
+    )
+    # The command must also work without a database.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -1,7 +1,7 @@
-"""Certificate of a settlement: its fields, its canonical text, and the check against the stakes. Pure.
+"""Certificate of a settlement: its fields, its canonical text and its check. Pure.
 
-docs/certificate.md is the format for others, and docs/verify_settlement.py checks it without this project. Here the
-rule that divides pools checks the same.
+docs/certificate.md describes the format to the public. docs/verify_settlement.py checks a certificate without this
+project. This module makes the same checks with the project's own rule for dividing a pool.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from payments.settlement.certificates import merkle
 FORMAT = "kasoko-certificate-1"
 BET_DOMAIN = b"kasoko-bet-1\n"
 SETTLEMENT_DOMAIN = b"kasoko-settlement-1\n"
-INLINE = 10_000
+MAX_INLINE_BETS = 10_000
 RULES = {
     "WINNER": "One outcome won. The pool less the fee is shared among the stakes on it, pro rata.",
     "JOINT": "Joint winners: the winning stakes come back first, the rest is split by weight, then pro rata.",
@@ -31,12 +31,12 @@ _MONEY = re.compile(r"(0|[1-9][0-9]{0,17})\.[0-9]{2}", re.ASCII)
 
 
 class Differs(Exception):
-    """The certificate does not hold. The message names the first place that differs."""
+    """The certificate is wrong. The message names the first part that differs."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One bet as its line states it. Amounts are cents."""
+    """One bet as stated in its line of the certificate. Amounts are cents."""
 
     outcome: str
     stake: int
@@ -46,22 +46,22 @@ class Entry:
 
 
 def canonical(value: Any) -> str:
-    """Write the one JSON text of a value: sorted keys, no blanks, only the escapes that JSON demands (as RFC 8785)."""
+    """Write a value as canonical JSON (as RFC 8785): sorted keys, no blanks, and only the escapes that JSON demands."""
     return _ENCODER.encode(value)
 
 
 def moment(at: datetime) -> str:
-    """Write a moment in UTC to the microsecond. Sorted as text, moments are in order of time."""
+    """Write a moment in UTC to the microsecond. The order of such texts is the order of time."""
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def money(cents: int) -> str:
-    """Write cents as certificates do, such as 285.00."""
+    """Write an amount in cents as shillings with two decimals, such as 285.00."""
     return f"{cents // 100}.{cents % 100:02d}"
 
 
 def cents(amount: object) -> int:
-    """Read an amount as certificates write it, in cents. Raises: Differs."""
+    """Read an amount such as 285.00 and return it in cents. Raises: Differs."""
     if not isinstance(amount, str) or not _MONEY.fullmatch(amount):
         raise Differs(f"{amount!r} is not an amount with two decimals")
     return int(amount.replace(".", ""))
@@ -70,7 +70,7 @@ def cents(amount: object) -> int:
 def bet_line(
     *, bet_id: str, number: int, outcome: str, stake: Decimal, result: str, dividend: Decimal, placed_at: datetime
 ) -> str:
-    """Write the canonical line of a bet. `number` counts the bets from 1 in the order of placing."""
+    """Write the canonical line of a bet. `number` counts a market's bets from 1, in the order of placing."""
     return canonical(
         {
             "id": bet_id,
@@ -95,7 +95,7 @@ def settlement_hash(statement: str) -> str:
 
 
 def equation(*, staked: str, net: str, fee: str, refunds: str) -> str:
-    """Write the totals as one equation. Anyone can check it."""
+    """Write the totals as one equation, which anyone can check."""
     return f"stakes {staked} = dividends {net} + fee {fee} + refunds {refunds}"
 
 
@@ -103,10 +103,10 @@ def equation(*, staked: str, net: str, fee: str, refunds: str) -> str:
 
 
 def check(body: Any, lines: Iterable[str] | None = None) -> None:
-    """Compute every statement of a certificate again, from the certificate alone.
+    """Compute every figure of a certificate again, from the certificate alone, and compare.
 
-    `body` is the parsed JSON of the GET. `lines` are those of bets.jsonl, if the body has no bets.
-    Raises: Differs, which names the first place that differs.
+    `body` is the parsed JSON of the public endpoint. `lines` are the lines of bets.jsonl, if the body has no bets.
+    Raises: Differs, which names the first part that differs.
     """
     try:
         _check(body, lines)
@@ -115,12 +115,12 @@ def check(body: Any, lines: Iterable[str] | None = None) -> None:
 
 
 def check_proof(proof: Mapping[str, Any]) -> bool:
-    """Return whether a bet's line is in the tree whose root the proof names."""
+    """Return True if the proof's line is in the tree with the proof's root."""
     return merkle.proves(
         leaf_hash=leaf_of(proof["leaf"]),
         index=proof["index"],
         size=proof["tree_size"],
-        beside=[bytes.fromhex(sibling) for sibling in proof["path"]],
+        siblings=[bytes.fromhex(sibling) for sibling in proof["path"]],
         root_hash=bytes.fromhex(proof["merkle_root"]),
     )
 
@@ -138,13 +138,13 @@ def _check(body: Any, lines: Iterable[str] | None) -> None:
     entries, tree = _read(lines, outcomes)
     _same("settlement.bets", stated["bets"], len(entries))
     _check_division(stated, outcomes, entries)
-    # The hashes come last, so that a wrong line is named first.
+    # The hashes come last, so that a wrong figure is named before the hash that it changes.
     _same("settlement.merkle_root", stated["merkle_root"], tree)
     _same("settlement_hash", body["settlement_hash"], settlement_hash(canonical(stated)))
 
 
 def _read(lines: Iterable[str], outcomes: Mapping[str, Any]) -> tuple[list[Entry], str]:
-    """Read the bets, and compute the root of their tree in hex, a block at a time."""
+    """Read the bets and compute the root of their tree, one block at a time. Return the bets and the root in hex."""
     entries: list[Entry] = []
     leaves: list[bytes] = []
     blocks: list[bytes] = []
@@ -187,7 +187,7 @@ def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entr
 def _divided(
     stated: Mapping[str, Any], outcomes: Mapping[str, Any], entries: list[Entry], put_back: list[bool]
 ) -> tuple[parimutuel.Funds, Mapping[int, int]]:
-    """Divide the stakes that count; a bet's key is its number."""
+    """Divide the pool without the stakes that were put back. A bet's key in the dividends is its number."""
     stakes = [
         parimutuel.Stake(number, entry.outcome, entry.stake)
         for number, (entry, is_back) in enumerate(zip(entries, put_back, strict=True), start=1)
@@ -232,7 +232,7 @@ def _check_totals(stated: Mapping[str, Any], entries: list[Entry], funds: parimu
 
 
 def _check_outcome(name: str, outcome: Mapping[str, Any], entries: list[Entry], fund: int) -> None:
-    """Compare an outcome's figures with those of the bets on it."""
+    """Compare an outcome's figures with the sums of its bets."""
     figures = {
         "bets": len(entries),
         "stakes": money(_staked(entries)),
@@ -244,7 +244,7 @@ def _check_outcome(name: str, outcome: Mapping[str, Any], entries: list[Entry], 
 
 
 def _staked(entries: list[Entry], result: str | None = None) -> int:
-    """Sum up the stakes of the bets, or of those with one result."""
+    """Sum up the stakes of all bets, or of the bets with one result."""
     return sum(entry.stake for entry in entries if result in (None, entry.result))
 
 

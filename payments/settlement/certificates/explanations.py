@@ -18,7 +18,7 @@ Status = Transaction.Status
 
 @dataclass(frozen=True)
 class Figures:
-    """Arithmetic of a winning bet, in shillings. `exact` is the dividend before rounding, floored to six decimals."""
+    """Arithmetic of a winning bet, in shillings. `exact` is the dividend floored to six decimals, not cents."""
 
     pool: Decimal
     winning_pool: Decimal
@@ -40,7 +40,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Payment:
-    """One payment to the member. `provisional` says that it has not left and may still be corrected."""
+    """One payment to the member. `provisional` is true while it is held, because it may still be corrected."""
 
     transaction: Transaction
     provisional: bool
@@ -49,7 +49,10 @@ class Payment:
 
 @dataclass(frozen=True)
 class Explanation:
-    """An explanation of one bet. `payments` are for all the member's bets on the market: `together` shillings."""
+    """An explanation of one bet.
+
+    `payments` are those of all the member's bets on the market, and `together` sums up these bets, in shillings.
+    """
 
     bet: Bet
     words: str
@@ -60,8 +63,11 @@ class Explanation:
     proof: issuing.Proof | None
 
 
-def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
-    """Explain a bet as it stands at `at`. The proof, which reads a block of bets, is left out if `proven` is false."""
+def explain(bet: Bet, *, at: datetime, with_proof: bool = True) -> Explanation:
+    """Explain the result of a bet at the time `at`.
+
+    If `with_proof` is true, the explanation has the proof, for which a block of bets is read.
+    """
     settlement = status.settlement_of(bet)
     if settlement is None or bet.result == Bet.Result.PENDING:
         return _pending(bet, bet.market)
@@ -82,7 +88,7 @@ def explain(bet: Bet, *, at: datetime, proven: bool = True) -> Explanation:
         figures=figures,
         payments=payments,
         together=total,
-        proof=issuing.proof(bet) if proven else None,
+        proof=issuing.proof(bet) if with_proof else None,
     )
 
 
@@ -162,7 +168,7 @@ def _pending(bet: Bet, market: Market) -> Explanation:
 
 
 def _why_refunded(bet: Bet, settlement: Settlement) -> str:
-    """Give the reason of a refund, as the last clause of a sentence."""
+    """Return the reason for a refund, worded as the last clause of a sentence."""
     if settlement.rule == Settlement.Rule.SCRATCH:
         return "its outcome was scratched"
     if settlement.rule == Settlement.Rule.VOID:
@@ -184,7 +190,7 @@ def _figures(bet: Bet, settlement: Settlement) -> Figures:
     stake, stakes, fund = int(bet.amount * 100), fund_of["stakes"], fund_of["fund"]
     floored, remainder = divmod(stake * fund, stakes)
     winning_pool = settlement.winning_pool or journal.ZERO
-    # A set-off of a wallet part pays an earlier debt. A set-off of an M-Pesa part settles a double payment.
+    # A set-off from a wallet part pays an earlier debt. A set-off from an M-Pesa part settles a double payment.
     taken = Transfer.objects.filter(
         Q(code="tax") | Q(code="setoff", transaction__destination=Transaction.Destination.WALLET),
         transaction__settlement=settlement,
@@ -216,8 +222,8 @@ def _cents_rule(remainder: int, fund_of: dict[str, int], *, got_one: bool) -> st
     """Explain the rounding of one dividend."""
     if fund_of["cutoff_bet"] == 0:
         return "The shares are exact to the cent: no cent was left over."
-    fate = "is one of them, so it got one cent more" if got_one else "is not one of them, so it got no further cent"
+    cent = "is one of them, so it got one cent more" if got_one else "is not one of them, so it got no further cent"
     return (
         "Each share is rounded down to the cent. The cents left over go one by one to the largest remainders. If two"
-        f" are equal, the earlier bet comes first. This bet's remainder, {remainder} of {fund_of['stakes']}, {fate}."
+        f" are equal, the earlier bet comes first. This bet's remainder, {remainder} of {fund_of['stakes']}, {cent}."
     )

@@ -1,8 +1,9 @@
-"""Issue of certificates, the public statement of a settlement, and their reading.
+"""Certificates: issue and reading of the public statement of a settlement.
 
-`issue` hashes the bets of a settled market from the rows that settlement wrote, a few blocks at a time. It ends with
-the statement and its hash. A million bets take several steps, and later reads touch one block. It needs no other row,
-so it also works for markets that were settled before there were certificates. docs/certificate.md is the format.
+`issue` hashes the bets of a settled market, a few blocks at a time. A million bets take several steps. At the end it
+writes the statement and its hash. A later proof of one bet reads only one block. `issue` reads only rows that a
+settlement writes, so it also works for markets that were settled before certificates existed. docs/certificate.md
+describes the format.
 """
 
 from bisect import bisect_left
@@ -24,12 +25,12 @@ from payments.settlement.certificates import document as certificates_document
 from payments.settlement.certificates import merkle
 from users.refusal import Refusal
 
-BLOCKS_A_STEP = 16
+BLOCKS_PER_STEP = 16
 PAGE = 5_000
 
 
 class NotSettled(Refusal):
-    """The market has no settlement that stands. The details list those withdrawn, undone or not carried out yet."""
+    """The market has no complete settlement. The details list all its settlements with their states."""
 
     def __init__(self, market_id: int, settlements: list[dict[str, Any]]) -> None:
         super().__init__(f"Market {market_id} is not settled: there is no certificate.")
@@ -37,12 +38,12 @@ class NotSettled(Refusal):
 
 
 class NotIssuedYet(Refusal):
-    """The certificate of a large market is being made. It takes some seconds after the settlement."""
+    """The certificate of a large market is being made, some seconds after the settlement."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Proof that a bet is in the tree of its settlement. `index` counts from 0; `path` has hex hashes, lowest first."""
+    """Proof that a bet is in the tree of its settlement. `index` counts from 0. `path` has hex hashes, lowest first."""
 
     leaf: str
     index: int
@@ -56,18 +57,18 @@ class Proof:
 
 
 def to_issue(limit: int) -> list[int]:
-    """Return the ids of the settlements that stand and have no certificate yet, oldest first."""
+    """Return the ids of complete settlements without a certificate, oldest first."""
     waiting = Settlement.objects.filter(state=Settlement.State.SETTLED, certificate__isnull=True)
     waiting = waiting.exclude(rule=Settlement.Rule.SCRATCH)
     return list(waiting.order_by("pk").values_list("pk", flat=True)[:limit])
 
 
 def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -> bool:
-    """Issue a settlement's certificate as far as `keep_going` allows, and return whether it is complete.
+    """Issue a settlement's certificate as far as `keep_going` allows, and return True if it is complete.
 
-    Idempotent: skips a settlement that has a certificate, or does not stand. Safe to kill at any line.
-    Locks: an advisory lock of the certificate, so that one worker makes it at a time.
-    Raises: settling.BooksDisagree, if the bets were not divided by the rule; then nothing is issued.
+    Idempotent: skips a settlement that has a certificate or is not SETTLED. Safe to kill at any line.
+    Locks: an advisory lock of the certificate, so that only one worker issues it.
+    Raises: settling.BooksDisagree, if the bets were not divided by the rule. Then nothing is issued.
     """
     while not _step(settlement_id, at):
         if not keep_going():
@@ -76,9 +77,9 @@ def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -
 
 
 def _step(settlement_id: int, at: datetime) -> bool:
-    """Hash the next blocks of bets; after the last block, write the certificate. Return whether it is complete."""
+    """Hash the next blocks of bets. After the last block, write the certificate. Return True if nothing is left."""
     with transaction.atomic(durable=True):
-        # An advisory lock, because sending waits for the lock of the row.
+        # An advisory lock, because a lock on the settlement's row would delay the sending of its payouts.
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [locks.certificate_lock(settlement_id)])
         settlement = Settlement.objects.filter(pk=settlement_id, state=Settlement.State.SETTLED).first()
@@ -86,8 +87,8 @@ def _step(settlement_id: int, at: datetime) -> bool:
             return True
         last = CertificateBlock.objects.filter(settlement=settlement).order_by("number").last()
         begun, after = (0, 0) if last is None else (last.number + 1, last.last_bet_id)
-        limit = BLOCKS_A_STEP * merkle.BLOCK
-        bets = list(_lines(settlement.market_id, after=after, number=begun * merkle.BLOCK + 1, limit=limit))
+        limit = BLOCKS_PER_STEP * merkle.BLOCK
+        bets = list(_numbered_lines(settlement.market_id, after=after, number=begun * merkle.BLOCK + 1, limit=limit))
         CertificateBlock.objects.bulk_create(
             CertificateBlock(
                 settlement=settlement,
@@ -105,7 +106,7 @@ def _step(settlement_id: int, at: datetime) -> bool:
         except settling.BooksDisagree:
             if Settlement.objects.filter(pk=settlement.pk, state=Settlement.State.SETTLED).exists():
                 raise
-            return True  # An undo began in the meantime.
+            return True  # An undo began during this step.
         text = certificates_document.canonical(stated)
         Certificate.objects.create(
             settlement=settlement,
@@ -172,9 +173,9 @@ def _divided(settlement: Settlement, outcomes: Iterable[Outcome], sums: _Sums) -
 
 
 def _statement(settlement: Settlement, *, root: str) -> dict[str, Any]:
-    """Return the statement of a certificate, from the bets as they stand.
+    """Return the statement of a certificate, computed from the bets.
 
-    Raises: settling.BooksDisagree, if the sums are not those of the rule.
+    Raises: settling.BooksDisagree, if the sums differ from the rule's.
     """
     market = Market.objects.get(pk=settlement.market_id)
     outcomes = list(market.outcomes.order_by("pk"))
@@ -229,7 +230,7 @@ def _outcome_statement(outcome: Outcome, settlement: Settlement, sums: _Sums) ->
 
 
 def settlements_of(market_id: int, *, before: int | None = None) -> list[dict[str, Any]]:
-    """Return a market's settlements (with a number below `before`) as everyone may read them, oldest first."""
+    """Return the public fields of a market's settlements (with a number below `before`), oldest first."""
     settlements = Settlement.objects.filter(market=market_id).order_by("number")
     return [
         {
@@ -245,7 +246,7 @@ def settlements_of(market_id: int, *, before: int | None = None) -> list[dict[st
 
 
 def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> Certificate:
-    """Return the certificate of the settlement that stands, and issue it now if the sweep has not done so yet.
+    """Return the certificate of the settlement that decides a market, and issue it if there is none yet.
 
     Raises: locks.MarketNotFound; NotSettled; NotIssuedYet; settling.BooksDisagree.
     """
@@ -265,23 +266,23 @@ def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> 
 
 
 def document(issued: Certificate) -> str:
-    """Write the certificate as JSON: the statement, its hash, and the bets or the name of the file that has them."""
-    inline = issued.bet_count <= certificates_document.INLINE
+    """Write the certificate as JSON: the statement, its hash, and the bets or the name of their file."""
+    inline = issued.bet_count <= certificates_document.MAX_INLINE_BETS
     bets = f"[{','.join(lines(issued.settlement.market_id))}]" if inline else "null"
     file = "null" if inline else '"bets.jsonl"'
     return f'{{"settlement":{issued.statement},"settlement_hash":"{issued.hash}","bets":{bets},"bets_file":{file}}}'
 
 
 def lines(market_id: int) -> Iterator[str]:
-    """Yield the canonical line of each bet in order. Reads a page at a time: bounded memory, no open cursor."""
+    """Yield the canonical line of each bet in order. Bets are read in pages: bounded memory, no open cursor."""
     after, number = 0, 1
-    while page := list(_lines(market_id, after=after, number=number, limit=PAGE)):
+    while page := list(_numbered_lines(market_id, after=after, number=number, limit=PAGE)):
         yield from (line for _, line in page)
         after, number = page[-1][0], number + len(page)
 
 
 def proof(bet: Bet) -> Proof | None:
-    """Return the proof that a bet is in the tree of its market's certificate, or None before the issue.
+    """Return the proof that a bet is in the tree of its market's certificate. None if there is no certificate yet.
 
     It reads one block of bets.
     """
@@ -295,7 +296,7 @@ def proof(bet: Bet) -> Proof | None:
     place = bisect_left([last for last, _ in blocks], bet.pk)
     before = blocks[place - 1][0] if place else 0
     number = place * merkle.BLOCK + 1
-    block = list(_lines(settlement.market_id, after=before, number=number, limit=merkle.BLOCK))
+    block = list(_numbered_lines(settlement.market_id, after=before, number=number, limit=merkle.BLOCK))
     index = [pk for pk, _ in block].index(bet.pk)
     path = merkle.path([certificates_document.leaf_of(line) for _, line in block], index)
     path += merkle.path([bytes.fromhex(root) for _, root in blocks], place)
@@ -310,9 +311,9 @@ def proof(bet: Bet) -> Proof | None:
 
 
 def compare_with_books(body: Any, bets: Iterable[str] | None) -> None:
-    """Compare a certificate with the books: it must be the issued one, and each line must match its bet.
+    """Compare a certificate with the books: it must be the issued certificate, and each line must match its bet.
 
-    `body` and `bets` are as for document.check, which they have passed.
+    `body` and `bets` have passed document.check.
     Raises: document.Differs.
     """
     stated = body["settlement"]
@@ -330,8 +331,8 @@ def compare_with_books(body: Any, bets: Iterable[str] | None) -> None:
             raise certificates_document.Differs(f"bet {number}: the books have {ours}")
 
 
-def _lines(market_id: int, *, after: int, number: int, limit: int) -> Iterator[tuple[int, str]]:
-    """Yield the next bets by id with their lines. The first line has this number."""
+def _numbered_lines(market_id: int, *, after: int, number: int, limit: int) -> Iterator[tuple[int, str]]:
+    """Yield the next bets by id, each with its line. `number` is the number of the first line."""
     bets = Bet.objects.filter(market=market_id, pk__gt=after).order_by("pk")
     columns = ("pk", "public_id", "outcome", "amount", "result", "payout", "placed_at")
     for place, (pk, public_id, outcome, stake, result, dividend, placed_at) in enumerate(

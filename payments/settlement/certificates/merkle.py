@@ -1,8 +1,9 @@
-"""Merkle tree of RFC 6962, section 2.1. Pure: bytes in, bytes out.
+"""Merkle tree of RFC 6962, section 2.1, as pure functions of bytes.
 
-A leaf is hashed after 0x00 and a node after 0x01, so neither can pass for the other. A node without a partner goes up
-unchanged, so no leaf is counted twice. Aligned blocks of 1,024 leaves are whole subtrees. So the root over the roots of
-the blocks is the root of the tree, and a path is a path in one block followed by a path among the blocks.
+The hashed text of a leaf begins with the byte 0x00, that of a node with 0x01. So neither can pass for the other. A node
+without a partner moves up one level unchanged, so no leaf is counted twice. Aligned blocks of 1,024 leaves are whole
+subtrees. The root computed from the blocks' roots is therefore the root of the tree. A leaf's path is its path inside
+its block, then the block's path to the root.
 """
 
 import hashlib
@@ -17,12 +18,15 @@ def leaf(entry: bytes) -> bytes:
 
 
 def node(left: bytes, right: bytes) -> bytes:
-    """Hash two nodes as the node above them."""
+    """Hash two nodes into the node above them."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
 def root(hashes: Sequence[bytes]) -> bytes:
-    """Return the root over the hashes of leaves, or of aligned blocks. Without any, it is SHA-256 of nothing."""
+    """Return the root computed from leaf hashes, or from the roots of aligned blocks.
+
+    For an empty sequence it is the SHA-256 of the empty string.
+    """
     if not hashes:
         return hashlib.sha256(b"").digest()
     level = hashes
@@ -38,38 +42,38 @@ def path(hashes: Sequence[bytes], index: int) -> list[bytes]:
     """
     if not 0 <= index < len(hashes):
         raise IndexError(f"There is no leaf {index} among {len(hashes)}.")
-    beside = []
+    siblings = []
     level = hashes
     while len(level) > 1:
         if index ^ 1 < len(level):
-            beside.append(level[index ^ 1])
+            siblings.append(level[index ^ 1])
         level, index = _above(level), index >> 1
-    return beside
+    return siblings
 
 
-def proves(*, leaf_hash: bytes, index: int, size: int, beside: Sequence[bytes], root_hash: bytes) -> bool:
-    """Return whether the path leads from this leaf, number `index` of `size`, to this root.
+def proves(*, leaf_hash: bytes, index: int, size: int, siblings: Sequence[bytes], root_hash: bytes) -> bool:
+    """Return True if the path of `siblings` leads from this leaf to this root. `index` counts `size` leaves from 0.
 
     Source: RFC 9162, section 2.1.3.2.
     """
     if not 0 <= index < size:
         return False
-    place, last, reached = index, size - 1, leaf_hash
-    for other in beside:
+    position, last, reached = index, size - 1, leaf_hash
+    for sibling in siblings:
         if last == 0:
             return False
-        if place & 1 or place == last:
-            reached = node(other, reached)
-            while place and not place & 1:
-                place, last = place >> 1, last >> 1
+        if position & 1 or position == last:
+            reached = node(sibling, reached)
+            while position and not position & 1:
+                position, last = position >> 1, last >> 1
         else:
-            reached = node(reached, other)
-        place, last = place >> 1, last >> 1
+            reached = node(reached, sibling)
+        position, last = position >> 1, last >> 1
     return last == 0 and reached == root_hash
 
 
 def _above(level: Sequence[bytes]) -> list[bytes]:
-    above = [node(level[place], level[place + 1]) for place in range(0, len(level) - 1, 2)]
+    above = [node(level[left], level[left + 1]) for left in range(0, len(level) - 1, 2)]
     if len(level) % 2:
         above.append(level[-1])
     return above

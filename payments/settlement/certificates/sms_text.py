@@ -7,7 +7,8 @@ from decimal import Decimal
 LONGEST = 160
 SHORTEST_QUESTION = 12
 LONGEST_OUTCOME = 20
-# The characters of that alphabet that are ASCII too and count once. It has no accents, and ^{}\[~]| count twice.
+# The characters that are in both the GSM 7-bit alphabet and ASCII, and that count once. We leave out ^{}\[~]|, which
+# count twice.
 ALPHABET = frozenset("@$_ !\"#%&'()*+,-./0123456789:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _PLAIN = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "„": '"', "–": "-", "—": "-", "…": "...", "×": "x", "÷": "/", "`": "'"}
@@ -15,22 +16,22 @@ _PLAIN = str.maketrans(
 
 
 def plain(text: str) -> str:
-    """Write a text in the alphabet: without accents, and with a question mark for each character that has no equal."""
+    """Write a text in ALPHABET, without accents. A question mark replaces each character that has no equivalent."""
     apart = unicodedata.normalize("NFKD", " ".join(text.split()).translate(_PLAIN))
     letters = (letter for letter in apart if not unicodedata.combining(letter))
     return "".join(letter if letter in ALPHABET else "?" for letter in letters)
 
 
 def shortened(text: str, longest: int) -> str:
-    """Shorten a text to `longest` characters, with two dots at the end if a part is cut off."""
+    """Shorten a text to `longest` characters. It ends in two dots if a part was cut off."""
     return text if len(text) <= longest else f"{text[: longest - 2].rstrip()}.."
 
 
 def sms(head: str, question: str, tails: Sequence[str] = ()) -> str:
     """Join head, question and tails into one SMS.
 
-    The head is always whole. Then the tails that fit are kept, earlier ones first. The question is shortened to the
-    room that is left, or left out.
+    The head is always whole. Then as many tails as fit are added, earlier tails first. The question is shortened to fit
+    into the remaining characters, or omitted.
     Raises: ValueError, if the head alone is too long.
     """
     text = plain(head)
@@ -52,7 +53,7 @@ def won(  # noqa: PLR0913 - one keyword for each figure in the sentence
     *, outcome: str, stake: Decimal, fund: Decimal, stakes: Decimal, dividend: Decimal, pool: Decimal, fee: Decimal,
     tax: Decimal, paid: str, question: str,
 ) -> str:  # fmt: skip
-    """Explain a winning bet. `paid` says how the money left."""
+    """Explain a winning bet. `paid` is the sentence about its first payment."""
     head = f"You won KES {dividend:.2f} on {_outcome(outcome)}: {stake:.2f} x {fund:.2f} / {stakes:.2f}."
     return sms(head, question, [paid, f"Pool {pool:.2f}, fee {fee:.2f}, tax {tax:.2f}."])
 
@@ -65,7 +66,7 @@ def lost(*, outcome: str, stake: Decimal, winners: Sequence[str], pool: Decimal,
 
 
 def refunded(*, outcome: str, stake: Decimal, why: str, question: str) -> str:
-    """Explain a refund; `why` is its reason."""
+    """Explain a refund. `why` is the reason for it."""
     return sms(f"Your KES {stake:.2f} on {_outcome(outcome)} is back in your wallet: {why}.", question)
 
 

@@ -1,4 +1,4 @@
-"""Invariants: they hold at each step of an undo, notice each planted error, and run in psql."""
+"""Invariants: they hold at each step of an undo, find each planted error, and run in psql."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -76,7 +76,7 @@ def test_books_close_at_every_step_of_an_undo(db: None) -> None:
 
 
 def _write(table: str, change: str) -> None:
-    """Change rows although the triggers of the table refuse it."""
+    """Change rows with the table's triggers disabled, because the triggers would refuse the change."""
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")

@@ -1,4 +1,4 @@
-"""The journal: each transfer is booked once and never changed, and wallets equal their transfers."""
+"""Journal: each transfer is booked once and never changed, and wallets equal their transfers."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -136,7 +136,7 @@ def test_transfer_below_zero_of_a_wallet_is_refused(db: None) -> None:
 
 
 def test_wallet_may_pass_below_zero_within_one_posting(db: None) -> None:
-    # given: a payment by M-Pesa credits the wallet with the amount that it takes out again
+    # given: one posting takes an amount out of an empty wallet and credits the wallet with the same amount
     user = member()
     wallet = journal.wallet(user.pk)
     post(
@@ -252,7 +252,7 @@ def test_change_or_removal_of_booked_rows_is_refused(db: None, sql: str) -> None
 
 
 def test_postings_in_opposite_orders_do_not_deadlock(transactional_db: None) -> None:
-    # given: the same ten wallets, moved in opposite orders
+    # given: transfers to the same ten wallets in opposite orders
     users = [member(balance=100) for _ in range(10)]
     wallets = [journal.wallet(user.pk) for user in users]
     with transaction.atomic():
@@ -270,7 +270,7 @@ def test_postings_in_opposite_orders_do_not_deadlock(transactional_db: None) -> 
         lambda: move("d", wallets[::2] + wallets[1::2]),
     )
 
-    # then: four threads took five shillings each of every wallet
+    # then: each of the four threads took five shillings from every wallet
     assert answers == [None] * 4
     assert balances(*users) == [80] * 10
 

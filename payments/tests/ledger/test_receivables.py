@@ -12,7 +12,7 @@ from users.models import CustomUser
 
 
 def owe(user: CustomUser, amount: str, key: str = "1") -> Recovery:
-    """Make the member owe an amount, and book it."""
+    """Add an amount to the member's debt, and book it as receivable."""
     with transaction.atomic():
         receivables.owe(settlement_id=None, user_id=user.pk, amount=Decimal(amount), at=AT)
         entry = journal.Entry(f"owe:{user.pk}-{key}", journal.receivable(user.pk), journal.OPENING, Decimal(amount))
@@ -21,7 +21,7 @@ def owe(user: CustomUser, amount: str, key: str = "1") -> Recovery:
 
 
 def repay(user: CustomUser, amount: str) -> tuple[Decimal, Decimal]:
-    """Record that the member paid an amount back, and book the parts."""
+    """Record that the member paid an amount back, and book its two parts."""
     with transaction.atomic():
         owed, borne = receivables.record_repayment(settlement_id=None, user_id=user.pk, amount=Decimal(amount))
         parts = [

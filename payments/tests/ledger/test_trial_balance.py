@@ -1,4 +1,4 @@
-"""Tests of payments/ledger/trial_balance.py: sums of days and later transfers are exact at every moment."""
+"""Trial balance: the sums of days plus the later transfers are exact at every moment."""
 
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -56,7 +56,7 @@ def test_trial_balance_of_a_day_excludes_later_transfers(db: None, at: datetime)
         return {line.kind: line.credits for line in lines}
 
     today = at.astimezone(NAIROBI).date()
-    for _ in range(2):  # First live, then from summed days.
+    for _ in range(2):  # First from the transfers alone, then from summed days.
         assert booked(today)["payable"] == 100
         assert booked(today + timedelta(days=2))["payable"] == 150
         assert booked(None)["payable"] == 150

@@ -1,4 +1,4 @@
-"""The command that settles a market in the foreground."""
+"""`manage.py settle_market`: settle a market in the foreground."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Migrations fill the columns that replace a sentinel and a sentence."""
+"""Migrations that fill new columns from a sentinel value and from a sentence in old columns."""
 
 from importlib import import_module
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db
 
 
 def fill(migration: str) -> None:
-    """Run the statement with which a migration fills its column."""
+    """Run the statement by which a migration fills its new column."""
     with connection.cursor() as cursor:
         cursor.execute(import_module(f"payments.migrations.{migration}").FILL)
 
@@ -36,7 +36,7 @@ def test_sentinels_in_result_code_become_paid_reports() -> None:
 
 
 def test_redirected_payouts_get_the_time_of_their_transfer() -> None:
-    # given: a redirected payout, one that a late payment settled, and a failed one, as before the migration
+    # given, as before the migration: a redirected payout, a payout that a late payment settled, and a failed payout
     redirected, settled_late, failed = (builders.payout(285) for _ in range(3))
     payout_steps.failed(redirected)
     actions.redirect_to_wallet(transaction_id=redirected.pk, by=MACHINE, at=after(60))

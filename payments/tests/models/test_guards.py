@@ -68,7 +68,7 @@ def proposal(**fields: Any) -> Proposal:
 
 
 def first_row(name: str) -> models.Model:
-    """Create a row in its first state. An attempt is not saved: without its transfer it would break the books."""
+    """Create a row in its first state. An attempt is not saved, because it would break the books without a transfer."""
     if name == "market":
         return market()
     if name == "settlement":
@@ -108,7 +108,7 @@ def test_postgresql_allows_exactly_the_transitions_of_the_model(db: None, name: 
                 except IntegrityError as error:
                     refusal = str(error)
                 transaction.set_rollback(True)
-            # then: keeping the same state is always allowed
+            # then: an update that does not change the state is always allowed
             legal = end in model.TRANSITIONS[start] or end == start
             assert refusal == "" if legal else f"cannot move {start}>{end}" in refusal, f"{start}>{end}"
         transaction.set_rollback(True)
@@ -445,7 +445,7 @@ def test_removal_of_a_member_with_money_is_refused(db: None) -> None:
     "model", [LedgerAccount, Settlement, Transaction, Attempt, Callback, Transfer, Proposal, Recovery, Market, Bet]
 )
 def test_truncation_of_money_tables_is_refused(db: None, model: type[models.Model]) -> None:
-    # given: each table has its own guard, because any guard would refuse a cascading TRUNCATE
+    # given: each table has its own guard. A refused TRUNCATE does not prove this, because it cascades to other tables
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = %s::regclass"
@@ -495,7 +495,7 @@ def test_transaction_with_missing_settlement_is_refused(db: None) -> None:
 
 
 def whole_reads(table: str) -> int:
-    """Return how often this database transaction has read a whole table."""
+    """Return the number of times that this database transaction has read a whole table."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = %s", [table])
         ((times,),) = cursor.fetchall()
@@ -528,7 +528,7 @@ NAMED = ("users_customuser", "payments_ledgeraccount", "payments_transaction")
 
 
 def test_session_that_moved_many_wallets_moves_one_by_index(db: None) -> None:
-    # given: one statement moved all wallets. Its best plan reads the whole table, and the session keeps that plan
+    # given: one statement changed all wallets. Its best plan reads the whole table, and the session keeps the plan
     of = payout()
     opening, *wallets = opened(300)
     analyze()
@@ -543,7 +543,7 @@ def test_session_that_moved_many_wallets_moves_one_by_index(db: None) -> None:
 
 
 def test_session_that_moved_one_wallet_moves_many_by_index(db: None) -> None:
-    # given: a transfer while the tables are so small that its best plan reads them whole
+    # given: a transfer in tables so small that the best plan reads whole tables
     of = payout()
     analyze()
     opening, *wallets = opened(1)

@@ -10,7 +10,7 @@ from payments.settlement import approvals, proposals, resolutions, undo
 from payments.settlement.decision import Evidence
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, resolve, settle
 from testing.payout_steps import after
-from testing.settlement_steps import HERE, TWO, approve, bet_again, hash_now, reject, staked
+from testing.settlement_steps import NOBODY, TWO_PERSON_POLICY, approve, bet_again, hash_now, reject, staked
 from users.models import AuditEntry
 
 
@@ -19,9 +19,9 @@ def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
     market, first, second = staked(), operator(), operator()
 
     # when
-    proposed = resolve(market, by=first, policy=TWO, evidence=Evidence(note="2 : 1"))
+    proposed = resolve(market, by=first, policy=TWO_PERSON_POLICY, evidence=Evidence(note="2 : 1"))
 
-    # then: nothing is decided, and no bet can move the numbers
+    # then: nothing is decided, and no bet can change the figures
     market.refresh_from_db()
     assert isinstance(proposed, proposals.Proposed)
     assert proposed.preview_hash == hash_now(market)
@@ -50,7 +50,7 @@ def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
 def test_proposer_may_reject_but_not_approve(db: None) -> None:
     # given
     market, first = staked(), operator()
-    proposed = resolve(market, by=first, policy=TWO)
+    proposed = resolve(market, by=first, policy=TWO_PERSON_POLICY)
 
     # then
     with nothing_moved(), pytest.raises(approvals.ProposerCannotApprove):
@@ -74,14 +74,14 @@ def test_rejection_opens_no_market_that_was_closed_or_has_ended(db: None, was: s
     else:
         Market.objects.filter(pk=market.pk).update(end_date=AT)
 
-    reject(resolve(market, by=operator(), policy=TWO), operator())
+    reject(resolve(market, by=operator(), policy=TWO_PERSON_POLICY), operator())
 
     market.refresh_from_db()
     assert market.status == "CLOSED"
 
 
 def test_approval_with_another_hash_is_refused(db: None) -> None:
-    proposed, second = resolve(staked(), by=operator(), policy=TWO), operator()
+    proposed, second = resolve(staked(), by=operator(), policy=TWO_PERSON_POLICY), operator()
 
     with nothing_moved(), pytest.raises(proposals.PreviewMoved):
         approve(proposed, second, "0" * 64)
@@ -90,7 +90,7 @@ def test_approval_with_another_hash_is_refused(db: None) -> None:
 def test_bet_after_a_proposal_makes_it_stale(db: None) -> None:
     # given
     market = staked()
-    proposed = resolve(market, by=operator(), policy=TWO)
+    proposed = resolve(market, by=operator(), policy=TWO_PERSON_POLICY)
     bet_again(market)
 
     # when
@@ -105,12 +105,12 @@ def test_bet_after_a_proposal_makes_it_stale(db: None) -> None:
     third = operator()
     with nothing_moved(), pytest.raises(approvals.ProposalDecided):
         approve(proposed, third)
-    assert isinstance(resolve(market, by=operator(), policy=TWO), proposals.Proposed)
+    assert isinstance(resolve(market, by=operator(), policy=TWO_PERSON_POLICY), proposals.Proposed)
 
 
 def test_approved_void_gives_every_stake_back(db: None) -> None:
     market = staked()
-    proposed = resolve(market, rule="VOID", by=operator(), policy=TWO)
+    proposed = resolve(market, rule="VOID", by=operator(), policy=TWO_PERSON_POLICY)
     assert isinstance(proposed, proposals.Proposed)
 
     approve(proposed, operator())
@@ -127,25 +127,25 @@ def test_proposed_undo_stops_sending_until_it_is_decided(db: None) -> None:
     settle(market)
 
     # when
-    proposed = undo.undo(market_id=market.pk, reason="Wrong.", by=actor(operator()), at=AT, policy=TWO)
+    proposed = undo.undo(market_id=market.pk, reason="Wrong.", by=actor(operator()), at=AT, policy=TWO_PERSON_POLICY)
 
     # then
     assert isinstance(proposed, proposals.Proposed)
     assert Settlement.objects.get().state == "SETTLED"
-    assert not claims.any_due(at=after(1), policy=TWO)
+    assert not claims.any_due(at=after(1), policy=TWO_PERSON_POLICY)
 
-    # when: rejected, it is sent again
+    # when: the proposal is rejected, sending goes on
     reject(proposed, operator())
-    assert claims.any_due(at=after(1), policy=TWO)
+    assert claims.any_due(at=after(1), policy=TWO_PERSON_POLICY)
 
-    # when: proposed again and approved
-    proposed = undo.undo(market_id=market.pk, reason="Wrong.", by=actor(operator()), at=AT, policy=TWO)
+    # when: the undo is proposed again and approved
+    proposed = undo.undo(market_id=market.pk, reason="Wrong.", by=actor(operator()), at=AT, policy=TWO_PERSON_POLICY)
     assert isinstance(proposed, proposals.Proposed)
     begun = approve(proposed, operator())
 
     # then
     assert isinstance(begun, undo.Undoing)
-    assert undo.carry_out(market_id=market.pk, at=AT, policy=TWO, keep_going=lambda: True)
+    assert undo.carry_out(market_id=market.pk, at=AT, policy=TWO_PERSON_POLICY, keep_going=lambda: True)
     market.refresh_from_db()
     assert market.status == "CLOSED"
     assert journal.balance(journal.pool(market.pk)) == 300
@@ -153,6 +153,6 @@ def test_proposed_undo_stops_sending_until_it_is_decided(db: None) -> None:
 
 def test_unknown_proposal_is_refused(db: None) -> None:
     with pytest.raises(approvals.ProposalNotFound):
-        approvals.approve(proposal_id=1, preview_hash="", by=actor(operator()), at=AT, policy=TWO)
+        approvals.approve(proposal_id=1, preview_hash="", by=actor(operator()), at=AT, policy=TWO_PERSON_POLICY)
     with pytest.raises(approvals.ProposalNotFound):
-        approvals.reject(proposal_id=1, reason="", by=HERE, at=AT)
+        approvals.reject(proposal_id=1, reason="", by=NOBODY, at=AT)

@@ -1,4 +1,4 @@
-"""Decisions: their own checks, and the moment after which a bet is late."""
+"""Decisions: checks of a decision, and the moment after which a bet is late."""
 
 from datetime import timedelta
 from decimal import Decimal

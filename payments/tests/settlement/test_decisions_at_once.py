@@ -1,4 +1,4 @@
-"""Concurrent decisions of 64 operators on one market: one wins, and no money moves twice."""
+"""Concurrent decisions of 64 operators on one market: one succeeds, and no money moves twice."""
 
 from collections import Counter
 from decimal import Decimal
@@ -18,7 +18,7 @@ from testing.payout_steps import ADDRESSES, POLICY, READ_TIMEOUT, after
 from users import audit
 
 THREADS = 64
-TWO = policy(approval_above=Decimal(0))
+TWO_PERSON_POLICY = policy(approval_above=Decimal(0))
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -42,7 +42,7 @@ def withdrawing(of: Market) -> Any:
     return resolutions.withdraw(market_id=of.pk, reason="Wrong.", by=actor(), at=after(60))
 
 
-def test_one_of_many_concurrent_resolves_and_voids_wins() -> None:
+def test_one_of_many_concurrent_resolves_and_voids_succeeds() -> None:
     # given
     made = staked()
 
@@ -55,22 +55,22 @@ def test_one_of_many_concurrent_resolves_and_voids_wins() -> None:
     assert audit.verify().entries == 1
 
 
-def test_one_approval_wins_among_concurrent_decisions_on_a_proposed_market() -> None:
+def test_one_approval_succeeds_among_concurrent_decisions_on_a_proposed_market() -> None:
     # given
     made, first, second, third = staked(), operator(), operator(), operator()
-    proposed = resolve(made, "Yes", by=first, policy=TWO)
+    proposed = resolve(made, "Yes", by=first, policy=TWO_PERSON_POLICY)
     approve = partial(
         approvals.approve, proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second),
-        at=AT, policy=TWO,
+        at=AT, policy=TWO_PERSON_POLICY,
     )  # fmt: skip
 
     # when
     answers = at_once(
         *[
             approve,
-            partial(resolve, made, "No", by=third, policy=TWO),
-            partial(resolve, made, rule="VOID", by=third, policy=TWO),
-            partial(undoing, made, TWO),
+            partial(resolve, made, "No", by=third, policy=TWO_PERSON_POLICY),
+            partial(resolve, made, rule="VOID", by=third, policy=TWO_PERSON_POLICY),
+            partial(undoing, made, TWO_PERSON_POLICY),
         ]
         * (THREADS // 4)
     )
@@ -85,7 +85,7 @@ def test_one_approval_wins_among_concurrent_decisions_on_a_proposed_market() -> 
     assert (audit.verify().entries, audit.verify().difference) == (2, None)
 
 
-def test_one_undo_wins_among_concurrent_decisions_on_a_settled_market() -> None:
+def test_one_undo_succeeds_among_concurrent_decisions_on_a_settled_market() -> None:
     # given
     made = staked()
     resolve(made, "Yes")
@@ -101,7 +101,7 @@ def test_one_undo_wins_among_concurrent_decisions_on_a_settled_market() -> None:
     assert set(found) <= {"AlreadyReleased", "NothingToWithdraw"}
     assert sum(found.values()) == 16
 
-    # when: many carry it out
+    # when: many workers carry the undo out
     carry_out = partial(undo.carry_out, market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
     assert at_once(*[carry_out] * 16) == [True] * 16
 
@@ -114,7 +114,7 @@ def test_one_undo_wins_among_concurrent_decisions_on_a_settled_market() -> None:
 
 @pytest.mark.parametrize("chunk", [3, 20_000])
 def test_payout_claimed_during_an_undo_becomes_a_debt_others_are_cancelled(chunk: int) -> None:
-    # given: twenty winners, whose payouts are being sent
+    # given: twenty winners whose payouts are being sent
     made, rules = staked(20), policy(settlement_chunk=chunk)
     resolve(made, "Yes")
     settle(made)
@@ -149,7 +149,7 @@ def test_payout_claimed_during_an_undo_becomes_a_debt_others_are_cancelled(chunk
 def test_one_of_many_concurrent_proposals_waits() -> None:
     made, staff = staked(), [operator() for _ in range(THREADS)]
 
-    answers = at_once(*[partial(resolve, made, "Yes", by=one, policy=TWO) for one in staff])
+    answers = at_once(*[partial(resolve, made, "Yes", by=one, policy=TWO_PERSON_POLICY) for one in staff])
 
     assert kinds(answers) == {"Proposed": 1, "ProposalWaits": THREADS - 1}
     assert proposals.Proposal.objects.count() == 1

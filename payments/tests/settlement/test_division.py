@@ -1,4 +1,4 @@
-"""Division: SQL gives each bet the cents of the rule, and late bets go back first."""
+"""Division: SQL gives each bet the same cents as the rule, and late bets are refunded first."""
 
 from decimal import Decimal
 
@@ -75,7 +75,7 @@ def test_sql_gives_the_cents_of_the_rule_in_any_chunks(db: None) -> None:
 
 
 def test_left_over_cents_go_as_the_rule_says_if_remainders_are_equal(db: None) -> None:
-    # given: stakes whose remainders tie in many places, with ids in an order of their own
+    # given: stakes of which many have equal remainders, with ids in another order than the stakes
     users = [member() for _ in range(10)]
     market = builders.market(OUTCOMES, "7.77")
     Bet.objects.bulk_create(
@@ -104,7 +104,7 @@ def test_left_over_cents_go_as_the_rule_says_if_remainders_are_equal(db: None) -
 
 @pytest.mark.parametrize("chunk", [1, 20_000])
 def test_late_bets_are_refunded_before_the_pool_is_divided(db: None, chunk: int) -> None:
-    # given: one member bet in time and again when the result was known
+    # given: one member bet in time, and again after the result was known
     market, cheat, loser, late = builders.market(fee_pct=0), member(), member(), member()
     orm_bet(market, cheat, "Yes", 100, at=AT)
     orm_bet(market, cheat, "Yes", 900, at=after(61))
@@ -131,7 +131,7 @@ def test_late_bets_are_refunded_before_the_pool_is_divided(db: None, chunk: int)
         (late.pk, "REFUND", "wallet", 30),
     ]
 
-    # when: undone and resolved without it
+    # when: the settlement is undone, and the market is resolved without a close time
     builders.undo(market, at=after(200))
     assert journal.balance(journal.pool(market.pk)) == 1080
 

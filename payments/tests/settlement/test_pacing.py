@@ -18,7 +18,7 @@ from testing import builders
 
 
 class Hours:
-    """A clock that tests move, with the rests taken."""
+    """A clock that tests advance, and a list of the rests."""
 
     def __init__(self) -> None:
         self.now, self.rests = 0.0, list[float]()
@@ -104,7 +104,7 @@ def _to_certify() -> Callable[[], None]:
 def test_each_bulk_task_checks_whether_others_are_at_work(
     db: None, settings: Settings, prepare: Callable[[], Callable[[], None]]
 ) -> None:
-    # given: more than one chunk of it
+    # given: work of more than one chunk
     settings.SETTLEMENT_CHUNK = 1
     work = prepare()
 

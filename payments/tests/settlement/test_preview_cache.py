@@ -1,4 +1,4 @@
-"""Kept previews: any change of their inputs makes them old."""
+"""Cache of previews: a change of any input makes a cached preview old."""
 
 import dataclasses
 from datetime import datetime, timedelta
@@ -18,8 +18,8 @@ from testing.console_scenes import market_of_two
 
 @pytest.fixture
 def by_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave every preview to a worker, as for a market with very many bets."""
-    monkeypatch.setattr(preview_cache, "AT_ONCE", 0)
+    """Leave every preview to a worker, as for a market with many bets."""
+    monkeypatch.setattr(preview_cache, "BETS_COMPUTED_IN_REQUEST", 0)
 
 
 def test_change_of_any_input_makes_a_kept_preview_old(db: None, by_a_worker: None, at: datetime) -> None:
@@ -34,14 +34,14 @@ def test_change_of_any_input_makes_a_kept_preview_old(db: None, by_a_worker: Non
     preview_cache.compute(market, decision, at=at, policy=rules)
     assert current()
     assert current(when=at + timedelta(hours=1))
-    # The tariff of the day, the policy and the fee.
+    # The date (because of the tariff), the policy and the fee.
     assert not current(when=at + timedelta(days=1))
     assert not current(policy=builders.policy(min_amount=200))
     Market.objects.filter(pk=market.pk).update(platform_fee_pct=7)
     assert not current()
     preview_cache.compute(market, decision, at=at, policy=rules)
     assert current()
-    # A debt counts only once part of each dividend is kept for it.
+    # A debt changes the preview only after the decision to set it off.
     console_scenes.owing(at, [("Faith Naliaka", 285)])
     assert current()
     receivables.decide_set_off(
@@ -64,7 +64,7 @@ def test_preview_kept_by_another_version_is_not_read(
     assert kept.preview is None
 
 
-# Another set of fields, or other figures for the same bets, need a higher VERSION: an older kept preview would be read.
+# If the fields or the figures for the same bets change, VERSION must increase. Otherwise old cached previews are read.
 FIELDS_OF_VERSION_1 = {
     preview.Preview: (
         "market_id", "rule", "weights", "figures", "outcomes", "largest", "charges", "float_needed", "float_available",
@@ -81,7 +81,9 @@ FIELDS_OF_VERSION_1 = {
 
 def test_changed_fields_of_a_kept_preview_need_a_higher_version() -> None:
     fields = {kept: tuple(field.name for field in dataclasses.fields(kept)) for kept in FIELDS_OF_VERSION_1}
-    assert (preview_cache.VERSION, fields) == (1, FIELDS_OF_VERSION_1), "Raise preview_cache.VERSION, then this test."
+    assert (preview_cache.VERSION, fields) == (1, FIELDS_OF_VERSION_1), (
+        "Increase preview_cache.VERSION, then update this test."
+    )
 
 
 def test_reason_and_evidence_do_not_change_the_kept_preview(db: None, by_a_worker: None, at: datetime) -> None:

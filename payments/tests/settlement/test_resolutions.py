@@ -16,7 +16,7 @@ from payments.settlement.decision import BadCloseTime, Decision, Evidence, Unkno
 from testing import builders
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, orm_bet, policy, resolve, settle
 from testing.payout_steps import after
-from testing.settlement_steps import OUTCOMES, TWO, approve, hash_now, race, reject, scratch, staked
+from testing.settlement_steps import OUTCOMES, TWO_PERSON_POLICY, approve, hash_now, race, reject, scratch, staked
 from users.models import AuditEntry, CustomUser
 
 
@@ -108,7 +108,7 @@ def test_operator_with_a_stake_may_decide_nothing(db: None) -> None:
     # given
     market, staff, proposer = staked(outcomes=("Yes", "No", "Draw")), operator(), operator()
     orm_bet(market, staff, "Yes", 1)
-    proposed = resolve(market, by=proposer, policy=TWO)
+    proposed = resolve(market, by=proposer, policy=TWO_PERSON_POLICY)
 
     # then
     with nothing_moved():
@@ -119,7 +119,7 @@ def test_operator_with_a_stake_may_decide_nothing(db: None) -> None:
     with nothing_moved():
         for decide in (
             lambda: resolve(market, by=staff),
-            lambda: resolve(market, by=staff, policy=TWO),
+            lambda: resolve(market, by=staff, policy=TWO_PERSON_POLICY),
             lambda: resolve(market, rule="VOID", by=staff),
             lambda: resolutions.scratch(
                 market_id=market.pk, outcome="Draw", reason="", by=actor(staff), at=AT, policy=policy()
@@ -179,7 +179,7 @@ def test_every_input_of_the_money_changes_the_hash(db: None, change: str) -> Non
     seen = hash_now(market)
 
     # when
-    outcome, rules = "Yes", TWO
+    outcome, rules = "Yes", TWO_PERSON_POLICY
     if change == "fee":
         market.platform_fee_pct = Decimal("4.99")
     elif change == "policy":
@@ -222,7 +222,7 @@ def test_scratch_gives_stakes_back_and_the_market_goes_on(db: None, chunk: int) 
     resolve(market, "B")
     settle(market, policy=rules)
 
-    # then: 100 × (50, 30, 20) come to the winners beside their stakes
+    # then: 100 shillings are divided among the winners in proportion to their stakes, in addition to the stakes
     assert list(market.bets.order_by("pk").values_list("result", "payout")) == [
         ("LOST", 0),
         ("WON", 100),
@@ -233,7 +233,7 @@ def test_scratch_gives_stakes_back_and_the_market_goes_on(db: None, chunk: int) 
     ]
     assert Settlement.objects.get(state="SETTLED", rule="WINNER").pool == 200
 
-    # when: undone, what was scratched stays so
+    # when: the settlement is undone; the scratched outcome stays scratched
     builders.undo(market, policy=rules)
     assert journal.balance(journal.pool(market.pk)) == 200
     resolve(market, rule="VOID")
@@ -277,7 +277,7 @@ def test_scratch_needs_an_open_market_with_three_outcomes(db: None) -> None:
 
 
 def test_resolve_after_a_scratch_settles_after_it(db: None) -> None:
-    # given: both wait
+    # given: the scratch and the resolution both wait to be settled
     market, _ = race()
     scratch(market)
     resolve(market, "A")

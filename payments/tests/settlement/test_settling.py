@@ -53,7 +53,7 @@ def test_resolved_markets_wait_oldest_first(db: None) -> None:
 
 
 def test_guides_example_is_booked_to_the_cent(db: None, at: datetime) -> None:
-    # given: part 4.1 of the guide, bets market straight through the ORM
+    # given: part 4.1 of the guide, with bets made straight through the ORM
     user1, user2 = member(balance=1_000), member(balance=2_000)
     market = builders.market()
     bet1, bet2 = orm_bet(market, user1, "Yes", 100), orm_bet(market, user2, "No", 200)
@@ -120,7 +120,7 @@ def test_wallet_stakes_and_outside_stakes_are_one_pool(db: None) -> None:
     # when
     settle(market)
 
-    # then: each stake is booked once, from where it came
+    # then: each stake is booked once, from the wallet or from `opening`
     assert [(key, debit) for key, debit, _, _ in transfers(code="stake")] == [
         (f"stake:{stake.pk}", f"wallet:{by_service.pk}"),
         (f"stake:{outside.pk}", "opening"),
@@ -171,7 +171,7 @@ def test_settlement_interrupted_after_each_chunk_gives_the_same_cents(db: None, 
         calls += 1
         if progress.settled:
             break
-        # then: nothing of it may leave before the last step
+        # then: no payout may leave before the last step
         assert progress == settling.Progress(found=True, settled=False)
         assert not claims.any_due(at=AT + timedelta(days=1), policy=policy()) or due_tomorrow(market) == []
         assert settling.to_settle(limit=10) == [market.pk]
@@ -196,13 +196,13 @@ def test_call_without_time_freezes_the_totals_and_stops(db: None) -> None:
 
 
 def test_frozen_totals_keep_the_fee_and_rule_of_the_resolve(db: None) -> None:
-    # given: frozen with the stakes protected and a fee of 5 %
+    # given: totals frozen with protected stakes and a fee of 5 %
     market = opened([(member(), "A", 100), (member(), "B", 1)])
     resolve(market, "A")
     one = policy(settlement_chunk=1)
     settling.settle(market_id=market.pk, at=AT, policy=one, keep_going=steps(1))
 
-    # when: the operator changes both before it goes on
+    # when: the operator changes both settings before the settlement goes on
     Market.objects.filter(pk=market.pk).update(platform_fee_pct=50)
     settle(market, policy=policy(settlement_chunk=1, protect_stake=False))
 
@@ -222,7 +222,7 @@ def test_next_worker_completes_after_a_crash_at_any_statement(db: None, chunk: i
         market = opened(seven_bets(users))
         resolve(market, rule="JOINT", weights={"A": "70", "B": "30"})
 
-        # when: the worker dies at that statement, and another one settles
+        # when: the worker is killed at that statement, and another worker settles
         with crashes.crash_at_statement(number) as sent:
             try:
                 settling.settle(market_id=market.pk, at=AT, policy=rules, keep_going=lambda: True)
@@ -260,7 +260,7 @@ def test_keep_going_that_raises_loses_nothing(db: None) -> None:
 
 def test_progress_names_the_first_twenty_payouts_to_send(db: None) -> None:
     for winners, named, more in ((20, 20, False), (21, 20, True)):
-        # The cents went to the wallets already: those transactions are not to be sent.
+        # The cents went to wallets. These transactions are already completed and are not sent.
         market = opened([(member(), "A", "10.25") for _ in range(winners)])
         resolve(market, "A")
         progress = settle(market)
@@ -301,7 +301,7 @@ def test_pool_changed_halfway_is_not_closed(db: None) -> None:
     with transaction.atomic():
         journal.post([Entry("opening:tampered", "opening", journal.pool(market.pk), Decimal("0.01"))], at=AT)
 
-    # when, then: all but the last step is booked, and nothing of it can be sent
+    # when, then: every step except the last is booked, and no payout can be sent
     with pytest.raises(settling.BooksDisagree, match=r"0\.01 would stay in its pool"):
         settle(market, policy=rules)
     before = money_snapshot()
@@ -363,7 +363,7 @@ def test_results_and_balances_are_written_without_index_updates(transactional_db
     settle(market, policy=policy(settlement_chunk=100))
     after = updates()
 
-    # then: heap-only updates, each and every one; an index on result or payout, or full pages, would end that
+    # then: every update is heap-only. An index on result or payout, or full pages, would prevent this
     moved = {table: tuple(a - b for a, b in zip(after[table], before[table], strict=True)) for table in after}
     assert moved["markets_bet"] == (600, 600)
     assert moved["users_customuser"][0] > 0
@@ -371,7 +371,7 @@ def test_results_and_balances_are_written_without_index_updates(transactional_db
 
 
 def updates() -> dict[str, tuple[int, int]]:
-    """By table: rows updated so far, and those of them that no index heard of."""
+    """Return the number of updated rows and of heap-only updates (without index changes) so far, by table."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute("SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables")
@@ -379,7 +379,7 @@ def updates() -> dict[str, tuple[int, int]]:
 
 
 def test_memory_does_not_grow_with_the_bets(db: None) -> None:
-    # given: two markets, one with fifty times the bets
+    # given: two markets, of which one has fifty times as many bets
     small, large = builders.market(), builders.market()
     users = [member() for _ in range(10)]
     for market, bets in ((small, 20), (large, 1_000)):
@@ -388,7 +388,7 @@ def test_memory_does_not_grow_with_the_bets(db: None) -> None:
         )
         resolve(market, "Yes")
 
-    # when: what Python allocates at most while each settles, in chunks
+    # when: Python's peak memory is measured while each market settles in chunks
     peaks = []
     for market in (small, large):
         tracemalloc.start()
@@ -396,7 +396,7 @@ def test_memory_does_not_grow_with_the_bets(db: None) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
 
-    # then: not by the bet
+    # then: the peak does not grow in proportion to the bets
     assert peaks[1] < 1.5 * peaks[0] + 200_000
 
 
@@ -408,7 +408,7 @@ def test_one_commit_books_the_members_of_a_bounded_number_of_bets(db: None) -> N
     )
     resolve(market, "Yes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settling, "BETS_WHOSE_WALLETS_WAIT", 3)
+        patch.setattr(settling, "BETS_PER_WALLET_LOCK", 3)
         rules = policy(settlement_chunk=8)
         seen = []
         while not settling.settle(market_id=market.pk, at=AT, policy=rules, keep_going=steps(1)).settled:

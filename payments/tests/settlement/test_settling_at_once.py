@@ -24,14 +24,14 @@ def test_concurrent_workers_settle_a_market_once(transactional_db: None, chunk: 
     rules = policy(settlement_chunk=chunk)
     answers = at_once(*[lambda: settling.settle(market_id=market.pk, at=AT, policy=rules, keep_going=lambda: True)] * 3)
 
-    # then: none was refused, and the money moved once
+    # then: no worker was refused, and the money moved once
     assert {type(answer) for answer in answers} == {settling.Progress}
     assert any(answer.settled for answer in answers)
     assert (dividends(market), due(market), Settlement.objects.get(market=market).fee) == expected
 
 
 def test_markets_with_the_same_winners_settle_concurrently_without_deadlock(transactional_db: None) -> None:
-    # given: the same members won on each market, their bets placed in different orders
+    # given: the same members won on each market, and placed their bets in different orders
     users = [member() for _ in range(8)]
     markets = []
     for turn in range(4):

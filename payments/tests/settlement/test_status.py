@@ -78,8 +78,8 @@ def test_each_payout_is_in_one_of_six_states_that_sum_to_the_total(db: None) -> 
     settle(made)
     accepted = client.Accepted("AG_1", "1")
 
-    # when: one stays pending, one waits for its turn again, one is being sent, one is accepted, two are in doubt, of
-    # which one for more than a day, one is refused, one is paid
+    # when: one payout stays pending, one waits to be sent again, one is being sent, one is accepted, one is refused and
+    # one is paid. Two are in doubt, one of them for more than a day
     claimed(made, 102)
     sent(made, 103, accepted)
     sent(made, 104, gateway_errors.OutcomeUnknown("", "read timeout"))
@@ -91,7 +91,7 @@ def test_each_payout_is_in_one_of_six_states_that_sum_to_the_total(db: None) -> 
         next_query_at=AT - timedelta(days=1), first_sent_at=AT - timedelta(days=2)
     )
     status_queries.ask(at=AT, policy=policy(), addresses=wiring.addresses(), limit=1)
-    sent(made, 101, gateway_errors.NotSent("network"))  # The last to be sent, as a dead line pauses sending.
+    sent(made, 101, gateway_errors.NotSent("network"))  # This is sent last, because a network failure pauses sending.
 
     # then
     found = status.settlement_status(made.pk)
@@ -101,7 +101,7 @@ def test_each_payout_is_in_one_of_six_states_that_sum_to_the_total(db: None) -> 
         "processing": (Decimal(205), 2),
         "in_doubt": (Decimal(104), 1),
         "held": (Decimal(105), 1),
-        "completed": (Decimal(109), 9),  # the paid one and eight times 0.25 to the wallets
+        "completed": (Decimal(109), 9),  # the paid payout, and eight times 0.25 to wallets
         "failed": (Decimal(106), 1),
     }
     assert found.total_payouts == found.pool == 830
@@ -128,7 +128,7 @@ def test_status_counts_only_payouts_of_its_market(db: None) -> None:
 
 
 def test_progress_counts_each_step(db: None) -> None:
-    # given: seven bets of three members, of whom each wins something
+    # given: seven bets of three members, who all win something
     users = [member() for _ in range(3)]
     market = opened(seven_bets(users))
     assert status.settlement_progress(market.pk) == status.SettlementProgress(0, 0, 0)

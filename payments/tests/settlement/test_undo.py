@@ -139,7 +139,7 @@ def test_undo_resumes_where_it_stopped_in_any_chunks(db: None, chunk: int) -> No
     paid(payout_of(yes[1], made))
     small = policy(settlement_chunk=chunk)
 
-    # when: it is begun, and carried out a step at a time
+    # when: the undo begins, and is carried out a step at a time
     undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=small)
     steps = 1
     while not undo.carry_out(market_id=made.pk, at=after(60), policy=small, keep_going=lambda: False):
@@ -156,7 +156,7 @@ def test_undo_resumes_where_it_stopped_in_any_chunks(db: None, chunk: int) -> No
 
 @pytest.mark.parametrize("chunk", [2, 20_000])
 def test_next_worker_completes_an_undo_after_a_crash_at_any_statement(db: None, chunk: int) -> None:
-    # given: of three winners one is paid, one in doubt, one not sent; each has cents in the wallet
+    # given: three winners with cents in their wallets. One payout is paid, one in doubt, one not sent
     rules = policy(settlement_chunk=chunk)
     made, users, _ = settled(winners=3)
     paid(payout_of(users[0], made))
@@ -169,7 +169,7 @@ def test_next_worker_completes_an_undo_after_a_crash_at_any_statement(db: None, 
         block = transaction.atomic()
         block._from_testcase = True  # Services whose transactions are durable may run inside this one.
         with block:
-            # when: the worker dies at that statement, and another one goes on
+            # when: the worker is killed at that statement, and another worker goes on
             died = False
             with crash_at_statement(number), suppress(Crash):
                 died = True
@@ -202,7 +202,7 @@ def test_nothing_is_sent_after_an_undo_began(db: None) -> None:
 
 
 def test_paid_payouts_and_spent_wallet_parts_become_member_debts(db: None) -> None:
-    # given: 285.23 won; 285 paid over M-Pesa, the cents in the wallet of one spent
+    # given: each winner got 285 by M-Pesa and the cents in the wallet. One winner has spent the cents
     made, (rich, poor), _ = settled()
     cents = payout_of(rich, made)
     for user in (rich, poor):
@@ -248,7 +248,7 @@ def test_request_in_doubt_becomes_a_debt_and_completes_if_paid(db: None) -> None
 
 
 def failing(*attempts: Attempt) -> None:
-    """Answer two status queries, apart in time, with Failed."""
+    """Answer two status queries with Failed, at two different times."""
     for at in (after(200), after(300)):
         asked = status_queries.ask(at=at, policy=POLICY, addresses=ADDRESSES, limit=100)
         for question, attempt in zip(asked, attempts, strict=True):
@@ -271,7 +271,7 @@ def test_request_proven_not_paid_cancels_its_debt(db: None) -> None:
     assert list(Recovery.objects.values_list("amount", "recovered", "written_off")) == [(0, 0, 0)]
     assert journal.balance(journal.PAYABLE) == journal.balance(journal.IN_FLIGHT) == 0
 
-    # when: it was paid after all
+    # when: a message reports that the request was paid after all
     deliver_result(attempt, result_body(attempt), after(400))
 
     # then
@@ -282,7 +282,7 @@ def test_request_proven_not_paid_cancels_its_debt(db: None) -> None:
 
 
 def test_cancelled_debt_reverses_its_write_off_and_its_repayment(db: None) -> None:
-    # given: two requests in doubt; one debt is written off, of the other a part is set off from a later dividend
+    # given: two requests in doubt. One debt is written off, and a later dividend pays a part of the other debt
     made, (first, second), _ = settled()
     attempts = [sent(payout_of(user, made), READ_TIMEOUT) for user in (first, second)]
     builders.undo(made, at=after(60))
@@ -296,7 +296,7 @@ def test_cancelled_debt_reverses_its_write_off_and_its_repayment(db: None) -> No
     # when
     failing(*attempts)
 
-    # then: nothing is owed by anybody, and what the second had paid back is in the wallet
+    # then: nobody owes anything, and the amount that the second member had paid back is in the wallet
     assert owed_back([first, second]) == [0, 0]
     assert journal.balance(journal.BAD_DEBT) == 0
     assert CustomUser.objects.get(pk=second.pk).balance == 50
@@ -304,7 +304,7 @@ def test_cancelled_debt_reverses_its_write_off_and_its_repayment(db: None) -> No
 
 
 def test_request_that_never_left_is_not_sent_after_an_undo(db: None) -> None:
-    # given: one that did not get through, and one that was throttled and may have
+    # given: a request that did not reach M-Pesa, and a throttled request that may have reached M-Pesa
     made, (never, perhaps), _ = settled()
     waiting, throttled = payout_of(never, made), payout_of(perhaps, made)
     attempts = [sent(waiting, NO_CONNECTION), sent(throttled, THROTTLED, after(2))]
@@ -320,7 +320,7 @@ def test_request_that_never_left_is_not_sent_after_an_undo(db: None) -> None:
 
 
 def test_claim_not_sent_before_the_undo_is_cancelled_by_its_answer(db: None) -> None:
-    # given: claimed, and its POST under way
+    # given: a claimed payout whose POST is in progress
     made, (winner, _), _ = settled()
     payout = payout_of(winner, made)
     (claim,) = claims.claim(at=AT, policy=POLICY, addresses=ADDRESSES, limit=1, transaction_id=payout.pk)
@@ -336,7 +336,7 @@ def test_claim_not_sent_before_the_undo_is_cancelled_by_its_answer(db: None) -> 
 
 
 def test_request_in_doubt_is_not_sent_again_after_an_undo(db: None) -> None:
-    # given: M-Pesa does not know it, so the same id would go again
+    # given: M-Pesa does not know the request, so it would be sent again with the same id
     made, (winner, _), _ = settled()
     attempt = sent(payout_of(winner, made), READ_TIMEOUT)
     Attempt.objects.update(resend_at=after(30))
@@ -376,27 +376,27 @@ def test_failed_held_and_redirected_payouts_come_back(db: None) -> None:
 
 
 def test_two_undos_with_half_paid_each_time_keep_the_books_in_balance(db: None) -> None:
-    # given: four on each side; half of Yes is paid before it shows that it was wrong
+    # given: four members on each side. Half of the payouts on Yes are paid before the error is noticed
     made, yes, no = settled(winners=4, losers=4, fee_pct=0)
     for user in yes[:2]:
         paid(payout_of(user, made))
     builders.undo(made, at=after(60))
     assert owed_back(yes) == [300, 300, 0, 0]
 
-    # when: No is declared, half of it paid, and that was wrong too
+    # when: No is declared, half of its payouts are paid, and No was wrong too
     resolve(made, "No", at=after(70))
     settle(made, at=after(70))
     for user in no[:2]:
         paid(payout_of(user, made), 71)
     builders.undo(made, at=after(100))
 
-    # and when: it was Yes after all, and all of it is paid
+    # and when: Yes was right after all, and all its payouts are paid
     resolve(made, "Yes", at=after(110))
     settle(made, at=after(110))
     for user in yes:
         paid(payout_of(user, made), 120, receipt=f"L{user.pk}")
 
-    # then: the pool is empty, everyone owes exactly what was wrongly paid, the rightful winners are paid once
+    # then: the pool is empty, members owe exactly the wrongly paid amounts, and the rightful winners are paid once
     assert journal.balance(journal.pool(made.pk)) == 0
     assert owed_back(yes) == [300, 300, 0, 0]
     assert owed_back(no) == [300, 300, 0, 0]
@@ -431,7 +431,7 @@ def test_set_off_keeps_its_percentage_of_dividends_until_the_debt_is_paid(db: No
     # when: a dividend of 500.55, of which 30 % is 150.165
     made = builders.settled_market([(debtor, "Yes", "500.55"), (other, "Yes", 100)], fee_pct=0, at=after(70))
 
-    # then: 350 over M-Pesa, 150.55 to the wallet, and 150.16 of that on to the debt
+    # then: 350 goes by M-Pesa and 150.55 to the wallet, of which 150.16 pays the debt
     due = Transaction.objects.filter(settlement__market=made, user=debtor).order_by("destination")
     assert list(due.values_list("destination", "amount")) == [("mpesa", 350), ("wallet", Decimal("150.55"))]
     assert owed_back([debtor]) == [Decimal("134.84")]
@@ -442,7 +442,7 @@ def test_set_off_keeps_its_percentage_of_dividends_until_the_debt_is_paid(db: No
     # when
     builders.settled_market([(debtor, "Yes", 1000)], fee_pct=0, at=after(80))
 
-    # then: no more than is owed
+    # then: no more than the amount owed is set off
     assert owed_back([debtor]) == [0]
     recovery.refresh_from_db()
     assert (recovery.recovered, recovery.outstanding) == (285, 0)
@@ -521,7 +521,7 @@ def test_resolution_can_be_withdrawn_until_its_hold_ends(db: None) -> None:
     made, _, _ = two_sides()
     resolve(made, "Yes")
 
-    # when: not divided yet
+    # when: the pool is not divided yet
     withdrawn = resolutions.withdraw(market_id=made.pk, reason="Typed wrong.", by=actor(), at=AT)
 
     # then
@@ -532,7 +532,7 @@ def test_resolution_can_be_withdrawn_until_its_hold_ends(db: None) -> None:
     with nothing_moved(), pytest.raises(resolutions.NothingToWithdraw):
         resolutions.withdraw(market_id=made.pk, reason="Again.", by=actor(), at=AT)
 
-    # when: settled and held
+    # when: the market is settled and its payouts are held
     resolve(made, "Yes", policy=HOLD)
     settle(made, policy=HOLD)
     withdrawn = resolutions.withdraw(market_id=made.pk, reason="Wrong.", by=actor(), at=after(1799))
@@ -544,7 +544,7 @@ def test_resolution_can_be_withdrawn_until_its_hold_ends(db: None) -> None:
     assert made.status == "CLOSED"
     assert journal.balance(journal.pool(made.pk)) == staked(made)
 
-    # when: released
+    # when: the payouts are released
     resolve(made, "No", policy=HOLD)
     settle(made, policy=HOLD)
 

@@ -1,4 +1,4 @@
-"""Placing bets: the bet and its stake are one transaction, and bets do not wait for each other."""
+"""Bets: one transaction writes a bet and books its stake, and bets do not wait for each other."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -112,12 +112,12 @@ def test_bets_of_two_members_do_not_wait_for_each_other(transactional_db: None) 
     open_market, first, second = market(), member(balance=10), member(balance=10)
     bet(open_market, first, "Yes", 1)  # This opens the account of the pool.
     with transaction.atomic():
-        # given: a bet that is not committed yet
+        # given: another member's bet that is not committed yet
         placed = orm_bet(open_market, first, "Yes", 2)
         journal.post(
             [Entry(f"stake:{placed.pk}", journal.wallet(first.pk), journal.pool(open_market.pk), Decimal(2))], at=AT
         )
-        # when, then: another member's bet is placed at the same time
+        # when, then: the second member's bet is placed at the same time
         assert at_once(lambda: bet(open_market, second, "No", 3).amount) == [3]
 
 
@@ -131,6 +131,6 @@ def test_bet_locks_the_market_before_the_wallet_like_a_settlement(transactional_
         # when: the settlement pays into the wallet
         journal.post([Entry("wallet:1", "opening", journal.wallet(user.pk), Decimal(1))], at=AT)
 
-    # then: neither ended in a deadlock
+    # then: neither session ended in a deadlock
     assert placed.result(timeout=30).amount == 4
     assert CustomUser.objects.get().balance == 7

@@ -22,7 +22,7 @@ JOINT = {"rule": "JOINT", "outcomes": OUTCOMES, "weights": {"A": Decimal("33.3")
 
 
 def holds(body: Any) -> str:
-    """Return the first difference by the project's own check, or nothing if the certificate holds."""
+    """Return the first difference by the project's own check, or "" if the certificate is correct."""
     try:
         document.check(body)
     except document.Differs as difference:
@@ -31,7 +31,7 @@ def holds(body: Any) -> str:
 
 
 def holds_by_script(body: Any) -> str:
-    """Return the first difference by the stand-alone script, or nothing if the certificate holds."""
+    """Return the first difference by the stand-alone script, or "" if the certificate is correct."""
     try:
         STANDALONE.verify(body, ())
     except STANDALONE.Differs as difference:
@@ -70,7 +70,7 @@ def test_certificate_holds_and_each_change_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_forgery_with_new_hashes_is_found(name: str) -> None:
-    # given: each figure and each bet's verdict changed, and sealed again
+    # given: a change of each figure and of each bet's result
     figures = (
         "staked",
         "pool",
@@ -90,9 +90,7 @@ def test_forgery_with_new_hashes_is_found(name: str) -> None:
     for what, changed in changes(body):
         field = what.split(" ")[0]
         of_bet = field.startswith("bets.") and field.endswith(of_bets)
-        if (
-            of_bet or (field.startswith("settlement.") and field.split(".")[-1] in figures)
-        ) and "taken away" not in what:
+        if (of_bet or (field.startswith("settlement.") and field.split(".")[-1] in figures)) and "removed" not in what:
             # when
             sealed(changed)
             # then
@@ -112,7 +110,7 @@ def test_division_by_the_rule_holds_and_a_moved_cent_is_found(
     # then
     assert (holds(body), holds_by_script(body)) == ("", "")
     if len(stakes) > 1:
-        # A cent from one bet to the next: every sum stays what it was.
+        # One cent is moved from one bet to the next, so no sum changes.
         for giver, taker in zip(range(len(stakes)), range(1, len(stakes)), strict=False):
             moved = copy.deepcopy(body)
             cents = [document.cents(moved["bets"][place]["dividend"]) for place in (giver, taker)]

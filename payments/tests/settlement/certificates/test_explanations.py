@@ -88,7 +88,7 @@ def test_winner_sees_the_whole_calculation(db: None, client: Client) -> None:
 
 
 def test_left_over_cent_is_explained_to_every_winner(db: None, client: Client) -> None:
-    # given: 1.00 lost, shared by three stakes of a cent's difference; 3.96 ÷ 3.01
+    # given: 1.00 lost, and three winning stakes that differ by a cent; 3.96 ÷ 3.01
     made = settled_market([(member(), "Yes", "1.00"), (member(), "Yes", "2.01"), (member(), "No", "1.00")])
     figures = [read(client, bet_of(made, place))["figures"] for place in (0, 1)]
 
@@ -133,14 +133,14 @@ def test_scratched_and_late_bets_are_explained(db: None, client: Client) -> None
     by = builders.actor(operator())
     resolutions.scratch(market_id=made.pk, outcome="B", reason="cancelled", by=by, at=AT, policy=builders.policy())
 
-    # then: put back before the market has a result
+    # then: the stake on the scratched outcome is back before the market has a result
     assert read(client, scratched)["bet"]["result"] == "PENDING"
     builders.settle(made)
     said = read(client, scratched)
     assert said["sentence"].startswith('Your KES 10.00 on "B" is back in your wallet: its outcome was scratched.')
     assert (said["payments"][0]["amount"], said["proof"]) == ("10.00", None)
 
-    # and: of one member's bets the late one came back, the other won
+    # and: one bet of a member was late and came back, the other bet won
     builders.resolve(made, "A", at=AT + timedelta(hours=1), effective_close_at=AT + timedelta(minutes=4))
     builders.settle(made)
     certify(made)
@@ -168,7 +168,7 @@ def test_bet_without_a_result_says_what_it_waits_for(db: None, client: Client, s
 
 
 def test_cents_are_in_the_wallet_and_the_rest_is_provisional_until_release(db: None, client: Client) -> None:
-    # given: a release that is still held back
+    # given: a settlement whose payouts are held
     user = member()
     made = settled_market([(user, "Yes", "100.37"), (user, "Yes", 1), (member(), "No", 200)])
     Settlement.objects.update(release_at=FAR)
@@ -207,7 +207,7 @@ def test_failed_or_redirected_payout_says_so(db: None, client: Client) -> None:
 
 
 def test_figures_show_the_set_off(db: None, client: Client) -> None:
-    # given: money of an undone settlement that M-Pesa has carried, and half of each later dividend kept for it
+    # given: a debt for a payout that M-Pesa paid before an undo; half of each later dividend is set off
     user = member()
     undone = settled_market([(user, "Yes", 100), (member(), "No", 200)])
     attempt = sent(Transaction.objects.get())
@@ -218,7 +218,7 @@ def test_figures_show_the_set_off(db: None, client: Client) -> None:
     # when
     made = settled_market([(user, "Yes", 20), (member(), "No", 5)], fee_pct=0)
 
-    # then: 12.50 of 25.00, and the rest to the phone, less its cents
+    # then: 12.50 of 25.00 are set off, and the whole shillings of the rest go to the phone
     said = read(client, bet_of(made))
     assert (said["figures"]["set_off"], said["figures"]["dividend"]) == ("12.50", "25.00")
 

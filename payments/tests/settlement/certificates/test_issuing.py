@@ -63,9 +63,9 @@ def save(tmp_path: Path) -> Save:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make blocks of four bets and one block a step, so that twenty bets act as a million."""
+    """Make blocks of four bets and one block a step, so that twenty bets need as many steps as a large market."""
     monkeypatch.setattr(merkle, "BLOCK", 4)
-    monkeypatch.setattr(issuing, "BLOCKS_A_STEP", 1)
+    monkeypatch.setattr(issuing, "BLOCKS_PER_STEP", 1)
 
 
 # --- the statement ---------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_market_without_a_settlement_has_no_certificate(db: None, client: Client
     orm_bet(made, member())
     paths = ("settlement/", "settlement/bets.jsonl")
 
-    # then: an open market, a resolved one, and none
+    # then: an open market, a resolved market, and a market that does not exist
     for path in paths:
         answer = client.get(f"/api/markets/{made.pk}/{path}")
         assert_refused(answer, 404, "not_settled")
@@ -229,7 +229,7 @@ def test_certificate_lists_earlier_settlements_and_certifies_the_standing_one(db
         (1, "WITHDRAWN", "WINNER", "Typed in a hurry."),
         (2, "UNDONE", "WINNER", "The wrong outcome."),
     ]
-    # The one that was issued is kept as it was, and is no longer shown.
+    # The certificate of the undone settlement is kept unchanged, but no longer shown.
     undone.refresh_from_db()
     assert undone.hash != body["settlement_hash"]
     assert Certificate.objects.count() == 2
@@ -284,7 +284,7 @@ def test_stand_alone_script_verifies_a_body_and_finds_each_change(db: None, clie
     saved = client.get(f"/api/markets/{made.pk}/settlement/").content
 
     def run(body: Any) -> "subprocess.CompletedProcess[str]":
-        # -I: nothing of the project, nor of what is installed beside it, can be imported.
+        # With -I and -S the script can import neither the project nor installed packages.
         command = [sys.executable, "-I", "-S", str(SCRIPT), str(save(body))]
         return subprocess.run(command, capture_output=True, text=True, cwd="/")
 
@@ -293,9 +293,7 @@ def test_stand_alone_script_verifies_a_body_and_finds_each_change(db: None, clie
     assert (good.returncode, good.stdout, good.stderr) == (0, "It holds.\n", "")
     tried = 0
     for what, changed in changes(json.loads(saved)):
-        if "taken away" not in what and (
-            what.startswith("bets.1.") or "fee" in what or "fund" in what or "hash" in what
-        ):
+        if "removed" not in what and (what.startswith("bets.1.") or "fee" in what or "fund" in what or "hash" in what):
             bad = run(changed)
             assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (1, "", 1), (what, bad)
             tried += 1
@@ -321,7 +319,7 @@ def test_command_names_the_first_difference(db: None, client: Client, save: Save
 
 @pytest.mark.broken_books
 def test_command_compares_with_the_books(db: None, client: Client, save: Save) -> None:
-    # given: a certificate that holds, and a bet that was rewritten afterwards past every guard
+    # given: a correct certificate, and a bet that was changed afterwards with the guards disabled
     made = guides_market()
     saved = save(client.get(f"/api/markets/{made.pk}/settlement/").content)
     assert verify(saved, "--books")
@@ -367,7 +365,7 @@ def test_bets_that_break_the_rule_are_not_certified(db: None, client: Client) ->
     with pytest.raises(settling.BooksDisagree):
         issue(made)
     assert_refused(client.get(f"/api/markets/{made.pk}/settlement/"), 409, "books_disagree")
-    settlement_tasks.issue_certificates()  # It goes on with the others.
+    settlement_tasks.issue_certificates()  # The sweep continues with the other settlements.
     assert not Certificate.objects.exists()
     assert not CertificateBlock.objects.exists()
 
@@ -437,7 +435,7 @@ def test_sweep_issues_certificates_of_settled_markets(db: None) -> None:
 def test_call_during_the_issue_gives_certificate_not_ready(
     db: None, small_blocks: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given: a large market, and a call that may take no time
+    # given: a large market, and a call that must stop after one step
     monkeypatch.setattr(certificates, "MAKE_FOR_SECONDS", -1.0)
     made = many_bets(9)
 
@@ -451,7 +449,7 @@ def test_bets_of_a_large_market_are_in_a_separate_file(
     db: None, client: Client, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
-    monkeypatch.setattr(document, "INLINE", 6)
+    monkeypatch.setattr(document, "MAX_INLINE_BETS", 6)
     monkeypatch.setattr(issuing, "PAGE", 3)
     made = many_bets(7)
 
@@ -477,7 +475,7 @@ def test_bets_of_a_large_market_are_in_a_separate_file(
 
 
 def test_bets_up_to_the_limit_are_in_the_body(db: None, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "INLINE", 7)
+    monkeypatch.setattr(document, "MAX_INLINE_BETS", 7)
     assert len(get(client, many_bets(7))["bets"]) == 7
 
 
@@ -493,7 +491,7 @@ def test_bets_file_is_read_a_page_at_a_time(db: None, monkeypatch: pytest.Monkey
         assert len(queries) == 1
         assert len(list(lines)) == 4
 
-    # then: three pages and the end
+    # then: three pages, and one read that finds no more bets
     assert len(queries) == 4
 
 
@@ -530,7 +528,7 @@ def test_certificate_rows_cannot_be_changed(db: None, model: Any) -> None:
 
 
 def test_settlement_older_than_certificates_gets_one(db: None, client: Client, at: datetime) -> None:
-    # given: nothing but what settlement has always left behind
+    # given: only the rows that settlements have always written
     made = guides_market()
     assert not CertificateBlock.objects.exists()
 

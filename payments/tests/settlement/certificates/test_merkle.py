@@ -1,4 +1,4 @@
-"""Merkle tree: the vectors of RFC 6962, and a path for each leaf that proves that leaf alone."""
+"""Merkle tree: reference vectors of RFC 6962, and paths that prove only their own leaf."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from payments.settlement.certificates import merkle
 
-# The leaves and roots of the reference tests of Certificate Transparency.
+# Leaves and roots from the reference tests of Certificate Transparency.
 ENTRIES = [
     bytes.fromhex(entry)
     for entry in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")
@@ -40,12 +40,12 @@ def recursive_root(hashes: list[bytes]) -> bytes:
     return merkle.node(recursive_root(hashes[:half]), recursive_root(hashes[half:]))
 
 
-def proves(hashes: list[bytes], place: int, /, **changed: object) -> bool:
+def proves(hashes: list[bytes], index: int, /, **changed: object) -> bool:
     given = {
-        "leaf_hash": hashes[place],
-        "index": place,
+        "leaf_hash": hashes[index],
+        "index": index,
         "size": len(hashes),
-        "beside": merkle.path(hashes, place),
+        "siblings": merkle.path(hashes, index),
         "root_hash": merkle.root(hashes),
     }
     return merkle.proves(**given | changed)
@@ -66,10 +66,10 @@ def test_every_leaf_is_proven_at_its_own_place_only() -> None:
                 assert not proves(hashes, index, index=other)
 
 
-@given(size=st.integers(1, 5_000), place=st.integers(0, 10**6))
-def test_blocks_of_1024_give_the_same_root_and_path(size: int, place: int) -> None:
+@given(size=st.integers(1, 5_000), index=st.integers(0, 10**6))
+def test_blocks_of_1024_give_the_same_root_and_path(size: int, index: int) -> None:
     # given
-    hashes, index = leaves(size), place % size
+    hashes, index = leaves(size), index % size
     blocks = [hashes[first : first + merkle.BLOCK] for first in range(0, size, merkle.BLOCK)]
     roots = [merkle.root(block) for block in blocks]
 
@@ -80,17 +80,17 @@ def test_blocks_of_1024_give_the_same_root_and_path(size: int, place: int) -> No
     assert proves(hashes, index)
 
 
-@given(size=st.integers(2, 200), place=st.integers(0, 10**6), level=st.integers(0, 10**6))
-def test_changed_leaf_path_size_or_root_proves_nothing(size: int, place: int, level: int) -> None:
-    hashes, index = leaves(size), place % size
+@given(size=st.integers(2, 200), index=st.integers(0, 10**6), level=st.integers(0, 10**6))
+def test_changed_leaf_path_size_or_root_proves_nothing(size: int, index: int, level: int) -> None:
+    hashes, index = leaves(size), index % size
     path = merkle.path(hashes, index)
     level %= len(path)
     other = merkle.leaf(b"another")
     assert not proves(hashes, index, leaf_hash=other)
     assert not proves(hashes, index, root_hash=other)
-    assert not proves(hashes, index, beside=[*path[:level], other, *path[level + 1 :]])
-    assert not proves(hashes, index, beside=path[:level] + path[level + 1 :])
-    assert not proves(hashes, index, beside=[*path, other])
+    assert not proves(hashes, index, siblings=[*path[:level], other, *path[level + 1 :]])
+    assert not proves(hashes, index, siblings=path[:level] + path[level + 1 :])
+    assert not proves(hashes, index, siblings=[*path, other])
 
 
 def test_last_leaf_without_a_partner_is_counted_once() -> None:
