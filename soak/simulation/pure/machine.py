@@ -19,14 +19,17 @@ DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028
 DUPLICATE = frozenset(("15", "41"))
 ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_GAP = timedelta(hours=1)
-# A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount is
-# large, it is kept as PAID, and one status query confirms it. Otherwise it is kept as PERHAPS, and only status queries
-# can prove the payment.
+# A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
+# is large, it is kept as PAID, and one status query confirms it. Otherwise it is kept as PERHAPS, and only status
+# queries can prove the payment.
 PAID, PERHAPS = "says paid", "perhaps says paid"
 
 
 def _precedence(payout: Payout) -> tuple[bool, bool, float, float]:
-    """Return the sort key of a due payout. Payouts whose request waits for its next POST come first."""
+    """Return the sort key of a due payout. Payouts whose request waits for its next POST come first.
+
+    Among these payouts, the payout whose request was sent earliest comes first.
+    """
     attempt = payout.open
     if attempt is None:
         return (True, True, 0.0, 0.0)
