@@ -14,7 +14,7 @@ COPY payments ./payments
 # .kasoko has beat's schedule and the collected static files. /book has the simulator's book of payments.
 RUN install --directory --mode=0700 --owner=kasoko .kasoko /book
 USER kasoko
-# Production serves the console's files from .kasoko only. The settings require these names, and nothing uses them here.
+# Production serves the console's files from .kasoko only. The settings require these variables; nothing connects here.
 RUN DATABASE_URL=postgresql://none/none CELERY_BROKER_URL=redis://none/0 DJANGO_SECRET_KEY=none \
     python manage.py collectstatic --noinput
 EXPOSE 8000

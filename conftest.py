@@ -33,8 +33,9 @@ BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "dispat
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "broken_books: breaks the books on purpose, so skip the check of them")
-    # Look for no directory of collected static files. The live server outlives a test, so a fixture would not do.
+    config.addinivalue_line("markers", "broken_books: breaks the books on purpose, so they are not checked")
+    # Look for no directory of collected static files. The live server outlives a test, so a fixture
+    # would end too early.
     django_settings.STATIC_ROOT = None
 
 
@@ -177,7 +178,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="module")
 def _chromium() -> Iterator[Browser]:
-    # Playwright runs an event loop in this thread. The tests call the ORM outside of it, so the check is turned off.
+    # Playwright runs an event loop in this thread. The tests call the ORM outside of the loop, so Django's check
+    # is turned off.
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         browser = browsing.launch(playwright)

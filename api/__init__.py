@@ -1,4 +1,4 @@
-"""Edges of the project, and the parts that put it together. Django loads the Celery application with it."""
+"""Outer layer of the project: settings, REST, console, demo. Importing it loads the Celery application."""
 
 from api.celery import app as celery_app
 

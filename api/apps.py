@@ -1,6 +1,6 @@
 """App configurations: Django's admin with our site, and the console.
 
-Django reads this module before any model, so it imports nothing of the project.
+Django reads this module before any model, so this module imports nothing from the project.
 """
 
 from django.apps import AppConfig

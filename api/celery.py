@@ -33,7 +33,10 @@ SWEEPS = {
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Drop lines about sweeps that start and succeed, because they would hide the other lines. Keep warnings."""
+    """Return False for lines about sweeps that start and succeed, because they would hide other lines.
+
+    Warnings and errors are kept.
+    """
     task = record.args.get("name") if isinstance(record.args, dict) else None
     scheduled = record.args if isinstance(record.args, tuple) else ()
     return record.levelno > logging.INFO or (task not in SWEEPS and SWEEPS.isdisjoint(scheduled))
@@ -41,7 +44,7 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
 
 @after_setup_logger.connect
 def _mask_and_quieten(logger: logging.Logger, format: str, **_: Any) -> None:  # noqa: A002 - Celery names it so
-    """Mask secrets in every line of the worker's log, and leave out the sweeps that succeed."""
+    """Mask secrets in every line of the worker's log, and drop the lines of successful sweeps."""
     for handler in logger.handlers:
         handler.setFormatter(MaskingFormatter(format))
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):

@@ -1,7 +1,7 @@
 """Typed readers of environment variables.
 
-Each returns the value of a variable, or the default if the variable is not set or blank. A wrong value raises
-ImproperlyConfigured with a sentence that names the variable and the rule.
+Each reader returns the value of a variable, or the default if the variable is not set or blank. If the value is wrong,
+the reader raises ImproperlyConfigured with a sentence that names the variable and the rule.
 """
 
 import ipaddress
@@ -48,7 +48,7 @@ def decimal(name: str, default: str, *, low: str, high: str, places: int = 2) ->
 
 
 def one_of(name: str, default: str, choices: tuple[str, ...]) -> str:
-    """Return one of the choices, written exactly so."""
+    """Return one of the choices, written exactly as in `choices`."""
     value = text(name, default)
     if value not in choices:
         raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
@@ -71,13 +71,16 @@ def networks(name: str, default: str) -> list[str]:
     return addresses
 
 
-def by_pool(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:
-    """Return minutes by the smallest pool they apply to, in shillings: `30`, or `0,100000:30,1000000:120`."""
+def minutes_by_pool_size(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:
+    """Return pairs of a pool in shillings and the minutes for pools from that size, the smallest first.
+
+    Examples of the text: `30`, or `0,100000:30,1000000:120`.
+    """
     minutes_by_pool: dict[Decimal, int] = {}
     for part in words(name, default):
-        least, colon, minutes = part.rpartition(":")
+        smallest, colon, minutes = part.rpartition(":")
         try:
-            pool = Decimal(least) if colon else Decimal(0)
+            pool = Decimal(smallest) if colon else Decimal(0)
         except InvalidOperation:
             pool = Decimal(-1)
         if not (pool.is_finite() and pool >= 0 and minutes.isascii() and minutes.isdigit() and int(minutes) <= 10_080):

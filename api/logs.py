@@ -13,7 +13,8 @@ def _mask(secret: re.Match[str]) -> str:
 class MaskingFormatter(logging.Formatter):
     """Formatter that masks whole lines, tracebacks included.
 
-    Phones become `2547****678`. Of a callback token the last eight characters stay, of a bearer token none.
+    Phones become `2547****678`. Of a callback token the last eight characters remain. A bearer token is
+    masked completely.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -14,7 +14,7 @@ POLICY = (
 def content_security_policy(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Add headers to the console's pages: nothing from other sites, no framing, no caching. Django middleware."""
+    """Return middleware that adds headers to the console's pages: no other sites, no framing, no caching."""
 
     def answer(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

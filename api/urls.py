@@ -1,7 +1,4 @@
-"""The whole HTTP surface on one page.
-
-Only the paths of markets are in markets/urls.py, as the guide requires.
-"""
+"""All URLs of the project. The guide requires those of markets in markets/urls.py."""
 
 from django.contrib import admin
 from django.urls import include, path, re_path
@@ -41,8 +38,8 @@ payments = [
     path("admin/recoveries/set-off/", receivables.set_off, name="set_off"),
     path("admin/recoveries/write-off/", receivables.write_off, name="write_off"),
     path("admin/undo-costs/", receivables.undo_costs, name="undo_costs"),
-    # The guide's part 8 calls these two here. They have no names, so that the names of its part 2.6 reverse to
-    # /api/markets/.
+    # The guide's part 8 calls these two paths. They have no names here, because the names in the guide's part 2.6 must
+    # reverse to /api/markets/.
     path("admin/retry-payout/", settlement.retry_payout),
     path("admin/retry-failed-payouts/", settlement.retry_failed_payouts_batch),
 ]

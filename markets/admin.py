@@ -11,7 +11,7 @@ from users.admin import ReadOnlyAdmin
 
 
 class OutcomeInline(TabularInline):
-    """Outcomes in the form of their market. They can be added with a new market, and then never changed."""
+    """Outcomes in the form of their market. Staff can add outcomes, but never change or delete them."""
 
     model = Outcome
     exclude = ("scratched_at",)
@@ -34,12 +34,12 @@ class BetAdmin(ReadOnlyAdmin):
 
 @admin.register(Market)
 class MarketAdmin(ModelAdmin):
-    """Forms that create a market and edit its description. Decisions about it are made on its page in the console."""
+    """Forms that create a market and edit its description. Decisions are made on its page in the console."""
 
     list_display = ("id", "question", "category", "status", "resolved_outcome", "end_date", "settled_at")
     list_filter = ("status", "category")
     search_fields = ("question",)
-    exclude = ("effective_close_at",)  # The resolution sets it.
+    exclude = ("effective_close_at",)  # The resolution sets this time.
     readonly_fields = ("status", "resolved_outcome", "created_at", "resolved_at", "settled_at")
     inlines = (OutcomeInline,)
 
@@ -47,7 +47,7 @@ class MarketAdmin(ModelAdmin):
         return False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Market | None = None) -> tuple[str, ...]:
-        # Members have bet on this question with this fee, so neither may change.
+        # Members have bet on this question at this fee, so the question and the fee are fixed.
         fixed = ("question", "platform_fee_pct") if obj is not None else ()
         return (*self.readonly_fields, *fixed)
 

@@ -1,6 +1,7 @@
 """Locks of markets, and the registry of all advisory lock numbers.
 
-An advisory lock of PostgreSQL is a 64-bit number. Its top byte is the kind of the lock, so kinds never collide:
+An advisory lock of PostgreSQL is a 64-bit number. Its top byte is the kind of the lock, so two kinds never share a
+number:
 
 | byte | number | locks | taken by |
 |---|---|---|---|
@@ -8,7 +9,7 @@ An advisory lock of PostgreSQL is a 64-bit number. Its top byte is the kind of t
 | 8 | `AUDIT_CHAIN` | the end of the audit trail | a trigger of `users`, which may not import this module |
 | 9 | `certificate_lock(id)` | the issuing of one settlement's certificate | `settlement.certificates.issuing` |
 
-All are held until the transaction ends. A new kind takes the next byte and a line here.
+A transaction holds each of these locks until it ends. A new kind takes the next byte and a row in this table.
 """
 
 from django.db import connection
@@ -44,8 +45,8 @@ class OutcomeNotInMarket(Refusal):
 def locked_market(market_id: int) -> Market:
     """Lock a market for a decision and return it.
 
-    Bets share the market's advisory lock, and its queue is fair. The queue of the row's own lock is not fair. A stream
-    of bets that share the row's lock would keep a decision waiting.
+    Each bet takes a share of the market's advisory lock. The queue of this lock is fair, so a decision gets its turn.
+    The queue of the row's own lock is not fair: a stream of bets that share it would keep a decision waiting.
     Locks: the market's advisory lock, then its row.
     Raises: MarketNotFound.
     """

@@ -48,8 +48,8 @@ class EndDateField(models.DateTimeField):
 class Market(models.Model):
     """A question with two or more outcomes, and a pool.
 
-    `status` changes only by `TRANSITIONS`; a trigger enforces them. A new market gets the outcomes Yes and No, unless
-    `outcome_names` gives others.
+    `status` changes only as `TRANSITIONS` allows; a trigger enforces this. A new market gets the outcomes Yes and No,
+    unless `outcome_names` gives others.
     """
 
     class Status(models.TextChoices):
@@ -103,7 +103,7 @@ class Market(models.Model):
         new = self._state.adding
         if not new and kwargs.get("update_fields") is None:
             # A form or a shell may have loaded the market before it was settled. An old copy must not overwrite the
-            # settlement. So of the columns that settlement writes, save only those that were changed here.
+            # settlement. Of the columns that settlement writes, only those that were changed on this copy are saved.
             unchanged = {name for name, value in self._as_read.items() if self.__dict__.get(name) == value}
             columns = {field.name for field in self._meta.concrete_fields} - self.get_deferred_fields()
             kwargs["update_fields"] = columns - {"id"} - unchanged
@@ -171,8 +171,8 @@ class Bet(models.Model):
     """A member's bet. `amount` is the stake, `payout` the dividend, both in shillings.
 
     At insert a trigger locks the market FOR SHARE. It refuses a market that is not OPEN and a scratched outcome.
-    (market, outcome) references the market's outcomes. Only settlement writes `result` and `payout`. All other columns
-    are fixed once the bet is placed.
+    The pair (market, outcome) references an outcome of the market. Only settlement writes `result` and `payout`. All
+    other columns are fixed once the bet is placed.
     """
 
     class Result(models.TextChoices):
@@ -204,7 +204,7 @@ class Bet(models.Model):
         ]
         indexes: ClassVar = [
             models.Index(fields=["market", "id"], name="bet_by_market"),
-            # A settlement posts members in order of id, a few thousand at a time, and reads only their bets.
+            # A settlement handles a few thousand members at a time, in order of id, and reads only their bets.
             models.Index(fields=["market", "user"], name="bet_by_market_and_member"),
         ]
 
@@ -213,7 +213,10 @@ class Bet(models.Model):
 
 
 class Watermark(models.Model):
-    """The id up to which a table's rows are summed elsewhere; see watermarks.py. No new row can appear below it."""
+    """Watermark of a table: the rows up to this id are summed elsewhere, and no new row can appear among them.
+
+    See watermarks.py.
+    """
 
     table = models.CharField(max_length=40, unique=True)
     up_to = models.BigIntegerField(default=0)
@@ -223,9 +226,10 @@ class Watermark(models.Model):
 
 
 class Tally(models.Model):
-    """Sum of the stakes, in shillings, on one outcome in five minutes, for bets up to the watermark.
+    """Sum of the stakes, in shillings, that were placed on one outcome within one slot of five minutes.
 
-    Bets are never changed or deleted, so a tally only grows. A pool is the sum of its tallies and of the later bets.
+    A tally has the bets up to the watermark. Bets are never changed or deleted, so a tally only grows. A market's pool
+    is the sum of its tallies and of the bets above the watermark.
     """
 
     market = models.ForeignKey(

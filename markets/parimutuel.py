@@ -1,7 +1,9 @@
-"""The rule that divides a pool among winning bets. Pure and in exact integers.
+"""The rule that divides a pool among winning bets: pure functions on exact integers.
 
-`funds` divides the pool among the winning outcomes. Each outcome's fund is then shared among its stakes pro rata and
-floored to the cent. The leftover cents go one by one to the largest remainders; ties go to the lowest bet id.
+`funds` divides the pool among the winning outcomes. Each outcome's fund is then shared pro rata among
+the stakes on that outcome, and each share is floored to the cent. The leftover cents go one by one to the largest
+remainders; ties go to the lowest bet id.
+
 `divide_pool` does both steps in memory. Settlement does the second step in SQL, and tests compare the two.
 """
 
@@ -34,10 +36,10 @@ class Stake:
 
 @dataclass(frozen=True)
 class Funds:
-    """Division of a pool among outcomes, in cents: pool = fee + net, and the by_outcome values sum to net.
+    """Division of a pool among outcomes, in cents: pool = fee + net.
 
-    If `refund` is True, nobody won: every stake is returned in full, and net = pool.
-    `winning_pool` is the sum of the stakes on the outcomes that share net.
+    The values of `by_outcome` sum to net. If `refund` is True, nobody won: every stake is returned in full, net = pool,
+    and `by_outcome` is empty. `winning_pool` is the sum of the stakes on the outcomes that share net.
     """
 
     pool: int
@@ -51,14 +53,14 @@ class Funds:
 def share_cents(total: int, weights: Sequence[int]) -> list[int]:
     """Split `total` cents by weight, and return the parts in the order of the weights.
 
-    Each part is floored. Leftover cents go to the largest remainders; ties go to the earlier place.
+    Each part is floored. Leftover cents go to the largest remainders; of equal remainders the earlier one comes first.
     The parts sum to `total` exactly. The weights are not negative and at least one is positive.
     """
     weight_sum = sum(weights)
     parts = [total * weight // weight_sum for weight in weights]
-    by_remainder = sorted(range(len(parts)), key=lambda place: (-(total * weights[place] % weight_sum), place))
-    for place in by_remainder[: total - sum(parts)]:
-        parts[place] += 1
+    by_remainder = sorted(range(len(parts)), key=lambda index: (-(total * weights[index] % weight_sum), index))
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
     return parts
 
 
@@ -96,8 +98,9 @@ def funds(
     """Divide a market's pool among its winning outcomes.
 
     fee = floor(pool × fee_pct / 100). If stakes are protected, the fee is at most the sum of the losing stakes.
-    With one winner or joint winners, the winning stakes are returned first and the rest is split by weight. A SPLIT
-    divides the whole net by weight and protects no stake. If nobody bet on a winning outcome, the others get its part.
+    With one winner or joint winners, the winning stakes are returned first and the rest is split by weight. If the net
+    is less than the winning stakes, it is shared in proportion to these stakes. A SPLIT divides the whole net by weight
+    and protects no stake. If nobody bet on one of the winning outcomes, the other winning outcomes share its part.
     Units: integer cents, by outcome in the market's order; weights sum to 100 (empty for VOID); fee_pct from 0 to 100.
     Source: docs/decisions/0003-rounding.md.
     """

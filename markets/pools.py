@@ -1,6 +1,7 @@
-"""Pools of markets, read from tallies and the bets since.
+"""Pools of markets: the sum of the tallies and of the bets that are in no tally yet.
 
-A tally is the sum of the bets on one outcome in five minutes. So a pool is read without reading every bet.
+A tally is the sum of the stakes placed on one outcome within a slot of five minutes. A pool is therefore read without
+reading every bet.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ _ADD = """
     FROM markets_bet WHERE id > %s AND id <= %s GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     ON CONFLICT (market_id, outcome, slot) DO UPDATE
     SET stakes = markets_tally.stakes + excluded.stakes, bets = markets_tally.bets + excluded.bets"""
-# One statement reads the tallies, the watermark and the later bets, so it sees one moment: it counts each bet once.
+# A single statement has one snapshot of the tallies, the watermark and the later bets, so it counts each bet once.
 _STAKED = """
     SELECT market_id, outcome, slot AS at, stakes, bets FROM markets_tally WHERE market_id = ANY (%(markets)s)
     UNION ALL
@@ -27,7 +28,7 @@ _STAKED = """
 
 
 def advance(*, keep_going: Callable[[], bool]) -> int:
-    """Add new bets to the tallies and return the id up to which they are added.
+    """Add new bets to the tallies, and return the id of the last bet in the tallies (the watermark).
 
     Idempotent: the watermark moves in the same transaction, so each bet is added once.
     Locks: the Watermark.
@@ -41,7 +42,10 @@ def advance(*, keep_going: Callable[[], bool]) -> int:
 
 
 def pools(market_ids: list[int]) -> dict[int, dict[str, tuple[Decimal, int]]]:
-    """Return stakes in shillings and number of bets by outcome name, for each market with bets. Exact and current."""
+    """Return (stakes in shillings, number of bets) of each outcome with bets, by market and outcome name.
+
+    The figures are exact and current.
+    """
     by_market: dict[int, dict[str, tuple[Decimal, int]]] = {}
     with connection.cursor() as cursor:
         cursor.execute(
@@ -54,9 +58,10 @@ def pools(market_ids: list[int]) -> dict[int, dict[str, tuple[Decimal, int]]]:
 
 
 def steps(market_id: int, *, points: int) -> list[tuple[datetime, str, Decimal]]:
-    """Return a market's stakes over time in `points` steps: (end of step, outcome, stakes), the earliest step first.
+    """Return a market's stakes by time: (end of step, outcome, stakes placed in the step), the earliest step first.
 
-    A tally counts at the beginning of its five minutes.
+    The time from the first stake to the last is divided into `points` equal steps. Steps without stakes are left out.
+    All stakes of a tally count as placed at the start of its five minutes.
     """
     with connection.cursor() as cursor:
         cursor.execute(

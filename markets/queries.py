@@ -8,7 +8,7 @@ from markets.models import Bet, Market, Outcome
 
 
 def listed(status: str | None = None) -> QuerySet[Market]:
-    """Return markets with their outcomes, newest first, all or those with one status."""
+    """Return all markets, or the markets with one status, with their outcomes, newest first."""
     markets = Market.objects.prefetch_related(Prefetch("outcomes", Outcome.objects.order_by("pk"))).order_by("-pk")
     return markets.filter(status=status) if status else markets
 

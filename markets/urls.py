@@ -1,4 +1,4 @@
-"""Paths of markets, among them those of the guide's part 2.6. The views are in api/rest."""
+"""Paths of markets, including the paths of the guide's part 2.6. The views are in api/rest."""
 
 from django.urls import path
 

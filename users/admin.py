@@ -14,9 +14,9 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from users.models import CustomUser, Notice
 
-# A login makes a token and shows it once, so staff can neither read nor add one.
+# A login makes a token and shows it once. Staff can neither read nor add a token, so tokens have no page.
 admin.site.unregister(AuthToken)
-# Nobody may see the secrets of second factors. Their owner sets them up, and a command removes them.
+# Nobody may see the secret of a second factor. Its owner sets it up, and a command removes it.
 admin.site.unregister(TOTPDevice)
 admin.site.unregister(StaticDevice)
 admin.site.unregister(Group)

@@ -2,8 +2,10 @@
 
 Each entry says who decided what, from where, and the values before and after. A trigger gives each entry the next
 number and a hash. The hash covers the entry's own fields and the previous entry's hash. The trigger holds a lock until
-the transaction ends, so the chain cannot fork, even if rows are inserted by plain SQL. The hash is made of each field's
-digest. So if the law demands it, a personal text can be erased and the rest can still be verified.
+the transaction ends, so the chain cannot fork, even if rows are inserted by plain SQL.
+
+The hash is computed from the digests of the fields. If the law demands it, a personal text can therefore be erased, and
+the rest can still be verified.
 """
 
 import hashlib
@@ -24,7 +26,10 @@ PAGE = 2_000
 
 @dataclass(frozen=True)
 class Actor:
-    """The person who acts, and the address or place they act from. `user_id` is None if the system itself acts."""
+    """The person who acts, and the source: an IP address, or a word such as `command`.
+
+    `user_id` is None if the system itself acts.
+    """
 
     user_id: int | None
     source: str
@@ -47,7 +52,7 @@ def record(
 
     `action` has the form market.resolve, `subject` the form market:12. `before` and `after` hold the values that the
     decision changed. They may contain Decimal and datetime, but no whole phone numbers.
-    Locks: the end of the chain until the transaction ends, so the caller may lock nothing after it.
+    Locks: the end of the chain until the transaction ends. The caller may take no other lock afterwards.
     Raises: TransactionManagementError outside a transaction.
     """
     if not connection.in_atomic_block:
@@ -66,7 +71,7 @@ def record(
 
 @dataclass(frozen=True)
 class Chain:
-    """Result of a verification: the number of good entries, the hash of the last one, and the first difference."""
+    """Result of a verification: number of good entries, hash of the last good entry, and first difference."""
 
     entries: int
     head: str
@@ -76,11 +81,11 @@ class Chain:
 def verify(*, expected: tuple[int, str] | None = None) -> Chain:
     """Check every entry's hash, number and link to the entry before it.
 
-    `expected` is the number and hash of an entry that somebody noted earlier and stored elsewhere. Only such a note
-    reveals that the end of the chain was cut off or the whole chain rewritten.
+    `expected` is the number and hash of an entry, which somebody noted earlier and stored elsewhere. Only such a note
+    reveals that the end of the chain was cut off, or that the whole chain was rewritten.
     """
     count, head = 0, HASH_BEFORE_FIRST
-    seen_expected = expected is None
+    found_expected = expected is None
     for entry in _entries():
         count += 1
         if entry.number != count:
@@ -93,14 +98,14 @@ def verify(*, expected: tuple[int, str] | None = None) -> Chain:
         if expected is not None and entry.number == expected[0]:
             if head != expected[1]:
                 return Chain(count, head, f"entry {count} is not the entry that was noted: its hash is {head}")
-            seen_expected = True
-    if not seen_expected and expected is not None:
+            found_expected = True
+    if not found_expected and expected is not None:
         return Chain(count, head, f"entry {expected[0]} is missing: the trail ends at {count}")
     return Chain(count, head, None)
 
 
 def hash_of(entry: AuditEntry) -> str:
-    """Return the hash an entry must have: SHA-256 over the digests of its fields in order, as the trigger does."""
+    """Return the hash that an entry must have: SHA-256 over the digests of its fields, as the trigger computes it."""
     fields = (
         str(entry.number),
         entry.previous_hash,

@@ -15,7 +15,8 @@ from users.refusal import Refusal
 TRIES_BEFORE_LOCK = 5
 FIRST_LOCK = timedelta(minutes=15)
 LONGEST_LOCK = timedelta(hours=24)
-# Hash of a PIN that nobody has. An unknown number is checked against it, so it takes as long to refuse as a known one.
+# Hash of a PIN that nobody has. The PIN for an unknown number is checked against this hash, so that the refusal takes
+# as long as for a known number.
 _UNUSED_PIN = make_password("not a PIN")
 
 
@@ -55,8 +56,8 @@ def check_pin(*, phone_number: str, pin: str, source: str, at: datetime) -> Cust
     """Return the member who has this number and this PIN. `source` is the address the login came from.
 
     Logins and wrong PINs of staff are recorded in the audit trail. Tries at a locked number are not recorded, so that
-    an untrusted caller cannot fill the trail. Wrong PINs are counted in PostgreSQL under the row's lock, so neither a
-    race nor a lost cache resets the count.
+    an untrusted caller cannot fill the trail. Wrong PINs are counted in PostgreSQL under the lock of the
+    member's row, so neither a race nor a lost cache resets the count.
     Locks: the member's row, then for staff the end of the audit trail.
     Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
     """

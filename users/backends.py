@@ -1,4 +1,4 @@
-"""Authentication backends of the REST API and the console, both built on users.auth."""
+"""Authentication backends: the console's login by PIN, and the REST API's bearer tokens."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class PinBackend(ModelBackend):
 
 
 class BearerAuthentication(TokenAuthentication):
-    """`Authorization: Bearer <token>`. A header that is not ASCII is a wrong token and answers 401, not 500."""
+    """`Authorization: Bearer <token>`. A header that is not ASCII counts as a wrong token: 401, not 500."""
 
     def authenticate(self, request: Request) -> Any:
         try:

@@ -24,7 +24,7 @@ def _is_phone_number(typed: str) -> None:
 
 
 class PhoneField(models.CharField):
-    """A phone number. It is stored and looked up as twelve digits, in whatever form it was typed."""
+    """A phone number, typed in any form. It is stored and looked up as twelve digits."""
 
     default_validators = [_is_phone_number]  # noqa: RUF012 - the base class declares it so
 
@@ -77,9 +77,10 @@ class CustomUserManager(BaseUserManager["CustomUser"]):
 class CustomUser(AbstractBaseUser, PermissionsMixin):
     """A member. With `is_staff` also a member of staff.
 
-    `balance` is the cached balance of the member's wallet, in shillings. A plain save never writes it, because the
-    ledger moves it. If code assigns `balance` and saves, the difference to the loaded value is posted as a transfer
-    against `opening`. A trigger that payments installs posts it; in production it refuses.
+    `balance` is the cached balance of the member's wallet, in shillings. `save` does not write this column, because the
+    ledger does. If code assigns `balance` and saves, the difference to the loaded value is posted as a transfer against
+    `opening`. The payments app installs the trigger that posts this transfer. In production the trigger refuses the
+    assignment.
     """
 
     public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -129,7 +130,7 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
             self._remember_balance()
 
     def _remember_balance(self) -> None:
-        # None if the balance is deferred: it was never read, so an assignment cannot be a difference to it.
+        # None if the balance is deferred. Without a loaded value, no difference to an assigned one can be computed.
         self._loaded_balance = self.__dict__.get("balance")
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -181,7 +182,7 @@ class AuditEntry(models.Model):
 
 
 class MemberNote(models.Model):
-    """A note of staff about a member; see users/staff_notes.py. Notes are never edited: a correction is a new note."""
+    """A note that staff wrote about a member; see users/staff_notes.py. Notes are never edited: write a new one."""
 
     member = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes")
     author = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes_written")
@@ -193,7 +194,10 @@ class MemberNote(models.Model):
 
 
 class Notice(models.Model):
-    """A message to a member, once per event of a subject. `sent_at` is the time of its SMS."""
+    """A message to a member. At most one exists for each kind, subject (such as a payout) and event.
+
+    `sent_at` is the time of its SMS.
+    """
 
     user = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notices", db_index=False)
     kind = models.CharField(max_length=20)

@@ -1,6 +1,6 @@
 """Notices to members.
 
-A notice is written in the transaction that makes it true. So no member is told of an event that was rolled back.
+A notice is written in the same transaction as its event. So no member is told of an event that was rolled back.
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from users.models import Notice
 def tell(*, user_id: int, kind: str, subject: str, event: str, text: str, at: datetime) -> None:
     """Add a notice for a member, in the caller's transaction. The text is cut at 500 characters.
 
-    Idempotent: by kind, subject and event.
+    Idempotent: a second notice of the same kind, subject and event is not added.
     """
     Notice.objects.bulk_create(
         [Notice(user_id=user_id, kind=kind, subject=subject, event=event, text=text[:500], created_at=at)],

@@ -17,9 +17,9 @@ def normalise(typed: str) -> str:
     """Return a Kenyan mobile number as twelve digits.
 
     Accepts `0712 345 678`, `+254712345678`, `254-712-345-678` and `712345678`. Ignores blanks, dashes, dots, brackets.
-    The prefix does not show if a number is on M-Pesa. Members can change network and keep the number, and operators get
+    The prefix does not show if a number is on M-Pesa. Members can change network and keep the number, and networks get
     new ranges.
-    Raises: NotAPhoneNumber for anything else, for example the common slip `25407…`.
+    Raises: NotAPhoneNumber for anything else, for example the common typing error `25407…`.
     """
     match = _TYPED.fullmatch(_BLANKS.sub("", typed)) if isinstance(typed, str) else None
     if match is None:

@@ -4,5 +4,6 @@
 class Refusal(Exception):
     """A rule refuses the request. Nothing was done, and no money moved.
 
-    Each subclass stands beside the function that raises it, and its name states the fact. Its message is for people.
+    Each subclass is defined beside the function that raises it. Its name states the reason, and its message is for
+    people.
     """

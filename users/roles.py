@@ -6,7 +6,7 @@ everything. Roles apply to the console only: the REST admin calls ask for `is_st
 
 from typing import Any
 
-# Codename and display name. All belong to the member model, because they say what a person may do.
+# Codename and display name. All permissions belong to the member model, because they are rights of a person.
 PERMISSIONS = {
     "view_console": "See the home page, markets, payouts and payouts in doubt, with phones masked",
     "view_ledger": "See accounts, transfers and the trial balance",
@@ -34,7 +34,7 @@ ROLES: dict[str, set[str]] = {
     "accountant": _READ_ONLY | {"view_audit", "export_books", "decide_recovery"},
     "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute"},
 }
-# Staff create a market and edit its description in forms of Django's admin, so these need Django's permissions.
+# Staff create a market and edit its description in forms of Django's admin. These forms need Django's permissions.
 FORMS: dict[str, set[tuple[str, str]]] = {
     "operator": {
         ("markets", "add_market"),
@@ -49,7 +49,7 @@ FORMS: dict[str, set[tuple[str, str]]] = {
 def install(group: Any, permission: Any, content_type: Any) -> None:
     """Create the roles and their permissions, or update them to the tables above.
 
-    Takes the model classes as arguments, because a migration has historical ones.
+    Takes the model classes as arguments, because a migration passes its historical model classes.
     Idempotent: a second call changes nothing.
     """
     member_model, _ = content_type.objects.get_or_create(app_label="users", model="customuser")

@@ -1,7 +1,7 @@
 """Second factor of staff: codes of an authenticator app (TOTP), and recovery codes.
 
 Each code works once. Recovery codes are for a lost phone; only a digest of each is stored. django-otp stores the
-devices and throttles wrong codes: the wait doubles after each wrong one. django-otp reads the clock itself, because a
+devices and throttles wrong codes: the wait doubles after each wrong code. django-otp reads the clock itself, because a
 code is valid for the present moment only.
 """
 
@@ -22,7 +22,7 @@ RECOVERY_CODES = 10
 
 
 class WrongCode(Refusal):
-    """The code is not the app's current one, was already used, or comes too soon after a wrong one."""
+    """The code is not the app's current code, was already used, or comes too soon after a wrong code."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def confirm(*, user: CustomUser, code: str, by: audit.Actor, at: datetime) -> li
 
 
 def check(*, user: CustomUser, code: str, by: audit.Actor, at: datetime) -> None:
-    """Accept a code of the member's app or a recovery code. Each works once. Record a wrong code in the audit trail.
+    """Accept a code of the member's app or a recovery code. Each code works once.
+
+    A wrong code is recorded in the audit trail.
 
     Locks: the device; for a wrong code also the end of the audit trail.
     Raises: WrongCode.
@@ -112,7 +114,7 @@ def _verify(device: TOTPDevice | StaticDevice, code: str) -> bool:
     typed = code.strip()
     if isinstance(device, TOTPDevice):
         well_formed = typed.isascii() and typed.isdigit() and len(typed) == device.digits
-        # django-otp counts "none" as a wrong code, so a malformed one is throttled too.
+        # django-otp counts "none" as a wrong code, so malformed codes are throttled too.
         return device.verify_token(typed) if well_formed else device.verify_token("none")
     return device.verify_token(_digest(typed))
 

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 def source_address(request: HttpRequest | Request) -> str | None:
     """Return the caller's address, or None if it is not an IP address.
 
-    It is the peer's address, or with trusted proxies the address that our outermost proxy saw.
+    This is the peer's address. With TRUSTED_PROXY_HOPS it is the address that our outermost proxy saw.
     """
     hops = settings.TRUSTED_PROXY_HOPS
     forwarded = [hop.strip() for hop in request.headers.get("X-Forwarded-For", "").split(",")]

@@ -1,4 +1,4 @@
-"""Notes of staff about members. They are never edited; each is in the audit trail."""
+"""Notes that staff write about members. Notes are never edited; the audit trail has an entry for each note."""
 
 from datetime import datetime
 

@@ -1,14 +1,16 @@
-"""`make demo` and `make run`: a whole KASOKO on this machine, with a simulator in the place of M-Pesa.
+"""`make demo` and `make run`: a whole KASOKO on this machine, with a simulator instead of M-Pesa.
 
     python -m api.demo           tell the story of a market from bets to payouts (story.py), prove it, stop
-    python -m api.demo --stay    start the same programs, with something to look at, and run until Ctrl-C
+    python -m api.demo --stay    start the same programs, make a market to look at, and run until Ctrl-C
 
-Exit status: 0 only if the books close, the provider's book agrees with ours and every winner has exactly their
-dividend; 1 with the first difference, or with the reason why it could not start; 130 if interrupted.
+Exit status:
+0 if the books close, the provider's book agrees with ours and every winner has exactly their dividend;
+1 with the first difference, or with the reason why the demo could not start;
+128 plus the number of the signal if it was interrupted (130 for Ctrl-C), but 0 with --stay.
 
-It runs on this checkout's own PostgreSQL and Redis, or on the servers that DATABASE_URL and CELERY_BROKER_URL name in
-the environment. It ignores a developer's `.env` and other exported settings. Its files (logs, pids, the simulator's
-book) go to `.kasoko/`, or to KASOKO_DEMO_DIR.
+The demo runs on this checkout's own PostgreSQL and Redis, or on the servers that DATABASE_URL and CELERY_BROKER_URL
+name in the environment. It ignores a developer's `.env` and other exported settings. Its files (logs, pids, the
+simulator's book) go to `.kasoko/`, or to KASOKO_DEMO_DIR.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from api.demo import supervisor
 from api.demo.screen import Screen
 from api.embedded import EmbeddedServerError
 
-# Faster than the defaults, so that nobody waits for M-Pesa's slow steps, and slow enough to see payouts leave.
+# The waits are shorter than the defaults, so that queries and retries come soon. The rate of payouts is lower, so that
+# one can see payouts leave.
 PACE = {
     "PAYOUT_TPS": "3",
     "PAYOUT_QUERY_AFTER": "3",
@@ -40,7 +43,7 @@ PACE = {
 
 
 class CannotRun(Exception):
-    """A reason why the demo must not or cannot run here, with what to do."""
+    """The demo must not or cannot run here. The message gives the reason and the remedy."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,13 +87,13 @@ def _run(screen: Screen, *, stay: bool) -> int:
         MPESA_CALLBACK_URL=f"{web}/api/payments/b2c-callback/",
     )
     with supervisor.Stack(state, say=lambda line: screen.say(f"! {line}", "yellow")) as running:
-        lock = _only_one(state, web)
+        lock = _lock_state_directory(state, web)
         screen.step("Starting PostgreSQL, Redis, the M-Pesa simulator, web, worker and beat")
-        # From here on the settings are read. They start the embedded servers if none are given.
+        # This reads the settings. They start the embedded servers if no servers are given.
         django.setup()
         call_command("migrate", verbosity=0)
         _refuse_other_workers(running)
-        # Models can be imported only now, and the story uses them.
+        # The story imports models, which is possible only now.
         from api.demo.story import Story
 
         book = state / "demo" / f"book-{_database_identity()}.jsonl"
@@ -110,7 +113,7 @@ def _run(screen: Screen, *, stay: bool) -> int:
     return status
 
 
-def _only_one(state: Path, web: str) -> int:
+def _lock_state_directory(state: Path, web: str) -> int:
     """Lock the state directory until this process ends, because two simulators cannot write one book.
 
     The lock file has the address of the web process. Raises: CannotRun, with that address, if the lock is taken.
@@ -150,7 +153,7 @@ def _refuse_other_workers(running: supervisor.Stack) -> None:
 
 
 def _database_identity() -> str:
-    """Return a name for this database that no other has, so that each has its own provider's book."""
+    """Return a name that only this database has, so that each database has its own book of the provider."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT system_identifier || '-' || oid FROM pg_control_system(), pg_database"

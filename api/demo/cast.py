@@ -16,7 +16,7 @@ OPERATOR_NAME = "Demo Operator"
 OPERATOR_NUMBER = 99
 MEMBER_PIN = "1234"
 WALLET = Decimal("5000.00")
-REFUSED, LOST, TWICE, SMALL = "Baraka", "Chebet", "Achieng", "Zawadi"
+PAYMENT_REFUSED, CALLBACK_LOST, BETS_TWICE, SMALL_DIVIDEND = "Baraka", "Chebet", "Achieng", "Zawadi"
 
 # (name, outcome, stake). Achieng bets twice and is paid once. Zawadi's dividend is too small for M-Pesa.
 BETS = (
@@ -39,12 +39,13 @@ class Cast:
         self.client, self.screen, self.directory = client, screen, directory
         self.run = _unused_run()
         self.tokens: dict[str, str] = {}
-        self.operator = ("OPERATOR", "")
+        # The shell variable that printed commands use for the token, and the token.
+        self.operator_token = ("OPERATOR", "")
         self.operator_phone = self.operator_pin = ""
 
     @property
     def login_file(self) -> Path:
-        """The body of the operator's login, so that a shell can log in without showing the PIN."""
+        """The file with the body of the operator's login request. A shell can post it without showing the PIN."""
         return self.directory / "login.json"
 
     def phone(self, name: str) -> str:
@@ -52,16 +53,16 @@ class Cast:
         return self._phone_of(NAMES.index(name))
 
     def faults(self) -> list[str]:
-        """Return the simulator's faults: it refuses one phone's payment once, and loses the callback of another."""
-        return [f"{self.phone(REFUSED)}=fail:2040x1", f"{self.phone(LOST)}=callback_lost"]
+        """Return the simulator's faults: it refuses one phone's payment once, and loses another phone's callback."""
+        return [f"{self.phone(PAYMENT_REFUSED)}=fail:2040x1", f"{self.phone(CALLBACK_LOST)}=callback_lost"]
 
-    def member(self, name: str) -> tuple[str, str]:
-        """Return the name of a member's token in printed commands, and the token."""
+    def member_token(self, name: str) -> tuple[str, str]:
+        """Return the shell variable that printed commands use for a member's token, and the token."""
         return ("MEMBER", self.tokens[name])
 
     def log_in_operator(self) -> None:
         """Create the operator if there is none, and log in. The PIN of an earlier run stays valid."""
-        self.operator_pin = _read_or_draw_pin(self.directory / "operator-pin")
+        self.operator_pin = _read_or_choose_pin(self.directory / "operator-pin")
         operator = CustomUser.objects.filter(full_name=OPERATOR_NAME, is_superuser=True).first()
         if operator is None:
             phone = self._phone_of(OPERATOR_NUMBER)
@@ -75,7 +76,7 @@ class Cast:
             operator.save()
         self.operator_phone = operator.phone_number
         self._write_login_file()
-        self.operator = ("OPERATOR", self._log_in(operator.phone_number, self.operator_pin, shown=True))
+        self.operator_token = ("OPERATOR", self._log_in(operator.phone_number, self.operator_pin, shown=True))
 
     def make_members(self) -> None:
         """Create the members with their wallets and log each of them in."""
@@ -85,14 +86,17 @@ class Cast:
             member.save()
             self.tokens[name] = self._log_in(member.phone_number, MEMBER_PIN, shown=name == NAMES[0])
         self.screen.say(
-            f"{len(NAMES)} members with {money(WALLET)} each. Below, $OPERATOR and $MEMBER are tokens of these logins."
+            f"{len(NAMES)} members with {money(WALLET)} each. Below, $OPERATOR is the operator's token, and $MEMBER is"
+            " the token of the member who makes the call."
         )
 
     def wallets(self, names: tuple[str, ...]) -> dict[str, Decimal]:
         """Return the wallet balances of some members."""
         return {
             name: Decimal(
-                self.client.call("GET", "/api/users/me/", who=self.member(name), shown=name == names[0])["balance"]
+                self.client.call("GET", "/api/users/me/", who=self.member_token(name), shown=name == names[0])[
+                    "balance"
+                ]
             )
             for name in names
         }
@@ -114,15 +118,18 @@ def _prefix(run: int) -> str:
 
 
 def _unused_run() -> int:
-    """Return the number of a run whose phone numbers do not exist yet."""
+    """Return a random run number, which is not yet part of any member's phone number."""
     while True:
         run = secrets.randbelow(100_000)
         if not CustomUser.objects.filter(phone_number__startswith=_prefix(run)).exists():
             return run
 
 
-def _read_or_draw_pin(path: Path) -> str:
-    """Return the operator's PIN, drawn once, so that a login printed by an earlier run still works."""
+def _read_or_choose_pin(path: Path) -> str:
+    """Return the operator's PIN. The first run chooses it at random.
+
+    Later runs read it, so that a login printed by an earlier run still works.
+    """
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"{secrets.randbelow(10**6):06d}")

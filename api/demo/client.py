@@ -14,12 +14,12 @@ JSON_HEADER = "-H 'Content-Type: application/json'"
 
 
 class Refused(StackError):
-    """An HTTP call that was answered with an error the demo does not expect."""
+    """An HTTP call was answered with an error that the demo does not expect."""
 
 
 @dataclass
 class Client:
-    """Calls to one base URL over HTTP. A web process that is being restarted is waited for."""
+    """HTTP client of one base URL. It waits for a web process that is being restarted."""
 
     base_url: str
     running: Stack
@@ -35,9 +35,10 @@ class Client:
         key: str = "",
         shown: bool = True,
     ) -> Any:
-        """Make one call and return its JSON. `who` is the token's name in the printed command, and the token.
+        """Make one call and return its JSON. `who` is the token's shell variable and the token.
 
-        A call whose connection broke is repeated. If the repetition is answered 409, the first one had arrived.
+        If the connection breaks or the answer is 503, the call is repeated. A repetition that is answered 409 succeeds,
+        because an earlier call had arrived.
         Raises: Refused; StackError; supervisor.Interrupted.
         """
         if shown:
@@ -69,7 +70,7 @@ class Client:
         return json.loads(raw)
 
     def _as_curl(self, method: str, path: str, body: Any, who: tuple[str, str] | None, key: str) -> list[str]:
-        """Return the parts of the call's curl command. curl 7.81 has no --json."""
+        """Return the parts of the call's curl command, without --json, which curl 7.81 does not know."""
         parts = ["curl"]
         parts += [f'-H "Authorization: Bearer ${who[0]}"'] if who else []
         parts += [f"-H {shlex.quote(f'Idempotency-Key: {key}')}"] if key else []

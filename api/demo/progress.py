@@ -28,8 +28,8 @@ def follow(
 ) -> dict[str, Any]:
     """Follow a settlement until none of its payouts is under way, and return its last status.
 
-    `payouts` are the ones that the bar counts, from 0. Every other payout of the market must be completed already.
-    `noun` names what is counted. Raises: StackError, with the worker's log, after PAID_WITHIN_SECONDS.
+    `payouts` are the payouts that the bar counts. All other payouts of the market must be completed already.
+    `noun` is the word for them in the output. Raises: StackError, with the worker's log, after PAID_WITHIN_SECONDS.
     """
     path = f"/api/markets/admin/settlement-status/{market_id}/"
     statuses = [client.call("GET", path, who=who)]
@@ -42,7 +42,7 @@ def follow(
 
         def finished() -> bool:
             nonlocal printed
-            # Counted before the status is read: the status then knows all of these payouts.
+            # The payouts are counted before the status is read, so the status includes all of them.
             total = payouts.count()
             status = client.call("GET", path, who=who, shown=False)
             statuses.append(status)

@@ -30,7 +30,7 @@ class Winner:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The provider's book beside ours: rows of payments, shillings and charges, and the differences in words."""
+    """Comparison of the provider's book with ours: rows of figures, and the differences in words."""
 
     rows: tuple[tuple[str, str, str], ...]
     differences: tuple[str, ...]
@@ -38,7 +38,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Division:
-    """A settled market's pool beside the sums of its payouts, fee and refunds, in shillings."""
+    """A settled market's pool, and the sums of its payouts, fee and refunds, in shillings."""
 
     market_id: int
     pool: Decimal
@@ -78,7 +78,7 @@ def winners(settlement: Settlement) -> list[Winner]:
 
 
 def division(settlement: Settlement) -> Division:
-    """Add up what a settlement paid out and gave back."""
+    """Add up the payouts and the refunds of a settlement."""
     sums = dict.fromkeys(("PAYOUT", "REFUND"), journal.ZERO)
     for kind, amount in Transaction.objects.filter(settlement=settlement).values_list("type", "amount"):
         sums[kind] += amount
@@ -124,8 +124,8 @@ def pool_differences(settlement: Settlement) -> list[str]:
 def compare(book: Mapping[str, Any], market_ids: Collection[int]) -> Comparison:
     """Compare the provider's book with ours, receipt by receipt.
 
-    `book` is the simulator's answer at /sandbox/book. Each of its payments must be in our books. Each completed payment
-    of these markets must be in its book. Other markets may have been paid through another book.
+    `book` is the simulator's answer at /sandbox/book. Each payment in it must be in our books. Each completed payment
+    of these markets must be in the simulator's book. Other markets may have been paid through another book.
     """
     provider_payments = {
         payment["ocid"]: (Decimal(payment["amount"]), payment["receipt"], payment["phone"])

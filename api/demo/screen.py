@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 INDENT = "  "
-# Keeps "KES" and its amount on one line. It is an ordinary space by the time it is printed.
+# Keeps "KES" and its amount on one line. It becomes an ordinary space before printing.
 _UNBREAKABLE_SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -37,8 +37,8 @@ class Screen:
         self._print(f"\n{self._wrap(sentence)}", style)
 
     def command(self, lines: Sequence[str]) -> None:
-        """Print a command as it can be pasted. Its parts are on lines of their own where they do not fit on one."""
-        self._print(f"{INDENT}$ " + paste(lines, self.console.width - 4).replace("\n", f"\n{INDENT}  "), "dim")
+        """Print a command in a form that can be pasted into a shell. A long command is broken between its parts."""
+        self._print(f"{INDENT}$ " + as_shell_lines(lines, self.console.width - 4).replace("\n", f"\n{INDENT}  "), "dim")
 
     def plain(self, text: str = "") -> None:
         """Print lines exactly as they are, so that a reader can copy them."""
@@ -73,11 +73,11 @@ class Screen:
         )
 
     def _print(self, text: str, style: str) -> None:
-        # With soft_wrap, rich leaves the lines alone: an URL or a hash stays whole when it is copied.
+        # With soft_wrap, rich does not break lines, so a URL or a hash can be copied whole.
         self.console.print(_printable(text), style=style, markup=False, soft_wrap=True)
 
 
-def paste(parts: Sequence[str], width: int) -> str:
+def as_shell_lines(parts: Sequence[str], width: int) -> str:
     """Join the parts of a shell command, with a backslash at the end of each line that is full."""
     lines = [parts[0]]
     for part in parts[1:]:

@@ -1,7 +1,7 @@
 """The demo's story: members bet, an operator resolves, M-Pesa pays, one payout fails and is retried.
 
-Members and markets are made through the models, because there is no registration yet. Everything else is a call over
-HTTP, as any client would make it, and each step prints its call as a curl command.
+Members, markets and the opening float are created in Python, because no REST call creates them. All other steps are
+HTTP calls, as any client would make them, and each step prints its call as a curl command.
 """
 
 import time
@@ -16,9 +16,9 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from api.demo import progress, proof, transparency
-from api.demo.cast import BETS, LOST, NAMES, VOID_BETS, Cast
+from api.demo.cast import BETS, CALLBACK_LOST, NAMES, VOID_BETS, Cast
 from api.demo.client import Client
-from api.demo.screen import Screen, money, paste
+from api.demo.screen import Screen, as_shell_lines, money
 from api.demo.supervisor import Stack, StackError
 from markets.models import NAIROBI, Market
 from payments.ledger import journal, trial_balance
@@ -31,7 +31,7 @@ PASTE_WIDTH = 78
 
 
 class Story:
-    """One telling, with new members and new markets. `book` is the simulator's file."""
+    """One run of the story, with new members and new markets. `book` is the file of the simulator's book."""
 
     def __init__(self, *, screen: Screen, running: Stack, web: str, simulator: str, state: Path, book: Path) -> None:
         self.screen, self.running, self.web, self.state = screen, running, web, state
@@ -90,10 +90,10 @@ class Story:
         self.screen.step("The operator previews the outcome Yes and resolves the market; winners are paid")
         preview = self._preview(market, "Yes")
         body = {"market_id": market.pk, "outcome": "Yes", "preview_hash": preview["preview_hash"]}
-        self.client.call("POST", "/api/markets/admin/resolve/", body, who=self.cast.operator)
+        self.client.call("POST", "/api/markets/admin/resolve/", body, who=self.cast.operator_token)
         by_mpesa = self._payouts(market).filter(destination=Transaction.Destination.MPESA)
         status = self._follow(market, by_mpesa, "payments completed")
-        resolved, settled = _eat(status["resolved_at"]), _eat(status["settled_at"])
+        resolved, settled = _nairobi_time(status["resolved_at"]), _nairobi_time(status["settled_at"])
         failed = list(self._failed(market))
         self.screen.say(f"Resolved {resolved}, settled {settled}, {len(failed)} failed.")
         for payout in failed:
@@ -107,7 +107,7 @@ class Story:
 
     def _preview(self, market: Market, outcome: str) -> dict[str, Any]:
         path = f"/api/markets/admin/settlement-preview/{market.pk}/?outcome={outcome}"
-        (preview,) = self.client.call("GET", path, who=self.cast.operator)["previews"]
+        (preview,) = self.client.call("GET", path, who=self.cast.operator_token)["previews"]
         payouts, utility = preview["payouts"], preview["float"]
         self.screen.say(
             f"If {outcome} wins, {preview['winners']} winners get {money(payouts['total'])} of a pool of"
@@ -119,10 +119,10 @@ class Story:
 
     def _show_the_lost_callback(self, market: Market) -> None:
         attempts = Attempt.objects.filter(transaction__settlement__market=market, state=Attempt.State.PAID)
-        for attempt in attempts.filter(phone_number=self.cast.phone(LOST)).exclude(callbacks__kind="result"):
+        for attempt in attempts.filter(phone_number=self.cast.phone(CALLBACK_LOST)).exclude(callbacks__kind="result"):
             self.screen.say(
-                f"LOST CALLBACK: no result came for {LOST}'s {money(attempt.amount)}. A status query to M-Pesa shows"
-                f" that it was paid, receipt {attempt.receipt}. Nothing was sent twice."
+                f"LOST CALLBACK: no result came for {CALLBACK_LOST}'s {money(attempt.amount)}. A status query to"
+                f" M-Pesa shows that it was paid, receipt {attempt.receipt}. Nothing was sent twice."
             )
 
     def _retry_failed_payouts(self, market: Market) -> None:
@@ -132,7 +132,7 @@ class Story:
         self.screen.step("The failed payout is retried")
         for payout in failed:
             body = {"transaction_id": payout.pk}
-            self.client.call("POST", "/api/payments/admin/retry-payout/", body, who=self.cast.operator)
+            self.client.call("POST", "/api/payments/admin/retry-payout/", body, who=self.cast.operator_token)
         retried = Transaction.objects.filter(pk__in=[payout.pk for payout in failed])
         self._follow(market, retried, "payments completed")
         for payout in retried.select_related("user"):
@@ -146,7 +146,7 @@ class Story:
         before = self.cast.wallets(names)
         self._bet(market, VOID_BETS)
         body = {"market_id": market.pk, "reason": "cancelled"}
-        self.client.call("POST", "/api/markets/admin/void/", body, who=self.cast.operator)
+        self.client.call("POST", "/api/markets/admin/void/", body, who=self.cast.operator_token)
         self._follow(market, self._payouts(market), "stakes returned")
         for name, after in self.cast.wallets(names).items():
             self.screen.say(f"{name}'s wallet: {money(before[name])} before the bet, {money(after)} now.")
@@ -157,21 +157,24 @@ class Story:
     def _prove(self, market: Market, void: Market) -> list[str]:
         """Print the proof from three sides, and return the differences."""
         self.screen.step("The proof")
-        settlements = [proof.settlement_of(each.pk) for each in (market, void)]
+        settlements = [proof.settlement_of(decided.pk) for decided in (market, void)]
         self._print_winners(settlements[0])
         divisions = [proof.division(settlement) for settlement in settlements]
         self.screen.table(
             ("Market", "Pool", "= Payouts", "+ Fee", "+ Refunds"),
             [
-                (str(each.market_id), *map(money, (each.pool, each.payouts, each.fee, each.refunds)))
-                for each in divisions
+                (
+                    str(division.market_id),
+                    *map(money, (division.pool, division.payouts, division.fee, division.refunds)),
+                )
+                for division in divisions
             ],
         )
         self._print_trial_balance()
         comparison = self._compare_with_provider()
         self.screen.table(("M-Pesa", "Our book", "Provider's book"), comparison.rows)
-        differences = [difference for each in divisions for difference in each.differences]
-        differences += [difference for each in settlements for difference in proof.pool_differences(each)]
+        differences = [difference for division in divisions for difference in division.differences]
+        differences += [difference for settled in settlements for difference in proof.pool_differences(settled)]
         return differences + proof.ledger_differences() + list(comparison.differences)
 
     def _print_winners(self, settlement: Any) -> None:
@@ -206,7 +209,7 @@ class Story:
         )
 
     def _compare_with_provider(self) -> proof.Comparison:
-        """Compare the books until they agree, at most 20 s: payouts of a killed earlier run may be under way."""
+        """Compare the books until they agree, at most 20 s, as a killed run's payouts may be under way."""
         market_ids = [int(line) for line in self.markets_of_book.read_text().split()]
         comparisons = [proof.compare(self.provider.call("GET", "/sandbox/book"), market_ids)]
 
@@ -216,7 +219,7 @@ class Story:
                 comparisons.append(proof.compare(book, market_ids))
             return not comparisons[-1].differences
 
-        # On a timeout the caller reports the differences, which say more.
+        # After a timeout the caller reports the differences, which say more than the timeout.
         with suppress(StackError):
             self.running.until(agree, what="the books to agree", seconds=20)
         return comparisons[-1]
@@ -225,7 +228,7 @@ class Story:
 
     def _print_addresses(self) -> None:
         self.screen.step("Where to look next")
-        # Not in a panel, because its border would be copied along.
+        # Not in a panel, because a reader would copy its border too.
         for line in (
             f"Console   {self.web}/admin/",
             f"API       {self.web}/api/markets/",
@@ -266,7 +269,7 @@ class Story:
                 "POST",
                 f"/api/markets/{market.pk}/bets/",
                 {"outcome": outcome, "amount": stake},
-                who=self.cast.member(name),
+                who=self.cast.member_token(name),
                 key=f"demo-{self.cast.run}-{market.pk}-{number}",
                 shown=number == 0,
             )
@@ -277,7 +280,9 @@ class Story:
         self.screen.say(f"{_bets(len(bets))}. Pool {money(pool['pool'])}: {stakes}.")
 
     def _follow(self, market: Market, payouts: QuerySet[Transaction, Transaction], noun: str) -> dict[str, Any]:
-        return progress.follow(self.client, self.screen, market.pk, who=self.cast.operator, payouts=payouts, noun=noun)
+        return progress.follow(
+            self.client, self.screen, market.pk, who=self.cast.operator_token, payouts=payouts, noun=noun
+        )
 
     def _payouts(self, market: Market) -> QuerySet[Transaction, Transaction]:
         return Transaction.objects.filter(settlement__market=market).order_by("pk")
@@ -303,12 +308,12 @@ def resolve_commands(web: str, login_file: str) -> list[str]:
         ],
         ["curl", authorisation, f"{web}/api/markets/admin/settlement-status/$MARKET/"],
     )
-    return [line for command in commands for line in paste(command, PASTE_WIDTH).splitlines()]
+    return [line for command in commands for line in as_shell_lines(command, PASTE_WIDTH).splitlines()]
 
 
 def _bets(count: int) -> str:
     return "1 bet" if count == 1 else f"{count} bets"
 
 
-def _eat(moment: str) -> str:
+def _nairobi_time(moment: str) -> str:
     return f"{datetime.fromisoformat(moment).astimezone(NAIROBI):%H:%M:%S} EAT"

@@ -1,7 +1,7 @@
-"""The supervisor: it starts all programs of a KASOKO, restarts dead ones and stops them at the end.
+"""The supervisor, which starts all programs of a KASOKO, restarts dead programs and stops all.
 
-It has one thread. Its user waits in `Stack.until`, which notices deaths, restarts programs and obeys Ctrl-C and
-SIGTERM. Each program leads its own process group, so Ctrl-C at the terminal reaches the supervisor only. It then stops
+It has one thread. Its caller waits in `Stack.until`, which restarts dead programs and obeys Ctrl-C and SIGTERM. Each
+program leads its own process group, so Ctrl-C at the terminal reaches the supervisor only. The supervisor then stops
 the programs in order. On Linux the programs are told to stop even if the supervisor is killed.
 """
 
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 60.0
 DEATHS_ALLOWED, DEATHS_WITHIN_SECONDS = 5, 60.0
 PAUSE_SECONDS = 0.05
-# Settings that a developer exported for another installation must not reach this one. The servers' URLs may.
+# Settings that a developer exported for another installation must not reach this one. The URLs of servers may.
 FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROXY", "SETTLEMENT_", "SWEEP_", "CELERY_",
            "GUNICORN_", "TOKEN_HOURS", "STAFF_", "STEP_UP_")  # fmt: skip
 SERVERS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
@@ -73,7 +73,7 @@ class Stack:
 
     def __enter__(self) -> "Stack":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Under nohup the hang-up signal is ignored, and that stays so.
+            # nohup makes the process ignore the hang-up signal. It stays ignored.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
         return self
@@ -109,7 +109,7 @@ class Stack:
             self.tend()
 
     def tend(self) -> None:
-        """Restart dead programs. Raises: StackError for one that died too often within a minute; Interrupted."""
+        """Restart dead programs. Raises: StackError if a program died too often within a minute; Interrupted."""
         if self._signal:
             raise Interrupted(self._signal)
         for program in self.programs:
@@ -147,11 +147,11 @@ class Stack:
         self._pid_file(program).write_text(f"{program.child.pid}\n")
 
     def _bury(self, program: Program) -> str:
-        """Kill the rest of a program's group, and return in words how the program ended."""
+        """Kill the rest of a program's group, and return its signal or exit status in words."""
         child, program.child = program.child, None
         if child is None:
             return "not running"
-        # The system gives a group's number to no other process while one of its members lives.
+        # While a process of the group lives, the system gives the group's number to no other process.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         status = child.wait()
@@ -172,7 +172,7 @@ class Stack:
         return self.state / "pids" / program.name
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        # Only noted, because an exception at this moment could lose a child that was just started.
+        # The signal is only noted, because an exception at this moment could lose a child that was just started.
         self._signal = self._signal or number
 
 
@@ -190,9 +190,9 @@ def isolate(environment: MutableMapping[str, str]) -> None:
 def free_port(preferred: int = 0) -> int:
     """Return a free port: the preferred one, or one below the range of the system's outgoing connections."""
     for port in [preferred] * bool(preferred) + [15_000 + secrets.randbelow(17_000) for _ in range(100)]:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, port))
             return port
     raise StackError("No free port was found.")
 

@@ -42,7 +42,7 @@ def show(client: Client, screen: Screen, market_id: int, member: tuple[str, str]
 
 
 def _verify_alone(body: Any, path: Path, client: Client, screen: Screen) -> list[str]:
-    """Save a document and verify it with the script that uses nothing of the project."""
+    """Save a document and verify it with a script that imports nothing from the project."""
     path.write_text(json.dumps(body))
     script = settings.BASE_DIR / "docs" / "verify_settlement.py"
     client.show(["python3 docs/verify_settlement.py", str(path)])

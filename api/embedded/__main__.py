@@ -1,7 +1,7 @@
 """The commands `status`, `stop` and `erase`, and the keeper's own start.
 
 Run by path: `python -P api/embedded stop`. The interpreter then knows no package, so this file loads its directory as
-one, under a name of its own. Importing `api.embedded` would import `api`, which needs Celery and the settings.
+the package `kasoko_embedded`. Importing `api.embedded` would import `api`, which needs Celery and the settings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ USAGE = "usage: python -P api/embedded status | stop | erase [checkout]"
 
 def _load_package() -> None:
     """Import the package that this file belongs to, by its path."""
-    # Python puts a directory that it runs at the front of the path, also with -P. Our file names must not be modules.
+    # Python puts a directory that it runs at the front of sys.path, also with -P. Our files must not become top-level
+    # modules.
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != PACKAGE_DIR]
     spec = importlib.util.spec_from_file_location(PACKAGE_NAME, PACKAGE_DIR / "__init__.py")
     if spec is None or spec.loader is None:

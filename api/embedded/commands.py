@@ -14,8 +14,8 @@ PROFILES: tuple[Profile, Profile] = ("durable", "fast")
 def main(arguments: list[str], *, default_checkout: Path, usage: str) -> int:
     """Run one command and return the exit status.
 
-    `status`, `stop` and `erase` take a checkout as an optional second argument. The keeper is started with a state
-    directory and a profile instead.
+    `status`, `stop` and `erase` take a checkout as an optional second argument. To start the keeper,
+    the arguments are a state directory and a profile.
     """
     base_dir = Path(arguments[1]) if len(arguments) > 1 else default_checkout
     match arguments:

@@ -1,4 +1,4 @@
-"""Status, stop and erase: what a person does with a checkout's servers."""
+"""Status, stop and erase: the commands of a person for a checkout's servers."""
 
 from __future__ import annotations
 

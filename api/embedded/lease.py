@@ -1,4 +1,4 @@
-"""The lease: how a process obtains the servers, keeps them running and gives them back."""
+"""The lease, by which a process obtains the servers and keeps them running."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ensure(base_dir: Path, *, postgres: bool, redis: bool, profile: Profile = "d
 
     PostgreSQL appears as DATABASE_URL. Redis appears as CELERY_BROKER_URL, CELERY_RESULT_BACKEND and CACHE_URL, which
     are its databases 0, 1 and 2. The calling process and its forks keep the servers alive until they end. The profile
-    `fast` is a second pair for tests, which gives up durability for speed.
+    `fast` is a second pair of servers for tests. It is faster, because it gives up durability.
     Idempotent: a second call returns the servers that the first one started.
     Raises: EmbeddedServerError, with the end of the server's log, after START_SECONDS at the latest.
     """
@@ -43,7 +43,8 @@ def ensure(base_dir: Path, *, postgres: bool, redis: bool, profile: Profile = "d
     try:
         for directory in (state.parent, state) if profile == "fast" else (state,):
             directory.mkdir(mode=0o700, exist_ok=True)
-            # Root's servers must pass through to their data. With 0711 they cannot list or open what is beside it.
+            # Root's servers run as another user, who must pass through this directory to the data. Mode 0711 allows
+            # this, but no listing.
             if os.geteuid() == 0 and directory.stat().st_uid == 0:
                 directory.chmod(0o711)
         _hold_lease(state, deadline)
@@ -98,7 +99,7 @@ def _await_servers(state: Path, profile: Profile, wanted: list[str], deadline: f
         if not keeper_is_alive(state, forget=True):
             _launch_keeper(state, profile)
             launches += 1
-            # A keeper that was just ending may have read and removed the first request.
+            # A keeper that was ending may have read and removed the first request.
             requested_at = {name: _request(state, name) for name in wanted}
         announced = announcement(state)
         for name, moment in requested_at.items():
@@ -121,7 +122,7 @@ def _launch_keeper(state: Path, profile: Profile) -> None:
     # In a checkout that is not root's, root runs the keeper as the owner. The owner can then use all files later.
     as_owner = run_as(owner.st_uid, owner.st_gid) if os.geteuid() == 0 and owner.st_uid != 0 else {}
     with files.append(log) as output:
-        # The program forks and returns with the lock held. The keeper is then nobody's child, and Ctrl-C cannot end it.
+        # The program forks and returns with the lock held. The keeper is then not our child, and Ctrl-C cannot end it.
         launched = subprocess.run(
             [sys.executable, "-P", str(Path(__file__).resolve().parent), str(state), profile],
             stdin=subprocess.DEVNULL,

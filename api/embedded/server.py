@@ -1,4 +1,4 @@
-"""One embedded server: start, readiness and stop, apart from what differs by engine."""
+"""One embedded server: the parts of start, readiness and stop that both engines share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 
 @dataclass
 class Server(ABC):
-    """A server's place, passwords and port, and its process while it runs."""
+    """A server's directory, passwords and port, and its process while it runs."""
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
@@ -43,7 +43,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def urls(self) -> dict[str, str]:
-        """The URLs of the server, by the setting that takes them."""
+        """The URLs of the server, by the name of the setting for each URL."""
 
     @abstractmethod
     def _prepare(self, lock: int) -> None:
@@ -143,10 +143,10 @@ class Server(ABC):
 
 
 def _is_port_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            listener.bind((HOST, port))
         except OSError:
             return False
     return True

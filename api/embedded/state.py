@@ -51,7 +51,7 @@ def announcement(state: Path) -> dict[str, Any]:
 
 def _is_running(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        # A killed process whose parent has not collected it still answers signals. Its state is Z.
+        # A killed process still accepts signals until its parent has collected it. Its state is Z.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     try:
         os.kill(pid, 0)

@@ -24,9 +24,9 @@ ACCEPTED = {"ResultCode": 0, "ResultDesc": "Accepted"}
 @csrf_exempt
 @require_POST
 def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpResponse:
-    """Store the result of one B2C request, sent to the address that the request was given.
+    """Store the result of one B2C request. M-Pesa sends it to the address that we gave with the request.
 
-    Without a token in the path it is the plain callback of the guide's part 4.4. It names the payout by
+    Without a token in the path, this is the plain callback of the guide's part 4.4, which names the payout by
     `ExternalReference`. Outside production it is applied at once. In production the plain address answers 404.
     """
     if token is not None:
@@ -56,21 +56,21 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
 @csrf_exempt
 @require_POST
 def b2c_timeout_callback(request: HttpRequest, token: str) -> HttpResponse:
-    """Store a timeout: M-Pesa's queue dropped our request or query. It proves nothing about the money."""
+    """Store a timeout: M-Pesa's queue dropped our request or query. A timeout proves nothing about the money."""
     return _store(request, Callback.Kind.TIMEOUT, token)
 
 
 @csrf_exempt
 @require_POST
 def status_result_callback(request: HttpRequest, token: str) -> HttpResponse:
-    """Store the answer to one status query, sent to the address that the query was given."""
+    """Store the answer to one status query. M-Pesa sends it to the address that we gave with the query."""
     return _store(request, Callback.Kind.STATUS, token)
 
 
 @csrf_exempt
 @require_POST
 def balance_result_callback(request: HttpRequest, token: str) -> HttpResponse:
-    """Store the answer to one balance query, sent to the address that the query was given."""
+    """Store the answer to one balance query. M-Pesa sends it to the address that we gave with the query."""
     return _store(request, Callback.Kind.BALANCE, token)
 
 

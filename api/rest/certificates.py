@@ -31,7 +31,7 @@ class SettlementCertificate(APIView):
 
 
 class SettlementBets(APIView):
-    """`GET /api/markets/<id>/settlement/bets.jsonl`: every bet without names, one per line."""
+    """`GET /api/markets/<id>/settlement/bets.jsonl`: every bet on one line, without names."""
 
     permission_classes = (AllowAny,)
 
@@ -43,7 +43,7 @@ class SettlementBets(APIView):
 
 
 class BetExplanation(APIView):
-    """`GET /api/markets/<id>/bets/<bet>/explanation/`: explanation of the caller's bet. Staff may read every bet's."""
+    """`GET /api/markets/<id>/bets/<bet>/explanation/`: explain the caller's bet. Staff may read about any bet."""
 
     permission_classes = (IsAuthenticated,)
 

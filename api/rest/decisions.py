@@ -45,7 +45,10 @@ class ScratchBody(WithReasonBody):
 
 
 class PreviewQuery(Body):
-    """`outcome`, or `weights` (A:50,B:50) with `rule`, or `void`. Without any: every outcome, and a void."""
+    """Query of a preview: `outcome`, or `weights` (A:50,B:50) with `rule`, or `void`.
+
+    Without any of these, each running outcome and a void are previewed.
+    """
 
     outcome = serializers.CharField(max_length=120, required=False)
     weights = serializers.CharField(max_length=10_000, required=False)
@@ -152,7 +155,7 @@ def _preview_body(shown: preview.Preview, at: datetime) -> dict[str, Any]:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def approve_proposal(request: Request) -> Response:
-    """`POST …/admin/approve/` {proposal_id, preview_hash}: approve another person's proposal, which carries it out."""
+    """`POST …/admin/approve/` {proposal_id, preview_hash}: approve another person's proposal and carry it out."""
     body = checked(ApproveBody(data=request.data))
     approved = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
     if isinstance(approved, undo.Undoing):
@@ -180,7 +183,7 @@ def reject_proposal(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def withdraw_resolution(request: Request) -> Response:
-    """`POST …/admin/withdraw/` {market_id, reason}: withdraw a resolution before its payouts may leave."""
+    """`POST …/admin/withdraw/` {market_id, reason}: withdraw a resolution before any payout may leave."""
     body = checked(WithReasonBody(data=request.data))
     withdrawn = resolutions.withdraw(**body, by=actor(request), at=timezone.now())
     wiring.after_decision(withdrawn)
@@ -207,7 +210,7 @@ def scratch_outcome(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def undo_settlement(request: Request) -> Response:
-    """`POST …/admin/undo/` {market_id, reason}: undo a settlement. Members then owe what M-Pesa already paid them."""
+    """`POST …/admin/undo/` {market_id, reason}: undo a settlement. Members then owe the sums that M-Pesa paid."""
     body = checked(WithReasonBody(data=request.data))
     started = undo.undo(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
     return proposed(started) if isinstance(started, proposals.Proposed) else _undoing(started)

@@ -1,4 +1,4 @@
-"""Health checks: `/healthz` shows that the process runs, `/readyz` that it can work."""
+"""Health checks: `/healthz` for the process alone, `/readyz` for the process with its servers."""
 
 import redis
 from django.db import DatabaseError, connection
@@ -15,7 +15,8 @@ def healthz(request: HttpRequest) -> JsonResponse:
 def readyz(request: HttpRequest) -> JsonResponse:
     """Answer 200 if PostgreSQL answers, else 503.
 
-    The body also reports Redis. Without Redis bets and resolves still work, and the sweeps do the rest later.
+    The body also reports Redis. Without Redis members can still bet and staff can still resolve; the sweeps later do
+    the work for which no message was sent.
     """
     checks = {"postgresql": _postgresql(), "redis": _redis()}
     return JsonResponse(checks, status=200 if checks["postgresql"] == "ok" else 503)

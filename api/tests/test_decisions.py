@@ -1,7 +1,7 @@
 """The operator's decisions, over HTTP against the real processes.
 
-One market is decided twice too early: it is previewed, approved, withdrawn and undone. In another an outcome is
-scratched, and it ended before it was closed. It is certified and disputed.
+The first market is decided twice too early: its decisions are previewed, approved, withdrawn and undone. In the second
+market an outcome is scratched, and the event ended before bets were closed. This market is certified and disputed.
 """
 
 import json

@@ -64,7 +64,7 @@ def pids(tmp_path: Path) -> Callable[[], dict[str, int]]:
 
 
 def read_until(demo: "subprocess.Popen[str]", words: str) -> list[str]:
-    """Read the demo's lines up to the first that matches `words`. Fail with all of them if the demo ends before."""
+    """Read the demo's lines up to the first line that matches `words`. Fail with all lines if the demo ends first."""
     lines: list[str] = []
     assert demo.stdout is not None
     for line in demo.stdout:
@@ -80,7 +80,7 @@ def on_one_line(told: str) -> str:
 
 
 def row(name: str, *amounts: str) -> str:
-    """Return a pattern of a table's row: a name and amounts in shillings."""
+    """Return a pattern for a row of a table: a name and amounts in shillings."""
     return name + "".join(f" +KES {re.escape(amount)}" for amount in amounts)
 
 

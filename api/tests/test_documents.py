@@ -1,4 +1,4 @@
-"""Documents: every link and every path that they name exists."""
+"""Documents: every link, path and command in them exists."""
 
 import re
 import subprocess

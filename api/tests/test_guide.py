@@ -1,4 +1,4 @@
-"""The user's guide, walked over HTTP against the real processes. Each of its commands does what the guide says."""
+"""The user's guide, followed over HTTP against the real processes: each command does as the guide says."""
 
 import json
 import re
@@ -177,7 +177,7 @@ def _create_resolve_and_be_paid(place: Running) -> None:
 
 
 def _call_the_dashboards_paths(place: Running) -> None:
-    """Call the paths of part 8, and the same under the prefix of part 2.6."""
+    """Call the paths of part 8, and the same calls under the prefix of part 2.6."""
     for prefix in ("payments", "markets"):
         # when
         one = place.post(f"/api/{prefix}/admin/retry-payout/", {"transaction_id": 42})

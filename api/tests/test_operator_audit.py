@@ -1,4 +1,4 @@
-"""Audit trail of operators: who acted, from where, before and after. Refused acts leave no entry."""
+"""Audit trail of operators: person, address, values before and after. Refused acts leave no entry."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta

@@ -26,7 +26,7 @@ for number in range({MARKETS}):
     Bet.objects.create(user=users[0], market=market, outcome="No", amount=500)
 """
 PAID = "SELECT count(*) FROM payments_transaction WHERE destination = 'mpesa' AND status = 'COMPLETED'"
-# No constraint makes these unique, so a second settlement or request would show.
+# No constraint makes these rows unique, so a second settlement or request would be visible.
 SETTLED = "SELECT market_id, count(*) FROM payments_settlement WHERE state = 'SETTLED' GROUP BY market_id ORDER BY 1"
 SENT = "SELECT transaction_id, count(*) FROM payments_attempt GROUP BY transaction_id HAVING count(*) > 1"
 
@@ -67,7 +67,7 @@ def test_two_workers_and_two_webs_settle_and_send_once(tmp_path: Path) -> None:
         sent = Counter(re.findall(r"Initiating B2C payout for transaction (\d+),", logs))
         assert len(sent) == everybody
         assert set(sent.values()) == {1}
-        # and the provider agrees: (500 + 500) × 95 % shared by five is 190 each
+        # and: the provider agrees: (500 + 500) × 95 % shared by five is 190 each
         book = place.book()
         assert book["double_paid"] == []
         assert (book["totals"]["paid_count"], book["totals"]["paid_total"]) == (everybody, 190 * everybody)

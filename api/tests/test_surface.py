@@ -1,7 +1,7 @@
-"""Tests of the outer surface: tasks, URLs, settings and Celery options are pinned as data.
+"""Tests of the outer surface: tasks, URLs, settings and Celery options equal the recorded ones.
 
-`surface.json` holds what other systems depend on: workers, the guide, `.env` files, bookmarks. It was generated from
-commit f80a91f, before the files moved to their rooms. A change to it is a change for users and belongs in CHANGELOG.md.
+Workers, the guide, `.env` files and bookmarks depend on the names in `surface.json`. The file was generated from commit
+f80a91f, before modules moved between packages. A change to it is a change for users and belongs in CHANGELOG.md.
 """
 
 import ast
@@ -18,8 +18,9 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = json.loads((Path(__file__).parent / "surface.json").read_text(encoding="utf-8"))
-READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "networks", "by_pool", "stages", "postgres_url"}
-# URLs added on purpose since then. The page in doubt replaces admin:limbo, which redirects for one version.
+READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "networks", "stages", "postgres_url"}
+READERS |= {"minutes_by_pool_size"}
+# URLs added on purpose since that commit. The page in-doubt replaces admin:limbo, which redirects for one version.
 URLS_SINCE = ["admin:in_doubt admin/in-doubt/"]
 MODEL_PAGES = ("changelist", "add", "history", "delete", "change")
 
@@ -64,7 +65,7 @@ def outer_urls() -> tuple[list[str], list[str]]:
     }
     pairs = url_patterns(get_resolver())
     models = {names[name] for name, _ in pairs if name in names}
-    # Behind each change page stands its old address without a name; Django redirects it.
+    # After each change page comes its old address, which has no name; Django redirects it.
     others = [f"{name} {path}" for name, path in pairs if name not in names and not path.endswith("<path:object_id>/")]
     # The pattern of app_list repeats the app labels of these models.
     others = [re.sub(r"\(\?P<app_label>[^)]*\)", "<app_label>", line) for line in others]

@@ -1,4 +1,4 @@
-"""What Python promises about markets and bets, held by PostgreSQL.
+"""Triggers and constraints for the rules about markets and bets.
 
 The transition pairs are those of Market.TRANSITIONS; a test tries every pair against this trigger.
 """
@@ -41,11 +41,11 @@ ALTER TABLE markets_bet ADD CONSTRAINT bet_outcome_is_its_markets
 ALTER TABLE markets_market ADD CONSTRAINT resolved_outcome_is_the_markets
     FOREIGN KEY (id, resolved_outcome) REFERENCES markets_outcome (market_id, name);
 
--- Room in each page for the verdict that settlement writes once: no index of the bet is touched then.
+-- Room in each page for the result that settlement writes once: no index of the bet is touched then.
 ALTER TABLE markets_bet SET (fillfactor = 45);
 
 -- The advisory lock queues fairly, where a stream of bets that share the row's own lock would keep a resolve waiting;
--- 504403158265495552 is 7 << 56, as in payments.stakes.market_lock.
+-- 504403158265495552 is 7 << 56, as in markets.locks.market_lock.
 -- FOR SHARE and a resolve's FOR NO KEY UPDATE exclude each other, so a bet is in before the pool is counted or not at
 -- all; bets on one market do not wait for each other.
 CREATE FUNCTION markets_require_open() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,6 +1,6 @@
-"""Scratched outcomes, and when an event really ended.
+"""Scratched outcomes, and the time at which an event really ended.
 
-A scratched outcome takes no bets, however they are made, and is not put back.
+A scratched outcome takes no bets, also by plain SQL, and is never restored.
 """
 
 from django.db import migrations, models

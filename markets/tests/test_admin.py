@@ -1,4 +1,4 @@
-"""Tests of markets/admin.py: new markets get the typed outcomes, and bets and settled columns stay."""
+"""Tests of markets/admin.py: new markets get the typed outcomes; forms cannot change bets and settled columns."""
 
 import pytest
 from django.test import Client

@@ -39,7 +39,7 @@ def test_only_the_registry_computes_advisory_lock_numbers() -> None:
         and "pg_advisory" in (text := path.read_text(encoding="utf-8"))
     }
 
-    # then: it names the registry's functions
+    # then: the module names the registry's functions
     assert "payments/wallet/bets.py" in takers
     for path, text in takers.items():
         assert path == "markets/locks.py" or "locks.market_lock(" in text or "locks.certificate_lock(" in text, path

@@ -1,4 +1,4 @@
-"""Tests of markets/pools.py: pools of tallies and later bets are exact at every moment."""
+"""Tests of markets/pools.py: pools are exact before and after bets are summed into tallies."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal

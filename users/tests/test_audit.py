@@ -1,4 +1,4 @@
-"""Tests of users/audit.py: a complete chain, and every change to it is found."""
+"""Tests of users/audit.py: the chain is complete, and every change to the chain is found."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal

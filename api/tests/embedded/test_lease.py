@@ -1,4 +1,4 @@
-"""The lease: who gets servers, and when they stop."""
+"""The lease: start, sharing and stop of requested servers."""
 
 import json
 import time

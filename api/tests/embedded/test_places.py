@@ -1,4 +1,4 @@
-"""The places of data and passwords, and their permissions."""
+"""The directories of data and passwords, and their permissions."""
 
 import os
 import re
@@ -68,7 +68,7 @@ class TestRootInAPrivateDirectory:
 
         return make
 
-    def test_data_are_elsewhere_and_the_directory_stays_closed(self, enclosed: Enclose) -> None:
+    def test_closed_checkout_has_its_data_elsewhere(self, enclosed: Enclose) -> None:
         # when
         checkout = enclosed("durable")
         sql(checkout.use(), "create table survivors as select 1 as one")
@@ -109,7 +109,7 @@ class TestRootInAPrivateDirectory:
         # then
         assert sql(checkout.use("postgres"), "select one from survivors") == [(1,)]
 
-    def test_checkout_moved_there_brings_its_data(self, checkout: Checkout, enclosed: Enclose) -> None:
+    def test_moved_checkout_brings_its_data(self, checkout: Checkout, enclosed: Enclose) -> None:
         # given data in a checkout that every user may enter
         sql(checkout.use("postgres"), "create table survivors as select 1 as one")
         checkout.leave()

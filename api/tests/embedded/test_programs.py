@@ -1,4 +1,4 @@
-"""The versions of programs and data."""
+"""Data of one version, and a program of another."""
 
 import pytest
 

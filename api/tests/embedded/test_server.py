@@ -1,4 +1,4 @@
-"""The ports of the servers."""
+"""The ports of the servers, if another process takes them."""
 
 import socket
 from urllib.parse import urlsplit

@@ -231,7 +231,7 @@ def test_changed_result_pays_only_if_id_amount_and_phone_are_ours(
         assert (status, len(outcomes)) == (200, 1)
         if money() != before:
             assert outcomes == ["paid"]
-            assert _names(body, scene.attempt, "TransactionAmount", "Amount")
+            assert _reports_success_of(body, scene.attempt, "TransactionAmount", "Amount")
 
 
 @fuzzed
@@ -263,8 +263,8 @@ def _parameters(body: bytes) -> dict[str, Any]:
     return {parameter["Key"].replace(" ", ""): parameter.get("Value") for parameter in reversed(listed)}
 
 
-def _names(body: bytes, attempt: Attempt, *amounts: str) -> bool:
-    """Return True if a body names this attempt, its amount and its phone, and reports success."""
+def _reports_success_of(body: bytes, attempt: Attempt, *amounts: str) -> bool:
+    """Return True if a body reports success and has the id, amount and phone of this attempt."""
     parameters, result = _parameters(body), json.loads(body)["Result"]
     amount = next(parameters[name] for name in amounts if name in parameters)
     return (

@@ -17,7 +17,7 @@ class Command(createsuperuser.Command):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Ask for what is missing and create the superuser. Without a terminal, do what Django's command does."""
+        """Ask for the PIN and missing options, and create the superuser. Without a terminal, run Django's command."""
         if not options["interactive"] or not self.stdin.isatty():
             super().handle(*args, **options)
             return
@@ -40,7 +40,7 @@ class Command(createsuperuser.Command):
 
     def _refusal(self, phone_number: Any, database: str) -> str:
         """Return the reason why a new member cannot have this phone number, or an empty text."""
-        # Django's own check; its type stubs do not know it.
+        # This is a method of Django's command that django-stubs does not declare.
         refusal: str | None = self._validate_username(phone_number, "phone number", database)  # type: ignore[attr-defined]
         return (refusal or "").removeprefix("Error: ")
 

@@ -22,7 +22,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--noted",
             default="",
-            help="number:hash from an earlier verification that the trail must still contain; keep it elsewhere",
+            help="number:hash that an earlier run printed and that the trail must still contain; store it elsewhere",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

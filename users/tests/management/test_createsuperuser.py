@@ -1,4 +1,4 @@
-"""Tests of `manage.py createsuperuser`: it asks for a PIN by that name, also twice."""
+"""Tests of `manage.py createsuperuser`: it asks twice for a PIN, and calls it a PIN."""
 
 import getpass
 import sys
@@ -14,7 +14,7 @@ Typed = Callable[..., list[str]]
 
 
 class Terminal(StringIO):
-    """Standard input that says it is a terminal."""
+    """Standard input that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
