@@ -27,17 +27,17 @@ run: $(INSTALLED) ## the same, and keep it running until Ctrl-C
 	@$(BIN)/python -m api.demo --stay
 
 test: $(INSTALLED) ## the tests, on a real PostgreSQL and Redis (ARGS='-k name -x' is passed on)
-	$(PYTEST) -m "not long" $(ARGS)
+	$(PYTEST) -m "not long" --durations=30 $(ARGS)
 
 test-long: $(INSTALLED) ## the tests that take longer: seeds, kills and journeys of real processes
-	$(PYTEST) -m long $(ARGS)
+	$(PYTEST) -m long --durations=10 $(ARGS)
 
 check: lint test test-long ## all that CI runs
 
 cover: $(INSTALLED) ## the tests with coverage; htmlcov/index.html shows untested lines
 	$(PYTEST) -m "not long" --cov --cov-report=html --cov-report=term $(ARGS)
 
-bench: $(INSTALLED) ## costs beside their floors (BENCH=full for a million bets, ARGS='--only settle'); writes docs/bench.md
+bench: $(INSTALLED) ## measured costs, each beside its floor (BENCH=full for a million bets, ARGS='--only settle'); writes docs/bench.md
 	$(BIN)/python -m bench $(ARGS)
 
 pictures: $(INSTALLED) ## take the pictures of docs/console.md again, in a browser

@@ -211,7 +211,7 @@ def test_frozen_totals_keep_the_fee_and_rule_of_the_resolve(db: None) -> None:
     assert (settlement.fee, settlement.net, dividends(market)) == (1, 100, [100, 0])
 
 
-@pytest.mark.parametrize("chunk", [20_000, 2])
+@pytest.mark.parametrize("chunk", [20_000, pytest.param(2, marks=pytest.mark.long)])
 def test_next_worker_completes_after_a_crash_at_any_statement(db: None, chunk: int) -> None:
     # given
     users = [member() for _ in range(3)]
