@@ -16,7 +16,7 @@ OPERATOR_NAME = "Demo Operator"
 OPERATOR_NUMBER = 99
 MEMBER_PIN = "1234"
 WALLET = Decimal("5000.00")
-PAYMENT_REFUSED, CALLBACK_LOST, BETS_TWICE, SMALL_DIVIDEND = "Baraka", "Chebet", "Achieng", "Zawadi"
+PAYMENT_REFUSED, CALLBACK_LOST = "Baraka", "Chebet"
 
 # (name, outcome, stake). Achieng bets twice and is paid once. Zawadi's dividend is too small for M-Pesa.
 BETS = (
