@@ -234,10 +234,12 @@ def _receipt(answers: dict[str, str]) -> str:
     """
     if answers["decision"] == "not_paid":
         if answers["receipt"]:
-            raise decisions.NotToBeDecided("A payout that was not paid has no receipt. Leave the receipt empty.")
+            raise decisions.NotToBeDecided(
+                "A payout that was not paid has no receipt. Leave the receipt empty. Nothing was done."
+            )
         return ""
     if not answers["receipt"].isalnum():
-        raise decisions.NotToBeDecided("Type the receipt from M-Pesa's statement: letters and digits only.")
+        raise decisions.NotToBeDecided("Type the receipt in M-Pesa's statement: letters and digits. Nothing was done.")
     return answers["receipt"].upper()
 
 
@@ -331,9 +333,11 @@ def retry_many(request: HttpRequest) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         if not plan.transaction_ids:
-            raise actions.PayoutNotRetryable("No payout on this list may be sent again.")
+            raise actions.PayoutNotRetryable("No payout on this list may be sent again. Nothing was done.")
         if request.POST.get("seen") != seen:
-            raise actions.PayoutNotRetryable("The list has changed since the preview. Check the new list.")
+            raise actions.PayoutNotRetryable(
+                "The list has changed since the preview. Nothing was done. Check the new list."
+            )
         outcome = failures.retry_each(transaction_ids=plan.transaction_ids, by=page.actor(request), at=timezone.now())
         if outcome.retried:
             wiring.after_retry()

@@ -118,7 +118,7 @@ def _set_off(request: HttpRequest, **which: int) -> HttpResponseBase:
     def act(answers: dict[str, str]) -> str:
         typed = paging.number(answers["pct"])
         if typed is None or typed > 100:
-            raise NotAPercentage("The percentage must be a whole number from 1 to 100.")
+            raise NotAPercentage("The percentage must be a whole number from 1 to 100. Nothing was done.")
         decided = receivables.decide_set_off(
             **which, pct=typed, by=page.actor(request), at=timezone.now(), expected=request.POST.get("seen", "")
         )

@@ -147,12 +147,14 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
     def act(answers: dict[str, str]) -> str:
         if problem:
-            raise BadCloseTime(problem)
+            raise BadCloseTime(f"{problem} Nothing was done.")
         if answers.get("evidence_url"):
             try:
                 URLValidator(schemes=["http", "https"])(answers["evidence_url"])
             except ValidationError:
-                raise NotAnAddress("The link to the official result must begin with http:// or https://.") from None
+                raise NotAnAddress(
+                    "The link to the official result must begin with http:// or https://. Nothing was done."
+                ) from None
         done = resolutions.resolve(
             market_id=market.pk,
             decision=replace(
