@@ -1,8 +1,8 @@
 """PostgreSQL and Redis of the bench, set up as in production.
 
-They are as durable and have as much memory as in production. The programs are the same that serve the checkout, with a
-separate state directory in `.kasoko/bench`. Each part gets an empty, migrated database there. PostgreSQL runs with the
-settings that docs/scale.md recommends.
+They are as durable and have as much memory as in production. The programs are those of the checkout's embedded servers,
+but with a state directory of the bench in `.kasoko/bench`. Each part of the bench gets an empty, migrated database on
+these servers. PostgreSQL runs with the settings that docs/scale.md recommends.
 """
 
 import json
@@ -21,7 +21,7 @@ from testing.parts import ROOT
 
 DIRECTORY = ROOT / ".kasoko" / "bench"
 # Settings with these prefixes belong to the developer. The bench leaves them out, as the tests do.
-OF_A_DEVELOPER = (
+DEVELOPER_PREFIXES = (
     "MPESA_",
     "PAYOUT_",
     "CELERY_",
@@ -31,7 +31,14 @@ OF_A_DEVELOPER = (
     "DATABASE_URL",
     "CACHE_URL",
 )
-SHOWN = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "wal_compression")
+REPORTED_SETTINGS = (
+    "server_version",
+    "fsync",
+    "synchronous_commit",
+    "shared_buffers",
+    "max_wal_size",
+    "wal_compression",
+)
 
 
 def _settings() -> dict[str, str]:
@@ -58,10 +65,10 @@ def started() -> Iterator[dict[str, str]]:
         directory.mkdir(mode=0o711, exist_ok=True)
     try:
         urls = embedded.ensure(DIRECTORY, postgres=True, redis=True)
-        if _set(_root_url(urls["DATABASE_URL"])):
+        if _write_settings(_root_url(urls["DATABASE_URL"])):
             embedded.stop(DIRECTORY, "durable")
             urls = embedded.ensure(DIRECTORY, postgres=True, redis=True)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_DEVELOPER)}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(DEVELOPER_PREFIXES)}
         yield inherited | {
             "KASOKO_ENV_FILE": os.devnull,
             "KASOKO_BENCH_ROOT_URL": _root_url(urls["DATABASE_URL"]),
@@ -79,7 +86,7 @@ def _root_url(url: str) -> str:
     ).geturl()
 
 
-def _set(root_url: str) -> bool:
+def _write_settings(root_url: str) -> bool:
     """Write the settings into the server's configuration. Return True if the server must start again to use them."""
     for name, value in _settings().items():
         run_sql(root_url, f"ALTER SYSTEM SET {name} = '{value}'")
@@ -94,7 +101,7 @@ def fresh_database(environment: dict[str, str], part: str) -> dict[str, str]:
     run_sql(root_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     run_sql(root_url, f"CREATE DATABASE {name} OWNER kasoko")
     for role in ("pg_read_server_files", "pg_write_server_files", "pg_checkpoint", "pg_monitor"):
-        # The floor uses COPY on the server, checkpoints, and the server's statistics.
+        # The measurement of the lowest possible cost uses COPY on the server, checkpoints and statistics.
         run_sql(root_url, f"GRANT {role} TO kasoko")
     url = urlsplit(environment["DATABASE_URL"])._replace(path=f"/{name}").geturl()
     own = environment | {"DATABASE_URL": url}
@@ -111,7 +118,7 @@ def drop_database(environment: dict[str, str], part: str) -> None:
 def conditions(environment: dict[str, str]) -> str:
     """Return the version and the settings of the servers as one line of text."""
     root_url = environment["KASOKO_BENCH_ROOT_URL"]
-    shown = [f"{name} {run_sql(root_url, f'SHOW {name}')[0][0]}" for name in SHOWN]
+    shown = [f"{name} {run_sql(root_url, f'SHOW {name}')[0][0]}" for name in REPORTED_SETTINGS]
     return f"PostgreSQL with {', '.join(shown)}; Redis with an append-only file"
 
 

@@ -162,7 +162,7 @@ def _largest(
             must="≤ 150 ms", stretch="≤ 50 ms", met=met, stretched=stretched,
             how_far="from a chunk's first wallet lock to its commit; rows that need no wallet lock are written earlier")
     ]  # fmt: skip
-    members = population.fill_wallets(members=400, population=markets)
+    members = population.fill_wallets(count=400, population=markets)
     before, during, after = settle_runs.betting_beside(
         markets.others, members, lambda: settle_runs.settle(beside_bets, warm_up)
     )

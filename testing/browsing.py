@@ -37,8 +37,8 @@ def find() -> str | None:
 
 def launch(playwright: Playwright) -> Browser:
     """Start Chromium. Chromium's sandbox does not work for root, so root starts Chromium without a sandbox."""
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    return playwright.chromium.launch(executable_path=find(), args=[*QUIET, *root], timeout=60_000)
+    sandbox_arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    return playwright.chromium.launch(executable_path=find(), args=[*QUIET, *sandbox_arguments], timeout=60_000)
 
 
 class Window:
@@ -80,7 +80,7 @@ class Window:
             [{"name": settings.SESSION_COOKIE_NAME, "value": str(session.session_key), "url": self.base}]
         )
 
-    def shoot(self, path: Path, *, whole: bool = True) -> None:
+    def save_screenshot(self, path: Path, *, whole: bool = True) -> None:
         """Save a picture of the whole page, or only of its visible part."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.wait_for_load_state("networkidle")

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import requests
 
 PHONE = "254708374149"
-OTHER = "254722000111"
+OTHER_PHONE = "254722000111"
 PATIENCE_SECONDS = 30
 
 
@@ -131,30 +131,34 @@ class Merchant:
         }
         return self.post("/mpesa/stkpushquery/v1/query", body)
 
-    def own(self, path: str, body: dict | None = None) -> dict:
+    def sandbox_call(self, path: str, body: dict | None = None) -> dict:
         url = f"{self.base_url}/sandbox/{path}"
         return (self.session.get(url) if body is None else self.session.post(url, json=body)).json()
 
     def book(self) -> dict:
-        return self.own("book")
+        """Return the simulator's record of all requests."""
+        return self.sandbox_call("book")
 
     def wait_for(self, holds: Callable[[dict], object]) -> dict:
-        """Read the book until it satisfies a condition, and return the book."""
+        """Read the simulator's book of requests until the book satisfies a condition. Return the book."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not holds(book := self.book()):
             assert time.monotonic() < deadline, book
         return book
 
     def finished(self, ocid: str) -> dict:
-        """Return a payment once its result was posted or lost, or once the payment was dropped."""
+        """Wait until a payment is finished, and return the payment.
+
+        It is finished when the simulator has posted or lost its result, or has dropped it and posted a timeout.
+        """
 
         def done(_: object) -> bool:
-            payment = self.own(f"book/{ocid}").get("payment") or {}
+            payment = self.sandbox_call(f"book/{ocid}").get("payment") or {}
             kinds = [callback["kind"] for callback in payment.get("callbacks", ())]
             return "result" in kinds or (payment.get("state") == "dropped" and "timeout" in kinds)
 
         self.wait_for(done)
-        return self.own(f"book/{ocid}")["payment"]
+        return self.sandbox_call(f"book/{ocid}")["payment"]
 
 
 def parameters(result: dict) -> dict:
@@ -163,6 +167,6 @@ def parameters(result: dict) -> dict:
 
 
 def status_answer(merchant: Merchant, ocid: str, count: int = 1) -> dict:
-    """Send a status query and return its answer, which is the merchant's answer number `count`."""
+    """Send a status query, and wait until `count` status answers have arrived. Return the last one."""
     merchant.ask(OriginalConversationID=ocid)
     return merchant.receiver.wait("/status/", count)[-1]

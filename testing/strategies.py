@@ -21,7 +21,10 @@ def weights_of(draw: st.DrawFn, outcomes: Sequence[str] = OUTCOMES) -> dict[str,
 
 @st.composite
 def resolutions(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a rule with its weights, a fee, and a flag for the protection of stakes."""
+    """Draw a rule with its weights, a fee, and `protect_stake`.
+
+    With `protect_stake` the fee is at most the sum of the losing stakes (not for SPLIT).
+    """
     rule = draw(st.sampled_from(["WINNER", "JOINT", "SPLIT", "VOID"]))
     if rule == "VOID":
         weights = {}

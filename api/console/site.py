@@ -65,7 +65,7 @@ class Console(UnfoldAdminSite):
         return super().index(request, {"title": "Records"})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Log in a member of staff. Redirect a member of staff who has not shown a code to the second-factor page."""
+        """Log in a member of staff. A member of staff who has not shown a code goes to the second-factor page."""
         if request.method == "GET" and super().has_permission(request) and not step_up.proven(request):
             return HttpResponseRedirect(reverse("admin:second_factor"))
         response = super().login(request, extra_context)

@@ -75,7 +75,7 @@ class Postgres(Server):
             settings += ["autovacuum=off"]
         return ["-D", str(self.directory), *(part for setting in settings for part in ("-c", setting))]
 
-    def _typed(self) -> str:
+    def _stdin_text(self) -> str:
         return ""
 
     def _answers(self, pid: int) -> bool:

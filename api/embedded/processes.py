@@ -15,7 +15,8 @@ from typing import IO, Any
 from .state import EmbeddedServerError
 
 SYSTEM_USER = "kasoko-pg"
-# The servers get no variable of the caller: PGHOST, an LC_ALL that does not exist, or LD_LIBRARY_PATH would break them.
+# The servers get no environment variable of the caller. PGHOST, LD_LIBRARY_PATH or an LC_ALL with a missing locale
+# would break them.
 SERVER_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 PR_SET_PDEATHSIG = 1
 
@@ -23,7 +24,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def server_account() -> pwd.struct_passwd | None:
-    """Return the user that root's servers run as, or None if we are not root."""
+    """Return the account under which the servers run if root starts them, or None if we are not root."""
     if os.geteuid() != 0:
         return None
     with contextlib.suppress(KeyError):
@@ -36,12 +37,12 @@ def run_as(user: int, group: int) -> dict[str, Any]:
     return {"user": user, "group": group, "extra_groups": []}
 
 
-def is_allowed(account: pwd.struct_passwd, test: str, path: Path) -> bool:
-    """Return True if the shell's `test`, run as the account, is true for a path.
+def is_allowed(account: pwd.struct_passwd, operator: str, path: Path) -> bool:
+    """Return True if `test <operator> <path>` succeeds in a shell that runs as the account.
 
-    The kernel then considers every mode, group and mount.
+    In this way the kernel itself checks modes, groups and mounts.
     """
-    command = ["/bin/sh", "-c", 'test "$0" "$1"', test, str(path)]
+    command = ["/bin/sh", "-c", 'test "$0" "$1"', operator, str(path)]
     answer = subprocess.run(command, check=False, cwd="/", env=SERVER_ENV, **run_as(account.pw_uid, account.pw_gid))
     return answer.returncode == 0
 
@@ -55,12 +56,12 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a program as the account. The program inherits the lock.
 
-    On Linux it gets `death_signal` when this process ends.
+    On Linux the program gets `death_signal` when this process ends.
     """
     parent = os.getpid()
 
     def die_with_parent() -> None:
-        # Python calls this function after it changed the user. The change would otherwise clear the setting.
+        # Python calls this function after it changed the user. A change after this call would clear the signal.
         if _libc is not None:
             _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
             if os.getppid() != parent:
@@ -80,13 +81,13 @@ def spawn(
     )
 
 
-def run(command: list[str], account: pwd.struct_passwd | None, lock: int, typed: str = "") -> str:
-    """Run a program to its end with `typed` as its input, and return its output.
+def run(command: list[str], account: pwd.struct_passwd | None, lock: int, stdin_text: str = "") -> str:
+    """Run a program to its end with `stdin_text` as its input, and return its output.
 
     Raises: EmbeddedServerError, with the end of the output, if the program fails.
     """
     child = spawn(command, account, lock, subprocess.PIPE)
-    output = child.communicate(typed.encode())[0].decode(errors="replace")
+    output = child.communicate(stdin_text.encode())[0].decode(errors="replace")
     if child.returncode:
         raise EmbeddedServerError("\n".join([f"{command[0]} failed ({child.returncode}):", *output.splitlines()[-20:]]))
     return output

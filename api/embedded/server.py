@@ -1,4 +1,4 @@
-"""One embedded server: the parts of start, readiness and stop that both engines share."""
+"""Base class of the two embedded servers, PostgreSQL and Valkey: start, wait until ready, stop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def urls(self) -> dict[str, str]:
-        """The URLs of the server, by the name of the setting for each URL."""
+        """The server's URLs. The keys are the names of the settings that hold the URLs."""
 
     @abstractmethod
     def _prepare(self, lock: int) -> None:
@@ -54,7 +54,7 @@ class Server(ABC):
         """Return the arguments of the program."""
 
     @abstractmethod
-    def _typed(self) -> str:
+    def _stdin_text(self) -> str:
         """Return the text for the program's standard input."""
 
     @abstractmethod
@@ -91,9 +91,9 @@ class Server(ABC):
         """Stop the server cleanly. If it does not end in STOP_SECONDS, stop it hard."""
         if self.child is None:
             return
-        for number in (self.stop_signal, self.hard_stop_signal, signal.SIGKILL):
+        for next_signal in (self.stop_signal, self.hard_stop_signal, signal.SIGKILL):
             if self.child.poll() is None:
-                self.child.send_signal(number)
+                self.child.send_signal(next_signal)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.child.wait(STOP_SECONDS)
 
@@ -118,7 +118,7 @@ class Server(ABC):
                 os.chown(path, self.account.pw_uid, self.account.pw_gid, follow_symlinks=False)
 
     def _ports(self) -> list[int]:
-        """Return free ports: the last one, then some below the range for outgoing connections."""
+        """Return free ports: the port of the last run, then random ports below the range for outgoing connections."""
         last = files.read_or_create_json(self.state / f"{self.name}-port.json", lambda: {"port": 0})["port"]
         candidates = ([last] if last else []) + [15_000 + secrets.randbelow(17_000) for _ in range(8)]
         return [port for port in candidates if _is_port_free(port)]
@@ -131,7 +131,7 @@ class Server(ABC):
         os.pwrite(lock, f"{child.pid:<20}".encode(), 0)
         if child.stdin:
             with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-                stdin.write(self._typed().encode())
+                stdin.write(self._stdin_text().encode())
         deadline = time.monotonic() + START_SECONDS - 5
         while child.poll() is None:
             if self._answers(child.pid):

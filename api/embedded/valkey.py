@@ -30,7 +30,7 @@ class Valkey(Server):
     def _command(self) -> list[str]:
         return ["-"]
 
-    def _typed(self) -> str:
+    def _stdin_text(self) -> str:
         """Return the configuration. It goes to standard input because every user can read a command line."""
         appendonly = "no" if self.profile == "fast" else "yes"
         return (

@@ -1,4 +1,4 @@
-"""Calls of staff for members' debts after an undo: list, set off, write off, costs."""
+"""Staff endpoints for members' debts after an undo: list, set off, write off, costs."""
 
 from typing import Any
 
@@ -59,7 +59,10 @@ def set_off(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def write_off(request: Request) -> Response:
-    """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: cancel the debt. The house bears the loss."""
+    """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: cancel the debt.
+
+    The operator bears the loss.
+    """
     body = checked(WriteOffBody(data=request.data))
     decided = receivables.write_off(**body, by=actor(request), at=timezone.now())
     return Response({"status": "written_off", "recoveries": [recovery_body(debt) for debt in decided]})

@@ -136,7 +136,7 @@ def proposed(proposal: proposals.Proposed) -> Response:
 @api_view(["GET"])
 @permission_classes([IsAdminUser])
 def settlement_status(request: Request, market_id: int) -> Response:
-    """`GET …/admin/settlement-status/<market_id>/`: amounts and counts of payouts in six states that do not overlap."""
+    """`GET …/admin/settlement-status/<market_id>/`: amounts and counts of the payouts by state."""
     current = status.settlement_status(market_id) if market_id <= LARGEST_ID else None
     if current is None:
         raise NotFound(f"There is no market {market_id}.")

@@ -13,10 +13,10 @@ from payments.models.payouts import Transaction
 
 
 class Proposal(models.Model):
-    """A decision on a market that needs a second member of staff: to resolve it, void it or undo its settlement.
+    """A decision that needs a second member of staff. It resolves or voids a market, or undoes its settlement.
 
     `preview_hash` identifies the figures that the proposer saw. The approver approves exactly these figures. `weights`
-    are as in Settlement.
+    maps outcomes to percentages, as in Settlement.
     """
 
     class Kind(models.TextChoices):
@@ -71,9 +71,9 @@ class Proposal(models.Model):
 
 
 class Verdict(models.Model):
-    """One person's decision on a held payout: paid, with M-Pesa's `receipt`, or not paid.
+    """One person's decision that a held payout was paid (then `receipt` is M-Pesa's), or was not paid.
 
-    A second person confirms or refuses the decision. Until then it is open. It is never deleted.
+    A second person confirms or refuses the decision. Until then the decision is open. It is never deleted.
     """
 
     transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")

@@ -6,7 +6,7 @@ from django.db import models
 
 
 class Heartbeat(models.Model):
-    """The time of the latest sign of life of beat or of a named worker. Written by monitoring_tasks."""
+    """The latest time at which beat or a named worker reported that it runs. Written by monitoring_tasks."""
 
     name = models.CharField(max_length=120, unique=True)
     at = models.DateTimeField()

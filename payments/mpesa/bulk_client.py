@@ -106,7 +106,7 @@ class BulkGateway:
             return
         for payment in payments:
             try:
-                body = json.dumps(self._gateway.payment(**payment.request)).encode()
+                body = json.dumps(self._gateway.payment_body(**payment.request)).encode()
             except (ValueError, TypeError) as error:
                 self._end(payment.key, error)
             else:

@@ -1,8 +1,9 @@
 """Gateway to Daraja: each call makes one HTTP request and classifies the answer.
 
-An answer is classified by our knowledge of the money: not sent, refused, or unknown. The gateway has no retry loop, no
-sleep, no settings and no ORM: the caller commits its attempt before the call and decides what to do next. The bulk
-client uses the gateway too, to write request bodies and to read answers.
+The class of an answer says what we know about the money: not sent, refused, or unknown. The gateway does not sleep.
+It does not retry, except once with a new access token. It uses neither settings nor the ORM. The caller commits its
+attempt before the call, and decides about the next step. The bulk client uses the gateway too, to write request bodies
+and to read answers.
 Units: whole shillings, seconds. Thread-safe: one Gateway per process serves all threads.
 Source: Daraja portal, pages Authorization, Business To Customer, Transaction Status, Account Balance, M-Pesa Express.
 """
@@ -34,7 +35,10 @@ _DUPLICATE_ID = re.compile(r"(?i)duplicate\s*originator\s*conversation\s*id")
 
 @dataclass(frozen=True, repr=False)
 class Credentials:
-    """Keys of one shortcode at Daraja. `security_credential` is the encrypted password. Only STK uses `passkey`."""
+    """Keys of one shortcode at Daraja. `security_credential` is the encrypted password.
+
+    Only STK push (a payment prompt on the member's phone) uses `passkey`.
+    """
 
     base_url: str
     consumer_key: str
@@ -56,15 +60,19 @@ class Credentials:
 
     @property
     def token_name(self) -> str:
-        """Name under which workers with the same app share a token. This name is a hash and does not reveal the key."""
+        """Name under which workers with the same URL and consumer key share an access token.
+
+        The name is a hash and does not reveal the key.
+        """
         return hashlib.sha256(f"{self.base_url}\n{self.consumer_key}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """Daraja's acceptance of a request into its queue, which is not a payment.
+    """Daraja has queued a request. This is not yet a payment.
 
-    The ids are Daraja's. After a query they identify the query, not the payment.
+    The ids are those in Daraja's answer. If the answer to a payment has no originator conversation id, ours is used.
+    After a query the ids identify the query, not the payment.
     """
 
     conversation_id: str
@@ -99,7 +107,11 @@ class Gateway:
 
     `timeout_seconds` limits a call, including the request for a token. Only the look-up of the host's name and a wait
     for another worker's token are not counted.
-    Every call may raise NotSent (the same id may be sent again), Rejected (a definite no) or OutcomeUnknown (only ask).
+    Every call may raise one of three errors:
+    - NotSent: the same id may be sent again.
+    - Rejected: a definite no.
+    - OutcomeUnknown: M-Pesa may have executed the request, so send a status query first.
+
     Arguments that must not be sent raise ValueError or TypeError.
     If `session` is given, the session ignores proxies, .netrc and cookies from then on.
     """
@@ -137,10 +149,11 @@ class Gateway:
     ) -> Accepted:
         """Ask M-Pesa to pay whole shillings to a phone (`2547XXXXXXXX`). Acceptance is not payment.
 
-        Idempotent: Daraja refuses a second `originator_conversation_id`, which raises OutcomeUnknown(duplicate=True).
+        Idempotent: if the same `originator_conversation_id` is sent again, Daraja refuses it. The call then raises
+        OutcomeUnknown(duplicate=True).
         Raises: NotSent; Rejected; OutcomeUnknown; ValueError; TypeError.
         """
-        payload = self.payment(
+        payload = self.payment_body(
             originator_conversation_id=originator_conversation_id,
             amount_shillings=amount_shillings,
             phone_number=phone_number,
@@ -151,7 +164,7 @@ class Gateway:
         )
         return self._accepted(PAYMENT_PATH, payload, originator_conversation_id)
 
-    def payment(
+    def payment_body(
         self,
         *,
         originator_conversation_id: str,
@@ -164,7 +177,8 @@ class Gateway:
     ) -> dict[str, Any]:
         """Build the body of a B2C request and check its fields.
 
-        Remarks and occasion are reduced to letters, digits and blanks, because requests with other characters vanished.
+        Remarks and occasion are reduced to letters, digits and blanks. Other merchants report that requests with
+        other characters fail or never get a result.
         Raises: ValueError; TypeError.
         """
         # InitiatorName, QueueTimeOutURL and Occassion are Daraja's spellings.
@@ -195,7 +209,7 @@ class Gateway:
     ) -> Accepted:
         """Ask for the status of a payment, by its id or by its receipt. M-Pesa posts the answer to `result_url`.
 
-        Raises: NotSent; Rejected; OutcomeUnknown (perhaps asked); ValueError.
+        Raises: NotSent; Rejected; OutcomeUnknown (M-Pesa may have got the query); ValueError.
         """
         if (originator_conversation_id is None) == (receipt is None):
             raise ValueError("Ask by originator_conversation_id or by receipt: exactly one.")
@@ -205,15 +219,15 @@ class Gateway:
             if originator_conversation_id is None
             else {"OriginalConversationID": request_fields.checked_ocid(originator_conversation_id)}
         )
-        payload = {**self._question("TransactionStatusQuery", result_url, timeout_url, remarks), **subject}
+        payload = {**self._query_body("TransactionStatusQuery", result_url, timeout_url, remarks), **subject}
         return self._accepted("/mpesa/transactionstatus/v1/query", payload)
 
     def ask_balance(self, *, result_url: str, timeout_url: str, remarks: str = "Balance") -> Accepted:
         """Ask for the balances of our accounts. M-Pesa posts the answer to `result_url`.
 
-        Raises: NotSent; Rejected; OutcomeUnknown (perhaps asked); ValueError.
+        Raises: NotSent; Rejected; OutcomeUnknown (M-Pesa may have got the query); ValueError.
         """
-        payload = self._question("AccountBalance", result_url, timeout_url, remarks)
+        payload = self._query_body("AccountBalance", result_url, timeout_url, remarks)
         return self._accepted("/mpesa/accountbalance/v1/query", payload)
 
     def push_stk(
@@ -269,7 +283,7 @@ class Gateway:
             raise OutcomeUnknown(answer.code, "answered about another CheckoutRequestID")
         return StkAnswer(checkout_request_id, False, code, self._clean(answer.text("ResultDesc")))
 
-    def _question(self, command: str, result_url: str, timeout_url: str, remarks: str) -> dict[str, Any]:
+    def _query_body(self, command: str, result_url: str, timeout_url: str, remarks: str) -> dict[str, Any]:
         return {
             "Initiator": self.credentials.initiator_name,
             "SecurityCredential": self.credentials.security_credential,
@@ -308,14 +322,15 @@ class Gateway:
     def _refuse_unless_acknowledged(self, answer: Answer) -> None:
         """Raise an error unless the answer is HTTP 2xx with ResponseCode "0".
 
-        An answer may satisfy several checks. The check that leaves the most doubt therefore comes first.
+        An answer may satisfy several checks. The check that leaves the money in doubt therefore comes first.
         Raises: NotSent; Rejected; OutcomeUnknown.
         """
         if answer.is_2xx and answer.text("ResponseCode") == "0" and not answer.text("errorCode"):
             return
         code, message = self._clean(answer.code), self._clean(answer.message)
         if answer.is_duplicate:
-            # After any refusal of a duplicate the money is in doubt. Only this text says that M-Pesa has had the id.
+            # After any refusal of a duplicate the money is in doubt. Only the words "duplicate originator conversation
+            # id" show that M-Pesa got this id before.
             raise OutcomeUnknown(code, message, duplicate=bool(_DUPLICATE_ID.search(message)))
         if answer.is_throttle:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
@@ -324,8 +339,14 @@ class Gateway:
         raise OutcomeUnknown(code, message or f"HTTP {answer.status} without a known code")
 
     def _clean(self, text: str, *secrets: str) -> str:
-        own = self.credentials
-        known = (own.consumer_key, own.consumer_secret, own.security_credential, own.passkey, *secrets)
+        credentials = self.credentials
+        known = (
+            credentials.consumer_key,
+            credentials.consumer_secret,
+            credentials.security_credential,
+            credentials.passkey,
+            *secrets,
+        )
         return redact(text[:1000], *known)[:300]
 
     def _authorised_post(self, path: str, payload: dict[str, Any]) -> Answer:
@@ -361,15 +382,15 @@ class Gateway:
             raise NotSent("network", message="the token store in Redis failed") from None
 
     def _fetch_token(self, deadline: float) -> tuple[str, int]:
-        """Fetch a token and its life in seconds. A token request moves no money, so every failure is NotSent."""
-        own = self.credentials
+        """Fetch a token and its lifetime in seconds. A token request moves no money, so every failure is NotSent."""
+        credentials = self.credentials
         try:
             answer = self._transport.send(
                 "GET",
                 "/oauth/v1/generate",
                 deadline,
                 params={"grant_type": "client_credentials"},
-                auth=(own.consumer_key, own.consumer_secret),
+                auth=(credentials.consumer_key, credentials.consumer_secret),
             )
         except OutcomeUnknown as error:
             raise NotSent("network", error.code, error.message) from None
@@ -391,7 +412,8 @@ class Gateway:
 def _life_seconds(text: str) -> int:
     """Read `expires_in`, which comes as 3599 or as "3599".
 
-    A token without a readable life lives one second. It is used now, and the next call fetches another one.
+    If the lifetime cannot be read, it is taken as one second. The token is used now, and the next call fetches another
+    token.
     """
     try:
         return max(1, min(int(Decimal(text)), 86_400))

@@ -157,7 +157,9 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", LIKELY_FORGERIES)
+@BUGS.bug(
+    "amount not compared", "D4: a result proves only the payment of an attempt with the same amount", LIKELY_FORGERIES
+)
 def _(world: World) -> Iterator[None]:
     original = rules.apply_result
 
@@ -172,7 +174,10 @@ def _(world: World) -> Iterator[None]:
 
 
 @BUGS.bug(
-    "large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", LIKELY_FORGERIES, seed=7
+    "large success not confirmed",
+    "D4: for amounts of MPESA_CONFIRM_ABOVE or more, a status query must agree",
+    LIKELY_FORGERIES,
+    seed=7,
 )
 def _(world: World) -> Iterator[None]:
     # Only the policy of the services changes. The forger still forges payments above the usual amount.

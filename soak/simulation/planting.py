@@ -31,8 +31,8 @@ NO_PAYOUT_GUARD = "ALTER TABLE payments_transaction DISABLE TRIGGER transaction_
 class Bug:
     """A planted bug. `plant` switches off a guard, and `rule` is broken without that guard.
 
-    `fixed_rates` raises the rates of the faults against which the guard protects. The run of `seed`, or of one of the
-    next seeds, is known to find the bug.
+    `fixed_rates` sets the rates of some faults, so that the case that the guard prevents happens often. The run of
+    `seed`, or of one of the next seeds, is known to find the bug.
     """
 
     rule: str

@@ -122,7 +122,7 @@ def _(world: World) -> Iterator[None]:
 
 @BUGS.bug(
     "resend without horizon",
-    "D3: the same id is sent again only within the resend horizon of its first POST",
+    "D3: the same id is sent again only within a fixed time after its first POST",
     {"answer lost": 0.6, "false not-found answer": 0.9, "result lost": 0.8},
     seed=26,
 )
@@ -172,7 +172,7 @@ def _(world: World) -> Iterator[None]:
         yield
 
 
-@BUGS.bug("double beat", "D5: of two sweeps at once only one claims a payout")
+@BUGS.bug("double beat", "D5: if two sweeps run at the same time, only one of them claims a payout")
 def _(world: World) -> Iterator[None]:
     original = sending_claims.claim
 

@@ -24,7 +24,10 @@ class ProcessDied(BaseException):
 
 
 class Workers(EventLoop):
-    """Task messages that may be lost or doubled, workers that may die, and beat, which starts unfinished work again."""
+    """Simulated task messages, workers and Celery beat.
+
+    Messages may be lost or doubled, workers may die, and beat starts unfinished work again.
+    """
 
     provider: DarajaProvider
     policy: Policy
@@ -40,7 +43,7 @@ class Workers(EventLoop):
         self._beat_dead_until = self.start
         self._beat_at: datetime | None = None
         self._last_beat = self.start
-        self._fruitless = 0
+        self._sweeps_without_change = 0
 
     # --- messages and workers ----------------------------------------------------------------------------------------
 
@@ -88,16 +91,16 @@ class Workers(EventLoop):
 
     @contextmanager
     def dying_perhaps(self) -> Iterator[None]:
-        """Let the process die at one of the next failpoints, if that fault happens."""
+        """If the fault "worker dies at a failpoint" is drawn, let the process die at one of the next failpoints."""
         if not self.strikes("worker dies at a failpoint"):
             yield
             return
-        left = self.random.choice([1, 1, 2, 3])
+        failpoints_left = self.random.choice([1, 1, 2, 3])
 
         def die(name: str) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
+            nonlocal failpoints_left
+            failpoints_left -= 1
+            if failpoints_left == 0:
                 raise ProcessDied(name)
 
         failpoints.arm(die)
@@ -110,14 +113,14 @@ class Workers(EventLoop):
 
     def progress_made(self) -> None:
         """Let beat sweep at its usual pace again."""
-        self._fruitless = 0
+        self._sweeps_without_change = 0
 
     def restart_beat(self) -> None:
         """Start beat again if it has died."""
         self._beat_dead_until = self.now
 
     def plan_beat(self) -> None:
-        """Schedule the next sweep at a time when it finds work. A sweep without work would only take time."""
+        """Schedule the next sweep at a time when it finds work. Sweeps without work would only slow the run down."""
         seen = self.snapshot
         times = [time for time in (seen.send_at, seen.ask_at) if time is not None]
         if seen.has_unsettled_market or seen.has_unapplied_callback:
@@ -125,7 +128,7 @@ class Workers(EventLoop):
         if not times:
             return
         # After each sweep that changed nothing, beat waits longer before the next sweep.
-        rest = timedelta(seconds=5 * 2 ** min(self._fruitless, 8))
+        rest = timedelta(seconds=5 * 2 ** min(self._sweeps_without_change, 8))
         at = max(min(times), self._last_beat + rest, self._beat_dead_until, self.now)
         if self._beat_at is None or at < self._beat_at:
             self._beat_at = at
@@ -135,7 +138,7 @@ class Workers(EventLoop):
         if planned != self._beat_at:
             return
         self._beat_at, self._last_beat = None, self.now
-        self._fruitless += 1
+        self._sweeps_without_change += 1
         if self.strikes("beat dies"):
             self._beat_dead_until = self.now + timedelta(seconds=self.random.choice([60, 300, 2400]))
         if not self.has_beat or self.now < self._beat_dead_until:
@@ -177,17 +180,17 @@ class Workers(EventLoop):
         waiting: list[sending_claims.Claim] = []
         answered: list[tuple[sending_claims.Claim, sending_claims.Response]] = []
         while True:
-            room = self.random.randint(0, in_flight - len(waiting) - len(answered))
+            slots = self.random.randint(0, in_flight - len(waiting) - len(answered))
             claims = []
-            if room:
+            if slots:
                 claims = sending_claims.claim_next(
-                    at=self.now, policy=self.policy, addresses=self.addresses, limit=room, after=last_served
+                    at=self.now, policy=self.policy, addresses=self.addresses, limit=slots, after=last_served
                 )
             if claims:
                 last_served = claims[-1].settlement_id or 0
             waiting += claims
             if not waiting and not answered:
-                if room:
+                if slots:
                     return
                 continue
             yield 0.02
@@ -211,12 +214,12 @@ class Workers(EventLoop):
         yield from self.apply(callbacks.to_apply(after=0, limit=50))
 
     def apply(self, callback_ids: list[int]) -> Task:
-        """Apply stored callbacks: plain payments in bulk, all other callbacks one by one."""
-        left = callbacks.apply_paid(callback_ids=callback_ids, at=self.now, policy=self.policy)
-        if len(left) < len(callback_ids):
+        """Apply stored callbacks: payments with clear proof in bulk, all other callbacks one by one."""
+        remaining_ids = callbacks.apply_paid(callback_ids=callback_ids, at=self.now, policy=self.policy)
+        if len(remaining_ids) < len(callback_ids):
             self.note("    booked in bulk")
         yield 0.01
-        for callback_id in left:
+        for callback_id in remaining_ids:
             self.note(f"    {callbacks.apply(callback_id=callback_id, at=self.now, policy=self.policy)}")
             yield 0.01
 

@@ -39,7 +39,7 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
             back = reverse("admin:market", args=[market.pk])
             return resolve.being_computed(request, f"Approve proposal {proposal.pk}", back)
     shown = kept.preview if kept is not None else None
-    own = proposal.proposed_by_id == request.user.pk
+    is_proposer = proposal.proposed_by_id == request.user.pk
     question = page.Question(
         title=f"Approve proposal {proposal.pk}",
         effects=[
@@ -56,8 +56,8 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
             "market": market,
             "kept": kept,
             "preview": shown,
-            "own": own,
-            "moved": shown is not None and shown.figures.preview_hash != proposal.preview_hash,
+            "is_proposer": is_proposer,
+            "figures_changed": shown is not None and shown.figures.preview_hash != proposal.preview_hash,
         },
     )
 
@@ -71,7 +71,10 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         )
         if isinstance(done, undo.Undoing):
             wiring.after_decision(done)
-            return f"Approved. The settlement of market {done.market_id} is being undone. None of its payouts is sent."
+            return (
+                f"Approved. The settlement of market {done.market_id} is being undone."
+                " No more of its payouts will be sent."
+            )
         wiring.after_decision(done)
         return f"Approved. Market {done.market_id} is decided, and its settlement has started."
 
@@ -80,12 +83,12 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
 
 @page.page("view_console", posts=True)
 def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Reject a proposal. Its proposer withdraws it; any other person needs the permission to approve."""
+    """Reject a proposal. The proposer may always withdraw it. Anyone else needs `approve_resolution`."""
     proposal = _proposal(proposal_id)
-    own = proposal.proposed_by_id == request.user.pk
-    if not page.may(request, "approve_resolution") and not own:
+    is_proposer = proposal.proposed_by_id == request.user.pk
+    if not page.may(request, "approve_resolution") and not is_proposer:
         return page.refused(request, roles.PERMISSIONS["approve_resolution"])
-    verb = "Withdraw" if own else "Reject"
+    verb = "Withdraw" if is_proposer else "Reject"
     question = page.Question(
         title=f"{verb} proposal {proposal.pk}",
         effects=[
@@ -99,10 +102,10 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
 
     def act(answers: dict[str, str]) -> str:
         approvals.reject(proposal_id=proposal.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
-        return f"The proposal is {'withdrawn' if own else 'rejected'}. No money was moved."
+        return f"The proposal is {'withdrawn' if is_proposer else 'rejected'}. No money was moved."
 
-    done = reverse("admin:market", args=[proposal.market_id])
-    return page.ask(request, question, act, done=done)
+    next_page = reverse("admin:market", args=[proposal.market_id])
+    return page.ask(request, question, act, done=next_page)
 
 
 def _summary(proposal: Proposal) -> str:
@@ -136,14 +139,14 @@ def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Withdraw a resolution before its payouts are sent."""
     market = resolve.market_of(market_id)
     effects = [
-        "No payout of the resolution is sent. The market is closed and can be resolved again.",
-        "Money in wallets is taken back. If the payouts may be sent already, undo the settlement instead.",
+        "None of the resolution's payouts will be sent. The market is closed and can be resolved again.",
+        "Money in wallets is taken back. If the hold has ended, undo the settlement instead.",
     ]
 
     def act(reason: str) -> str:
         done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=timezone.now())
         wiring.after_decision(done)
-        return f"The resolution of market {market.pk} is withdrawn. None of its payouts is sent."
+        return f"The resolution of market {market.pk} is withdrawn. None of its payouts will be sent."
 
     return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", effects, "withdraw", act)
 
@@ -154,7 +157,8 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
     market = resolve.market_of(market_id)
     effects = [
         "From now on no payout of the settlement is sent.",
-        "Payouts that are not sent yet are cancelled. Money in wallets is taken back, as far as the wallets hold it.",
+        "Payouts that are not sent yet are cancelled. Money is taken back from wallets, up to their balance. The rest"
+        " becomes the member's debt.",
         "Money that M-Pesa has paid stays with the members and becomes their debt to us. Under Member debts you set"
         " each debt off or write it off.",
         "The market is closed. After you resolve it again, the right winners are paid at once.",
@@ -173,7 +177,7 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
             link = reverse("admin:proposal", args=[done.proposal_id])
             return f"Sending is stopped for this market. Another person must approve the undo at this address: {link}"
         wiring.after_decision(done)
-        return f"The settlement of market {market.pk} is being undone. None of its payouts is sent now."
+        return f"The settlement of market {market.pk} is being undone. No more of its payouts will be sent."
 
     return _take_back(request, market, f"Undo the settlement of market {market.pk}", effects, "undo", act)
 

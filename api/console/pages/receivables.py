@@ -103,16 +103,16 @@ class _Wording:
     text_to_type: str = ""
 
 
-def _set_off(request: HttpRequest, **which: int) -> HttpResponseBase:
-    owing = _owing(**which)
+def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
+    owing = _owing(**subject)
     wording = _Wording(
         title="Set off against later dividends",
         effects=[
-            f"{_who(owing)} {kes(_sum(owing))}.",
-            "From each later dividend we keep up to the percentage that you give, until the debt is paid.",
+            f"{_owes_in_words(owing)} {kes(_sum(owing))}.",
+            "We keep at most this percentage of each later dividend, until the debt is paid.",
             "Nothing is taken from a wallet now. We keep nothing of a refund. The member sees each kept amount.",
         ],
-        field=page.Field("pct", "Percentage of each later dividend, at most (1 to 100)", max_length=3),
+        field=page.Field("pct", "Largest percentage of each later dividend (1 to 100)", max_length=3),
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -120,21 +120,22 @@ def _set_off(request: HttpRequest, **which: int) -> HttpResponseBase:
         if typed is None or typed > 100:
             raise NotAPercentage("The percentage must be a whole number from 1 to 100. Nothing was done.")
         decided = receivables.decide_set_off(
-            **which, pct=typed, by=page.actor(request), at=timezone.now(), expected=request.POST.get("seen", "")
+            **subject, pct=typed, by=page.actor(request), at=timezone.now(), expected=request.POST.get("seen", "")
         )
         return f"Up to {typed} % of each later dividend is kept, for {counted(len(decided), 'debt')}."
 
-    return _decide(request, owing, which, wording, act)
+    return _decide(request, owing, subject, wording, act)
 
 
-def _write_off(request: HttpRequest, **which: int) -> HttpResponseBase:
-    owing = _owing(**which)
+def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
+    owing = _owing(**subject)
     wording = _Wording(
         title="Write off",
         effects=[
-            f"{_who(owing)} {kes(_sum(owing))}. We bear this loss: it becomes bad debt in our books.",
+            f"{_owes_in_words(owing)} {kes(_sum(owing))}. We bear this loss: it becomes bad debt in our books.",
             "The member keeps the money and owes nothing more.",
-            "A write-off is final. If M-Pesa proves later that it did not pay, our loss shrinks by that payment.",
+            "A write-off is final. If it is proven later that M-Pesa did not make a payment, its amount is taken off"
+            " our loss.",
         ],
         field=page.Field("reason", "Reason", kind="area", help="Shown on the debt and in the audit trail."),
         text_to_type="write off",
@@ -142,21 +143,21 @@ def _write_off(request: HttpRequest, **which: int) -> HttpResponseBase:
 
     def act(answers: dict[str, str]) -> str:
         decided = receivables.write_off(
-            **which, reason=answers["reason"], by=page.actor(request), at=timezone.now(),
+            **subject, reason=answers["reason"], by=page.actor(request), at=timezone.now(),
             expected=request.POST.get("seen", ""),
         )  # fmt: skip
-        return f"{counted(len(decided), 'debt')}, {kes(_sum(owing))} in total: written off."
+        return f"We wrote off {counted(len(decided), 'debt')}, {kes(_sum(owing))} in total."
 
-    return _decide(request, owing, which, wording, act)
+    return _decide(request, owing, subject, wording, act)
 
 
 def _decide(
-    request: HttpRequest, owing: Owing, which: dict[str, int], wording: _Wording, act: page.Act
+    request: HttpRequest, owing: Owing, subject: dict[str, int], wording: _Wording, act: page.Act
 ) -> HttpResponse:
     facts: list[tuple[str, Any]] = []
-    market_id = which.get("market_id")
-    if "recovery_id" in which:
-        debt = _debts(None).get(pk=which["recovery_id"])
+    market_id = subject.get("market_id")
+    if "recovery_id" in subject:
+        debt = _debts(None).get(pk=subject["recovery_id"])
         market_id = debt.settlement.market_id if debt.settlement else None
         facts.append(("Member", f"{debt.user.full_name or debt.user_id} · {phone.masked(debt.user.phone_number)}"))
     facts.append(("Market", market_id or "none: a double payment"))
@@ -174,7 +175,7 @@ def _decide(
     return page.ask(request, question, act)
 
 
-def _who(owing: Owing) -> str:
+def _owes_in_words(owing: Owing) -> str:
     return "The member owes" if len(owing) == 1 else f"{counted(len(owing), 'debt')} sum to"
 
 
@@ -190,12 +191,12 @@ def _debts(market_id: int | None) -> QuerySet[Recovery]:
     return debts if market_id is None else debts.filter(settlement__market=market_id)
 
 
-def _owing(**which: int) -> Owing:
-    """Return the debts of a market on which money is still owed, or one such debt by its id.
+def _owing(**subject: int) -> Owing:
+    """Return the open debts of a market, or one open debt by its id. Some money is still owed on an open debt.
 
     Raises: Http404, if nothing is owed any more.
     """
-    owing = receivables.owing(**{name: min(number, paging.LARGEST_ID) for name, number in which.items()})
+    owing = receivables.owing(**{name: min(number, paging.LARGEST_ID) for name, number in subject.items()})
     if not owing:
         raise Http404("No debt is left here: it was recovered or written off.")
     return owing

@@ -358,11 +358,11 @@ def take_pictures(opened: Opened, superuser: CustomUser, paths: dict[str, str], 
         screen.log_in_as(superuser)
         overview.beat(worker="celery@kasoko", at=timezone.now())
         screen.go(paths[name])
-        screen.shoot(where / f"{name}.png", whole=False)
+        screen.save_screenshot(where / f"{name}.png", whole=False)
     phone = opened(size=browsing.PHONE, dark=True)
     phone.log_in_as(superuser)
     phone.go("/admin/")
-    phone.shoot(where / "home-phone.png", whole=False)
+    phone.save_screenshot(where / "home-phone.png", whole=False)
 
 
 def barriers(axe: Axe, screen: browsing.Window, name: str) -> list[str]:

@@ -114,7 +114,7 @@ def test_many_payments_share_few_connections_and_the_gateways_bodies(tokens: Sha
     assert ended == [Ended(key, accepted) for key in range(40)]
     assert (len(server.requests), len(peers) <= 4) == (40, True)
     bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in server.requests]
-    expected = Gateway(credentials(), tokens=tokens).payment(**PAYMENT)
+    expected = Gateway(credentials(), tokens=tokens).payment_body(**PAYMENT)
     assert sorted(body.pop("OriginatorConversationID") for body in bodies) == sorted(f"{OCID}{n}" for n in range(40))
     assert all(body == {k: v for k, v in expected.items() if k != "OriginatorConversationID"} for body in bodies)
     head = server.requests[0].lower()

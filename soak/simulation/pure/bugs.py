@@ -1,6 +1,8 @@
-"""Planted bugs of the pure machine: machines or worlds that lack one guard.
+"""Deliberate ("planted") bugs in the in-memory payout machine.
 
-The judge of the pure world must report a broken rule for each bug.
+Each bug is a machine or a simulated world without one of its guards. The in-memory simulation must find a broken rule
+for each bug. In the names of the rules, D3 stands for the states of payouts and requests, D4 for proof about money, and
+D5 for messages and sweeps.
 """
 
 from collections.abc import Callable
@@ -20,9 +22,9 @@ from soak.simulation.seed_result import SeedResult
 
 @dataclass(frozen=True)
 class PureBug:
-    """A planted bug. `rule` is broken without the guard that `machine` or `world` lacks.
+    """A planted bug: `machine` or `world` lacks one guard, and therefore breaks `rule`.
 
-    `fixed_rates` raises the rates of the faults against which the guard protects.
+    `fixed_rates` sets the rates of some faults, so that the case that the guard prevents happens often.
     """
 
     rule: str
@@ -39,17 +41,17 @@ class PureBug:
 PURE_BUGS: dict[str, PureBug] = {}
 LIKELY_RESENDS = {"answer lost": 0.4, "false not-found answer": 0.6, "slow": 0.3}
 LIKELY_FORGERIES = {"forger": 0.8}
-Lacking = TypeVar("Lacking", type[Machine], type[World])
+WithoutGuard = TypeVar("WithoutGuard", type[Machine], type[World])
 
 
-def bug(name: str, rule: str, fixed_rates: dict[str, float] | None = None) -> Callable[[Lacking], Lacking]:
+def bug(name: str, rule: str, fixed_rates: dict[str, float] | None = None) -> Callable[[WithoutGuard], WithoutGuard]:
     """Register the decorated machine or world as a planted bug."""
 
-    def add(lacking: Lacking) -> Lacking:
-        machine = lacking if issubclass(lacking, Machine) else Machine
-        world = lacking if issubclass(lacking, World) else World
+    def add(faulty: WithoutGuard) -> WithoutGuard:
+        machine = faulty if issubclass(faulty, Machine) else Machine
+        world = faulty if issubclass(faulty, World) else World
         PURE_BUGS[name] = PureBug(rule, machine, world, fixed_rates or {})
-        return lacking
+        return faulty
 
     return add
 
@@ -79,13 +81,13 @@ class FailingOnResult(Machine):
 
 
 class FailingOnAnswer(Machine):
-    """A machine that marks the request as failed after one answer with this `verdict`."""
+    """A machine that marks the request as failed after one answer with the verdict `misread`."""
 
-    verdict = ""
+    misread = ""
 
     def apply_answer(self, question: Question, answer: Answer, *, trusted: bool, at: datetime) -> None:
         super().apply_answer(question, answer, trusted=trusted, at=at)
-        if answer.verdict == self.verdict and question.attempt.state in OPEN:
+        if answer.verdict == self.misread and question.attempt.state in OPEN:
             self.fail(question.attempt, code="", at=at)
 
 
@@ -135,12 +137,12 @@ class UnconfirmedFailure(FailingOnResult):
 
 @bug("not-found as failure", "D4: not found never means failed", {"false not-found answer": 0.6})
 class NotFoundAsFailure(FailingOnAnswer):
-    verdict = "not_found"
+    misread = "not_found"
 
 
 @bug("one status answer as failure", "D4: a failure needs two sources", {"false failed answer": 0.8})
 class OneAnswerAsFailure(FailingOnAnswer):
-    verdict = "failed"
+    misread = "failed"
 
 
 @bug("queue timeout as failure", "D4: a queue timeout proves nothing", {"queue timeout, executed": 0.4})
@@ -162,13 +164,17 @@ class LateSuccessDropped(Machine):
             super().pay(attempt, receipt=receipt, at=at)
 
 
-@bug("amount not compared", "D4: a result pays only the attempt whose amount it matches", LIKELY_FORGERIES)
+@bug("amount not compared", "D4: a result proves only the payment of an attempt with the same amount", LIKELY_FORGERIES)
 class AmountNotCompared(Machine):
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         super().apply_result(attempt, result._replace(amount=attempt.payout.amount), trusted=trusted, at=at)
 
 
-@bug("large success not confirmed", "D4: from MPESA_CONFIRM_ABOVE on a status query must agree", LIKELY_FORGERIES)
+@bug(
+    "large success not confirmed",
+    "D4: for amounts of MPESA_CONFIRM_ABOVE or more, a status query must agree",
+    LIKELY_FORGERIES,
+)
 class LargeNotConfirmed(Machine):
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         policy, self.policy = self.policy, replace(self.policy, confirm_above=Decimal(10**9))
@@ -198,7 +204,7 @@ class NewIdPerResend(Machine):
 
 @bug(
     "resend without horizon",
-    "D3: the same id is sent again only within the resend horizon of its first POST",
+    "D3: the same id is sent again only within a fixed time after its first POST",
     {"answer lost": 0.6, "false not-found answer": 0.9, "result lost": 0.8},
 )
 class NoHorizon(Machine):
@@ -208,7 +214,7 @@ class NoHorizon(Machine):
 
 @bug(
     "known id sent again",
-    "D4: an id that M-Pesa calls a duplicate is only asked about",
+    "D4: after M-Pesa has called an id a duplicate, we only send status queries about it",
     LIKELY_RESENDS | {"duplicate by result": 0.0},
 )
 class KnownSentAgain(Machine):
@@ -218,7 +224,7 @@ class KnownSentAgain(Machine):
         attempt.known_at = known_at
 
 
-@bug("double beat", "D5: of two sweeps at once only one claims a payout")
+@bug("double beat", "D5: if two sweeps run at the same time, only one of them claims a payout")
 class DoubleBeat(Machine):
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
         claimed = super().claim(at=at, limit=limit, only=only)

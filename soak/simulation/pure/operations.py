@@ -8,14 +8,19 @@ from soak.simulation.pure.rows import Payout
 
 
 def retry(machine: Machine, payout: Payout, *, at: datetime) -> None:
-    """Schedule a failed payout again. First we ask about the last request that M-Pesa may have. Raises: Refused."""
+    """Schedule a failed payout again. Raises: Refused.
+
+    Before it is sent, a status query goes out about the last request that M-Pesa may have received.
+    """
     machine.check_owed(payout)
     machine.touched.add(payout)
     payout.due_at, payout.failed_at = at, None
     payout.move("PENDING")
-    taken = [attempt for attempt in payout.attempts if attempt.acknowledged or attempt.doubted_at is not None]
-    if taken:
-        taken[-1].ask_at = at
+    perhaps_received = [
+        attempt for attempt in payout.attempts if attempt.acknowledged or attempt.doubted_at is not None
+    ]
+    if perhaps_received:
+        perhaps_received[-1].ask_at = at
 
 
 def retry_failed(machine: Machine, *, since: datetime, at: datetime) -> int:
@@ -41,13 +46,13 @@ def redirect(machine: Machine, payout: Payout, *, at: datetime) -> None:
 
 
 def decide(machine: Machine, payout: Payout, *, receipt: str, people: int, at: datetime) -> None:
-    """Decide the open request of a held payout by M-Pesa's statement. Raises: Refused.
+    """Mark a held payout's open request as paid or failed, as M-Pesa's statement shows. Raises: Refused.
 
     `receipt` is the receipt in the statement, or "" if the statement shows no payment.
     """
     attempt = payout.open
     if payout.status != "HELD" or attempt is None:
-        raise Refused("not held with an open request")
+        raise Refused("the payout is not held, or has no open request")
     if people < (2 if payout.amount >= machine.policy.confirm_above else 1):
         raise Refused("too few people")
     if receipt:

@@ -25,7 +25,7 @@ class Workers(EventLoop):
         self.due: dict[Payout, tuple[datetime | None, datetime | None]] = {}
         self.beat_at: datetime | None = None
         self._beat_dead_until = self._last_beat = self.start
-        self._fruitless = 0
+        self._sweeps_without_change = 0
 
     # --- messages and workers ----------------------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ class Workers(EventLoop):
             times.append(self.now)
         if not times or not self.has_beat:
             return
-        rest = timedelta(seconds=5 * 2 ** min(self._fruitless, 8))
+        rest = timedelta(seconds=5 * 2 ** min(self._sweeps_without_change, 8))
         at = max(min(times), self._last_beat + rest, self._beat_dead_until, self.now)
         if self.beat_at is None or at < self.beat_at:
             self.beat_at = at
@@ -75,7 +75,7 @@ class Workers(EventLoop):
         if planned != self.beat_at:
             return
         self.beat_at, self._last_beat = None, self.now
-        self._fruitless += 1
+        self._sweeps_without_change += 1
         if self.strikes("beat dies"):
             self._beat_dead_until = self.now + timedelta(seconds=self.random.choice([60, 300, 2_400]))
             return
@@ -100,7 +100,7 @@ class Workers(EventLoop):
             yield from self._send(claims)
 
     def _send(self, claims: list[Attempt]) -> Task:
-        self._fruitless = 0
+        self._sweeps_without_change = 0
         for attempt in claims:
             if attempt.known_at is not None:
                 self.accuse("An id that M-Pesa knows is not sent again", attempt.ocid)
@@ -128,7 +128,7 @@ class Workers(EventLoop):
         return response
 
     def _ask(self) -> Task:
-        self._fruitless = 0
+        self._sweeps_without_change = 0
         for question in self.machine.ask(at=self.now, limit=50):
             yield 0.1
             self.note(f"    asks about {question.attempt.ocid}")
@@ -168,6 +168,6 @@ class Workers(EventLoop):
         self.note(f"    {'M-Pesa' if trusted else 'an untrusted caller'} reports {outcome} of {ocid}")
         message = self.machine.store(about, content, trusted=trusted, at=self.now)
         if message is not None:
-            self._fruitless = 0
+            self._sweeps_without_change = 0
             self.send_message("apply", partial(self._apply, message))
         return message

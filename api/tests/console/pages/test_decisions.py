@@ -106,7 +106,7 @@ def test_resolution_is_withdrawn_before_its_division(console: Client) -> None:
     builders.resolve(market, "No", at=timezone.now())
     assert f"/admin/markets/{market.pk}/withdraw/" in page_text(console.get(f"/admin/markets/{market.pk}/"))
     page = submit(console, f"/admin/markets/{market.pk}/withdraw/", reason="The wrong outcome.", typed="withdraw")
-    assert "is withdrawn. None of its payouts is sent." in page
+    assert "is withdrawn. None of its payouts will be sent." in page
     market.refresh_from_db()
     assert market.status == "CLOSED"
 

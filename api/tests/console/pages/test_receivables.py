@@ -69,7 +69,7 @@ def test_all_debts_of_a_market_are_written_off(console: Client, owed: list[Recov
     with nothing_moved():
         assert "Type “write off” exactly" in submit(console, path, reason="Not worth the calls.")
     page = submit(console, path, reason="Not worth the calls.", typed="write off")
-    assert "2 debts, KES 425.00 in total: written off." in page
+    assert "We wrote off 2 debts, KES 425.00 in total." in page
     assert journal.balance(journal.BAD_DEBT) == 425
     assert receivables.still_owed() == (0, Decimal(0))
     assert console.get(path).status_code == 404

@@ -32,7 +32,7 @@ def test_random_faults_can_be_switched_off_at_run_time(start: Callable[..., Merc
     refused = merchant.pay("A-1")
 
     # when
-    merchant.own("faults", {"rate": 0, "names": "all"})
+    merchant.sandbox_call("faults", {"rate": 0, "names": "all"})
 
     # then
     assert refused.json()["errorCode"] == "500.003.03"

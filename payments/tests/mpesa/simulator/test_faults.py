@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from payments.mpesa.simulator import fault_schedule, faults
-from testing.merchants import OTHER, PHONE, CallbackReceiver, Merchant, parameters, status_answer
+from testing.merchants import OTHER_PHONE, PHONE, CallbackReceiver, Merchant, parameters, status_answer
 
 
 def test_ack_lost_closes_the_connection_and_pays(start: Callable[..., Merchant], receiver: CallbackReceiver) -> None:
@@ -69,7 +69,7 @@ def test_throttled_request_is_not_executed_and_may_be_resent(
     # then
     assert (first.status_code, first.json()["errorCode"]) == (500, code)
     assert second.status_code == 200
-    assert [request["verdict"] for request in merchant.own("book/A-1")["requests"]] == [code, "accepted"]
+    assert [request["verdict"] for request in merchant.sandbox_call("book/A-1")["requests"]] == [code, "accepted"]
     assert merchant.book()["totals"]["paid_count"] == 1
 
 
@@ -83,7 +83,7 @@ def test_token_expired_ends_the_token_with_each_error_code(
     merchant = start(f"token_expired:{error_code}x1")
 
     # when
-    first, still = merchant.pay("A-1"), merchant.pay("A-2", phone=OTHER)
+    first, still = merchant.pay("A-1"), merchant.pay("A-2", phone=OTHER_PHONE)
     merchant.sign_in()
     again = merchant.pay("A-1")
 
@@ -275,7 +275,7 @@ def test_status_lost_is_accepted_and_never_answered(start: Callable[..., Merchan
     assert lost.status_code == 200
     assert answer["Result"]["OriginatorConversationID"] != lost.json()["OriginatorConversationID"]
     assert len(receiver.at("/status/")) == 1
-    assert merchant.own("book/A-1")["queries"] == 2
+    assert merchant.sandbox_call("book/A-1")["queries"] == 2
 
 
 def test_status_not_found_denies_a_known_payment(start: Callable[..., Merchant], receiver: CallbackReceiver) -> None:

@@ -37,7 +37,7 @@ def test_shape_of_a_result_does_not_change_the_money(
         for number, name in enumerate(("string_codes", "dict_parameter", "missing_values", "masked_receiver"))
     }
     for name, phone in phones.items():
-        merchant.own("faults", {"phone": phone, "spec": name})
+        merchant.sandbox_call("faults", {"phone": phone, "spec": name})
 
     # when
     for name, phone in phones.items():

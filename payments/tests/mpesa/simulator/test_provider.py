@@ -96,7 +96,10 @@ def test_repeated_id_is_a_duplicate_and_pays_once(start: Callable[..., Merchant]
     assert again.json()["errorCode"] == "500.002.1001"
     assert again.json()["errorMessage"] == "Duplicate OriginatorConversationID."
     assert merchant.book()["totals"]["paid_total"] == 285
-    assert [request["verdict"] for request in merchant.own("book/A-1")["requests"]] == ["accepted", "500.002.1001"]
+    assert [request["verdict"] for request in merchant.sandbox_call("book/A-1")["requests"]] == [
+        "accepted",
+        "500.002.1001",
+    ]
 
 
 def test_fifty_copies_at_once_pay_once(start: Callable[..., Merchant]) -> None:
@@ -158,7 +161,7 @@ def test_new_float_ends_the_shortage(start: Callable[..., Merchant], receiver: C
     merchant.finished("A-1")
 
     # when
-    merchant.own("float", {"amount": 300})
+    merchant.sandbox_call("float", {"amount": 300})
     merchant.pay("A-2")
     merchant.finished("A-2")
 

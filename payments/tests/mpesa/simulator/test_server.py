@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-from testing.merchants import OTHER, PATIENCE_SECONDS, CallbackReceiver, Merchant
+from testing.merchants import OTHER_PHONE, PATIENCE_SECONDS, CallbackReceiver, Merchant
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -62,20 +62,22 @@ def end(running: subprocess.Popen[str], number: signal.Signals) -> int:
 
 def test_killed_simulator_continues_from_its_book(tmp_path: Path, receiver: CallbackReceiver) -> None:
     # given
-    running, url = launch(tmp_path, "--callback-delay", "600", "--float", "1000", "--phone-fault", f"{OTHER}=fail:8x1")
+    running, url = launch(
+        tmp_path, "--callback-delay", "600", "--float", "1000", "--phone-fault", f"{OTHER_PHONE}=fail:8x1"
+    )
     merchant = Merchant(url, receiver)
-    accepted = [merchant.pay("A-1").status_code, merchant.pay("A-2", phone=OTHER).status_code]
+    accepted = [merchant.pay("A-1").status_code, merchant.pay("A-2", phone=OTHER_PHONE).status_code]
     merchant.session.close()
     end(running, signal.SIGKILL)
     with (tmp_path / "book.jsonl").open("ab") as book:
         book.write(b'{"event":"acce')
 
     # when
-    running, url = launch(tmp_path, "--callback-delay", "0", "--float", "5", "--phone-fault", f"{OTHER}=fail:8x1")
+    running, url = launch(tmp_path, "--callback-delay", "0", "--float", "5", "--phone-fault", f"{OTHER_PHONE}=fail:8x1")
     merchant = Merchant(url, receiver)
     results = {body["Result"]["OriginatorConversationID"]: body["Result"] for body in receiver.wait("/result/", 2)}
     duplicate = merchant.pay("A-1")
-    merchant.pay("A-3", phone=OTHER)
+    merchant.pay("A-3", phone=OTHER_PHONE)
     merchant.finished("A-3")
     totals = merchant.book()["totals"]
     merchant.session.close()
@@ -107,7 +109,7 @@ def test_another_start_has_the_same_book_and_posts_nothing_twice(
     before, after = first.book(), second.book()
     assert after["payments"] == before["payments"]
     assert after["totals"] == before["totals"]
-    assert second.own("health") == {"status": "ok", "pending": 0}
+    assert second.sandbox_call("health") == {"status": "ok", "pending": 0}
     assert len(receiver.posts) == reported
 
 
