@@ -1,4 +1,7 @@
-"""Bets on one hot market: members who bet at once do not wait."""
+"""Benchmark of bets on one market at the same time.
+
+The members who place these bets do not wait for each other.
+"""
 
 import argparse
 import statistics
@@ -60,15 +63,15 @@ def main(arguments: list[str]) -> None:
     times, count, threads = (7, 4_000, 8) if full else (3, 800, 8)
     bench, progress = Bench(count), Progress("bets", 2 * times)
 
-    def side(many: int, markets: int) -> float:
+    def measure(thread_count: int, markets: int) -> float:
         progress.at(0)
-        return bench.bets(count, many, markets)
+        return bench.bets(count, thread_count, markets)
 
     rates = alternated(
         {
-            "one market": lambda: side(threads, 1),
-            "many markets": lambda: side(threads, threads * 8),
-            "alone": lambda: side(1, 1),
+            "one market": lambda: measure(threads, 1),
+            "many markets": lambda: measure(threads, threads * 8),
+            "alone": lambda: measure(1, 1),
         },
         times,
     )

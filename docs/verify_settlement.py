@@ -83,7 +83,7 @@ def same(place: str, stated: Any, computed: Any) -> None:
 
 def divide(statement: Any, bets: list[Any], stakes: list[int]) -> Division:
     """Divide the pool among the bets."""
-    refunded = put_back(statement, bets)
+    refunded = left_out(statement, bets)
     counting: dict[str, list[int]] = {outcome["name"]: [] for outcome in statement["outcomes"]}
     for place, bet in enumerate(bets):
         if not refunded[place]:
@@ -98,15 +98,15 @@ def divide(statement: Any, bets: list[Any], stakes: list[int]) -> Division:
     return Division(pool, winning_pool, fee, funds, refunded, dividends(stakes, counting, funds))
 
 
-def put_back(statement: Any, bets: list[Any]) -> list[bool]:
-    """Do step 1: put back each bet on a scratched outcome, and each bet placed after the event had ended."""
+def left_out(statement: Any, bets: list[Any]) -> list[bool]:
+    """Do step 1: leave out each bet on a scratched outcome, and each bet placed after the event had ended."""
     scratched = {outcome["name"]: bool(outcome["scratched"]) for outcome in statement["outcomes"]}
     closed_at = statement["effective_close_at"]
     return [scratched[bet["outcome"]] or (closed_at is not None and bet["placed_at"] > closed_at) for bet in bets]
 
 
 def backed_weights(statement: Any, staked: dict[str, int]) -> dict[str, Fraction]:
-    """Return the weight of each backed outcome: it has a weight and at least one bet that was not put back."""
+    """Return the weight of each backed outcome: it has a weight and at least one bet that is not left out."""
     return {
         outcome["name"]: Fraction(outcome["weight"])
         for outcome in statement["outcomes"]
@@ -132,7 +132,7 @@ def funds_by_outcome(statement: Any, net: int, weights: dict[str, Fraction], sta
 
 
 def dividends(stakes: list[int], counting: dict[str, list[int]], funds: dict[str, int]) -> list[int]:
-    """Do step 5: share each outcome's fund by stake. A losing outcome has no fund. A bet put back gets its stake."""
+    """Do step 5: share each outcome's fund by stake. A losing outcome has no fund. A bet left out gets its stake."""
     results = list(stakes)
     for name, places in counting.items():
         parts = share(funds.get(name, 0), [stakes[place] for place in places])

@@ -1,9 +1,9 @@
 """Disputes: members dispute results and payouts, and operators decide on the disputes.
 
 An operator answers a dispute, and upholds or rejects it. An upheld dispute promises a remedy. A payment to the wallet,
-or a change of a payout back to PENDING, happens in the same transaction. To resolve a market again, an operator must
-separately undo its settlement. A remedy that takes time is DUE until the books show that it is done. Then
-`close_remedied` tells the member.
+or a change of a payout back to PENDING, is made in the transaction that upholds the dispute. To resolve a market again,
+an operator must separately undo its settlement. A remedy that takes time is DUE until the books show that it is done.
+Then `close_remedied` tells the member.
 Lock order: Market, Bet, Dispute, Transaction, Attempt, wallets, then the end of the audit trail.
 """
 
@@ -35,7 +35,7 @@ class NotDisputable(Refusal):
     """There is no result yet, the time for a dispute is over, or a dispute is already open."""
 
 
-class DisputeMoved(Refusal):
+class WrongDisputeState(Refusal):
     """The dispute is in a state that does not allow this step."""
 
 
@@ -108,12 +108,12 @@ def reply(*, user_id: int, dispute_id: uuid.UUID, text: str, by: audit.Actor, at
     """Reply to an operator's answer. The reply opens the dispute again with a new deadline.
 
     Locks: Dispute.
-    Raises: DisputeNotFound; DisputeMoved.
+    Raises: DisputeNotFound; WrongDisputeState.
     """
     with transaction.atomic(durable=True):
         dispute = _locked(dispute_id, user_id=user_id)
         if dispute.state != State.ANSWERED:
-            raise DisputeMoved(f"This dispute is {dispute.state}, so there is no answer to reply to.")
+            raise WrongDisputeState(f"This dispute is {dispute.state}, so there is no answer to reply to.")
         before = _snapshot(dispute)
         dispute.state, dispute.due_at = State.OPEN, at + policy.dispute_answer_within
         dispute.save(update_fields=["state", "due_at"])
@@ -129,7 +129,7 @@ def answer(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
     """Answer an open dispute. The member may then reply.
 
     Locks: Dispute.
-    Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute.
+    Raises: DisputeNotFound; WrongDisputeState; own_affairs.OwnDispute.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN,))
@@ -146,7 +146,7 @@ def reject(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
     """Reject an answered dispute. `text` is the reason.
 
     Locks: Dispute.
-    Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute.
+    Raises: DisputeNotFound; WrongDisputeState; own_affairs.OwnDispute.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.ANSWERED,))
@@ -163,17 +163,17 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
     """Uphold a dispute. The remedies `pay_to_wallet` and `resend` act now, on the payouts that failed or are held.
 
     Locks: Dispute, the Transactions by id, the wallet.
-    Raises: DisputeNotFound; DisputeMoved; own_affairs.OwnDispute; NoSuchRemedy; actions.PayoutNotRetryable. In each
-    of these cases nothing was decided and no money moved.
+    Raises: DisputeNotFound; WrongDisputeState; own_affairs.OwnDispute; NoSuchRemedy; actions.PayoutNotRetryable. In
+    each of these cases nothing was decided and no money moved.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN, State.ANSWERED))
         before = _snapshot(dispute)
         settlement = dispute.settlement
         if remedy == Remedy.RE_RESOLVE and (settlement is None or settlement.rule in _FINAL):
-            raise NoSuchRemedy("This was not decided by a resolution that can be undone. Choose another remedy.")
+            raise NoSuchRemedy("This bet or transaction has no settlement that can be undone. Choose another remedy.")
         payouts = _stuck_payouts(dispute) if remedy in (Remedy.PAY_TO_WALLET, Remedy.RESEND) else []
-        act = actions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else actions.put_back
+        act = actions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else actions.make_pending_again
         changed = [act(payout_id, at=at) for payout_id in payouts]
         dispute.state, dispute.closed_at, dispute.closed_by_id = State.UPHELD, at, by.user_id
         dispute.remedy = remedy
@@ -191,7 +191,7 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
     return Upheld(dispute=dispute, to_send=tuple(payouts) if remedy == Remedy.RESEND else ())
 
 
-def remedied(limit: int) -> list[int]:
+def ids_to_close(limit: int) -> list[int]:
     """Return the ids of disputes whose remedy is still DUE, although the books show that the remedy is done."""
     due = Dispute.objects.filter(remedy_state=Dispute.RemedyState.DUE)
     return list(_done(due).order_by("pk").values_list("pk", flat=True)[:limit])
@@ -260,10 +260,11 @@ _REMEDIED: dict[str, str] = {
 def _require_open_window(since: datetime, disputes: QuerySet[Dispute], *, at: datetime, policy: Policy) -> None:
     if at > since + policy.dispute_window:
         raise NotDisputable(
-            f"The time for a dispute is over: {policy.dispute_window.days} days after settlement or transaction."
+            f"A dispute must be opened within {policy.dispute_window.days} days of the settlement or the transaction."
+            " This time is over."
         )
     if disputes.filter(state__in=Dispute.LIVE).exists():
-        raise NotDisputable("You already have an open dispute of this. Wait for our decision.")
+        raise NotDisputable("You already have an open dispute of this bet or transaction. Wait for our decision.")
 
 
 def _open(dispute: Dispute, *, text: str, by: audit.Actor, at: datetime, policy: Policy) -> Dispute:
@@ -288,14 +289,17 @@ def _decidable(dispute_id: uuid.UUID, by: audit.Actor, states: tuple[Dispute.Sta
     dispute = _locked(dispute_id)
     own_affairs.refuse_own_dispute(dispute, by)
     if dispute.state not in states:
-        raise DisputeMoved(f"The dispute is {dispute.state}. This needs a dispute that is {' or '.join(states)}.")
+        raise WrongDisputeState(
+            f"The dispute is {dispute.state}. This step is possible only if it is {' or '.join(states)}."
+        )
     return dispute
 
 
 def _stuck_payouts(dispute: Dispute) -> list[int]:
     """Return the id of the disputed transaction, or the ids of the bet's payouts that failed or are held.
 
-    Locks: all these payouts of the bet, by id. They must be locked before the first redirect locks the wallet.
+    Locks: all these payouts of the bet, by id. They must be locked before the first payment to the wallet
+    locks the wallet.
     """
     if dispute.transaction_id is not None:
         return [dispute.transaction_id]

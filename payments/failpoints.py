@@ -27,7 +27,7 @@ NAMES = (
     "apply before commit",
     "sweep between rows",
     "question after commit",
-    "question put",
+    "status query posted",
 )
 
 _action: Callable[[str], None] | None = None

@@ -125,7 +125,7 @@ def issue_certificates() -> None:
 @shared_task(name="payments.settlement_tasks.close_remedied_disputes")
 def close_remedied_disputes() -> None:
     """Sweep: record each finished remedy of an upheld dispute, and tell the member."""
-    for dispute_id in disputes.remedied(limit=100):
+    for dispute_id in disputes.ids_to_close(limit=100):
         with _isolated(f"Dispute {dispute_id}"):
             disputes.close_remedied(dispute_id=dispute_id, at=timezone.now())
 

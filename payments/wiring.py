@@ -15,7 +15,7 @@ from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
-from payments.payouts.sending.dispatcher import QUESTIONS, Dispatcher
+from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
 from payments.policy import Policy
 from payments.settlement.resolutions import Resolved, Withdrawn
@@ -168,7 +168,7 @@ def gateway() -> client.Gateway:
         credentials,
         tokens=access_tokens.SharedTokens(broker(), name=credentials.token_name),
         timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
-        pool_size=QUESTIONS,
+        pool_size=QUERIES_AT_ONCE,
     )
 
 
@@ -183,7 +183,7 @@ def dispatcher() -> Dispatcher:
     """Return the dispatcher of due payouts."""
     return Dispatcher(
         gateway=gateway(),
-        calls=bulk_gateway(),
+        bulk_gateway=bulk_gateway(),
         limiter=Limiter(connection=broker(), name="b2c", per_second=settings.PAYOUT_TPS),
         query_limiter=Limiter(connection=broker(), name="status", per_second=settings.PAYOUT_TPS),
         addresses=addresses(),

@@ -94,7 +94,7 @@ class FakeCalls:
                 response = error
             self.ended.append(Ended(payment.key, response))
 
-    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
+    def collect(self, *, patience_seconds: float, at_least: int) -> list[Ended]:
         ended, self.ended = self.ended, []
         return ended
 
@@ -275,7 +275,7 @@ def deliver_timeout(token: str, at: datetime = AT) -> str | None:
     return deliver(Callback.Kind.TIMEOUT, token, b'{"Result": {}}', at)
 
 
-def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> status_queries.Question:
+def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> status_queries.DueQuery:
     """Commit and return the status query that is due about an attempt."""
     asked = status_queries.ask(at=at, policy=policy, addresses=ADDRESSES, limit=100)
     ocid = attempt.originator_conversation_id
@@ -283,7 +283,7 @@ def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> status_
     return due
 
 
-def answer(question: status_queries.Question, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
+def answer(question: status_queries.DueQuery, body: bytes, at: datetime, policy: Policy = POLICY) -> str | None:
     """Deliver the answer to a status query. Returns as `deliver`."""
     return deliver(Callback.Kind.STATUS, question.token, body, at, policy=policy)
 

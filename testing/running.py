@@ -1,7 +1,7 @@
-"""Real processes of the project for journeys: web, worker with beat, simulator, with their own database.
+"""Real processes of the project for end-to-end tests ("journeys"): web, worker with beat, and simulator.
 
-The processes are started with the guide's commands. A start waits until its process is ready. All processes are stopped
-at the end, also after a failure.
+They have their own database. The processes are started with the guide's commands. A start waits until its process is
+ready. All processes are stopped at the end, also after a failure.
 """
 
 import os
@@ -25,18 +25,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 90.0
 CELERY = (sys.executable, "-m", "celery", "-A", "api")
 OPERATOR, PIN = "254700000001", "1234"
-QUEUES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
+REDIS_VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
 Json = dict[str, Any]
 
 
 def until(holds: Callable[[], Any], what: str, tail: Callable[[], str] = str) -> Any:
     """Wait until `holds()` returns a true value, and return that value.
 
-    `what` and the log that `tail` returns are in the error if the wait takes too long.
+    If the wait takes too long, the error names `what` and shows the log that `tail` returns.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (result := holds()):
-        if time.monotonic() > deadline:  # An assert would not work in the soak under `python -O`.
+        if time.monotonic() > deadline:
+            # We raise instead of using `assert`, which `python -O` removes in the soak.
             raise AssertionError(f"Waited {PATIENCE_SECONDS:.0f} seconds for {what}, without success.\n{tail()}")
         time.sleep(0.05)
     return result
@@ -251,7 +252,7 @@ def _database(url: str, name: str) -> SplitResult:
 
 @contextmanager
 def running(directory: Path, **settings: str) -> Iterator[Running]:
-    """Make a migrated database and empty queues, but start no process. Remove everything at the end."""
+    """Create and migrate a database, and empty the queues. Start no process. Remove everything at the end."""
     name = f"kasoko_journey_{os.getpid()}"
     server = _database(os.environ["DATABASE_URL"], "postgres").geturl()
     _sql(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -268,6 +269,6 @@ def running(directory: Path, **settings: str) -> Iterator[Running]:
 
 
 def _empty_queues() -> None:
-    for variable in QUEUES:
+    for variable in REDIS_VARIABLES:
         with redis.Redis.from_url(os.environ[variable]) as client:
             client.flushdb()

@@ -13,6 +13,7 @@ from users.models import Notice
 def tell(*, user_id: int, kind: str, subject: str, event: str, text: str, at: datetime) -> None:
     """Add a notice for a member, in the caller's transaction. The text is cut at 500 characters.
 
+    `subject` and `event` are keys, such as "dispute:<id>" and "ANSWERED:<id>", not texts.
     Idempotent: a second notice of the same kind, subject and event is not added.
     """
     Notice.objects.bulk_create(

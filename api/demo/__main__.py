@@ -1,10 +1,10 @@
 """`make demo` and `make run`: a whole KASOKO on this machine, with a simulator instead of M-Pesa.
 
-    python -m api.demo           tell the story of a market from bets to payouts (story.py), prove it, stop
+    python -m api.demo           run one market from bets to payouts (story.py), check the books, and stop
     python -m api.demo --stay    start the same programs, make a market to look at, and run until Ctrl-C
 
 Exit status:
-0 if the books close, the provider's book agrees with ours and every winner has exactly their dividend;
+0 if every invariant holds, the simulator's book agrees with ours, and every winner has exactly their dividend;
 1 with the first difference, or with the reason why the demo could not start;
 128 plus the number of the signal if it was interrupted (130 for Ctrl-C), but 0 with --stay.
 
@@ -72,7 +72,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(screen: Screen, *, stay: bool) -> int:
     if os.environ.get("MPESA_PRODUCTION", "").lower() in {"true", "1", "yes", "on"}:
-        raise CannotRun("MPESA_PRODUCTION is set in this shell. The demo pays with play money: unset it first.")
+        raise CannotRun(
+            "MPESA_PRODUCTION is set in this shell. The demo uses play money only. Unset MPESA_PRODUCTION first."
+        )
     supervisor.isolate(os.environ)
     state = Path(os.environ.get("KASOKO_DEMO_DIR") or supervisor.BASE_DIR / ".kasoko").resolve()
     web_port, simulator_port = supervisor.free_port(preferred=8000), supervisor.free_port()

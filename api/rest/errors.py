@@ -60,7 +60,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     settling.BooksDisagree: (409, "books_disagree"),
     disputes.DisputeNotFound: (404, "dispute_not_found"),
     disputes.NotDisputable: (409, "not_disputable"),
-    disputes.DisputeMoved: (409, "dispute_moved"),
+    disputes.WrongDisputeState: (409, "dispute_moved"),
     own_affairs.OwnDispute: (403, "own_dispute"),
     disputes.NoSuchRemedy: (409, "no_such_remedy"),
     callbacks.UnknownAddress: (404, "not_found"),

@@ -31,7 +31,7 @@ ROUNDS = (
     ("apply before commit", ""),
     ("sweep between rows", ""),
     ("question after commit", ""),
-    ("question put", ""),
+    ("status query posted", ""),
 )
 # The failpoints of two workers, one after the other, while the first market is undone after its payment.
 UNDOS = ("undo step before commit", "undo step after commit")
@@ -58,7 +58,7 @@ FIRST_WINNER = STAKES[0][0]
 FAULTS = {
     "record after commit": "spike_arrestx1",
     "question after commit": "callback_lost",
-    "question put": "callback_lost",
+    "status query posted": "callback_lost",
     # Proven payments are booked in bulk. The evidence at this failpoint is weighed alone.
     "sweep between rows": "system_17:executed",
 }

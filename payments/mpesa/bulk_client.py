@@ -112,13 +112,13 @@ class BulkGateway:
             else:
                 loop.call_soon_threadsafe(self._due_later, payment, body)
 
-    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
+    def collect(self, *, patience_seconds: float, at_least: int) -> list[Ended]:
         """Return the requests that ended since the last call.
 
-        Waits until `enough` requests have ended, but no longer than `patience_seconds`.
+        Waits until `at_least` requests have ended, but no longer than `patience_seconds`.
         """
-        self._wanted = enough
-        if len(self._ended) < enough:
+        self._wanted = at_least
+        if len(self._ended) < at_least:
             self._enough.wait(patience_seconds)
         self._enough.clear()
         return [self._ended.popleft() for _ in range(len(self._ended))]

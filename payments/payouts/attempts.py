@@ -19,8 +19,9 @@ LONGEST_WAIT = timedelta(minutes=5)
 
 
 def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
-    """Mark an attempt as proven not executed and return its amount from in-flight to payable.
+    """Mark an attempt as proven failed, and move its amount back from in-flight to payable.
 
+    Returns the callback's outcome in words.
     A fault of ours (no float, wrong credentials) makes the payout pending again. A fault of the member's, or an unknown
     fault, makes the payout FAILED.
     Locks: none further; the caller holds the Transaction and the Attempt.
@@ -31,14 +32,14 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     attempt.save()
     entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
     journal.post([entry], at=at)
-    if payout.status == Status.PENDING:  # The request waited to be sent again, or the attempt is a manual one.
+    if payout.status == Status.PENDING:  # The request waited to be sent again, or staff recorded the attempt.
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
     breakers.watch(at=at, policy=policy)
-    late = payout.attempts.filter(state=State.PAID).order_by("number").last()
-    if late is not None:
-        return _set_off(payout, late, at)
+    paid_after_all = payout.attempts.filter(state=State.PAID).order_by("number").last()
+    if paid_after_all is not None:
+        return _set_off(payout, paid_after_all, at)
     if receivables.was_recalled(payout.pk):
         return _cancel(payout, at)
     if result_codes.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
@@ -51,20 +52,23 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     return f"failed: {payout.reason}"
 
 
-def _set_off(payout: Transaction, late: Attempt, at: datetime) -> str:
-    """Settle the payout's debt against the receivable of an earlier attempt that was paid after all."""
+def _set_off(payout: Transaction, paid_after_all: Attempt, at: datetime) -> str:
+    """Set the payout off against the member's debt, and complete the payout. Returns the callback's outcome in words.
+
+    The member owes us this debt, because an earlier attempt was paid after all.
+    """
     wallet, receivable = journal.wallet(payout.user_id), journal.receivable(payout.user_id)
-    owed, borne = receivables.record_repayment(
+    owed, written_off = receivables.record_repayment(
         settlement_id=payout.settlement_id, user_id=payout.user_id, amount=payout.amount
     )
     parts = [
         journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk),
-        journal.Entry(f"setoff:{late.pk}", wallet, receivable, owed, payout.pk),
-        journal.Entry(f"unwrite:{payout.pk}", wallet, journal.BAD_DEBT, borne, payout.pk),
+        journal.Entry(f"setoff:{paid_after_all.pk}", wallet, receivable, owed, payout.pk),
+        journal.Entry(f"unwrite:{payout.pk}", wallet, journal.BAD_DEBT, written_off, payout.pk),
     ]
     journal.post([part for part in parts if part.amount > 0], at=at)
-    payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, late.receipt
-    payout.reason = f"Paid by the earlier request {late}, which we had recorded as failed."
+    payout.status, payout.completed_at, payout.receipt = Status.COMPLETED, at, paid_after_all.receipt
+    payout.reason = f"Paid by the earlier request {paid_after_all}, which we had recorded as failed."
     payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
     return "failed; an earlier request had paid, so the debt is settled"
 
@@ -94,9 +98,9 @@ def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime) -> None:
 
 
 def mark_known(attempt: Attempt, *, at: datetime) -> None:
-    """Record that M-Pesa has had this id. From now on we only ask about the id and never send it again.
+    """Record that M-Pesa has received a request with this id.
 
-    The result of the request remains unknown.
+    From now on we only ask about the id and never send it again. The result of the request remains unknown.
     """
     attempt.known_at, attempt.resend_at = attempt.known_at or at, None
     attempt.save(update_fields=["known_at", "resend_at"])

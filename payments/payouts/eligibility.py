@@ -14,17 +14,18 @@ from django.db.models import Q
 from payments.models import Settlement
 
 # A payout that was paid once gets no other request. A payout also waits while we still ask M-Pesa about its failed
-# request. That request may have been paid after all: a retry asks once more, or a callback reported a payment.
+# request. We ask for one of two reasons: a retry was requested, or a callback reported that the failed request was
+# paid.
 DUE = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
         AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
-# The condition for a settlement that is neither undone nor stopped. `standing` is the same condition for the ORM.
-STANDING = "s.state = 'SETTLED' AND s.stopped_at IS NULL"
-# The settlement's hold is over. Its canary is complete, or the canary has a free slot.
+# The condition for a settlement that is neither undone nor stopped. `active` is the same condition for the ORM.
+ACTIVE = "s.state = 'SETTLED' AND s.stopped_at IS NULL"
+# The condition for a released settlement: its hold is over, and its canary is complete or has a free slot.
 RELEASED = f"""
-    {STANDING} AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
+    {ACTIVE} AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
 """
 _MAY_LEAVE = f"""
     SELECT t.id FROM payments_transaction t LEFT JOIN payments_settlement s ON s.id = t.settlement_id
@@ -32,7 +33,7 @@ _MAY_LEAVE = f"""
 """  # noqa: S608 - fragments of this module
 
 
-def standing(settlement: str = "") -> Q:
+def active(settlement: str = "") -> Q:
     """Return the filter for settlements that are neither undone nor stopped; `settlement` is the ORM path to them."""
     return Q((f"{settlement}state", Settlement.State.SETTLED), (f"{settlement}stopped_at", None))
 

@@ -37,7 +37,7 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     rest: Callable[[float], None] = time.sleep,
 ) -> Callable[[], bool]:
-    """Wrap `keep_going` so that each call also rests while other sessions are at work.
+    """Wrap `keep_going` so that each call also rests once if other sessions are at work.
 
     Call the returned function between chunks, outside a transaction.
     """

@@ -44,7 +44,7 @@ def staff(db: None) -> CustomUser:
 def test_dispute_is_refused_after_thirty_days(user: CustomUser) -> None:
     lost, payout = lost_bet(user), failed_payout(user)
     for subject in (lost, payout):
-        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="30 days after settlement or transaction"):
+        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="within 30 days of the settlement"):
             dispute(subject, AT + timedelta(days=30, microseconds=1))
         assert dispute(subject, AT + timedelta(days=30)).state == State.OPEN
 
@@ -150,7 +150,7 @@ def test_each_step_is_refused_outside_its_states(user: CustomUser, staff: Custom
         opened.refresh_from_db()
         assert opened.state == LEGAL[state, step]
     else:
-        with nothing_moved(), pytest.raises(disputes.DisputeMoved):
+        with nothing_moved(), pytest.raises(disputes.WrongDisputeState):
             STEPS[step](opened, staff)
         assert before == (DisputeEvent.objects.count(), Notice.objects.count(), AuditEntry.objects.count())
 
@@ -216,7 +216,7 @@ def test_operators_deciding_at_once_decide_once(transactional_db: None) -> None:
     answers = at_once(*calls * 3)
 
     # then
-    assert [type(answer).__name__ for answer in answers].count("DisputeMoved") == 8
+    assert [type(answer).__name__ for answer in answers].count("WrongDisputeState") == 8
     opened.refresh_from_db()
     status = Transaction.objects.get().status
     assert (opened.state, opened.remedy, status) in (

@@ -3,9 +3,11 @@
 --seeds 0:1000          run these seeds; the exit status is 1 if a seed breaks a rule
 --seed 17 -v            run one seed and print its trace
 --bug NAME              run these seeds with one guard switched off
---bugs                  switch off each guard until a seed finds the bug; print the table of docs/soak.md
+--bugs                  for each guard: switch it off, and run seeds until one finds the bug. Print the table of
+                        docs/soak.md
 --jobs 2                use this number of processes, each with its own scratch database
---conform               compare the services with the pure machine, event by event; each seed is one sequence
+--conform               compare the services with the pure machine, event by event; each seed gives one sequence of
+                        events
 --pure                  run the pure machine in memory; accepts --seeds, --seed -v, --bug, --bugs, --jobs
 """
 
@@ -34,12 +36,12 @@ django.setup()
 
 from soak.simulation import conformance, judge, provider, world
 from soak.simulation.bugs import BUGS
-from soak.simulation.scratch import forget_dead_rows, scratch_database
+from soak.simulation.scratch import scratch_database, vacuum
 from soak.simulation.seed_result import SeedResult
 
 MOST_SEEDS = 1_000
-SHARE_OF = 50
-CLEAR_EVERY = 10
+SEEDS_FOR_SHARE = 50
+VACUUM_EVERY_SEEDS = 10
 ENOUGH = 200  # From this number of seeds on, each fault must have happened and few payouts may be held.
 MOST_HELD = 0.01  # Units: share of all payouts.
 
@@ -55,8 +57,8 @@ def run_seeds(
 ) -> Iterator[dict[str, Any]]:
     """Run each seed, and yield its result as values that JSON can hold."""
     for number, seed in enumerate(seeds):
-        if number % CLEAR_EVERY == 0:
-            forget_dead_rows()
+        if number % VACUUM_EVERY_SEEDS == 0:
+            vacuum()
         outcome = BUGS[bug].run(seed, keep_trace=keep_trace) if bug else run(seed, keep_trace=keep_trace)
         yield {
             "seed": seed,
@@ -69,10 +71,10 @@ def run_seeds(
 
 
 def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Plant each bug, and yield the first seed that finds it and the share of the first seeds that find it.
+    """Plant each bug. Yield the first seed that finds it, and the share of the first SEEDS_FOR_SHARE seeds that do.
 
-    A seed finds a bug if the judge or PostgreSQL reports a broken rule. The first seed counts only if it breaks no rule
-    without the bug.
+    A seed finds a bug if the judge or PostgreSQL reports a broken rule. A seed that breaks a rule even without the bug
+    is not taken as the first seed.
     """
     for name in names:
         first: dict[str, Any] | None = None
@@ -81,9 +83,13 @@ def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
             caught += bool(outcome["noticed"])
             if first is None and outcome["noticed"] and not BUGS[name].run(outcome["seed"], planted=False).violations:
                 first = outcome
-            if first and outcome["seed"] >= SHARE_OF - 1:
+            if first and outcome["seed"] >= SEEDS_FOR_SHARE - 1:
                 break
-        yield {"bug": name, "first": first, "share": caught / SHARE_OF if first and first["seed"] < SHARE_OF else None}
+        yield {
+            "bug": name,
+            "first": first,
+            "share": caught / SEEDS_FOR_SHARE if first and first["seed"] < SEEDS_FOR_SHARE else None,
+        }
 
 
 def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, conform: bool = False) -> int:
@@ -121,7 +127,8 @@ def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, 
     held = stats["held, lost for too long"] / total
     unseen = sorted(fault for fault in {*world.WORLD_RATES, *provider.RATES} if not stats[fault])
     print(f"{seeds} seeds in {seconds:.0f} s, {stats['steps']} steps, payouts {payouts}", end=", ")
-    print(f"held as lost {held:.2%}, after a forgery {stats['held after a forgery'] / total:.2%}", end=", ")
+    print(f"held because the result was lost {held:.2%}", end=", ")
+    print(f"held after a forgery {stats['held after a forgery'] / total:.2%}", end=", ")
     print(f"{failed} seeds broke a rule")
     if not enough:
         return int(bool(failed))
@@ -133,8 +140,8 @@ def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, 
 
 
 def report_bugs(rows: Iterable[dict[str, Any]]) -> int:
-    """Print the table of planted bugs, and return 1 if no seed finds one of the bugs."""
-    print(f"| Guard switched off | Rule | First seed | Share of {SHARE_OF} seeds | Rule reported as broken |")
+    """Print the table of planted bugs, and return 1 if at least one bug was found by no seed."""
+    print(f"| Guard switched off | Rule | First seed | Share of {SEEDS_FOR_SHARE} seeds | Rule reported as broken |")
     print("|---|---|---|---|---|")
     missed = 0
     for row in rows:

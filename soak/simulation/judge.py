@@ -28,7 +28,7 @@ class Judge:
         for attempt in seen.attempts:
             if attempt.state == "PAID" and attempt.ocid not in paid:
                 self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
-        if self.provider.lies_at_will:
+        if self.provider.answers_wrongly:
             # We believe a failure that two sources report, even if both lie. The rules below may then be broken.
             return
         self._check_payments(seen)
@@ -60,7 +60,7 @@ class Judge:
             if payout.status == "HELD":
                 forged = ocid in forged_paid or ocid in self.provider.false_sources
                 stats["held after a forgery" if forged else "held, lost for too long"] += 1
-            if payout.status in FINAL and self.provider.lies_at_will:
+            if payout.status in FINAL and self.provider.answers_wrongly:
                 stats["payouts of a lying M-Pesa"] += 1
             else:
                 self._check_final(payout, ocid, forged_paid)
@@ -72,9 +72,9 @@ class Judge:
         provider = {
             (payment.ocid, payment.receipt)
             for payment in self.provider.book
-            if payment.ocid in self.provider.told or not self.provider.lies_at_will
+            if payment.ocid in self.provider.told or not self.provider.answers_wrongly
         }
-        if self.provider.lies_at_will:
+        if self.provider.answers_wrongly:
             ours &= provider
         for ocid, receipt in sorted(ours ^ provider):
             self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")

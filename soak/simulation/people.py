@@ -30,7 +30,7 @@ class Operator:
         payout = world.random.choice(world.snapshot.payouts)
         act = world.random.choice(["retry", "retry all", "to the wallet"])
         world.note(f"    {act} {payout.ref}")
-        world.touched = True
+        world.state_changed = True
         try:
             if act == "retry":
                 actions.retry(transaction_id=payout.id, by=MACHINE, at=world.now)
@@ -44,7 +44,7 @@ class Operator:
     def retry_failed(self) -> None:
         """Retry every payout that failed recently."""
         world = self.world
-        world.touched = True
+        world.state_changed = True
         outcome = failures.retry_failed(since=world.now - RECENT, by=MACHINE, at=world.now, limit=None)
         world.note(f"    retried {len(outcome.retried)}, skipped {sum(outcome.skipped.values())}")
 

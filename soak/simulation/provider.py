@@ -87,7 +87,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
     """M-Pesa: takes requests, executes an id only once while it remembers the id, and posts results.
 
     `rates` is the probability of each fault. `stop_faults` ends all faults, but unregistered members stay unregistered.
-    If `lies_at_will` is true, several sources may wrongly report that one id failed.
+    If `answers_wrongly` is true, several sources may wrongly report that one id failed.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
         clock: Callable[[], datetime],
         schedule: Schedule,
         post: Callable[[ResultAddress | AnswerAddress, Message], None],
-        lies_at_will: bool,
+        answers_wrongly: bool,
     ) -> None:
         self._random, self._rates, self._clock, self._schedule, self._post = random, rates, clock, schedule, post
-        self.lies_at_will = lies_at_will
+        self.answers_wrongly = answers_wrongly
         self._numbers = 0
         self.faults_stopped = False
         self.requests: dict[str, Request[ResultAddress]] = {}
@@ -196,7 +196,7 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
 
         The first source of each id is kept. A second source may report the same only if M-Pesa lies at will.
         """
-        return self.false_sources.setdefault(ocid, source) == source or self.lies_at_will
+        return self.false_sources.setdefault(ocid, source) == source or self.answers_wrongly
 
     def stop_faults(self) -> None:
         """End every fault."""

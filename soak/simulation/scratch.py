@@ -39,7 +39,7 @@ def scratch_database() -> Iterator[None]:
         settings["TEST"]["NAME"] = test_name
 
 
-def forget_dead_rows() -> None:
+def vacuum() -> None:
     """Remove the dead rows that rolled-back seeds leave in the tables. Dead rows slow down later seeds.
 
     VACUUM is possible only outside a transaction.

@@ -28,7 +28,7 @@ class Web(Workers):
 
         Raises: callbacks.UnknownAddress.
         """
-        self.touched = True
+        self.state_changed = True
         kind, token = url.rstrip("/").split("/")[-2:]
         with self.dying_perhaps():
             callbacks.store(
@@ -40,6 +40,8 @@ class Web(Workers):
                 at=self.now,
                 addresses=self.addresses,
             )
-        # Ids of callbacks only grow, so a new callback is the last one that waits. A repeated message is not stored.
+        # A new callback has the highest id, so it is last in the list. A repeated message is not stored, and a callback
+        # without an attempt is not in the list. In both cases the last one is an older callback, and applying an older
+        # callback is harmless.
         if waiting := callbacks.to_apply(after=0, limit=200):
             self.send_message("apply", partial(self.apply, waiting[-1:]))

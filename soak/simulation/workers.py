@@ -37,7 +37,7 @@ class Workers(EventLoop):
 
     def begin_workers(self) -> None:
         """Draw the number of workers. At the start no message is under way, and beat runs."""
-        self.touched = False  # True if anything may have changed since the last snapshot.
+        self.state_changed = False  # True if anything may have changed since the last snapshot.
         self._tasks: deque[tuple[str, Task]] = deque()
         self._idle = self.random.choice([1, 2, 3])
         self._beat_dead_until = self.start
@@ -69,7 +69,7 @@ class Workers(EventLoop):
 
     def _continue(self, name: str, task: Task) -> None:
         """Do one more step of a task. Its worker may die before the step or during the step."""
-        self.touched = True
+        self.state_changed = True
         if self.strikes("worker killed"):
             task.close()
             self.note("    killed")
@@ -229,4 +229,4 @@ class Workers(EventLoop):
             yield 0.1
             self.note(f"    asks about {question.originator_conversation_id}")
             if conversation_id := status_queries.post(question, gateway=self.provider, addresses=self.addresses):
-                status_queries.record_question(question, conversation_id)
+                status_queries.record_query_id(question, conversation_id)

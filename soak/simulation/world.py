@@ -32,7 +32,7 @@ from soak.simulation.workers import ProcessDied
 from testing import builders
 from users.models import CustomUser
 
-LIARS_SHARE = 0.15
+WRONG_PROVIDERS_SHARE = 0.15
 WORLD_RATES = {
     "message lost": 0.6,
     "message doubled": 0.4,
@@ -69,7 +69,7 @@ class World(Web):
             clock=lambda: self.now,
             schedule=self.schedule,
             post=self.post,
-            lies_at_will=self.random.random() < LIARS_SHARE,
+            answers_wrongly=self.random.random() < WRONG_PROVIDERS_SHARE,
         )
         long_trouble = self.random.random() < 0.1
         self.faults_stop_at = self.start + timedelta(minutes=self.random.uniform(40, 90) if long_trouble else 1)
@@ -110,7 +110,7 @@ class World(Web):
         return market
 
     def _resolve(self, market: Market) -> None:
-        self.touched = True
+        self.state_changed = True
         builders.resolve(market, "Yes", at=self.now, policy=self.policy)
         self.send_message("settle", partial(self.settle, market.pk))
 
@@ -137,8 +137,8 @@ class World(Web):
             evidence = f"{label}: {type(error).__name__} {error}".strip()
             self.accuse("No service fails with an unexpected exception", evidence, found_by="crash")
             return
-        if self.touched:
-            before, self.touched = self.snapshot, False
+        if self.state_changed:
+            before, self.state_changed = self.snapshot, False
             self.snapshot = snapshot.take(self._names)
             if self.snapshot != before:
                 self.progress_made()

@@ -1,7 +1,8 @@
-"""Book of the simulator: its record of all payments, an append-only file of JSON lines with the state in memory.
+"""Book of the simulator, which records all payments.
 
-Every change is an event. The event is first written to the file and then applied to the state. A restart applies the
-same events again, so a restart cannot change the state.
+The book is an append-only file of JSON lines. The current state is also kept in memory. Every change is an event. The
+event is first written to the file and then applied to the state. A restart applies the same events again, so a restart
+cannot change the state.
 Units: amounts are whole shillings; charges are Decimal shillings.
 """
 
@@ -66,7 +67,7 @@ class Book:
 
     # Changes.
 
-    def refuse(self, *, ocid: str, amount: str, phone: str, answer: str, used: tuple[str, ...] = ()) -> None:
+    def refuse(self, *, ocid: str, amount: str, phone: str, answer: str, used_faults: tuple[str, ...] = ()) -> None:
         """Record a payment request that was not accepted. `answer` is its error code, or "dropped"."""
         self._write(
             {
@@ -75,7 +76,7 @@ class Book:
                 "amount": amount,
                 "phone": phone,
                 "verdict": answer,
-                "spent": list(used),
+                "spent": list(used_faults),
             }
         )
 
@@ -95,7 +96,7 @@ class Book:
                     "phone": phone,
                     "request": dict(request),
                     "faults": active_faults.texts(),
-                    "spent": list(active_faults.used),
+                    "spent": list(active_faults.used_faults),
                 }
             )
             return self.payments[ocid]
@@ -127,12 +128,15 @@ class Book:
             return payment
 
     def note_callback(self, ocid: str, kind: str, outcome: str) -> None:
-        """Record a callback. `outcome` is the HTTP status, the error, or "lost" for a deliberate loss by a fault."""
+        """Record a callback.
+
+        `outcome` is the HTTP status, the error, or "lost" if a fault kept the callback from being sent.
+        """
         self._write({"event": "callback", "ocid": ocid, "kind": kind, "outcome": outcome})
 
-    def note_query(self, key: str, phone: str, used: tuple[str, ...]) -> None:
+    def note_query(self, key: str, phone: str, used_faults: tuple[str, ...]) -> None:
         """Record a status query about an originator conversation id or a receipt."""
-        self._write({"event": "query", "key": key, "phone": phone, "spent": list(used)})
+        self._write({"event": "query", "key": key, "phone": phone, "spent": list(used_faults)})
 
     def set_float(self, shillings: int) -> None:
         """Set the balance of the Utility account."""
@@ -155,7 +159,7 @@ class Book:
                     "phone": phone,
                     "callback_url": callback_url,
                     "faults": active_faults.texts(),
-                    "spent": list(active_faults.used),
+                    "spent": list(active_faults.used_faults),
                 }
             )
             return self.deposits[checkout_id]
@@ -182,7 +186,7 @@ class Book:
             return len(self._requests.get(ocid, ()))
 
     def queries_of(self, key: str) -> int:
-        """Count the status queries about an originator conversation id."""
+        """Count the status queries about an originator conversation id or a receipt."""
         with self.lock:
             return self._queries[key]
 
@@ -245,7 +249,8 @@ class Book:
                 ],
             }
 
-    # Private methods. The caller holds the lock.
+    # Private methods. `_write` takes the lock. `_reload` runs before other threads know the book. For any other
+    # method, the caller holds the lock.
 
     def _failure(self, payment: records.Payment) -> str | None:
         chosen = payment.active_faults.variants.get("fail")

@@ -90,7 +90,7 @@ class Schedule:
 
     def _chosen_options(self, spec: faults.Spec, key: str) -> tuple[str, ...]:
         fault = spec.fault
-        groups = (faults.SEEDED_FAILURES,) if fault.name == "fail" and not spec.options else fault.choices
+        groups = (faults.RANDOM_FAILURES,) if fault.name == "fail" and not spec.options else fault.choices
         return tuple(
             next((option for option in spec.options if option in group), None)
             or draws.pick(

@@ -1,4 +1,4 @@
-"""Faults of M-Pesa that the simulator can produce: the table and its specifications."""
+"""Table of M-Pesa's faults that the simulator can produce, and parser of the texts that request them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -40,7 +40,7 @@ DEPOSIT_FAILURES: Mapping[str, str] = {
     "8006": "The security credential is locked.",
     "SFC_IC0003": "The operator does not exist.",
 }
-SEEDED_FAILURES = ("1", "4", "8", "2001", "2040", "SFC_IC0003")
+RANDOM_FAILURES = ("1", "4", "8", "2001", "2040", "SFC_IC0003")
 TOKEN_ERROR_CODES = ("404.001.03", "401.002.01", "400.003.01", "404.001.04")
 
 
@@ -51,8 +51,8 @@ class Fault:
     `choices` are the variants, one group per aspect. A specification may name one variant of each group. For a group
     without a named variant the seed picks one, but never a variant in `named_only`.
     `seconds` is the default duration of a fault that takes time.
-    `first` limits a random fault to the first requests (or status queries) with an originator conversation id, so that
-    a later request succeeds. None means no limit.
+    A random fault affects only the first N requests (or status queries) with one originator conversation id; `first`
+    is N. A later request then succeeds. None means no limit.
     """
 
     name: str
@@ -80,7 +80,7 @@ TABLE: tuple[Fault, ...] = (
     ),
     Fault(
         "slow",
-        "the acknowledgement takes N seconds, mostly later than its result",
+        "the acknowledgement takes N seconds, and usually arrives after the result",
         "moves as usual",
         "Public integrations report acknowledgements slower than their read timeout",
         stages=_BOTH,
@@ -154,12 +154,14 @@ TABLE: tuple[Fault, ...] = (
     Fault(
         "queue_timeout",
         "a post to QueueTimeOutURL: the flat request, or a Result envelope with code 1",
-        "result: moves, a result follows; silence: moves, no result; expired: never moves, no result, a status query"
-        " says Expired; dropped: never moves, no result, and a status query does not find it",
+        "result: the money moves, and a result is posted; silence: the money moves, and no result is posted; expired:"
+        " the money never moves, no result is posted, and a status query says Expired; dropped: the money never moves,"
+        " no result is posted, and a status query does not find the payment",
         "Safaricom/Huawei broker B2C specification (notifyQueueTimeout); 121-platform mock; SDK fixtures; for Expired"
         " the Daraja portal, Transaction Status page",
         choices=(("flat", "envelope"), ("result", "silence", "expired", "dropped")),
-        # Only M-Pesa's statement shows whether such a payment was made, so each such payment waits for a person.
+        # Never drawn at random: only M-Pesa's statement shows that such a payment was not made, so each one would wait
+        # for a person.
         named_only=frozenset({"dropped"}),
     ),
     Fault(
@@ -244,7 +246,7 @@ class Spec:
 def parse(text: str) -> Spec:
     """Read a specification such as `callback_lost`, `fail:2040x1`, `slow:2` or `error_500:html+dropped`.
 
-    Raises: ValueError, with a sentence for people, for an unknown fault, an unknown variant or a wrong time.
+    Raises: ValueError for an unknown fault, an unknown variant or a wrong time. Its message can be shown to the user.
     """
     match = _SPEC.fullmatch(text)
     if match is None or match["name"] not in FAULTS:
@@ -287,13 +289,13 @@ def parse_phone(text: str) -> tuple[str, str]:
 class ActiveFaults:
     """The faults of one request. `variants` maps a fault's name to its variants, `seconds` to its duration.
 
-    `used` holds the specifications with a limit `xN` that this request used. The book keeps these specifications, so
-    that a restart continues the count.
+    If a requested fault has a limit `xN`, each request that has the fault uses it once. `used_faults` holds the
+    specifications of these faults. The book keeps them, so that a restart continues the count.
     """
 
     variants: Mapping[str, tuple[str, ...]]
     seconds: Mapping[str, float]
-    used: tuple[str, ...]
+    used_faults: tuple[str, ...]
 
     def __contains__(self, name: str) -> bool:
         return name in self.variants

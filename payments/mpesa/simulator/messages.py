@@ -210,7 +210,7 @@ def balance_answer(
     conversation_id: str,
     query_ocid: str,
 ) -> dict[str, object]:
-    """Build the answer to a balance query: current, available, reserved and uncleared of each account."""
+    """Build the answer to a balance query: the current, available, reserved and uncleared balance of each account."""
     accounts = {
         "Working Account": Decimal(working),
         "Float Account": Decimal(0),

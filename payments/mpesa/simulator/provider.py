@@ -89,13 +89,19 @@ class Provider:
                 self._refuse_by_fault(active_faults)
         except Refused as refusal:
             self.book.refuse(
-                ocid=ocid[:128], amount=amount[:20], phone=phone[:20], answer=refusal.code, used=active_faults.used
+                ocid=ocid[:128],
+                amount=amount[:20],
+                phone=phone[:20],
+                answer=refusal.code,
+                used_faults=active_faults.used_faults,
             )
             raise
         if known:
             return self._repeated(ocid, phone)
         if active_faults.has("error_500", "dropped"):
-            self.book.refuse(ocid=ocid, amount=amount, phone=phone, answer="dropped", used=active_faults.used)
+            self.book.refuse(
+                ocid=ocid, amount=amount, phone=phone, answer="dropped", used_faults=active_faults.used_faults
+            )
             return replies.server_error(active_faults)
         self._security_credential = str(body["SecurityCredential"])
         payment = self.book.accept(
@@ -208,7 +214,7 @@ class Provider:
         key = payment.ocid if payment else ocid or receipt
         phone = payment.phone if payment else ""
         active_faults = self.schedule.active_faults("status", key=key, phone=phone, earlier=self.book.queries_of(key))
-        self.book.note_query(key, phone, active_faults.used)
+        self.book.note_query(key, phone, active_faults.used_faults)
         ids = self._query_ids()
         if "status_lost" not in active_faults:
             may_find = "status_not_found" not in active_faults

@@ -31,7 +31,7 @@ class QueryGateway(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class DueQuery:
     """A status query that is committed and must be POSTed now."""
 
     query_id: int
@@ -39,7 +39,7 @@ class Question:
     token: str
 
 
-def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[Question]:
+def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
     """Claim up to `limit` attempts whose next status query is due, and store a query for each attempt.
 
     The first query is due `query_after` after the POST. Later queries follow at gaps that double from `query_gap` to an
@@ -56,7 +56,7 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             .select_for_update(skip_locked=True, no_key=True, of=("self",))
         }
         attempts = Attempt.objects.filter(pk__in=[pk for _, pk in ids], transaction__in=payouts, next_query_at__lte=at)
-        questions = []
+        queries = []
         for attempt in attempts.select_for_update(no_key=True, of=("self",)).order_by("pk"):
             if attempt.state in (State.SENDING, State.ACCEPTED):
                 attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
@@ -71,17 +71,17 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             query = StatusQuery.objects.create(
                 attempt=attempt, number=asked + 1, token_hash=token_hash(token), asked_at=at
             )
-            questions.append(Question(query.pk, attempt.originator_conversation_id, token))
+            queries.append(DueQuery(query.pk, attempt.originator_conversation_id, token))
             _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
     failpoints.hit("question after commit")
-    return questions
+    return queries
 
 
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
     """Return True if a proven failure needs no further query.
 
-    If a callback reported that the attempt was paid, we ask until `review_after` after that report. Otherwise we ask
-    once, before a retry.
+    If a callback reported that the attempt was paid, we keep asking for `review_after` from that report. Otherwise one
+    query after the retry was requested is enough.
     """
     if attempt.paid_report:
         reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
@@ -89,28 +89,31 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
 
 
-def post(question: Question, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
+def post(query: DueQuery, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
     """POST one status query and return Daraja's id for the query, or None if Daraja did not take it.
 
     Touches no database. A failure needs no record, because `ask` has already scheduled the next query.
     """
     try:
         accepted = gateway.ask_status(
-            originator_conversation_id=question.originator_conversation_id,
-            result_url=addresses.status_result(question.token),
-            timeout_url=addresses.timeout(question.token),
+            originator_conversation_id=query.originator_conversation_id,
+            result_url=addresses.status_result(query.token),
+            timeout_url=addresses.timeout(query.token),
             remarks="Payout status",
         )
     except gateway_errors.GatewayError as error:
-        log.warning("Status query about %s not taken: %s", question.originator_conversation_id, error)
+        log.warning("Status query about %s not taken: %s", query.originator_conversation_id, error)
         return None
     return accepted.conversation_id
 
 
-def record_question(question: Question, conversation_id: str) -> None:
-    """Store Daraja's id for a status query, for later investigation. The answer is matched by its address instead."""
-    failpoints.hit("question put")
-    StatusQuery.objects.filter(pk=question.query_id).update(conversation_id=conversation_id[:64])
+def record_query_id(query: DueQuery, conversation_id: str) -> None:
+    """Store Daraja's id for a status query, for later investigation.
+
+    We do not match the answer by this id. We match the answer by the address to which it was posted.
+    """
+    failpoints.hit("status query posted")
+    StatusQuery.objects.filter(pk=query.query_id).update(conversation_id=conversation_id[:64])
 
 
 def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:

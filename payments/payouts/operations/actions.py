@@ -47,12 +47,12 @@ def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     Raises: TransactionNotFound; PayoutNotRetryable.
     """
     with transaction.atomic(durable=True):
-        payout, before = put_back(transaction_id, at=at)
+        payout, before = make_pending_again(transaction_id, at=at)
         record("payout.retry", payout, before, by=by, at=at)
     return payout
 
 
-def put_back(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
+def make_pending_again(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
     """Do the work of `retry` in the caller's transaction. The caller must record the action (`record`).
 
     Returns the payout, and the snapshot of its state before the retry.
@@ -88,7 +88,7 @@ def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) ->
 def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
     """Do the work of `redirect_to_wallet` in the caller's transaction. The caller must record the action (`record`).
 
-    Returns as `put_back`.
+    Returns as `make_pending_again`.
 
     Locks: Transaction, the wallet.
     Raises: TransactionNotFound; PayoutNotRetryable.
@@ -151,7 +151,7 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
         # A WAITING request keeps its id and is sent again with the payout. Any other open request forbids a release.
         waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
         if payout.status == Status.HELD and not waits:
-            payout, before = put_back(transaction_id, at=at)
+            payout, before = make_pending_again(transaction_id, at=at)
         elif payout.status in (Status.HELD, Status.PENDING) and payout.destination == Transaction.Destination.MPESA:
             payout.status, payout.due_at, payout.reason = Status.PENDING, at, ""
             payout.save(update_fields=["status", "due_at", "reason"])

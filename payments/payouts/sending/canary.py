@@ -22,7 +22,7 @@ from payments.policy import Policy
 
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
     """Return ids of settlements whose hold is over, whose canary is not complete and has a free slot."""
-    settlements = Settlement.objects.filter(eligibility.standing(), release_open=False, release_at__lte=at)
+    settlements = Settlement.objects.filter(eligibility.active(), release_open=False, release_at__lte=at)
     # A settlement with few payouts never completes its canary, so settlements without a pending payout are skipped.
     waiting = Transaction.objects.filter(settlement=OuterRef("pk"), status=Transaction.Status.PENDING)
     ids = list(settlements.filter(Exists(waiting)).order_by("pk").values_list("pk", flat=True))
@@ -39,11 +39,11 @@ def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transacti
     ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
     settlements = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
     locked = list(settlements.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
-    standing = _lock_standing(ids)
+    active = _lock_active(ids)
     free = _free_slots(locked, policy)
     allowed = []
     for payout in payouts:
-        if payout.settlement_id is not None and payout.settlement_id not in standing:
+        if payout.settlement_id is not None and payout.settlement_id not in active:
             continue
         slots = free.get(payout.settlement_id or 0)
         if slots is None or slots > 0:
@@ -53,15 +53,15 @@ def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transacti
     return allowed
 
 
-_LOCK_STANDING = f"""
-    SELECT s.id FROM payments_settlement s WHERE s.id = ANY (%s) AND {eligibility.STANDING} ORDER BY s.id FOR SHARE
+_LOCK_ACTIVE = f"""
+    SELECT s.id FROM payments_settlement s WHERE s.id = ANY (%s) AND {eligibility.ACTIVE} ORDER BY s.id FOR SHARE
 """  # noqa: S608 - a fragment of eligibility
 
 
-def _lock_standing(settlement_ids: Iterable[int]) -> set[int]:
+def _lock_active(settlement_ids: Iterable[int]) -> set[int]:
     """Return the settlements that are neither undone nor stopped, and lock them in this state until the commit."""
     with connection.cursor() as cursor:
-        cursor.execute(_LOCK_STANDING, [sorted(settlement_ids)])
+        cursor.execute(_LOCK_ACTIVE, [sorted(settlement_ids)])
         return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 

@@ -83,8 +83,8 @@ def _resendable(at: datetime) -> QuerySet[Attempt]:
 
     If a settlement is undone or stopped, we only ask about its attempts.
     """
-    standing = Q(transaction__settlement=None) | eligibility.standing("transaction__settlement__")
-    return Attempt.objects.filter(standing, state=State.IN_DOUBT, resend_at__lte=at)
+    active = Q(transaction__settlement=None) | eligibility.active("transaction__settlement__")
+    return Attempt.objects.filter(active, state=State.IN_DOUBT, resend_at__lte=at)
 
 
 def claim(

@@ -26,33 +26,33 @@ from payments.policy import Policy
 
 log = logging.getLogger(__name__)
 
-# Slots are reserved this far ahead, which is long enough to write a batch of claims. A killed worker leaves at most the
-# claims for this time unsent.
+# Slots are reserved this far ahead, which is long enough to write a batch of claims. If the worker is killed, at most
+# the claims of these 0.15 seconds stay unsent.
 AHEAD_SECONDS = 0.15
 TICK_SECONDS = 0.05
 # Our pace is two per cent below the limit (rate_limit.py). A request may therefore leave this long after its slot, and
-# no second exceeds the limit.
+# the number of requests in any one second still stays within the limit.
 LATE_SECONDS = 0.015
-# The claims that may wait for a free connection, as a share of the limit of one second: 1.5 per cent. This is less than
-# the two per cent that our pace leaves free.
+# The number of claims that may wait for a free connection is this share (1.5 per cent) of the requests that the limit
+# allows in one second. This is less than the two per cent that our pace leaves free.
 QUEUE_SHARE = Decimal("0.015")
 LONGEST_REST = 1.0
 LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
 # Status queries at a time. The number is small because each query is committed before it is POSTed. If the worker is
 # killed in between, these attempts are not asked about until their next query is due.
-QUESTIONS = 8
+QUERIES_AT_ONCE = 8
 
 
 Responses: TypeAlias = list[tuple[sending_claims.Claim, sending_claims.Response]]
 
 
-class Calls(Protocol):
-    """The interface of a gateway for many requests at once: bulk_client.BulkGateway."""
+class BulkGateway(Protocol):
+    """A gateway for many requests at once: bulk_client.BulkGateway, or a fake in tests."""
 
     def start(self, payments: Iterable[Payment]) -> None: ...
 
-    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]: ...
+    def collect(self, *, patience_seconds: float, at_least: int) -> list[Ended]: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Dispatcher:
     """The dispatcher with its gateways, pace and clock. `in_flight` bounds the requests under way at once."""
 
     gateway: client.Gateway
-    calls: Calls
+    bulk_gateway: BulkGateway
     limiter: Limiter
     query_limiter: Limiter
     addresses: Addresses
@@ -112,7 +112,8 @@ class Dispatcher:
                 if under_way:
                     received = self._collect(under_way, patience_seconds=TICK_SECONDS)
                     if any(not isinstance(response, client.Accepted) for _, response in received):
-                        # A response that is no acceptance may open a breaker, so record it before the next claim.
+                        # A response other than an acceptance may open a breaker, which pauses sending. So record the
+                        # response before the next claim.
                         received = self._record(received)
                 elif not claims:
                     # Nothing could be claimed: sending is paused, the next probe is not due, the pace has no slot, or
@@ -132,29 +133,30 @@ class Dispatcher:
         """
         until = time.monotonic() + for_seconds
         asked = 0
-        with ThreadPoolExecutor(max_workers=QUESTIONS, thread_name_prefix="ask") as threads:
+        with ThreadPoolExecutor(max_workers=QUERIES_AT_ONCE, thread_name_prefix="ask") as threads:
             while time.monotonic() < until:
-                questions = status_queries.ask(
-                    at=self.clock(), policy=self.policy, addresses=self.addresses, limit=QUESTIONS
+                queries = status_queries.ask(
+                    at=self.clock(), policy=self.policy, addresses=self.addresses, limit=QUERIES_AT_ONCE
                 )
-                if not questions:
+                if not queries:
                     break
                 under_way = {}
-                for question in questions:
+                for query in queries:
                     slots = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
-                    if not slots:  # Counts as a query without an answer. `ask` has scheduled the next one.
+                    if not slots:
+                        # This query is never posted. It counts as unanswered, and `ask` has scheduled the next query.
                         continue
                     time.sleep(slots[0])
-                    post = threads.submit(status_queries.post, question, gateway=self.gateway, addresses=self.addresses)
-                    under_way[post] = question
-                for post, question in under_way.items():
+                    post = threads.submit(status_queries.post, query, gateway=self.gateway, addresses=self.addresses)
+                    under_way[post] = query
+                for post, query in under_way.items():
                     if conversation_id := post.result():
-                        status_queries.record_question(question, conversation_id)
-                asked += len(questions)
+                        status_queries.record_query_id(query, conversation_id)
+                asked += len(queries)
         return asked
 
     def _claim(self, room: int, last_served: int) -> tuple[list[sending_claims.Claim], bool]:
-        """Reserve slots for at most `room` requests, then claim and start as many.
+        """Reserve slots for at most `room` requests. Claim at most one payout for each slot, and start the requests.
 
         Returns the claims, and True if more payouts may be due.
         """
@@ -167,15 +169,16 @@ class Dispatcher:
         )
         if claims and time.monotonic() > slots[0] + LATE_SECONDS:
             slots = self._later_slots(slots[: len(claims)])
-        self.calls.start(
+        self.bulk_gateway.start(
             Payment(key=claim.attempt_id, at=slot, request=sending_claims.request(claim, addresses=self.addresses))
             for claim, slot in zip(claims, slots, strict=False)
         )
         return claims, len(claims) == limit
 
     def _later_slots(self, missed: list[float]) -> list[float]:
-        """Return new slots for requests that missed their slots. Without new slots, too many would leave in one second.
+        """Return new slots for requests that missed their slots.
 
+        Without new slots, too many requests would leave in the same second.
         If Redis is down or has too few slots, the remaining requests keep the distances between their old slots. Each
         of them is delayed by as much as the first request is late.
         """
@@ -204,12 +207,14 @@ class Dispatcher:
 
         Raises: any error that kept a request from being made, after recording the other responses.
         """
-        ended = self.calls.collect(patience_seconds=patience_seconds, enough=1 + len(under_way) // 10)
+        ended = self.bulk_gateway.collect(patience_seconds=patience_seconds, at_least=1 + len(under_way) // 10)
         received: Responses = []
         unforeseen: list[Exception] = []
         for end in ended:
             claim = under_way.pop(end.key, None)
-            if claim is None:  # A response to an earlier run, which ended too early. A status query finds the result.
+            if claim is None:
+                # This request belongs to an earlier run, which was cut off before it collected the response. A status
+                # query finds the result.
                 continue
             if isinstance(end.response, client.Accepted | gateway_errors.GatewayError):
                 received.append((claim, end.response))
@@ -228,10 +233,10 @@ class Dispatcher:
 
 
 def _last_served(claims: list[sending_claims.Claim], before: int) -> int:
-    """Return the settlement after which the next round begins, or 0 if the round is complete.
+    """Return the settlement after which the round continues, or 0 if a new round begins.
 
-    Requests that skip the queue do not count. If every claim came from a different settlement, some settlements may not
-    have been served in this round. Otherwise every waiting settlement was served.
+    Requests that skip the queue do not count. If two claims are from one settlement, its turn came twice, so every
+    waiting settlement was served. Otherwise some settlements may still wait for their turn.
     """
     served = [claim.settlement_id or 0 for claim in claims if not claim.skips_queue]
     if not served:

@@ -172,9 +172,9 @@ def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entr
     """Divide the pool again by the rule, and compare each bet, the totals and each outcome."""
     closed_at = stated["effective_close_at"]
     late = [closed_at is not None and entry.placed_at > closed_at for entry in entries]
-    put_back = [outcomes[entry.outcome]["scratched"] or is_late for entry, is_late in zip(entries, late, strict=True)]
-    funds, dividends = _divided(stated, outcomes, entries, put_back)
-    _check_bets(entries, put_back, funds, dividends)
+    left_out = [outcomes[entry.outcome]["scratched"] or is_late for entry, is_late in zip(entries, late, strict=True)]
+    funds, dividends = _divided(stated, outcomes, entries, left_out)
+    _check_bets(entries, left_out, funds, dividends)
     _check_totals(stated, entries, funds)
     by_outcome: dict[str, list[Entry]] = {name: [] for name in outcomes}
     for entry in entries:
@@ -185,13 +185,13 @@ def _check_division(stated: Mapping[str, Any], outcomes: Mapping[str, Any], entr
 
 
 def _divided(
-    stated: Mapping[str, Any], outcomes: Mapping[str, Any], entries: list[Entry], put_back: list[bool]
+    stated: Mapping[str, Any], outcomes: Mapping[str, Any], entries: list[Entry], left_out: list[bool]
 ) -> tuple[parimutuel.Funds, Mapping[int, int]]:
-    """Divide the pool without the stakes that were put back. A bet's key in the dividends is its number."""
+    """Divide the pool without the bets that are left out. A bet's key in the dividends is its number."""
     stakes = [
         parimutuel.Stake(number, entry.outcome, entry.stake)
-        for number, (entry, is_back) in enumerate(zip(entries, put_back, strict=True), start=1)
-        if not is_back
+        for number, (entry, is_left_out) in enumerate(zip(entries, left_out, strict=True), start=1)
+        if not is_left_out
     ]
     weights = {name: Decimal(outcome["weight"]) for name, outcome in outcomes.items() if outcome["weight"] is not None}
     return parimutuel.divide_pool(
@@ -205,10 +205,10 @@ def _divided(
 
 
 def _check_bets(
-    entries: list[Entry], put_back: list[bool], funds: parimutuel.Funds, dividends: Mapping[int, int]
+    entries: list[Entry], left_out: list[bool], funds: parimutuel.Funds, dividends: Mapping[int, int]
 ) -> None:
-    for number, (entry, is_back) in enumerate(zip(entries, put_back, strict=True), start=1):
-        if is_back or funds.refund:
+    for number, (entry, is_left_out) in enumerate(zip(entries, left_out, strict=True), start=1):
+        if is_left_out or funds.refund:
             result, dividend = "REFUNDED", entry.stake
         else:
             result, dividend = "WON" if entry.outcome in funds.by_outcome else "LOST", dividends[number]

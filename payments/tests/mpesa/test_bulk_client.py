@@ -76,7 +76,7 @@ def pay(bulk: BulkGateway, count: int = 1, **changes: Any) -> list[Ended]:
     ended: list[Ended] = []
     deadline = time.monotonic() + PATIENCE
     while len(ended) < count and time.monotonic() < deadline:
-        ended += bulk.collect(patience_seconds=1.0, enough=count)
+        ended += bulk.collect(patience_seconds=1.0, at_least=count)
     return sorted(ended, key=lambda end: end.key)
 
 

@@ -13,7 +13,7 @@ from soak.simulation.pure import world
 from soak.simulation.pure.bugs import PURE_BUGS, PureBug
 
 MOST_SEEDS = 1_000
-SHARE_OF = 200
+SEEDS_FOR_SHARE = 200
 BATCH = 100
 REPORT_EVERY = 10_000
 ENOUGH = 1_000  # From this number of seeds on, each fault must have happened.
@@ -78,12 +78,12 @@ def report_bugs() -> int:
     """Plant each bug until a seed finds it, and print the table. Returns 1 if no seed finds one of the bugs."""
     print(
         f"| Guard switched off in the pure machine | Rule | First seed "
-        f"| Share of {SHARE_OF} seeds | Rule reported as broken |"
+        f"| Share of {SEEDS_FOR_SHARE} seeds | Rule reported as broken |"
     )
     print("|---|---|---|---|---|")
     missed = 0
     for name, bug in PURE_BUGS.items():
-        share = sum(bool(bug.run(seed).noticed) for seed in range(SHARE_OF)) / SHARE_OF
+        share = sum(bool(bug.run(seed).noticed) for seed in range(SEEDS_FOR_SHARE)) / SEEDS_FOR_SHARE
         first = first_noticed(bug)
         missed += first is None
         rule = "**nothing**" if first is None else bug.run(first).noticed[0].rule

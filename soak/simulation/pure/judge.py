@@ -64,9 +64,9 @@ class Judge:
             request = provider.requests.get(attempt.ocid)
             if attempt.state == "PAID" and (request is None or request.state != "paid"):
                 self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
-            if attempt.state == "FAILED" and not provider.lies_at_will and provider.may_still_pay(attempt.ocid):
+            if attempt.state == "FAILED" and not provider.answers_wrongly and provider.may_still_pay(attempt.ocid):
                 self.accuse("An attempt is FAILED in the books only if M-Pesa can no longer pay it", attempt.ocid)
-        if provider.lies_at_will:
+        if provider.answers_wrongly:
             # We believe a failure that two sources report, even if both lie. The rules below may then be broken.
             return
         times = self._payments[ref]
@@ -85,9 +85,9 @@ class Judge:
         statement = {
             (payment.ocid, payment.receipt)
             for payment in provider.book
-            if payment.ocid in self.proven or not provider.lies_at_will
+            if payment.ocid in self.proven or not provider.answers_wrongly
         }
-        if provider.lies_at_will:
+        if provider.answers_wrongly:
             ours &= statement
         for ocid, receipt in sorted(ours ^ statement):
             self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")

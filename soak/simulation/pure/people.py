@@ -62,7 +62,7 @@ class Operator:
         """Pay into the wallet a payout that M-Pesa cannot pay to the member's phone."""
         world = self.world
         world.stats["to the wallet at last"] += 1
-        if payout.phone not in world.provider.unregistered and not world.provider.lies_at_will:
+        if payout.phone not in world.provider.unregistered and not world.provider.answers_wrongly:
             world.accuse("A payout stays FAILED only if the member's phone cannot be paid", payout.ref)
         operations.redirect(world.machine, payout, at=world.now)
 

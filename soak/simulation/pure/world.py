@@ -25,8 +25,8 @@ from soak.simulation.pure.workers import Workers
 from soak.simulation.seed_result import SeedResult
 
 START = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
-LIARS_SHARE = 0.15
-IDLE = ("beat", "operator", "forger", "the faults stop")
+WRONG_PROVIDERS_SHARE = 0.15
+BACKGROUND_LABELS = ("beat", "operator", "forger", "the faults stop")
 WORLD_RATES = {
     "message lost": 0.6,
     "message doubled": 0.4,
@@ -75,7 +75,7 @@ class World(Workers):
             schedule=self.schedule,
             post=self.post,
             mark_for_check=self.mark_for_check,
-            lies_at_will=self.random.random() < LIARS_SHARE,
+            answers_wrongly=self.random.random() < WRONG_PROVIDERS_SHARE,
         )
         self.judge = Judge(self.machine, self.provider, self.accuse)
         self.operator, self.forger = Operator(self), Forger(self)
@@ -110,12 +110,12 @@ class World(Workers):
         self.restart_beat()
 
     def schedule(self, seconds: float, label: str, step: Callable[[], None]) -> None:
-        self._busy += label not in IDLE
+        self._busy += label not in BACKGROUND_LABELS
         super().schedule(seconds, label, step)
 
     def next_event(self) -> tuple[str, Callable[[], None]]:
         label, step = super().next_event()
-        self._busy -= label not in IDLE
+        self._busy -= label not in BACKGROUND_LABELS
         return label, step
 
     def mark_for_check(self, ocid: str) -> None:
@@ -186,7 +186,7 @@ def run(
 ) -> SeedResult:
     """Run one seed in memory, and return its result. `fixed_rates` sets the probability of some faults.
 
-    Idempotent: the same seed and the same code give the same trace.
+    Deterministic: the same seed and the same code give the same trace.
     """
     simulated = world(seed, machine, fixed_rates or {}, keep_trace=keep_trace)
     simulated.run()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from soak.simulation.scratch import forget_dead_rows, scratch_database
+from soak.simulation.scratch import scratch_database, vacuum
 from soak.simulation.seed_result import SeedResult
 
 
@@ -18,7 +18,7 @@ def _scratch_database(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
 
 @pytest.fixture
 def scratch(_scratch_database: None) -> None:
-    forget_dead_rows()
+    vacuum()
 
 
 @pytest.fixture

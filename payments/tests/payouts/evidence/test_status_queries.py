@@ -79,7 +79,7 @@ def test_query_is_posted_with_its_own_address(payout: Transaction) -> None:
 
     # when
     conversation_id = status_queries.post(query, gateway=gateway, addresses=ADDRESSES)
-    status_queries.record_question(query, conversation_id)
+    status_queries.record_query_id(query, conversation_id)
 
     # then
     assert gateway.questions == [

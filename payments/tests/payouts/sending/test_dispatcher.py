@@ -57,8 +57,8 @@ class CountingCalls(BulkGateway):
         self.most = max(self.most, self.under_way)
         super().start(due)
 
-    def collect(self, *, patience_seconds: float, enough: int) -> list[Ended]:
-        ended = super().collect(patience_seconds=patience_seconds, enough=enough)
+    def collect(self, *, patience_seconds: float, at_least: int) -> list[Ended]:
+        ended = super().collect(patience_seconds=patience_seconds, at_least=at_least)
         self.under_way -= len(ended)
         return ended
 
@@ -118,7 +118,7 @@ def dispatcher(gateway: client.Gateway, calls: CountingCalls, connection: redis.
 
     return Dispatcher(
         gateway=gateway,
-        calls=calls,
+        bulk_gateway=calls,
         limiter=limiter("b2c"),
         query_limiter=limiter("status"),
         addresses=ADDRESSES,
@@ -249,7 +249,7 @@ def test_request_that_cannot_be_made_leaves_others_recorded(dispatcher: Dispatch
     # when
     for _ in range(3):
         try:
-            send_due(replace(dispatcher, calls=payout_steps.FakeCalls(Gateway())))
+            send_due(replace(dispatcher, bulk_gateway=payout_steps.FakeCalls(Gateway())))
         except ValueError:
             continue  # The error must not affect the other requests.
 
@@ -278,7 +278,7 @@ def test_every_response_is_recorded_and_its_request_made_once(
     gateway = payout_steps.FakeGateway(*[response] * 10)
 
     # when
-    sent = send_due(replace(dispatcher, calls=payout_steps.FakeCalls(gateway), policy=PROBING))
+    sent = send_due(replace(dispatcher, bulk_gateway=payout_steps.FakeCalls(gateway), policy=PROBING))
 
     # then
     assert (sent, len(gateway.payments)) == (10, 10)
