@@ -44,7 +44,10 @@ def staff(db: None) -> CustomUser:
 def test_dispute_is_refused_after_thirty_days(user: CustomUser) -> None:
     lost, payout = lost_bet(user), failed_payout(user)
     for subject in (lost, payout):
-        with nothing_moved(), pytest.raises(disputes.NotDisputable, match="within 30 days of the settlement"):
+        with (
+            nothing_moved(),
+            pytest.raises(disputes.NotDisputable, match="within 30 days of the settlement or the transaction"),
+        ):
             dispute(subject, AT + timedelta(days=30, microseconds=1))
         assert dispute(subject, AT + timedelta(days=30)).state == State.OPEN
 
