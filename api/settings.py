@@ -32,7 +32,6 @@ STATE_DIR = BASE_DIR / ".kasoko"
 
 load_dotenv(os.environ.get("KASOKO_ENV_FILE", BASE_DIR / ".env"))
 
-
 # --- production or not -----------------------------------------------------------------------------------------------
 
 MPESA_PRODUCTION = flag("MPESA_PRODUCTION", False)
@@ -44,8 +43,7 @@ if MPESA_PRODUCTION:
         if not text(required):
             raise ImproperlyConfigured(f"{required} must be set when MPESA_PRODUCTION is True.")
 
-# Without DATABASE_URL or CELERY_BROKER_URL the project runs its own PostgreSQL or Redis under .kasoko/. Production must
-# set both.
+# Without these two URLs the project runs its own PostgreSQL or Redis under .kasoko/. Production must set both.
 _missing = {"postgres": not text("DATABASE_URL"), "redis": not text("CELERY_BROKER_URL")}
 if any(_missing.values()):
     for _name, _url in embedded.ensure(BASE_DIR, postgres=_missing["postgres"], redis=_missing["redis"]).items():
@@ -160,7 +158,6 @@ TRUSTED_PROXY_HOPS = whole("TRUSTED_PROXY_HOPS", 0, low=0, high=5)
 if TRUSTED_PROXY_HOPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 _connection, _options = postgres_url("DATABASE_URL")
@@ -225,33 +222,28 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(STATE_DIR / "celerybeat-schedule")
 SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
 
 
-def _every_sweep(task: str, expires: int = 60) -> dict[str, object]:
-    # A late message is dropped, because the next one does the same work. The sending task runs for several seconds, so
-    # its messages would pile up: they expire after one interval. Messages of other sweeps live longer, because a single
-    # worker can run these sweeps only between two runs of sending.
-    return {"task": task, "schedule": SWEEP_EVERY_SECONDS, "options": {"expires": expires}}
+def _every(seconds: int, task: str, expires: int = 60) -> dict[str, object]:
+    # A late message is dropped, because the next one does the same work. Messages of the sending task expire after one
+    # interval, because it runs for seconds. Other messages live longer: one worker reaches them only between two sends.
+    return {"task": task, "schedule": seconds, "options": {"expires": expires}}
 
 
+_SWEEP = SWEEP_EVERY_SECONDS
 CELERY_BEAT_SCHEDULE = {
-    "settle resolved markets": _every_sweep("payments.settlement_tasks.settle_resolved_markets"),
-    "send due payouts": _every_sweep("payments.settlement_tasks.send_due_payouts", expires=SWEEP_EVERY_SECONDS),
-    "apply stored callbacks": _every_sweep("payments.settlement_tasks.apply_stored_callbacks"),
-    "ask about payouts in doubt": _every_sweep("payments.settlement_tasks.ask_about_doubts"),
-    "issue certificates": _every_sweep("payments.settlement_tasks.issue_certificates"),
-    "close remedied disputes": _every_sweep("payments.settlement_tasks.close_remedied_disputes"),
-    "ask for the float balance": {
-        "task": "payments.settlement_tasks.ask_for_the_float",
-        "schedule": 60 * whole("FLOAT_EVERY_MINUTES", 15, low=1, high=1_440),
-        "options": {"expires": 60},
-    },
-    "record a heartbeat": _every_sweep("payments.overview_tasks.heartbeat"),
-    "measure the home page's figures": {
-        "task": "payments.overview_tasks.measure",
-        "schedule": 60,
-        "options": {"expires": 60},
-    },
-    "sum up new rows": {"task": "payments.overview_tasks.sum_up", "schedule": 60, "options": {"expires": 60}},
-    "check the invariants": {"task": "payments.overview_tasks.check_books", "schedule": 30, "options": {"expires": 30}},
+    "settle resolved markets": _every(_SWEEP, "payments.settlement_tasks.settle_resolved_markets"),
+    "send due payouts": _every(_SWEEP, "payments.settlement_tasks.send_due_payouts", expires=_SWEEP),
+    "apply stored callbacks": _every(_SWEEP, "payments.settlement_tasks.apply_stored_callbacks"),
+    "ask about payouts in doubt": _every(_SWEEP, "payments.settlement_tasks.ask_about_doubts"),
+    "issue certificates": _every(_SWEEP, "payments.settlement_tasks.issue_certificates"),
+    "close remedied disputes": _every(_SWEEP, "payments.settlement_tasks.close_remedied_disputes"),
+    "ask for the float balance": _every(
+        60 * whole("FLOAT_EVERY_MINUTES", 15, low=1, high=1_440), "payments.settlement_tasks.ask_for_the_float"
+    ),
+    # These tasks keep the names of the module that they were first in, because messages carry the names.
+    "record a heartbeat": _every(_SWEEP, "payments.overview_tasks.heartbeat"),
+    "measure the home page's figures": _every(60, "payments.overview_tasks.measure"),
+    "sum up new rows": _every(60, "payments.overview_tasks.sum_up"),
+    "check the invariants": _every(30, "payments.overview_tasks.check_books", expires=30),
 }
 
 # --- the console -----------------------------------------------------------------------------------------------------
@@ -290,7 +282,6 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["api.rest.parsers.StrictJSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "EXCEPTION_HANDLER": "api.rest.errors.answer",
-    "DEFAULT_PAGINATION_CLASS": None,
     "COERCE_DECIMAL_TO_STRING": True,
     "UNAUTHENTICATED_USER": None,
 }

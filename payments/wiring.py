@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
+from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
@@ -154,7 +155,7 @@ def broker() -> redis.Redis:
 @cache
 def gateway() -> client.Gateway:
     """Return the client of M-Pesa's API."""
-    credentials = client.Credentials(
+    credentials = Credentials(
         base_url=settings.MPESA_BASE_URL,
         consumer_key=settings.MPESA_CONSUMER_KEY,
         consumer_secret=settings.MPESA_CONSUMER_SECRET,

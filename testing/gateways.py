@@ -13,7 +13,7 @@ from typing import Any
 
 import responses
 
-from payments.mpesa.client import Credentials
+from payments.mpesa.credentials import Credentials
 from payments.mpesa.gateway_errors import GatewayError, NotSent, OutcomeUnknown, Rejected
 
 BASE = "https://daraja.test"

@@ -9,19 +9,17 @@ Source: Daraja portal, pages Authorization, Business To Customer, Transaction St
 """
 
 import base64
-import hashlib
 import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from redis.exceptions import RedisError
 
-from payments.mpesa import request_fields
+from payments.mpesa import credentials, request_fields
 from payments.mpesa.access_tokens import Tokens
 from payments.mpesa.gateway_errors import NotSent, OutcomeUnknown, Reason, Rejected
 from payments.mpesa.http_answers import Answer
@@ -31,40 +29,6 @@ from payments.mpesa.transport import Transport
 
 PAYMENT_PATH = "/mpesa/b2c/v3/paymentrequest"
 _DUPLICATE_ID = re.compile(r"(?i)duplicate\s*originator\s*conversation\s*id")
-
-
-@dataclass(frozen=True, repr=False)
-class Credentials:
-    """Keys of one shortcode at Daraja. `security_credential` is the encrypted password.
-
-    Only STK push (a payment prompt on the member's phone) uses `passkey`.
-    """
-
-    base_url: str
-    consumer_key: str
-    consumer_secret: str
-    initiator_name: str
-    security_credential: str
-    shortcode: str
-    passkey: str = ""
-    transaction_command: str = "BusinessPayment"
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"The Daraja base URL must be http(s)://host, not {self.base_url!r}.")
-        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.base_url}, shortcode {self.shortcode}, secrets redacted)"
-
-    @property
-    def token_name(self) -> str:
-        """Name under which workers with the same URL and consumer key share an access token.
-
-        The name is a hash and does not reveal the key.
-        """
-        return hashlib.sha256(f"{self.base_url}\n{self.consumer_key}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -118,7 +82,7 @@ class Gateway:
 
     def __init__(
         self,
-        credentials: Credentials,
+        credentials: credentials.Credentials,
         *,
         tokens: Tokens,
         session: requests.Session | None = None,

@@ -6,6 +6,7 @@ One seed always makes the same random draws in the same order, so its run is the
 import hashlib
 import heapq
 import itertools
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from datetime import datetime, timedelta
@@ -21,7 +22,7 @@ FINISH_WITHIN = timedelta(
 Task = Generator[float, None, None]
 
 
-class EventLoop:
+class EventLoop(ABC):
     """Events in the order of their times, the rate of each fault, the trace, and the violations."""
 
     provider: Provider[Any, Any, Any]
@@ -73,25 +74,25 @@ class EventLoop:
         self.stats["steps"] = self.steps
         self.stats.update({fault: count for fault, count in self.provider.struck.items() if count})
 
+    @abstractmethod
     def begin(self) -> None:
         """Schedule the first events."""
-        raise NotImplementedError
 
+    @abstractmethod
     def do_step(self, label: str, step: Callable[[], None]) -> None:
         """Do one step, and judge the state after it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_quiet(self) -> bool:
         """Return True if nothing can happen without a person."""
-        raise NotImplementedError
 
+    @abstractmethod
     def final_pass(self) -> bool:
         """Let people act when nothing else can happen. Returns False if people have nothing to do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge_end(self) -> None:
         """Judge the state at the end of the run."""
-        raise NotImplementedError
 
     def next_event(self) -> tuple[str, Callable[[], None]]:
         """Remove the next event from the queue, and move the clock to its time."""

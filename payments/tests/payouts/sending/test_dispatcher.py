@@ -17,6 +17,7 @@ from payments.models import Attempt, Breaker, StatusQuery, Transaction
 from payments.mpesa import access_tokens, client, gateway_errors
 from payments.mpesa.bulk_client import BulkGateway, Ended, Payment
 from payments.mpesa.callback_urls import Addresses
+from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
 from payments.mpesa.simulator.server import Options, Simulator
 from payments.mpesa.simulator.terms import Terms
@@ -90,7 +91,7 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def gateway(simulator: Simulator, connection: redis.Redis) -> Iterator[client.Gateway]:
-    credentials = client.Credentials(
+    credentials = Credentials(
         base_url=simulator.base_url,
         consumer_key="key",
         consumer_secret="secret",
