@@ -37,10 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # Look for no directory of collected static files. The live server outlives a test, so a fixture
     # would end too early.
     django_settings.STATIC_ROOT = None
-    # Wait longer for locks and statements than in production, because a slow machine must not fail a test.
-    database = django_settings.DATABASES["default"]["OPTIONS"]
-    database["options"] = database["options"].replace("statement_timeout=30s", "statement_timeout=300s")
-    database["options"] = database["options"].replace("lock_timeout=5s", "lock_timeout=60s")
 
 
 @pytest.fixture
