@@ -6,6 +6,7 @@ errors. Subclasses write the messages that it posts.
 Units: whole shillings.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def payout_of(ocid: str) -> str:
     return ocid.rpartition("-")[0]
 
 
-class Provider(Generic[ResultAddress, AnswerAddress, Message]):
+class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
     """M-Pesa: takes requests, executes an id only once while it remembers the id, and posts results.
 
     `rates` is the probability of each fault. `stop_faults` ends all faults, but unregistered members stay unregistered.
@@ -311,21 +312,21 @@ class Provider(Generic[ResultAddress, AnswerAddress, Message]):
 
     # --- messages that a subclass writes -----------------------------------------------------------------------------
 
+    @abstractmethod
     def result(self, request: Request[ResultAddress], code: str) -> Message:
         """Return the result of a request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def status(self, request: Request[ResultAddress] | None, status: str) -> Message:
         """Return the answer to a question. If `request` is None, `status` is the not-found code."""
-        raise NotImplementedError
 
+    @abstractmethod
     def timeout(self, request: Request[ResultAddress]) -> Message:
         """Return the queue timeout of a request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def question_timeout(self) -> Message:
         """Return the queue timeout of a question."""
-        raise NotImplementedError
 
     def _id(self, prefix: str) -> str:
         self._numbers += 1
