@@ -13,6 +13,8 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from api import embedded
+from api.beat_schedule import beat_schedule
+from api.console_theme import UNFOLD as UNFOLD
 from api.environment import (
     decimal,
     flag,
@@ -222,29 +224,9 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(STATE_DIR / "celerybeat-schedule")
 SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
 
 
-def _every(seconds: int, task: str, expires: int = 60) -> dict[str, object]:
-    # A late message is dropped, because the next one does the same work. Messages of the sending task expire after one
-    # interval, because it runs for seconds. Other messages live longer: one worker reaches them only between two sends.
-    return {"task": task, "schedule": seconds, "options": {"expires": expires}}
-
-
-_SWEEP = SWEEP_EVERY_SECONDS
-CELERY_BEAT_SCHEDULE = {
-    "settle resolved markets": _every(_SWEEP, "payments.settlement_tasks.settle_resolved_markets"),
-    "send due payouts": _every(_SWEEP, "payments.settlement_tasks.send_due_payouts", expires=_SWEEP),
-    "apply stored callbacks": _every(_SWEEP, "payments.settlement_tasks.apply_stored_callbacks"),
-    "ask about payouts in doubt": _every(_SWEEP, "payments.settlement_tasks.ask_about_doubts"),
-    "issue certificates": _every(_SWEEP, "payments.settlement_tasks.issue_certificates"),
-    "close remedied disputes": _every(_SWEEP, "payments.settlement_tasks.close_remedied_disputes"),
-    "ask for the float balance": _every(
-        60 * whole("FLOAT_EVERY_MINUTES", 15, low=1, high=1_440), "payments.settlement_tasks.ask_for_the_float"
-    ),
-    # These tasks keep the names of the module that they were first in, because messages carry the names.
-    "record a heartbeat": _every(_SWEEP, "payments.overview_tasks.heartbeat"),
-    "measure the home page's figures": _every(60, "payments.overview_tasks.measure"),
-    "sum up new rows": _every(60, "payments.overview_tasks.sum_up"),
-    "check the invariants": _every(30, "payments.overview_tasks.check_books", expires=30),
-}
+CELERY_BEAT_SCHEDULE = beat_schedule(
+    sweep_seconds=SWEEP_EVERY_SECONDS, float_minutes=whole("FLOAT_EVERY_MINUTES", 15, low=1, high=1_440)
+)
 
 # --- the console -----------------------------------------------------------------------------------------------------
 
@@ -254,25 +236,6 @@ if MPESA_PRODUCTION and not STAFF_TOTP:
     raise ImproperlyConfigured("STAFF_TOTP must be on when MPESA_PRODUCTION is True: the console moves real money.")
 STEP_UP_MINUTES = whole("STEP_UP_MINUTES", 5, low=1, high=60)
 OTP_TOTP_ISSUER = "KASOKO"
-UNFOLD = {
-    "SITE_TITLE": "KASOKO",
-    "SITE_HEADER": "KASOKO",
-    "SITE_URL": None,
-    "SITE_SYMBOL": "payments",
-    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "api.console.menu.favicon"}],
-    "STYLES": ["api.console.menu.stylesheet"],
-    "SCRIPTS": ["api.console.menu.script"],
-    "ENVIRONMENT": "api.console.menu.environment",
-    "SHOW_HISTORY": False,
-    "SHOW_VIEW_ON_SITE": False,
-    "SIDEBAR": {"navigation": "api.console.menu.navigation"},
-    "COLORS": {
-        "primary": {
-            "50": "#eefbf4", "100": "#d6f5e3", "200": "#b0eacb", "300": "#7cd8ab", "400": "#46be87", "500": "#23a26c",
-            "600": "#158257", "700": "#116848", "800": "#10523a", "900": "#0e4431", "950": "#06261c",
-        },
-    },
-}  # fmt: skip
 
 # --- REST ------------------------------------------------------------------------------------------------------------
 
