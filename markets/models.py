@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
+from django.contrib.postgres.functions import RandomUUID
 from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -68,6 +69,9 @@ class Market(models.Model):
         Status.VOID: set(),
     }
 
+    # References of payouts are derived from it (payments/settlement/references.py), so it never changes. The database
+    # fills it in for a market that is inserted without it.
+    public_id = models.UUIDField(default=uuid.uuid4, db_default=RandomUUID(), unique=True, editable=False)
     question = models.CharField(max_length=500)
     description = models.TextField(blank=True)
     category = models.CharField(max_length=80, blank=True)

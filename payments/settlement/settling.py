@@ -27,7 +27,7 @@ from payments import failpoints, named_sql
 from payments.ledger import journal, receivables
 from payments.models import Settlement, Transaction
 from payments.policy import Policy
-from payments.settlement import allocation, division
+from payments.settlement import allocation, division, references
 from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -245,7 +245,9 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
     accounts = journal.open_accounts([journal.pool(settlement.market_id), journal.PAYABLE])
     parameters: dict[str, Any] = {
         "settlement": settlement.pk,
+        "number": settlement.number,
         "market": settlement.market_id,
+        "market_public_id": settlement.market.public_id,
         "outcomes": _outcomes(settlement),
         "low": settlement.last_user_id,
         "bets": LARGEST_ID if chunk is None else min(chunk, BETS_PER_WALLET_LOCK),
@@ -293,20 +295,21 @@ def _create_transactions(parameters: dict[str, Any], set_offs: list[receivables.
     """Create the Transactions of one type for the next members.
 
     Returns the number of their bets, the last member's id, and the number of members.
-    Each statement generates strong random numbers once, and derives each row's public id and eight hex digits from
-    them. Random numbers for each row would cost as much as writing the row. The digits of a member's tranches count up
-    from one random start. With independent digits, 32,767 tranches (the maximum) would contain a duplicate with a
-    probability of about 1/8.
+    Each statement generates strong random numbers once, and derives each row's public id from them. Random numbers for
+    each row would cost as much as writing the row. The references are derived from the debts (references.py).
     """
+    parameters = parameters | {
+        f"{destination}_place": references.first_place(
+            settlement_number=parameters["number"], kind=(parameters["type"], destination)
+        )
+        for destination in ("mpesa", "wallet")
+    }
     bets, high, members = _row(
         f"""
         WITH {_CHOSEN}, {allocation.due(_AMOUNTS_BY_MEMBER, debtors=bool(set_offs))}, seed AS MATERIALIZED (
-            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn,
-                ('x' || translate(gen_random_uuid()::text, '-', ''))::bit(64)::bigint AS salt
+            SELECT gen_random_uuid()::text || gen_random_uuid() AS drawn
         ), drawn AS (
-            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex,
-                to_hex(((hashint8extended(user_id, seed.salt) & 4294967295)
-                    + 2 * tranche + (destination = 'wallet')::int) & 4294967295) AS digits
+            SELECT due.*, encode(sha256((seed.drawn || user_id || destination || tranche)::bytea), 'hex') AS hex
             FROM due, seed
         ), booked AS (
             INSERT INTO payments_transaction (public_id, user_id, settlement_id, type, status, amount, destination,
@@ -314,7 +317,7 @@ def _create_transactions(parameters: dict[str, Any], set_offs: list[receivables.
             SELECT left(drawn.hex, 32)::uuid, drawn.user_id, %(settlement)s, %(type)s,
                 CASE drawn.destination WHEN 'mpesa' THEN 'PENDING' ELSE 'COMPLETED' END, drawn.amount,
                 drawn.destination, drawn.tranche,
-                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || lpad(drawn.digits, 8, '0'),
+                'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || {references.DIGITS},
                 member.phone_number, %(at)s, '', '', %(at)s,
                 CASE drawn.destination WHEN 'wallet' THEN %(at)s::timestamptz END
             FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
