@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run test test-long check fmt cover bench pictures soak lint lock stop clean
+.PHONY: help demo run test test-long check fmt cover bench pictures soak mutate lint lock stop clean
 
 PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
@@ -45,6 +45,9 @@ pictures: $(INSTALLED) ## take the pictures of docs/console.md again, in a brows
 
 soak: $(INSTALLED) ## the long runs: simulation, planted bugs, kills, fuzz (ARGS='--quick --only kills'); writes docs/soak.md
 	$(BIN)/python -m soak $(ARGS)
+
+mutate: $(INSTALLED) ## change the code in small ways and see if the tests notice (ARGS='--module users/auth.py --count 10')
+	$(BIN)/python -m soak.mutation $(ARGS)
 
 fmt: $(INSTALLED) ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix .

@@ -26,6 +26,14 @@ from testing.parts import ROOT, Ended, Part, commit, machine, run
 SAVED = ROOT / "docs" / "soak.json"
 PAGE = ROOT / "docs" / "soak.md"
 NO_ERROR = "0 lost, 0 paid twice, 0 paid in our books only, 0 stuck; all invariants hold after every step"
+BUG_WORDS = (
+    "Each guard is switched off, one at a time. The table shows the first seed that finds the bug, the share of the "
+    "first seeds that find it, and the rule that is reported as broken."
+)
+MUTANT_WORDS = (
+    "Each mutant changes one place of the code or of its SQL. Then the tests of `make test` that reach this place run. "
+    "The table lists the changes that no test noticed. A change with a reason has no effect, and does not count."
+)
 # The parts that run seeds, each with its name in the report and its limit.
 SEEDED = {
     "simulation": ("Simulation of the services on PostgreSQL", NO_ERROR),
@@ -42,6 +50,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     services_seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
     pure_seeds, sequences = (10_000, 200) if quick else (100_000, 2_000)
     fault_winners, fault_seconds = (200, 300) if quick else (2_000, 900)
+    mutants_a_module = 4 if quick else 40
     kill_seconds, callback_seconds, parser_seconds = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
     simulation = ("soak.simulation", jobs)
@@ -59,6 +68,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
         Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={callback_seconds}", chance),
              5 if quick else 30),
         Part("parser", ("soak.parser", f"--seconds={parser_seconds}"), 3 if quick else 8),
+        Part("mutants", ("soak.mutation", f"--count={mutants_a_module}", jobs), 40 if quick else 240),
     )  # fmt: skip
 
 
@@ -152,11 +162,7 @@ def page(parts_seen: Sequence[PartFigures]) -> str:
             *(f"| {f.name} | {f.bar} | {_cell(f.seen)} | {answers[f.passed]} |" for f in part.figures),
         ]
         if part.table:
-            words = (
-                "Each guard is switched off, one at a time. The table shows the first seed that finds the bug, the "
-                "share of the first seeds that find it, and the rule that is reported as broken."
-            )
-            lines += ["", words, "", *part.table]
+            lines += ["", MUTANT_WORDS if part.part == "mutants" else BUG_WORDS, "", *part.table]
     return "\n".join(lines) + "\n"
 
 
