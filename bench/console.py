@@ -145,6 +145,7 @@ def examples(month: Any) -> dict[str, list[str]]:
         "sending": [at("sending")],
         "sending_off": [at("sending_off")],
         "sending_on": [at("sending_on")],
+        "sending_lift": [at("sending_lift", "orphan")],
         "records": [at("records")],
         "auth_user_password_change": [at("auth_user_password_change", member)],
         "login": [at("login")],

@@ -231,7 +231,7 @@ class Breaker(models.Model):
     """A reason to pause sending, open from `opened_at` until evidence shows that the cause is gone.
 
     While a breaker is open, one payout is sent as a probe each time `probe_at` has passed. The pause doubles with
-    each probe, up to a limit. The operator's `switch` sends no probes.
+    each probe, up to a limit. A cause of ENDED_BY_A_PERSON sends no probes, and no evidence closes it.
     """
 
     class Cause(models.TextChoices):
@@ -242,6 +242,13 @@ class Breaker(models.Model):
         NETWORK = "network"
         DOUBT = "doubt"
         FAILURES = "failures"
+        SETTINGS = "settings"
+        PRODUCT = "product"
+        SILENCE = "silence"
+        ORPHAN = "orphan"
+        RESTORE = "restore"
+
+    ENDED_BY_A_PERSON: ClassVar = [Cause.SWITCH, Cause.ORPHAN, Cause.RESTORE]
 
     cause = models.CharField(max_length=12, choices=Cause.choices, unique=True)
     opened_at = models.DateTimeField(null=True, blank=True)
@@ -249,6 +256,9 @@ class Breaker(models.Model):
     probes = models.PositiveIntegerField(default=0, help_text="Probes sent since it opened.")
     reason = models.CharField(max_length=300, blank=True)
     opened_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True)
+    closed_at = models.DateTimeField(
+        null=True, blank=True, help_text="When it was last closed. Requests POSTed before do not open it again."
+    )
 
     def __str__(self) -> str:
         return f"{self.cause} ({'open' if self.opened_at else 'closed'})"

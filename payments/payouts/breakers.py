@@ -5,8 +5,9 @@ breaker a single payout is sent as a probe. The pauses double up to `breaker_lon
 
 A breaker closes on evidence about a request that was POSTed after the breaker opened:
 - an acceptance closes the causes on the way to M-Pesa;
-- a payment closes every cause except the switch.
-Only a member of staff can close the switch. Settlement, callbacks and status queries always continue.
+- a payment closes every cause that is not ended by a person.
+Only a person ends three causes: the switch, a result for a request that we do not have (`orphan`), and a database that
+lost its last commits (`restore`). They send no probes. Settlement, callbacks and status queries always continue.
 """
 
 import logging
@@ -24,7 +25,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 Cause = Breaker.Cause
 
-# An acceptance closes the breakers of these causes. A payment closes every breaker except the switch.
+# An acceptance closes the breakers of these causes.
 ON_THE_WAY = (Cause.THROTTLE, Cause.NETWORK, Cause.DOUBT)
 BY_CODE = {
     "1": Cause.NO_FLOAT,
@@ -110,8 +111,46 @@ def acknowledged(posted_at: datetime | None) -> None:
 
 
 def paid(posted_at: datetime | None) -> None:
-    """Close every breaker except the switch, because a request POSTed at `posted_at` was paid."""
-    _close(~Q(cause=Cause.SWITCH), posted_at)
+    """Close every breaker that needs no person, because a request POSTed at `posted_at` was paid."""
+    _close(~Q(cause__in=Breaker.ENDED_BY_A_PERSON), posted_at)
+
+
+def stop(cause: Breaker.Cause, *, reason: str, at: datetime) -> None:
+    """Stop sending in the caller's transaction until a person calls `lift`. `cause` is one of ENDED_BY_A_PERSON.
+
+    Idempotent: an open breaker does not change.
+    Locks: the Breaker.
+    """
+    breaker = _locked(cause)
+    if breaker.opened_at is None:
+        breaker.opened_at, breaker.probe_at, breaker.probes = at, None, 0
+        breaker.reason, breaker.opened_by_id = reason[:300], None
+        breaker.save()
+        alarm.critical("Sending is stopped until a person ends the stop (%s): %s", cause, reason)
+
+
+def lift(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) -> None:
+    """End a stop (`stop`), and record the decision in the audit trail. Idempotent.
+
+    Locks: the Breaker, then the end of the audit trail.
+    """
+    with transaction.atomic(durable=True):
+        breaker = _locked(cause)
+        if breaker.opened_at is None:
+            return
+        before = {"sending": "stopped", "since": breaker.opened_at, "reason": breaker.reason}
+        breaker.opened_at, breaker.probe_at, breaker.probes, breaker.closed_at = None, None, 0, at
+        breaker.save()
+        log.warning("The stop (%s) is ended by user %s: %s", cause, by.user_id, reason)
+        audit.record(
+            action="sending.lift",
+            by=by,
+            subject=f"breaker:{cause}",
+            before=before,
+            after={"sending": "on"},
+            at=at,
+            reason=reason,
+        )
 
 
 def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
@@ -129,7 +168,8 @@ def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
 def switch_on(*, by: audit.Actor, at: datetime) -> None:
     """Start sending again. Idempotent."""
     with transaction.atomic(durable=True):
-        if Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False).update(opened_at=None, reason=""):
+        off = Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False)
+        if off.update(opened_at=None, reason="", closed_at=at):
             log.warning("Sending is switched on by user %s", by.user_id)
             _record("sending.switch_on", "on", by=by, at=at)
 

@@ -1,7 +1,7 @@
 """Page of the kill switch, which stops all sending, and of the breakers, which pause it."""
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path, reverse
 from django.utils import timezone
 
@@ -18,7 +18,14 @@ ADVICE = {
     "network": "Check our own network. Sending resumes by itself once M-Pesa can be reached.",
     "doubt": "Sending tries one payout at a time and resumes by itself.",
     "failures": "Sending tries one payout at a time and resumes by itself.",
+    "settings": "Correct the setting that the reason names, then restart the workers. Sending resumes by itself.",
+    "product": "Ask Safaricom to check our account and its products. Sending resumes by itself.",
+    "silence": "Sending tries one payout at a time and resumes by itself once M-Pesa answers.",
+    "orphan": "Payouts wait. Find each such request in M-Pesa's statement, then end the stop.",
+    "restore": "Payouts wait. Follow the runbook, “After a restore or a failover”, then end the stop.",
 }
+# Stops that `breakers.lift` ends, by their name in the address.
+STOPS = {cause.value: cause for cause in Breaker.ENDED_BY_A_PERSON if cause != Breaker.Cause.SWITCH}
 
 
 @page.page("view_console")
@@ -30,6 +37,7 @@ def sending(request: HttpRequest) -> HttpResponse:
         "breakers": [(breaker, ADVICE[breaker.cause]) for breaker in opened],
         "is_off": any(breaker.cause == Breaker.Cause.SWITCH for breaker in opened),
         "may_switch": page.may(request, "switch_sending"),
+        "stops": list(STOPS),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
     }
     return page.render(request, "console/sending.html", context)
@@ -80,8 +88,37 @@ def switch_on(request: HttpRequest) -> HttpResponse:
     return page.ask(request, question, act)
 
 
+@page.page("switch_sending", posts=True)
+def lift(request: HttpRequest, cause: str) -> HttpResponse:
+    """Ask for a reason and end a stop that only a person ends."""
+    if cause not in STOPS:
+        raise Http404("There is no such stop.")
+    stopped = Breaker.objects.filter(cause=cause, opened_at__isnull=False).first()
+    question = page.Question(
+        title="End the stop",
+        effects=[
+            "From now on due payouts are sent again, unless another stop or an open breaker pauses them.",
+            "End the stop only after you have compared the requests in question with M-Pesa's statement.",
+        ],
+        facts=[("Stopped because", stopped.reason if stopped else "This stop is not in force.")],
+        fields=[page.Field("reason", "Reason", kind="area", help="What you checked. It is kept in the audit trail.")],
+        text_to_type="send",
+        button="End the stop",
+        danger=True,
+        back=reverse("admin:sending"),
+    )
+
+    def act(answers: dict[str, str]) -> str:
+        breakers.lift(STOPS[cause], by=page.actor(request), reason=answers["reason"], at=timezone.now())
+        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
+        return "The stop is ended. Due payouts are sent again."
+
+    return page.ask(request, question, act)
+
+
 urls = [
     path("sending/", sending, name="sending"),
     path("sending/stop/", switch_off, name="sending_off"),
     path("sending/start/", switch_on, name="sending_on"),
+    path("sending/lift/<str:cause>/", lift, name="sending_lift"),
 ]

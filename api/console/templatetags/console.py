@@ -23,6 +23,11 @@ CAUSES = {
     "network": "M-Pesa cannot be reached",
     "doubt": "too many requests in doubt",
     "failures": "too many requests failed",
+    "settings": "M-Pesa refuses a setting of ours",
+    "product": "M-Pesa refuses our account or product",
+    "silence": "M-Pesa does not answer our requests",
+    "orphan": "M-Pesa reported a request that we do not have",
+    "restore": "the database may have lost its last minutes",
 }
 NAIROBI = ZoneInfo("Africa/Nairobi")
 TONES = {

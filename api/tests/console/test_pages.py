@@ -74,6 +74,7 @@ NEEDS = {
     "dispute_reject": "answer_dispute",
     "dispute_uphold": "answer_dispute",
     "sending": "view_console",
+    "sending_lift": "switch_sending",
     "sending_off": "switch_sending",
     "sending_on": "switch_sending",
 }
@@ -100,6 +101,8 @@ def address(name: str) -> str:
         return reverse(f"admin:{name}", args=[Dispute.objects.order_by("pk")[0].public_id])
     if name == "market" or name.startswith("market_"):
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].settlement.market_id])
+    if name == "sending_lift":
+        return reverse(f"admin:{name}", args=["orphan"])
     if name in ("account", "account_export"):
         return reverse(f"admin:{name}", args=[LedgerAccount.objects.order_by("pk")[0].pk])
     if name.startswith("member") and name != "members":

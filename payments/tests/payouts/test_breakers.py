@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from django.core.management import call_command
+from django.db import transaction
 
 from payments.models import Breaker, Settlement
 from payments.payouts import breakers
@@ -19,6 +20,8 @@ from testing.payout_steps import (
     result_body,
     sent,
 )
+from users import audit
+from users.models import AuditEntry
 
 pytestmark = pytest.mark.django_db
 
@@ -133,3 +136,34 @@ def test_switch_stops_sending_and_nothing_else() -> None:
 def test_setting_stops_sending() -> None:
     builders.payout(285)
     assert sending_claims.claim(at=after(1), policy=replace(POLICY, paused=True), addresses=ADDRESSES, limit=1) == []
+
+
+@pytest.mark.parametrize("cause", [Cause.ORPHAN, Cause.RESTORE])
+def test_stop_ends_only_by_a_person(cause: Breaker.Cause) -> None:
+    # given
+    under_way, waiting = builders.payout(285), builders.payout(285)
+    attempt = sent(under_way)
+    with transaction.atomic():
+        breakers.stop(cause, reason="Look first", at=after(0))
+        breakers.stop(cause, reason="Look again", at=after(1))
+
+    # then: nothing leaves at any time, and neither an acceptance nor a payment ends the stop
+    assert claims(after(100_000)) == []
+    breakers.acknowledged(after(2))
+    assert deliver_result(attempt, result_body(attempt), after(3)) == "paid"
+    stopped = Breaker.objects.get(cause=cause)
+    assert (stopped.opened_at, stopped.probe_at, stopped.reason) == (after(0), None, "Look first")
+
+    # when
+    by = audit.Actor(user_id=builders.operator().pk, source="console")
+    breakers.lift(cause, by=by, reason="Compared with the statement", at=after(4))
+    breakers.lift(cause, by=by, reason="Once more", at=after(5))
+
+    # then
+    assert [claim.transaction_id for claim in claims(after(6))] == [waiting.pk]
+    (entry,) = AuditEntry.objects.filter(action="sending.lift")
+    assert (entry.subject, entry.reason, entry.actor_id) == (
+        f"breaker:{cause}",
+        "Compared with the statement",
+        by.user_id,
+    )

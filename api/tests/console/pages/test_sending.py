@@ -1,7 +1,10 @@
-"""Tests of the sending page: the kill switch."""
+"""Tests of the sending page: the kill switch, and stops that a person ends."""
 
+from django.db import transaction
 from django.test import Client
 
+from payments.models import Breaker
+from payments.payouts import breakers
 from testing import builders, payout_steps
 from testing.console_scenes import page_text, submit
 
@@ -16,3 +19,27 @@ def test_sending_is_stopped_and_started(console: Client) -> None:
     assert payout_steps.claims() == []
     assert "Sending is on." in submit(console, "/admin/sending/start/")
     assert "Sending is paused" not in page_text(console.get("/admin/"))
+
+
+def test_stop_is_shown_and_ended_with_a_reason(console: Client) -> None:
+    # given
+    builders.payout(285)
+    with transaction.atomic():
+        breakers.stop(Breaker.Cause.ORPHAN, reason="A result names KASOKO-1-2-0a1b2c3d-1.", at=builders.AT)
+
+    # then
+    assert "Sending is paused: M-Pesa reported a request that we do not have" in page_text(console.get("/admin/"))
+    shown = console.get("/admin/sending/").content.decode()
+    assert "/admin/sending/lift/orphan/" in shown
+    assert "/admin/sending/lift/switch/" not in shown
+    assert console.get("/admin/sending/lift/switch/").status_code == 404
+    with builders.nothing_moved():
+        assert "Reason: please fill this in." in submit(console, "/admin/sending/lift/orphan/", typed="send")
+    assert payout_steps.claims() == []
+
+    # when
+    answer = submit(console, "/admin/sending/lift/orphan/", reason="In the statement.", typed="send")
+
+    # then
+    assert "The stop is ended." in answer
+    assert len(payout_steps.claims()) == 1
