@@ -41,7 +41,7 @@ DEBUG = flag("DEBUG", False)
 if MPESA_PRODUCTION:
     if DEBUG:
         raise ImproperlyConfigured("DEBUG must be False when MPESA_PRODUCTION is True.")
-    for required in ("DJANGO_SECRET_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "CELERY_BROKER_URL"):
+    for required in ("DJANGO_SECRET_KEY", "CALLBACK_TOKEN_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "CELERY_BROKER_URL"):
         if not text(required):
             raise ImproperlyConfigured(f"{required} must be set when MPESA_PRODUCTION is True.")
 
@@ -70,6 +70,11 @@ STATE_DIR.mkdir(mode=0o700, exist_ok=True)
 SECRET_KEY = _secret_key()
 if MPESA_PRODUCTION and len(SECRET_KEY) < 40:
     raise ImproperlyConfigured("DJANGO_SECRET_KEY must have at least 40 characters when MPESA_PRODUCTION is True.")
+# The key of the tokens in callback addresses. It stays when DJANGO_SECRET_KEY is replaced, so that the results of open
+# requests still arrive.
+CALLBACK_TOKEN_KEY = text("CALLBACK_TOKEN_KEY", SECRET_KEY)
+if MPESA_PRODUCTION and len(CALLBACK_TOKEN_KEY) < 40:
+    raise ImproperlyConfigured("CALLBACK_TOKEN_KEY must have at least 40 characters when MPESA_PRODUCTION is True.")
 SECRET_KEY_FALLBACKS = words("DJANGO_SECRET_KEY_FALLBACKS")
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 if MPESA_PRODUCTION and "*" in ALLOWED_HOSTS:

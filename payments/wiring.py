@@ -143,7 +143,7 @@ def policy() -> Policy:
 @cache
 def addresses() -> Addresses:
     """Return the builder of callback URLs."""
-    return Addresses(callback_url=settings.MPESA_CALLBACK_URL, key=settings.SECRET_KEY)
+    return Addresses(callback_url=settings.MPESA_CALLBACK_URL, key=settings.CALLBACK_TOKEN_KEY)
 
 
 @cache

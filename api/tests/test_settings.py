@@ -39,6 +39,7 @@ PRODUCTION = {
     "MPESA_PRODUCTION": "True",
     "DEBUG": "False",
     "DJANGO_SECRET_KEY": "s" * 50,
+    "CALLBACK_TOKEN_KEY": "c" * 50,
     "ALLOWED_HOSTS": "kasoko.app",
     "DATABASE_URL": "postgres://kasoko:secret@127.0.0.1:1/kasoko",
     "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
@@ -56,6 +57,7 @@ OURS = (
     "DJANGO_",
     "DATABASE_URL",
     "CACHE_URL",
+    "CALLBACK_TOKEN_KEY",
     "DEBUG",
     "ALLOWED_HOSTS",
     "KASOKO_",
@@ -153,6 +155,16 @@ def test_staff_need_a_code_unless_debug_or_setting_says_no(given: dict[str, str]
     assert (ended.returncode, ended.stdout.strip()) == (0, str(required)), ended.stderr
 
 
+def test_callback_tokens_keep_their_key_when_the_secret_key_is_replaced() -> None:
+    given = PRODUCTION | {"DJANGO_SECRET_KEY": "another key, " * 4}
+    assert start(given, "s.CALLBACK_TOKEN_KEY").stdout.strip() == PRODUCTION["CALLBACK_TOKEN_KEY"]
+
+
+def test_callback_tokens_use_the_secret_key_outside_production() -> None:
+    given = SERVERS | {"DJANGO_SECRET_KEY": "d" * 50}
+    assert start(given, "s.CALLBACK_TOKEN_KEY").stdout.strip() == "d" * 50
+
+
 def test_production_is_told_to_the_database_triggers() -> None:
     # when
     ended = start(PRODUCTION, "s.DATABASES['default']['OPTIONS']['options'].split('-c ')[-1]")
@@ -167,6 +179,8 @@ def test_production_is_told_to_the_database_triggers() -> None:
         ({"DEBUG": "True"}, "DEBUG", "must be False"),
         ({"DJANGO_SECRET_KEY": ""}, "DJANGO_SECRET_KEY", "must be set"),
         ({"DJANGO_SECRET_KEY": "short"}, "DJANGO_SECRET_KEY", "at least 40 characters"),
+        ({"CALLBACK_TOKEN_KEY": ""}, "CALLBACK_TOKEN_KEY", "must be set"),
+        ({"CALLBACK_TOKEN_KEY": "short"}, "CALLBACK_TOKEN_KEY", "at least 40 characters"),
         ({"ALLOWED_HOSTS": ""}, "ALLOWED_HOSTS", "must be set"),
         ({"ALLOWED_HOSTS": "kasoko.app,*"}, "ALLOWED_HOSTS", "must name the hosts"),
         ({"DATABASE_URL": ""}, "DATABASE_URL", "must be set"),

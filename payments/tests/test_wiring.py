@@ -118,6 +118,6 @@ def test_wiring_builds_from_the_settings() -> None:
 
     # then
     assert addresses.callback_url == django_settings.MPESA_CALLBACK_URL
-    assert django_settings.SECRET_KEY not in repr(addresses)
+    assert django_settings.CALLBACK_TOKEN_KEY not in repr(addresses)
     assert django_settings.MPESA_BASE_URL in repr(gateway)
     gateway.close()

@@ -34,7 +34,7 @@ PLAIN = "/api/payments/b2c-callback/"
 
 @pytest.fixture(autouse=True)
 def _addresses_of_the_test_kit(settings: Settings) -> None:
-    settings.SECRET_KEY, settings.MPESA_CALLBACK_URL = ADDRESSES.key, ADDRESSES.callback_url
+    settings.CALLBACK_TOKEN_KEY, settings.MPESA_CALLBACK_URL = ADDRESSES.key, ADDRESSES.callback_url
 
 
 @pytest.fixture

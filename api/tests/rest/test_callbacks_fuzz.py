@@ -61,7 +61,7 @@ class Scene:
 
 @pytest.fixture
 def scene(settings: Settings) -> Scene:
-    settings.SECRET_KEY, settings.MPESA_CALLBACK_URL = ADDRESSES.key, ADDRESSES.callback_url
+    settings.CALLBACK_TOKEN_KEY, settings.MPESA_CALLBACK_URL = ADDRESSES.key, ADDRESSES.callback_url
     payout = builders.payout(AMOUNT)
     attempt, other = sent(payout), sent(builders.payout(OTHER))
     token = question(attempt, after(20)).token
