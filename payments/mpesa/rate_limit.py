@@ -1,8 +1,8 @@
 """Shared rate limit of all workers: sending slots, reserved in Redis by the generic cell rate algorithm (GCRA).
 
 In one call to Redis a worker reserves all the slots that it can use. It then waits for each slot and sends. It does not
-poll. The clock is Redis's own. If Redis loses the key, the only effect is that reserved slots are forgotten, so the
-pace is exceeded once.
+poll. The clock is Redis's own. If Redis loses the key, or if its clock is set forward, reserved slots are forgotten, so the
+pace is exceeded once. If its clock is set back, the slots move back with it.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,23 @@ from decimal import Decimal
 import redis
 
 # Returns (microseconds until the first slot, number of slots granted). No granted slot starts after the longest wait
-# (ARGV[2]).
+# (ARGV[2]). The key holds the time from which slots are free, and the time of the last call. If the clock was set back,
+# the last call lies in the future. Both times then move back together, so no slot is lost and no caller waits longer.
 _RESERVE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, longest, count = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local free_at = tonumber(redis.call('GET', KEYS[1]) or '0')
+local stored = redis.call('GET', KEYS[1]) or ''
+local free_at, called_at = string.match(stored, '^(%d+) (%d+)$')
+free_at, called_at = tonumber(free_at or 0), tonumber(called_at or 0)
+if called_at > now then
+    free_at = free_at - (called_at - now)
+    redis.call('SET', KEYS[1], string.format('%.0f %.0f', free_at, now), 'EX', 3600)
+end
 if free_at < now then free_at = now end
 local granted = math.min(count, math.floor((now + longest - free_at) / interval) + 1)
 if granted < 1 then return {0, 0} end
-redis.call('SET', KEYS[1], string.format('%.0f', free_at + granted * interval), 'EX', 3600)
+redis.call('SET', KEYS[1], string.format('%.0f %.0f', free_at + granted * interval, now), 'EX', 3600)
 return {free_at - now, granted}
 """
 

@@ -1,5 +1,6 @@
 """The shared rate limit, in a real Redis. The tests check only returned numbers, not elapsed time."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -127,6 +128,51 @@ def test_lost_key_loses_only_the_reserved_slots(connection: redis.Redis) -> None
     # then
     assert waits[0] == 0.0
     assert INTERVAL - SLACK < waits[1] <= INTERVAL
+
+
+def shift_clock(connection: redis.Redis, seconds: int) -> None:
+    """Store the limiter's times as if Redis's clock had been set back by `seconds` since then."""
+    stored = connection.get("kasoko:pace:test")
+    assert isinstance(stored, bytes)
+    times = [str(int(time) + seconds * 1_000_000) for time in stored.decode().split()]
+    connection.set("kasoko:pace:test", " ".join(times))
+
+
+def test_clock_set_back_keeps_the_pace(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+    limiter.reserve(2, longest_wait_seconds=1_000)
+    shift_clock(connection, 3_600)
+
+    # when
+    waits = limiter.reserve(2, longest_wait_seconds=1_000)
+
+    # then: the third and the fourth slot
+    assert 2 * INTERVAL - SLACK < waits[0] <= 2 * INTERVAL
+    assert waits[1] - waits[0] == pytest.approx(INTERVAL)
+
+
+def test_clock_set_back_while_no_slot_is_free_delays_nobody(connection: redis.Redis) -> None:
+    # given: every slot within the longest wait is reserved
+    limiter = Limiter(connection=connection, name="test", per_second=Decimal("20"))
+    limiter.reserve(1_000, longest_wait_seconds=0.1)
+    shift_clock(connection, 3_600)
+
+    # when, then
+    deadline = time.monotonic() + 60
+    while not (waits := limiter.reserve(longest_wait_seconds=0.1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_clock_set_forward_forgets_only_the_reserved_slots(connection: redis.Redis) -> None:
+    # given
+    limiter = Limiter(connection=connection, name="test", per_second=PER_SECOND)
+    limiter.reserve(5, longest_wait_seconds=1_000)
+    shift_clock(connection, -3_600)
+
+    # when, then
+    assert limiter.reserve(2, longest_wait_seconds=1_000) == [0.0, INTERVAL]
 
 
 def test_unreachable_redis_raises_redis_error() -> None:
