@@ -1,8 +1,8 @@
 """Shared rate limit of all workers: sending slots, reserved in Redis by the generic cell rate algorithm (GCRA).
 
 In one call to Redis a worker reserves all the slots that it can use. It then waits for each slot and sends. It does not
-poll. The clock is Redis's own. If Redis loses the key, or if its clock is set forward, reserved slots are forgotten, so the
-pace is exceeded once. If its clock is set back, the slots move back with it.
+poll. The clock is Redis's own. If Redis loses the key, or if its clock is set forward, reserved slots are forgotten, so
+the pace is exceeded once. If its clock is set back, the slots move back with it.
 """
 
 from dataclasses import dataclass

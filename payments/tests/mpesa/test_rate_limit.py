@@ -160,7 +160,7 @@ def test_clock_set_back_while_no_slot_is_free_delays_nobody(connection: redis.Re
 
     # when, then
     deadline = time.monotonic() + 60
-    while not (waits := limiter.reserve(longest_wait_seconds=0.1)):
+    while not limiter.reserve(longest_wait_seconds=0.1):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
