@@ -64,7 +64,7 @@ JOIN LATERAL (SELECT coalesce(sum(b.amount), 0) AS stakes, coalesce(sum(b.payout
     WHERE b.market_id = s.market_id
       AND CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END) b ON true
 JOIN LATERAL (SELECT sum(amount) AS total FROM payments_transaction WHERE settlement_id = s.id) t ON true
-WHERE s.state IN ('SETTLED', 'UNDOING') AND (b.stakes, coalesce(t.total, 0),
+WHERE s.state IN ('SETTLED', 'UNDOING') AND s.settled_at IS NOT NULL AND (b.stakes, coalesce(t.total, 0),
         CASE WHEN s.state = 'UNDOING' AND s.last_bet_id > 0 THEN s.net + s.late_refund ELSE b.dividends END)
     IS DISTINCT FROM (s.pool + s.late_refund, s.pool - s.fee + s.late_refund, s.net + s.late_refund);
 
@@ -75,7 +75,7 @@ WHERE s.state IN ('SETTLED', 'UNDOING') AND (b.stakes, coalesce(t.total, 0),
 SELECT 'settlement ' || settlement_id || ' member ' || user_id || ': transactions ' || sum(paid)
     || ', dividends ' || sum(won) AS members_are_paid_their_dividends
 FROM (WITH stands AS (SELECT * FROM payments_settlement
-          WHERE state = 'SETTLED' OR state = 'UNDOING' AND last_bet_id = 0)
+          WHERE state = 'SETTLED' OR state = 'UNDOING' AND last_bet_id = 0 AND settled_at IS NOT NULL)
       SELECT t.settlement_id, t.user_id, t.amount AS paid, 0 AS won FROM payments_transaction t
       JOIN stands s ON s.id = t.settlement_id
       UNION ALL
@@ -95,7 +95,7 @@ SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result || ' with ' |
 FROM payments_settlement s JOIN markets_outcome o ON o.market_id = s.market_id
     AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
 JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-WHERE s.state IN ('SETTLED', 'UNDOING') AND b.result <> CASE
+WHERE s.state IN ('SETTLED', 'UNDOING') AND s.settled_at IS NOT NULL AND b.result <> CASE
     WHEN s.state = 'UNDOING' AND b.id <= s.last_bet_id THEN 'PENDING'
     WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
     WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END;

@@ -39,7 +39,8 @@ class Settlement(models.Model):
 
     TRANSITIONS: ClassVar = {
         State.PENDING: {State.DIVIDING, State.WITHDRAWN},
-        State.DIVIDING: {State.SETTLED},
+        # DIVIDING → UNDOING: the books did not agree, and an operator withdrew the division.
+        State.DIVIDING: {State.SETTLED, State.UNDOING},
         State.SETTLED: {State.UNDOING},
         State.UNDOING: {State.UNDONE},
         State.WITHDRAWN: set(),
@@ -77,6 +78,13 @@ class Settlement(models.Model):
     bets_divided = models.BooleanField(default=False)
     bets_done = models.PositiveBigIntegerField(default=0, help_text="Bets that have their result.")
     members_done = models.PositiveBigIntegerField(default=0, help_text="Members whose dividend is booked.")
+    failure = models.CharField(
+        max_length=300,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Why its last step failed. Empty once a later step has completed the settlement.",
+    )
     settled_at = models.DateTimeField(null=True)
     release_at = models.DateTimeField(null=True)
     release_open = models.BooleanField(default=False, help_text="The canary passed, so all payouts may be sent.")

@@ -173,6 +173,7 @@ def declare(
 def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> Withdrawn:
     """Withdraw a resolution before its pool is divided, or while its payouts are held. The market is CLOSED again.
 
+    A division that has found its books wrong can be withdrawn too. None of its payouts could leave.
     One person may withdraw a resolution of any pool, because no money leaves.
     Locks: Market, Settlement.
     Raises: locks.MarketNotFound; NothingToWithdraw; BeingSettled; AlreadyReleased; own_affairs.StakeInMarket.
@@ -183,6 +184,9 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
         if settlement is None or settlement.state == Settlement.State.UNDOING:
             raise NothingToWithdraw(f"Market {market_id} is {market.status}: it has no resolution to withdraw.")
         own_affairs.refuse_stakeholders(market, by)
+        if settlement.state == Settlement.State.DIVIDING and settlement.failure:
+            undo.begin(market, settlement, reason=reason, by=by, at=at, action="market.withdraw")
+            return Withdrawn(market.pk, settlement.pk, undoing=True)
         if settlement.state == Settlement.State.DIVIDING:
             raise BeingSettled(f"Market {market_id} is being settled. Nothing was withdrawn. Try again in a moment.")
         if settlement.state == Settlement.State.SETTLED:

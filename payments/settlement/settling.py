@@ -60,8 +60,31 @@ def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable
 
     Idempotent: skips a market that is settled or not resolved. Safe to kill at any line.
     Locks: Market, Settlement, then a chunk of Bets by id, then Recoveries by id, then wallets by id.
-    Raises: BooksDisagree. The step that raises it is rolled back.
+    Raises: BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason in `failure`.
     """
+    try:
+        return _settle(market_id, at=at, policy=policy, keep_going=keep_going)
+    except BooksDisagree as error:
+        record_failure(market_id, str(error))
+        raise
+
+
+def record_failure(market_id: int, reason: str) -> None:
+    """Record why the last step of the market's unfinished settlement or undo failed.
+
+    Locks: Market, Settlement.
+    """
+    with transaction.atomic(durable=True):
+        market = locks.locked_market(market_id)
+        unfinished = [Settlement.State.PENDING, Settlement.State.DIVIDING, Settlement.State.UNDOING]
+        settlements = Settlement.objects.filter(market=market, state__in=unfinished).order_by("number")
+        settlement = settlements.select_for_update(no_key=True, of=("self",)).first()
+        if settlement is not None and settlement.failure != reason[:300]:
+            settlement.failure = reason[:300]
+            settlement.save(update_fields=["failure"])
+
+
+def _settle(market_id: int, *, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> Progress:
     with transaction.atomic(durable=True):
         settlement = _locked_settlement(market_id)
         if settlement is None:
@@ -356,12 +379,12 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
         journal.post([entry], at=at)
     owed = (settlement.net or journal.ZERO) + (settlement.late_refund or journal.ZERO)
     paid = Transaction.objects.filter(settlement=settlement).aggregate(total=Sum("amount"))["total"] or journal.ZERO
-    settlement.state = Settlement.State.SETTLED
+    settlement.state, settlement.failure = Settlement.State.SETTLED, ""
     settlement.settled_at, settlement.release_at = at, at + policy.hold_for(settlement.pool or journal.ZERO)
     settlement.release_open = not policy.canary
     if scratch:
         settlement.release_at, settlement.release_open = at, True
-    settlement.save(update_fields=["state", "settled_at", "release_at", "release_open"])
+    settlement.save(update_fields=["state", "failure", "settled_at", "release_at", "release_open"])
     if scratch:
         # This also checks that the pool holds exactly the remaining stakes.
         _book_bets_from_outside(market, division.staked(market), at)

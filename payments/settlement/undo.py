@@ -86,7 +86,7 @@ def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: 
 def begin(
     market: Market, settlement: Settlement, *, reason: str, by: audit.Actor, at: datetime, action: str
 ) -> Undoing:
-    """Declare the undo of a SETTLED settlement.
+    """Declare the undo of a SETTLED settlement, or of a division that found its books wrong.
 
     Runs in the caller's transaction, which has locked the market. Call it last: its audit entry locks the end of the
     audit trail, which comes last in the lock order.
@@ -138,8 +138,16 @@ def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Calla
 
     Idempotent: skips a market without an undo in progress. Safe to kill at any line.
     Locks: Market, a chunk of Transactions by id, their Attempts, Recoveries, wallets, the Settlement.
-    Raises: settling.BooksDisagree. The step that raises it is rolled back.
+    Raises: settling.BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason.
     """
+    try:
+        return _carry_out(market_id, at=at, policy=policy, keep_going=keep_going)
+    except settling.BooksDisagree as error:
+        settling.record_failure(market_id, str(error))
+        raise
+
+
+def _carry_out(market_id: int, *, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> bool:
     while True:
         with transaction.atomic(durable=True):
             market = locks.locked_market(market_id)
@@ -214,19 +222,27 @@ def _take_results_back(settlement: Settlement, chunk: int) -> None:
 
 
 def _finish(market: Market, settlement: Settlement, at: datetime) -> None:
-    """Move the fee back to the pool, check that the pool equals all stakes to the cent, and close the market again."""
+    """Move the fee back to the pool, check that the pool equals all stakes to the cent, and close the market again.
+
+    A division that found its books wrong gave the market no result, so it is withdrawn although the pool is still
+    wrong. The pool then holds what it held before the division, and the next settlement finds the difference again.
+    """
     fee = Transfer.objects.filter(key=f"fee:{settlement.pk}").first()
     if fee is not None:
         pool = journal.pool(market.pk)
         journal.post([journal.Entry(f"reverse:{fee.pk}", journal.FEE_INCOME, pool, fee.amount)], at=at)
     held = journal.balance(journal.pool(market.pk))
     staked = settling.stakes_held(market, division.staked(market))
+    was_divided = settlement.settled_at is not None
     if held != staked:
-        raise settling.BooksDisagree(
-            f"Market {market.pk}: after the undo the pool would hold {held}, but the stakes are {staked}."
-        )
+        words = f"Market {market.pk}: after the undo the pool would hold {held}, but the stakes are {staked}."
+        if was_divided:
+            raise settling.BooksDisagree(words)
+        alarm.critical("%s Its division is withdrawn. Correct the books before you resolve it again.", words)
     settlement.state = State.UNDONE
-    settlement.save(update_fields=["state"])
+    if was_divided:
+        settlement.failure = ""
+    settlement.save(update_fields=["state", "failure"])
     close_again(market)
     log.info("Undid settlement %s of market %s", settlement.number, market.pk)
 

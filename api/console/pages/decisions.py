@@ -140,7 +140,8 @@ def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
     market = resolve.market_of(market_id)
     effects = [
         "None of the resolution's payouts will be sent. The market is closed and can be resolved again.",
-        "Money in wallets is taken back. If the hold has ended, undo the settlement instead.",
+        "Money in wallets is taken back, up to their balance. The rest becomes the member's debt.",
+        "If the hold has ended, undo the settlement instead.",
     ]
 
     def act(reason: str) -> str:

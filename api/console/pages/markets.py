@@ -71,12 +71,14 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         and settlement.rule != Settlement.Rule.VOID
     )
     pending = settlement is not None and settlement.state == Settlement.State.PENDING
+    failed = settlement is not None and settlement.state == Settlement.State.DIVIDING and settlement.failure != ""
     proposal = market.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
     context = {
         "title": f"Market {market.pk}",
         "proposal": proposal,
         "release_at": settlement.release_at if settlement is not None and held and settled else None,
-        "can_withdraw": pending or (settled and held),
+        "failure": settlement.failure if settlement is not None else "",
+        "can_withdraw": pending or failed or (settled and held),
         "can_undo": settled and not held and proposal is None,
         "can_scratch": market.status == "OPEN" and market.end_date > at and len(market.running_outcomes) > 2,
         "may_resolve": page.may(request, "resolve_market"),
