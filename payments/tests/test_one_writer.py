@@ -76,15 +76,10 @@ def test_only_settling_creates_payouts() -> None:
     assert {name for name in writers(INSERTS_PAYOUTS) if Path(name).stem != "settling"} == set()
 
 
-# The evidence rules, claims, answers and status queries still change states themselves.
+# Settling creates payouts, and undo cancels them in bulk.
 MAY_CHANGE_STATES = {
     "payments/payouts/attempts.py",
     "payments/payouts/evidence/booking.py",
-    "payments/payouts/evidence/rules.py",
-    "payments/payouts/evidence/status_queries.py",
-    "payments/payouts/sending/claims.py",
-    "payments/payouts/sending/responses.py",
-    "payments/payouts/operations/actions.py",
     "payments/settlement/undo.py",
 }
 

@@ -13,7 +13,7 @@ from payments.models import Attempt, StatusQuery, Transaction
 from payments.mpesa import message_fields, messages, result_codes
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts
-from payments.payouts.evidence import booking, callbacks, rules
+from payments.payouts.evidence import applying, booking, callbacks, rules
 from payments.policy import Policy
 from soak.simulation.planting import (
     LIKELY_FORGERIES,
@@ -33,7 +33,7 @@ Result = messages.Result
 
 def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractContextManager[None]:
     """Mark the attempt as failed at once if `reads_as_failure` returns True for its result."""
-    original = rules.apply_result
+    original = applying.apply_result
 
     def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         outcome = original(attempt_id, result, trusted=trusted, at=at, policy=policy)
@@ -41,12 +41,12 @@ def failing_on_result(reads_as_failure: Callable[[Result], bool]) -> AbstractCon
             fail_if_open(attempt_id, result.result_desc, at, policy)
         return outcome
 
-    return instead_of(rules, "apply_result", apply_result)
+    return instead_of(applying, "apply_result", apply_result)
 
 
 def failing_on_status(payment_status: str) -> AbstractContextManager[None]:
     """Mark the attempt as failed after one answer with this payment status."""
-    original = rules.apply_status_answer
+    original = applying.apply_status_answer
 
     def apply_status_answer(
         query_id: int, answer: messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
@@ -56,7 +56,7 @@ def failing_on_status(payment_status: str) -> AbstractContextManager[None]:
             fail_if_open(StatusQuery.objects.get(pk=query_id).attempt_id, payment_status, at, policy)
         return outcome
 
-    return instead_of(rules, "apply_status_answer", apply_status_answer)
+    return instead_of(applying, "apply_status_answer", apply_status_answer)
 
 
 def fail_if_open(attempt_id: int, words: str, at: datetime, policy: Policy) -> None:
@@ -100,14 +100,14 @@ def _(world: World) -> Iterator[None]:
 
 @BUGS.bug("queue timeout as failure", "D4: a queue timeout proves nothing", {"queue timeout, executed": 0.4})
 def _(world: World) -> Iterator[None]:
-    original = rules.apply_timeout
+    original = applying.apply_timeout
 
     def apply_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
         outcome = original(attempt_id, at=at, policy=policy)
         fail_if_open(attempt_id, "queue timeout", at, policy)
         return outcome
 
-    with instead_of(rules, "apply_timeout", apply_timeout):
+    with instead_of(applying, "apply_timeout", apply_timeout):
         yield
 
 
@@ -115,7 +115,7 @@ def _(world: World) -> Iterator[None]:
     "a paid payout failed by a late callback", "D4: proof of payment always outweighs a failure", LIKELY_FORGERIES
 )
 def _(world: World) -> Iterator[None]:
-    original = rules.apply_result
+    original = applying.apply_result
 
     def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         outcome = original(attempt_id, result, trusted=trusted, at=at, policy=policy)
@@ -124,7 +124,7 @@ def _(world: World) -> Iterator[None]:
         return outcome
 
     disable_guards(NO_ATTEMPT_GUARD, NO_PAYOUT_GUARD)
-    with instead_of(rules, "apply_result", apply_result):
+    with instead_of(applying, "apply_result", apply_result):
         yield
 
 
@@ -161,7 +161,7 @@ def _(world: World) -> Iterator[None]:
     "amount not compared", "D4: a result proves only the payment of an attempt with the same amount", LIKELY_FORGERIES
 )
 def _(world: World) -> Iterator[None]:
-    original = rules.apply_result
+    original = applying.apply_result
 
     def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         amount = Attempt.objects.get(pk=attempt_id).amount
@@ -169,7 +169,7 @@ def _(world: World) -> Iterator[None]:
         matching = replace(result, parameters=message_fields.Parameters(pairs))
         return original(attempt_id, matching, trusted=trusted, at=at, policy=policy)
 
-    with instead_of(rules, "apply_result", apply_result):
+    with instead_of(applying, "apply_result", apply_result):
         yield
 
 
@@ -192,19 +192,19 @@ def _(world: World) -> Iterator[None]:
     seed=1,
 )
 def _(world: World) -> Iterator[None]:
-    original = rules.apply_result
+    original = applying.apply_result
 
     def apply_result(attempt_id: int, result: Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
         return original(attempt_id, result, trusted=True, at=at, policy=policy)
 
-    with instead_of(rules, "apply_result", apply_result):
+    with instead_of(applying, "apply_result", apply_result):
         yield
 
 
 @BUGS.bug("booked in bulk without comparing", "D4: bulk booking takes only results that match fully", LIKELY_FORGERIES)
 def _(world: World) -> Iterator[None]:
-    def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **_: Any) -> bool:
-        return result.says_paid and attempt.state in (State.SENDING, State.ACCEPTED, State.IN_DOUBT)
+    def is_plainly_paid(facts: rules.Facts, result: Result, **_: Any) -> bool:
+        return result.says_paid and facts.state in rules.UNDER_WAY
 
     with instead_of(rules, "is_plainly_paid", is_plainly_paid):
         yield
@@ -218,10 +218,10 @@ def _(world: World) -> Iterator[None]:
 def _(world: World) -> Iterator[None]:
     original = rules.is_plainly_paid
 
-    def is_plainly_paid(payout: Transaction, attempt: Attempt, result: Result, **more: Any) -> bool:
-        if attempt.state in (State.FAILED, State.PAID):
-            attempt.state, payout.status = State.SENDING, Transaction.Status.PROCESSING
-        return original(payout, attempt, result, **more)
+    def is_plainly_paid(facts: rules.Facts, result: Result, **more: Any) -> bool:
+        if facts.state in ("FAILED", "PAID"):
+            facts = replace(facts, state="SENDING", payout_status="PROCESSING")
+        return original(facts, result, **more)
 
     disable_guards(NO_PAYOUT_GUARD, NO_ATTEMPT_GUARD)
     with instead_of(rules, "is_plainly_paid", is_plainly_paid):

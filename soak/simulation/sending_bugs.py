@@ -96,8 +96,8 @@ def _(world: World) -> Iterator[None]:
 @BUGS.bug("unguarded transition in bulk", "D3: a response that comes after the result changes nothing", seed=10)
 def _(world: World) -> Iterator[None]:
     disable_guards(NO_ATTEMPT_GUARD)
-    unguarded = responses._ACCEPT.replace("AND a.state = 'SENDING' ", "")
-    with instead_of(responses, "_ACCEPT", unguarded):
+    unguarded = attempts._ACCEPT.replace("AND a.state = 'SENDING' ", "")
+    with instead_of(attempts, "_ACCEPT", unguarded):
         yield
 
 

@@ -108,9 +108,7 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
             payout, waiting, code="", words="An earlier request was paid after all", at=at, policy=policy
         )
     if payout.status in (Status.PENDING, Status.PROCESSING):
-        payout.status = Status.HELD
-        payout.reason = f"Its earlier request {attempt} was paid after all."
-        payout.save(update_fields=["status", "reason"])
+        attempts.hold(payout, reason=f"Its earlier request {attempt} was paid after all.")
     return "paid after the debt was settled in another way: the member owes the amount back"
 
 

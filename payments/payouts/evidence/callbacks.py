@@ -20,7 +20,7 @@ from payments.models import Attempt, Callback, Transaction
 from payments.mpesa import messages, strict_json
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts import float_balance
-from payments.payouts.evidence import booking, rules
+from payments.payouts.evidence import applying, booking, rules
 from payments.policy import Policy
 from users.refusal import Refusal
 
@@ -155,7 +155,7 @@ def apply_paid(*, callback_ids: Sequence[int], at: datetime, policy: Policy) -> 
                 if (result := _result(kind, bytes(body)) if attempt_id else None) is not None:
                     reports[payout_id] = Report(pk, attempt_id, result, trusted or not policy.production)
         failpoints.hit("apply before evidence")
-        proofs = _plainly_paid(reports, policy)
+        proofs = _plainly_paid(reports, at, policy)
         booking.book(list(proofs.values()), at=at)
         if proofs:
             paid = (report for report in reports.values() if report.callback_id in proofs)
@@ -173,7 +173,7 @@ def _result(kind: str, body: bytes) -> messages.Result | None:
         return None
 
 
-def _plainly_paid(reports: dict[int, Report], policy: Policy) -> dict[int, booking.Proof]:
+def _plainly_paid(reports: dict[int, Report], at: datetime, policy: Policy) -> dict[int, booking.Proof]:
     """Return the reports that plainly prove a payment, as proofs by callback id. `reports` is by transaction id.
 
     Locks: the Transactions (skipping locked ones), then their Attempts.
@@ -181,13 +181,13 @@ def _plainly_paid(reports: dict[int, Report], policy: Policy) -> dict[int, booki
     rows = Transaction.objects.filter(pk__in=list(reports)).order_by("pk").only("status", "user")
     payouts = {row.pk: row for row in rows.select_for_update(skip_locked=True, no_key=True, of=("self",))}
     wanted = [report.attempt_id for payout_id, report in reports.items() if payout_id in payouts]
-    columns = ("transaction", "state", "amount", "phone_number", "originator_conversation_id", "posted_at")
-    attempts = Attempt.objects.filter(pk__in=wanted).order_by("pk").only(*columns)
+    attempts = Attempt.objects.filter(pk__in=wanted).order_by("pk").only(*applying.ATTEMPT_COLUMNS)
     proofs = {}
     for attempt in attempts.select_for_update(no_key=True, of=("self",)):
         payout = payouts[attempt.transaction_id]
         report = reports[payout.pk]
-        if rules.is_plainly_paid(payout, attempt, report.result, trusted=report.is_trusted, policy=policy):
+        facts = applying.facts_of(payout, attempt)
+        if rules.is_plainly_paid(facts, report.result, trusted=report.is_trusted, at=at, policy=policy):
             proofs[report.callback_id] = booking.Proof(attempt, payout.user_id, report.result.receipt or "")
     return proofs
 
@@ -229,7 +229,7 @@ def _outcome(callback: Callback, at: datetime, policy: Policy) -> str:
     try:
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
             result = messages.parse_result(body)
-            outcome = rules.apply_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
+            outcome = applying.apply_result(callback.attempt_id, result, trusted=trusted, at=at, policy=policy)
             if trusted and result.says_paid:
                 float_balance.note(result.utility_available, at=at)
             return outcome
@@ -237,13 +237,13 @@ def _outcome(callback: Callback, at: datetime, policy: Policy) -> str:
             return float_balance.apply_answer(callback.reading_id, body, trusted=trusted, at=at)
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = messages.parse_status(body)
-            return rules.apply_status_answer(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
+            return applying.apply_status_answer(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
         if callback.attempt_id:
-            return rules.apply_timeout(callback.attempt_id, at=at, policy=policy)
+            return applying.apply_timeout(callback.attempt_id, at=at, policy=policy)
     except strict_json.Unreadable as error:
         alarm.error("Callback %s cannot be read: %s", callback.pk, error)
         if callback.kind == Callback.Kind.RESULT and callback.attempt_id:
-            return f"unreadable ({error}); " + rules.apply_timeout(callback.attempt_id, at=at, policy=policy)
+            return f"unreadable ({error}); " + applying.apply_timeout(callback.attempt_id, at=at, policy=policy)
         return f"unreadable: {error}"
     return "a status query timed out in M-Pesa's queue: the next query is already due"
 
@@ -256,7 +256,7 @@ def apply_plain(*, body: bytes, source_ip: str | None, at: datetime, policy: Pol
     """
     result = messages.parse_result(body)
     with transaction.atomic(durable=True):
-        applied = rules.apply_plain_result(result, at=at, policy=policy, addresses=addresses)
+        applied = applying.apply_plain_result(result, at=at, policy=policy, addresses=addresses)
         if applied is None:
             raise UnknownReference(f"No payout has the reference {result.external_reference!r}.")
         attempt_id, outcome = applied

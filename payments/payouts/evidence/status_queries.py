@@ -12,6 +12,7 @@ from payments import failpoints
 from payments.models import Attempt, StatusQuery, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses, token_hash
+from payments.payouts import attempts
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -55,18 +56,15 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             .order_by("pk")
             .select_for_update(skip_locked=True, no_key=True, of=("self",))
         }
-        attempts = Attempt.objects.filter(pk__in=[pk for _, pk in ids], transaction__in=payouts, next_query_at__lte=at)
+        due = Attempt.objects.filter(pk__in=[pk for _, pk in ids], transaction__in=payouts, next_query_at__lte=at)
         queries = []
-        for attempt in attempts.select_for_update(no_key=True, of=("self",)).order_by("pk"):
-            if attempt.state in (State.SENDING, State.ACCEPTED):
-                attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
+        for attempt in due.select_for_update(no_key=True, of=("self",)).order_by("pk"):
             asked = attempt.queries.count()
-            attempt.next_query_at = at + min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
             if attempt.state == State.FAILED and _asked_enough(payouts[attempt.transaction_id], attempt, at, policy):
-                attempt.next_query_at = None
-                attempt.save(update_fields=["next_query_at"])
+                attempts.ask_at(attempt, None)
                 continue
-            attempt.save()
+            gap = min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
+            attempts.ask(attempt, next_query_at=at + gap, at=at)
             token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
             query = StatusQuery.objects.create(
                 attempt=attempt, number=asked + 1, token_hash=token_hash(token), asked_at=at
@@ -120,7 +118,5 @@ def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Po
     """Hold a payout for a person if its attempt has been in doubt for `review_after`."""
     since = attempt.first_sent_at or attempt.opened_at
     if attempt.state in Attempt.OPEN and payout.status == Status.PROCESSING and at - since >= policy.review_after:
-        payout.status = Status.HELD
-        payout.reason = "In doubt for too long. A person must check M-Pesa's statement."
-        payout.save(update_fields=["status", "reason"])
+        attempts.hold(payout, reason="In doubt for too long. A person must check M-Pesa's statement.")
         alarm.error("Transaction %s is held: in doubt since %s", payout.pk, since.isoformat())

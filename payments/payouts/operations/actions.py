@@ -61,15 +61,12 @@ def make_pending_again(transaction_id: int, *, at: datetime) -> tuple[Transactio
     """
     payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
     before = snapshot(payout)
-    payout.status, payout.due_at, payout.failed_at = Status.PENDING, at, None
-    payout.reason = ""
-    payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
+    attempts.make_pending(payout, due_at=at)
     # If M-Pesa may have taken an earlier request, ask about that request once more before a new request leaves.
     taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
     last = taken.order_by("number").last()
     if last is not None:
-        last.next_query_at = at
-        last.save(update_fields=["next_query_at"])
+        attempts.ask_at(last, at)
     return payout, before
 
 
@@ -97,11 +94,7 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
         transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
     )
     before = snapshot(payout)
-    wallet = journal.wallet(payout.user_id)
-    journal.post([journal.Entry(f"redirect:{payout.pk}", journal.PAYABLE, wallet, payout.amount, payout.pk)], at=at)
-    payout.status, payout.completed_at, payout.redirected_at = Status.COMPLETED, at, at
-    payout.reason = "Paid into the wallet instead."
-    payout.save(update_fields=["status", "completed_at", "redirected_at", "reason"])
+    attempts.complete_in_wallet(payout, at=at)
     return payout, before
 
 
@@ -131,8 +124,7 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
         if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
             raise NotToBeHeld(f"Only a pending payout can be held. Payout {payout.pk} is {payout.status}.")
         before = snapshot(payout)
-        payout.status, payout.reason = Status.HELD, f"Held by a person: {reason.strip()}"[:300]
-        payout.save(update_fields=["status", "reason"])
+        attempts.hold(payout, reason=f"Held by a person: {reason.strip()}")
         record("payout.hold", payout, before, by=by, at=at, reason=reason)
     return payout
 
@@ -153,8 +145,7 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
         if payout.status == Status.HELD and not waits:
             payout, before = make_pending_again(transaction_id, at=at)
         elif payout.status in (Status.HELD, Status.PENDING) and payout.destination == Transaction.Destination.MPESA:
-            payout.status, payout.due_at, payout.reason = Status.PENDING, at, ""
-            payout.save(update_fields=["status", "due_at", "reason"])
+            attempts.make_pending(payout, due_at=at)
         else:
             raise NotToBeReleased(
                 f"Only a held or pending payout can be released. Payout {payout.pk} is {payout.status}."
@@ -174,8 +165,7 @@ def ask_now(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
         attempt = attempts.open_attempt(payout)
         if attempt is None or attempt.state not in (Attempt.State.ACCEPTED, Attempt.State.IN_DOUBT):
             raise NothingToAsk(f"Payout {payout.pk} has no request at M-Pesa with an unknown result.")
-        attempt.next_query_at = at
-        attempt.save(update_fields=["next_query_at"])
+        attempts.ask_at(attempt, at)
         record("payout.ask", payout, snapshot(payout), by=by, at=at)
     return payout
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 
 from markets.models import NAIROBI
@@ -117,7 +117,7 @@ def claim(
         leaving = {payout.pk for payout in payouts}
         queue = [queued for queued in queue if queued.payout.pk in leaving]
         attempts = _attempts_for(queue, at, policy, addresses)
-        Transaction.objects.filter(pk__in=leaving).update(status=Status.PROCESSING, reason="")
+        payouts_attempts.start(sorted(leaving))
         claims = [
             _claim_of(attempt, queued.payout, addresses, skips_queue=queued.skips_queue)
             for queued in queue
@@ -146,16 +146,12 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             if due and payouts_attempts.within_horizon(attempt, at, policy):
                 leaving.append((payout, attempt))
             else:
-                attempt.resend_at = None
-                attempt.save(update_fields=["resend_at"])
+                payouts_attempts.resend_at(attempt, None)
         if leaving:  # `allowance` may use up a probe, so call it only if a request really leaves.
             leaving = leaving[: breakers.allowance(at=at, policy=policy)]
         claims = []
         for payout, attempt in leaving:
-            attempt.state, attempt.posted_at, attempt.resend_at = State.SENDING, at, None
-            attempt.first_sent_at = attempt.first_sent_at or at
-            attempt.next_query_at = at + policy.query_after
-            attempt.save()
+            payouts_attempts.resend(attempt, at=at, policy=policy)
             claims.append(_claim_of(attempt, payout, addresses, skips_queue=True))
     return claims
 
@@ -218,62 +214,12 @@ def _attempts_for(
         if attempt is None:
             opened.append(payouts_attempts.new_attempt(payout, queued.last_number + 1, at, policy, addresses))
         elif payouts_attempts.within_horizon(attempt, at, policy):
-            attempt.state, attempt.posted_at = State.SENDING, at
-            attempt.first_sent_at = attempt.first_sent_at or at
-            attempt.next_query_at = at + policy.query_after
-            attempt.save()
+            payouts_attempts.resend(attempt, at=at, policy=policy)
         else:
             # The request may have left once, too long ago to send the same id again safely. We only ask about it now.
-            attempt.state, attempt.next_query_at = State.IN_DOUBT, at
-            attempt.doubted_at = attempt.doubted_at or at
-            attempt.save()
-    _insert(opened)
-    journal.post(
-        [
-            journal.Entry(
-                f"send:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, attempt.amount, attempt.transaction_id
-            )
-            for attempt in opened
-        ],
-        at=at,
-    )
+            payouts_attempts.doubt(attempt, ask_at=at, at=at)
+    payouts_attempts.open_many(opened, at=at)
     return waiting | {attempt.transaction_id: attempt for attempt in opened}
-
-
-# Writes the rows that Django's bulk_create would write, in a fifth of the time. Most columns are copied from the payout
-# or are the same for all rows. `paid_report` has a default in the database.
-_INSERT_ATTEMPTS = """
-    INSERT INTO payments_attempt (transaction_id, settlement_id, number, kind, originator_conversation_id,
-        conversation_id, token_hash, amount, phone_number, state, opened_at, posted_at, first_sent_at, next_query_at,
-        result_code, result_words, receipt)
-    SELECT t.id, t.settlement_id, o.number, %(kind)s, o.originator_conversation_id, '', o.token_hash, t.amount,
-        t.phone_number, %(state)s, %(at)s, %(at)s, %(at)s, %(ask_at)s, '', '', ''
-    FROM unnest(%(payouts)s::bigint[], %(numbers)s::smallint[], %(ids)s::text[], %(hashes)s::text[])
-        AS o (payout_id, number, originator_conversation_id, token_hash)
-    JOIN payments_transaction t ON t.id = o.payout_id
-    RETURNING transaction_id, id
-"""
-
-
-def _insert(opened: Sequence[Attempt]) -> None:
-    """Insert attempts from `new_attempt`, all opened at the same moment, and set their ids."""
-    if not opened:
-        return
-    columns: dict[str, Any] = {
-        "payouts": [attempt.transaction_id for attempt in opened],
-        "numbers": [attempt.number for attempt in opened],
-        "ids": [attempt.originator_conversation_id for attempt in opened],
-        "hashes": [attempt.token_hash for attempt in opened],
-        "kind": opened[0].kind,
-        "state": opened[0].state,
-        "at": opened[0].opened_at,
-        "ask_at": opened[0].next_query_at,
-    }
-    with connection.cursor() as cursor:
-        cursor.execute(_INSERT_ATTEMPTS, columns)
-        ids = dict(cursor.fetchall())
-    for attempt in opened:
-        attempt.pk = ids[attempt.transaction_id]
 
 
 def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, skips_queue: bool) -> Claim:

@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from payments import failpoints
 from payments.ledger import receivables
@@ -27,23 +26,6 @@ CAUSES = {
 }
 
 
-# An acceptance is committed without waiting for the disk. If the database server crashes, the record may be lost. This
-# does no harm, because an acceptance proves nothing and we then ask M-Pesa about the attempt.
-_ACCEPT = """
-    SET LOCAL synchronous_commit = off;
-    WITH locked AS (
-        SELECT id FROM payments_transaction WHERE id = ANY (%(payouts)s::bigint[]) ORDER BY id
-        FOR NO KEY UPDATE SKIP LOCKED
-    )
-    UPDATE payments_attempt a
-    SET state = 'ACCEPTED', next_query_at = %(ask_at)s,
-        conversation_id = CASE WHEN a.conversation_id = '' THEN response.conversation_id ELSE a.conversation_id END
-    FROM unnest(%(attempts)s::bigint[], %(conversations)s::text[]) AS response (attempt_id, conversation_id), locked
-    WHERE a.id = response.attempt_id AND a.state = 'SENDING' AND locked.id = a.transaction_id
-    RETURNING a.id, a.posted_at
-"""
-
-
 def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at: datetime, policy: Policy) -> None:
     """Record the responses to many POSTs: acceptances in bulk if possible, all other responses one at a time.
 
@@ -57,18 +39,15 @@ def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at:
     if len(accepted) > 1:
         failpoints.hit("answer read")
         with transaction.atomic(durable=True):
-            parameters: dict[str, Any] = {
-                "attempts": list(accepted),
-                "payouts": [claim.transaction_id for claim, _ in accepted.values()],
-                "conversations": [response.conversation_id[:64] for _, response in accepted.values()],
-                "ask_at": at + policy.query_after,
-            }
-            with connection.cursor() as cursor:
-                cursor.execute(_ACCEPT, parameters)
-                rows = cursor.fetchall()
-            if rows:
-                breakers.acknowledged(max(posted_at for _, posted_at in rows))
-            recorded = {attempt_id for attempt_id, _ in rows}
+            posted = attempts.accept_many(
+                transaction_ids=[claim.transaction_id for claim, _ in accepted.values()],
+                attempt_ids=list(accepted),
+                conversation_ids=[response.conversation_id for _, response in accepted.values()],
+                ask_at=at + policy.query_after,
+            )
+            if posted:
+                breakers.acknowledged(max(posted.values()))
+            recorded = set(posted)
         failpoints.hit("record after commit")
     for claim, response in responses:
         if claim.attempt_id not in recorded:
@@ -92,8 +71,7 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
         if attempt.state != State.SENDING:
             log.info("A callback was faster than the response for %s", attempt)
         elif isinstance(response, client.Accepted):
-            attempt.state, attempt.next_query_at = State.ACCEPTED, at + policy.query_after
-            attempt.save()
+            attempts.accept(attempt, ask_at=at + policy.query_after)
             breakers.acknowledged(attempt.posted_at)
         elif (
             isinstance(response, gateway_errors.NotSent)
@@ -107,8 +85,7 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
         elif isinstance(response, gateway_errors.Rejected) and never_in_doubt:
             attempts.fail(payout, attempt, code=response.code, words=response.message, at=at, policy=policy)
         else:
-            attempt.result_words = str(response)[:300]
-            attempts.doubt(attempt, ask_at=at + policy.query_after, at=at)
+            attempts.doubt(attempt, ask_at=at + policy.query_after, at=at, words=str(response))
             breakers.watch(at=at, policy=policy)
     failpoints.hit("record after commit")
 
@@ -116,18 +93,14 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
 def _wait(
     payout: Transaction, attempt: Attempt, response: gateway_errors.NotSent, at: datetime, policy: Policy
 ) -> None:
-    """Make the payout pending again after a request that Daraja did not execute.
-
-    The attempt stays open, so the same id is sent again.
-    """
-    attempt.state, attempt.next_query_at = State.WAITING, None
-    if response.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:
-        attempt.first_sent_at = None
-    attempt.save()
+    """Make the payout pending again after a request that Daraja did not execute, and pause sending."""
     # The pause equals the time since the attempt was opened, so the pause doubles each time.
     pause = max(policy.retry_after, timedelta(seconds=float(response.retry_after_seconds or 0)))
-    payout.due_at = at + min(max(pause, at - attempt.opened_at), attempts.LONGEST_WAIT)
-    payout.reason = f"Not sent yet: {response.details or response.reason}"[:300]
-    payout.status = Status.PENDING
-    payout.save(update_fields=["due_at", "reason", "status"])
+    attempts.wait(
+        payout,
+        attempt,
+        due_at=at + min(max(pause, at - attempt.opened_at), attempts.LONGEST_WAIT),
+        reason=f"Not sent yet: {response.details or response.reason}",
+        may_have_left=response.reason == "throttle",
+    )
     breakers.trip(CAUSES[response.reason], reason=str(response), at=at, policy=policy)

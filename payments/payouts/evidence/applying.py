@@ -1,0 +1,160 @@
+"""Application of evidence: reads the facts under lock, asks `rules`, and carries the action out.
+
+The caller owns the database transaction. Lock order: Transaction, Attempt, Recovery, then wallets (ledger).
+"""
+
+import logging
+from datetime import datetime
+
+from payments.ledger import journal
+from payments.models import Attempt, StatusQuery, Transaction
+from payments.mpesa import messages
+from payments.mpesa.callback_urls import Addresses
+from payments.payouts import attempts, breakers
+from payments.payouts.evidence import booking, rules
+from payments.policy import Policy
+
+alarm = logging.getLogger("kasoko.alarm")
+
+# The columns that `facts_of` reads, for queries that load no others.
+ATTEMPT_COLUMNS = (
+    "transaction",
+    "state",
+    "originator_conversation_id",
+    "amount",
+    "phone_number",
+    "opened_at",
+    "posted_at",
+    "first_sent_at",
+    "next_query_at",
+    "known_at",
+    "result_code",
+    "result_words",
+    "receipt",
+    "paid_report",
+)
+
+
+def facts_of(payout: Transaction, attempt: Attempt) -> rules.Facts:
+    """Return the facts about an attempt that the rules weigh."""
+    return rules.Facts(
+        attempt=str(attempt),
+        state=attempt.state,
+        payout_status=payout.status,
+        originator_conversation_id=attempt.originator_conversation_id,
+        amount=attempt.amount,
+        phone_number=attempt.phone_number,
+        opened_at=attempt.opened_at,
+        posted_at=attempt.posted_at,
+        first_sent_at=attempt.first_sent_at,
+        next_query_at=attempt.next_query_at,
+        known_at=attempt.known_at,
+        result_code=attempt.result_code,
+        result_words=attempt.result_words,
+        receipt=attempt.receipt,
+        paid_report=attempt.paid_report,
+    )
+
+
+def apply_result(attempt_id: int, result: messages.Result, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    """Apply the result of one attempt in the caller's transaction, and return the outcome in words.
+
+    Locks: Transaction, Attempt.
+    """
+    payout, attempt = attempts.locked(attempt_id)
+    action = rules.weigh_result(facts_of(payout, attempt), result, trusted=trusted, at=at, policy=policy)
+    return _carry_out(payout, attempt, action, at=at, policy=policy)
+
+
+def apply_timeout(attempt_id: int, *, at: datetime, policy: Policy) -> str:
+    """Apply a queue timeout in the caller's transaction, and return the outcome in words.
+
+    Locks: Transaction, Attempt.
+    """
+    payout, attempt = attempts.locked(attempt_id)
+    action = rules.weigh_timeout(facts_of(payout, attempt), at=at, policy=policy)
+    return _carry_out(payout, attempt, action, at=at, policy=policy)
+
+
+def apply_status_answer(
+    query_id: int, answer: messages.StatusAnswer, *, trusted: bool, at: datetime, policy: Policy
+) -> str:
+    """Apply the answer to one status query in the caller's transaction, and return the outcome in words.
+
+    Locks: Transaction, Attempt.
+    """
+    query = StatusQuery.objects.get(pk=query_id)
+    payout, attempt = attempts.locked(query.attempt_id)
+    others = attempt.queries.exclude(pk=query.pk).order_by("asked_at").values_list("asked_at", "verdict")
+    action = rules.weigh_answer(
+        facts_of(payout, attempt),
+        rules.Query(query.asked_at, query.verdict),
+        tuple(rules.Query(asked_at, verdict) for asked_at, verdict in others),
+        answer,
+        trusted=trusted,
+        at=at,
+        policy=policy,
+    )
+    if action.keeps_answer:
+        query.verdict, query.answered_at = answer.payment_status, at
+        query.save(update_fields=["verdict", "answered_at"])
+    return _carry_out(payout, attempt, action, at=at, policy=policy)
+
+
+def apply_plain_result(
+    result: messages.Result, *, at: datetime, policy: Policy, addresses: Addresses
+) -> tuple[int | None, str] | None:
+    """Apply a callback that names a payout by its external reference alone, in the caller's transaction.
+
+    This is only for trying the system out: the endpoint exists only when MPESA_PRODUCTION is False. Returns the
+    attempt's id and the outcome in words, or None if no payout has that reference. If the payout has no open attempt,
+    an attempt of kind manual is opened.
+    Locks: Transaction, Attempt.
+    """
+    payout = (
+        Transaction.objects.select_for_update(no_key=True, of=("self",))
+        .filter(external_ref=result.external_reference or "", destination=Transaction.Destination.MPESA)
+        .first()
+    )
+    if payout is None:
+        return None
+    attempt = attempts.open_attempt(payout) or payout.attempts.order_by("number").last()
+    if result.amount not in (None, payout.amount):
+        alarm.error("Mismatch on %s: a plain callback says %s", payout, result.amount)
+        mismatch = f"mismatch: the result says {result.amount} instead of {payout.amount}"
+        return (attempt.pk if attempt else None), mismatch
+    if attempt is None or attempt.state not in Attempt.OPEN:
+        if journal.owed(payout.pk) != payout.amount:
+            return (attempt.pk if attempt else None), f"{payout.status} already"
+        number = attempt.number + 1 if attempt else 1
+        attempt = attempts.open_manual(payout, number, at, policy, addresses)
+    action = rules.weigh_plain_result(facts_of(payout, attempt), result, at=at)
+    return attempt.pk, _carry_out(payout, attempt, action, at=at, policy=policy)
+
+
+def _carry_out(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: datetime, policy: Policy) -> str:
+    """Carry out an action of the rules, and return the outcome in words.
+
+    Locks: none further; the caller holds the Transaction and the Attempt.
+    """
+    if action.alarm:
+        alarm.log(logging.getLevelNamesMapping()[action.level.upper()], "%s", action.alarm)
+    if action.trips:
+        breakers.trip_by_code(action.trips, reason=action.trip_reason, at=at, policy=policy)
+    if action.is_known:
+        attempts.mark_known(attempt, at=at)
+    if action.step == "pay":
+        return booking.pay(payout, attempt, receipt=action.receipt, at=at, policy=policy)
+    if action.step == "fail":
+        return attempts.fail(payout, attempt, code=action.code, words=action.words, at=at, policy=policy)
+    if action.step == "hold" and payout.status == Transaction.Status.PROCESSING:
+        attempts.hold(payout, reason=action.words)
+    elif action.step == "report":
+        attempts.keep_report(attempt, action.paid_report, action.code, action.words, action.receipt, at=at)
+    elif action.step == "doubt" and action.ask_at is not None:
+        attempts.doubt(attempt, ask_at=action.ask_at, at=at, words=action.words)
+    elif action.step in ("ask", "stop_asking"):
+        attempts.ask_at(attempt, action.ask_at)
+    elif action.step == "resend":
+        attempts.resend_at(attempt, at)
+    return action.outcome
