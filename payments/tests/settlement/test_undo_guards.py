@@ -1,0 +1,170 @@
+"""Guards of the undo: each test fails if its guard is taken away."""
+
+from decimal import Decimal
+
+import pytest
+from django.db import transaction
+
+from markets.models import Market
+from payments.ledger import journal
+from payments.models import Recovery, Settlement, Transaction
+from payments.payouts.operations import actions
+from payments.settlement import proposals, settling, undo
+from testing import builders, settlement_steps
+from testing.builders import actor, begin, member, nothing_moved, orm_bet, policy, resolve, settle, transfers
+from testing.payout_steps import (
+    NO_CONNECTION,
+    POLICY,
+    READ_TIMEOUT,
+    after,
+    ask_and_answer,
+    deliver_result,
+    failed,
+    result_body,
+    sent,
+    states,
+    status_body,
+)
+from users.models import CustomUser
+
+
+def settled(winners: int = 2) -> tuple[Market, list[CustomUser]]:
+    """Settle a market in which each winner gets 285 by M-Pesa and 0.24 in the wallet."""
+    made = builders.market()
+    users = [member() for _ in range(winners)]
+    for user in users:
+        orm_bet(made, user, "Yes", "100.25")
+    for _ in users:
+        orm_bet(made, member(), "No", 200)
+    resolve(made, "Yes")
+    settle(made)
+    return made, users
+
+
+def payout_of(user: CustomUser, of: Market) -> Transaction:
+    return Transaction.objects.get(user=user, settlement__market=of, destination="mpesa")
+
+
+def owed_back(user: CustomUser) -> Decimal:
+    return journal.balance(journal.receivable(user.pk))
+
+
+def balance(user: CustomUser) -> Decimal:
+    return CustomUser.objects.get(pk=user.pk).balance
+
+
+@pytest.mark.broken_books
+def test_undo_stops_if_the_pool_does_not_hold_the_stakes(db: None) -> None:
+    # given: a cent leaves the pool while the undo is under way
+    made, _ = settled()
+    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=POLICY)
+    lost = journal.Entry("opening:test", journal.pool(made.pk), journal.OPENING, Decimal("0.01"))
+    with transaction.atomic():
+        journal.post([lost], at=after(60))
+
+    # when
+    with pytest.raises(settling.BooksDisagree, match=r"would hold 600\.49, but the stakes are 600\.50"):
+        undo.carry_out(market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
+
+    # then
+    made.refresh_from_db()
+    assert (made.status, Settlement.objects.get().state) == ("SETTLED", "UNDOING")
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_last_member_of_a_chunk_owes_nothing_for_an_unsent_request(db: None, chunk: int) -> None:
+    # given: no request of any winner left us
+    made, users = settled(winners=2)
+    for second, user in enumerate(users):
+        sent(payout_of(user, made), NO_CONNECTION, after(5 * second))
+
+    # when
+    builders.undo(made, at=after(60), policy=policy(settlement_chunk=chunk))
+
+    # then
+    assert [owed_back(user) for user in users] == [0, 0]
+    assert [payout_of(user, made).status for user in users] == ["CANCELLED", "CANCELLED"]
+    assert [balance(user) for user in users] == [0, 0]
+
+
+def test_set_off_payout_takes_nothing_from_the_wallet(db: None) -> None:
+    # given: the first request was paid after all and the second failed, so the payout was set off
+    made, (winner, _) = settled()
+    payout = payout_of(winner, made)
+    first = failed(payout)
+    actions.retry(transaction_id=payout.pk, by=actor(), at=after(30))
+    second = sent(payout, READ_TIMEOUT, after(31))
+    deliver_result(first, result_body(first), after(40))
+    for at in (after(200), after(300)):
+        ask_and_answer(second, status_body(second, "Failed"), at)
+    assert states(payout, second) == ("COMPLETED", "FAILED")
+    assert owed_back(winner) == 0
+    builders.settled_market([(winner, "Yes", 500)], rule="VOID", at=after(50))
+    assert balance(winner) == Decimal("500.24")
+
+    # when
+    builders.undo(made, at=after(60))
+
+    # then: the wallet gives back its cents only. The member has the 285 on the phone and owes them
+    assert balance(winner) == 500
+    assert owed_back(winner) == 285
+
+
+def test_two_wallet_parts_partly_spent_come_back_in_order(db: None) -> None:
+    # given: 285 redirected to the wallet and 0.24 credited there, of which 200 are spent
+    made, (winner, _) = settled()
+    payout = payout_of(winner, made)
+    failed(payout)
+    actions.redirect_to_wallet(transaction_id=payout.pk, by=actor(), at=after(2))
+    builders.bet(builders.market(), winner, "Yes", 200)
+    assert balance(winner) == Decimal("85.24")
+
+    # when
+    builders.undo(made, at=after(60))
+
+    # then
+    back = [amount for _, debit, _, amount in transfers(code="reverse") if debit == f"wallet:{winner.pk}"]
+    assert sorted(back) in ([Decimal("85.24")], [Decimal("0.24"), Decimal("85.00")])
+    assert balance(winner) == 0
+    assert owed_back(winner) == 200
+    assert Recovery.objects.get(user=winner).amount == 200
+
+
+def test_undo_waits_for_a_debt_before_it_locks_wallets(transactional_db: None) -> None:
+    # given: the first request was paid late, so the member has a debt from this settlement
+    made, (winner, _) = settled()
+    payout = payout_of(winner, made)
+    first = failed(payout)
+    actions.redirect_to_wallet(transaction_id=payout.pk, by=actor(), at=after(2))
+    deliver_result(first, result_body(first), after(3))
+    debt = Recovery.objects.get(user=winner)
+    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=POLICY)
+
+    with transaction.atomic():
+        # when: another worker holds the debt
+        Recovery.objects.select_for_update(no_key=True).get(pk=debt.pk)
+        carrying = begin(
+            lambda: undo.carry_out(market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
+        )
+        builders.wait_until_one_waits()
+
+        # then: no wallet is locked while the undo waits
+        CustomUser.objects.select_for_update(no_key=True, nowait=True).get(pk=winner.pk)
+    assert carrying.result(timeout=60)
+
+
+def test_waiting_proposal_refuses_an_undo(db: None) -> None:
+    # given: a proposal to undo waits for a second person
+    made, _ = settled()
+    proposed = undo.undo(
+        market_id=made.pk, reason="Wrong.", by=actor(builders.operator()), at=after(60),
+        policy=settlement_steps.TWO_PERSON_POLICY,
+    )  # fmt: skip
+    assert isinstance(proposed, proposals.Proposed)
+
+    # when
+    with nothing_moved(), pytest.raises(proposals.ProposalWaits):
+        undo.undo(market_id=made.pk, reason="Again.", by=actor(), at=after(61), policy=POLICY)
+
+    # then
+    assert Settlement.objects.get().state == "SETTLED"
