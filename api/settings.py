@@ -177,9 +177,11 @@ DATABASES = {
         "OPTIONS": {
             **_options,
             "connect_timeout": 5,
+            # Our statements disable some kinds of plans, so their estimated costs are high. PostgreSQL's default would
+            # compile each of them for a tenth of a second (docs/bench.md, S9).
             # If kasoko.production is on, triggers refuse a balance that is set directly and a bet that has no transfer.
             "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=60s"
-            f" -c kasoko.production={'on' if MPESA_PRODUCTION else 'off'}",
+            f" -c jit=off -c kasoko.production={'on' if MPESA_PRODUCTION else 'off'}",
         },
     }
 }

@@ -25,6 +25,8 @@ from testing.parts import ROOT, Ended, Part, commit, machine, run
 DOCS = ROOT / "docs"
 SAVED = DOCS / "bench.json"
 PAGE = DOCS / "bench.md"
+# The part that runs on a PostgreSQL with its own default settings.
+ON_DEFAULTS = "settle_defaults"
 
 
 def parts(*, full: bool) -> tuple[Part, ...]:
@@ -32,6 +34,7 @@ def parts(*, full: bool) -> tuple[Part, ...]:
     more = ("--full",) if full else ()
     return (
         Part("settle", ("bench.settle", *more), 120 if full else 30),
+        Part(ON_DEFAULTS, ("bench.settle_defaults", *more), 30 if full else 15),
         Part("send", ("bench.send", *more), 25 if full else 15),
         Part("callbacks", ("bench.callbacks", *more), 15),
         Part("bets", ("bench.bets", *more), 10),
@@ -95,10 +98,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     began = time.monotonic()
     measured: dict[str, PartFigures] = {}
-    with servers.started() as environment:
-        for part in parts(full=full):
-            if options.only in (None, part.name):
-                measured[part.name] = measure(part, environment)
+    for tuned in (True, False):
+        chosen = [part for part in parts(full=full) if options.only in (None, part.name)]
+        chosen = [part for part in chosen if (part.name != ON_DEFAULTS) == tuned]
+        if chosen:
+            with servers.started(tuned=tuned) as environment:
+                measured |= {part.name: measure(part, environment) for part in chosen}
     rows = [row for part in measured.values() for row in part.measured.rows]
     for row in rows:
         say(report.terminal_line(row))

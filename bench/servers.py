@@ -2,7 +2,8 @@
 
 They are as durable and have as much memory as in production. The programs are those of the checkout's embedded servers,
 but with a state directory of the bench in `.kasoko/bench`. Each part of the bench gets an empty, migrated database on
-these servers. PostgreSQL runs with the settings that docs/scale.md recommends.
+these servers. PostgreSQL runs with the settings that docs/scale.md recommends. A second PostgreSQL with its own default
+settings, in `.kasoko/bench-defaults`, shows that our costs do not depend on these settings.
 """
 
 import json
@@ -19,7 +20,8 @@ import psycopg2
 from api import embedded
 from testing.parts import ROOT
 
-DIRECTORY = ROOT / ".kasoko" / "bench"
+TUNED = ROOT / ".kasoko" / "bench"
+DEFAULTS = ROOT / ".kasoko" / "bench-defaults"
 # Settings with these prefixes belong to the developer. The bench leaves them out, as the tests do.
 DEVELOPER_PREFIXES = (
     "MPESA_",
@@ -38,6 +40,7 @@ REPORTED_SETTINGS = (
     "shared_buffers",
     "max_wal_size",
     "wal_compression",
+    "jit",
 )
 
 
@@ -56,30 +59,32 @@ def _settings() -> dict[str, str]:
 
 
 @contextmanager
-def started() -> Iterator[dict[str, str]]:
+def started(*, tuned: bool = True) -> Iterator[dict[str, str]]:
     """Start the servers, yield the environment for processes that use them, and stop the servers at the end.
 
+    With `tuned=False` the PostgreSQL server has only its own default settings.
     Raises: embedded.EmbeddedServerError.
     """
-    for directory in (DIRECTORY.parent, DIRECTORY):
+    place = TUNED if tuned else DEFAULTS
+    for directory in (place.parent, place):
         directory.mkdir(mode=0o711, exist_ok=True)
     try:
-        urls = embedded.ensure(DIRECTORY, postgres=True, redis=True)
-        if _write_settings(_root_url(urls["DATABASE_URL"])):
-            embedded.stop(DIRECTORY, "durable")
-            urls = embedded.ensure(DIRECTORY, postgres=True, redis=True)
+        urls = embedded.ensure(place, postgres=True, redis=True)
+        if tuned and _write_settings(_root_url(place, urls["DATABASE_URL"])):
+            embedded.stop(place, "durable")
+            urls = embedded.ensure(place, postgres=True, redis=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(DEVELOPER_PREFIXES)}
         yield inherited | {
             "KASOKO_ENV_FILE": os.devnull,
-            "KASOKO_BENCH_ROOT_URL": _root_url(urls["DATABASE_URL"]),
+            "KASOKO_BENCH_ROOT_URL": _root_url(place, urls["DATABASE_URL"]),
             **urls,
         }
     finally:
-        embedded.leave(DIRECTORY, "durable")
+        embedded.leave(place, "durable")
 
 
-def _root_url(url: str) -> str:
-    password = json.loads((embedded.state_dir(DIRECTORY, "durable") / "secrets.json").read_text())["root"]
+def _root_url(place: Path, url: str) -> str:
+    password = json.loads((embedded.state_dir(place, "durable") / "secrets.json").read_text())["root"]
     parts = urlsplit(url)
     return parts._replace(
         netloc=f"kasoko_root:{quote(password)}@{parts.hostname}:{parts.port}", path="/postgres"

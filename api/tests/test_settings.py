@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -331,3 +332,11 @@ def test_holds_and_approvals_are_off_by_default_and_depend_on_the_pool() -> None
     assert start(SERVERS, shown).stdout.strip() == "[None, [(0, 0)]]"
     given = {"RESOLVE_APPROVAL_ABOVE": "100000", "SETTLEMENT_HOLD_MINUTES": "1000000:120, 0, 100000:30"}
     assert start(SERVERS | given, shown).stdout.strip() == "[Decimal('100000'), [(0, 0), (100000, 30), (1000000, 120)]]"
+
+
+@pytest.mark.django_db
+def test_database_sessions_compile_no_statements() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT setting, reset_val, boot_val FROM pg_settings WHERE name = 'jit'")
+        setting, of_session, default = cursor.fetchone()
+    assert (setting, of_session, default) == ("off", "off", "on")

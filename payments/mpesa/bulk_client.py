@@ -25,6 +25,10 @@ from payments.mpesa.gateway_errors import GatewayError, NotSent, OutcomeUnknown
 from payments.mpesa.http_answers import MAX_BODY_BYTES, Answer
 from payments.mpesa.transport import CONNECT_SECONDS
 
+# Requests handed to the event loop together. Each handover wakes the loop's thread, which costs as much as the books of
+# a payout. The number is small, because the first request of a group waits until the last body is written.
+HANDED_OVER_AT_ONCE = 50
+
 
 @dataclass(frozen=True)
 class Payment:
@@ -104,13 +108,17 @@ class BulkGateway:
             for payment in payments:
                 self._end(payment.key, error)
             return
+        ready: list[tuple[Payment, bytes]] = []
         for payment in payments:
             try:
-                body = json.dumps(self._gateway.payment_body(**payment.request)).encode()
+                ready.append((payment, json.dumps(self._gateway.payment_body(**payment.request)).encode()))
             except (ValueError, TypeError) as error:
                 self._end(payment.key, error)
-            else:
-                loop.call_soon_threadsafe(self._due_later, payment, body)
+            if len(ready) == HANDED_OVER_AT_ONCE:
+                loop.call_soon_threadsafe(self._due_later, ready)
+                ready = []
+        if ready:
+            loop.call_soon_threadsafe(self._due_later, ready)
 
     def collect(self, *, patience_seconds: float, at_least: int) -> list[Ended]:
         """Return the requests that ended since the last call.
@@ -168,8 +176,9 @@ class BulkGateway:
         if len(self._ended) >= self._wanted:
             self._enough.set()
 
-    def _due_later(self, payment: Payment, body: bytes) -> None:
-        asyncio.get_running_loop().call_at(payment.at, self._begin, payment, body)
+    def _due_later(self, payments: list[tuple[Payment, bytes]]) -> None:
+        for payment, body in payments:
+            asyncio.get_running_loop().call_at(payment.at, self._begin, payment, body)
 
     def _begin(self, payment: Payment, body: bytes) -> None:
         task = asyncio.get_running_loop().create_task(self._pay(payment, body))

@@ -8,7 +8,11 @@ The database stores only the SHA-256 of a token.
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urljoin
+
+# A urljoin for each payout took a tenth of the time that a payout costs.
+_joined = lru_cache(maxsize=32)(urljoin)
 
 
 def token_hash(token: str) -> str:
@@ -31,13 +35,13 @@ class Addresses:
         return hmac.compare_digest(token.encode(), self.token(subject).encode())
 
     def result(self, token: str) -> str:
-        return urljoin(self.callback_url, f"{token}/")
+        return f"{_joined(self.callback_url, '.')}{token}/"
 
     def timeout(self, token: str) -> str:
-        return urljoin(self.callback_url, f"../b2c-timeout/{token}/")
+        return f"{_joined(self.callback_url, '../b2c-timeout/')}{token}/"
 
     def status_result(self, token: str) -> str:
-        return urljoin(self.callback_url, f"../status-result/{token}/")
+        return f"{_joined(self.callback_url, '../status-result/')}{token}/"
 
     def balance_result(self, token: str) -> str:
-        return urljoin(self.callback_url, f"../balance-result/{token}/")
+        return f"{_joined(self.callback_url, '../balance-result/')}{token}/"

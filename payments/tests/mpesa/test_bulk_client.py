@@ -97,6 +97,27 @@ def answered(status: int, body: Any, *headers: str) -> bytes:
 # --- requests and answers ----------------------------------------------------------------------------------------
 
 
+def test_each_of_several_groups_of_payments_ends(tokens: SharedTokens) -> None:
+    # given: two full groups and a part, with a request in the first group that cannot be made
+    count = 2 * bulk_client.HANDED_OVER_AT_ONCE + 3
+    due = time.monotonic()
+    requests = [PAYMENT | {"originator_conversation_id": f"{OCID}{key}"} for key in range(count)]
+    requests[1] = requests[1] | {"remarks": "!"}
+
+    # when
+    with scripted_daraja(tokens, always(ACKNOWLEDGEMENT), in_flight=4) as (bulk, server):
+        bulk.start(Payment(key, due, request) for key, request in enumerate(requests))
+        ended: list[Ended] = []
+        deadline = time.monotonic() + PATIENCE
+        while len(ended) < count and time.monotonic() < deadline:
+            ended += bulk.collect(patience_seconds=1.0, at_least=count)
+
+    # then
+    assert sorted(end.key for end in ended) == list(range(count))
+    assert [end.key for end in ended if not isinstance(end.response, Accepted)] == [1]
+    assert len(server.requests) == count - 1
+
+
 def test_many_payments_share_few_connections_and_the_gateways_bodies(tokens: SharedTokens) -> None:
     # given
     peers: set[Any] = set()
