@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 from knox.models import AuthToken
 
-from testing.builders import PIN, member
+from testing.builders import PIN, at_once, member
 from users import auth, phone
 from users.models import CustomUser
 
@@ -82,3 +82,16 @@ def test_wrong_pins_of_one_member_do_not_lock_another(db: None, at: datetime) ->
 def test_login_with_an_invalid_phone_number_is_refused(db: None, at: datetime) -> None:
     with pytest.raises(phone.NotAPhoneNumber):
         log_in(at, phone_number="admin")
+
+
+def test_wrong_pins_at_once_are_all_counted(transactional_db: None, at: datetime) -> None:
+    # given
+    user = member(phone_number=NUMBER)
+
+    # when
+    refusals = at_once(*[lambda: log_in(at, pin="0000")] * 4)
+
+    # then
+    assert [type(refusal) for refusal in refusals] == [auth.WrongCredentials] * 4
+    user.refresh_from_db()
+    assert user.failed_logins == 4

@@ -50,6 +50,9 @@ def test_change_of_any_input_makes_a_kept_preview_old(db: None, by_a_worker: Non
     assert not current()
     preview_cache.compute(market, decision, at=at, policy=rules)
     assert current()
+    # A bet in another market does not change the preview.
+    builders.orm_bet(builders.market(), builders.member(), "No", 1)
+    assert current()
     builders.orm_bet(market, builders.member(), "No", 1)
     assert not current()
 

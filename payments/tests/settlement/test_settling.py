@@ -313,6 +313,46 @@ def test_pool_changed_halfway_is_not_closed(db: None) -> None:
     assert (market.status, Settlement.objects.get().state) == ("RESOLVED", "DIVIDING")
 
 
+@pytest.mark.broken_books
+def test_payouts_that_differ_from_the_debt_are_not_booked(db: None) -> None:
+    # given: after the first member is booked, a transaction of one shilling that the division did not make
+    first = member()
+    market = opened([(first, "A", 100), (member(), "A", 50)])
+    resolve(market, "A")
+    rules = policy(settlement_chunk=1)
+    while not Settlement.objects.filter(last_user_id=first.pk).exists():
+        settling.settle(market_id=market.pk, at=AT, policy=rules, keep_going=steps(1))
+    Transaction.objects.create(
+        user=first, settlement=Settlement.objects.get(), type="PAYOUT", status="COMPLETED", amount=1, tranche=9,
+        destination="wallet", external_ref="KASOKO-1-1-00000000", phone_number=first.phone_number, due_at=AT,
+    )  # fmt: skip
+
+    # when
+    with pytest.raises(settling.BooksDisagree, match=r"0\.00 would stay .* sum to 151\.00, but 150\.00 is owed"):
+        settle(market, policy=rules)
+
+    # then
+    assert Settlement.objects.get().state == "DIVIDING"
+    assert due_tomorrow(market) == []
+
+
+def test_outside_bets_are_booked_once_over_several_chunks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    monkeypatch.setattr(settling, "OUTSIDE_BETS", 2)
+    users = [member() for _ in range(5)]
+    market = opened([(user, "A" if number % 2 else "B", 10 + number) for number, user in enumerate(users)])
+    resolve(market, "A")
+
+    # when
+    settle(market)
+
+    # then
+    stakes = {key: amount for key, _, _, amount in transfers(code="stake")}
+    assert stakes == {f"stake:{one.pk}": one.amount for one in Bet.objects.filter(market=market)}
+    assert len(stakes) == 5
+    assert journal.balance(journal.pool(market.pk)) == 0
+
+
 def test_market_that_cannot_settle_does_not_stop_others(db: None) -> None:
     # given: the oldest market's pool was tampered with
     bad, good = opened([(member(), "A", 100)]), opened([(member(), "A", 100)])
