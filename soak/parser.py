@@ -13,12 +13,12 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from payments.mpesa import message_fields, messages, result_codes, strict_json
+from testing import shapes
 from testing.figures import Figure, hand_over, say
 
 PARSERS = ("parse_result", "parse_status", "parse_timeout", "parse_balance", "parse_stk")
@@ -54,8 +54,18 @@ RESULTS = st.fixed_dictionaries(
 CALLBACKS = st.fixed_dictionaries({"CheckoutRequestID": SCALARS, "ResultCode": SCALARS, "CallbackMetadata": TREES}).map(
     lambda callback: {"Body": {"stkCallback": callback}}
 )
+
+
+def _bent(shape: shapes.Shape) -> st.SearchStrategy[bytes]:
+    """Return bodies that are a shape with a few bytes replaced by others."""
+    places = st.tuples(st.integers(0, max(0, len(shape.body))), st.integers(0, 3), st.binary(max_size=3))
+    return places.map(lambda bend: shape.body[: bend[0]] + bend[2] + shape.body[bend[0] + bend[1] :])
+
+
 BODIES = st.one_of(
-    st.binary(max_size=200), (TREES | RESULTS | RESULTS | CALLBACKS).map(lambda tree: json.dumps(tree).encode())
+    st.binary(max_size=200),
+    st.sampled_from(shapes.SHAPES).flatmap(_bent),
+    (TREES | RESULTS | RESULTS | CALLBACKS).map(lambda tree: json.dumps(tree).encode()),
 )
 
 
@@ -90,8 +100,8 @@ def run(*, seconds: float) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         corpus, words = Path(directory) / "corpus", Path(directory) / "words"
         corpus.mkdir()
-        for number, body in enumerate(_genuine()):
-            (corpus / str(number)).write_bytes(json.dumps(body).encode())
+        for shape in shapes.SHAPES:
+            (corpus / shape.name).write_bytes(shape.body)
         words.write_text("".join(f'"{word}"\n' for word in (*KEYS, *TEXTS[:-1])))
         limits = [f"-max_total_time={share:.0f}", "-max_len=4096", "-print_final_stats=1", f"-dict={words}"]
         arguments = ["atheris", *limits, f"-artifact_prefix={directory}/", str(corpus)]
@@ -122,23 +132,6 @@ def _by_hypothesis(seconds: float) -> None:
     while time.monotonic() < until:
         every_body_is_read_or_refused()
     say(f"bodies: {bodies}")
-
-
-def _genuine() -> list[dict[str, Any]]:
-    pairs = {"TransactionAmount": 285, "TransactionReceipt": "SKG7ABCDEF", "ReceiverPartyPublicName": TEXTS[2],
-             "TransactionCompletedDateTime": TEXTS[5], "TransactionStatus": "Completed", "Amount": "285.00",
-             "DebitPartyCharges": TEXTS[4], "AccountBalance": TEXTS[6], "CreditPartyName": TEXTS[3]}  # fmt: skip
-    listed = [{"Key": key, "Value": value} for key, value in pairs.items()]
-    ids = {"OriginatorConversationID": "KASOKO-1-1-0a1b2c3d-1", "ConversationID": "AG_1", "TransactionID": "SKG7ABCDEF"}
-    head = {"ResultType": 0, "ResultCode": 0, "ResultDesc": "Accepted.", **ids}
-    stk = {"MerchantRequestID": "1-2-3", "CheckoutRequestID": "ws_CO_1", "ResultCode": 0, "ResultDesc": "",
-           "CallbackMetadata": {"Item": [{"Name": "Amount", "Value": 10.0}]}}  # fmt: skip
-    return [
-        {"Result": {**head, "ResultParameters": {"ResultParameter": listed}}},
-        {"Result": {**head, "ResultCode": "2040"}},
-        {"resultType": "0", "resultCode": "0", "Amount": "285.0", **ids},
-        {"Body": {"stkCallback": stk}},
-    ]
 
 
 def _by_atheris(arguments: list[str]) -> None:

@@ -110,6 +110,51 @@ ANSWERS: dict[str, tuple[int, Any, type[GatewayError], dict[str, Any]]] = {
         NotSent,
         {"reason": "throttle"},
     ),
+    "spike arrest in a gateway's envelope": (
+        500,
+        {
+            "soapenv:Envelope": {
+                "soapenv:Body": {
+                    "soapenv:Fault": {
+                        "faultstring": "Spike arrest violation. Allowed rate : 5ps",
+                        "detail": {"source": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}},
+                    }
+                }
+            }
+        },
+        NotSent,
+        {"reason": "throttle", "code": "policies.ratelimit.SpikeArrestViolation"},
+    ),
+    "quota by its words only": (503, {"fault": {"faultstring": "Quota Violation"}}, NotSent, {"reason": "throttle"}),
+    "another fault in a gateway's envelope": (
+        500,
+        {
+            "Envelope": {
+                "Body": {
+                    "Fault": {
+                        "faultcode": "soap:Server",
+                        "faultstring": "Execution of ServiceCallout failed",
+                        "detail": {"source": {"errorcode": "steps.servicecallout.ExecutionFailed"}},
+                    }
+                }
+            }
+        },
+        OutcomeUnknown,
+        {"code": "steps.servicecallout.ExecutionFailed", "message": "Execution of ServiceCallout failed"},
+    ),
+    "an envelope without a fault": (500, {"Envelope": {"Body": [1], "Fault": 5}, "fault": "x"}, OutcomeUnknown, {}),
+    "our app or address is not allowed": (
+        403,
+        {"errorCode": "403.002.1001", "errorMessage": "You are not authorized to initiate this transaction"},
+        NotSent,
+        {"reason": "auth", "code": "403.002.1001"},
+    ),
+    "duplicate id, written with capitals": (
+        500,
+        {"RequestID": "r", "ErrorCode": "500.002.1001", "ErrorMessage": "Duplicate OriginatorConversationID."},
+        OutcomeUnknown,
+        {"code": "500.002.1001", "duplicate": True},
+    ),
 }
 BAD_TOKENS = [
     (404, {"errorCode": "404.001.03", "errorMessage": "Invalid Access Token"}),
@@ -117,7 +162,20 @@ BAD_TOKENS = [
     (400, {"errorCode": "400.003.01", "errorMessage": "Invalid Access Token"}),
     (500, {"errorCode": "500.009.99", "errorMessage": "Invalid access token"}),
     (401, {"fault": {"faultstring": "Invalid Access Token", "detail": {"errorcode": "keymanagement.service.x"}}}),
+    (401, {"error": "invalid_token"}),
+    (401, b""),
+    (401, b"<html><body>401 Unauthorized</body></html>"),
+    (401, b"<?xml version='1.0'?><error>token</error>"),
+    (401, {"Envelope": {"Body": {"Fault": {"faultcode": "x", "faultstring": "Policy failed"}}}}),
+    (500, {"Envelope": {"Body": {"Fault": {"faultcode": "soap:Server", "faultstring": "Invalid Access Token"}}}}),
+    (200, {"errorCode": "401.002.01", "errorMessage": "Error Occurred - Invalid Access Token - first-token"}),
 ]
+
+
+def raw(body: Any) -> bytes:
+    """Return a body as bytes: bytes as they are, everything else as JSON."""
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
+
 
 Script = Callable[[socket.socket, int], None]
 

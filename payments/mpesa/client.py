@@ -28,6 +28,10 @@ from payments.mpesa.redaction import redact
 from payments.mpesa.transport import Transport
 
 PAYMENT_PATH = "/mpesa/b2c/v3/paymentrequest"
+# While the prompt is on the phone, the answer is an error with a general code. Only its text shows the state.
+_STILL_PROCESSED = re.compile(r"(?i)being processed|under processing")
+# The phone shows another merchant's prompt, so ours was not sent.
+_OTHER_PROMPT = re.compile(r"(?i)unable to lock subscriber")
 _DUPLICATE_ID = re.compile(r"(?i)duplicate\s*originator\s*conversation\s*id")
 
 
@@ -223,6 +227,8 @@ class Gateway:
             "TransactionDesc": request_fields.short_text(description, 13, "description"),
         }
         answer = self._authorised_post("/mpesa/stkpush/v1/processrequest", payload)
+        if answer.code == "500.001.1001" and _OTHER_PROMPT.search(answer.message):
+            raise Rejected(answer.code, self._clean(answer.message))
         self._refuse_unless_acknowledged(answer)
         checkout_request_id = answer.text("CheckoutRequestID")
         if not checkout_request_id:
@@ -237,8 +243,7 @@ class Gateway:
         payload = {**self._stk_login(at), "CheckoutRequestID": checkout_request_id}
         answer = self._authorised_post("/mpesa/stkpushquery/v1/query", payload)
         code = answer.text("ResultCode")
-        # While the prompt is on the phone, the answer is an error with a general code. Only its text shows the state.
-        if code == "4999" or (answer.code == "500.001.1001" and "being processed" in answer.message.lower()):
+        if code == "4999" or (answer.code == "500.001.1001" and _STILL_PROCESSED.search(answer.message)):
             return StkAnswer(checkout_request_id, True, code, self._clean(answer.text("ResultDesc") or answer.message))
         self._refuse_unless_acknowledged(answer)
         if not code:
@@ -298,6 +303,8 @@ class Gateway:
             raise OutcomeUnknown(code, message, duplicate=bool(_DUPLICATE_ID.search(message)))
         if answer.is_throttle:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
+        if answer.is_forbidden:
+            raise NotSent("auth", code, message)
         if answer.is_rejection:
             raise Rejected(code, message)
         raise OutcomeUnknown(code, message or f"HTTP {answer.status} without a known code")
@@ -365,7 +372,7 @@ class Gateway:
         if answer.is_throttle:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
         # Daraja answers wrong keys with 400, sometimes with an empty body.
-        reason: Reason = "auth" if answer.status in (400, 401) or answer.is_auth_error else "network"
+        reason: Reason = "auth" if answer.status in (400, 401, 403) or answer.is_auth_error else "network"
         raise NotSent(reason, code, message or f"HTTP {answer.status} instead of an access token")
 
     def _post(self, path: str, payload: dict[str, Any], token: str, deadline: float) -> Answer:

@@ -18,7 +18,10 @@ _DOTTED_TIME = re.compile(r"([0-3][0-9])\.([01][0-9])\.(20[0-9]{2}) ([0-2][0-9])
 _DIGIT_TIME = re.compile(r"(20[0-9]{2})([01][0-9])([0-3][0-9])([0-2][0-9])([0-5][0-9])([0-5][0-9])")
 _FULL_PHONE = re.compile(r"\+?(?:254|0)([17][0-9]{8})(?![0-9*xX])")
 _VISIBLE_PHONE = re.compile(r"\+?[0-9*xX]{4,13}(?![0-9A-Za-z*])")
+# M-Pesa also writes blanks around its mask: "2547 ***** 123".
+_SPACED_MASK = re.compile(r"(\+?[0-9]{1,9})\s{0,2}(\*{2,9})\s{0,2}([0-9]{0,9})(?![0-9A-Za-z*])")
 _MASK = re.compile(r"[*xX]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def read_text(value: Any) -> str | None:
@@ -27,7 +30,7 @@ def read_text(value: Any) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise Unreadable("an id or text of another type")
-    return str(value).strip() or None
+    return _plain(str(value))
 
 
 def read_code(fields: Mapping[str, Any]) -> str:
@@ -40,9 +43,12 @@ def read_code(fields: Mapping[str, Any]) -> str:
 
 def read_value(value: Value) -> str | None:
     """Read a parameter's value as text. A blank counts as absent."""
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    return (value or "").strip() or None
+    return format(value, "f") if isinstance(value, Decimal) else _plain(value or "")
+
+
+def _plain(text: str) -> str | None:
+    """Return a text without control characters and the blanks around it, because texts go to logs and pages."""
+    return _CONTROL.sub(" ", text).strip() or None
 
 
 def read_amount(value: Value) -> Decimal | None:
@@ -76,7 +82,9 @@ def full_phone(party: str | None) -> str | None:
 
 
 def visible_phone(party: str | None) -> str | None:
-    """Return the number at the start of a party's name as M-Pesa shows it, complete or masked."""
+    """Return the number at the start of a party's name as M-Pesa shows it, complete or masked, without blanks."""
+    if spaced := _SPACED_MASK.match(party or ""):
+        return "".join(spaced.groups())
     match = _VISIBLE_PHONE.match(party or "")
     # Six digits without a mask are a shortcode, not a phone.
     return match.group() if match and (_MASK.search(match.group()) or len(match.group()) >= 9) else None
@@ -129,6 +137,7 @@ def read_parameters(holder: Any, list_name: str, key_name: str) -> Parameters:
     """Read a parameter list. Raises: Unreadable.
 
     Daraja sends a list, or a single object instead of a list of one, or nothing (absent, null or empty text).
+    Items without a key are skipped, because M-Pesa adds parameters that we do not need.
     """
     items = holder.get(list_name) if isinstance(holder, dict) else holder
     if items is None or items == "":
@@ -137,20 +146,15 @@ def read_parameters(holder: Any, list_name: str, key_name: str) -> Parameters:
         items = [items]
     if not isinstance(items, list):
         raise Unreadable(f"{list_name} is not a list")
-    return Parameters(tuple(_pair(item, key_name) for item in items))
-
-
-def _pair(item: Any, key_name: str) -> tuple[str, Value]:
-    key = item.get(key_name) if isinstance(item, dict) else None
-    if not isinstance(key, str):
-        raise Unreadable(f"a parameter without {key_name}")
-    return key.replace(" ", ""), parameter_value(item.get("Value"))
+    keyed = [item for item in items if isinstance(item, dict) and isinstance(item.get(key_name), str)]
+    return Parameters(tuple((item[key_name].replace(" ", ""), parameter_value(item.get("Value"))) for item in keyed))
 
 
 def parameter_value(value: Any) -> Value:
-    """Return a parameter's value, an integer as Decimal. Raises: Unreadable for another type."""
+    """Return a parameter's value, an integer as Decimal.
+
+    A value of another type (boolean, object, list) is None. So it never counts as a match.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return Decimal(value)
-    if value is None or isinstance(value, str | Decimal):
-        return value
-    raise Unreadable("a parameter value of another type")
+    return value if isinstance(value, str | Decimal) else None

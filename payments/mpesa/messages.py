@@ -26,9 +26,9 @@ from payments.mpesa.message_fields import (
     read_value,
     visible_phone,
 )
-from payments.mpesa.strict_json import Unreadable, object_without_duplicates, read_object
+from payments.mpesa.strict_json import Unreadable, object_without_duplicates, read_message
 
-PaymentStatus: TypeAlias = Literal["completed", "failed", "not_found", "unknown"]
+PaymentStatus: TypeAlias = Literal["completed", "failed", "reversed", "not_found", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def parse_result(body: bytes) -> Result:
 
     Raises: Unreadable.
     """
-    return _result(read_object(body))
+    return _result(read_message(body))
 
 
 def _result(root: Mapping[str, Any]) -> Result:
@@ -155,7 +155,7 @@ def parse_timeout(body: bytes) -> Timeout:
     Only the id is kept, because the request holds the security credential.
     Raises: Unreadable.
     """
-    root = read_object(body)
+    root = read_message(body)
     fields = root.get("Result", root)
     if not isinstance(fields, dict):
         raise Unreadable("Result is no object")
@@ -163,16 +163,20 @@ def parse_timeout(body: bytes) -> Timeout:
 
 
 _FAILED_STATUSES = frozenset({"cancelled", "declined", "expired", "failed"})
-# Code 49 is the broker's NoTransactionFound. The portal's status page lists SFC_IC0003 and 0.
-_NOT_FOUND_CODES = frozenset({"49", "SFC_IC0003"})
+# Code 49 is the broker's NoTransactionFound. The portal's status page lists SFC_IC0003. In 2026 production gave
+# 2033 as the answer to a query by our id, and 2032 to a query by receipt.
+_NOT_FOUND_CODES = frozenset({"49", "2032", "2033", "SFC_IC0003"})
+# M-Pesa acknowledges a query whatever our password. Its answer is then the first sign of a refused initiator.
+_CREDENTIAL_CODES = frozenset({"21", "2001", "8006", "TP40153"})
 
 
 @dataclass(frozen=True)
 class StatusAnswer:
     """M-Pesa's answer to a status query. `result_code` is about the query; `payment_status` is about the payment.
 
-    `not_found` does not mean failed, because the request may still wait in Daraja's queue. `unknown` covers every
-    status that is not final, every unlisted text and every contradiction.
+    `not_found` does not mean failed, because the request may still wait in Daraja's queue. `reversed` means that the
+    money went out and came back, so a person must decide. `unknown` covers every status that is not final, every
+    unlisted text and every contradiction.
     """
 
     result_code: str
@@ -190,6 +194,17 @@ class StatusAnswer:
     charge: Decimal | None
     query_originator_conversation_id: str | None
     query_conversation_id: str | None
+
+    @property
+    def is_thin(self) -> bool:
+        """True for a "Completed" that names neither the request nor the amount nor the receiver. It proves nothing."""
+        named = (self.originator_conversation_id, self.amount, self.receiver_phone_visible)
+        return self.payment_status == "completed" and all(part is None for part in named)
+
+    @property
+    def refuses_our_credentials(self) -> bool:
+        """True if M-Pesa refused our initiator or its password. Such an answer says nothing about the payment."""
+        return self.result_code in _CREDENTIAL_CODES
 
 
 def parse_status(body: bytes) -> StatusAnswer:
@@ -225,7 +240,9 @@ def _payment_status(result: Result) -> PaymentStatus:
     if not (result.is_final and result.result_code == "0" and len(statuses) == 1):
         return "unknown"
     status = statuses.pop()
-    return "completed" if status == "completed" else "failed" if status in _FAILED_STATUSES else "unknown"
+    if status in _FAILED_STATUSES:
+        return "failed"
+    return "completed" if status == "completed" else "reversed" if status == "reversed" else "unknown"
 
 
 def _receiving_party(parameters: Parameters) -> str | None:
@@ -256,23 +273,42 @@ class Balance:
     uncleared: Decimal
 
 
-def parse_balance(body: bytes) -> dict[str, Balance]:
-    """Read the answer to a balance query into balances by account name ("Utility Account").
+@dataclass(frozen=True)
+class BalanceAnswer:
+    """M-Pesa's answer to a balance query: balances by account name ("Utility Account"). Empty if the query failed."""
 
-    The result is empty if the query itself failed. The order current, available, reserved, uncleared is inferred from
-    the portal's samples, where current = available + reserved, because the portal's legend is garbled.
+    result_code: str
+    result_desc: str
+    balances: Mapping[str, Balance]
+
+    @property
+    def refuses_our_credentials(self) -> bool:
+        """True if M-Pesa refused our initiator or its password."""
+        return self.result_code in _CREDENTIAL_CODES
+
+
+def parse_balance(body: bytes) -> BalanceAnswer:
+    """Read the answer to a balance query. Accounts in currencies other than KES are skipped.
+
+    The order current, available, reserved, uncleared is inferred from the portal's samples, where current = available +
+    reserved, because the portal's legend is garbled.
     Raises: Unreadable.
     """
     result = parse_result(body)
-    if not result.says_paid:
-        return {}
+    return BalanceAnswer(result.result_code, result.result_desc, _balances(result) if result.says_paid else {})
+
+
+def _balances(result: Result) -> dict[str, Balance]:
     text = read_value(result.parameters.get("AccountBalance"))
     if text is None:
         raise Unreadable("no AccountBalance")
     balances: dict[str, Balance] = {}
-    for account in text.split("&"):
+    # Some answers end with an `&` and so with an empty account.
+    for account in filter(None, map(str.strip, text.split("&"))):
         name, currency, *columns = (part.strip() for part in account.split("|")) if "|" in account else ("", "")
         amounts = [amount for amount in map(read_amount, columns) if amount is not None]
+        if currency != "KES" and re.fullmatch("[A-Z]{3}", currency):
+            continue
         if not name or currency != "KES" or len(columns) != 4 or len(amounts) != 4 or name in balances:
             raise Unreadable("an account of AccountBalance is malformed")
         balances[name] = Balance(*amounts)
@@ -303,7 +339,7 @@ def parse_stk(body: bytes) -> StkResult:
 
     Raises: Unreadable.
     """
-    outer = read_object(body).get("Body")
+    outer = read_message(body).get("Body")
     fields = outer.get("stkCallback") if isinstance(outer, dict) else None
     if not isinstance(fields, dict):
         raise Unreadable("no Body.stkCallback")

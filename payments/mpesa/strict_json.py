@@ -1,4 +1,4 @@
-"""Strict reader of JSON objects from untrusted callers. Pure."""
+"""Strict reader of JSON objects from untrusted callers, with a second entrance for M-Pesa's own spellings. Pure."""
 
 import json
 import re
@@ -33,16 +33,45 @@ def read_object(body: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     - holds a key twice in one object, because two readers could then see two amounts;
     - holds text that PostgreSQL cannot store (NUL, lone surrogates).
     """
-    if len(body) > max_bytes:
-        raise Unreadable(f"longer than {max_bytes} bytes")
+    _refuse_length(body, max_bytes)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         raise Unreadable("not UTF-8") from None
+    return _object(text, raw_controls=False)
+
+
+def read_message(body: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Read one JSON object that M-Pesa sent, as `read_object`, but accept three faults of its servers.
+
+    The faults were seen in production: a byte order mark before the object, names in Windows-1252, and unescaped
+    control characters inside texts. None of them can change an id, an amount or a code.
+    Raises: Unreadable.
+    """
+    _refuse_length(body, max_bytes)
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        try:
+            text = body.decode("cp1252")
+        except UnicodeDecodeError:
+            raise Unreadable("neither UTF-8 nor Windows-1252") from None
+    return _object(text, raw_controls=True)
+
+
+def _refuse_length(body: bytes, max_bytes: int) -> None:
+    if len(body) > max_bytes:
+        raise Unreadable(f"longer than {max_bytes} bytes")
+    if not body.strip():
+        raise Unreadable("empty")
+
+
+def _object(text: str, *, raw_controls: bool) -> dict[str, Any]:
     _refuse_depth(text)
     try:
         root = json.loads(
             text,
+            strict=not raw_controls,
             parse_float=_bounded_decimal,
             parse_int=_bounded_integer,
             parse_constant=_refuse_constant,

@@ -69,15 +69,16 @@ def post(question: BalanceQuestion, *, gateway: client.Gateway, addresses: Addre
     return True
 
 
-def apply_answer(reading_id: int, body: bytes, *, trusted: bool, at: datetime) -> str:
+def apply_answer(reading_id: int, answer: messages.BalanceAnswer, *, trusted: bool, at: datetime) -> str:
     """Apply the answer to a balance query in the caller's transaction, and return the outcome in words.
 
     Locks: the FloatReading.
-    Raises: strict_json.Unreadable.
     """
-    balances = messages.parse_balance(body)
+    balances = answer.balances
     if not trusted:
         return "ignored: the message came from an address that is not M-Pesa's"
+    if answer.refuses_our_credentials:
+        return f"no balance: M-Pesa refused our initiator with code {answer.result_code}"
     if UTILITY not in balances:
         return "ignored: the balance query failed"
     reading = FloatReading.objects.select_for_update(no_key=True).get(pk=reading_id)

@@ -16,10 +16,10 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Coalesce
 
 from payments import failpoints
-from payments.models import Attempt, Callback, Transaction
+from payments.models import Attempt, Breaker, Callback, Transaction
 from payments.mpesa import messages, strict_json
 from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts import float_balance
+from payments.payouts import breakers, float_balance
 from payments.payouts.evidence import applying, booking, rules
 from payments.policy import Policy
 from users.refusal import Refusal
@@ -234,7 +234,7 @@ def _outcome(callback: Callback, at: datetime, policy: Policy) -> str:
                 float_balance.note(result.utility_available, at=at)
             return outcome
         if callback.kind == Callback.Kind.BALANCE and callback.reading_id:
-            return float_balance.apply_answer(callback.reading_id, body, trusted=trusted, at=at)
+            return _apply_balance(callback.reading_id, body, trusted=trusted, at=at, policy=policy)
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = messages.parse_status(body)
             return applying.apply_status_answer(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
@@ -246,6 +246,21 @@ def _outcome(callback: Callback, at: datetime, policy: Policy) -> str:
             return f"unreadable ({error}); " + applying.apply_timeout(callback.attempt_id, at=at, policy=policy)
         return f"unreadable: {error}"
     return "a status query timed out in M-Pesa's queue: the next query is already due"
+
+
+def _apply_balance(reading_id: int, body: bytes, *, trusted: bool, at: datetime, policy: Policy) -> str:
+    """Apply the answer to a balance query. If M-Pesa refused our initiator, pause sending, because payouts need it too.
+
+    Raises: strict_json.Unreadable.
+    """
+    answer = messages.parse_balance(body)
+    if trusted and answer.refuses_our_credentials:
+        breakers.trip(Breaker.Cause.CREDENTIALS, reason=_refusal(answer), at=at, policy=policy)
+    return float_balance.apply_answer(reading_id, answer, trusted=trusted, at=at)
+
+
+def _refusal(answer: messages.BalanceAnswer) -> str:
+    return f"M-Pesa's code {answer.result_code} to a balance query: {answer.result_desc}"
 
 
 def apply_plain(*, body: bytes, source_ip: str | None, at: datetime, policy: Policy, addresses: Addresses) -> str:

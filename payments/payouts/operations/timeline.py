@@ -241,7 +241,7 @@ def _of_audit_entry(entry: AuditEntry) -> Event:
 def redacted(body: bytes) -> str:
     """Return a callback's body for a page. Ids, codes, amounts and times are shown; all other values are masked."""
     try:
-        message = strict_json.read_object(body)
+        message = strict_json.read_message(body)
     except strict_json.Unreadable as error:
         return f"[{len(body)} bytes that cannot be read: {error}]"
     return json.dumps(_masked(message), indent=2, ensure_ascii=False)

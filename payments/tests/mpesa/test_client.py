@@ -27,6 +27,7 @@ from testing.gateways import (
     URLS,
     closed_port,
     credentials,
+    raw,
     sent_bodies,
 )
 
@@ -71,9 +72,9 @@ def test_empty_occasion_is_left_out(gateway: Gateway, daraja: responses.Requests
 
 @pytest.mark.parametrize(("status", "body"), BAD_TOKENS)
 def test_refused_token_is_renewed_and_the_same_body_sent_again(
-    gateway: Gateway, daraja: responses.RequestsMock, status: int, body: dict
+    gateway: Gateway, daraja: responses.RequestsMock, status: int, body: Any
 ) -> None:
-    daraja.post(PAY_URL, json=body, status=status)
+    daraja.post(PAY_URL, body=raw(body), status=status)
     daraja.post(PAY_URL, json=ACK)
     daraja.get(TOKEN_URL, json={"access_token": "second-token", "expires_in": 3599})
 
@@ -83,6 +84,38 @@ def test_refused_token_is_renewed_and_the_same_body_sent_again(
     first, second = sent_bodies(daraja, PAY_URL)
     assert first == second
     assert daraja.calls[-1].request.headers["Authorization"] == "Bearer second-token"
+
+
+@pytest.mark.parametrize("ask", ["status", "balance", "push"])
+def test_any_http_401_renews_the_token_of_every_call_once(
+    gateway: Gateway, daraja: responses.RequestsMock, ask: str
+) -> None:
+    url = {"status": STATUS_URL, "balance": BALANCE_URL, "push": STK_URL}[ask]
+    daraja.post(url, body=b"<html>401</html>", status=401)
+    daraja.post(url, json={**ACK, "CheckoutRequestID": "ws_1"})
+    daraja.get(TOKEN_URL, json={"access_token": "second-token", "expires_in": 3599})
+
+    if ask == "status":
+        gateway.ask_status(originator_conversation_id=PAYMENT["originator_conversation_id"], **URLS)
+    elif ask == "balance":
+        gateway.ask_balance(**URLS)
+    else:
+        gateway.push_stk(**STK)
+
+    assert [call.request.headers["Authorization"] for call in daraja.calls if call.request.url == url] == [
+        "Bearer first-token",
+        "Bearer second-token",
+    ]
+
+
+def test_two_empty_http_401_leave_the_payment_not_sent(gateway: Gateway, daraja: responses.RequestsMock) -> None:
+    daraja.post(PAY_URL, body=b"", status=401)
+
+    with pytest.raises(NotSent) as caught:
+        gateway.pay(**PAYMENT)
+
+    assert caught.value.reason == "auth"
+    assert len(sent_bodies(daraja, PAY_URL)) == 2
 
 
 def test_token_refused_twice_raises_not_sent(gateway: Gateway, daraja: responses.RequestsMock) -> None:
