@@ -139,21 +139,25 @@ def test_only_the_named_callback_is_applied() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_request_paid_just_before_its_resend_does_not_go_again() -> None:
+@pytest.mark.parametrize(("trusted", "after_it"), [(True, ("COMPLETED", "PAID")), (False, ("PROCESSING", "IN_DOUBT"))])
+def test_request_reported_paid_just_before_its_resend_does_not_go_again(
+    trusted: bool, after_it: tuple[str, str]
+) -> None:
     # given: a request in doubt that may be sent again
     payout = builders.payout(285)
     attempt = sent(payout, READ_TIMEOUT)
     Attempt.objects.update(resend_at=after(30))
+    report = partial(
+        deliver_result, attempt, result_body(attempt), after(31), policy=payout_steps.PRODUCTION, trusted=trusted
+    )
 
     # when: its result is applied after the resend has chosen it and before the resend locks it
-    with interleaving.before_statement(
-        "FOR NO KEY UPDATE", partial(deliver_result, attempt, result_body(attempt), after(31))
-    ):
+    with interleaving.before_statement("FOR NO KEY UPDATE", report):
         claimed = payout_steps.resends(after(32))
 
     # then
     assert claimed == []
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert states(payout, attempt) == after_it
 
 
 def test_daraja_id_of_a_query_is_stored_on_that_query_alone() -> None:
