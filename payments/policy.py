@@ -23,6 +23,7 @@ class Policy:
     retry_after: timedelta
     confirm_above: Decimal
     settlement_chunk: int
+    max_attempts: int = 20
     canary: tuple[int, ...] = ()
     paused: bool = False
     breaker_pause: timedelta = timedelta(seconds=1)
@@ -59,6 +60,7 @@ class Policy:
             retry_after=timedelta(seconds=settings.PAYOUT_RETRY_AFTER),
             confirm_above=settings.MPESA_CONFIRM_ABOVE,
             settlement_chunk=settings.SETTLEMENT_CHUNK,
+            max_attempts=settings.PAYOUT_MAX_ATTEMPTS,
             canary=settings.PAYOUT_CANARY,
             paused=settings.PAYOUTS_PAUSED,
             breaker_pause=timedelta(seconds=settings.BREAKER_PAUSE),

@@ -252,6 +252,7 @@ def test_production_with_a_wrong_value_refuses_to_start(
         ("PAYOUT_QUERY_GAP", "0"),
         ("PAYOUT_REVIEW_AFTER", "1e5"),
         ("PAYOUT_RESEND_HORIZON", "86401"),
+        ("PAYOUT_MAX_ATTEMPTS", "0"),
         ("PAYOUT_RETRY_AFTER", "15s"),
         ("PAYOUT_DESTINATION", "bank"),
         ("CELERY_WORKER_CONCURRENCY", "0"),

@@ -1,4 +1,4 @@
--- The invariants of the money: 18 statements that must each return no row.
+-- The invariants of the money: 19 statements that must each return no row.
 --
 -- Run them all:  psql "$DATABASE_URL" -f payments/ledger/invariants.sql
 -- Each row that a statement returns breaks the invariant, and its text says how. The column is named after the
@@ -250,3 +250,16 @@ GROUP BY t.id HAVING count(a.id) <> (t.status = 'PROCESSING')::int;
 -- An M-Pesa receipt proves one payment, so only one paid attempt may have it.
 SELECT 'receipt ' || receipt || ' stands on ' || count(*) || ' attempts' AS receipts_are_used_once FROM payments_attempt
 WHERE state = 'PAID' AND receipt <> '' GROUP BY receipt HAVING count(*) > 1;
+
+
+-- name: day_totals_are_their_requests
+-- The amounts that count for a member's limit of the day are those of the requests
+-- payments_daytotal is a copy, so that two workers cannot pass M-Pesa's limit together. Each member's total of a day must
+-- equal the open and the paid requests that count on the day.
+SELECT 'member ' || user_id || ' on ' || day || ' is off by ' || sum(amount) AS day_totals_are_their_requests
+FROM (SELECT user_id, day, amount FROM payments_daytotal
+      UNION ALL
+      SELECT t.user_id, a.counted_on, -a.amount FROM payments_attempt a
+      JOIN payments_transaction t ON t.id = a.transaction_id
+      WHERE a.counted_on IS NOT NULL AND a.state <> 'FAILED') x
+GROUP BY user_id, day HAVING sum(amount) <> 0;

@@ -1,6 +1,7 @@
 """Models of payments, with one file for each subject. Import the models from here."""
 
 from payments.models.certificates import Certificate, CertificateBlock
+from payments.models.day_totals import DayTotal
 from payments.models.decisions import Proposal, Verdict
 from payments.models.disputes import Dispute, DisputeEvent
 from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
@@ -14,6 +15,7 @@ __all__ = [
     "Callback",
     "Certificate",
     "CertificateBlock",
+    "DayTotal",
     "Dispute",
     "DisputeEvent",
     "Figures",

@@ -176,6 +176,7 @@ class Attempt(models.Model):
     known_at = models.DateTimeField(
         null=True, help_text="When M-Pesa said that it already has this id, which is then never sent again."
     )
+    counted_on = models.DateField(null=True, help_text="The Nairobi day on which it counts for the member's limit.")
     result_code = models.CharField(max_length=20, blank=True)
     paid_report = models.CharField(
         max_length=9,

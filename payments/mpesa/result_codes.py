@@ -12,6 +12,7 @@ class Meaning:
 
     `definite`: M-Pesa said that no money moved. Only then may the payout be sent under a new id.
     `fault`: "ours" (float, credentials, set-up) concerns every payout; "member" concerns one payout.
+    `waits_for_next_day`: the payout is sent again on the next day in Nairobi without a person.
     `retry_helps`: a failed payout with this code may succeed if it is sent again with the same number and amount.
     """
 
@@ -20,6 +21,7 @@ class Meaning:
     words: str
     advice: str
     retry_helps: bool
+    waits_for_next_day: bool = False
 
 
 _ASK = "Ask M-Pesa with a status query. Do not pay again because of this code."
@@ -55,7 +57,14 @@ MEANING: dict[str, Meaning] = {
     "3": _member(
         "The amount is above M-Pesa's maximum.", "Pay it in smaller parts or to the wallet.", retry_helps=False
     ),
-    "4": _member("The payment would exceed the member's daily limit.", "Retry on the next day.", retry_helps=True),
+    "4": Meaning(
+        True,
+        "member",
+        "The payment would exceed the member's daily limit at M-Pesa.",
+        "Nothing to do. It is sent again on the next day. If the member needs the money today, pay to the wallet.",
+        retry_helps=True,
+        waits_for_next_day=True,
+    ),
     "8": _member(
         "The payment would exceed the limit of the member's M-Pesa balance.",
         "Ask the member to make room, then retry.",

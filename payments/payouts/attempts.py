@@ -4,6 +4,7 @@ Every change is here, except payments (evidence/booking), new payouts (settling)
 owns the database transaction and holds the Transaction, then the Attempt.
 """
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,13 +15,16 @@ from payments.ledger import journal, receivables
 from payments.models import Attempt, Transaction
 from payments.mpesa import result_codes
 from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts import breakers
+from payments.payouts import breakers, day_limit
 from payments.policy import Policy
+
+alarm = logging.getLogger("kasoko.alarm")
 
 State = Attempt.State
 Status = Transaction.Status
 
 LONGEST_WAIT = timedelta(minutes=5)
+LARGEST_NUMBER = 999
 
 
 # --- locks and questions ---------------------------------------------------------------------------------------------
@@ -73,6 +77,7 @@ def new_attempt(
         posted_at=at,
         first_sent_at=at,
         next_query_at=at + policy.query_after,
+        counted_on=day_limit.day_of(at) if kind == Attempt.Kind.B2C else None,
     )
 
 
@@ -81,9 +86,9 @@ def new_attempt(
 _INSERT_ATTEMPTS = """
     INSERT INTO payments_attempt (transaction_id, settlement_id, number, kind, originator_conversation_id,
         conversation_id, token_hash, amount, phone_number, state, opened_at, posted_at, first_sent_at, next_query_at,
-        result_code, result_words, receipt)
+        result_code, result_words, receipt, counted_on)
     SELECT t.id, t.settlement_id, o.number, %(kind)s, o.originator_conversation_id, '', o.token_hash, t.amount,
-        t.phone_number, %(state)s, %(at)s, %(at)s, %(at)s, %(ask_at)s, '', '', ''
+        t.phone_number, %(state)s, %(at)s, %(at)s, %(at)s, %(ask_at)s, '', '', '', %(counted_on)s
     FROM unnest(%(payouts)s::bigint[], %(numbers)s::smallint[], %(ids)s::text[], %(hashes)s::text[])
         AS o (payout_id, number, originator_conversation_id, token_hash)
     JOIN payments_transaction t ON t.id = o.payout_id
@@ -104,6 +109,7 @@ def open_many(opened: Sequence[Attempt], *, at: datetime) -> None:
         "state": opened[0].state,
         "at": at,
         "ask_at": opened[0].next_query_at,
+        "counted_on": opened[0].counted_on,
     }
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_ATTEMPTS, columns)
@@ -136,6 +142,7 @@ def start(transaction_ids: Sequence[int]) -> None:
 def resend(attempt: Attempt, *, at: datetime, policy: Policy) -> None:
     """Mark a waiting or doubtful attempt as SENDING, so that the caller POSTs the same id again."""
     attempt.state, attempt.posted_at, attempt.resend_at = State.SENDING, at, None
+    attempt.counted_on = day_limit.day_of(at)
     attempt.first_sent_at = attempt.first_sent_at or at
     attempt.next_query_at = at + policy.query_after
     attempt.save()
@@ -258,14 +265,16 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     """Mark an attempt as proven failed, and move its amount back from in-flight to payable.
 
     Returns the callback's outcome in words.
-    A fault of ours (no float, wrong credentials) makes the payout pending again. A fault of the member's, or an unknown
-    fault, makes the payout FAILED.
-    Locks: none further; the caller holds the Transaction and the Attempt.
+    A fault of ours (no float, wrong credentials) makes the payout pending again. So does the member's limit of the day
+    at M-Pesa, from the next day in Nairobi. A fault of the member's, or an unknown fault, makes the payout FAILED.
+    After `policy.max_attempts` failed requests the payout is HELD instead.
+    Locks: the member's DayTotal; the caller holds the Transaction and the Attempt.
     """
     attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
     attempt.result_code, attempt.result_words = code[:20], words[:300]
     attempt.paid_report = Attempt.PaidReport.NONE
     attempt.save()
+    day_limit.give_back(attempt, payout.user_id)
     entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
     journal.post([entry], at=at)
     if payout.status == Status.PENDING:  # The request waited to be sent again, or staff recorded the attempt.
@@ -278,7 +287,13 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         return _set_off(payout, paid_after_all, at)
     if receivables.was_recalled(payout.pk):
         return _cancel(payout, at)
-    if result_codes.meaning(code).fault == "ours" and payout.status == Status.PROCESSING:
+    meaning = result_codes.meaning(code)
+    if payout.status == Status.PROCESSING and (reason := _too_many(payout, attempt, policy)):
+        hold(payout, reason=f"{reason} The latest answer: {payout.reason}")
+        alarm.error("Transaction %s is held: %s", payout.pk, reason)
+    elif payout.status == Status.PROCESSING and meaning.waits_for_next_day:
+        make_pending(payout, due_at=day_limit.next_day(at), reason=f"{meaning.words} It leaves on the next day.")
+    elif meaning.fault == "ours" and payout.status == Status.PROCESSING:
         due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
         make_pending(payout, due_at=due_at, reason=payout.reason)
         breakers.trip_by_code(code, reason=words, at=at, policy=policy)
@@ -286,6 +301,20 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         payout.status, payout.failed_at = Status.FAILED, at
         payout.save(update_fields=["status", "reason", "failed_at"])
     return f"failed: {payout.reason}"
+
+
+def _too_many(payout: Transaction, attempt: Attempt, policy: Policy) -> str:
+    """Return why the payout must not be sent again without a person, or an empty string.
+
+    A request that never left, or that failed by a fault of ours, does not count. The number of a request has at most
+    three digits, because its id has at most 36 characters.
+    """
+    failures = payout.attempts.filter(state=State.FAILED, kind=Attempt.Kind.B2C, first_sent_at__isnull=False)
+    codes = failures.values_list("result_code", flat=True)
+    failed = sum(result_codes.meaning(code).fault != "ours" for code in codes)
+    if failed >= policy.max_attempts:
+        return f"{failed} requests of this payout failed."
+    return "This payout has no numbers left for its requests." if attempt.number >= LARGEST_NUMBER else ""
 
 
 def _set_off(payout: Transaction, paid_after_all: Attempt, at: datetime) -> str:

@@ -9,8 +9,8 @@ about requests in doubt go on. If a request is proven not paid, the member's deb
 
 Like settling, an undo works in chunks and may be killed at any line and resumed. It keeps its place in the settlement's
 cursors (`last_user_id`, `last_bet_id`).
-Lock order: Market, Transactions by id, Attempts, Recoveries, wallets, the Settlement's row. That row is last, because a
-claim holds Transactions while it waits for the row.
+Lock order: Market, Transactions by id, Attempts, DayTotals, Recoveries, wallets, the Settlement's row. That row is
+last, because a claim holds Transactions while it waits for the row.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from markets.models import Bet, Market
 from payments import failpoints, named_sql, own_affairs
 from payments.ledger import journal
 from payments.models import Attempt, Proposal, Settlement, Transaction, Transfer
-from payments.payouts import attempts
+from payments.payouts import attempts, day_limit
 from payments.policy import Policy
 from payments.settlement import division, proposals, settling, status
 from users import audit
@@ -200,8 +200,11 @@ def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Po
 
 def _stop_waiting_attempts(payouts: QuerySet[Transaction], *, at: datetime, policy: Policy) -> None:
     """Stop waiting requests. A request that never left fails; one that may have left becomes in doubt."""
-    waiting = Attempt.objects.filter(transaction__in=payouts, state=Attempt.State.WAITING)
-    for attempt in waiting.select_related("transaction").order_by("pk").select_for_update(no_key=True, of=("self",)):
+    rows = Attempt.objects.filter(transaction__in=payouts, state=Attempt.State.WAITING)
+    locked = rows.select_related("transaction").order_by("pk").select_for_update(no_key=True, of=("self",))
+    waiting = list(locked)
+    day_limit.lock(attempt.transaction.user_id for attempt in waiting)
+    for attempt in waiting:
         if attempt.first_sent_at is None and attempt.doubted_at is None:
             words = "Not sent: the settlement is undone"
             attempts.fail(attempt.transaction, attempt, code="", words=words, at=at, policy=policy)

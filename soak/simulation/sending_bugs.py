@@ -11,7 +11,7 @@ from payments.ledger import journal
 from payments.models import Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts import attempts
+from payments.payouts import attempts, day_limit
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
@@ -169,6 +169,18 @@ def _(world: World) -> Iterator[None]:
         return claimed
 
     with instead_of(sending_claims, "_claim_of", claim_of):
+        yield
+
+
+@BUGS.bug("failed request keeps its part of the day", "D2: only open and paid requests count for the limit of the day")
+def _(world: World) -> Iterator[None]:
+    with instead_of(day_limit, "give_back", lambda attempt, user_id: None):
+        yield
+
+
+@BUGS.bug("limit of the day not counted", "D2: each request counts on the day of its latest POST")
+def _(world: World) -> Iterator[None]:
+    with instead_of(day_limit, "take", lambda parts, *, at, limit: {part.transaction_id for part in parts}):
         yield
 
 

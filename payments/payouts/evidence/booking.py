@@ -18,7 +18,7 @@ from markets.models import NAIROBI
 from payments.ledger import journal, receivables
 from payments.models import Attempt, Transaction
 from payments.mpesa import tariff
-from payments.payouts import attempts, breakers
+from payments.payouts import attempts, breakers, day_limit
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -93,6 +93,8 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
     attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
     attempt.resend_at = None
     attempt.save()
+    if late:
+        day_limit.count_paid_late(attempt, payout.user_id)
     breakers.paid(attempt.posted_at)
     _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:

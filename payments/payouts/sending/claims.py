@@ -10,20 +10,19 @@ Lock order: Transaction, Attempt, then wallets (ledger).
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 from django.db import transaction
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import Q, QuerySet
 
-from markets.models import NAIROBI
 from payments import failpoints
-from payments.ledger import journal, receivables
+from payments.ledger import receivables
 from payments.models import Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts as payouts_attempts
-from payments.payouts import breakers, eligibility
+from payments.payouts import breakers, day_limit, eligibility
 from payments.payouts.sending import canary, fair_queue
 from payments.policy import Policy
 
@@ -32,6 +31,7 @@ alarm = logging.getLogger("kasoko.alarm")
 
 State = Attempt.State
 Status = Transaction.Status
+ABOVE_DAY_LIMIT = "The member reached M-Pesa's limit of the day. It leaves tomorrow."
 Response: TypeAlias = client.Accepted | gateway_errors.GatewayError
 
 
@@ -101,7 +101,7 @@ def claim(
     `after` is the settlement that was served last. A payout with an open attempt keeps that attempt and its id. Any
     other payout gets a new attempt. A payout above the member's limit of the day waits until the next day in Nairobi.
     Idempotent: skips payouts that another worker has locked or claimed.
-    Locks: Transactions (skipping locked ones), then their open Attempts.
+    Locks: Transactions (skipping locked ones), their open Attempts, then the members' DayTotals.
     """
     with transaction.atomic(durable=True):
         if transaction_id is None:
@@ -110,13 +110,15 @@ def claim(
             in_canary = canary.in_canary(at=at, policy=policy)
             may_leave = eligibility.may_leave([transaction_id], in_canary=in_canary, at=at)
             queue = fair_queue.take_by_id(transaction_id, at=at) if may_leave else []
-        payouts = _within_day_limit([queued.payout for queued in queue], at, policy)
+        kept = _lock_open_attempts(queue)
+        payouts, counted = _within_day_limit([queued.payout for queued in queue], kept, at, policy)
         if payouts:
             payouts = payouts[: breakers.allowance(at=at, policy=policy)]
         payouts = canary.with_free_slot(payouts, policy)
         leaving = {payout.pk for payout in payouts}
+        day_limit.confirm(counted, sent=leaving, at=at)
         queue = [queued for queued in queue if queued.payout.pk in leaving]
-        attempts = _attempts_for(queue, at, policy, addresses)
+        attempts = _attempts_for(queue, kept, at, policy, addresses)
         payouts_attempts.start(sorted(leaving))
         claims = [
             _claim_of(attempt, queued.payout, addresses, skips_queue=queued.skips_queue)
@@ -132,7 +134,8 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
     """Claim attempts in doubt that are due to be sent again, because a status query did not find their id.
 
     An id is sent again only within the resend horizon of its first POST (`attempts.within_horizon`).
-    Locks: Transactions (skipping locked ones), then the Attempts.
+    A request that would pass the member's limit of a new day is not sent again. We only ask about it.
+    Locks: Transactions (skipping locked ones), the Attempts, then the members' DayTotals.
     """
     with transaction.atomic(durable=True):
         doubtful = list(_resendable(at).order_by("resend_at").values_list("transaction", flat=True)[:limit])
@@ -147,13 +150,33 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
                 leaving.append((payout, attempt))
             else:
                 payouts_attempts.resend_at(attempt, None)
+        leaving, counted = _resends_within_day_limit(leaving, at, policy)
         if leaving:  # `allowance` may use up a probe, so call it only if a request really leaves.
             leaving = leaving[: breakers.allowance(at=at, policy=policy)]
+        day_limit.confirm(counted, sent={payout.pk for payout, _ in leaving}, at=at)
         claims = []
         for payout, attempt in leaving:
             payouts_attempts.resend(attempt, at=at, policy=policy)
             claims.append(_claim_of(attempt, payout, addresses, skips_queue=True))
     return claims
+
+
+def _resends_within_day_limit(
+    resends: list[tuple[Transaction, Attempt]], at: datetime, policy: Policy
+) -> tuple[list[tuple[Transaction, Attempt]], list[day_limit.Part]]:
+    """Return the requests within their member's limit of the day, and their parts that count today.
+
+    The other requests are not sent again.
+    """
+    parts = [
+        day_limit.Part(payout.pk, payout.user_id, attempt.amount, attempt.counted_on) for payout, attempt in resends
+    ]
+    fitting = day_limit.take(parts, at=at, limit=policy.day_limit)
+    for payout, attempt in resends:
+        if payout.pk not in fitting:
+            payouts_attempts.resend_at(attempt, None)
+    within = [(payout, attempt) for payout, attempt in resends if payout.pk in fitting]
+    return within, [part for part in parts if part.transaction_id in fitting]
 
 
 def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, after: int) -> list[Claim]:
@@ -172,45 +195,51 @@ def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int
     return claims + (claim(**parameters, limit=limit - len(claims), after=after) if len(claims) < limit else [])
 
 
-def _within_day_limit(payouts: list[Transaction], at: datetime, policy: Policy) -> list[Transaction]:
-    """Return the payouts within their member's limit of the day. Postpone all others until tomorrow in Nairobi."""
-    midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
-    # Open attempts of these payouts do not count, because this claim is about to send them again.
-    others = Attempt.objects.exclude(state=State.FAILED).exclude(transaction__in=payouts)
-    sent_today = dict(
-        others.filter(transaction__user__in={payout.user_id for payout in payouts}, opened_at__gte=midnight)
-        .values_list("transaction__user")
-        .annotate(total=Sum("amount"))
-        .order_by()
-    )
-    within = []
+def _lock_open_attempts(queue: Sequence[fair_queue.QueuedPayout]) -> dict[int, Attempt]:
+    """Lock the open attempts of queued payouts, and return them by transaction id."""
+    ids = [queued.payout.pk for queued in queue if queued.has_open_attempt]
+    attempts = Attempt.objects.filter(transaction__in=ids, state__in=Attempt.OPEN)
+    return {attempt.transaction_id: attempt for attempt in attempts.select_for_update(no_key=True, of=("self",))}
+
+
+def _within_day_limit(
+    payouts: list[Transaction], kept: dict[int, Attempt], at: datetime, policy: Policy
+) -> tuple[list[Transaction], list[day_limit.Part]]:
+    """Return the payouts within their member's limit of the day, and their parts that count today.
+
+    Postpones all others until tomorrow in Nairobi. A request that is too old to be sent again does not count.
+    """
+    parts = []
     for payout in payouts:
-        total = sent_today.get(payout.user_id, journal.ZERO) + payout.amount
-        if total > policy.day_limit:
-            payout.due_at = midnight + timedelta(days=1, minutes=5)
-            payout.reason = "The member reached M-Pesa's limit of the day. It leaves tomorrow."
+        attempt = kept.get(payout.pk)
+        if attempt is None or payouts_attempts.within_horizon(attempt, at, policy):
+            counted_on = attempt.counted_on if attempt is not None else None
+            parts.append(day_limit.Part(payout.pk, payout.user_id, payout.amount, counted_on))
+    fitting = day_limit.take(parts, at=at, limit=policy.day_limit)
+    above = {part.transaction_id for part in parts} - fitting
+    for payout in payouts:
+        if payout.pk in above:
+            payout.due_at, payout.reason = day_limit.next_day(at), ABOVE_DAY_LIMIT
             payout.save(update_fields=["due_at", "reason"])
-        else:
-            sent_today[payout.user_id] = total
-            within.append(payout)
-    return within
+    within = [payout for payout in payouts if payout.pk not in above]
+    return within, [part for part in parts if part.transaction_id in fitting]
 
 
 def _attempts_for(
-    queue: Sequence[fair_queue.QueuedPayout], at: datetime, policy: Policy, addresses: Addresses
+    queue: Sequence[fair_queue.QueuedPayout],
+    kept: dict[int, Attempt],
+    at: datetime,
+    policy: Policy,
+    addresses: Addresses,
 ) -> dict[int, Attempt]:
-    """Reopen or create the attempts of queued payouts, and return them by transaction id."""
-    reopened = [queued.payout.pk for queued in queue if queued.has_open_attempt]
-    waiting = {
-        attempt.transaction_id: attempt
-        for attempt in Attempt.objects.select_for_update(no_key=True, of=("self",)).filter(
-            transaction__in=reopened, state__in=Attempt.OPEN
-        )
-    }
+    """Reopen or create the attempts of queued payouts, and return them by transaction id.
+
+    `kept` has the open attempts, by transaction id.
+    """
     opened = []
     for queued in queue:
         payout = queued.payout
-        attempt = waiting.get(payout.pk)
+        attempt = kept.get(payout.pk)
         if attempt is None:
             opened.append(payouts_attempts.new_attempt(payout, queued.last_number + 1, at, policy, addresses))
         elif payouts_attempts.within_horizon(attempt, at, policy):
@@ -219,7 +248,7 @@ def _attempts_for(
             # The request may have left once, too long ago to send the same id again safely. We only ask about it now.
             payouts_attempts.doubt(attempt, ask_at=at, at=at)
     payouts_attempts.open_many(opened, at=at)
-    return waiting | {attempt.transaction_id: attempt for attempt in opened}
+    return kept | {attempt.transaction_id: attempt for attempt in opened}
 
 
 def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, skips_queue: bool) -> Claim:

@@ -1,11 +1,16 @@
 """Failed attempts: after a fault of ours the payout is sent again; a fault of the member fails the payout."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
+from payments.ledger import journal
 from payments.models import Transaction
-from testing import payout_steps
+from payments.payouts import attempts
+from payments.payouts.operations import actions
+from payments.policy import Policy
+from testing import builders, payout_steps
 from testing.builders import AT
 from testing.payout_steps import (
     CHARGE,
@@ -13,12 +18,14 @@ from testing.payout_steps import (
     after,
     ask_and_answer,
     balances,
+    claims,
     deliver_result,
     result_body,
     sent,
     states,
     status_body,
 )
+from users.audit import MACHINE
 
 pytestmark = pytest.mark.django_db
 
@@ -64,7 +71,7 @@ def test_lasting_fault_of_ours_doubles_the_pause(payout: Transaction) -> None:
     assert pauses == [30, 60, 120, 240, 300, 300]
 
 
-@pytest.mark.parametrize("code", [2, 3, 4, 8, 2040, "SFC_IC0003"])
+@pytest.mark.parametrize("code", [2, 3, 8, 2040, "SFC_IC0003"])
 def test_fault_of_the_member_fails_the_payout(payout: Transaction, code: int | str) -> None:
     # given
     attempt = sent(payout)
@@ -76,3 +83,38 @@ def test_fault_of_the_member_fails_the_payout(payout: Transaction, code: int | s
     # then
     assert states(payout, attempt) == ("FAILED", "FAILED")
     assert payout_steps.claims(after(100_000)) == []
+
+
+# --- the bound of attempts -------------------------------------------------------------------------------------------
+
+
+def fail_again(payout: Transaction, number: int, policy: Policy) -> None:
+    """Fail the payout's next request for good, one day after the request before."""
+    at = after(86_400 * number)
+    if number > 1:
+        actions.retry(transaction_id=payout.pk, by=MACHINE, at=at)
+    payout_steps.failed(payout, at, policy)
+
+
+def test_payout_is_held_after_the_largest_number_of_failed_requests(payout: Transaction) -> None:
+    policy = builders.policy(max_attempts=3)
+    for number in (1, 2):
+        fail_again(payout, number, policy)
+        payout.refresh_from_db()
+        assert payout.status == "FAILED"
+    fail_again(payout, 3, policy)
+    payout.refresh_from_db()
+    assert payout.status == "HELD"
+    assert payout.reason.startswith("3 requests of this payout failed. The latest answer: 400.002.02")
+    assert claims(after(86_400 * 5)) == []
+    assert journal.owed(payout.pk) == payout.amount
+
+
+def test_requests_that_failed_by_our_own_fault_do_not_count(payout: Transaction) -> None:
+    policy = builders.policy(max_attempts=2, breaker_pause=timedelta(0))
+    for number in range(1, 5):
+        attempt = sent(payout, at=after(3_600 * number), policy=policy)
+        payout.refresh_from_db()
+        attempts.fail(payout, attempt, code="1", words="No float.", at=after(3_600 * number), policy=policy)
+        payout.refresh_from_db()
+        assert payout.status == "PENDING"

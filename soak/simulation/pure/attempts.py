@@ -5,13 +5,24 @@ Units: whole shillings.
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from payments.policy import Policy
 from soak.simulation.pure.rows import Answer, Attempt, Book, Message, Payout, Result
 
 # Codes of definite failures with a cause on our side. The payout is sent again without a person.
 OURS = frozenset(("1", "11", "21", "2001", "2006", "2028", "8006"))
+# The member's limit of the day at M-Pesa. The payout is sent again on the next day.
+DAY_LIMIT = "4"
 LONGEST_WAIT = timedelta(minutes=5)
+LARGEST_NUMBER = 999
+NAIROBI = ZoneInfo("Africa/Nairobi")
+
+
+def next_day(at: datetime) -> datetime:
+    """Return five minutes after the next midnight in Nairobi."""
+    midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight + timedelta(days=1, minutes=5)
 
 
 class Refused(Exception):
@@ -112,12 +123,26 @@ class Attempts:
             self.book.post(f"redirect:{payout.ref}", payable, wallet, payout.amount)
             self.book.post(f"setoff:{paid[-1].ocid}", wallet, f"receivable:{payout.member}", payout.amount)
             payout.move("COMPLETED")
+        elif payout.status == "PROCESSING" and self.too_many(payout, attempt):
+            payout.move("HELD")
+        elif code == DAY_LIMIT and payout.status == "PROCESSING":
+            payout.due_at = next_day(at)
+            payout.move("PENDING")
         elif code in OURS and payout.status == "PROCESSING":
             payout.due_at = at + min(self.policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
             payout.move("PENDING")
         else:
             payout.failed_at = at
             payout.move("FAILED")
+
+    def too_many(self, payout: Payout, attempt: Attempt) -> bool:
+        """Return True if too many requests of the payout failed, so that a person must look at it."""
+        failed = [
+            other
+            for other in payout.attempts
+            if other.state == "FAILED" and other.first_sent_at is not None and other.report not in OURS
+        ]
+        return len(failed) >= self.policy.max_attempts or attempt.number >= LARGEST_NUMBER
 
     def check_owed(self, payout: Payout) -> None:
         """Check that an operator may act on a payout: we owe it, and none of its requests may still pay.

@@ -1,0 +1,32 @@
+"""Amounts sent to each member on each day."""
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+from payments.models.columns import shillings
+
+
+class DayTotal(models.Model):
+    """The amount in shillings of the M-Pesa requests that count on one Nairobi day for one member.
+
+    It holds the open and the paid requests whose latest POST was on that day.
+    """
+
+    pk = models.CompositePrimaryKey("user_id", "day")
+    # Members are never deleted, so the foreign key needs no constraint. A row is written for each payout that leaves.
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+    )
+    day = models.DateField()
+    amount = shillings()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount__gte=0), name="day_total_is_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount} to member {self.user_id} on {self.day}"
