@@ -34,6 +34,7 @@ def settle_market(market_id: int) -> None:
     progress = settling.settle(
         market_id=market_id,
         at=timezone.now(),
+        clock=timezone.now,
         policy=wiring.policy(),
         keep_going=paced(pacing.for_seconds(pacing.TASK_SECONDS)),
     )

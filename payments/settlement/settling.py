@@ -55,15 +55,23 @@ class Progress:
     more_to_send: bool = False
 
 
-def settle(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> Progress:
+def settle(
+    *,
+    market_id: int,
+    at: datetime,
+    policy: Policy,
+    keep_going: Callable[[], bool],
+    clock: Callable[[], datetime] | None = None,
+) -> Progress:
     """Divide a resolved market's pool and book it as far as `keep_going` allows. Another call continues.
 
+    `clock` returns the time, because a call takes seconds. Without it, every step takes place at `at`.
     Idempotent: skips a market that is settled or not resolved. Safe to kill at any line.
     Locks: Market, Settlement, then a chunk of Bets by id, then Recoveries by id, then wallets by id.
     Raises: BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason in `failure`.
     """
     try:
-        return _settle(market_id, at=at, policy=policy, keep_going=keep_going)
+        return _settle(market_id, clock=clock or (lambda: at), policy=policy, keep_going=keep_going)
     except BooksDisagree as error:
         record_failure(market_id, str(error))
         raise
@@ -84,15 +92,17 @@ def record_failure(market_id: int, reason: str) -> None:
             settlement.save(update_fields=["failure"])
 
 
-def _settle(market_id: int, *, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> Progress:
+def _settle(
+    market_id: int, *, clock: Callable[[], datetime], policy: Policy, keep_going: Callable[[], bool]
+) -> Progress:
     with transaction.atomic(durable=True):
         settlement = _locked_settlement(market_id)
         if settlement is None:
             return Progress(found=False, settled=False)
         if settlement.state == Settlement.State.PENDING:
-            _freeze(settlement, at)
+            _freeze(settlement, clock())
         if (settlement.bet_count or 0) <= policy.settlement_chunk:
-            while not _step(settlement, at=at, policy=policy, chunk=None):
+            while not _step(settlement, clock=clock, policy=policy, chunk=None):
                 failpoints.hit("settlement step before commit")
     failpoints.hit("settlement step after commit")
     while settlement.state == Settlement.State.DIVIDING and keep_going():
@@ -102,11 +112,12 @@ def _settle(market_id: int, *, at: datetime, policy: Policy, keep_going: Callabl
                 settlement.refresh_from_db()
             else:
                 settlement = locked
-                _step(settlement, at=at, policy=policy, chunk=policy.settlement_chunk)
+                _step(settlement, clock=clock, policy=policy, chunk=policy.settlement_chunk)
                 failpoints.hit("settlement step before commit")
         failpoints.hit("settlement step after commit")
     if settlement.state != Settlement.State.SETTLED or _waiting().filter(market=market_id).exists():
         return Progress(found=True, settled=False)
+    at = clock()
     if settlement.release_at is None or settlement.release_at > at:
         return Progress(found=True, settled=True)
     due = Transaction.objects.filter(settlement=settlement, status=Transaction.Status.PENDING, due_at__lte=at)
@@ -216,12 +227,13 @@ def _outcomes(settlement: Settlement) -> list[str]:
     return list(settlement.market.running_outcomes)
 
 
-def _step(settlement: Settlement, *, at: datetime, policy: Policy, chunk: int | None) -> bool:
+def _step(settlement: Settlement, *, clock: Callable[[], datetime], policy: Policy, chunk: int | None) -> bool:
     """Take the next step and return True if it was the last."""
     if not settlement.bets_divided:
         _divide_bets(settlement, chunk)
-    elif _book_members(settlement, at=at, policy=policy, chunk=chunk):
-        _finish(settlement, at, policy)
+    elif _book_members(settlement, at=clock(), policy=policy, chunk=chunk):
+        # The members are booked: read the clock again, because `settled_at` is the end of the step.
+        _finish(settlement, clock(), policy)
         return True
     return False
 

@@ -36,6 +36,7 @@ class Command(BaseCommand):
             progress = settling.settle(
                 market_id=market_id,
                 at=timezone.now(),
+                clock=timezone.now,
                 policy=wiring.policy(),
                 keep_going=lambda: time.monotonic() < until,
             )

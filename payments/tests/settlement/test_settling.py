@@ -184,6 +184,30 @@ def test_settlement_interrupted_after_each_chunk_gives_the_same_cents(db: None, 
     assert due_tomorrow(market) != []
 
 
+def test_settled_at_is_the_end_of_the_last_step(db: None) -> None:
+    # given: every reading of the clock is a second later
+    market = opened([(member(), "A", 5), (member(), "B", 7)])
+    resolve(market, "A")
+    seconds = count()
+
+    # when
+    progress = settling.settle(
+        market_id=market.pk,
+        at=AT,
+        clock=lambda: AT + timedelta(seconds=next(seconds)),
+        policy=policy(),
+        keep_going=lambda: True,
+    )
+
+    # then: 0 s totals, 1 s members, 2 s end, 3 s payouts that may leave
+    settlement = Settlement.objects.get()
+    end = AT + timedelta(seconds=2)
+    market.refresh_from_db()
+    assert (settlement.settled_at, settlement.release_at, market.settled_at) == (end, end, end)
+    assert Transaction.objects.values_list("created_at", flat=True).first() == AT + timedelta(seconds=1)
+    assert len(progress.to_send) == Transaction.objects.filter(destination="mpesa").count()
+
+
 def test_call_without_time_freezes_the_totals_and_stops(db: None) -> None:
     market = opened([(member(), "A", 5), (member(), "B", 7)])
     resolve(market, "A")
