@@ -78,7 +78,6 @@ def examples(month: Any) -> dict[str, list[str]]:
         "index": [at("index")],
         "markets": [f"{at('markets')}{more}" for more in ("", "?show=due", "?show=settled", "?q=market")],
         "market": [at("market", market) for market in (hot, settled, undone)],
-        "market_progress": [at("market_progress", settled)],
         "market_choose": [at("market_choose", hot)],
         "market_resolve": [f"{at('market_resolve', hot)}?decision={decision}" for decision in ("win:Draw", "void:")],
         "market_share": [at("market_share", hot)],

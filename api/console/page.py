@@ -1,5 +1,6 @@
 """Shared parts of the console's pages: permission check, page frame, confirmation form."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -9,6 +10,7 @@ from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
+from django.utils.cache import get_conditional_response
 
 from api.console import step_up
 from api.rest import fields as rest_fields
@@ -54,6 +56,20 @@ def actor(request: HttpRequest) -> audit.Actor:
 def render(request: HttpRequest, template: str, context: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
     """Return a page in the console's frame. `context` must have a `title`."""
     return TemplateResponse(request, template, {**admin.site.each_context(request), **context}, status=status)
+
+
+def render_live(request: HttpRequest, template: str, context: Mapping[str, Any], *, every: int) -> HttpResponse:
+    """Return a page that the script refreshes as a whole, every `every` seconds.
+
+    The script asks for the page's own address with the header X-Fragment. The answer to that request is the page
+    without its frame, or 304 if nothing on the page has changed.
+    """
+    if "X-Fragment" not in request.headers:
+        return render(request, template, {**context, "live": every})
+    fragment = {**context, "frame": "console/fragment.html"}
+    response = TemplateResponse(request, template, fragment, headers={"X-Refresh": str(every)}).render()
+    response["ETag"] = f'"{hashlib.sha256(response.content).hexdigest()}"'
+    return get_conditional_response(request, etag=response["ETag"], response=response) or response
 
 
 def refused(request: HttpRequest, needed: str) -> HttpResponse:

@@ -103,6 +103,11 @@ class Transaction(models.Model):
     def __str__(self) -> str:
         return f"{self.type} {self.external_ref} {self.amount}"
 
+    @property
+    def goes_to(self) -> str:
+        """Return the present destination: the wallet, if an M-Pesa payout was paid into the wallet instead."""
+        return self.Destination.WALLET if self.redirected_at is not None else self.Destination(self.destination)
+
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
     """Filters on attempts."""

@@ -18,7 +18,6 @@ from django.db.models import Count, F, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
 from markets import pools
-from markets.models import Market
 from payments.ledger import invariants, journal, trial_balance
 from payments.models import (
     Attempt,
@@ -34,6 +33,7 @@ from payments.models import (
     Verdict,
 )
 from payments.payouts import float_balance
+from payments.settlement import market_overview
 
 Status = Transaction.Status
 SUCCESS_GOAL = Decimal("0.99")
@@ -97,7 +97,7 @@ def now(*, at: datetime) -> Now:
     ages, oldest = _in_doubt_ages(at)
     checks = list(InvariantCheck.objects.order_by("checked_at"))
     return Now(
-        to_resolve=Market.objects.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at).count(),
+        to_resolve=market_overview.to_resolve(at=at).count(),
         held=sums[Status.HELD],
         failed=sums[Status.FAILED],
         pending=sums[Status.PENDING],

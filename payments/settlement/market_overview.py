@@ -1,30 +1,35 @@
-"""Figures of the market page: pools, shares over time, latest bets, progress of a settlement."""
+"""Figures of the market pages: markets to resolve, pools, shares over time, latest bets, settlements so far."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
-from django.db.models import Count, Max, Sum
+from django.db.models import Count, Exists, F, Max, OuterRef, Q, QuerySet, Sum
 
 from markets import pools as markets_pools
-from markets.models import Bet, Market
+from markets.models import Bet, Market, Outcome
 from payments.ledger import journal
-from payments.models import Settlement, Transaction
-from payments.settlement import status as settlement_status
+from payments.models import Proposal, Recovery, Settlement
+from users.models import CustomUser
 
 POINTS = 60
-FINISHED = ("completed", "failed", "held")
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The stakes on one outcome. `share` is in percent of the pool; `dividend` is per shilling, before the fee."""
+    """The stakes on one outcome. `share` is in percent of the pool; `dividend` is per shilling, before the fee.
+
+    A scratched outcome has no share and no dividend. Its `stakes` go back to the wallets; they are `returned` if the
+    transfers are booked.
+    """
 
     outcome: str
     stakes: Decimal
     bets: int
     share: Decimal
     dividend: Decimal | None
+    scratched_at: datetime | None = None
+    returned: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,45 +40,44 @@ class Curve:
     shares: dict[str, list[float]]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a settlement. `by_state` is as in status.SettlementStatus. `ends_at` is an estimate."""
-
-    settlement: Settlement
-    bets: int
-    bets_done: int
-    by_state: dict[str, tuple[Decimal, int]]
-    count: int
-    amount: Decimal
-    per_minute: Decimal
-    ends_at: datetime | None
-    finished: bool
-
-
 def pools(market: Market) -> list[Pool]:
-    """Return the pool of each outcome, in the market's order."""
+    """Return the pool of each outcome, in the market's order. Shares and dividends leave out scratched outcomes."""
     sums = markets_pools.pools([market.pk]).get(market.pk, {})
-    total = sum((stakes for stakes, _ in sums.values()), journal.ZERO)
+    outcomes = list(market.outcomes.order_by("pk"))
+    running = [outcome.name for outcome in outcomes if outcome.scratched_at is None]
+    total = sum((sums[name][0] for name in running if name in sums), journal.ZERO)
+    returned: set[str] = set()
+    if len(running) < len(outcomes):
+        scratches = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
+        returned = set(scratches.values_list("scratched", flat=True))
     result = []
-    for outcome in market.outcome_names:
-        stakes, bets = sums.get(outcome, (journal.ZERO, 0))
+    for outcome in outcomes:
+        stakes, bets = sums.get(outcome.name, (journal.ZERO, 0))
+        if outcome.scratched_at is not None:
+            is_returned = outcome.name in returned
+            result.append(Pool(outcome.name, stakes, bets, Decimal(0), None, outcome.scratched_at, is_returned))
+            continue
         share = round(100 * stakes / total, 1) if total else Decimal(0)
-        result.append(Pool(outcome, stakes, bets, share, round(total / stakes, 2) if stakes else None))
+        result.append(Pool(outcome.name, stakes, bets, share, round(total / stakes, 2) if stakes else None))
     return result
 
 
 def curve(market: Market) -> Curve:
-    """Return each outcome's share over time, in at most POINTS steps between the first and the last bet."""
-    names = list(market.outcome_names)
+    """Return each outcome's share over time, in at most POINTS steps between the first and the last bet.
+
+    A scratched outcome has no curve, and its stakes are in no other outcome's share.
+    """
+    names = list(market.running_outcomes)
     sums = dict.fromkeys(names, journal.ZERO)
     moments: list[datetime] = []
     shares: dict[str, list[float]] = {name: [] for name in names}
     steps: dict[datetime, dict[str, Decimal]] = {}
     for moment, outcome, stakes in markets_pools.steps(market.pk, points=POINTS):
-        steps.setdefault(moment, {})[outcome] = stakes
+        if outcome in sums:
+            steps.setdefault(moment, {})[outcome] = stakes
     for moment, stakes_of in steps.items():
         for outcome, stakes in stakes_of.items():
-            sums[outcome] = sums.get(outcome, journal.ZERO) + stakes
+            sums[outcome] += stakes
         total = sum(sums.values(), journal.ZERO)
         moments.append(moment)
         for name in names:
@@ -81,73 +85,95 @@ def curve(market: Market) -> Curve:
     return Curve(moments, shares)
 
 
-def progress(market: Market, *, at: datetime) -> Progress | None:
-    """Return the progress of the settlement that decides a market, or None if there is none."""
-    settlement = settlement_status.deciding_settlement(market.pk)
-    status = settlement_status.settlement_status(market.pk) if settlement is not None else None
-    if settlement is None or status is None:
-        return None
-    bets = settlement.bet_count if settlement.bet_count is not None else market.bets.count()
-    done = bets if settlement.bets_divided or settlement.state == Settlement.State.SETTLED else _bets_done(settlement)
-    by_state = status.by_state
-    count = sum(number for _, number in by_state.values())
-    unfinished = sum(by_state[name][1] for name in ("pending", "processing", "in_doubt"))
-    paid_last_minute = Transaction.objects.filter(
-        settlement=settlement, status="COMPLETED", destination="mpesa", completed_at__gte=at - timedelta(minutes=1)
-    ).count()
-    settled = settlement.state == Settlement.State.SETTLED
-    ends_at = None
-    if settled and paid_last_minute and unfinished:
-        ends_at = at + timedelta(minutes=unfinished / paid_last_minute)
-    return Progress(
-        settlement=settlement,
-        bets=bets,
-        bets_done=done,
-        by_state=by_state,
-        count=count,
-        amount=status.total_payouts,
-        per_minute=Decimal(paid_last_minute),
-        ends_at=ends_at,
-        finished=settled and unfinished == 0,
-    )
-
-
-def _bets_done(settlement: Settlement) -> int:
-    if not settlement.last_bet_id:
-        return 0
-    return Bet.objects.filter(market_id=settlement.market_id, pk__lte=settlement.last_bet_id).count()
-
-
 def latest_bets(market: Market, *, limit: int = 20) -> list[Bet]:
     """Return the latest bets on a market, newest first."""
     return list(market.bets.select_related("user").order_by("-pk")[:limit])
 
 
+def to_resolve(*, at: datetime) -> QuerySet[Market]:
+    """Return the markets that wait for a decision and have no proposal to approve.
+
+    A closed market takes no bets, so it waits for a decision even if its end has not come. A market is closed before
+    its end by a decision that was undone or withdrawn later.
+    """
+    ended = Q(status=Market.Status.CLOSED) | Q(status=Market.Status.OPEN, end_date__lt=at)
+    waiting = Proposal.objects.filter(market=OuterRef("pk"), state=Proposal.State.OPEN)
+    return Market.objects.filter(ended).exclude(Exists(waiting))
+
+
 @dataclass(frozen=True)
 class Listed:
-    """A market in the list, with its pool. `overdue` is true if it has ended and is not resolved yet."""
+    """A market in the list, with its pool. `to_resolve` is true if it waits for a decision."""
 
     market: Market
     pool: Decimal
     bets: int
-    overdue: bool
+    to_resolve: bool
+    to_approve: bool
 
 
 def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
-    """Return these markets with their pools."""
-    sums = markets_pools.pools([market.pk for market in markets])
+    """Return these markets with their pools. A pool leaves out the stakes on scratched outcomes."""
+    ids = [market.pk for market in markets]
+    sums = markets_pools.pools(ids)
+    scratched = set(Outcome.objects.filter(market__in=ids, scratched_at__isnull=False).values_list("market", "name"))
+    waiting = set(to_resolve(at=at).filter(pk__in=ids).values_list("pk", flat=True))
+    proposed = set(Proposal.objects.filter(market__in=ids, state=Proposal.State.OPEN).values_list("market", flat=True))
     rows = []
     for market in markets:
-        outcomes = sums.get(market.pk, {}).values()
+        running = [pool for name, pool in sums.get(market.pk, {}).items() if (market.pk, name) not in scratched]
         rows.append(
             Listed(
                 market,
-                sum((stakes for stakes, _ in outcomes), journal.ZERO),
-                sum(bets for _, bets in outcomes),
-                market.status in (Market.Status.OPEN, Market.Status.CLOSED) and market.end_date < at,
+                pool=sum((stakes for stakes, _ in running), journal.ZERO),
+                bets=sum(bets for _, bets in running),
+                to_resolve=market.pk in waiting,
+                to_approve=market.pk in proposed,
             )
         )
     return rows
+
+
+@dataclass(frozen=True)
+class PastSettlement:
+    """A settlement of a market, with the people who decided and undid it.
+
+    `undo_proposed_by` is the first person of an undo that took two people; `settlement.undone_by` is the second.
+    `debts` and `owed` are the members' debts from the undo that are not paid back yet, in shillings.
+    """
+
+    settlement: Settlement
+    undo_proposed_by: CustomUser | None
+    debts: int
+    owed: Decimal
+
+    @property
+    def is_taken_back(self) -> bool:
+        State = Settlement.State
+        return self.settlement.state in (State.UNDOING, State.UNDONE, State.WITHDRAWN)
+
+
+def settlements(market: Market) -> list[PastSettlement]:
+    """Return all settlements of a market, the newest first. A scratch is one of them."""
+    people = ("resolved_by", "approved_by", "undone_by")
+    rows = list(market.settlements.select_related(*people).order_by("-number"))
+    proposers: dict[datetime | None, CustomUser] = {}
+    owed: dict[int, tuple[int, Decimal]] = {}
+    if any(settlement.undone_at for settlement in rows):
+        undos = market.proposals.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.APPROVED)
+        proposers = {undo.decided_at: undo.proposed_by for undo in undos.select_related("proposed_by")}
+        owed = {
+            settlement_id: (count, total)
+            for settlement_id, count, total in Recovery.objects.filter(settlement__market=market)
+            .filter(amount__gt=F("recovered") + F("written_off"))
+            .values_list("settlement")
+            .annotate(count=Count("pk"), total=Sum(F("amount") - F("recovered") - F("written_off")))
+            .order_by()
+        }
+    return [
+        PastSettlement(settlement, proposers.get(settlement.undone_at), *owed.get(settlement.pk, (0, journal.ZERO)))
+        for settlement in rows
+    ]
 
 
 def member_totals(user_id: int) -> dict[str, object]:

@@ -43,6 +43,7 @@ ACTIONS = {
     "payout.to_wallet": "Payout credited to the wallet",
     "recovery.set_off": "Debt set off against dividends",
     "recovery.write_off": "Debt written off",
+    "sending.lift": "Stop of sending ended",
     "sending.switch_off": "Sending stopped",
     "sending.switch_on": "Sending started",
     "staff.second_factor_removed": "Authenticator app removed",

@@ -46,7 +46,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "paused_by_setting": settings.PAYOUTS_PAUSED,
         "stale_figures": figures is not None and at - figures.at > 5 * STALE,
     }
-    return page.render(request, "console/home.html", context)
+    return page.render_live(request, "console/home.html", context, every=10)
 
 
 def _success(quality: dict[str, Any]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ def in_doubt(request: HttpRequest) -> HttpResponse:
     now = overview.now(at=timezone.now())
     rows = payouts_in_doubt.in_doubt(limit=SHOWN)
     context = {"title": "Payouts in doubt", "now": now, "rows": rows, "shown": SHOWN}
-    return page.render(request, "console/in_doubt.html", context)
+    return page.render_live(request, "console/in_doubt.html", context, every=10)
 
 
 @page.page("view_console")

@@ -5,15 +5,15 @@ from typing import Any
 import redis
 from django.core.cache import cache
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.urls import path
 from django.utils import timezone
 
 from api.console import page, paging
 from markets.models import NAIROBI, Market
+from payments import wiring
 from payments.ledger import receivables
 from payments.models import Proposal, Settlement
-from payments.settlement import market_overview, status
+from payments.settlement import market_overview, payout_progress
 
 TABS = {
     "due": "To resolve",
@@ -27,6 +27,8 @@ TABS = {
 }
 COLOURS = ("#158257", "#2563eb", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#be185d")
 DAY, MINUTE = 86_400, 60
+# Seconds between two refreshes of a market's page: while its payouts are under way, and otherwise.
+WORKING, QUIET = 2, 15
 
 
 @page.page("view_console")
@@ -37,7 +39,7 @@ def markets(request: HttpRequest) -> HttpResponse:
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
     rows = Market.objects.all()
     if tab == "due":
-        rows = rows.filter(status__in=["OPEN", "CLOSED"], end_date__lt=at)
+        rows = market_overview.to_resolve(at=at)
     elif tab == "proposed":
         rows = rows.filter(proposals__state=Proposal.State.OPEN)
     elif tab in TABS and tab != "all":
@@ -63,54 +65,67 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
     """Show one market, with buttons for the actions that its state allows."""
     market = _market(market_id)
     at = timezone.now()
-    settlement = status.deciding_settlement(market.pk)
+    progress = payout_progress.progress(market, at=at, policy=wiring.policy())
+    settlement = progress.settlement if progress is not None else None
+    state = settlement.state if settlement is not None else None
     held = settlement is not None and settlement.release_at is not None and settlement.release_at > at
     settled = (
         settlement is not None
         and settlement.state == Settlement.State.SETTLED
         and settlement.rule != Settlement.Rule.VOID
     )
-    pending = settlement is not None and settlement.state == Settlement.State.PENDING
     failed = settlement is not None and settlement.state == Settlement.State.DIVIDING and settlement.failure != ""
     proposal = market.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
+    pools = market_overview.pools(market)
+    takes_bets = market.status == Market.Status.OPEN and market.end_date > at
+    decidable = market.status in (Market.Status.OPEN, Market.Status.CLOSED) and proposal is None
+    settlements = market_overview.settlements(market)
     context = {
         "title": f"Market {market.pk}",
         "proposal": proposal,
         "release_at": settlement.release_at if settlement is not None and held and settled else None,
         "failure": settlement.failure if settlement is not None else "",
-        "can_withdraw": pending or failed or (settled and held),
+        "can_resolve": decidable,
+        "can_withdraw": state == Settlement.State.PENDING or failed or (settled and held),
         "can_undo": settled and not held and proposal is None,
-        "can_scratch": market.status == "OPEN" and market.end_date > at and len(market.running_outcomes) > 2,
+        "can_scratch": takes_bets and sum(pool.scratched_at is None for pool in pools) > 2,
         "may_resolve": page.may(request, "resolve_market"),
         "market": market,
-        "pools": market_overview.pools(market),
-        "chart": _chart(market),
+        "takes_bets": takes_bets,
+        "ended": market.end_date <= at,
+        "to_resolve": decidable and not takes_bets,
+        "undoing": state == Settlement.State.UNDOING,
+        "pools": pools,
+        "chart": _chart(market, pools),
         "bets": market_overview.latest_bets(market),
-        "progress": market_overview.progress(market, at=at),
-        "overdue": market.status in ("OPEN", "CLOSED") and market.end_date < at,
-        "settlements": market.settlements.select_related("resolved_by").order_by("-number"),
+        "progress": progress,
+        "settlements": settlements,
+        "taken_back": _taken_back(settlements, decided=state not in (None, Settlement.State.UNDOING)),
         "may_change": request.user.has_perm("markets.change_market"),
         "owed": receivables.still_owed(market.pk),
         "may_ledger": page.may(request, "view_ledger"),
         "may_members": page.may(request, "view_members"),
     }
-    return page.render(request, "console/market.html", context)
+    working = progress is not None and not progress.finished
+    return page.render_live(request, "console/market.html", context, every=WORKING if working else QUIET)
 
 
-@page.page("view_console")
-def progress(request: HttpRequest, market_id: int) -> HttpResponse:
-    """Show the part of the market page that refreshes itself."""
-    market = _market(market_id)
-    context = {"market": market, "progress": market_overview.progress(market, at=timezone.now())}
-    return render(request, "console/progress.html", context)
+def _taken_back(
+    settlements: list[market_overview.PastSettlement], *, decided: bool
+) -> market_overview.PastSettlement | None:
+    """Return the latest settlement if it was undone or withdrawn and no later decision replaces it."""
+    decisions = [past for past in settlements if past.settlement.rule != Settlement.Rule.SCRATCH]
+    return decisions[0] if decisions and decisions[0].is_taken_back and not decided else None
 
 
-def _chart(market: Market) -> dict[str, Any] | None:
+def _chart(market: Market, pools: list[market_overview.Pool]) -> dict[str, Any] | None:
     """Return the odds over time as data for a chart, or None if there is only one moment.
 
-    The data is cached for a minute while the market is open, and for a day in any other state.
+    The data is cached for a minute while bets may still arrive, and for a day in any other state. A rejected proposal
+    can open a closed market again.
     """
-    key = f"console:odds:{market.pk}:{market.status}"
+    scratched = sum(pool.scratched_at is not None for pool in pools)
+    key = f"console:odds:{market.pk}:{market.status}:{scratched}"
     chart = _cached(key)
     if chart is None:
         curve = market_overview.curve(market)
@@ -128,7 +143,7 @@ def _chart(market: Market) -> dict[str, Any] | None:
                 for place, (name, shares) in enumerate(curve.shares.items())
             ],
         }
-        _keep(key, chart, MINUTE if market.status == Market.Status.OPEN else DAY)
+        _keep(key, chart, MINUTE if market.status in (Market.Status.OPEN, Market.Status.CLOSED) else DAY)
     return chart if len(chart["labels"]) > 1 else None
 
 
@@ -156,5 +171,4 @@ def _market(market_id: int) -> Market:
 urls = [
     path("markets/", markets, name="markets"),
     path("markets/<int:market_id>/", market, name="market"),
-    path("markets/<int:market_id>/progress/", progress, name="market_progress"),
 ]

@@ -8,12 +8,15 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from api.console import page, paging
+from api.console.pages.audit import ACTIONS
 from api.console.templatetags.console import counted, kes, words
 from payments import wiring
 from payments.models import Transaction, Verdict
 from payments.payouts.operations import actions, decisions, failures, search, timeline
 from users import phone
 
+# Seconds between two refreshes of a payout's page: while the payout is under way, and otherwise.
+WORKING, QUIET = 3, 15
 HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168", "the last week"))
 
 
@@ -42,18 +45,22 @@ def payouts(request: HttpRequest) -> HttpResponse:
 @page.page("view_console")
 def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Show one payout and its timeline, with buttons for the actions that its state allows."""
-    shown = timeline.of_payout(transaction_id) if transaction_id <= paging.LARGEST_ID else None
+    shown = None
+    if transaction_id <= paging.LARGEST_ID:
+        shown = timeline.of_payout(transaction_id, at=timezone.now(), policy=wiring.policy())
     if shown is None:
         raise Http404(f"There is no transaction {transaction_id}.")
     context = {
         "title": f"Payout {transaction_id}",
         "timeline": shown,
+        "events": [(event, ACTIONS.get(event.action, event.action)) for event in shown.events],
         "payout": shown.payout,
         "may_act": page.may(request, "act_on_payouts"),
         "may_decide": page.may(request, "decide_payout"),
         "is_mine": shown.verdict is not None and shown.verdict.proposed_by_id == request.user.pk,
     }
-    return page.render(request, "console/payout.html", context)
+    working = shown.payout.status in (Transaction.Status.PENDING, Transaction.Status.PROCESSING)
+    return page.render_live(request, "console/payout.html", context, every=WORKING if working else QUIET)
 
 
 # --- one payout ------------------------------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
         "float": next((kept.preview for kept in previews if kept.preview is not None), None),
         "approval_above": policy.approval_above,
         "stake_of_mine": market.bets.filter(user=request.user.pk).exists(),
-        "early": market.end_date > at,
+        "early": market.status == Market.Status.OPEN and market.end_date > at,
+        "scratched": market.outcomes.exclude(scratched_at=None).order_by("pk"),
     }
     return page.render(request, "console/resolve.html", context)
 

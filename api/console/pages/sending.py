@@ -40,7 +40,7 @@ def sending(request: HttpRequest) -> HttpResponse:
         "stops": list(STOPS),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
     }
-    return page.render(request, "console/sending.html", context)
+    return page.render_live(request, "console/sending.html", context, every=5)
 
 
 @page.page("switch_sending", posts=True)

@@ -11,6 +11,8 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from payments.models import Settlement
+from payments.settlement.decision import VOID_REASONS
 from users import phone
 
 register = template.Library()
@@ -136,6 +138,26 @@ def words(state: str) -> str:
 def cause(code: str) -> str:
     """Write the cause of a breaker in words: no_float becomes “M-Pesa float too low”."""
     return CAUSES.get(str(code), words(code))
+
+
+@register.filter
+def decision_words(settlement: Settlement) -> str:
+    """Write a settlement's decision in words: “Yes wins”, “A 60 % and B 40 % win jointly”, “C is scratched”."""
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        return f"{settlement.scratched} is scratched"
+    if settlement.rule == Settlement.Rule.VOID:
+        return f"void, because {VOID_REASONS.get(settlement.reason, settlement.reason)}"
+    if settlement.rule == Settlement.Rule.WINNER:
+        return f"{next(iter(settlement.weights))} wins"
+    shares = " and ".join(f"{outcome} {weight} %" for outcome, weight in settlement.weights.items())
+    return f"{shares} {'win jointly' if settlement.rule == Settlement.Rule.JOINT else 'split the pool'}"
+
+
+@register.filter
+def deciders(settlement: Settlement) -> str:
+    """Name the person who decided a settlement, and the second person if it took two."""
+    first = settlement.resolved_by or "the system"
+    return f"proposed by {first}, approved by {settlement.approved_by}" if settlement.approved_by else f"by {first}"
 
 
 @register.filter

@@ -153,7 +153,7 @@ def test_market_page_follows_a_settlement_to_its_end_without_a_click(opened: Ope
     for place, payout in enumerate(Transaction.objects.filter(settlement__market=market)):
         console_scenes.pay(payout, timezone.now(), f"SKG7ABC00{place}", after=0)
     page.wait_for_selector("text=Every payout is finished")
-    # The end of the settlement allows other actions, so the page has reloaded itself.
+    # The end of the settlement allows other actions, so the whole page has refreshed itself.
     page.get_by_role("link", name="Certificate").wait_for()
     assert "3" in page.locator("tr", has_text="completed").inner_text()
 

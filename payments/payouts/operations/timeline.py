@@ -6,16 +6,20 @@ Personal facts are masked. Tokens and credentials are never stored.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from payments.ledger import journal
 from payments.models import Attempt, Callback, StatusQuery, Transaction, Transfer, Verdict
 from payments.mpesa import redaction, result_codes, strict_json
+from payments.payouts import waiting
 from payments.payouts.operations import failures
+from payments.policy import Policy
 from users import phone
 from users.models import AuditEntry, CustomUser
 
+# Beat's sweep sends a due payout within seconds. A payout that nothing stops is late after this time.
+LATE = timedelta(minutes=1)
 DESTINATIONS = {"mpesa": "M-Pesa", "wallet": "the wallet"}
 # Fields of M-Pesa's messages that are shown unmasked: ids, codes, amounts, times. Other fields hold names and phones.
 SHOWN = {
@@ -29,7 +33,10 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Event:
-    """One event. `tone` is good, bad, care, busy or calm. `details` are pairs of (name, value) in words."""
+    """One event. `tone` is good, bad, care, busy or calm. `details` are pairs of (name, value) in words.
+
+    `action` is the code of a manual action in the audit trail; then `title` is the person.
+    """
 
     at: datetime
     title: str
@@ -37,24 +44,31 @@ class Event:
     words: str = ""
     details: tuple[tuple[str, str], ...] = ()
     raw: str = ""
+    action: str = ""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A payout with its events, oldest first, an explanation of its state, and the actions that it allows now."""
+    """A payout with its events, oldest first, an explanation of its state, and the actions that it allows now.
+
+    `waits` are the causes for which a pending payout does not leave. `verdict` is a decision that waits for a second
+    person; `decided` are the confirmed decisions of two people.
+    """
 
     payout: Transaction
     events: list[Event]
     attempts: list[Attempt]
     verdict: Verdict | None
+    decided: list[Verdict]
+    waits: list[waiting.Wait]
     owed: Decimal
     words: str
     advice: str
     actions: frozenset[str]
 
 
-def of_payout(transaction_id: int) -> Timeline | None:
-    """Return the timeline of one payout, or None if the transaction does not exist."""
+def of_payout(transaction_id: int, *, at: datetime, policy: Policy) -> Timeline | None:
+    """Return the timeline of one payout at `at`, or None if the transaction does not exist."""
     payout = Transaction.objects.select_related("user", "settlement__market").filter(pk=transaction_id).first()
     if payout is None:
         return None
@@ -66,20 +80,23 @@ def of_payout(transaction_id: int) -> Timeline | None:
     decisions = list(
         AuditEntry.objects.filter(subject=f"transaction:{payout.pk}").select_related("actor").order_by("number")
     )
-    verdict = payout.verdicts.filter(closed_at__isnull=True).select_related("proposed_by").first()
+    verdicts = list(payout.verdicts.select_related("proposed_by", "closed_by").order_by("pk"))
     events = [_creation(payout)]
     events += [event for attempt in attempts for event in _of_attempt(attempt)]
     events += [_of_query(query) for query in queries]
-    events += [_of_callback(callback) for callback in callbacks]
+    events += [_of_callback(callback, policy) for callback in callbacks]
     events += [_of_transfer(transfer) for transfer in transfers]
     events += [_of_audit_entry(entry) for entry in decisions]
     last = attempts[-1] if attempts else None
-    words, advice = _explanation(payout, last)
+    waits = waiting.of_payout(payout, at=at, policy=policy)
+    words, advice = _explanation(payout, last, is_late=not waits and payout.due_at <= at - LATE)
     return Timeline(
         payout=payout,
         events=sorted(events, key=lambda event: event.at),
         attempts=attempts,
-        verdict=verdict,
+        verdict=next((verdict for verdict in verdicts if verdict.closed_at is None), None),
+        decided=[verdict for verdict in verdicts if verdict.confirmed],
+        waits=waits,
         owed=journal.owed(payout.pk),
         words=words,
         advice=advice,
@@ -106,11 +123,14 @@ def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt]) -> frozen
     return frozenset(allowed)
 
 
-def _explanation(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
-    """Return an explanation of the payout's state in plain words, and advice for the next step."""
+def _explanation(payout: Transaction, last: Attempt | None, *, is_late: bool) -> tuple[str, str]:
+    """Return an explanation of the payout's state in plain words, and advice for the next step.
+
+    `is_late`: the payout is due, nothing that we know of stops it, and it has not left.
+    """
     status = payout.status
-    if status == Transaction.Status.COMPLETED and payout.destination == Transaction.Destination.WALLET:
-        return "The money is in the member's wallet.", "Nothing to do."
+    if status == Transaction.Status.COMPLETED and payout.goes_to == Transaction.Destination.WALLET:
+        return "The money went to the member's wallet.", "Nothing to do."
     if status == Transaction.Status.COMPLETED and payout.receipt:
         return f"M-Pesa paid it, receipt {payout.receipt}. The money is on the member's phone.", "Nothing to do."
     if status == Transaction.Status.COMPLETED:
@@ -135,7 +155,9 @@ def _explanation(payout: Transaction, last: Attempt | None) -> tuple[str, str]:
     if status == Transaction.Status.PENDING:
         return (
             f"It waits to be sent, and the money is still with us. {payout.reason}".strip(),
-            "Nothing to do. It leaves automatically.",
+            "It should have left already. Check on the home page that beat and the workers are running."
+            if is_late
+            else "Nothing to do. It leaves automatically.",
         )
     if status == Transaction.Status.CANCELLED:
         return "It was cancelled and will not be paid.", "Nothing to do."
@@ -210,12 +232,14 @@ CALLBACK_TITLES = {
 }
 
 
-def _of_callback(callback: Callback) -> Event:
-    untrusted = "" if callback.trusted else " It came from an address that is not M-Pesa's."
+def _of_callback(callback: Callback, policy: Policy) -> Event:
+    # In development the simulator's callbacks come from this machine, and every callback counts as trusted.
+    trusted = callback.trusted or not policy.production
+    untrusted = "" if trusted else " It came from an address that is not M-Pesa's."
     return Event(
         callback.received_at,
         CALLBACK_TITLES.get(callback.kind, "Plain callback received"),
-        "busy" if callback.trusted else "care",
+        "busy" if trusted else "care",
         (f"Outcome: {callback.verdict.rstrip('.')}." if callback.verdict else "Stored, not applied yet.") + untrusted,
         (("From", callback.source_ip or "unknown"),),
         redacted(bytes(callback.body)),
@@ -233,9 +257,8 @@ def _of_transfer(transfer: Transfer) -> Event:
 
 def _of_audit_entry(entry: AuditEntry) -> Event:
     who = str(entry.actor) if entry.actor else "The system"
-    return Event(
-        entry.at, f"{who}: {entry.action}", "care", entry.reason, (("From", entry.source), ("Entry", str(entry.number)))
-    )
+    details = (("Action", entry.action), ("From", entry.source), ("Audit entry", str(entry.number)))
+    return Event(entry.at, who, "care", entry.reason, details, action=entry.action)
 
 
 def redacted(body: bytes) -> str:

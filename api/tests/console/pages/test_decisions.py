@@ -136,7 +136,7 @@ def test_settlement_is_undone_and_the_page_shows_it(console: Client, queued: Any
     assert "is being undone" in submit(console, f"/admin/markets/{market.pk}/undo/", reason="Wrong.", typed="undo")
     assert Settlement.objects.get().state == "UNDOING"
     assert "payments.settlement_tasks.undo_market" in [name for name, _, _ in queued()]
-    assert "undoing" in page_text(console.get(f"/admin/markets/{market.pk}/"))
+    assert "Settlement that is being undone" in page_text(console.get(f"/admin/markets/{market.pk}/"))
 
 
 def test_outcome_is_scratched(console: Client, queued: Any) -> None:

@@ -7,12 +7,14 @@ from decimal import Decimal
 import pytest
 
 from payments.models import Transaction
-from payments.payouts.operations import timeline
+from payments.payouts import breakers
+from payments.payouts.operations import actions, timeline
 from testing import builders, console_scenes, payout_steps
+from testing.builders import AT
 
 
 def titles(payout: Transaction) -> list[str]:
-    shown = timeline.of_payout(payout.pk)
+    shown = timeline.of_payout(payout.pk, at=AT, policy=builders.policy())
     assert shown is not None
     return [event.title for event in shown.events]
 
@@ -32,13 +34,13 @@ def test_timeline_lists_every_event_in_order(db: None, at: datetime) -> None:
         "Answer to a status query received",
         "Transfer of KES 285.00: in_flight → payable",
     ]
-    shown = timeline.of_payout(payout.pk)
+    shown = timeline.of_payout(payout.pk, at=AT, policy=builders.policy())
     assert shown is not None
     assert shown.words == (
         "It failed, and the money is still with us, owed to the member. The number is not a registered M-Pesa customer."
     )
     assert (shown.advice, shown.owed) == ("Correct the number, or pay to the wallet.", Decimal(285))
-    assert timeline.of_payout(10**9) is None
+    assert timeline.of_payout(10**9, at=at, policy=builders.policy()) is None
 
 
 def test_timeline_shows_that_mpesa_already_has_the_request(db: None, at: datetime) -> None:
@@ -56,7 +58,7 @@ def test_allowed_actions_depend_on_where_the_money_is(db: None, at: datetime) ->
     held = console_scenes.held_in_doubt(500, at)
 
     def actions(payout: Transaction) -> set[str]:
-        shown = timeline.of_payout(payout.pk)
+        shown = timeline.of_payout(payout.pk, at=AT, policy=builders.policy())
         assert shown is not None
         return set(shown.actions)
 
@@ -84,9 +86,46 @@ def test_timeline_explains_where_the_money_is(db: None, at: datetime, status: st
         console_scenes.send_and_time_out(payout, at)
     elif status == "sent":
         payout_steps.sent(payout, at=at)
-    shown = timeline.of_payout(payout.pk)
+    shown = timeline.of_payout(payout.pk, at=AT, policy=builders.policy())
     assert shown is not None
     assert shown.words == words
+
+
+def test_redirected_payout_goes_to_the_wallet(db: None, at: datetime) -> None:
+    payout = builders.payout(285, at=at)
+    console_scenes.send_and_refuse(payout, at)
+    assert payout.goes_to == "mpesa"
+    actions.redirect_to_wallet(transaction_id=payout.pk, by=builders.actor(), at=at)
+    shown = timeline.of_payout(payout.pk, at=at, policy=builders.policy())
+    assert shown is not None
+    assert (shown.payout.goes_to, shown.words) == ("wallet", "The money went to the member's wallet.")
+
+
+@pytest.mark.parametrize(("production", "is_foreign"), [(True, True), (False, False)])
+def test_callback_of_the_simulator_is_called_foreign_in_production_only(
+    db: None, at: datetime, production: bool, is_foreign: bool
+) -> None:
+    payout = builders.payout(285, at=at)
+    attempt = payout_steps.sent(payout, at=at)
+    payout_steps.deliver_result(attempt, payout_steps.result_body(attempt), at, trusted=False)
+    shown = timeline.of_payout(payout.pk, at=at, policy=builders.policy(production=production))
+    assert shown is not None
+    (callback,) = [event for event in shown.events if event.title == "Result received"]
+    assert ("not M-Pesa's" in callback.words) == is_foreign
+    assert callback.tone == ("care" if is_foreign else "busy")
+
+
+def test_due_payout_that_nothing_stops_is_called_late(db: None, at: datetime) -> None:
+    payout = builders.payout(285, at=at)
+    late = at + timedelta(minutes=1)
+    shown = timeline.of_payout(payout.pk, at=late, policy=builders.policy())
+    assert shown is not None
+    assert shown.advice.startswith("It should have left already.")
+    breakers.switch_off(reason="Odd.", by=builders.actor(), at=at)
+    shown = timeline.of_payout(payout.pk, at=late, policy=builders.policy())
+    assert shown is not None
+    assert [wait.words for wait in shown.waits] == ["a person, who stopped all sending"]
+    assert not shown.advice.startswith("It should have left already.")
 
 
 def test_callback_masks_names_phones_and_unknown_keys() -> None:
@@ -122,4 +161,4 @@ def test_callback_masks_names_phones_and_unknown_keys() -> None:
             },
         }
     }
-    assert timeline.redacted(b"\xff{") == "[2 bytes that cannot be read: not UTF-8]"
+    assert timeline.redacted(b"\xff{") == "[2 bytes that cannot be read: not JSON]"
