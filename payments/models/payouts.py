@@ -276,6 +276,7 @@ class StatusQuery(models.Model):
     class Verdict(models.TextChoices):
         COMPLETED = "completed"
         FAILED = "failed"
+        REVERSED = "reversed"
         NOT_FOUND = "not_found"
         UNKNOWN = "unknown"
 

@@ -4,7 +4,7 @@ The SQL below names a payout `t` and its settlement `s`. A payout with a settlem
 the settlement is RELEASED. A payout without a settlement may leave if it is DUE.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +36,21 @@ _MAY_LEAVE = f"""
 def active(settlement: str = "") -> Q:
     """Return the filter for settlements that are neither undone nor stopped; `settlement` is the ORM path to them."""
     return Q((f"{settlement}state", Settlement.State.SETTLED), (f"{settlement}stopped_at", None))
+
+
+_LOCK_ACTIVE = f"""
+    SELECT s.id FROM payments_settlement s WHERE s.id = ANY (%s) AND {ACTIVE} ORDER BY s.id FOR SHARE
+"""  # noqa: S608 - a fragment of this module
+
+
+def lock_active(settlement_ids: Iterable[int]) -> set[int]:
+    """Return the settlements that are neither undone nor stopped, and lock them in this state until the commit.
+
+    Locks: these Settlements by id, FOR SHARE.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK_ACTIVE, [sorted(settlement_ids)])
+        return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 
 def may_leave(transaction_ids: Sequence[int], *, in_canary: Sequence[int], at: datetime) -> set[int]:

@@ -199,7 +199,10 @@ def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Po
 
 
 def _stop_waiting_attempts(payouts: QuerySet[Transaction], *, at: datetime, policy: Policy) -> None:
-    """Stop waiting requests. A request that never left fails; one that may have left becomes in doubt."""
+    """Stop requests that were to be sent again. One that never left fails; one that may have left is in doubt."""
+    promised = Attempt.objects.filter(transaction__in=payouts, resend_at__isnull=False).order_by("pk")
+    for attempt in promised.select_for_update(no_key=True, of=("self",)):
+        attempts.resend_at(attempt, None)
     rows = Attempt.objects.filter(transaction__in=payouts, state=Attempt.State.WAITING)
     locked = rows.select_related("transaction").order_by("pk").select_for_update(no_key=True, of=("self",))
     waiting = list(locked)

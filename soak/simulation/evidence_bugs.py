@@ -13,7 +13,7 @@ from payments.models import Attempt, StatusQuery, Transaction
 from payments.mpesa import message_fields, messages, result_codes
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts
-from payments.payouts.evidence import applying, booking, callbacks, rules
+from payments.payouts.evidence import applying, booking, callbacks, records, rules
 from payments.policy import Policy
 from soak.simulation.planting import (
     LIKELY_FORGERIES,
@@ -203,8 +203,8 @@ def _(world: World) -> Iterator[None]:
 
 @BUGS.bug("booked in bulk without comparing", "D4: bulk booking takes only results that match fully", LIKELY_FORGERIES)
 def _(world: World) -> Iterator[None]:
-    def is_plainly_paid(facts: rules.Facts, result: Result, **_: Any) -> bool:
-        return result.says_paid and facts.state in rules.UNDER_WAY
+    def is_plainly_paid(facts: records.Facts, result: Result, **_: Any) -> bool:
+        return result.says_paid and facts.state in records.UNDER_WAY
 
     with instead_of(rules, "is_plainly_paid", is_plainly_paid):
         yield
@@ -218,7 +218,7 @@ def _(world: World) -> Iterator[None]:
 def _(world: World) -> Iterator[None]:
     original = rules.is_plainly_paid
 
-    def is_plainly_paid(facts: rules.Facts, result: Result, **more: Any) -> bool:
+    def is_plainly_paid(facts: records.Facts, result: Result, **more: Any) -> bool:
         if facts.state in ("FAILED", "PAID"):
             facts = replace(facts, state="SENDING", payout_status="PROCESSING")
         return original(facts, result, **more)

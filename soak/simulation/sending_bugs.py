@@ -12,6 +12,7 @@ from payments.models import Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts, day_limit
+from payments.payouts.evidence import records
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
@@ -127,7 +128,10 @@ def _(world: World) -> Iterator[None]:
     seed=26,
 )
 def _(world: World) -> Iterator[None]:
-    with instead_of(attempts, "within_horizon", lambda attempt, at, policy: True):
+    with (
+        instead_of(attempts, "within_horizon", lambda attempt, at, policy: True),
+        instead_of(records.Facts, "within_horizon", lambda facts, at, policy: True),
+    ):
         yield
 
 

@@ -7,11 +7,11 @@ import logging
 from datetime import datetime
 
 from payments.ledger import journal
-from payments.models import Attempt, StatusQuery, Transaction
+from payments.models import Attempt, Settlement, StatusQuery, Transaction
 from payments.mpesa import messages
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts, breakers
-from payments.payouts.evidence import booking, rules
+from payments.payouts.evidence import booking, records, rules
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -21,6 +21,7 @@ ATTEMPT_COLUMNS = (
     "transaction",
     "state",
     "originator_conversation_id",
+    "conversation_id",
     "amount",
     "phone_number",
     "opened_at",
@@ -35,13 +36,15 @@ ATTEMPT_COLUMNS = (
 )
 
 
-def facts_of(payout: Transaction, attempt: Attempt) -> rules.Facts:
+def facts_of(payout: Transaction, attempt: Attempt, *, settlement_stands: bool = True) -> records.Facts:
     """Return the facts about an attempt that the rules weigh."""
-    return rules.Facts(
+    return records.Facts(
         attempt=str(attempt),
         state=attempt.state,
         payout_status=payout.status,
+        settlement_stands=settlement_stands,
         originator_conversation_id=attempt.originator_conversation_id,
+        conversation_id=attempt.conversation_id,
         amount=attempt.amount,
         phone_number=attempt.phone_number,
         opened_at=attempt.opened_at,
@@ -87,9 +90,9 @@ def apply_status_answer(
     payout, attempt = attempts.locked(query.attempt_id)
     others = attempt.queries.exclude(pk=query.pk).order_by("asked_at").values_list("asked_at", "verdict")
     action = rules.weigh_answer(
-        facts_of(payout, attempt),
-        rules.Query(query.asked_at, query.verdict),
-        tuple(rules.Query(asked_at, verdict) for asked_at, verdict in others),
+        facts_of(payout, attempt, settlement_stands=_settlement_stands(payout)),
+        records.Query(query.asked_at, query.verdict),
+        tuple(records.Query(asked_at, verdict) for asked_at, verdict in others),
         answer,
         trusted=trusted,
         at=at,
@@ -99,6 +102,14 @@ def apply_status_answer(
         query.verdict, query.answered_at = answer.payment_status, at
         query.save(update_fields=["verdict", "answered_at"])
     return _carry_out(payout, attempt, action, at=at, policy=policy)
+
+
+def _settlement_stands(payout: Transaction) -> bool:
+    """Return True if the payout's settlement is neither undone nor being undone. A payout without one stands."""
+    undone = [Settlement.State.UNDOING, Settlement.State.UNDONE]
+    if payout.settlement_id is None:
+        return True
+    return not Settlement.objects.filter(pk=payout.settlement_id, state__in=undone).exists()
 
 
 def apply_plain_result(
@@ -132,7 +143,7 @@ def apply_plain_result(
     return attempt.pk, _carry_out(payout, attempt, action, at=at, policy=policy)
 
 
-def _carry_out(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: datetime, policy: Policy) -> str:
+def _carry_out(payout: Transaction, attempt: Attempt, action: records.Action, *, at: datetime, policy: Policy) -> str:
     """Carry out an action of the rules, and return the outcome in words.
 
     Locks: none further; the caller holds the Transaction and the Attempt.
@@ -147,9 +158,7 @@ def _carry_out(payout: Transaction, attempt: Attempt, action: rules.Action, *, a
         return booking.pay(payout, attempt, receipt=action.receipt, at=at, policy=policy)
     if action.step == "fail":
         return attempts.fail(payout, attempt, code=action.code, words=action.words, at=at, policy=policy)
-    if action.step == "hold" and payout.status == Transaction.Status.PROCESSING:
-        attempts.hold(payout, reason=action.words)
-    elif action.step == "report":
+    if action.step == "report":
         attempts.keep_report(attempt, action.paid_report, action.code, action.words, action.receipt, at=at)
     elif action.step == "doubt" and action.ask_at is not None:
         attempts.doubt(attempt, ask_at=action.ask_at, at=at, words=action.words)
@@ -157,4 +166,6 @@ def _carry_out(payout: Transaction, attempt: Attempt, action: rules.Action, *, a
         attempts.ask_at(attempt, action.ask_at)
     elif action.step == "resend":
         attempts.resend_at(attempt, at)
+    if action.hold_reason and payout.status in (Transaction.Status.PENDING, Transaction.Status.PROCESSING):
+        attempts.hold(payout, reason=action.hold_reason)
     return action.outcome

@@ -15,98 +15,12 @@ under lock and carries the action out.
 Units: amounts are Decimal shillings, times are aware UTC.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
-from typing import Literal, TypeAlias
 
 from payments.mpesa import message_fields, messages, result_codes
+from payments.payouts.evidence.records import DECISIVE, UNDER_WAY, Action, Facts, Query, Step
 from payments.policy import Policy
-
-Step: TypeAlias = Literal["nothing", "ask", "doubt", "report", "pay", "fail", "hold", "resend", "stop_asking"]
-Level: TypeAlias = Literal["", "warning", "error", "critical"]
-
-OPEN = ("SENDING", "WAITING", "ACCEPTED", "IN_DOUBT")
-# States of a request that may be at M-Pesa.
-UNDER_WAY = ("SENDING", "ACCEPTED", "IN_DOUBT")
-# A later answer to the same status query never replaces one of these answers.
-DECISIVE = ("completed", "failed")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Facts about an attempt and its payout, as stored.
-
-    `paid_report`: "" (none), "untrusted" or "trusted", if a callback reported a payment that is not booked yet.
-    `result_code` and `result_words` are those of the latest callback.
-    """
-
-    attempt: str
-    state: str
-    payout_status: str
-    originator_conversation_id: str
-    amount: Decimal
-    phone_number: str
-    opened_at: datetime
-    posted_at: datetime | None
-    first_sent_at: datetime | None
-    next_query_at: datetime | None
-    known_at: datetime | None
-    result_code: str
-    result_words: str
-    receipt: str
-    paid_report: str
-
-    @property
-    def never_left(self) -> bool:
-        """True if no POST of the attempt left us. Then only proof of payment can change the attempt."""
-        return self.state == "WAITING" and self.first_sent_at is None
-
-    def within_horizon(self, at: datetime, policy: Policy) -> bool:
-        """Return True if the attempt's id may still be sent again."""
-        return self.first_sent_at is None or at < self.first_sent_at + policy.resend_horizon
-
-
-@dataclass(frozen=True)
-class Query:
-    """A status query about an attempt, and the answer stored for it ("" if none came)."""
-
-    asked_at: datetime
-    answer: str
-
-
-@dataclass(frozen=True)
-class Action:
-    """The consequence of one message. `outcome` says it in words for the callback.
-
-    - nothing: no change.
-    - ask: the next status query is due at `ask_at`.
-    - doubt: the attempt is in doubt, and the next status query is due at `ask_at` at the latest.
-    - report: `code`, `words`, `receipt` and `paid_report` are kept on the attempt, and M-Pesa is asked at `ask_at`.
-    - pay: the payment is booked with `receipt`.
-    - fail: the attempt is proven unpaid, with `code` and `words`.
-    - hold: the payout waits for a person, with `words` as the reason.
-    - resend: the same id is sent again.
-    - stop_asking: a proven failure needs no further status query.
-
-    `is_known`: M-Pesa said that it has this id. `keeps_answer`: the answer is stored on its query. `trips`: a code
-    that may open a breaker, for the reason `trip_reason`. `alarm`: the text of an alarm of `level`.
-    """
-
-    step: Step
-    outcome: str
-    ask_at: datetime | None = None
-    code: str = ""
-    words: str = ""
-    receipt: str = ""
-    paid_report: str = ""
-    is_known: bool = False
-    keeps_answer: bool = False
-    trips: str = ""
-    trip_reason: str = ""
-    alarm: str = ""
-    level: Level = ""
-
 
 # --- results and timeouts --------------------------------------------------------------------------------------------
 
@@ -115,6 +29,8 @@ def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: da
     """Weigh the result of one attempt."""
     if wrong := _result_mismatch(facts, result):
         return _mismatch(facts, wrong, at)
+    if result.originator_conversation_id != facts.originator_conversation_id:
+        return _paid_under_another_id(facts, result, trusted, at)
     if result.says_paid:
         believed = trusted and _is_complete(result)
         if (believed and facts.amount < policy.confirm_above) or facts.state == "PAID":
@@ -180,7 +96,7 @@ def weigh_plain_result(facts: Facts, result: messages.Result, *, at: datetime) -
 
 def _result_mismatch(facts: Facts, result: messages.Result) -> str:
     """Describe how a result contradicts its attempt, or return an empty string. A missing field is no mismatch."""
-    if result.originator_conversation_id != facts.originator_conversation_id:
+    if result.originator_conversation_id != facts.originator_conversation_id and not _is_renamed(facts, result):
         return "the result names another request"
     if not result.says_paid:
         return ""
@@ -190,6 +106,33 @@ def _result_mismatch(facts: Facts, result: messages.Result) -> str:
     if receiver is not None and not message_fields.phone_is_compatible(receiver, facts.phone_number):
         return "the result names another phone"
     return ""
+
+
+def _is_renamed(facts: Facts, result: messages.Result) -> bool:
+    """Return True if a payment has Daraja's id of our request, and an id that cannot be another request of ours."""
+    prefix = facts.originator_conversation_id.partition("-")[0] + "-"
+    names_ours = (result.originator_conversation_id or "").startswith(prefix)
+    same_conversation = facts.conversation_id != "" and result.conversation_id == facts.conversation_id
+    return result.says_paid and same_conversation and not names_ours
+
+
+def _paid_under_another_id(facts: Facts, result: messages.Result, trusted: bool, at: datetime) -> Action:
+    """Keep a payment that has Daraja's id of our request but not our own id, and hold the payout.
+
+    Daraja may have replaced our id. Then it does not notice duplicates, so nothing may be sent again, and a question
+    under our id may find nothing. A person must check M-Pesa's statement.
+    """
+    if facts.state == "PAID":
+        return Action("nothing", "paid already")
+    report = _report(facts, result, at, "trusted" if trusted and _is_complete(result) else "untrusted")
+    named = result.originator_conversation_id or "no id"
+    return replace(
+        report,
+        outcome=f"held: paid as {named}, not as our id",
+        hold_reason=f"M-Pesa says that it paid this request as {named}, not under our id. Check M-Pesa's statement.",
+        alarm=f"Attempt {facts.attempt}: a result names our conversation id and the request {named}",
+        level="critical",
+    )
 
 
 def _is_complete(result: messages.Result) -> bool:
@@ -231,6 +174,24 @@ def weigh_answer(
     An answer from an address that is not M-Pesa's never proves a failure. Such an answer proves a payment only together
     with a second source.
     """
+    action = _weigh_answer(facts, query, others, answer, trusted=trusted, at=at, policy=policy)
+    if answer.refuses_our_credentials:
+        return replace(
+            action, trips=answer.result_code, trip_reason=f"a status query was refused: {answer.result_desc}"
+        )
+    return action
+
+
+def _weigh_answer(
+    facts: Facts,
+    query: Query,
+    others: tuple[Query, ...],
+    answer: messages.StatusAnswer,
+    *,
+    trusted: bool,
+    at: datetime,
+    policy: Policy,
+) -> Action:
     if wrong := _answer_mismatch(facts, answer):
         return _mismatch(facts, wrong, at)
     status = answer.payment_status
@@ -239,7 +200,25 @@ def weigh_answer(
     if not trusted and not (status == "completed" and corroborated):
         return _untrusted_answer(facts, status, is_new, at, policy)
     if status == "completed":
+        if answer.is_thin and not corroborated and facts.state != "PAID":
+            return _ask_again(facts, is_new, at, policy)
         return Action("pay", "", receipt=answer.receipt or facts.receipt, keeps_answer=is_new)
+    if status == "reversed":
+        return _reversed(facts, is_new)
+    return _weigh_no_payment(facts, query, others, status, is_new=is_new, at=at, policy=policy)
+
+
+def _weigh_no_payment(
+    facts: Facts,
+    query: Query,
+    others: tuple[Query, ...],
+    status: str,
+    *,
+    is_new: bool,
+    at: datetime,
+    policy: Policy,
+) -> Action:
+    """Weigh an answer that we believe and that reports no payment."""
     if (
         facts.state == "FAILED"
         and facts.next_query_at is not None
@@ -253,6 +232,8 @@ def weigh_answer(
     if status == "failed" and current:
         return _weigh_failure(facts, query, others, is_new=is_new, at=at, policy=policy)
     if status == "not_found" and current and _may_resend(facts, at, policy):
+        if not facts.settlement_stands:
+            return Action("nothing", "not found, and not sent again: its settlement is undone", keeps_answer=is_new)
         return Action("resend", "not found: the same request is sent again", keeps_answer=is_new)
     return Action("nothing", f"in doubt: {status} proves nothing", keeps_answer=is_new)
 
@@ -269,6 +250,29 @@ def _answer_mismatch(facts: Facts, answer: messages.StatusAnswer) -> str:
     if receiver is not None and not message_fields.phone_is_compatible(receiver, facts.phone_number):
         return "the answer names another phone"
     return ""
+
+
+def _ask_again(facts: Facts, is_new: bool, at: datetime, policy: Policy) -> Action:
+    """Ask again after an answer that says Completed without id, amount or receiver. A second source must agree."""
+    step: Step = "doubt" if facts.state in UNDER_WAY else "ask" if facts.state == "FAILED" else "nothing"
+    return Action(
+        step,
+        "in doubt: Completed without id, amount or receiver. A second query is due",
+        ask_at=at + policy.query_gap if step != "nothing" else None,
+        keeps_answer=is_new,
+    )
+
+
+def _reversed(facts: Facts, is_new: bool) -> Action:
+    """Hold a payout whose payment M-Pesa reversed. Whether the member has the money is for a person to check."""
+    return Action(
+        "hold",
+        "held: M-Pesa says that it reversed the payment",
+        hold_reason="M-Pesa says that it reversed this payment. Check M-Pesa's statement before you pay again.",
+        keeps_answer=is_new,
+        alarm=f"Attempt {facts.attempt}: M-Pesa says that it reversed the payment",
+        level="critical",
+    )
 
 
 def _untrusted_answer(facts: Facts, status: str, is_new: bool, at: datetime, policy: Policy) -> Action:
@@ -323,7 +327,7 @@ def _weigh_failure(
         return Action(
             "hold",
             "held: the result says paid, the queries say failed",
-            words="M-Pesa's result says paid, its records say failed. Check M-Pesa's statement.",
+            hold_reason="M-Pesa's result says paid, its records say failed. Check M-Pesa's statement.",
             keeps_answer=is_new,
             alarm=f"Attempt {facts.attempt}: its result says paid, the status queries say failed",
             level="critical",

@@ -12,7 +12,6 @@ The filled slots are counted from the attempts, so no counter can be lost. The b
 from collections.abc import Iterable
 from datetime import datetime
 
-from django.db import connection
 from django.db.models import Count, Exists, OuterRef, Q
 
 from payments.models import Attempt, Settlement, Transaction
@@ -39,7 +38,7 @@ def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transacti
     ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
     settlements = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
     locked = list(settlements.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
-    active = _lock_active(ids)
+    active = eligibility.lock_active(ids)
     free = _free_slots(locked, policy)
     allowed = []
     for payout in payouts:
@@ -51,18 +50,6 @@ def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transacti
         if slots is not None and payout.settlement_id is not None:
             free[payout.settlement_id] = slots - 1
     return allowed
-
-
-_LOCK_ACTIVE = f"""
-    SELECT s.id FROM payments_settlement s WHERE s.id = ANY (%s) AND {eligibility.ACTIVE} ORDER BY s.id FOR SHARE
-"""  # noqa: S608 - a fragment of eligibility
-
-
-def _lock_active(settlement_ids: Iterable[int]) -> set[int]:
-    """Return the settlements that are neither undone nor stopped, and lock them in this state until the commit."""
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK_ACTIVE, [sorted(settlement_ids)])
-        return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 
 def _free_slots(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:

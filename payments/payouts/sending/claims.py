@@ -135,22 +135,25 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
 
     An id is sent again only within the resend horizon of its first POST (`attempts.within_horizon`).
     A request that would pass the member's limit of a new day is not sent again. We only ask about it.
-    Locks: Transactions (skipping locked ones), the Attempts, then the members' DayTotals.
+    Locks: Transactions (skipping locked ones), the Attempts, the members' DayTotals, then the Settlements, FOR SHARE.
     """
     with transaction.atomic(durable=True):
         doubtful = list(_resendable(at).order_by("resend_at").values_list("transaction", flat=True)[:limit])
         payouts = Transaction.objects.filter(pk__in=doubtful)
-        leaving = []
+        resendable = []
         for payout in payouts.order_by("pk").select_for_update(skip_locked=True, no_key=True, of=("self",)):
             attempt = payouts_attempts.open_attempt(payout)
             if attempt is None or attempt.state != State.IN_DOUBT or attempt.resend_at is None:
                 continue
             due = payout.status == Status.PROCESSING and not receivables.was_recalled(payout.pk)
             if due and payouts_attempts.within_horizon(attempt, at, policy):
-                leaving.append((payout, attempt))
+                resendable.append((payout, attempt))
             else:
                 payouts_attempts.resend_at(attempt, None)
-        leaving, counted = _resends_within_day_limit(leaving, at, policy)
+        leaving, counted = _resends_within_day_limit(resendable, at, policy)
+        # An undo or a stop may have committed after the attempts were selected.
+        active = eligibility.lock_active({payout.settlement_id for payout, _ in leaving if payout.settlement_id})
+        leaving = [pair for pair in leaving if pair[0].settlement_id is None or pair[0].settlement_id in active]
         if leaving:  # `allowance` may use up a probe, so call it only if a request really leaves.
             leaving = leaving[: breakers.allowance(at=at, policy=policy)]
         day_limit.confirm(counted, sent={payout.pk for payout, _ in leaving}, at=at)

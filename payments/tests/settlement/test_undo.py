@@ -29,8 +29,10 @@ from testing.payout_steps import (
     THROTTLED,
     after,
     answer,
+    ask_and_answer,
     deliver_result,
     failed,
+    not_found_body,
     result_body,
     sent,
     states,
@@ -349,7 +351,16 @@ def test_request_in_doubt_is_not_sent_again_after_an_undo(db: None) -> None:
     assert not claims.any_due(at=after(41), policy=POLICY)
     assert claims.claim_resends(at=after(41), policy=POLICY, addresses=ADDRESSES, limit=10) == []
     attempt.refresh_from_db()
-    assert attempt.state == "IN_DOUBT"
+    assert (attempt.state, attempt.resend_at) == ("IN_DOUBT", None)
+
+
+def test_not_found_after_an_undo_promises_no_resend(db: None) -> None:
+    made, (winner, _), _ = settled()
+    attempt = sent(payout_of(winner, made), READ_TIMEOUT)
+    builders.undo(made, at=after(10))
+    outcome = ask_and_answer(attempt, not_found_body(), after(20))
+    attempt.refresh_from_db()
+    assert (outcome, attempt.resend_at) == ("not found, and not sent again: its settlement is undone", None)
 
 
 def test_failed_held_and_redirected_payouts_come_back(db: None) -> None:

@@ -7,7 +7,7 @@ from django.db import transaction
 
 from markets.models import Market
 from payments.ledger import journal
-from payments.models import Recovery, Settlement, Transaction
+from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import proposals, settling, undo
 from testing import builders, settlement_steps
@@ -20,6 +20,7 @@ from testing.payout_steps import (
     ask_and_answer,
     deliver_result,
     failed,
+    resends,
     result_body,
     sent,
     states,
@@ -168,3 +169,19 @@ def test_waiting_proposal_refuses_an_undo(db: None) -> None:
 
     # then
     assert Settlement.objects.get().state == "SETTLED"
+
+
+def test_stop_that_begins_during_a_resend_stops_the_resend(transactional_db: None) -> None:
+    # given: M-Pesa does not know the request, so it is due to be sent again
+    made, (winner, _) = settled()
+    sent(payout_of(winner, made), READ_TIMEOUT)
+    Attempt.objects.filter(transaction__user=winner).update(resend_at=after(30))
+
+    with transaction.atomic():
+        # when: a proposed undo stops the settlement after the sender has selected the request
+        Settlement.objects.filter(market=made).update(stopped_at=after(35))
+        resending = begin(lambda: resends(after(40)))
+        builders.wait_until_one_waits()
+
+    # then
+    assert resending.result(timeout=60) == []

@@ -1,384 +1,403 @@
-"""Rules of evidence: results and timeouts, the states they reach, and the transfers they book."""
+"""Rules of evidence as a table: each message about each state of an attempt, without a database."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from payments.models import Attempt, Callback, Transaction
-from payments.policy import Policy
-from testing import builders, payout_steps
-from testing.builders import nothing_moved
-from testing.payout_steps import (
-    ADDRESSES,
-    CHARGE,
-    KES_285,
-    MISMATCHES,
-    PRODUCTION,
-    RECEIPT,
-    after,
-    answer,
-    ask_and_answer,
-    balances,
-    booked,
-    deliver_result,
-    nothing_moved_but_callbacks,
-    payment_transfers,
-    question,
-    refused,
-    result_body,
-    sent,
-    states,
-    status_body,
+from payments.models import Attempt
+from payments.mpesa import messages
+from payments.mpesa.message_fields import Parameters
+from payments.payouts.evidence import records, rules
+from testing.builders import AT, policy
+
+POLICY = policy()
+OCID, PHONE, RECEIPT, CONVERSATION = "KASOKO-1-7-0a1b2c3d-1", "254700000001", "SKG7ABCDEF", "AG_20260216_1"
+OPEN = [str(state) for state in Attempt.OPEN]
+UNDER_WAY = ["SENDING", "ACCEPTED", "IN_DOUBT"]
+ALL = [*OPEN, "PAID", "FAILED"]
+FACTS = records.Facts(
+    attempt=OCID,
+    state="ACCEPTED",
+    payout_status="PROCESSING",
+    settlement_stands=True,
+    originator_conversation_id=OCID,
+    conversation_id=CONVERSATION,
+    amount=Decimal(285),
+    phone_number=PHONE,
+    opened_at=AT,
+    posted_at=AT,
+    first_sent_at=AT,
+    next_query_at=AT,
+    known_at=None,
+    result_code="",
+    result_words="",
+    receipt="",
+    paid_report="",
 )
-
-pytestmark = pytest.mark.django_db
-
-
-def test_matching_result_pays(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt), after(3))
-
-    # then
-    assert outcome == "paid"
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-    assert (payout.receipt, payout.completed_at, payout.reason) == (RECEIPT, after(3), "")
-    assert (attempt.receipt, attempt.closed_at, attempt.next_query_at) == (RECEIPT, after(3), None)
-    assert booked(payout) == payment_transfers(payout, attempt)
-    assert balances(payout) == {"mpesa_utility": -KES_285, "charge_expense": CHARGE}
-    payout.user.refresh_from_db()
-    assert payout.user.balance == 0
+NEVER_LEFT = replace(FACTS, state="WAITING", first_sent_at=None)
+Question = Callable[..., records.Action]
 
 
-def test_result_before_the_acknowledgement_pays_once(payout: Transaction) -> None:
-    # given
-    (claim,) = payout_steps.claims()
-    attempt = Attempt.objects.get(pk=claim.attempt_id)
-    deliver_result(attempt, result_body(attempt), after(1))
+def after(seconds: float) -> datetime:
+    return AT + timedelta(seconds=seconds)
 
-    # when
-    attempt = payout_steps.put_through(claim, at=after(2))
 
-    # then
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-    assert attempt.conversation_id == "AG_20260216_1"
-    assert booked(payout) == payment_transfers(payout, attempt)
+def result(code: str = "0", *, final: bool = True, without: str = "", **changed: Any) -> messages.Result:
+    """Return a result of FACTS with this code, without one parameter and with changed fields."""
+    values = {
+        "TransactionAmount": changed.pop("amount", Decimal(285)),
+        "TransactionReceipt": RECEIPT,
+        "ReceiverPartyPublicName": f"{changed.pop('phone', PHONE)} - JOHN DOE",
+    }
+    complete = messages.Result(
+        result_type=0 if final else 1,
+        result_code=code,
+        result_desc="Words.",
+        originator_conversation_id=OCID,
+        conversation_id=CONVERSATION,
+        transaction_id=None,
+        external_reference=None,
+        parameters=Parameters(tuple(pair for pair in values.items() if pair[0] != without)),
+    )
+    return replace(complete, **changed)
+
+
+def answer(
+    status: messages.PaymentStatus = "completed", *, thin: bool = False, **changed: Any
+) -> messages.StatusAnswer:
+    """Return an answer about FACTS with this status, without any detail if `thin`."""
+    complete = messages.StatusAnswer(
+        result_code="0",
+        result_desc="Words.",
+        payment_status=status,
+        status_text=status.title(),
+        originator_conversation_id=None if thin else OCID,
+        conversation_id=None,
+        receipt=None if thin else RECEIPT,
+        amount=None if thin else Decimal(285),
+        receiver_phone=None,
+        receiver_phone_visible=None if thin else PHONE,
+        initiated_at=None,
+        finalised_at=None,
+        charge=None,
+        query_originator_conversation_id="q",
+        query_conversation_id="q",
+    )
+    return replace(complete, **changed)
+
+
+def weigh(facts: records.Facts, message: messages.Result, *, trusted: bool = True) -> records.Action:
+    return rules.weigh_result(facts, message, trusted=trusted, at=after(3), policy=POLICY)
+
+
+def weigh_answer(
+    facts: records.Facts,
+    message: messages.StatusAnswer,
+    *,
+    asked_at: float = 30,
+    stored: str = "",
+    others: tuple[records.Query, ...] = (),
+    trusted: bool = True,
+) -> records.Action:
+    query = records.Query(after(asked_at), stored)
+    return rules.weigh_answer(facts, query, others, message, trusted=trusted, at=after(asked_at + 1), policy=POLICY)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ALL)
+def test_trusted_complete_small_payment_is_booked_in_every_state(state: str) -> None:
+    action = weigh(replace(FACTS, state=state), result())
+    assert (action.step, action.receipt) == ("pay", RECEIPT)
+
+
+@pytest.mark.parametrize("state", [*OPEN, "FAILED"])
+@pytest.mark.parametrize("without", ["TransactionAmount", "TransactionReceipt", "ReceiverPartyPublicName"])
+def test_incomplete_payment_is_only_reported(state: str, without: str) -> None:
+    action = weigh(replace(FACTS, state=state), result(without=without))
+    assert (action.step, action.paid_report, action.ask_at) == ("report", "untrusted", after(3))
+
+
+@pytest.mark.parametrize("state", [*OPEN, "FAILED"])
+def test_untrusted_payment_is_only_reported(state: str) -> None:
+    action = weigh(replace(FACTS, state=state), result(), trusted=False)
+    assert (action.step, action.paid_report, action.ask_at) == ("report", "untrusted", after(3))
+
+
+@pytest.mark.parametrize("amount", [POLICY.confirm_above, POLICY.confirm_above + 1])
+def test_large_payment_is_reported_as_trusted_and_confirmed_first(amount: Decimal) -> None:
+    facts = replace(FACTS, amount=amount)
+    action = weigh(facts, result(amount=amount))
+    assert (action.step, action.paid_report) == ("report", "trusted")
+    just_below = replace(FACTS, amount=POLICY.confirm_above - 1)
+    assert weigh(just_below, result(amount=just_below.amount)).step == "pay"
+
+
+@pytest.mark.parametrize("changed", [{"amount": Decimal("284.99")}, {"phone": "254799999999"}], ids=str)
+@pytest.mark.parametrize("state", ALL)
+def test_mismatch_changes_no_state(state: str, changed: dict[str, Any]) -> None:
+    action = weigh(replace(FACTS, state=state), result(**changed))
+    assert action.step == ("ask" if state in UNDER_WAY else "nothing")
+    assert action.level == "error"
+
+
+def test_later_report_never_replaces_a_trusted_report_of_payment() -> None:
+    facts = replace(FACTS, paid_report="trusted", result_code="0", result_words="Paid.", receipt=RECEIPT)
+    action = weigh(facts, result("2040"))
+    assert (action.code, action.words, action.receipt, action.paid_report) == ("0", "Paid.", RECEIPT, "trusted")
+
+
+@pytest.mark.parametrize("code", ["1", "2", "4", "21", "2001", "2040", "SFC_IC0003"])
+def test_definite_failure_is_reported_and_may_open_a_breaker(code: str) -> None:
+    action = weigh(FACTS, result(code))
+    assert (action.step, action.code, action.paid_report, action.trips) == ("report", code, "", code)
+
+
+@pytest.mark.parametrize(("code", "final"), [("17", True), ("26", True), ("999", True), ("2040", False), ("", True)])
+@pytest.mark.parametrize("state", UNDER_WAY)
+def test_other_codes_leave_the_attempt_in_doubt(state: str, code: str, final: bool) -> None:
+    action = weigh(replace(FACTS, state=state), result(code, final=final))
+    assert (action.step, action.ask_at, action.is_known) == ("doubt", after(23), False)
+
+
+@pytest.mark.parametrize("code", ["15", "41"])
+def test_duplicate_code_makes_the_id_known_only_from_a_trusted_sender(code: str) -> None:
+    assert weigh(FACTS, result(code)).is_known
+    assert not weigh(FACTS, result(code), trusted=False).is_known
+    assert weigh(FACTS, result(code)).step == "doubt"
+
+
+@pytest.mark.parametrize("code", ["1", "15", "17", "2040"])
+@pytest.mark.parametrize("facts", [replace(FACTS, state="PAID"), replace(FACTS, state="FAILED"), NEVER_LEFT])
+def test_failure_changes_nothing_once_decided_or_never_sent(facts: records.Facts, code: str) -> None:
+    assert weigh(facts, result(code)).step == "nothing"
+
+
+@pytest.mark.parametrize("state", ALL)
+def test_timeout_only_leaves_an_attempt_in_doubt(state: str) -> None:
+    action = rules.weigh_timeout(replace(FACTS, state=state), at=after(3), policy=POLICY)
+    assert action.step == ("doubt" if state in OPEN else "nothing")
+    assert rules.weigh_timeout(NEVER_LEFT, at=after(3), policy=POLICY).step == "nothing"
+
+
+# --- our conversation id under another id ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [*UNDER_WAY, "WAITING", "FAILED"])
+@pytest.mark.parametrize("named", ["29115-34620561-1", None])
+def test_payment_of_our_conversation_under_another_id_is_kept_and_held(state: str, named: str | None) -> None:
+    action = weigh(replace(FACTS, state=state), result(originator_conversation_id=named))
+    assert (action.step, action.paid_report, action.receipt) == ("report", "trusted", RECEIPT)
+    assert "not under our id" in action.hold_reason
+    assert action.level == "critical"
+
+
+def test_payment_under_another_id_and_another_conversation_is_a_mismatch() -> None:
+    for facts in (FACTS, replace(FACTS, conversation_id="")):
+        action = weigh(facts, result(originator_conversation_id="other", conversation_id="AG_other"))
+        assert (action.step, action.hold_reason) == ("ask", "")
+    no_id = weigh(replace(FACTS, conversation_id=""), result(originator_conversation_id="other", conversation_id=""))
+    assert no_id.step == "ask"
+
+
+def test_payment_that_names_another_of_our_requests_is_a_mismatch() -> None:
+    assert weigh(FACTS, result(originator_conversation_id="KASOKO-1-8-ffffffff-1")).step == "ask"
+
+
+def test_failure_under_another_id_is_a_mismatch() -> None:
+    assert weigh(FACTS, result("2040", originator_conversation_id="other")).step == "ask"
+
+
+# --- results that are booked in bulk ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ALL)
+@pytest.mark.parametrize("status", ["PENDING", "PROCESSING", "HELD", "FAILED", "COMPLETED", "CANCELLED"])
+def test_only_a_payout_under_way_is_plainly_paid(state: str, status: str) -> None:
+    facts = replace(FACTS, state=state, payout_status=status)
+    plainly = rules.is_plainly_paid(facts, result(), trusted=True, at=after(3), policy=POLICY)
+    assert plainly == (state in UNDER_WAY and status == "PROCESSING")
 
 
 @pytest.mark.parametrize(
-    "response", [payout_steps.READ_TIMEOUT, payout_steps.REJECTED, payout_steps.NO_CONNECTION, payout_steps.DUPLICATE]
+    ("facts", "message", "trusted"),
+    [
+        (FACTS, result(), False),
+        (FACTS, result(amount=Decimal(286)), True),
+        (FACTS, result(without="TransactionReceipt"), True),
+        (FACTS, result("17"), True),
+        (FACTS, result(final=False), True),
+        (FACTS, result(originator_conversation_id="other"), True),
+        (replace(FACTS, amount=POLICY.confirm_above), result(amount=POLICY.confirm_above), True),
+    ],
 )
-def test_response_after_the_result_changes_nothing(payout: Transaction, response: payout_steps.Response) -> None:
-    # given
-    (claim,) = payout_steps.claims()
-    attempt = Attempt.objects.get(pk=claim.attempt_id)
-    deliver_result(attempt, result_body(attempt), after(1))
-
-    # when
-    with nothing_moved():
-        payout_steps.put_through(claim, response, at=after(5))
-
-    # then
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-
-
-@pytest.mark.parametrize("change", MISMATCHES.values(), ids=MISMATCHES)
-def test_mismatching_result_moves_nothing_and_is_asked_about(
-    payout: Transaction, alarms: Callable[[], list[str]], change: dict[str, object]
+def test_result_that_proves_less_is_not_plainly_paid(
+    facts: records.Facts, message: messages.Result, trusted: bool
 ) -> None:
-    # given
-    attempt = sent(payout)
-    before = booked(payout)
+    assert not rules.is_plainly_paid(facts, message, trusted=trusted, at=after(3), policy=POLICY)
 
-    # when
-    outcome = deliver_result(attempt, result_body(attempt, **change), after(2))
 
-    # then
-    assert outcome is not None
-    assert outcome.startswith("mismatch: ")
-    assert states(payout, attempt) == ("PROCESSING", "ACCEPTED")
-    assert booked(payout) == before
-    assert len(alarms()) == 1
-    assert "Mismatch" in alarms()[0]
-    assert attempt.next_query_at == after(2)
+# --- answers to status queries ---------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("state", ALL)
+def test_trusted_completed_answer_is_booked_in_every_state(state: str) -> None:
+    action = weigh_answer(replace(FACTS, state=state), answer())
+    assert (action.step, action.receipt, action.keeps_answer) == ("pay", RECEIPT, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "step"),
+    [("SENDING", "doubt"), ("ACCEPTED", "doubt"), ("IN_DOUBT", "doubt"), ("FAILED", "ask"), ("WAITING", "nothing")],
+)
+def test_thin_completed_answer_is_asked_again_and_not_booked(state: str, step: str) -> None:
+    action = weigh_answer(replace(FACTS, state=state), answer(thin=True))
+    assert (action.step, action.keeps_answer) == (step, True)
+    assert action.ask_at == (after(91) if step != "nothing" else None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "others"),
+    [(FACTS, (records.Query(after(20), "completed"),)), (replace(FACTS, paid_report="untrusted"), ())],
+)
+def test_thin_completed_answer_with_a_second_source_is_booked(
+    facts: records.Facts, others: tuple[records.Query, ...]
+) -> None:
+    assert weigh_answer(facts, answer(thin=True), others=others).step == "pay"
+
+
+@pytest.mark.parametrize("detail", ["originator_conversation_id", "amount", "receiver_phone_visible"])
+def test_answer_with_one_matching_detail_is_not_thin(detail: str) -> None:
+    full = answer()
+    assert weigh_answer(FACTS, answer(thin=True, **{detail: getattr(full, detail)})).step == "pay"
+
+
+@pytest.mark.parametrize("state", ALL)
+def test_reversed_answer_goes_to_a_person(state: str) -> None:
+    action = weigh_answer(replace(FACTS, state=state), answer("reversed", thin=True))
+    assert (action.step, action.level, action.keeps_answer) == ("hold", "critical", True)
+    assert "reversed this payment" in action.hold_reason
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "not_found", "unknown", "reversed"])
+def test_untrusted_answer_alone_only_asks_again(status: messages.PaymentStatus) -> None:
+    action = weigh_answer(FACTS, answer(status), trusted=False)
+    assert (action.step, action.ask_at) == ("doubt", after(91))
+    assert action.keeps_answer == (status == "completed")
+
+
+def test_untrusted_completed_answer_with_a_second_source_is_booked() -> None:
+    reported = weigh_answer(replace(FACTS, paid_report="untrusted"), answer(), trusted=False)
+    answered = weigh_answer(FACTS, answer(), others=(records.Query(after(20), "completed"),), trusted=False)
+    assert (reported.step, answered.step) == ("pay", "pay")
 
-@pytest.mark.parametrize("change", MISMATCHES.values(), ids=MISMATCHES)
-def test_matching_result_after_a_mismatch_pays(payout: Transaction, change: dict[str, object]) -> None:
-    # given
-    attempt = sent(payout)
-    deliver_result(attempt, result_body(attempt, **change), after(2))
 
-    # when
-    deliver_result(attempt, result_body(attempt), after(3))
-
-    # then
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-    assert booked(payout) == payment_transfers(payout, attempt)
-
-
-@pytest.mark.parametrize("shown", ["254{1}****{2}", "0{1}***{2}", "0{1}{2}", "+254{1}***{2}", "{full}"])
-def test_compatible_masked_phone_pays(payout: Transaction, shown: str) -> None:
-    # given
-    attempt = sent(payout)
-    number = attempt.phone_number
-    phone = shown.replace("{1}{2}", number[3:]).format("", number[3:6], number[-3:], full=number)
-
-    # when
-    deliver_result(attempt, result_body(attempt, phone=phone))
-
-    # then
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-
-
-def test_result_replayed_at_another_address_pays_nothing() -> None:
-    # given
-    payout, other = builders.payout(285), builders.payout(285)
-    genuine, victim = sent(payout), sent(other)
-    body = result_body(genuine)
-
-    # when
-    outcome = deliver_result(victim, body, after(1))
-
-    # then
-    assert outcome == "mismatch: the result names another request"
-    assert states(other, victim) == ("PROCESSING", "ACCEPTED")
-    assert [key for key, *_ in booked(other)] == [f"send:{victim.pk}"]
-
-
-def assert_only_reported(payout: Transaction, attempt: Attempt, outcome: str | None) -> None:
-    """Assert that a callback is stored as a report: nothing is booked, and a status query is due now."""
-    assert outcome == "reported paid: a status query must confirm it"
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-    assert [key for key, *_ in booked(payout)] == [f"send:{attempt.pk}"]
-    assert attempt.next_query_at == after(2)
-
-
-@pytest.mark.parametrize("missing", ["TransactionAmount", "TransactionReceipt", "ReceiverPartyPublicName"])
-def test_incomplete_result_pays_after_a_status_query(payout: Transaction, missing: str) -> None:
-    # given
-    attempt = sent(payout)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt, without=[missing]), after(2))
-
-    # then
-    assert_only_reported(payout, attempt, outcome)
-    assert ask_and_answer(attempt, status_body(attempt), after(2)) == "paid"
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-    assert booked(payout) == payment_transfers(payout, attempt)
-
-
-def test_large_payment_needs_a_status_query() -> None:
-    # given
-    payout = builders.payout(50_000)
-    attempt = sent(payout)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt), after(2))
-
-    # then
-    assert_only_reported(payout, attempt, outcome)
-    assert ask_and_answer(attempt, status_body(attempt), after(2)) == "paid"
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-
-
-def test_payment_below_the_threshold_needs_no_status_query() -> None:
-    # given
-    payout = builders.payout(49_999)
-    attempt = sent(payout)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt), after(2))
-
-    # then
-    assert outcome == "paid"
-
-
-def test_untrusted_result_in_production_needs_a_status_query(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout, policy=PRODUCTION)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt), after(2), policy=PRODUCTION, trusted=False)
-
-    # then
-    assert_only_reported(payout, attempt, outcome)
-    assert ask_and_answer(attempt, status_body(attempt), after(2), PRODUCTION) == "paid"
-    assert booked(payout) == payment_transfers(payout, attempt)
-
-
-@pytest.mark.parametrize(("policy", "trusted"), [(PRODUCTION, True), (payout_steps.POLICY, False)])
-def test_trusted_result_or_test_environment_pays(payout: Transaction, policy: Policy, trusted: bool) -> None:
-    # given
-    attempt = sent(payout, policy=policy)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt), policy=policy, trusted=trusted)
-
-    # then
-    assert outcome == "paid"
-
-
-def test_failure_code_alone_does_not_fail(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt, 2040), after(2))
-
-    # then
-    assert outcome == "reported failed: a status query must confirm it"
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-    assert (attempt.result_code, attempt.next_query_at) == ("2040", after(2))
-    assert balances(payout) == {"in_flight": KES_285}
-
-
-DOUBTFUL_CODES = ["15", "41", "17", "26", "34", "49", "100000000", "4711", "", "SFC_XX"]
-
-
-@pytest.mark.parametrize("code", DOUBTFUL_CODES)
-def test_indefinite_code_leaves_the_money_in_doubt(payout: Transaction, code: str) -> None:
-    # given
-    attempt = sent(payout)
-
-    # when
-    outcome = deliver_result(attempt, result_body(attempt, code), after(2))
-
-    # then
-    assert outcome is not None
-    assert outcome.startswith("in doubt")
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-    assert attempt.next_query_at == after(20)
-    assert balances(payout) == {"in_flight": KES_285}
-
-
-@pytest.mark.parametrize("code", DOUBTFUL_CODES)
-def test_indefinite_code_is_no_second_source_for_a_failed_query(payout: Transaction, code: str) -> None:
-    # given
-    attempt = sent(payout)
-    deliver_result(attempt, result_body(attempt, code), after(2))
-
-    # when
-    ask_and_answer(attempt, status_body(attempt, "Failed"), after(20))
-
-    # then
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-
-
-@pytest.mark.parametrize("code", [0, 2040])
-def test_result_that_is_not_final_proves_nothing(payout: Transaction, code: int) -> None:
-    # given
-    attempt = sent(payout)
-
-    # when
-    deliver_result(attempt, result_body(attempt, code, result_type=1), after(2))
-
-    # then
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-    assert attempt.result_code == ""
-    assert balances(payout) == {"in_flight": KES_285}
-
-
-def test_queue_timeout_proves_nothing(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout)
-
-    # when
-    outcome = payout_steps.deliver_timeout(ADDRESSES.token(attempt.originator_conversation_id), after(2))
-
-    # then
-    assert outcome == "in doubt: a queue timeout proves nothing"
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-    assert balances(payout) == {"in_flight": KES_285}
-    assert deliver_result(attempt, result_body(attempt), after(4)) == "paid"
-
-
-def test_queue_timeout_after_payment_changes_nothing(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout)
-    deliver_result(attempt, result_body(attempt), after(1))
-
-    # when
-    with nothing_moved_but_callbacks():
-        outcome = payout_steps.deliver_timeout(ADDRESSES.token(attempt.originator_conversation_id), after(2))
-
-    # then
-    assert outcome == "PAID already"
-
-
-def test_queue_timeout_of_a_query_changes_nothing(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout)
-    query = question(attempt, after(20))
-
-    # when
-    with nothing_moved_but_callbacks():
-        payout_steps.deliver_timeout(query.token, after(25))
-
-    # then
-    assert Callback.objects.get().query_id == query.query_id
-    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
-
-
-def test_failure_report_on_an_unsent_request_changes_nothing(payout: Transaction) -> None:
-    # given
-    attempt = sent(payout, payout_steps.NO_CONNECTION)
-
-    # when
-    with nothing_moved_but_callbacks():
-        outcome = deliver_result(attempt, result_body(attempt, 2040), after(2))
-
-    # then
-    assert outcome == "ignored: this request never left us"
-    assert states(payout, attempt) == ("PENDING", "WAITING")
-
-
-def test_failure_after_payment_changes_nothing(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
-    # given
-    attempt = sent(payout)
-    early = question(attempt, after(20))
-    deliver_result(attempt, result_body(attempt), after(21))
-
-    # when
-    with nothing_moved_but_callbacks():
-        outcomes = [
-            deliver_result(attempt, result_body(attempt, 2040), after(22)),
-            answer(early, status_body(attempt, "Failed"), after(23)),
-        ]
-
-    # then
-    assert outcomes == ["still paid: a failure after proof of payment changes nothing", "PAID already"]
-    assert len(alarms()) == 1
-    assert states(payout, attempt) == ("COMPLETED", "PAID")
-
-
-def test_repeated_failure_changes_nothing(payout: Transaction) -> None:
-    # given
-    attempt = refused(payout)
-
-    # when
-    with nothing_moved_but_callbacks():
-        outcome = deliver_result(attempt, result_body(attempt, 2040), after(60))
-
-    # then
-    assert outcome == "failed already"
-
-
-def test_only_a_trusted_paid_report_survives_a_later_failure_report() -> None:
-    # given
-    large, small = sent(builders.payout(50_000)), sent(builders.payout(285), policy=PRODUCTION)
-
-    # when
-    deliver_result(large, result_body(large), after(2))
-    deliver_result(small, result_body(small), after(2), policy=PRODUCTION, trusted=False)
-    reports = [Attempt.objects.get(pk=attempt.pk).paid_report for attempt in (large, small)]
-    for attempt in (large, small):
-        deliver_result(attempt, result_body(attempt, 2040), after(3), policy=PRODUCTION)
-
-    # then
-    assert reports == ["trusted", "untrusted"]
-    columns = Attempt.objects.order_by("pk").values_list("result_code", "paid_report")
-    assert list(columns) == [("0", "trusted"), ("2040", "")]
+@pytest.mark.parametrize("code", ["1", "2040", "2001"])
+def test_failed_answer_and_definite_code_together_fail(code: str) -> None:
+    action = weigh_answer(replace(FACTS, result_code=code, result_words="Words."), answer("failed"))
+    assert (action.step, action.code, action.words) == ("fail", code, "Words.")
+
+
+@pytest.mark.parametrize(
+    ("others", "stored", "step"),
+    [
+        ((), "", "doubt"),
+        ((records.Query(after(-5), "failed"),), "", "doubt"),  # Asked before the latest POST.
+        ((records.Query(after(1), "failed"),), "", "doubt"),  # Too close.
+        ((records.Query(after(0), "failed"),), "", "fail"),
+        ((records.Query(after(0), "not_found"),), "", "doubt"),
+        ((records.Query(after(0), "failed"),), "completed", "doubt"),  # An untrusted answer took the query's place.
+        ((records.Query(after(0), "failed"), records.Query(after(70), "failed")), "completed", "fail"),
+    ],
+)
+def test_two_failed_answers_must_lie_apart(others: tuple[records.Query, ...], stored: str, step: str) -> None:
+    assert weigh_answer(FACTS, answer("failed"), asked_at=60, others=others, stored=stored).step == step
+
+
+@pytest.mark.parametrize(("report", "step"), [("", "fail"), ("untrusted", "fail"), ("trusted", "hold")])
+def test_two_failed_answers_against_a_trusted_report_of_payment_hold(report: str, step: str) -> None:
+    facts = replace(FACTS, state="IN_DOUBT", paid_report=report, result_code="0" if report else "")
+    first = (records.Query(after(0), "failed"),)
+    action = weigh_answer(facts, answer("failed"), asked_at=60, others=first)
+    assert (action.step, bool(action.hold_reason)) == (step, step == "hold")
+
+
+def test_answer_older_than_the_latest_post_says_nothing() -> None:
+    facts = replace(FACTS, state="IN_DOUBT", posted_at=after(31), result_code="2040")
+    assert weigh_answer(facts, answer("failed")).step == "nothing"
+    assert weigh_answer(facts, answer("not_found")).step == "nothing"
+    assert weigh_answer(replace(facts, posted_at=after(30)), answer("failed")).step == "fail"
+
+
+@pytest.mark.parametrize(
+    ("changed", "step"),
+    [
+        ({}, "resend"),
+        ({"state": "ACCEPTED"}, "nothing"),
+        ({"known_at": AT}, "nothing"),
+        ({"paid_report": "trusted"}, "nothing"),
+        ({"paid_report": "untrusted"}, "resend"),
+        ({"settlement_stands": False}, "nothing"),
+        ({"first_sent_at": AT - POLICY.resend_horizon + timedelta(seconds=31)}, "nothing"),
+        ({"first_sent_at": AT - POLICY.resend_horizon + timedelta(seconds=32)}, "resend"),
+    ],
+    ids=str,
+)
+def test_not_found_sends_the_same_id_again_only_if_that_is_safe(changed: dict[str, Any], step: str) -> None:
+    facts = replace(FACTS, **{"state": "IN_DOUBT", **changed})
+    assert weigh_answer(facts, answer("not_found")).step == step
+
+
+@pytest.mark.parametrize(
+    ("status", "report", "step"),
+    [
+        ("failed", "", "stop_asking"),
+        ("failed", "trusted", "stop_asking"),
+        ("not_found", "", "stop_asking"),
+        ("not_found", "untrusted", "nothing"),
+        ("unknown", "", "nothing"),
+    ],
+)
+def test_failed_attempt_is_asked_about_until_confirmed(status: messages.PaymentStatus, report: str, step: str) -> None:
+    facts = replace(FACTS, state="FAILED", paid_report=report)
+    assert weigh_answer(facts, answer(status)).step == step
+    assert weigh_answer(replace(facts, next_query_at=None), answer(status)).step == "nothing"
+
+
+@pytest.mark.parametrize("stored", ["completed", "failed", "reversed"])
+def test_decisive_stored_answer_stays(stored: str) -> None:
+    assert not weigh_answer(FACTS, answer("unknown"), stored=stored).keeps_answer
+    assert weigh_answer(FACTS, answer("unknown"), stored="not_found").keeps_answer
+
+
+@pytest.mark.parametrize("code", ["21", "2001", "8006", "TP40153"])
+def test_refused_query_opens_the_credentials_breaker(code: str) -> None:
+    action = weigh_answer(FACTS, answer("unknown", result_code=code))
+    assert (action.step, action.trips) == ("nothing", code)
+
+
+@pytest.mark.parametrize("code", ["0", "1", "49", "2040", "SFC_IC0003"])
+def test_other_codes_of_a_query_open_no_breaker(code: str) -> None:
+    assert weigh_answer(FACTS, answer("unknown", result_code=code)).trips == ""
+
+
+@pytest.mark.parametrize("changed", [{"amount": Decimal(286)}, {"originator_conversation_id": "other"}], ids=str)
+def test_answer_about_another_payment_changes_no_state(changed: dict[str, Any]) -> None:
+    for state in ALL:
+        action = weigh_answer(replace(FACTS, state=state), answer(**changed))
+        assert action.step == ("ask" if state in UNDER_WAY else "nothing")
+
+
+# --- the guide's plain callback --------------------------------------------------------------------------------------
+
+
+def test_plain_failure_is_believed_only_if_no_request_can_have_left() -> None:
+    sent = rules.weigh_plain_result(FACTS, result("2040"), at=after(3))
+    manual = rules.weigh_plain_result(replace(FACTS, first_sent_at=None), result("2040"), at=after(3))
+    assert (sent.step, sent.trips, manual.step) == ("report", "", "fail")
+    assert rules.weigh_plain_result(FACTS, result(), at=after(3)).step == "pay"

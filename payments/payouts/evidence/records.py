@@ -1,0 +1,96 @@
+"""Frozen records of the rules of evidence: facts about an attempt, its status queries, and actions. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from payments.policy import Policy
+
+Step: TypeAlias = Literal["nothing", "ask", "doubt", "report", "pay", "fail", "hold", "resend", "stop_asking"]
+Level: TypeAlias = Literal["", "warning", "error", "critical"]
+
+# States of a request that may be at M-Pesa.
+UNDER_WAY = ("SENDING", "ACCEPTED", "IN_DOUBT")
+# A later answer to the same status query never replaces one of these answers.
+DECISIVE = ("completed", "failed", "reversed")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about an attempt and its payout, as stored.
+
+    `conversation_id` is Daraja's id of the request. `settlement_stands`: the payout's settlement is not undone.
+    `paid_report`: "" (none), "untrusted" or "trusted", if a callback reported a payment that is not booked yet.
+    `result_code` and `result_words` are those of the latest callback.
+    """
+
+    attempt: str
+    state: str
+    payout_status: str
+    settlement_stands: bool
+    originator_conversation_id: str
+    conversation_id: str
+    amount: Decimal
+    phone_number: str
+    opened_at: datetime
+    posted_at: datetime | None
+    first_sent_at: datetime | None
+    next_query_at: datetime | None
+    known_at: datetime | None
+    result_code: str
+    result_words: str
+    receipt: str
+    paid_report: str
+
+    @property
+    def never_left(self) -> bool:
+        """True if no POST of the attempt left us. Then only proof of payment can change the attempt."""
+        return self.state == "WAITING" and self.first_sent_at is None
+
+    def within_horizon(self, at: datetime, policy: Policy) -> bool:
+        """Return True if the attempt's id may still be sent again."""
+        return self.first_sent_at is None or at < self.first_sent_at + policy.resend_horizon
+
+
+@dataclass(frozen=True)
+class Query:
+    """A status query about an attempt, and the answer stored for it ("" if none came)."""
+
+    asked_at: datetime
+    answer: str
+
+
+@dataclass(frozen=True)
+class Action:
+    """The consequence of one message. `outcome` says it in words for the callback.
+
+    - nothing: no change.
+    - ask: the next status query is due at `ask_at`.
+    - doubt: the attempt is in doubt, and the next status query is due at `ask_at` at the latest.
+    - report: `code`, `words`, `receipt` and `paid_report` are kept on the attempt, and M-Pesa is asked at `ask_at`.
+    - pay: the payment is booked with `receipt`.
+    - fail: the attempt is proven unpaid, with `code` and `words`.
+    - hold: no change of the attempt.
+    - resend: the same id is sent again.
+    - stop_asking: a proven failure needs no further status query.
+
+    `hold_reason`: the payout also waits for a person, if it is pending or under way, for this reason.
+    `is_known`: M-Pesa said that it has this id. `keeps_answer`: the answer is stored on its query. `trips`: a code
+    that may open a breaker, for the reason `trip_reason`. `alarm`: the text of an alarm of `level`.
+    """
+
+    step: Step
+    outcome: str
+    ask_at: datetime | None = None
+    code: str = ""
+    words: str = ""
+    receipt: str = ""
+    paid_report: str = ""
+    hold_reason: str = ""
+    is_known: bool = False
+    keeps_answer: bool = False
+    trips: str = ""
+    trip_reason: str = ""
+    alarm: str = ""
+    level: Level = ""
