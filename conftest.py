@@ -29,7 +29,8 @@ from payments.policy import Policy
 from testing import browsing, builders
 from users import roles
 
-BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "dispatcher", "dispatcher_thread", "broker")
+BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
+BUILT_FROM_SETTINGS += ("dispatcher_thread", "broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:

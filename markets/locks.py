@@ -8,6 +8,7 @@ number:
 | 7 | `market_lock(id)` | one market; bets share the lock | this module, `wallet.bets`, a trigger of `markets` |
 | 8 | `AUDIT_CHAIN` | the end of the audit trail | a trigger of `users`, which may not import this module |
 | 9 | `certificate_lock(id)` | the issuing of one settlement's certificate | `settlement.certificates.issuing` |
+| 10 | `RESTORES` | a new restore; settlements share it while they are finished | `payouts.restores` |
 
 A transaction holds each of these locks until it ends. A new kind takes the next byte and a row in this table.
 """
@@ -18,6 +19,7 @@ from markets.models import Market
 from users.refusal import Refusal
 
 AUDIT_CHAIN = (8 << 56) + (2 << 48) + 1
+RESTORES = 10 << 56
 
 
 def market_lock(market_id: int) -> int:

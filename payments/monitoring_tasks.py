@@ -20,7 +20,8 @@ from payments.settlement.decision import Decision
 
 @shared_task(name="payments.overview_tasks.heartbeat", bind=True)
 def heartbeat(self: Task) -> None:
-    """Record that beat is alive, and that the worker that runs this task is alive."""
+    """Record that beat, this worker and the database are alive. Notice if the database has lost commits."""
+    wiring.restore_watch()()
     overview.beat(worker=self.request.hostname or "unknown", at=timezone.now())
 
 

@@ -24,6 +24,8 @@ class Policy:
     confirm_above: Decimal
     settlement_chunk: int
     max_attempts: int = 20
+    payouts_a_second: Decimal = Decimal(5)
+    in_flight: int = 400
     canary: tuple[int, ...] = ()
     paused: bool = False
     breaker_pause: timedelta = timedelta(seconds=1)
@@ -61,6 +63,8 @@ class Policy:
             confirm_above=settings.MPESA_CONFIRM_ABOVE,
             settlement_chunk=settings.SETTLEMENT_CHUNK,
             max_attempts=settings.PAYOUT_MAX_ATTEMPTS,
+            payouts_a_second=settings.PAYOUT_TPS,
+            in_flight=settings.PAYOUT_IN_FLIGHT,
             canary=settings.PAYOUT_CANARY,
             paused=settings.PAYOUTS_PAUSED,
             breaker_pause=timedelta(seconds=settings.BREAKER_PAUSE),

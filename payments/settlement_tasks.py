@@ -17,6 +17,7 @@ from django.utils import timezone
 from payments import disputes, failpoints, wiring
 from payments.payouts import float_balance
 from payments.payouts.evidence import callbacks
+from payments.payouts.restores import procedure
 from payments.payouts.sending import claims
 from payments.settlement import pacing, settling, undo
 from payments.settlement.certificates import issuing
@@ -108,7 +109,13 @@ def apply_stored_callbacks() -> None:
 
 @shared_task(name="payments.settlement_tasks.ask_about_doubts")
 def ask_about_doubts() -> None:
-    """Sweep: ask M-Pesa about requests whose result has been unknown for too long."""
+    """Sweep: ask M-Pesa about requests whose result has been unknown for too long, or that a restore may have lost."""
+    procedure.advance(
+        at=timezone.now(),
+        policy=wiring.policy(),
+        addresses=wiring.addresses(),
+        keep_going=pacing.for_seconds(pacing.TASK_SECONDS),
+    )
     wiring.dispatcher().ask_due(for_seconds=pacing.TASK_SECONDS)
 
 

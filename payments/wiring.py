@@ -16,6 +16,8 @@ from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
+from payments.payouts.restores import detection
+from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
 from payments.policy import Policy
@@ -180,6 +182,13 @@ def bulk_gateway() -> BulkGateway:
 
 
 @cache
+def restore_watch() -> detection.Watch:
+    """Return the watch that notices a database that has lost commits. It wakes the worker that lists the payouts."""
+    copies = Copies(connection=broker(), path=settings.STATE_DIR / "database-heartbeat")
+    return detection.Watch(copies=copies, policy=policy(), clock=timezone.now, noticed=lambda _: hint(ASK_ABOUT_DOUBTS))
+
+
+@cache
 def dispatcher() -> Dispatcher:
     """Return the dispatcher of due payouts."""
     return Dispatcher(
@@ -190,6 +199,7 @@ def dispatcher() -> Dispatcher:
         addresses=addresses(),
         policy=policy(),
         clock=timezone.now,
+        before_claim=restore_watch(),
         in_flight=settings.PAYOUT_IN_FLIGHT,
     )
 

@@ -26,10 +26,25 @@ from api.console.pages import (
     payouts,
     receivables,
     resolve,
+    restores,
     sending,
 )
 
-PAGES = (home, markets, resolve, decisions, disputes, payouts, in_doubt, ledger, receivables, members, audit, sending)
+PAGES = (
+    home,
+    markets,
+    resolve,
+    decisions,
+    disputes,
+    payouts,
+    in_doubt,
+    restores,
+    ledger,
+    receivables,
+    members,
+    audit,
+    sending,
+)
 
 
 class Console(UnfoldAdminSite):

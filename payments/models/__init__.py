@@ -7,14 +7,17 @@ from payments.models.disputes import Dispute, DisputeEvent
 from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
 from payments.models.monitoring import Figures, Heartbeat, InvariantCheck
 from payments.models.payouts import Attempt, Breaker, Callback, FloatReading, StatusQuery, Transaction
+from payments.models.restores import AskFirst, DatabaseHeartbeat, Restore, RestoreDecision
 from payments.models.settlements import Settlement
 
 __all__ = [
+    "AskFirst",
     "Attempt",
     "Breaker",
     "Callback",
     "Certificate",
     "CertificateBlock",
+    "DatabaseHeartbeat",
     "DayTotal",
     "Dispute",
     "DisputeEvent",
@@ -26,6 +29,8 @@ __all__ = [
     "LedgerDay",
     "Proposal",
     "Recovery",
+    "Restore",
+    "RestoreDecision",
     "Settlement",
     "StatusQuery",
     "Transaction",

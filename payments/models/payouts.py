@@ -182,6 +182,13 @@ class Attempt(models.Model):
         null=True, help_text="When M-Pesa said that it already has this id, which is then never sent again."
     )
     counted_on = models.DateField(null=True, help_text="The Nairobi day on which it counts for the member's limit.")
+    asked_first_at = models.DateTimeField(
+        null=True, help_text="When we began to ask about it before it left, because a restore may have lost its row."
+    )
+    cleared_at = models.DateTimeField(
+        null=True,
+        help_text="When two people decided that it may leave after a restore, if M-Pesa does not know its id.",
+    )
     result_code = models.CharField(max_length=20, blank=True)
     paid_report = models.CharField(
         max_length=9,

@@ -29,10 +29,12 @@ from payments.models import (
     InvariantCheck,
     Proposal,
     Recovery,
+    Restore,
     Transaction,
     Verdict,
 )
 from payments.payouts import float_balance
+from payments.payouts.restores import asking
 from payments.settlement import market_overview
 
 Status = Transaction.Status
@@ -88,6 +90,7 @@ class Now:
     broken: list[InvariantCheck]
     books_checked_at: datetime | None
     heartbeats: list[Heartbeat]
+    restores: list[tuple[Restore, int]]
 
 
 def now(*, at: datetime) -> Now:
@@ -120,6 +123,7 @@ def now(*, at: datetime) -> Now:
         broken=[check for check in checks if check.broken_count],
         books_checked_at=checks[0].checked_at if len(checks) == len(invariants.INVARIANTS) else None,
         heartbeats=list(Heartbeat.objects.order_by("name")),
+        restores=[(restore, count) for restore, count in asking.progress() if count or restore.stops_sending],
     )
 
 

@@ -50,9 +50,10 @@ def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
     """Return True if the attempt's id may still be sent again.
 
     M-Pesa does not publish how long its check for duplicates remembers an id. We therefore send an id again for a
-    limited time only.
+    limited time only. After a restore two people may give an attempt this time once more (`cleared_at`).
     """
-    return attempt.first_sent_at is None or at < attempt.first_sent_at + policy.resend_horizon
+    first = attempt.first_sent_at
+    return first is None or at < max(first, attempt.cleared_at or first) + policy.resend_horizon
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------

@@ -135,22 +135,30 @@ def lift(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) ->
     Locks: the Breaker, then the end of the audit trail.
     """
     with transaction.atomic(durable=True):
-        breaker = _locked(cause)
-        if breaker.opened_at is None:
-            return
-        before = {"sending": "stopped", "since": breaker.opened_at, "reason": breaker.reason}
-        breaker.opened_at, breaker.probe_at, breaker.probes, breaker.closed_at = None, None, 0, at
-        breaker.save()
-        log.warning("The stop (%s) is ended by user %s: %s", cause, by.user_id, reason)
-        audit.record(
-            action="sending.lift",
-            by=by,
-            subject=f"breaker:{cause}",
-            before=before,
-            after={"sending": "on"},
-            at=at,
-            reason=reason,
-        )
+        end_stop(cause, by=by, reason=reason, at=at)
+
+
+def end_stop(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) -> None:
+    """Do the work of `lift` in the caller's transaction.
+
+    Locks: the Breaker, then the end of the audit trail.
+    """
+    breaker = _locked(cause)
+    if breaker.opened_at is None:
+        return
+    before = {"sending": "stopped", "since": breaker.opened_at, "reason": breaker.reason}
+    breaker.opened_at, breaker.probe_at, breaker.probes, breaker.closed_at = None, None, 0, at
+    breaker.save()
+    log.warning("The stop (%s) is ended by user %s: %s", cause, by.user_id, reason)
+    audit.record(
+        action="sending.lift",
+        by=by,
+        subject=f"breaker:{cause}",
+        before=before,
+        after={"sending": "on"},
+        at=at,
+        reason=reason,
+    )
 
 
 def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:

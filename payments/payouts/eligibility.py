@@ -16,10 +16,14 @@ from payments.models import Settlement
 # A payout that was paid once gets no other request. A payout also waits while we still ask M-Pesa about its failed
 # request. We ask for one of two reasons: a retry was requested, or a callback reported that the failed request was
 # paid.
-DUE = """
+DUE_OR_ASKED_FIRST = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
         AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
+"""
+# A payout that may have left before a restore is never claimed. `restores.asking` opens its request, and asks first.
+DUE = f"""{DUE_OR_ASKED_FIRST}
+    AND NOT EXISTS (SELECT FROM payments_askfirst f WHERE f.transaction_id = t.id AND f.ended_at IS NULL)
 """
 # The condition for a settlement that is neither undone nor stopped. `active` is the same condition for the ORM.
 ACTIVE = "s.state = 'SETTLED' AND s.stopped_at IS NULL"

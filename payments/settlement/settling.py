@@ -26,6 +26,7 @@ from markets.models import Bet, Market
 from payments import failpoints, named_sql
 from payments.ledger import journal, receivables
 from payments.models import Settlement, Transaction
+from payments.payouts.restores import listing
 from payments.policy import Policy
 from payments.settlement import allocation, division, references
 from users.refusal import Refusal
@@ -412,6 +413,7 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
             f"Market {market.pk} does not balance: {left} would stay in its pool."
             f" Its transactions sum to {paid}, but {owed} is owed."
         )
+    listing.list_settlement(settlement_id=settlement.pk, market_id=market.pk)
     log.info("Settled market %s: paid_out=%.2f, platform_fee=%.2f", market.pk, paid, fee)
 
 

@@ -30,6 +30,7 @@ from payments import failpoints, named_sql, own_affairs
 from payments.ledger import journal
 from payments.models import Attempt, Proposal, Settlement, Transaction, Transfer
 from payments.payouts import attempts, day_limit
+from payments.payouts.restores import asking
 from payments.policy import Policy
 from payments.settlement import division, proposals, settling, status
 from users import audit
@@ -134,7 +135,10 @@ def to_carry_out(limit: int) -> list[int]:
 
 
 def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Callable[[], bool]) -> bool:
-    """Carry out an undo as far as `keep_going` allows, and return True if it is complete.
+    """Carry out an undo as far as `keep_going` allows, and return True if nothing is left to do now.
+
+    After a restore an undo waits for payouts that may have left without a row. The sweep asks about them and calls this
+    again.
 
     Idempotent: skips a market without an undo in progress. Safe to kill at any line.
     Locks: Market, a chunk of Transactions by id, their Attempts, Recoveries, wallets, the Settlement.
@@ -155,7 +159,8 @@ def _carry_out(market_id: int, *, at: datetime, policy: Policy, keep_going: Call
             if settlement is None:
                 return True
             if settlement.last_user_id < CURSOR_DONE:
-                _undo_payouts_of_members(settlement, at=at, policy=policy)
+                if not _undo_payouts_of_members(settlement, at=at, policy=policy):
+                    return True
             elif settlement.last_bet_id < CURSOR_DONE:
                 _take_results_back(settlement, policy.settlement_chunk)
             else:
@@ -166,8 +171,11 @@ def _carry_out(market_id: int, *, at: datetime, policy: Policy, keep_going: Call
             return False
 
 
-def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Policy) -> None:
-    """Cancel payouts, reverse wallet credits and book the rest as receivables, for the next chunk of members by id."""
+def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Policy) -> bool:
+    """Cancel payouts, reverse wallet credits and book the rest as receivables, for the next chunk of members by id.
+
+    Does nothing and returns False if a payout of the chunk may have left before a restore and is not asked about yet.
+    """
     low = settlement.last_user_id
     members = (
         Transaction.objects.filter(settlement=settlement, user_id__gt=low)
@@ -177,7 +185,9 @@ def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Po
     payouts = Transaction.objects.filter(settlement=settlement, user_id__gt=low, user_id__lte=high)
     # Until the commit, no claim, callback or operator changes these payouts. An earlier claim has committed, so its
     # attempt is visible here.
-    list(payouts.order_by("pk").select_for_update(no_key=True, of=("self",)).values_list("pk"))
+    locked = payouts.order_by("pk").select_for_update(no_key=True, of=("self",))
+    if asking.any_not_opened(locked.values_list("pk", flat=True)):
+        return False
     _stop_waiting_attempts(payouts, at=at, policy=policy)
     debts = settlement.recoveries.filter(user_id__gt=low, user_id__lte=high).order_by("pk")
     list(debts.select_for_update(no_key=True, of=("self",)).values_list("pk"))  # Lock order: before wallets.
@@ -196,6 +206,7 @@ def _undo_payouts_of_members(settlement: Settlement, *, at: datetime, policy: Po
         _execute(_SQL[name], parameters)
     settlement.last_user_id = high
     settlement.save(update_fields=["last_user_id"])
+    return True
 
 
 def _stop_waiting_attempts(payouts: QuerySet[Transaction], *, at: datetime, policy: Policy) -> None:

@@ -23,6 +23,7 @@ OTHER_ROWS = {
     "proposal",
     "dispute",
     "recovery",
+    "restore",
     "self",
     "cls",
     "breaker",
@@ -76,10 +77,11 @@ def test_only_settling_creates_payouts() -> None:
     assert {name for name in writers(INSERTS_PAYOUTS) if Path(name).stem != "settling"} == set()
 
 
-# Settling creates payouts, and undo cancels them in bulk.
+# Settling creates payouts, undo cancels them in bulk, and requests that may have left before a restore open in doubt.
 MAY_CHANGE_STATES = {
     "payments/payouts/attempts.py",
     "payments/payouts/evidence/booking.py",
+    "payments/payouts/restores/changes.py",
     "payments/settlement/undo.py",
 }
 

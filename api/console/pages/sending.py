@@ -22,10 +22,10 @@ ADVICE = {
     "product": "Ask Safaricom to check our account and its products. Sending resumes by itself.",
     "silence": "Sending tries one payout at a time and resumes by itself once M-Pesa answers.",
     "orphan": "Payouts wait. Find each such request in M-Pesa's statement, then end the stop.",
-    "restore": "Payouts wait. Follow the runbook, “After a restore or a failover”, then end the stop.",
+    "restore": "Payouts wait. Follow the runbook, “After a restore from a backup”. Two people then decide.",
 }
-# Stops that `breakers.lift` ends, by their name in the address.
-STOPS = {cause.value: cause for cause in Breaker.ENDED_BY_A_PERSON if cause != Breaker.Cause.SWITCH}
+# Stops that `breakers.lift` ends, by their name in the address. Two people end the stop after a restore.
+STOPS = {Breaker.Cause.ORPHAN.value: Breaker.Cause.ORPHAN}
 
 
 @page.page("view_console")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from api.console.pages import receivables, resolve
 from api.rest import errors
 from payments.payouts.operations import actions, decisions
+from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
 from users import phone_access, second_factor, staff_notes
 from users.refusal import Refusal
@@ -20,6 +21,8 @@ WITHOUT_REST = {
     phone_access.MemberNotFound,
     receivables.NotAPercentage,
     resolve.NotAnAddress,
+    restore_decisions.NothingToDecide,
+    restore_decisions.TwoPeopleNeeded,
     second_factor.WrongCode,
     staff_notes.NoteRefused,
 }

@@ -38,6 +38,7 @@ class Facts:
     first_sent_at: datetime | None
     next_query_at: datetime | None
     known_at: datetime | None
+    cleared_at: datetime | None
     result_code: str
     result_words: str
     receipt: str
@@ -49,8 +50,9 @@ class Facts:
         return self.state == "WAITING" and self.first_sent_at is None
 
     def within_horizon(self, at: datetime, policy: Policy) -> bool:
-        """Return True if the attempt's id may still be sent again."""
-        return self.first_sent_at is None or at < self.first_sent_at + policy.resend_horizon
+        """Return True if the attempt's id may still be sent again. `attempts.within_horizon` explains the rule."""
+        first = self.first_sent_at
+        return first is None or at < max(first, self.cleared_at or first) + policy.resend_horizon
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,11 @@ def record_query_id(query: DueQuery, conversation_id: str) -> None:
 
 
 def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:
-    """Hold a payout for a person if its attempt has been in doubt for `review_after`."""
-    since = attempt.first_sent_at or attempt.opened_at
+    """Hold a payout for a person if its attempt has been in doubt for `review_after`.
+
+    An attempt that is asked about after a restore may count as POSTed long ago. Its time begins with the first query.
+    """
+    since = max(filter(None, [attempt.first_sent_at or attempt.opened_at, attempt.asked_first_at, attempt.cleared_at]))
     if attempt.state in Attempt.OPEN and payout.status == Status.PROCESSING and at - since >= policy.review_after:
         attempts.hold(payout, reason="In doubt for too long. A person must check M-Pesa's statement.")
         alarm.error("Transaction %s is held: in doubt since %s", payout.pk, since.isoformat())

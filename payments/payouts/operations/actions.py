@@ -10,7 +10,7 @@ from datetime import datetime
 from django.db import transaction
 
 from payments.ledger import journal
-from payments.models import Attempt, Transaction
+from payments.models import AskFirst, Attempt, Transaction
 from payments.payouts import attempts
 from users import audit
 from users.refusal import Refusal
@@ -93,6 +93,11 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     payout = _owing(
         transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
     )
+    if AskFirst.objects.filter(transaction=payout, ended_at=None).exists():
+        raise PayoutNotRetryable(
+            f"Payout {payout.pk} may have left before a restore, so it cannot go to the wallet. Retry it. M-Pesa is"
+            " asked first, and the payout leaves only if M-Pesa does not know it."
+        )
     before = snapshot(payout)
     attempts.complete_in_wallet(payout, at=at)
     return payout, before

@@ -18,7 +18,7 @@ from django.db.models import Q, QuerySet
 
 from payments import failpoints
 from payments.ledger import receivables
-from payments.models import Attempt, Transaction
+from payments.models import AskFirst, Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts as payouts_attempts
@@ -161,6 +161,8 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
         for payout, attempt in leaving:
             payouts_attempts.resend(attempt, at=at, policy=policy)
             claims.append(_claim_of(attempt, payout, addresses, skips_queue=True))
+        asked_first = [payout.pk for payout, attempt in leaving if attempt.asked_first_at is not None]
+        AskFirst.objects.filter(transaction__in=asked_first, ended_at=None).update(ended_at=at)
     return claims
 
 

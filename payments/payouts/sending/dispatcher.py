@@ -57,7 +57,11 @@ class BulkGateway(Protocol):
 
 @dataclass(frozen=True)
 class Dispatcher:
-    """The dispatcher with its gateways, pace and clock. `in_flight` bounds the requests under way at once."""
+    """The dispatcher with its gateways, pace and clock.
+
+    `in_flight` bounds the requests under way at once. `before_claim` is called before each claim. It stops the sending
+    if the database has lost commits.
+    """
 
     gateway: client.Gateway
     bulk_gateway: BulkGateway
@@ -66,6 +70,7 @@ class Dispatcher:
     addresses: Addresses
     policy: Policy
     clock: Callable[[], datetime]
+    before_claim: Callable[[], None]
     in_flight: int
 
     def send_one(self, transaction_id: int) -> bool:
@@ -78,6 +83,7 @@ class Dispatcher:
         if not slots:
             return False
         time.sleep(slots[0])
+        self.before_claim()
         claims = sending_claims.claim(
             at=self.clock(), policy=self.policy, addresses=self.addresses, limit=1, transaction_id=transaction_id
         )
@@ -163,6 +169,7 @@ class Dispatcher:
         slots = self._slots(room, AHEAD_SECONDS) if room > 0 else []
         if not slots:
             return [], True
+        self.before_claim()
         at, limit = self.clock(), len(slots)
         claims = sending_claims.claim_next(
             at=at, policy=self.policy, addresses=self.addresses, limit=limit, after=last_served

@@ -33,6 +33,7 @@ FACTS = records.Facts(
     first_sent_at=AT,
     next_query_at=AT,
     known_at=None,
+    cleared_at=None,
     result_code="",
     result_words="",
     receipt="",

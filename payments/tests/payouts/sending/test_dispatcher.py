@@ -125,6 +125,7 @@ def dispatcher(gateway: client.Gateway, calls: CountingCalls, connection: redis.
         addresses=ADDRESSES,
         policy=payout_steps.POLICY,
         clock=Clock(),
+        before_claim=lambda: None,
         in_flight=8,
     )
 

@@ -1,0 +1,85 @@
+"""Requests that are asked about before they leave, because they may have left without a row before a restore.
+
+Such a request is opened in doubt, as if it had been POSTed at the last moment that survived. The rules for requests in
+doubt then decide: M-Pesa's Completed books the payment, and "not found" sends the same id within the resend horizon.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import Count, Max
+
+from payments.models import AskFirst, Attempt, Restore, Transaction
+from payments.mpesa.callback_urls import Addresses
+from payments.payouts import eligibility
+from payments.payouts.restores import changes
+from payments.policy import Policy
+
+_NO_OPEN_REQUEST = """NOT EXISTS (SELECT FROM payments_attempt o WHERE o.transaction_id = t.id
+        AND o.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT', 'PAID'))"""
+# A payout of an undo is asked about at once, because it can be cancelled only if it did not leave. The canary does not
+# count here: a status query moves no money.
+_LOCK_DUE = f"""
+    SELECT t.id FROM payments_askfirst f JOIN payments_transaction t ON t.id = f.transaction_id
+    LEFT JOIN payments_settlement s ON s.id = t.settlement_id
+    WHERE f.ended_at IS NULL AND {_NO_OPEN_REQUEST}
+      AND ({eligibility.DUE_OR_ASKED_FIRST} AND (s.id IS NULL OR {eligibility.ACTIVE} AND s.release_at <= %(at)s)
+        OR s.state = 'UNDOING' AND t.status IN ('PENDING', 'FAILED', 'HELD'))
+    ORDER BY t.id LIMIT %(limit)s FOR NO KEY UPDATE OF t SKIP LOCKED
+"""  # noqa: S608 - fragments of eligibility
+_UNDOING_NOT_OPENED = f"""
+    SELECT EXISTS (SELECT FROM payments_askfirst f JOIN payments_transaction t ON t.id = f.transaction_id
+        WHERE f.ended_at IS NULL AND t.id = ANY (%(payouts)s::bigint[])
+          AND t.status IN ('PENDING', 'FAILED', 'HELD') AND {_NO_OPEN_REQUEST})
+"""  # noqa: S608 - a fragment of this module
+
+
+def open_due(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> int:
+    """Open the requests that are due and must be asked about first, at most `limit`, and return their number.
+
+    They may be opened while sending is stopped, because only status queries are sent.
+    Idempotent: a payout has at most one open request.
+    Locks: Transactions by id (skipping locked ones).
+    """
+    with transaction.atomic(durable=True):
+        AskFirst.objects.filter(ended_at=None, transaction__status__in=["COMPLETED", "CANCELLED"]).update(ended_at=at)
+        with connection.cursor() as cursor:
+            cursor.execute(_LOCK_DUE, {"at": at, "limit": limit})
+            ids = [transaction_id for (transaction_id,) in cursor.fetchall()]
+        listed = {
+            entry.transaction_id: entry
+            for entry in AskFirst.objects.filter(transaction__in=ids).select_related("restore")
+        }
+        tried = Attempt.objects.filter(transaction__in=ids).values_list("transaction").annotate(last=Max("number"))
+        last_numbers = dict(tried.order_by())
+        payouts = Transaction.objects.filter(pk__in=ids).order_by("pk")
+        numbers = {payout: 1 + last_numbers.get(payout.pk, 0) for payout in payouts}
+        changes.open_in_doubt(
+            numbers,
+            maybe_sent_at={pk: entry.restore.survived_at for pk, entry in listed.items()},
+            cleared_at={pk: at if entry.restore.decided_at else None for pk, entry in listed.items()},
+            at=at,
+            policy=policy,
+            addresses=addresses,
+        )
+    return len(ids)
+
+
+def any_not_opened(payout_ids: Iterable[int]) -> bool:
+    """Return True if one of these payouts may have left before a restore and is not asked about yet.
+
+    An undo waits for it. The next sweep opens its request.
+    """
+    parameters: dict[str, Any] = {"payouts": list(payout_ids)}
+    with connection.cursor() as cursor:
+        cursor.execute(_UNDOING_NOT_OPENED, parameters)
+        return bool(cursor.fetchone()[0])
+
+
+def progress() -> list[tuple[Restore, int]]:
+    """Return each restore, the newest first, with the number of its payouts that wait for M-Pesa's answer."""
+    waiting = AskFirst.objects.filter(ended_at=None, transaction__status__in=["PENDING", "PROCESSING"])
+    counts = dict(waiting.values_list("restore").annotate(count=Count("pk")).order_by())
+    return [(restore, counts.get(restore.pk, 0)) for restore in Restore.objects.order_by("-pk")]

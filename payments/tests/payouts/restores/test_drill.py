@@ -1,0 +1,197 @@
+"""Drills: the database loses its last commits after requests left. Nobody is paid twice, and nobody is left out.
+
+M-Pesa is a book with one line for each payment. It refuses a duplicate id for half an hour only, which is the time that
+we count on. After that it would pay again.
+"""
+
+from collections import Counter
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection
+
+from markets.models import Market
+from payments.models import Attempt, Breaker, Restore, StatusQuery, Transaction
+from payments.mpesa import client, gateway_errors
+from payments.payouts.evidence import status_queries
+from payments.payouts.restores import decisions, detection, procedure
+from payments.payouts.restores.copies import Copies
+from payments.payouts.sending import claims as sending_claims
+from payments.payouts.sending import responses
+from testing import builders, database_copies
+from testing.builders import AT
+from testing.payout_steps import ADDRESSES, deliver, deliver_result, not_found_body, result_body, status_body
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HORIZON = timedelta(minutes=30)
+MEMBERS = 7
+
+
+class Book:
+    """M-Pesa as a book: when each id was first paid, and how often."""
+
+    def __init__(self) -> None:
+        self.now = AT
+        self.paid_at: dict[str, datetime] = {}
+        self.payments: Counter[str] = Counter()
+
+    def pay(self, *, originator_conversation_id: str, **_: Any) -> client.Accepted:
+        first = self.paid_at.get(originator_conversation_id)
+        if first is not None and self.now < first + HORIZON:
+            raise gateway_errors.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
+        self.paid_at[originator_conversation_id] = self.now
+        self.payments[originator_conversation_id] += 1
+        return client.Accepted(f"AG_{originator_conversation_id}"[:60], originator_conversation_id)
+
+    def by_payout(self) -> Counter[str]:
+        """Return the number of payments of each payout, over all of its requests."""
+        counts: Counter[str] = Counter()
+        for ocid, times in self.payments.items():
+            counts[ocid.rpartition("-")[0]] += times
+        return counts
+
+
+class Drill:
+    """One run on a virtual clock, with a small pace so that a short loss concerns some payouts only."""
+
+    def __init__(self, random: Random, path: Path) -> None:
+        self.random, self.book = random, Book()
+        self.redis = redis.Redis.from_url(settings.REDIS_URL)
+        self.copies = Copies(self.redis, path / "heartbeat")
+        self.policy = builders.policy(payouts_a_second=Decimal(1), in_flight=2)
+        self.markets = [self._market() for _ in range(2)]
+        self.beat()
+
+    def _market(self) -> Market:
+        market = builders.market()
+        for _ in range(MEMBERS):
+            builders.orm_bet(market, builders.member(), "Yes", 100)
+        builders.orm_bet(market, builders.member(), "No", 500)
+        return market
+
+    @property
+    def now(self) -> datetime:
+        return self.book.now
+
+    def pass_time(self, seconds: float) -> None:
+        self.book.now += timedelta(seconds=seconds)
+
+    def beat(self) -> Restore | None:
+        return detection.beat(at=self.now, copies=self.copies, policy=self.policy)
+
+    def settle(self) -> None:
+        """Settle the markets that are not settled."""
+        for market in Market.objects.exclude(status="SETTLED"):
+            if market.status == "OPEN":
+                builders.resolve(market, "Yes", at=self.now, policy=self.policy)
+            builders.settle(market, at=self.now, policy=self.policy)
+
+    def send(self, count: int) -> None:
+        """Send at most `count` requests, one a second as the pace demands, and receive some of the results."""
+        for _ in range(count):
+            self.pass_time(1)
+            self.beat()
+            for claim in sending_claims.claim_next(
+                at=self.now, policy=self.policy, addresses=ADDRESSES, limit=1, after=0
+            ):
+                answer = sending_claims.call(claim, gateway=self.book, addresses=ADDRESSES)
+                responses.record(claim, answer, at=self.now, policy=self.policy)
+                if self.random.random() < 0.6 and isinstance(answer, client.Accepted):
+                    attempt = Attempt.objects.get(pk=claim.attempt_id)
+                    receipt = f"R{attempt.originator_conversation_id[-12:]}"
+                    deliver_result(attempt, result_body(attempt, receipt=receipt), self.now, policy=self.policy)
+
+    def ask(self) -> None:
+        """Send the status queries that are due, and receive M-Pesa's answers."""
+        for query in status_queries.ask(at=self.now, policy=self.policy, addresses=ADDRESSES, limit=100):
+            attempt = StatusQuery.objects.get(pk=query.query_id).attempt
+            known = attempt.originator_conversation_id in self.book.paid_at
+            receipt = f"R{attempt.originator_conversation_id[-12:]}"
+            body = status_body(attempt, receipt=receipt) if known else not_found_body()
+            deliver("status", query.token, body, self.now, policy=self.policy)
+
+    def go_on(self, hours: float = 3) -> None:
+        """Let the workers run until every payout is completed, or for some hours."""
+        until = self.now + timedelta(hours=hours)
+        while self.now < until and Transaction.objects.exclude(status="COMPLETED").exists():
+            self.beat()
+            procedure.advance(at=self.now, policy=self.policy, addresses=ADDRESSES, keep_going=lambda: True)
+            self.ask()
+            self.send(3)
+            self.pass_time(60)
+
+    def two_people_decide(self, reference: str = "all") -> None:
+        by = [builders.actor(builders.member(is_staff=True)) for _ in range(2)]
+        decisions.decide(reference=reference, grounds="The statement shows no other payment.", by=by, at=self.now)
+
+
+def lose_commits(drill: Drill, *, lost_seconds: float) -> Restore:
+    """Take a copy at a random moment, go on for a while, and put the copy back. Return the noticed restore."""
+    if drill.random.random() < 0.7:
+        drill.settle()
+        drill.send(drill.random.randint(0, MEMBERS))
+    drill.beat()
+    copy = database_copies.take()
+    drill.settle()
+    drill.send(drill.random.randint(1, MEMBERS))
+    drill.ask()
+    drill.pass_time(lost_seconds)
+    drill.beat()
+    database_copies.put_back(copy)
+    connection.close()
+    restore = drill.beat()
+    assert restore is not None, "The loss was not noticed."
+    return restore
+
+
+def check_everybody_is_paid_once(drill: Drill) -> None:
+    payouts = Transaction.objects.filter(destination="mpesa")
+    assert payouts.count() == 2 * MEMBERS
+    assert set(payouts.values_list("status", flat=True)) == {"COMPLETED"}
+    assert drill.book.by_payout() == Counter(payouts.values_list("external_ref", flat=True))
+
+
+def short_loss(moment: int, path: Path) -> None:
+    drill = Drill(Random(f"short {moment}"), path)
+    lose_commits(drill, lost_seconds=drill.random.uniform(0, 120))
+    drill.settle()
+    drill.go_on()
+    check_everybody_is_paid_once(drill)
+    assert Restore.objects.get().state == "ASKING"
+    assert not Breaker.objects.filter(opened_at__isnull=False).exists()
+
+
+def long_loss(moment: int, path: Path) -> None:
+    drill = Drill(Random(f"long {moment}"), path)
+    lose_commits(drill, lost_seconds=drill.random.uniform(2_000, 90_000))
+    drill.settle()
+    payments = sum(drill.book.payments.values())
+    drill.go_on(hours=0.1)
+    assert sum(drill.book.payments.values()) == payments, "A payout left before two people had decided."
+    drill.two_people_decide()
+    drill.go_on()
+    check_everybody_is_paid_once(drill)
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_short_loss_at_any_moment_pays_everybody_once(moment: int, tmp_path: Path) -> None:
+    short_loss(moment, tmp_path)
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_long_loss_pays_everybody_once_after_two_people_decided(moment: int, tmp_path: Path) -> None:
+    long_loss(moment, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", range(5, 105))
+@pytest.mark.parametrize("drill", [short_loss, long_loss])
+def test_two_hundred_losses_pay_everybody_once(drill: Any, moment: int, tmp_path: Path) -> None:
+    drill(moment, tmp_path)
