@@ -232,6 +232,8 @@ def _weigh_no_payment(
     if status == "failed" and current:
         return _weigh_failure(facts, query, others, is_new=is_new, at=at, policy=policy)
     if status == "not_found" and current and _may_resend(facts, at, policy):
+        if not facts.settlement_stands and facts.cleared_at is not None:
+            return Action("fail", "", words="Two people decided that it did not leave", keeps_answer=is_new)
         if not facts.settlement_stands:
             return Action("nothing", "not found, and not sent again: its settlement is undone", keeps_answer=is_new)
         return Action("resend", "not found: the same request is sent again", keeps_answer=is_new)

@@ -17,6 +17,8 @@ from payments.models import (
     LedgerAccount,
     Proposal,
     Recovery,
+    Restore,
+    RestoreDecision,
     Settlement,
     StatusQuery,
     Transaction,
@@ -32,6 +34,7 @@ MACHINES = {
     "attempt": (Attempt, "state", "SENDING"),
     "proposal": (Proposal, "state", "OPEN"),
     "recovery": (Recovery, "decision", "OPEN"),
+    "restore": (Restore, "state", "LISTING"),
 }
 STARTS = [(name, start) for name, (model, _, _) in MACHINES.items() for start in model.TRANSITIONS]
 
@@ -78,6 +81,10 @@ def first_row(name: str) -> models.Model:
         return proposal(decided_by=member())
     if name == "recovery":
         return Recovery(user=member(), amount=5, created_at=AT)
+    if name == "restore":
+        return Restore(
+            survived_at=AT, noticed_at=AT, needs_decision=False, payouts_a_settlement=1, last_market_id=0, sign="x"
+        )
     return payout() if name == "transaction" else attempt(payout())
 
 
@@ -431,6 +438,23 @@ def test_removal_of_money_rows_is_refused(db: None, table: str, sql: str) -> Non
     refused = pytest.raises(IntegrityError, match=r"not deleted|not changed")
     with nothing_moved(), refused, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(sql.format(table))
+
+
+@pytest.mark.parametrize("table", ["restore", "askfirst", "restoredecision"])
+@pytest.mark.parametrize("sql", ["DELETE FROM payments_{} WHERE false", "TRUNCATE payments_{} CASCADE"])
+def test_removal_of_a_restore_is_refused(db: None, table: str, sql: str) -> None:
+    refused = pytest.raises(IntegrityError, match="is kept")
+    with refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql.format(table))
+
+
+def test_one_person_never_confirms_a_decision_after_a_restore(db: None) -> None:
+    restore, person = first_row("restore"), member()
+    restore.save()
+    decision = RestoreDecision(restore=restore, grounds="x", proposed_by=person, proposed_at=AT)
+    decision.closed_by, decision.closed_at, decision.confirmed = person, AT, True
+    with pytest.raises(IntegrityError, match="two_people_decide_a_restore"), transaction.atomic():
+        decision.save()
 
 
 def test_removal_of_a_member_with_money_is_refused(db: None) -> None:

@@ -412,6 +412,26 @@ def test_undo_waits_until_payouts_that_may_have_left_are_asked_about() -> None:
     assert states(payout, attempt) == ("COMPLETED", "PAID")
 
 
+def test_undone_payout_that_did_not_leave_is_cancelled_once_two_people_decided() -> None:
+    # given: its settlement is undone, so the member owes the amount until we know that it did not leave
+    payout, *_ = settled(1)
+    restored()
+    market_id = payout.settlement.market_id
+    undo.undo(market_id=market_id, reason="Wrong.", by=MACHINE, at=after(11), policy=POLICY)
+    undo.carry_out(market_id=market_id, at=after(12), policy=POLICY, keep_going=lambda: True)
+    attempt = open_attempt(payout)
+    ask_and_answer(attempt, not_found_body(), after(13))
+    before = states(payout, attempt)
+
+    # when
+    decisions.decide(reference=payout.external_ref, grounds="Checked.", by=two_people(), at=after(20))
+    ask_and_answer(attempt, not_found_body(), after(21))
+
+    # then
+    assert before == ("PROCESSING", "IN_DOUBT")
+    assert states(payout, attempt) == ("CANCELLED", "FAILED")
+
+
 def test_second_restore_keeps_the_older_entry_of_a_payout() -> None:
     # given
     payout = settled(1)[0]
