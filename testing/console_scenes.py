@@ -15,7 +15,7 @@ from payments.models import LedgerAccount, Recovery, Transaction
 from payments.monitoring import overview
 from payments.mpesa import gateway_errors
 from payments.payouts import breakers, float_balance
-from payments.settlement import proposals, undo
+from payments.settlement import approvals, proposals, resolutions, undo
 from testing import builders, payout_steps
 from users import audit, roles, second_factor
 from users.models import CustomUser
@@ -185,6 +185,44 @@ def owing(at: datetime, owed: list[tuple[str, int]]) -> list[Recovery]:
     return list(Recovery.objects.filter(settlement__market=market).order_by("pk"))
 
 
+def taken_back(at: datetime) -> dict[str, Market]:
+    """Create markets with a scratched outcome, an undone settlement, a proposed undo and a void, by name."""
+    first, second = staff(full_name="Grace First"), staff(full_name="Peter Second")
+    scratched = builders.market(["Kipchoge", "Bekele", "Kamworor"], question="Who wins the Nairobi marathon?")
+    for outcome, amount in (("Kipchoge", 300), ("Bekele", 100), ("Kamworor", 600), ("Kipchoge", 60)):
+        builders.bet(scratched, builders.member(balance=amount), outcome, amount, at=at - timedelta(hours=amount // 60))
+    resolutions.scratch(
+        market_id=scratched.pk, outcome="Kamworor", reason="He withdrew.", by=builders.actor(first), at=at,
+        policy=payout_steps.POLICY,
+    )  # fmt: skip
+    builders.settle(scratched, at=at)
+    markets = {"scratched": scratched}
+    for name, question in (("undone", "Did AFC Leopards win on Friday?"), ("stopped", "Did it rain on Friday?")):
+        market = builders.market(question=question, fee_pct=0)
+        for outcome, amount in (("Yes", 285), ("Yes", 140), ("No", 900)):
+            builders.bet(market, builders.member(balance=amount), outcome, amount, at=at)
+        builders.resolve(market, "Yes", at=at, by=first)
+        builders.settle(market, at=at)
+        payout = Transaction.objects.filter(settlement__market=market, destination="mpesa").order_by("pk")[0]
+        pay(payout, at, f"SKG7TAK{market.pk:03}", after=0)
+        proposed = undo.undo(
+            market_id=market.pk, reason="The referee's report.", by=builders.actor(first), at=at,
+            policy=POLICY_WITH_APPROVAL,
+        )  # fmt: skip
+        assert isinstance(proposed, proposals.Proposed)
+        if name == "undone":
+            approvals.approve(
+                proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=builders.actor(second), at=at,
+                policy=POLICY_WITH_APPROVAL,
+            )  # fmt: skip
+            undo.carry_out(market_id=market.pk, at=at, policy=payout_steps.POLICY, keep_going=lambda: True)
+        markets[name] = market
+    void = market_of_two()
+    builders.resolve(void, rule="VOID", at=at, by=first)
+    builders.settle(void, at=at)
+    return markets | {"void": void}
+
+
 def busy_day(at: datetime) -> dict[str, Any]:
     """Create rows in every state for the pages, and figures for the home page. Return some rows by name.
 
@@ -226,18 +264,22 @@ def busy_day(at: datetime) -> dict[str, Any]:
     overview.measure(at=at)
     overview.check_books(at=at, keep_going=lambda: True)
     overview.beat(worker="celery@kasoko", at=at)
-    return to_decide(at) | {
-        "football": football,
-        "due": due,
-        "settled": settled,
-        "paid": payouts[0],
-        "failed": payouts[3],
-        "in_doubt": payouts[4],
-        "pending": payouts[5],
-        "held": held,
-        "member": people[3],
-        "account": LedgerAccount.objects.get(code="payable"),
-    }
+    return (
+        to_decide(at)
+        | taken_back(at)
+        | {
+            "football": football,
+            "due": due,
+            "settled": settled,
+            "paid": payouts[0],
+            "failed": payouts[3],
+            "in_doubt": payouts[4],
+            "pending": payouts[5],
+            "held": held,
+            "member": people[3],
+            "account": LedgerAccount.objects.get(code="payable"),
+        }
+    )
 
 
 def _settled(people: list[CustomUser], at: datetime) -> Market:

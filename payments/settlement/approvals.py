@@ -108,7 +108,15 @@ def _carry_out(
         settlement = status.deciding_settlement(market.pk, settled_only=True)
         if settlement is None:
             raise ProposalDecided(f"Market {market.pk} is {market.status}: there is nothing to undo.")
-        return undo.begin(market, settlement, reason=proposal.reason, by=by, at=at, action="market.undo")
+        return undo.begin(
+            market,
+            settlement,
+            reason=proposal.reason,
+            by=by,
+            at=at,
+            action="market.undo",
+            proposed_by=proposal.proposed_by_id,
+        )
     return resolutions.declare(
         market,
         proposals.decision_of(proposal),

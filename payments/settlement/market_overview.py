@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from django.db.models import Count, Exists, F, Max, OuterRef, Q, QuerySet, Sum
 
 from markets import pools as markets_pools
 from markets.models import Bet, Market, Outcome
 from payments.ledger import journal
-from payments.models import Proposal, Recovery, Settlement
+from payments.models import Attempt, Proposal, Recovery, Settlement
 from users.models import CustomUser
 
 POINTS = 60
@@ -103,13 +104,17 @@ def to_resolve(*, at: datetime) -> QuerySet[Market]:
 
 @dataclass(frozen=True)
 class Listed:
-    """A market in the list, with its pool. `to_resolve` is true if it waits for a decision."""
+    """A market in the list, with its pool. `to_resolve` is true if it waits for a decision.
+
+    `undoing` is true while its settlement is being undone.
+    """
 
     market: Market
     pool: Decimal
     bets: int
     to_resolve: bool
     to_approve: bool
+    undoing: bool
 
 
 def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
@@ -119,6 +124,8 @@ def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
     scratched = set(Outcome.objects.filter(market__in=ids, scratched_at__isnull=False).values_list("market", "name"))
     waiting = set(to_resolve(at=at).filter(pk__in=ids).values_list("pk", flat=True))
     proposed = set(Proposal.objects.filter(market__in=ids, state=Proposal.State.OPEN).values_list("market", flat=True))
+    undone = Settlement.objects.filter(market__in=ids, state=Settlement.State.UNDOING)
+    undoing = set(undone.values_list("market", flat=True))
     rows = []
     for market in markets:
         running = [pool for name, pool in sums.get(market.pk, {}).items() if (market.pk, name) not in scratched]
@@ -129,6 +136,7 @@ def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
                 bets=sum(bets for _, bets in running),
                 to_resolve=market.pk in waiting,
                 to_approve=market.pk in proposed,
+                undoing=market.pk in undoing,
             )
         )
     return rows
@@ -139,13 +147,19 @@ class PastSettlement:
     """A settlement of a market, with the people who decided and undid it.
 
     `undo_proposed_by` is the first person of an undo that took two people; `settlement.undone_by` is the second.
-    `debts` and `owed` are the members' debts from the undo that are not paid back yet, in shillings.
+    `debts` is the number of members' debts from the undo that are not paid back yet, and `owed` their sum. `recovered`
+    and `written_off` are the other parts of all these debts. `in_doubt` is the number of the settlement's payouts whose
+    result at M-Pesa is not known. After an undo each of them counts as a debt.
+    Units: shillings.
     """
 
     settlement: Settlement
     undo_proposed_by: CustomUser | None
-    debts: int
-    owed: Decimal
+    debts: int = 0
+    owed: Decimal = journal.ZERO
+    recovered: Decimal = journal.ZERO
+    written_off: Decimal = journal.ZERO
+    in_doubt: int = 0
 
     @property
     def is_taken_back(self) -> bool:
@@ -158,21 +172,36 @@ def settlements(market: Market) -> list[PastSettlement]:
     people = ("resolved_by", "approved_by", "undone_by")
     rows = list(market.settlements.select_related(*people).order_by("-number"))
     proposers: dict[datetime | None, CustomUser] = {}
-    owed: dict[int, tuple[int, Decimal]] = {}
+    debts: dict[int | None, Any] = {}
+    in_doubt: dict[int | None, int] = {}
     if any(settlement.undone_at for settlement in rows):
         undos = market.proposals.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.APPROVED)
         proposers = {undo.decided_at: undo.proposed_by for undo in undos.select_related("proposed_by")}
-        owed = {
-            settlement_id: (count, total)
-            for settlement_id, count, total in Recovery.objects.filter(settlement__market=market)
-            .filter(amount__gt=F("recovered") + F("written_off"))
-            .values_list("settlement")
-            .annotate(count=Count("pk"), total=Sum(F("amount") - F("recovered") - F("written_off")))
-            .order_by()
-        }
+        rows_of_debts = (
+            Recovery.objects.filter(settlement__market=market)
+            .values("settlement")
+            .annotate(
+                count=Count("pk", filter=Q(amount__gt=F("recovered") + F("written_off"))),
+                left=Sum(F("amount") - F("recovered") - F("written_off")),
+                repaid=Sum("recovered"),
+                lost=Sum("written_off"),
+            )
+        )
+        debts = {row["settlement"]: row for row in rows_of_debts.order_by()}
+        doubtful = Attempt.objects.in_doubt().filter(settlement__market=market).values_list("settlement")
+        in_doubt = dict(doubtful.annotate(count=Count("pk")).order_by())
     return [
-        PastSettlement(settlement, proposers.get(settlement.undone_at), *owed.get(settlement.pk, (0, journal.ZERO)))
+        PastSettlement(
+            settlement,
+            undo_proposed_by=proposers.get(settlement.undone_at),
+            debts=debt["count"] if debt else 0,
+            owed=debt["left"] if debt else journal.ZERO,
+            recovered=debt["repaid"] if debt else journal.ZERO,
+            written_off=debt["lost"] if debt else journal.ZERO,
+            in_doubt=in_doubt.get(settlement.pk, 0),
+        )
         for settlement in rows
+        for debt in [debts.get(settlement.pk)]
     ]
 
 

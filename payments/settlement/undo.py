@@ -85,10 +85,18 @@ def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: 
 
 
 def begin(
-    market: Market, settlement: Settlement, *, reason: str, by: audit.Actor, at: datetime, action: str
+    market: Market,
+    settlement: Settlement,
+    *,
+    reason: str,
+    by: audit.Actor,
+    at: datetime,
+    action: str,
+    proposed_by: int | None = None,
 ) -> Undoing:
     """Declare the undo of a SETTLED settlement, or of a division that found its books wrong.
 
+    `proposed_by` is the id of the first person, if `by` approved a proposal.
     Runs in the caller's transaction, which has locked the market. Call it last: its audit entry locks the end of the
     audit trail, which comes last in the lock order.
     """
@@ -106,7 +114,7 @@ def begin(
         by=by,
         subject=f"market:{market.pk}",
         before={"status": market.status, "settlement": settlement.number, "outcome": market.resolved_outcome},
-        after={"status": Market.Status.CLOSED},
+        after={"status": Market.Status.CLOSED} | ({"proposed_by": proposed_by} if proposed_by is not None else {}),
         at=at,
         reason=reason,
     )

@@ -1,6 +1,7 @@
 """Page of the audit trail: every recorded action, and the check of its hashes."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -8,7 +9,7 @@ from django.urls import NoReverseMatch, path, reverse
 
 from api.console import page, paging
 from users import audit as trail
-from users.models import AuditEntry
+from users.models import AuditEntry, CustomUser
 
 PAGES = {"market": "market", "transaction": "payout", "member": "member"}
 # The recorded actions in words. The page shows the action's code too, because a person searches by code.
@@ -61,13 +62,26 @@ def audit(request: HttpRequest) -> HttpResponse:
     if action:
         entries = entries.filter(action__startswith=action)
     paged = paging.paged(request, entries, by="number")
+    proposers = _proposers(paged.rows)
     for entry in paged.rows:
         entry.link = link_to(entry.subject)
+        entry.proposed_by = proposers.get(entry.number)
         entry.action_words = ACTIONS.get(entry.action, "")
     context: dict[str, Any] = {"title": "Audit trail", "paged": paged, "subject": subject, "action": action}
     if request.GET.get("verify"):
         context["chain"] = trail.verify()
     return page.render(request, "console/audit.html", context)
+
+
+def _proposers(entries: Sequence[AuditEntry]) -> dict[int, CustomUser]:
+    """Return the first person of each decision that a second person approved, by the number of the entry."""
+    ids = {}
+    for entry in entries:
+        match = re.search(r'"proposed_by": ?([0-9]{1,18})\b', entry.after)
+        if match is not None:
+            ids[entry.number] = int(match[1])
+    people = CustomUser.objects.in_bulk(set(ids.values())) if ids else {}
+    return {number: people[user_id] for number, user_id in ids.items() if user_id in people}
 
 
 def link_to(subject: str) -> str:

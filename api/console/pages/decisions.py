@@ -1,6 +1,6 @@
 """Pages for approving a proposal, withdrawing a resolution, undoing a settlement and scratching an outcome."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
@@ -9,10 +9,11 @@ from django.utils import timezone
 
 from api.console import page, paging
 from api.console.pages import resolve
+from api.console.templatetags.console import counted, kes
 from markets.models import Market
 from payments import wiring
 from payments.models import Proposal
-from payments.settlement import approvals, preview_cache, proposals, resolutions, undo
+from payments.settlement import approvals, preview_cache, proposals, resolutions, status, undo
 from payments.settlement.decision import VOID_REASONS
 from users import roles
 
@@ -93,7 +94,10 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         title=f"{verb} proposal {proposal.pk}",
         effects=[
             _summary(proposal),
-            "The proposal is not carried out. If the proposal closed the market, the market opens again.",
+            "The proposal is not carried out.",
+            "The payouts that wait for this decision may be sent again. A market's hold still applies."
+            if proposal.kind == Proposal.Kind.UNDO
+            else "If the proposal closed the market, the market opens again, unless its end has passed.",
         ],
         button=f"{verb} it",
         back=reverse("admin:proposal", args=[proposal.pk]),
@@ -180,18 +184,33 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
         wiring.after_decision(done)
         return f"The settlement of market {market.pk} is being undone. No more of its payouts will be sent."
 
-    return _take_back(request, market, f"Undo the settlement of market {market.pk}", effects, "undo", act)
+    settlement = status.settlement_status(market.pk)
+    paid = settlement.by_state["completed"] if settlement is not None else (0, 0)
+    sent = settlement.by_state["processing"][1] + settlement.by_state["in_doubt"][1] if settlement is not None else 0
+    facts = [
+        ("Paid so far", f"{counted(paid[1], 'payout')}, {kes(paid[0])}"),
+        ("With M-Pesa now", counted(sent, "payout")),
+    ]
+    title = f"Undo the settlement of market {market.pk}"
+    return _take_back(request, market, title, effects, "undo", act, facts=facts)
 
 
 def _take_back(
-    request: HttpRequest, market: Market, title: str, effects: list[str], text_to_type: str, act: Callable[[str], str]
+    request: HttpRequest,
+    market: Market,
+    title: str,
+    effects: list[str],
+    text_to_type: str,
+    act: Callable[[str], str],
+    *,
+    facts: Sequence[tuple[str, str]] = (),
 ) -> HttpResponseBase:
     question = page.Question(
         title=title,
         effects=effects,
         button=title,
         back=reverse("admin:market", args=[market.pk]),
-        facts=[("Market", market.question), ("State", market.status.capitalize())],
+        facts=[("Market", market.question), ("State", market.status.capitalize()), *facts],
         fields=[page.Field("reason", "Reason", kind="area", help="Shown in the audit trail.")],
         text_to_type=text_to_type,
         danger=True,

@@ -14,9 +14,10 @@ SHOWN = 200
 @page.page("view_console")
 def in_doubt(request: HttpRequest) -> HttpResponse:
     """Show the number of payouts in doubt by age, and a list of the oldest."""
-    now = overview.now(at=timezone.now())
+    at = timezone.now()
+    now = overview.now(at=at)
     rows = payouts_in_doubt.in_doubt(limit=SHOWN)
-    context = {"title": "Payouts in doubt", "now": now, "rows": rows, "shown": SHOWN}
+    context = {"title": "Payouts in doubt", "now": now, "at": at, "rows": rows, "shown": SHOWN}
     return page.render_live(request, "console/in_doubt.html", context, every=10)
 
 

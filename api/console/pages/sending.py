@@ -34,8 +34,8 @@ def sending(request: HttpRequest) -> HttpResponse:
     opened = list(Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at"))
     context = {
         "title": "Sending",
-        "breakers": [(breaker, ADVICE[breaker.cause]) for breaker in opened],
-        "is_off": any(breaker.cause == Breaker.Cause.SWITCH for breaker in opened),
+        "breakers": [(breaker, ADVICE[breaker.cause]) for breaker in opened if breaker.cause != Breaker.Cause.SWITCH],
+        "switch": next((breaker for breaker in opened if breaker.cause == Breaker.Cause.SWITCH), None),
         "may_switch": page.may(request, "switch_sending"),
         "stops": list(STOPS),
         "paused_by_setting": settings.PAYOUTS_PAUSED,

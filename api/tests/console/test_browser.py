@@ -14,6 +14,8 @@ from urllib.parse import quote
 import pytest
 from axe_core_python.sync_playwright import Axe
 from django.conf import Settings
+from django.contrib.sessions.models import Session
+from django.db import transaction
 from django.utils import timezone
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
@@ -21,8 +23,9 @@ from markets.models import Market
 from payments import monitoring_tasks, wiring
 from payments.models import Transaction
 from payments.monitoring import overview
+from payments.payouts import attempts
 from payments.settlement import preview_cache, undo
-from testing import browsing, builders, console_scenes
+from testing import browsing, builders, console_scenes, payout_steps
 from testing.builders import PIN
 from users.models import CustomUser
 
@@ -156,6 +159,33 @@ def test_market_page_follows_a_settlement_to_its_end_without_a_click(opened: Ope
     # The end of the settlement allows other actions, so the whole page has refreshed itself.
     page.get_by_role("link", name="Certificate").wait_for()
     assert "3" in page.locator("tr", has_text="completed").inner_text()
+
+
+def test_live_page_changes_in_place_and_keeps_focus_and_open_details(opened: Opened) -> None:
+    # given
+    payout = builders.payout(285, at=timezone.now())
+    attempt = payout_steps.sent(payout, at=timezone.now())
+    screen = opened()
+    screen.log_in_as(console_scenes.staff("operator"))
+    page = screen.go(f"/admin/payouts/{payout.pk}/")
+    page.wait_for_selector("text=M-Pesa has the request.")
+    page.locator("summary").first.click()
+    page.get_by_role("link", name="Ask M-Pesa now…").focus()
+    page.evaluate("window.opened_once = true")
+
+    # when: the payout waits, so the page gets another sentence, and the focused button stays
+    with transaction.atomic():
+        attempts.doubt(attempt, ask_at=timezone.now(), at=timezone.now())
+    page.wait_for_selector("text=We do not know whether M-Pesa paid it.")
+
+    # then
+    assert page.evaluate("window.opened_once")
+    assert page.locator("details").first.get_attribute("open") is not None
+    assert page.evaluate("document.activeElement.textContent") == "Ask M-Pesa now…"
+
+    # when: the person is logged out
+    Session.objects.all().delete()
+    page.wait_for_selector("text=You are logged out, or this page is gone.")
 
 
 def test_two_people_resolve_undo_and_void_a_market_in_two_browsers(opened: Opened, settings: Settings) -> None:
@@ -299,6 +329,8 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
         "markets": "/admin/markets/",
         "market": f"/admin/markets/{scene['football'].pk}/",
         "settlement": f"/admin/markets/{scene['settled'].pk}/",
+        "scratched": f"/admin/markets/{scene['scratched'].pk}/",
+        "undone": f"/admin/markets/{scene['undone'].pk}/",
         "payouts": "/admin/payouts/?state=failed",
         "payout": f"/admin/payouts/{failed}/",
         "held": f"/admin/payouts/{held}/",

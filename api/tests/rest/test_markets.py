@@ -7,8 +7,8 @@ from decimal import Decimal
 import pytest
 from django.test import Client
 
-from markets.models import Bet, Market
-from testing.builders import bearer, bet, market, member, nothing_moved, orm_bet, settled_market, transfers
+from markets.models import Bet, Market, Outcome
+from testing.builders import AT, bearer, bet, market, member, nothing_moved, orm_bet, settled_market, transfers
 from testing.rest import UNREADABLE_BODIES, assert_refused, post
 
 
@@ -343,3 +343,17 @@ def test_member_sees_only_their_own_bets(db: None, api: Client) -> None:
     ]
     assert json.dumps(answer.json()).count("Yes") == 1
     assert_refused(api.get("/api/markets/999999/bets/", headers=bearer(amina)), 404, "not_found")
+
+
+def test_scratched_outcome_is_marked_and_not_in_the_pool(db: None, api: Client) -> None:
+    game = market(outcomes=("Home", "Away", "Draw"))
+    orm_bet(game, member(), "Home", 10)
+    orm_bet(game, member(), "Draw", 70)
+    Outcome.objects.filter(market=game, name="Draw").update(scratched_at=AT)
+    body = api.get(f"/api/markets/{game.pk}/").json()
+    assert body["pool"] == "10.00"
+    assert [(outcome["name"], outcome["scratched"]) for outcome in body["outcomes"]] == [
+        ("Home", False),
+        ("Away", False),
+        ("Draw", True),
+    ]

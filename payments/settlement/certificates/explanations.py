@@ -147,7 +147,9 @@ def _how(part: Transaction, *, provisional: bool) -> str:
         return "The payment was cancelled."
     if part.status == Status.FAILED:
         return "M-Pesa refused it. We are looking into it."
-    return "On its way to M-Pesa."
+    if part.status == Status.HELD:
+        return "Our staff are checking it. The money is still owed to you."
+    return "It waits to be sent to M-Pesa." if part.status == Status.PENDING else "On its way to M-Pesa."
 
 
 def _pending(bet: Bet, market: Market) -> Explanation:

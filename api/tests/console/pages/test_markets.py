@@ -60,6 +60,7 @@ def test_undone_market_waits_for_a_decision_and_shows_its_undo(console: Client) 
     approvals.approve(
         proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second), at=at, policy=rules
     )
+    assert "undoing" in shown(console, "/admin/markets/")
     undoing = shown(console, f"/admin/markets/{market.pk}/")
     assert "Settlement that is being undone" in undoing
     assert "Certificate" not in undoing
@@ -71,11 +72,13 @@ def test_undone_market_waits_for_a_decision_and_shows_its_undo(console: Client) 
     assert f"Undone by {first}, approved by {second}" in page
     assert "The referee's report." in page
     assert f"Yes wins, by {first}" in page
-    assert "KES 285.00 by 1 member" in page
+    assert "KES 285.00 by 1 member; KES 0.00 recovered, KES 0.00 written off." in page
     assert "The market takes no bets and waits for a decision." in page
     assert "Takes bets until" not in page
     assert "Planned end" in page
     assert "market to resolve" in shown(console, "/admin/")
+    approved = f"{second}, who approved the proposal of {first}"
+    assert approved in shown(console, "/admin/audit/?action=market.undo")
     assert "Did Gor Mahia win?" in shown(console, "/admin/markets/?show=due")
     assert "A decision now closes it" not in shown(console, f"/admin/markets/{market.pk}/resolve/")
 

@@ -6,6 +6,7 @@ from django.test import Client
 from django.utils import timezone
 
 from payments.models import Transaction
+from payments.payouts import breakers
 from testing import builders, console_scenes, payout_steps
 from testing.console_scenes import client_of, hidden_value, page_text, submit
 from users.models import AuditEntry, CustomUser
@@ -160,3 +161,31 @@ def test_bulk_retry_sends_exactly_the_previewed_list(console: Client, queued: An
     assert "payments.settlement_tasks.send_due_payouts" in [name for name, _, _ in queued()]
     with builders.nothing_moved():
         assert "No payout on this list may be sent again." in submit(console, "/admin/payouts/retry/", **form)
+
+
+def test_payout_paid_into_the_wallet_shows_the_wallet_as_its_destination(console: Client) -> None:
+    payout = console_scenes.failed_payout()
+    submit(console, f"/admin/payouts/{payout.pk}/wallet/", typed="wallet")
+    page = " ".join(page_text(console.get(f"/admin/payouts/{payout.pk}/")).split())
+    assert "<dt>Goes to</dt><dd>wallet <span" in page
+    assert "instead of M-Pesa" in page
+    assert "Payout credited to the wallet" in page
+    assert "<td>wallet<br>" in page_text(console.get(f"/admin/members/{payout.user_id}/"))
+
+
+def test_both_people_of_a_decision_are_named_on_the_payout(console: Client) -> None:
+    payout = console_scenes.held_in_doubt(60_000, timezone.now())
+    submit(console, f"/admin/payouts/{payout.pk}/decide/", **DECISION)
+    other = client_of(console_scenes.staff("approver", full_name="Peter Second"))
+    submit(other, f"/admin/payouts/{payout.pk}/confirm/", typed="decide")
+    page = page_text(console.get(f"/admin/payouts/{payout.pk}/"))
+    verdict = payout.verdicts.get()
+    assert f"proposed by {verdict.proposed_by}, confirmed by {verdict.closed_by}" in page
+
+
+def test_pending_payout_names_the_causes_of_its_wait(console: Client) -> None:
+    payout = builders.payout(285, at=timezone.now())
+    breakers.switch_off(reason="Odd.", by=builders.actor(), at=timezone.now())
+    page = page_text(console.get(f"/admin/payouts/{payout.pk}/"))
+    assert "It waits for a person, who stopped all sending." in page
+    assert "It leaves automatically." not in page

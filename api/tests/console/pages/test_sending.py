@@ -43,3 +43,12 @@ def test_stop_is_shown_and_ended_with_a_reason(console: Client) -> None:
     # then
     assert "The stop is ended." in answer
     assert len(payout_steps.claims()) == 1
+
+
+def test_switch_is_told_once_with_its_person_and_reason(console: Client) -> None:
+    submit(console, "/admin/sending/stop/", reason="Odd receipts.", typed="stop")
+    page = page_text(console.get("/admin/sending/"))
+    assert page.count("Odd receipts.") == 1
+    assert "All sending is off since" in page
+    assert "Grace Wambui" in page.partition("Kill switch")[2].partition("Breakers")[0]
+    assert "No breaker is open." in page

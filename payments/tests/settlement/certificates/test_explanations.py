@@ -188,7 +188,7 @@ def test_cents_are_in_the_wallet_and_the_rest_is_provisional_until_release(db: N
     assert said["all_my_bets_here_are_worth"] == "286.31"
     assert (released["payments"][0]["provisional"], released["payments"][0]["words"]) == (
         False,
-        "On its way to M-Pesa.",
+        "It waits to be sent to M-Pesa.",
     )
 
 
