@@ -18,3 +18,7 @@ class ConsoleConfig(AppConfig):
 
     name = "api.console"
     label = "console"
+
+    def ready(self) -> None:
+        """Register the checks of `api`."""
+        from api import checks  # noqa: F401 - importing it earlier would read the settings too early

@@ -160,9 +160,10 @@ SECURE_HSTS_SECONDS = 31_536_000 if MPESA_PRODUCTION else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = MPESA_PRODUCTION
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-# Number of trusted proxies in front of us. We trust that number of X-Forwarded-For entries, from the right.
+# Addresses of the proxies in front of us, and the number of X-Forwarded-For entries that they add, from the right.
+TRUSTED_PROXIES = networks("TRUSTED_PROXIES", "")
 TRUSTED_PROXY_HOPS = whole("TRUSTED_PROXY_HOPS", 0, low=0, high=5)
-if TRUSTED_PROXY_HOPS:
+if TRUSTED_PROXIES or TRUSTED_PROXY_HOPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------

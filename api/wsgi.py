@@ -7,3 +7,7 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
 
 application = get_wsgi_application()
+
+from api import checks  # noqa: E402 - it reads the settings
+
+checks.log_warnings()

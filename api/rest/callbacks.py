@@ -1,23 +1,22 @@
 """Endpoints for M-Pesa's callbacks. Each callback is stored and answered; a worker applies it later."""
 
-import ipaddress
-from functools import cache
-
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 
 from api.rest.errors import NO_SUCH_ADDRESS, UNAVAILABLE, envelope
 from payments import wiring
 from payments.models import Callback
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
-from users.source_address import source_address
+from users import source_address
 
 LONGEST_BODY = strict_json.MAX_BYTES
+INCOMPLETE = "The connection or the body ended too early. Nothing was stored."
 ACCEPTED = {"ResultCode": 0, "ResultDesc": "Accepted"}
 
 
@@ -34,12 +33,12 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
     if settings.MPESA_PRODUCTION:
         return _nothing_here()
     body = _body(request)
-    if body is None:
-        return _too_long()
+    if isinstance(body, HttpResponse):
+        return body
     try:
         callbacks.apply_plain(
             body=body,
-            source_ip=source_address(request),
+            source_ip=source_address.source_address(request),
             at=timezone.now(),
             policy=wiring.policy(),
             addresses=wiring.addresses(),
@@ -76,9 +75,9 @@ def balance_result_callback(request: HttpRequest, token: str) -> HttpResponse:
 
 def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
     body = _body(request)
-    if body is None:
-        return _too_long()
-    source = source_address(request)
+    if isinstance(body, HttpResponse):
+        return body
+    source = source_address.source_address(request)
     try:
         callbacks.store(
             kind=kind,
@@ -91,6 +90,8 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
         )
     except callbacks.UnknownAddress:
         return _nothing_here()
+    except callbacks.TooManyBodies as error:
+        return JsonResponse(envelope("too_many_callbacks", str(error)), status=429)
     except (OperationalError, InterfaceError):
         # M-Pesa must not get 200 for a callback that is not stored. A status query will ask for the result.
         return _unavailable()
@@ -98,28 +99,45 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
     return JsonResponse(ACCEPTED)
 
 
-def _body(request: HttpRequest) -> bytes | None:
-    body = request.read(LONGEST_BODY + 1)
-    return body if len(body) <= LONGEST_BODY else None
+def _body(request: HttpRequest) -> bytes | HttpResponse:
+    """Return the complete body, or the refusal of a body that is empty, too long or not read to its end.
+
+    M-Pesa takes 200 as our receipt, so a callback that we did not read completely must not get 200.
+    """
+    declared = request.META.get("CONTENT_LENGTH") or ""
+    # A body in chunks has no length. Django reads nothing of it, but the web server may mark its end.
+    if not declared and not request.META.get("wsgi.input_terminated"):
+        return _refused("length_required", "The request has no Content-Length, so the body was not read.", 411)
+    try:
+        body = request.read(LONGEST_BODY + 1) if declared else _read_to_end(request)
+    except (OSError, ParseException):  # gunicorn raises ParseException for a malformed chunk.
+        return _refused("incomplete_body", INCOMPLETE, 400)
+    if len(body) > LONGEST_BODY:
+        return _refused("body_too_large", f"The body is larger than {LONGEST_BODY} bytes. It was not stored.", 400)
+    if declared.isdecimal() and len(body) < int(declared):
+        return _refused("incomplete_body", INCOMPLETE, 400)
+    return body or _refused("empty_body", "The body is empty. Nothing was stored.", 400)
 
 
-@cache
-def _mpesa_networks() -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    return tuple(ipaddress.ip_network(source) for source in settings.MPESA_CALLBACK_SOURCES)
+def _read_to_end(request: HttpRequest) -> bytes:
+    """Read a body whose end the web server marks, but at most one byte more than the longest body."""
+    stream, body = request.META["wsgi.input"], b""
+    while len(body) <= LONGEST_BODY and (part := stream.read(LONGEST_BODY + 1 - len(body))):
+        body += part
+    return body
 
 
 def _is_mpesa(source: str | None) -> bool:
-    return source is not None and any(ipaddress.ip_address(source) in network for network in _mpesa_networks())
+    address = source_address.parse(source or "")
+    return address is not None and source_address.is_in(address, settings.MPESA_CALLBACK_SOURCES)
 
 
 def _nothing_here() -> HttpResponse:
     return JsonResponse(envelope("not_found", NO_SUCH_ADDRESS), status=404)
 
 
-def _too_long() -> HttpResponse:
-    return JsonResponse(
-        envelope("body_too_large", f"The body is larger than {LONGEST_BODY} bytes. It was not stored."), status=400
-    )
+def _refused(code: str, message: str, status: int) -> HttpResponse:
+    return JsonResponse(envelope(code, message), status=status)
 
 
 def _unavailable() -> HttpResponse:

@@ -65,6 +65,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     disputes.NoSuchRemedy: (409, "no_such_remedy"),
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
+    callbacks.TooManyBodies: (429, "too_many_callbacks"),
     strict_json.Unreadable: (400, "unreadable_body"),
     RequestDataTooBig: (400, "body_too_large"),
     # The database is restarting or full. A connection that was lost during a commit may have done its work.

@@ -59,6 +59,7 @@ OURS = (
     "DATABASE_URL",
     "CACHE_URL",
     "CALLBACK_TOKEN_KEY",
+    "TRUSTED_PROX",
     "DEBUG",
     "ALLOWED_HOSTS",
     "KASOKO_",
@@ -154,6 +155,26 @@ def test_example_environment_of_production_starts() -> None:
 def test_staff_need_a_code_unless_debug_or_setting_says_no(given: dict[str, str], required: bool) -> None:
     ended = start(SERVERS | given, "s.STAFF_TOTP")
     assert (ended.returncode, ended.stdout.strip()) == (0, str(required)), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        (PRODUCTION, True),
+        (PRODUCTION | {"TRUSTED_PROXIES": "203.0.113.7"}, False),
+        (PRODUCTION | {"TRUSTED_PROXY_HOPS": "1"}, False),
+        (SERVERS, False),
+    ],
+)
+def test_production_without_known_proxies_is_told_at_start(given: dict[str, str], warned: bool) -> None:
+    # when
+    checked = "[m.id for m in __import__('django.core.checks').core.checks.run_checks() if m.id == 'kasoko.W001']"
+    ended = start(given, checked)
+    served = start(given, "__import__('api.wsgi') and None")
+
+    # then
+    assert ended.stdout.strip() == str(["kasoko.W001"] if warned else []), ended.stderr
+    assert ("TRUSTED_PROXIES" in served.stderr + served.stdout) is warned
 
 
 def test_callback_tokens_keep_their_key_when_the_secret_key_is_replaced() -> None:
@@ -266,6 +287,7 @@ def test_production_with_a_wrong_value_refuses_to_start(
         ("MPESA_CALLBACK_URL", "https://kasoko.app/api/payments/b2c-callback/?a=1"),
         ("MPESA_CALLBACK_URL", "https://mpesa.kasoko.app/api/payments/b2c-callback/"),
         ("TRUSTED_PROXY_HOPS", "6"),
+        ("TRUSTED_PROXIES", "10.0.0.1,proxy.internal"),
         ("DATABASE_URL", "sqlite:///db.sqlite3"),
     ],
 )

@@ -35,6 +35,15 @@ class UnknownReference(Refusal):
     """No payout has the external reference that a plain callback names."""
 
 
+class TooManyBodies(Refusal):
+    """The callback address already has as many different bodies as we store for one address."""
+
+
+# M-Pesa sends one or two bodies to an address, and perhaps repeats them. Without a limit, one leaked address could fill
+# the disk. Each level of trust has its own limit, so that nobody else can use up M-Pesa's.
+MOST_BODIES = 50
+
+
 @dataclass(frozen=True)
 class Report:
     """The first stored callback about one transaction, with the result that it reports."""
@@ -55,7 +64,7 @@ def store(
     A result may have a token of ours and name a request that we do not have, because a restore from a backup lost the
     request. Such a result is parked until the request exists.
     A timeout may be about a request or any query, because all of these have a timeout address.
-    Raises: UnknownAddress. Then nothing is stored.
+    Raises: UnknownAddress; TooManyBodies. Then nothing is stored.
     """
     fields: dict[str, Any] = {
         "kind": kind,
@@ -65,14 +74,25 @@ def store(
         "received_at": at,
         "source_ip": source_ip,
         "trusted": trusted,
+        "most": MOST_BODIES,
     }
     failpoints.hit("callback before store")
     with connection.cursor() as cursor:
         cursor.execute(_STORE, fields)
-        (is_known,) = cursor.fetchone()
+        is_known, bodies, is_repeated = cursor.fetchone()
     if not is_known:
         _park(kind, token, body, fields, addresses)
+    elif not is_repeated:
+        _refuse_above_limit(bodies, f"An address for {kind} callbacks ({fields['token_hash'][:8]})")
     failpoints.hit("callback after store")
+
+
+def _refuse_above_limit(bodies: int, address: str) -> None:
+    """Raise an alarm about an address that just got its last body. Raises: TooManyBodies above the limit."""
+    if bodies >= MOST_BODIES:
+        raise TooManyBodies(f"{MOST_BODIES} different messages came to this address. This one was not stored.")
+    if bodies == MOST_BODIES - 1:
+        alarm.error("%s got its %s. different body. Others are refused: somebody may know it", address, MOST_BODIES)
 
 
 # A single statement, so that the view needs only one round trip and one commit: M-Pesa waits for our answer.
@@ -87,27 +107,40 @@ _STORE = """
         SELECT NULL, NULL, id FROM payments_floatreading
         WHERE token_hash = %(token_hash)s AND %(kind)s IN ('balance', 'timeout')
         LIMIT 1
+    ), held AS (
+        SELECT count(*) AS bodies, coalesce(bool_or(digest = %(digest)s), false) AS is_repeated
+        FROM (
+            SELECT digest, kind, trusted FROM payments_callback JOIN known USING (attempt_id)
+            UNION ALL
+            SELECT digest, kind, trusted FROM payments_callback JOIN known USING (query_id)
+            UNION ALL
+            SELECT digest, kind, trusted FROM payments_callback JOIN known USING (reading_id)
+        ) earlier
+        WHERE kind = %(kind)s AND trusted = %(trusted)s
     ), stored AS (
         INSERT INTO payments_callback (kind, originator_conversation_id, attempt_id, query_id, reading_id, body, digest,
             received_at, source_ip, trusted, verdict)
         SELECT %(kind)s, '', attempt_id, query_id, reading_id, %(body)s, %(digest)s, %(received_at)s,
             %(source_ip)s::inet, %(trusted)s, ''
-        FROM known ON CONFLICT DO NOTHING
+        FROM known, held WHERE bodies < %(most)s ON CONFLICT DO NOTHING
     )
-    SELECT EXISTS (SELECT FROM known)
+    SELECT EXISTS (SELECT FROM known), bodies, is_repeated FROM held
 """
 
 
 def _park(kind: str, token: str, body: bytes, fields: dict[str, Any], addresses: Addresses) -> None:
     """Store a result of a request that we sent and no longer have.
 
-    Raises: UnknownAddress, if we never sent such a request.
+    Raises: UnknownAddress, if we never sent such a request; TooManyBodies.
     """
     orphan = _orphan(kind, token, body, addresses)
     if not orphan:
         raise UnknownAddress("There is nothing at this address.")
     alarm.critical("A result for request %s, which we sent and do not have: restored from a backup?", orphan)
-    columns = {name: value for name, value in fields.items() if name != "token_hash"}
+    columns = {name: value for name, value in fields.items() if name not in ("token_hash", "most")}
+    parked = Callback.objects.filter(kind=kind, attempt=None, query=None, reading=None, trusted=fields["trusted"])
+    others = parked.filter(originator_conversation_id=orphan).exclude(digest=fields["digest"])
+    _refuse_above_limit(others[:MOST_BODIES].count(), f"The address of request {orphan}")
     Callback.objects.bulk_create(
         [Callback(originator_conversation_id=orphan, **columns)],
         ignore_conflicts=True,

@@ -1,0 +1,35 @@
+"""Checks at start: settings that work, but that an operator should know about."""
+
+import logging
+from collections.abc import Sequence
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+
+log = logging.getLogger("kasoko.alarm")
+
+
+@checks.register
+def callback_sources(app_configs: Sequence[AppConfig] | None = None, **_: object) -> list[checks.CheckMessage]:
+    """Warn if production may not see the addresses that callbacks come from.
+
+    Behind an unknown proxy every callback seems to come from the proxy. It is stored and trusted less, so each payment
+    waits for a status query.
+    """
+    if not settings.MPESA_PRODUCTION or settings.TRUSTED_PROXIES or settings.TRUSTED_PROXY_HOPS:
+        return []
+    return [
+        checks.Warning(
+            "Neither TRUSTED_PROXIES nor TRUSTED_PROXY_HOPS is set, so KASOKO uses the address of its direct peer.",
+            hint="If a proxy is in front of KASOKO, M-Pesa's callbacks all seem to come from the proxy, and each "
+            "payment waits for a status query. Set TRUSTED_PROXIES to the proxy's addresses.",
+            id="kasoko.W001",
+        )
+    ]
+
+
+def log_warnings() -> None:
+    """Log the warnings, for processes that do not run Django's checks (gunicorn)."""
+    for warning in callback_sources():
+        log.warning("%s %s", warning.msg, warning.hint)
