@@ -1,14 +1,14 @@
 """Merchant and callback receiver for tests of the simulated Daraja."""
 
 import base64
-import json
 import threading
 import time
 from collections.abc import Callable
-from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
+
+from payments.mpesa.strict_json import read_message
 
 PHONE = "254708374149"
 OTHER_PHONE = "254722000111"
@@ -21,19 +21,31 @@ class CallbackReceiver:
     def __init__(self) -> None:
         self.arrived = threading.Condition()
         self.posts: list[tuple[str, dict]] = []
+        # Whether each body came in chunks, and its bytes.
+        self.raw: list[tuple[bool, bytes]] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                in_chunks = self.headers["Transfer-Encoding"] == "chunked"
+                body = self._chunks() if in_chunks else self.rfile.read(int(self.headers["Content-Length"]))
                 with receiver.arrived:
-                    receiver.posts.append((self.path, json.loads(body, parse_float=Decimal)))
+                    receiver.raw.append((in_chunks, body))
+                    receiver.posts.append((self.path, read_message(body)))
                     receiver.arrived.notify_all()
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            def _chunks(self) -> bytes:
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
 
             def log_message(self, *_: object) -> None:
                 """Keep the test's output clean."""

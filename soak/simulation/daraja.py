@@ -1,11 +1,15 @@
 """Scripted M-Pesa for the real services: it posts the same bytes as Daraja."""
 
 import json
+import zlib
 from typing import Any
 
 from soak.simulation.provider import Provider, Request
 
 DarajaRequest = Request[str]
+
+# Parameters that we do not need, of the kinds that M-Pesa was seen to add.
+EXTRA_PARAMETERS = [None, {"Value": "x"}, {"Key": "Flag", "Value": True}, {"Key": "Extra", "Value": {"Amount": [1]}}]
 
 
 class DarajaProvider(Provider[str, str, bytes]):
@@ -45,7 +49,27 @@ def result_body(
                 {"Key": "ReceiverPartyPublicName", "Value": f"{request.phone} - JOHN DOE"},
             ]
         }
-    return json.dumps({"Result": result}).encode()
+    return _in_the_wild({"Result": result}, request.ocid)
+
+
+def _in_the_wild(message: dict[str, Any], ocid: str) -> bytes:
+    """Return a result in one of the forms in which M-Pesa's servers were seen to send results.
+
+    The id chooses the form, so that the form uses up no random number.
+    """
+    form = zlib.crc32(ocid.encode()) % 6
+    if form == 1:
+        return b"\xef\xbb\xbf" + json.dumps(message).encode()
+    if form == 2:
+        return json.dumps(message, ensure_ascii=False).replace("JOHN", "JOS\u00c9").encode("cp1252")
+    if form == 3:
+        return json.dumps(message).replace("JOHN DOE", "JOHN\tDOE").encode()
+    parameters = message["Result"].get("ResultParameters", {}).get("ResultParameter", [])
+    if form == 4:
+        parameters[:0] = EXTRA_PARAMETERS
+    if form == 5 and parameters:
+        message["Result"]["ResultParameters"] = parameters
+    return json.dumps(message).encode()
 
 
 def status_body(request: DarajaRequest | None, status: str, *, receipt: str | None = None) -> bytes:

@@ -57,10 +57,13 @@ class Delivery:
         with self._wake:
             return len(self._due)
 
-    def post(self, url: str, body: bytes) -> str:
-        """POST JSON once, without following redirects. Return the HTTP status or the name of the error."""
+    def post(self, url: str, body: bytes, *, in_chunks: bool = False) -> str:
+        """POST JSON once, without following redirects. Return the HTTP status or the name of the error.
+
+        A body in chunks has no Content-Length.
+        """
         try:
-            return self._post(url, body)
+            return self._post(url, body, in_chunks)
         except requests.ConnectTimeout as error:
             return type(error).__name__
         except requests.ConnectionError as error:
@@ -68,13 +71,13 @@ class Delivery:
                 return type(error).__name__
             # A receiver may close an idle connection at the moment we use it again. This is no refusal, so POST again.
             try:
-                return self._post(url, body)
+                return self._post(url, body, in_chunks)
             except requests.RequestException as again:
                 return type(again).__name__
         except requests.RequestException as error:
             return type(error).__name__
 
-    def _post(self, url: str, body: bytes) -> str:
+    def _post(self, url: str, body: bytes, in_chunks: bool) -> str:
         session = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
@@ -82,7 +85,8 @@ class Delivery:
             session.trust_env = False
             session.headers["Content-Type"] = "application/json"
             self._sessions.append(session)
-        response = session.post(url, data=body, timeout=CALLBACK_TIMEOUT_SECONDS, allow_redirects=False)
+        content = iter([body[:100], body[100:]]) if in_chunks else body
+        response = session.post(url, data=content, timeout=CALLBACK_TIMEOUT_SECONDS, allow_redirects=False)
         return str(response.status_code)
 
     def _run(self) -> None:

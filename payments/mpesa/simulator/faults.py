@@ -210,6 +210,14 @@ TABLE: tuple[Fault, ...] = (
         "Reports of masked numbers from March 2026; unconfirmed for B2C",
     ),
     Fault(
+        "odd_body",
+        "the result comes in chunks, after a byte order mark, in Windows-1252, with a raw control character, or with"
+        " parameters of other types and items without a key",
+        "moves as usual",
+        "Public integrations and production captures of 2024 to 2026",
+        choices=(("chunked", "bom", "windows_1252", "control", "parameters"),),
+    ),
+    Fault(
         "status_lost",
         "a status query is acknowledged and never answered",
         "untouched",

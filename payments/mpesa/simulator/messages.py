@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from payments.mpesa.simulator import draws, faults
 from payments.mpesa.simulator.records import NAIROBI, Deposit, Payment
@@ -23,6 +24,13 @@ RESULT_DESCRIPTIONS: Mapping[str, str] = {
 }
 _FIRST_NAMES = ("AMINA", "BRIAN", "CHEBET", "DAUDI", "ESTHER", "FATUMA", "GATHONI", "HASSAN")
 _LAST_NAMES = ("ACHIENG", "BARASA", "CHERONO", "KAMAU", "MUTUA", "NJERI", "OTIENO", "WANJIKU")
+_ODD_PARAMETERS: tuple[object, ...] = (
+    None,
+    {"Value": "x"},
+    {"Key": "Flag", "Value": True},
+    {"Key": "Charge", "Value": {"CurrencyCode": "KES", "BasicAmount": 10}},
+    {"Key": "Extra", "Value": [1, None]},
+)
 _NUMBER = re.compile(r'"\\u0000(-?[0-9]+\.[0-9]{2})"')
 
 
@@ -38,6 +46,18 @@ def encode(message: object) -> bytes:
     """Encode a message as JSON. A Decimal becomes a number with two decimals, without passing through a float."""
     text = json.dumps(message, separators=(",", ":"), default=lambda amount: f"\0{amount:.2f}")
     return _NUMBER.sub(r"\1", text).encode()
+
+
+def encode_result(message: Mapping[str, object], payment: Payment) -> bytes:
+    """Encode the result of a payment, in an odd form if the payment has the fault `odd_body`."""
+    odd = payment.active_faults
+    body = encode(message)
+    name = name_of(payment.phone).encode()
+    if odd.has("odd_body", "windows_1252"):
+        return body.replace(name, name.replace(b"A", "\u00c1".encode("cp1252")))
+    if odd.has("odd_body", "control"):
+        return body.replace(name, name.replace(b" ", b"\t"))
+    return b"\xef\xbb\xbf" + body if odd.has("odd_body", "bom") else body
 
 
 def acknowledgement(*, conversation_id: str, ocid: str) -> dict[str, str]:
@@ -77,7 +97,7 @@ def _code(code: str) -> int | str:
     return int(code) if code.isdigit() else code
 
 
-def _parameters(items: list[tuple[str, object]], without: tuple[str, ...] = ()) -> dict[str, object]:
+def _parameters(items: list[tuple[str, object]], without: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         "ResultParameter": [
             {"Key": key} if value is None or key in without else {"Key": key, "Value": value} for key, value in items
@@ -118,6 +138,8 @@ def payment_result(payment: Payment) -> dict[str, object]:
             if "missing_values" in payment.active_faults
             else (),
         )
+        if payment.active_faults.has("odd_body", "parameters"):
+            parameters = {"ResultParameter": [*_ODD_PARAMETERS, *parameters["ResultParameter"]]}
         if "dict_parameter" in payment.active_faults:
             parameters = {"ResultParameter": {"Key": "TransactionReceipt", "Value": payment.receipt}}
         result["ResultParameters"] = parameters

@@ -193,7 +193,9 @@ class Provider:
         self._post_result(payment)
 
     def _post_result(self, payment: Payment) -> None:
-        outcome = self._delivery.post(payment.request["ResultURL"], messages.encode(messages.payment_result(payment)))
+        body = messages.encode_result(messages.payment_result(payment), payment)
+        in_chunks = payment.active_faults.has("odd_body", "chunked")
+        outcome = self._delivery.post(payment.request["ResultURL"], body, in_chunks=in_chunks)
         self.book.note_callback(payment.ocid, "result", outcome)
 
     def _report_duplicate(self, ocid: str, conversation_id: str) -> None:

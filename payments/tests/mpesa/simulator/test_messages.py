@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 
+import pytest
+
+from payments.mpesa.messages import parse_result
 from payments.mpesa.simulator import faults, messages
 from payments.mpesa.simulator.book import Book
 from testing.merchants import PHONE, CallbackReceiver, Merchant, parameters
@@ -25,6 +29,30 @@ def test_payment_in_flight_is_authorized_without_receipt() -> None:
         None,
     )
     assert str(reported["InitiatedTime"]) == "20261123120000"
+
+
+@pytest.mark.parametrize("form", ["chunked", "bom", "windows_1252", "control", "parameters"])
+def test_odd_body_is_read_as_the_same_payment(
+    start: Callable[..., Merchant], receiver: CallbackReceiver, form: str
+) -> None:
+    # given
+    merchant = start(f"odd_body:{form}")
+
+    # when
+    merchant.pay("one")
+    receiver.wait("/result/")
+
+    # then
+    ((in_chunks, body),) = receiver.raw
+    result = parse_result(body)
+    assert in_chunks is (form == "chunked")
+    assert (result.says_paid, result.amount, result.receiver_phone) == (True, Decimal(285), PHONE)
+    assert body.startswith(b"\xef\xbb\xbf") is (form == "bom")
+    assert (b"\xc1" in body, b"\t" in body, b"null" in body) == (
+        form == "windows_1252",
+        form == "control",
+        form == "parameters",
+    )
 
 
 def test_shape_of_a_result_does_not_change_the_money(
