@@ -1,4 +1,4 @@
-"""Refusals of decisions by staff about their own stake, debt or dispute.
+"""Refusals of decisions by staff about their own stake, debt, dispute or payout.
 
 The caller checks while it holds the lock on the row, so the result is still true when the decision is written.
 """
@@ -6,7 +6,7 @@ The caller checks while it holds the lock on the row, so the result is still tru
 from collections.abc import Iterable
 
 from markets.models import Bet, Market
-from payments.models import Dispute, Recovery
+from payments.models import Dispute, Recovery, Transaction
 from users import audit
 from users.refusal import Refusal
 
@@ -21,6 +21,10 @@ class OwnDebt(Refusal):
 
 class OwnDispute(Refusal):
     """A person may not decide about their own dispute."""
+
+
+class OwnPayout(Refusal):
+    """A person may not decide about their own payout."""
 
 
 def refuse_stakeholders(market: Market, by: audit.Actor) -> None:
@@ -39,3 +43,9 @@ def refuse_own_dispute(dispute: Dispute, by: audit.Actor) -> None:
     """Refuse the member who opened the dispute. Raises: OwnDispute."""
     if dispute.user_id == by.user_id:
         raise OwnDispute("You opened this dispute yourself. Another member of staff must decide about it.")
+
+
+def refuse_own_payout(payout: Transaction, by: audit.Actor) -> None:
+    """Refuse the member whom the payout pays. Raises: OwnPayout."""
+    if payout.user_id == by.user_id:
+        raise OwnPayout("This is your own payout. Another member of staff must decide about it.")

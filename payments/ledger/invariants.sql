@@ -198,7 +198,7 @@ WHERE p.total <> u.total;
 SELECT 'attempt ' || a.originator_conversation_id || ' of ' || a.amount || ' is ' || a.state || ', '
     || count(t.id) || ' payments of ' || coalesce(sum(t.amount), 0) || ' are booked' AS paid_attempts_are_booked_once
 FROM payments_attempt a
-LEFT JOIN payments_transfer t ON t.key IN ('paid:' || a.id, 'late:' || a.id)
+LEFT JOIN payments_transfer t ON t.key IN ('paid:' || a.id, 'late:' || a.id, 'misdirected:' || a.id)
 GROUP BY a.id HAVING count(t.id) <> (a.state = 'PAID')::int
     OR coalesce(sum(t.amount), 0) <> CASE WHEN a.state = 'PAID' THEN a.amount ELSE 0 END;
 
@@ -218,11 +218,13 @@ WHERE t.destination = 'mpesa' AND t.type = 'PAYOUT'
 
 -- name: attempts_send_what_is_owed
 -- Each request has the amount and the phone of its payout
--- An attempt has the amount and the phone number of its transaction.
+-- An attempt has the amount of its transaction. It has its phone number, or a new number that two people confirmed.
 SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
     AS attempts_send_what_is_owed
 FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
-WHERE (a.amount, a.phone_number) <> (t.amount, t.phone_number);
+WHERE a.amount <> t.amount OR a.phone_number <> t.phone_number AND NOT EXISTS (
+    SELECT FROM payments_verdict v WHERE v.transaction_id = t.id AND v.kind = 'REISSUE' AND v.confirmed
+        AND v.phone_number = a.phone_number);
 
 
 -- name: attempts_have_the_settlement_of_their_payout

@@ -27,6 +27,7 @@ MPESA_UTILITY = "mpesa_utility"
 MPESA_CHARGES_PAID = "mpesa_charges_paid"
 CHARGE_EXPENSE = "charge_expense"
 BAD_DEBT = "bad_debt"
+MISDIRECTED = "misdirected"
 ZERO = Decimal("0.00")
 _POST_TRANSFERS = named_sql.beside(__file__)["post_transfers"]
 

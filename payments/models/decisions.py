@@ -71,12 +71,23 @@ class Proposal(models.Model):
 
 
 class Verdict(models.Model):
-    """One person's decision that a held payout was paid (then `receipt` is M-Pesa's), or was not paid.
+    """One person's decision on a payout.
+
+    - RESULT: a held payout was paid (then `receipt` is M-Pesa's), or was not paid.
+    - REISSUE: the payout's next request goes to the member's new number, `phone_number`.
 
     A second person confirms or refuses the decision. Until then the decision is open. It is never deleted.
     """
 
+    class Kind(models.TextChoices):
+        RESULT = "RESULT"
+        REISSUE = "REISSUE"
+
     transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="verdicts")
+    kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.RESULT, db_default=Kind.RESULT)
+    phone_number = models.CharField(
+        max_length=12, blank=True, default="", db_default="", help_text="The new number, if the kind is REISSUE."
+    )
     receipt = models.CharField(max_length=64, blank=True, help_text="Empty if M-Pesa did not pay it.")
     grounds = models.CharField(max_length=300)
     proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")

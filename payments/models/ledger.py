@@ -31,6 +31,7 @@ class LedgerAccount(models.Model):
         CHARGE_EXPENSE = "charge_expense"
         RECEIVABLE = "receivable"
         BAD_DEBT = "bad_debt"
+        MISDIRECTED = "misdirected"
 
     GROWS_BY_DEBIT: ClassVar = {
         Kind.MPESA_UTILITY,
@@ -38,6 +39,7 @@ class LedgerAccount(models.Model):
         Kind.CHARGE_EXPENSE,
         Kind.RECEIVABLE,
         Kind.BAD_DEBT,
+        Kind.MISDIRECTED,
     }
 
     code = models.CharField(

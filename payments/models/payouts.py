@@ -25,8 +25,8 @@ class Transaction(models.Model):
     """A move of money between us and one member: a deposit, a withdrawal, a payout or a refund.
 
     A payout goes to one `destination`. An M-Pesa payout is in whole shillings. It leaves after `due_at`, if its
-    settlement is released. `phone_number` receives the money. It is the member's number when the transaction was
-    created, and never changes.
+    settlement is released. `phone_number` is the member's number when the transaction was created, and never changes.
+    The money goes to `receiver`: two people may decide to send it to the member's new number instead.
     """
 
     class Type(models.TextChoices):
@@ -70,8 +70,14 @@ class Transaction(models.Model):
     tranche = models.PositiveSmallIntegerField(default=1)
     external_ref = models.CharField(max_length=64)
     phone_number = models.CharField(max_length=12)
+    reissued_to = models.CharField(
+        max_length=12, blank=True, default="", db_default="", help_text="The new number that two people confirmed."
+    )
     due_at = models.DateTimeField(help_text="It is not sent before this time.")
     reason = models.CharField(max_length=300, blank=True, help_text="Why it failed, is held or waits.")
+    held_by_person = models.BooleanField(
+        default=False, db_default=False, help_text="A person holds it. Only a release or a decision ends the hold."
+    )
     receipt = models.CharField(max_length=64, blank=True, help_text="M-Pesa's receipt of the payment.")
     created_at = models.DateTimeField(default=timezone.now)
     completed_at = models.DateTimeField(null=True, blank=True)
@@ -84,6 +90,10 @@ class Transaction(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["external_ref"], name="external_ref_once"),
             models.CheckConstraint(condition=Q(amount__gt=0), name="transaction_amount_is_positive"),
+            # The id of a request is the reference, a hyphen and up to three digits. M-Pesa takes at most 36 characters.
+            models.CheckConstraint(
+                condition=Q(external_ref__regex=r"^[A-Za-z0-9-]{1,32}$"), name="reference_fits_mpesa"
+            ),
             models.CheckConstraint(
                 condition=~Q(type="PAYOUT", destination="mpesa") | Q(amount=Floor("amount")),
                 name="mpesa_carries_whole_shillings",
@@ -107,6 +117,11 @@ class Transaction(models.Model):
     def goes_to(self) -> str:
         """Return the present destination: the wallet, if an M-Pesa payout was paid into the wallet instead."""
         return self.Destination.WALLET if self.redirected_at is not None else self.Destination(self.destination)
+
+    @property
+    def receiver(self) -> str:
+        """Return the number to which the next request goes."""
+        return self.reissued_to or self.phone_number
 
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
@@ -215,6 +230,9 @@ class Attempt(models.Model):
                 name="one_open_attempt_a_transaction",
             ),
             models.CheckConstraint(condition=Q(amount__gt=0), name="attempt_amount_is_positive"),
+            models.CheckConstraint(
+                condition=Q(originator_conversation_id__regex=r"^[A-Za-z0-9-]{1,36}$"), name="request_id_fits_mpesa"
+            ),
         ]
         indexes: ClassVar = [
             models.Index(

@@ -24,6 +24,7 @@ class Meaning:
     waits_for_next_day: bool = False
 
 
+NEW_NUMBER = "Re-issue it to the member's new number if the number has changed. If not, pay it to the wallet."
 _ASK = "Ask M-Pesa with a status query. Do not pay again because of this code."
 
 
@@ -54,9 +55,7 @@ MEANING: dict[str, Meaning] = {
     "0": _in_doubt("Paid.", "Nothing to do."),
     "1": _ours("The Utility account is short of funds.", "Top up the Utility account. Sending resumes by itself."),
     "2": _member("The amount is below M-Pesa's minimum.", "Pay it to the wallet.", retry_helps=False),
-    "3": _member(
-        "The amount is above M-Pesa's maximum.", "Pay it in smaller parts or to the wallet.", retry_helps=False
-    ),
+    "3": _member("The amount is above M-Pesa's maximum.", "Pay it to the wallet.", retry_helps=False),
     "4": Meaning(
         True,
         "member",
@@ -77,13 +76,11 @@ MEANING: dict[str, Meaning] = {
     "2028": _ours("Our shortcode lacks this product.", "Have Safaricom enable B2C on the shortcode."),
     "2040": _member(
         "The number is not a registered M-Pesa customer.",
-        "Correct the number, or pay to the wallet.",
+        NEW_NUMBER,
         retry_helps=False,
     ),
     "8006": _ours("Our security credential is locked.", "Have the business administrator unlock it."),
-    "SFC_IC0003": _member(
-        "M-Pesa does not know this receiver.", "Correct the number, or pay to the wallet.", retry_helps=False
-    ),
+    "SFC_IC0003": _member("M-Pesa does not know this receiver.", NEW_NUMBER, retry_helps=False),
     "5": _in_doubt("The payment would break our account's minimum balance.", "Ask with a status query; top up."),
     "15": _DUPLICATE,
     "41": _DUPLICATE,

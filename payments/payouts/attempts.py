@@ -72,7 +72,7 @@ def new_attempt(
         originator_conversation_id=ocid,
         token_hash=token_hash(addresses.token(ocid)),
         amount=payout.amount,
-        phone_number=payout.phone_number,
+        phone_number=payout.receiver,
         state=State.SENDING,
         opened_at=at,
         posted_at=at,
@@ -89,7 +89,8 @@ _INSERT_ATTEMPTS = """
         conversation_id, token_hash, amount, phone_number, state, opened_at, posted_at, first_sent_at, next_query_at,
         result_code, result_words, receipt, counted_on)
     SELECT t.id, t.settlement_id, o.number, %(kind)s, o.originator_conversation_id, '', o.token_hash, t.amount,
-        t.phone_number, %(state)s, %(at)s, %(at)s, %(at)s, %(ask_at)s, '', '', '', %(counted_on)s
+        coalesce(nullif(t.reissued_to, ''), t.phone_number), %(state)s, %(at)s, %(at)s, %(at)s, %(ask_at)s, '', '', '',
+        %(counted_on)s
     FROM unnest(%(payouts)s::bigint[], %(numbers)s::smallint[], %(ids)s::text[], %(hashes)s::text[])
         AS o (payout_id, number, originator_conversation_id, token_hash)
     JOIN payments_transaction t ON t.id = o.payout_id
@@ -283,7 +284,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
     breakers.watch(at=at, policy=policy)
-    paid_after_all = payout.attempts.filter(state=State.PAID).order_by("number").last()
+    paid_after_all = payout.attempts.filter(state=State.PAID, phone_number=payout.receiver).order_by("number").last()
     if paid_after_all is not None:
         return _set_off(payout, paid_after_all, at)
     if receivables.was_recalled(payout.pk):
@@ -357,14 +358,27 @@ def _cancel(payout: Transaction, at: datetime) -> str:
 def make_pending(payout: Transaction, *, due_at: datetime, reason: str = "") -> None:
     """Make a payout pending, to leave at `due_at` at the earliest."""
     payout.status, payout.due_at, payout.failed_at = Status.PENDING, due_at, None
-    payout.reason = reason[:300]
-    payout.save(update_fields=["status", "due_at", "failed_at", "reason"])
+    payout.reason, payout.held_by_person = reason[:300], False
+    payout.save(update_fields=["status", "due_at", "failed_at", "reason", "held_by_person"])
 
 
-def hold(payout: Transaction, *, reason: str) -> None:
-    """Hold a payout until a person acts on it."""
-    payout.status, payout.reason = Status.HELD, reason[:300]
-    payout.save(update_fields=["status", "reason"])
+def hold(payout: Transaction, *, reason: str, by_person: bool = False) -> None:
+    """Hold a payout until a person acts on it. If a person holds it (`by_person`), only a release ends the hold."""
+    payout.status, payout.reason, payout.held_by_person = Status.HELD, reason[:300], by_person
+    payout.save(update_fields=["status", "reason", "held_by_person"])
+
+
+def end_hold_unsent(payout: Transaction, *, reason: str, at: datetime) -> None:
+    """Make a held payout FAILED instead of pending, because it must not be sent as it is."""
+    payout.status, payout.failed_at, payout.reason, payout.held_by_person = Status.FAILED, at, reason[:300], False
+    payout.save(update_fields=["status", "failed_at", "reason", "held_by_person"])
+
+
+def reissue(payout: Transaction, *, phone_number: str, at: datetime) -> None:
+    """Let the next request of a payout go to another number, and make the payout pending."""
+    payout.reissued_to = phone_number
+    payout.save(update_fields=["reissued_to"])
+    make_pending(payout, due_at=at)
 
 
 def complete_in_wallet(payout: Transaction, *, at: datetime) -> None:

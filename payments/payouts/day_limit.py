@@ -86,6 +86,8 @@ def take(parts: Sequence[Part], *, at: datetime, limit: int) -> set[int]:
         wanted[part.user_id] = wanted.get(part.user_id, ZERO) + part.amount
     whole = {user_id for user_id, amount in wanted.items() if amount <= limit}
     whole &= _add({user_id: amount if user_id in whole else ZERO for user_id, amount in wanted.items()}, today, limit)
+    # `confirm` may take these parts out of an earlier day. Lock that day now: the caller locks Settlements in between.
+    _lock([part.user_id for part in new if part.counted_on], {part.counted_on for part in new if part.counted_on})
     taken = [part for part in new if part.user_id in whole]
     taken += _add_some([part for part in new if part.user_id not in whole], today, limit)
     return fitting | {part.transaction_id for part in taken}
@@ -95,7 +97,7 @@ def confirm(parts: Iterable[Part], *, sent: Collection[int], at: datetime) -> No
     """Correct the totals after `take`, for the parts that fitted. `sent` has the ids of the transactions that leave.
 
     A part that is not sent does not count today. A part that is sent does not count on an earlier day any more.
-    Locks: the DayTotals, by day (the latest first) and member.
+    Locks: none further.
     """
     today = day_of(at)
     wrong = []
@@ -176,6 +178,12 @@ def _add_some(parts: Sequence[Part], day: date, limit: int) -> list[Part]:
     for user_id in {part.user_id for part in taken}:
         DayTotal.objects.filter(day=day, user=user_id).update(amount=totals[user_id])
     return taken
+
+
+def _lock(user_ids: Sequence[int], days: Collection[date]) -> None:
+    if user_ids:
+        totals = DayTotal.objects.filter(user__in=user_ids, day__in=days).order_by("-day", "user")
+        list(totals.select_for_update(no_key=True, of=("self",)).values_list("user_id"))
 
 
 def _subtract(parts: Sequence[tuple[int, date, Decimal]]) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 from django.db import connection
 from django.db.models import Q
 
-from payments.models import Settlement
+from markets.models import NAIROBI
+from payments.models import Proposal, Settlement, Transaction
 
-# A payout that was paid once gets no other request. A payout also waits while we still ask M-Pesa about its failed
-# request. We ask for one of two reasons: a retry was requested, or a callback reported that the failed request was
-# paid.
+# A payout that was paid once gets no other request. A payment to a number that has been replaced does not count.
+# A payout also waits while we still ask M-Pesa about its failed request. We ask for one of two reasons: a retry was
+# requested, or a callback reported that the failed request was paid.
 DUE_OR_ASKED_FIRST = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
-        AND (a.state = 'PAID' OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
+        AND (a.state = 'PAID' AND a.phone_number = coalesce(nullif(t.reissued_to, ''), t.phone_number)
+            OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
 # A payout that may have left before a restore is never claimed. `restores.asking` opens its request, and asks first.
 DUE = f"""{DUE_OR_ASKED_FIRST}
@@ -55,6 +57,44 @@ def lock_active(settlement_ids: Iterable[int]) -> set[int]:
     with connection.cursor() as cursor:
         cursor.execute(_LOCK_ACTIVE, [sorted(settlement_ids)])
         return {settlement_id for (settlement_id,) in cursor.fetchall()}
+
+
+def stop_of(payout: Transaction, *, at: datetime) -> str:
+    """Return why the payout's settlement stops every manual action that moves its money, or an empty string.
+
+    Every road asks this: retry, bulk retry, release, payment to the wallet, remedies of disputes, re-issue.
+    Locks: none. A stop that commits at the same moment counts as later than the action. A claim checks again under
+    lock, and an undo takes back what the action did.
+    """
+    if payout.settlement_id is None:
+        return ""
+    settlement = Settlement.objects.select_related("market").get(pk=payout.settlement_id)
+    if settlement.state in (Settlement.State.UNDOING, Settlement.State.UNDONE):
+        return f"The settlement of transaction {payout.pk} is undone, so nothing of it is paid. No money moved."
+    if settlement.state != Settlement.State.SETTLED:
+        return f"The settlement of transaction {payout.pk} is not finished. No money moved. Wait for it."
+    open_proposals = settlement.market.proposals.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.OPEN)
+    if settlement.stopped_at is not None or open_proposals.exists():
+        return (
+            f"An undo of the settlement of transaction {payout.pk} is proposed, so its payouts are stopped."
+            " No money moved. Approve or reject the proposal first."
+        )
+    if settlement.release_at is None or settlement.release_at > at:
+        until = (
+            f"{settlement.release_at.astimezone(NAIROBI):%d %b %Y %H:%M}" if settlement.release_at else "its release"
+        )
+        return (
+            f"The payouts of market {settlement.market_id} are held until {until}. No money moved."
+            " Wait until then, or withdraw the resolution."
+        )
+    return ""
+
+
+def stopped(at: datetime) -> Q:
+    """Return the filter for payouts whose settlement stops their money, as `stop_of` says."""
+    undo = Proposal.objects.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.OPEN)
+    may_move = Settlement.objects.filter(active(), release_at__lte=at).exclude(market__in=undo.values("market"))
+    return Q(settlement__isnull=False) & ~Q(settlement__in=may_move)
 
 
 def may_leave(transaction_ids: Sequence[int], *, in_canary: Sequence[int], at: datetime) -> set[int]:

@@ -39,6 +39,8 @@ ACTIONS = {
     "payout.decision_proposed": "Payout decision proposed",
     "payout.decision_refused": "Payout decision rejected",
     "payout.hold": "Payout held",
+    "payout.reissue": "Payout re-issued to the member's new number",
+    "payout.reissue_proposed": "Re-issue to a new number proposed",
     "payout.release": "Payout released",
     "payout.retry": "Payout sent again",
     "payout.to_wallet": "Payout credited to the wallet",

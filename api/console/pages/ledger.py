@@ -30,6 +30,7 @@ KINDS = {
     "charge_expense": "M-Pesa's charges as our expense",
     "receivable": "Money that members owe us",
     "bad_debt": "Member debts that we wrote off",
+    "misdirected": "Payments that went to a member's old number",
 }
 
 

@@ -12,7 +12,7 @@ from api.console.pages.audit import ACTIONS
 from api.console.templatetags.console import counted, kes, words
 from payments import wiring
 from payments.models import Transaction, Verdict
-from payments.payouts.operations import actions, decisions, failures, search, timeline
+from payments.payouts.operations import actions, decisions, failures, reissue, search, timeline
 from users import phone
 
 # Seconds between two refreshes of a payout's page: while the payout is under way, and otherwise.
@@ -70,7 +70,7 @@ def _question(payout: Transaction, title: str, effects: list[str], button: str, 
     facts = [
         ("Payout", f"{payout.pk} · {payout.external_ref}"),
         ("Amount", kes(payout.amount)),
-        ("To", phone.masked(payout.phone_number)),
+        ("To", phone.masked(payout.receiver)),
         ("State now", f"{words(payout.status).capitalize()}. {payout.reason}".strip()),
     ]
     back = reverse("admin:payout", args=[payout.pk])
@@ -184,6 +184,30 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
+@page.page("decide_payout", posts=True)
+def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
+    """Propose to send a payout to the member's new number. Another person must confirm it."""
+    payout = _payout(transaction_id)
+    question = _question(
+        payout,
+        f"Re-issue payout {payout.pk} to the member's new number",
+        [
+            f"The next request goes to {phone.masked(payout.user.phone_number)}, the member's number now.",
+            f"Nothing goes to {phone.masked(payout.receiver)} any more. It may belong to another person by now.",
+            "Second approval needed: another person must confirm this from their own login. Until then no money moves.",
+        ],
+        "Propose the new number",
+        fields=[page.Field("grounds", "Grounds", kind="area", help="How you checked that the number is the member's.")],
+    )
+
+    def act(answers: dict[str, str]) -> str:
+        by, at = page.actor(request), timezone.now()
+        reissue.propose(transaction_id=payout.pk, grounds=answers["grounds"], by=by, at=at)
+        return "The new number is proposed. Another person must confirm it on this page. Until then no money moves."
+
+    return page.ask(request, question, act)
+
+
 # --- decisions on held payouts ---------------------------------------------------------------------------------------
 
 
@@ -257,13 +281,18 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     proposed = _proposed(payout)
     if proposed is None:
         return HttpResponseRedirect(reverse("admin:payout", args=[payout.pk]))
+    is_reissue = proposed.kind == Verdict.Kind.REISSUE
     outcome = f"paid, receipt {proposed.receipt}" if proposed.receipt else "not paid"
+    if is_reissue:
+        outcome = f"send to the new number {phone.masked(proposed.phone_number)}"
     question = _question(
         payout,
         f"Confirm the decision on payout {payout.pk}",
         [
             f"{proposed.proposed_by} proposes: {outcome}. Grounds: {proposed.grounds}",
-            "Check M-Pesa's statement yourself. Your confirmation carries out the decision and books it.",
+            "Check yourself that the number is the member's. Your confirmation sends the money to it."
+            if is_reissue
+            else "Check M-Pesa's statement yourself. Your confirmation carries out the decision and books it.",
         ],
         f"Confirm: {outcome}",
         danger=True,
@@ -271,7 +300,12 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        decisions.confirm(verdict_id=proposed.pk, by=page.actor(request), at=timezone.now(), policy=wiring.policy())
+        by, at = page.actor(request), timezone.now()
+        if is_reissue:
+            reissue.confirm(verdict_id=proposed.pk, by=by, at=at)
+            wiring.after_retry(payout.pk)
+        else:
+            decisions.confirm(verdict_id=proposed.pk, by=by, at=at, policy=wiring.policy())
         return f"Two people decided payout {payout.pk}: {outcome}."
 
     return page.ask(request, question, act)
@@ -288,7 +322,7 @@ def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     question = _question(
         payout,
         f"{verb} the proposed decision on payout {payout.pk}",
-        ["The proposed decision is dropped. The payout stays held and in doubt. No money moves."],
+        ["The proposed decision is dropped. The payout stays as it is. No money moves."],
         f"{verb} it",
         fields=[page.Field("reason", "Reason", kind="area")],
         money=False,
@@ -296,7 +330,7 @@ def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         decisions.refuse(verdict_id=proposed.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
-        return "The proposed decision is dropped. The payout is still held."
+        return "The proposed decision is dropped. The payout stays as it is."
 
     return page.ask(request, question, act)
 
@@ -318,7 +352,7 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     hours = paging.number(asked.get("hours", ""))
     at = timezone.now()
     since = at - timedelta(hours=min(hours, 8_784)) if hours else None
-    plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since))
+    plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since), at=at)
     seen = hashlib.sha256(repr(plan.transaction_ids).encode()).hexdigest()
     question = page.Question(
         title="Send failed payouts again",
@@ -383,6 +417,7 @@ _ACTIONS: dict[str, page.View] = {
     "hold": hold,
     "release": release,
     "wallet": to_wallet,
+    "reissue": reissue_payout,
     "decide": decide,
     "confirm": confirm_decision,
     "refuse": reject_decision,

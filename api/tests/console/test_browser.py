@@ -130,7 +130,7 @@ def test_operator_sets_up_an_app_logs_in_and_resolves_failed_payouts(opened: Ope
     # when: the code of the login has become too old, and the other payout goes to the wallet with a new code
     settings.STEP_UP_MINUTES = 0
     page.goto(f"{screen.base}/admin/payouts/{second.pk}/")
-    press(page, "To the wallet…")
+    press(page, "Pay to the wallet…")
     type_in(page, typed="wallet", proof=fresh_code(grace))
     press(page, "Pay to the wallet")
     page.wait_for_selector("text=is in the member's wallet.")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from api.console.pages import receivables, resolve
 from api.rest import errors
+from payments import own_affairs
 from payments.payouts.operations import actions, decisions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
@@ -18,6 +19,7 @@ WITHOUT_REST = {
     decisions.DecisionNotOpen,
     decisions.NotToBeDecided,
     decisions.SamePerson,
+    own_affairs.OwnPayout,
     phone_access.MemberNotFound,
     receivables.NotAPercentage,
     resolve.NotAnAddress,

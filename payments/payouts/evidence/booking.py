@@ -88,6 +88,8 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
             return f"a second receipt {receipt}: M-Pesa may have paid twice"
         return "paid already"
     late = attempt.state == State.FAILED
+    if late and attempt.phone_number != payout.receiver:
+        return _book_misdirected(payout, attempt, receipt, at)
     other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
     debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
     attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
@@ -112,6 +114,23 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
     if payout.status in (Status.PENDING, Status.PROCESSING):
         attempts.hold(payout, reason=f"Its earlier request {attempt} was paid after all.")
     return "paid after the debt was settled in another way: the member owes the amount back"
+
+
+def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, at: datetime) -> str:
+    """Book a late payment to a number that two people have replaced. We still owe the payout to the member.
+
+    The old number may belong to another person by now, so the payment is no debt of the member.
+    """
+    attempt.state, attempt.receipt, attempt.closed_at = State.PAID, receipt, at
+    attempt.next_query_at = attempt.resend_at = None
+    attempt.save()
+    day_limit.count_paid_late(attempt, payout.user_id)
+    breakers.paid(attempt.posted_at)
+    key, tx = f"misdirected:{attempt.pk}", payout.pk
+    entry = journal.Entry(key, journal.MISDIRECTED, journal.MPESA_UTILITY, attempt.amount, tx)
+    journal.post([entry, *_charge(attempt, at)], at=at)
+    alarm.critical("Attempt %s was paid to a number that has been replaced: receipt %s", attempt, receipt)
+    return "paid to the member's old number after all: ask M-Pesa to reverse it; the payout is still owed"
 
 
 def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:

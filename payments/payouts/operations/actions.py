@@ -11,8 +11,8 @@ from django.db import transaction
 
 from payments.ledger import journal
 from payments.models import AskFirst, Attempt, Transaction
-from payments.payouts import attempts
-from users import audit
+from payments.payouts import attempts, eligibility
+from users import audit, phone
 from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -28,6 +28,18 @@ class PayoutNotRetryable(Refusal):
     """The payout is neither failed nor held, or a request of it may still be paid, or its amount is no longer owed."""
 
 
+class PayoutStopped(PayoutNotRetryable):
+    """The payout's settlement is undone, its undo is proposed, or its payouts are within their hold."""
+
+
+class HeldByPerson(PayoutNotRetryable):
+    """A person holds the payout. It must be released first."""
+
+
+class NumberChanged(PayoutNotRetryable):
+    """The member's number is no longer the one to which the payout would be sent."""
+
+
 class NotToBeHeld(Refusal):
     """The payout does not wait to be sent to M-Pesa, so it cannot be held."""
 
@@ -41,10 +53,10 @@ class NothingToAsk(Refusal):
 
 
 def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Make a failed or held payout pending again, to be sent with a new attempt.
+    """Make a failed or held payout pending again, to be sent with a new attempt to the same number.
 
     Locks: Transaction.
-    Raises: TransactionNotFound; PayoutNotRetryable.
+    Raises: TransactionNotFound; PayoutNotRetryable; PayoutStopped; HeldByPerson; NumberChanged.
     """
     with transaction.atomic(durable=True):
         payout, before = make_pending_again(transaction_id, at=at)
@@ -57,24 +69,42 @@ def make_pending_again(transaction_id: int, *, at: datetime) -> tuple[Transactio
 
     Returns the payout, and the snapshot of its state before the retry.
     Locks: Transaction.
-    Raises: TransactionNotFound; PayoutNotRetryable.
+    Raises: as `retry`.
     """
-    payout = _owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried")
+    payout = owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried", at=at)
+    if differs := number_differs(payout):
+        raise NumberChanged(differs)
     before = snapshot(payout)
     attempts.make_pending(payout, due_at=at)
-    # If M-Pesa may have taken an earlier request, ask about that request once more before a new request leaves.
+    ask_about_last(payout, at=at)
+    return payout, before
+
+
+def number_differs(payout: Transaction) -> str:
+    """Return a sentence if the member's number is no longer the payout's receiver, or an empty string."""
+    present = payout.user.phone_number
+    if present == payout.receiver or payout.destination != Transaction.Destination.MPESA:
+        return ""
+    return (
+        f"Transaction {payout.pk} would go to {phone.masked(payout.receiver)}, but the member's number is now"
+        f" {phone.masked(present)}. No money moved. Re-issue it to the member's new number, which takes two people,"
+        " or pay it to the wallet."
+    )
+
+
+def ask_about_last(payout: Transaction, *, at: datetime) -> None:
+    """Ask once more about the last request that M-Pesa may have taken, before a new request leaves."""
     taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
     last = taken.order_by("number").last()
     if last is not None:
         attempts.ask_at(last, at)
-    return payout, before
 
 
 def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     """Pay a failed or held payout into the member's wallet instead.
 
     Locks: Transaction, the wallet.
-    Raises: TransactionNotFound; PayoutNotRetryable.
+    Raises: TransactionNotFound; PayoutNotRetryable; PayoutStopped; HeldByPerson.
     """
     with transaction.atomic(durable=True):
         payout, before = pay_into_wallet(transaction_id, at=at)
@@ -88,10 +118,10 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     Returns as `make_pending_again`.
 
     Locks: Transaction, the wallet.
-    Raises: TransactionNotFound; PayoutNotRetryable.
+    Raises: as `redirect_to_wallet`.
     """
-    payout = _owing(
-        transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead"
+    payout = owing(
+        transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead", at=at
     )
     if AskFirst.objects.filter(transaction=payout, ended_at=None).exists():
         raise PayoutNotRetryable(
@@ -129,27 +159,28 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
         if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
             raise NotToBeHeld(f"Only a pending payout can be held. Payout {payout.pk} is {payout.status}.")
         before = snapshot(payout)
-        attempts.hold(payout, reason=f"Held by a person: {reason.strip()}")
+        attempts.hold(payout, reason=f"Held by a person: {reason.strip()}", by_person=True)
         record("payout.hold", payout, before, by=by, at=at, reason=reason)
     return payout
 
 
 def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Release a held payout, or make a pending payout due now. The market's hold, the switch and the pace still apply.
+    """Release a held payout, or make a pending payout due now. The switch and the pace still apply.
 
+    If the member's number has changed, a held payout becomes FAILED. A person then re-issues it or pays it to the
+    wallet.
     Locks: Transaction.
-    Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable, as for a retry.
+    Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable; PayoutStopped.
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
         before = snapshot(payout)
-        if payout.attempts.filter(state=Attempt.State.PAID).exists():
+        if payout.attempts.filter(state=Attempt.State.PAID, phone_number=payout.receiver).exists():
             raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid. It must not be paid again.")
-        # A WAITING request keeps its id and is sent again with the payout. Any other open request forbids a release.
-        waits = payout.attempts.filter(state=Attempt.State.WAITING).exists()
-        if payout.status == Status.HELD and not waits:
-            payout, before = make_pending_again(transaction_id, at=at)
-        elif payout.status in (Status.HELD, Status.PENDING) and payout.destination == Transaction.Destination.MPESA:
+        if payout.status == Status.HELD:
+            _end_hold(payout, at=at)
+        elif payout.status == Status.PENDING and payout.destination == Transaction.Destination.MPESA:
+            _refuse_while_stopped(payout, at)
             attempts.make_pending(payout, due_at=at)
         else:
             raise NotToBeReleased(
@@ -157,6 +188,21 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
             )
         record("payout.release", payout, before, by=by, at=at)
     return payout
+
+
+def _end_hold(payout: Transaction, *, at: datetime) -> None:
+    # A WAITING request keeps its id and its number, and is sent again with the payout. Any other open request forbids a
+    # release.
+    if payout.attempts.filter(state=Attempt.State.WAITING).exists():
+        _refuse_while_stopped(payout, at)
+        attempts.make_pending(payout, due_at=at)
+        return
+    _check_owed(payout, (Status.HELD,), "Only a held payout can be released", at=at)
+    if differs := number_differs(payout):
+        attempts.end_hold_unsent(payout, reason=f"Its hold is ended. {differs}", at=at)
+        return
+    attempts.make_pending(payout, due_at=at)
+    ask_about_last(payout, at=at)
 
 
 def ask_now(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
@@ -182,23 +228,39 @@ def _locked(transaction_id: int) -> Transaction:
     return payout
 
 
-def _owing(transaction_id: int, statuses: tuple[str, ...], rule: str) -> Transaction:
-    """Lock and return a payout whose whole amount is still owed and none of whose requests may still be paid.
+def owing(transaction_id: int, statuses: tuple[str, ...], rule: str, *, at: datetime) -> Transaction:
+    """Lock and return a payout whose whole amount is still owed, that no person holds and no settlement stops.
 
-    Raises: TransactionNotFound; PayoutNotRetryable.
+    Raises: TransactionNotFound; PayoutNotRetryable; PayoutStopped; HeldByPerson.
     """
     payout = _locked(transaction_id)
+    _check_owed(payout, statuses, rule, at=at)
+    if payout.status == Status.HELD and payout.held_by_person:
+        raise HeldByPerson(f"Transaction {transaction_id} is held. No money moved. Release it first. {payout.reason}")
+    return payout
+
+
+def _check_owed(payout: Transaction, statuses: tuple[str, ...], rule: str, *, at: datetime) -> None:
+    """Check that a payout's whole amount is still owed, and that none of its requests may still be paid.
+
+    Raises: PayoutNotRetryable; PayoutStopped.
+    """
     if payout.type != Transaction.Type.PAYOUT or payout.status not in statuses:
-        raise PayoutNotRetryable(f"{rule}. Transaction {transaction_id} is a {payout.type}, {payout.status}.")
+        raise PayoutNotRetryable(f"{rule}. Transaction {payout.pk} is a {payout.type}, {payout.status}.")
     if payout.attempts.filter(state__in=Attempt.OPEN).exists():
-        raise PayoutNotRetryable(f"Transaction {transaction_id} has a request with an unknown result.")
+        raise PayoutNotRetryable(f"Transaction {payout.pk} has a request with an unknown result.")
     if payout.attempts.filter(next_query_at__isnull=False).exists():
         raise PayoutNotRetryable(
-            f"A message reports that transaction {transaction_id} was paid after all. We are asking M-Pesa."
+            f"A message reports that transaction {payout.pk} was paid after all. We are asking M-Pesa."
         )
     if journal.owed(payout.pk) != payout.amount:
-        raise PayoutNotRetryable(f"The books no longer owe the whole amount of transaction {transaction_id}.")
-    return payout
+        raise PayoutNotRetryable(f"The books no longer owe the whole amount of transaction {payout.pk}.")
+    _refuse_while_stopped(payout, at)
+
+
+def _refuse_while_stopped(payout: Transaction, at: datetime) -> None:
+    if stop := eligibility.stop_of(payout, at=at):
+        raise PayoutStopped(stop)
 
 
 def snapshot(payout: Transaction) -> dict[str, str]:

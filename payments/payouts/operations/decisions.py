@@ -82,7 +82,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
     Raises: DecisionNotOpen; SamePerson; NotToBeDecided, if the payout was decided meanwhile.
     """
     with transaction.atomic(durable=True):
-        verdict = _locked_open_verdict(verdict_id)
+        verdict = locked_open_verdict(verdict_id, Verdict.Kind.RESULT)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise SamePerson("You made this decision. Another person must confirm it.")
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, True
@@ -105,15 +105,16 @@ def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> No
     Raises: DecisionNotOpen.
     """
     with transaction.atomic(durable=True):
-        verdict = _locked_open_verdict(verdict_id)
+        verdict = locked_open_verdict(verdict_id)
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, False
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         _record("payout.decision_refused", verdict, by=by, at=at, reason=reason)
 
 
-def _locked_open_verdict(verdict_id: int) -> Verdict:
+def locked_open_verdict(verdict_id: int, kind: str = "") -> Verdict:
     """Lock a Verdict's Transaction, then the Verdict, and return the Verdict. It must still wait for a second person.
 
+    `kind` is the kind that the caller carries out, or empty for any kind.
     Raises: DecisionNotOpen.
     """
     transaction_id = Verdict.objects.filter(pk=verdict_id).values_list("transaction", flat=True).first()
@@ -121,7 +122,7 @@ def _locked_open_verdict(verdict_id: int) -> Verdict:
         Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
     waiting = Verdict.objects.select_for_update(no_key=True, of=("self",)).filter(closed_at__isnull=True)
     verdict = waiting.filter(pk=verdict_id).first()
-    if verdict is None:
+    if verdict is None or kind not in ("", verdict.kind):
         raise DecisionNotOpen("This decision no longer waits for a second person.")
     return verdict
 

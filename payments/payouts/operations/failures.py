@@ -13,6 +13,7 @@ from django.db.models.functions import Coalesce
 from payments.ledger import journal
 from payments.models import Attempt, Transaction
 from payments.mpesa import result_codes
+from payments.payouts import eligibility
 from payments.payouts.operations import actions
 from users import audit
 
@@ -21,10 +22,15 @@ AT_ONCE = 500
 NO_CODE = "none"
 BLOCKED = {
     "open": "a request of the payout has an unknown result",
+    "stopped": "its settlement is undone or stopped, or its payouts are within their hold",
+    "number": "the member's number has changed, so two people must re-issue the payout",
     "reported": "a message reports that the payout was paid after all, and we are asking M-Pesa",
     "withdrawal": "a withdrawal returns to the wallet automatically and is not sent again",
 }
 CHANGED = "the payout has changed since the preview, or a request of it may still be paid"
+
+# `Transaction.receiver` in SQL.
+RECEIVER = Case(When(~Q(reissued_to=""), then="reissued_to"), default="phone_number")
 
 
 @dataclass(frozen=True)
@@ -106,13 +112,15 @@ def chosen(*, code: str = "", market_id: int | None = None, since: datetime | No
     return payouts.filter(failed_at__gte=since) if since is not None else payouts
 
 
-def plan(payouts: QuerySet[Transaction]) -> Plan:
+def plan(payouts: QuerySet[Transaction], *, at: datetime) -> Plan:
     """Preview the bulk retry of these payouts, by the rules of a single retry. At most AT_ONCE payouts are sent."""
     attempts = Attempt.objects.filter(transaction=OuterRef("pk"))
     blocked = Case(
         When(~Q(type=Transaction.Type.PAYOUT), then=Value("withdrawal")),
         When(Exists(attempts.filter(state__in=Attempt.OPEN)), then=Value("open")),
         When(Exists(attempts.filter(next_query_at__isnull=False)), then=Value("reported")),
+        When(eligibility.stopped(at), then=Value("stopped")),
+        When(~Q(user__phone_number=RECEIVER), then=Value("number")),
         default=Value(""),
         output_field=CharField(),
     )

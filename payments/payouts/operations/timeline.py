@@ -12,14 +12,15 @@ from decimal import Decimal
 from payments.ledger import journal
 from payments.models import Attempt, Callback, StatusQuery, Transaction, Transfer, Verdict
 from payments.mpesa import redaction, result_codes, strict_json
-from payments.payouts import waiting
-from payments.payouts.operations import failures
+from payments.payouts import eligibility, waiting
+from payments.payouts.operations import actions, failures
 from payments.policy import Policy
 from users import phone
 from users.models import AuditEntry, CustomUser
 
 # Beat's sweep sends a due payout within seconds. A payout that nothing stops is late after this time.
 LATE = timedelta(minutes=1)
+_NOT_FINAL = (Transaction.Status.FAILED, Transaction.Status.HELD, Transaction.Status.PENDING)
 DESTINATIONS = {"mpesa": "M-Pesa", "wallet": "the wallet"}
 # Fields of M-Pesa's messages that are shown unmasked: ids, codes, amounts, times. Other fields hold names and phones.
 SHOWN = {
@@ -65,6 +66,7 @@ class Timeline:
     words: str
     advice: str
     actions: frozenset[str]
+    main_action: str
 
 
 def of_payout(transaction_id: int, *, at: datetime, policy: Policy) -> Timeline | None:
@@ -90,6 +92,10 @@ def of_payout(transaction_id: int, *, at: datetime, policy: Policy) -> Timeline 
     last = attempts[-1] if attempts else None
     waits = waiting.of_payout(payout, at=at, policy=policy)
     words, advice = _explanation(payout, last, is_late=not waits and payout.due_at <= at - LATE)
+    stop = eligibility.stop_of(payout, at=at) if payout.status in _NOT_FINAL else ""
+    allowed = _allowed_actions(payout, attempts, stopped=stop != "")
+    if differs := actions.number_differs(payout) if "reissue" in allowed else "":
+        advice = differs
     return Timeline(
         payout=payout,
         events=sorted(events, key=lambda event: event.at),
@@ -99,28 +105,43 @@ def of_payout(transaction_id: int, *, at: datetime, policy: Policy) -> Timeline 
         waits=waits,
         owed=journal.owed(payout.pk),
         words=words,
-        advice=advice,
-        actions=_allowed_actions(payout, attempts),
+        advice=advice if payout.status == Transaction.Status.PENDING else stop or advice,
+        actions=allowed,
+        main_action=_main_action(payout, last, allowed),
     )
 
 
-def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt]) -> frozenset[str]:
+def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt], *, stopped: bool) -> frozenset[str]:
     """Return the actions that the page offers. Each action checks its conditions again under lock."""
     open_states = {attempt.state for attempt in attempts if attempt.state in Attempt.OPEN}
     asked = any(attempt.next_query_at for attempt in attempts)
-    mpesa = payout.destination == Transaction.Destination.MPESA
-    free = not open_states and not asked and payout.type == Transaction.Type.PAYOUT
+    free = not open_states and not asked and payout.type == Transaction.Type.PAYOUT and not stopped
+    held = payout.status == Transaction.Status.HELD
     allowed = set()
-    if payout.status == Transaction.Status.FAILED and free:
-        allowed |= {"retry", "wallet"}
-    if payout.status == Transaction.Status.HELD:
-        allowed |= {"wallet", "release"} if free else {"release"} if open_states == {"WAITING"} else set()
+    if held:
+        allowed |= {"release"} if free or (open_states == {"WAITING"} and not stopped) else set()
         allowed |= {"decide"} if open_states else set()
-    if payout.status == Transaction.Status.PENDING and mpesa:
-        allowed |= {"hold", "release"}
+    if free and (payout.status == Transaction.Status.FAILED or (held and not payout.held_by_person)):
+        allowed.add("wallet")
+        if actions.number_differs(payout):
+            allowed.add("reissue")
+        elif not held:
+            allowed.add("retry")
+    if payout.status == Transaction.Status.PENDING and payout.destination == Transaction.Destination.MPESA:
+        allowed |= {"hold"} if stopped else {"hold", "release"}
     if open_states & {"ACCEPTED", "IN_DOUBT"}:
         allowed.add("ask")
     return frozenset(allowed)
+
+
+def _main_action(payout: Transaction, last: Attempt | None, allowed: frozenset[str]) -> str:
+    """Return the action that the advice names, or an empty string."""
+    if "reissue" in allowed:
+        return "reissue"
+    if payout.status == Transaction.Status.FAILED and "wallet" in allowed:
+        helps = failures.words_of(last.result_code if last is not None else "")[2]
+        return "retry" if helps else "wallet"
+    return "release" if payout.status == Transaction.Status.HELD and "release" in allowed else ""
 
 
 def _explanation(payout: Transaction, last: Attempt | None, *, is_late: bool) -> tuple[str, str]:
@@ -150,7 +171,9 @@ def _explanation(payout: Transaction, last: Attempt | None, *, is_late: bool) ->
     if status == Transaction.Status.HELD:
         return (
             f"It is held, and the money is still with us. {payout.reason}",
-            "A person must release it or pay it into the wallet.",
+            "Release it when the reason for the hold is gone."
+            if payout.held_by_person
+            else "A person must release it or pay it into the wallet.",
         )
     if status == Transaction.Status.PENDING:
         return (

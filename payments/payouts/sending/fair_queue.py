@@ -63,8 +63,8 @@ _WAITING_SETTLEMENTS = f"""
 """  # noqa: S608 - fragments of eligibility
 # Requests that never left us, or that M-Pesa turned away: the same id is sent again.
 _LOCK_TURNED_AWAY = f"""
-    SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at,
-        w.number AS last_number, true AS has_open_attempt, true AS skips_queue
+    SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.reissued_to, t.external_ref,
+        t.due_at, w.number AS last_number, true AS has_open_attempt, true AS skips_queue
     FROM payments_attempt w JOIN payments_transaction t ON t.id = w.transaction_id
     LEFT JOIN payments_settlement s ON s.id = t.settlement_id
     WHERE w.state = 'WAITING' AND {eligibility.DUE} AND (s.id IS NULL OR {eligibility.RELEASED})
@@ -75,7 +75,8 @@ _LOCK_DUE = """
     SELECT taken.*, coalesce(tried.last_number, 0) AS last_number, coalesce(tried.is_open, false) AS has_open_attempt,
         false AS skips_queue
     FROM unnest(%(ids)s::bigint[]) AS chosen (id) CROSS JOIN LATERAL (
-        SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.external_ref, t.due_at
+        SELECT t.id, t.user_id, t.settlement_id, t.amount, t.phone_number, t.reissued_to, t.external_ref,
+            t.due_at
         FROM payments_transaction t WHERE {condition} AND t.id <> ALL (%(already_taken)s::bigint[]) AND {due}
         ORDER BY t.due_at, t.id LIMIT %(per_settlement)s FOR NO KEY UPDATE SKIP LOCKED) AS taken
     CROSS JOIN LATERAL (

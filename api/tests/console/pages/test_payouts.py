@@ -1,5 +1,6 @@
 """Tests of the payout pages: each manual action asks for confirmation and a PIN, and reports its result."""
 
+import re
 from typing import Any
 
 from django.test import Client
@@ -189,3 +190,26 @@ def test_pending_payout_names_the_causes_of_its_wait(console: Client) -> None:
     page = page_text(console.get(f"/admin/payouts/{payout.pk}/"))
     assert "It waits for a person, who stopped all sending." in page
     assert "It leaves automatically." not in page
+
+
+def test_failed_payout_is_reissued_to_the_new_number_by_two_people(console: Client) -> None:
+    # given: M-Pesa does not know the old number, and the member has a new one
+    payout = builders.payout(285)
+    console_scenes.send_to_unregistered_phone(payout, timezone.now())
+    main = re.compile(r'class="k-button k-main" href="/admin/payouts/\d+/(\w+)/"')
+    assert main.findall(console.get(f"/admin/payouts/{payout.pk}/").content.decode()) == ["wallet"]
+    payout.user.phone_number = "254798765432"
+    payout.user.save(update_fields=["phone_number"])
+
+    # when
+    page = console.get(f"/admin/payouts/{payout.pk}/").content.decode()
+    assert main.findall(page) == ["reissue"]
+    assert "/retry/" not in page
+    shown = submit(console, f"/admin/payouts/{payout.pk}/reissue/", grounds="The member came with the SIM card.")
+    assert "Another person must confirm it" in shown
+    second = client_of(console_scenes.staff("approver", full_name="Peter Second"))
+    submit(second, f"/admin/payouts/{payout.pk}/confirm/", typed="decide")
+
+    # then
+    payout.refresh_from_db()
+    assert (payout.status, payout.receiver) == ("PENDING", "254798765432")

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from payments.models import Attempt, Transaction
+from payments.mpesa import result_codes
 from payments.payouts.operations import failures
 from testing import builders, console_scenes, payout_steps
 from testing.builders import AT, nothing_moved, payout
@@ -29,7 +30,7 @@ def test_failures_are_grouped_by_code_with_words_and_advice(db: None, at: dateti
     first, second = failures.reasons()
     assert (first.code, first.count, first.amount) == ("2040", 2, Decimal(300))
     assert first.words == "The number is not a registered M-Pesa customer."
-    assert first.advice == "Correct the number, or pay to the wallet."
+    assert first.advice == result_codes.NEW_NUMBER
     assert not first.retry_helps
     assert (second.code, second.count, second.amount, second.retry_helps) == ("400.002.02", 1, Decimal(400), True)
 
@@ -52,14 +53,14 @@ def test_plan_previews_a_bulk_retry_and_changes_nothing(db: None, at: datetime) 
 
     # when
     with nothing_moved():
-        plan = failures.plan(failures.chosen(code="2040"))
+        plan = failures.plan(failures.chosen(code="2040"), at=at)
 
     # then
     assert (plan.transaction_ids, plan.amount, plan.beyond) == ([free.pk], Decimal(100), 0)
     assert plan.skipped == {failures.BLOCKED["reported"]: 1}
-    assert failures.plan(failures.chosen(market_id=other.settlement.market_id)).transaction_ids == [other.pk]
-    assert failures.plan(failures.chosen(since=at + timedelta(hours=1))).transaction_ids == []
-    assert failures.plan(failures.chosen()).transaction_ids == [free.pk, other.pk]
+    assert failures.plan(failures.chosen(market_id=other.settlement.market_id), at=at).transaction_ids == [other.pk]
+    assert failures.plan(failures.chosen(since=at + timedelta(hours=1)), at=at).transaction_ids == []
+    assert failures.plan(failures.chosen(), at=at).transaction_ids == [free.pk, other.pk]
 
 
 def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +68,7 @@ def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, m
     payouts = [payout(100, at=at) for _ in range(3)]
     for failed in payouts:
         console_scenes.send_and_refuse(failed, at)
-    plan = failures.plan(failures.chosen())
+    plan = failures.plan(failures.chosen(), at=at)
     assert (plan.transaction_ids, plan.amount, plan.beyond) == ([failed.pk for failed in payouts[:2]], Decimal(200), 1)
 
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from payments.models import Transaction
+from payments.mpesa import result_codes
 from payments.payouts import breakers
 from payments.payouts.operations import actions, timeline
 from testing import builders, console_scenes, payout_steps
@@ -39,7 +40,7 @@ def test_timeline_lists_every_event_in_order(db: None, at: datetime) -> None:
     assert shown.words == (
         "It failed, and the money is still with us, owed to the member. The number is not a registered M-Pesa customer."
     )
-    assert (shown.advice, shown.owed) == ("Correct the number, or pay to the wallet.", Decimal(285))
+    assert (shown.advice, shown.owed) == (result_codes.NEW_NUMBER, Decimal(285))
     assert timeline.of_payout(10**9, at=at, policy=builders.policy()) is None
 
 
