@@ -19,7 +19,9 @@ class DarajaProvider(Provider[str, str, bytes]):
         return result_body(request, code, conversation_id=self._id("AG"))
 
     def status(self, request: DarajaRequest | None, status: str) -> bytes:
-        return status_body(request, status)
+        # M-Pesa was seen to answer with 49 and with 2033 to a query about an id that it does not know.
+        known_as = "2033" if status == "49" and self._numbers % 2 else status
+        return status_body(request, known_as)
 
     def timeout(self, request: DarajaRequest) -> bytes:
         return json.dumps({"OriginatorConversationID": request.ocid}).encode()
@@ -85,7 +87,9 @@ def status_body(request: DarajaRequest | None, status: str, *, receipt: str | No
     if request is not None:
         parameters = {
             "CreditPartyName": f"{request.phone} - JOHN DOE",
-            "OriginatorConversationID": request.ocid,
+            "Originator Conversation ID" if zlib.crc32(request.ocid.encode()) % 2 else "OriginatorConversationID": (
+                request.ocid
+            ),
             "TransactionStatus": status,
             "Amount": request.amount,
             "ReceiptNo": (receipt or request.receipt) if status == "Completed" else None,

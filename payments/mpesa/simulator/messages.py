@@ -21,7 +21,11 @@ RESULT_DESCRIPTIONS: Mapping[str, str] = {
     "17": "System internal error.",
     "25": "The format of parameter null is invalid.",
     "49": "No transaction was found.",
+    "2032": "The transaction receipt number does not exist.",
+    "2033": "The transaction receipt number cannot be found by the specified OriginatorConversationID.",
 }
+# M-Pesa was seen to answer a query about an unknown payment with each of these.
+NOT_FOUND_CODES = ("49", "2032", "2033", "SFC_IC0003")
 _FIRST_NAMES = ("AMINA", "BRIAN", "CHEBET", "DAUDI", "ESTHER", "FATUMA", "GATHONI", "HASSAN")
 _LAST_NAMES = ("ACHIENG", "BARASA", "CHERONO", "KAMAU", "MUTUA", "NJERI", "OTIENO", "WANJIKU")
 _ODD_PARAMETERS: tuple[object, ...] = (

@@ -25,7 +25,7 @@ from payments.mpesa.simulator import faults, request_reading
 from payments.mpesa.simulator.book import Book
 from payments.mpesa.simulator.delivery import Delivery
 from payments.mpesa.simulator.fault_schedule import Schedule
-from payments.mpesa.simulator.messages import Refused
+from payments.mpesa.simulator.messages import NOT_FOUND_CODES, Refused
 from payments.mpesa.simulator.provider import Provider
 from payments.mpesa.simulator.replies import Reply, reply
 from payments.mpesa.simulator.terms import Terms
@@ -295,7 +295,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--book", type=Path, help="file that keeps the book across restarts")
     parser.add_argument("--float", type=int, default=10_000_000, help="shillings in the Utility account of a new book")
     parser.add_argument("--token-life", type=int, default=3599, help="life of an access token in seconds")
-    parser.add_argument("--not-found-code", choices=("49", "SFC_IC0003"), default="49", help="answer for an unknown id")
+    parser.add_argument("--not-found-code", choices=NOT_FOUND_CODES, default="49", help="answer for an unknown id")
     parser.add_argument("--consumer-key", default="", help="accept only this consumer key; if empty, any")
     parser.add_argument("--consumer-secret", default="", help="accept only this consumer secret; if empty, any")
     parser.add_argument("--passkey", default="", help="accept only this M-Pesa Express passkey; if empty, any")

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pytest
 
+from payments.mpesa.simulator.messages import NOT_FOUND_CODES
 from payments.mpesa.simulator.terms import Terms
 from testing.merchants import PHONE, CallbackReceiver, Merchant, parameters, status_answer
 
@@ -212,7 +213,7 @@ def test_status_query_finds_a_payment_by_id_and_by_receipt(
         assert "A-1" in (reported.get("OriginatorConversationID"), reported.get("Originator Conversation ID"))
 
 
-@pytest.mark.parametrize("code", ["49", "SFC_IC0003"])
+@pytest.mark.parametrize("code", NOT_FOUND_CODES)
 def test_unknown_id_is_not_found(start: Callable[..., Merchant], code: str) -> None:
     # given
     merchant = start(terms=Terms(callback_delay=0.01, not_found_code=code))
