@@ -20,8 +20,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from payments.models import Attempt, Callback, Transaction
+from payments.mpesa import messages
 from payments.payouts.evidence import callbacks
-from testing import builders, payout_steps
+from testing import builders, payout_steps, shapes
 from testing.builders import money_snapshot, transfers
 from testing.payout_steps import ADDRESSES, RECEIPT, after, question, result_body, sent, status_body
 
@@ -330,6 +331,39 @@ def test_result_pays_exactly_if_id_amount_and_phone_match(
         assert status == 200
         assert (outcomes == ["paid"]) == matches
         assert (money() != before) == matches
+
+
+@fuzzed
+@given(
+    shape=st.sampled_from(shapes.of_kind("b2c_result", "b2c_timeout", "status_answer")),
+    kind=st.sampled_from(KINDS),
+    place=st.integers(0, 900),
+    cut=st.integers(0, 4),
+    put=st.binary(max_size=4),
+)
+def test_bent_shape_pays_only_what_it_still_reports(
+    scene: Scene, shape: shapes.Shape, kind: str, place: int, cut: int, put: bytes
+) -> None:
+    with rolled_back():
+        # given: a body that was seen in the wild, about our payout, with a few other bytes
+        before = money()
+        genuine = shape.body.replace(shapes.OCID.encode(), scene.attempt.originator_conversation_id.encode())
+        genuine = genuine.replace(b'"Value": 500', b'"Value": %d' % AMOUNT)
+        genuine = genuine.replace(shapes.PHONE.encode(), scene.attempt.phone_number.encode())
+        body = genuine[:place] + put + genuine[place + cut :]
+
+        # when
+        status = scene.post(path(kind, scene.query_token if kind == "status-result" else scene.own), body)
+        outcomes = scene.apply_all()
+
+        # then
+        assert (status, len(outcomes)) == (200, 1)
+        if money() != before:
+            assert outcomes == ["paid"]
+            assert kind != "b2c-timeout"
+            read = messages.parse_result(body) if kind == "b2c-callback" else messages.parse_status(body)
+            assert read.originator_conversation_id in (scene.attempt.originator_conversation_id, None)
+            assert read.amount in (AMOUNT, None)
 
 
 def test_two_hundred_repeats_of_a_genuine_result_pay_once(scene: Scene) -> None:
