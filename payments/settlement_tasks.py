@@ -15,7 +15,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from payments import disputes, failpoints, wiring
-from payments.payouts import float_balance
+from payments.payouts import breakers, float_balance
 from payments.payouts.evidence import callbacks
 from payments.payouts.restores import procedure
 from payments.payouts.sending import claims
@@ -103,6 +103,8 @@ def apply_stored_callbacks() -> None:
         if not keep_going():
             wiring.nudge(wiring.APPLY_STORED_CALLBACKS)
             return
+    if last:
+        breakers.judge(at=timezone.now(), policy=wiring.policy())
     if last and claims.any_due(at=timezone.now(), policy=wiring.policy()):
         wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
@@ -141,8 +143,10 @@ def close_remedied_disputes() -> None:
 @shared_task(name="payments.settlement_tasks.ask_for_the_float")
 def ask_for_the_float() -> None:
     """Ask M-Pesa for the balance of our Utility account. Previews show the answer with its age."""
-    question = float_balance.ask(at=timezone.now(), addresses=wiring.addresses())
-    float_balance.post(question, gateway=wiring.gateway(), addresses=wiring.addresses())
+    asked_at = timezone.now()
+    question = float_balance.ask(at=asked_at, addresses=wiring.addresses())
+    if float_balance.post(question, gateway=wiring.gateway(), addresses=wiring.addresses()):
+        breakers.reached(asked_at, at=timezone.now())
 
 
 @worker_process_shutdown.connect

@@ -11,7 +11,7 @@ from typing import ClassVar
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
-from django.db.models.functions import Floor
+from django.db.models.functions import Coalesce, Floor
 from django.utils import timezone
 
 from payments.models.columns import shillings
@@ -241,6 +241,12 @@ class Attempt(models.Model):
                 name="attempt_to_ask_about",
             ),
             models.Index(fields=["resend_at"], condition=Q(resend_at__isnull=False), name="attempt_to_resend"),
+            # The latest outcomes, which open breakers (payouts/outcomes.py).
+            models.Index(
+                Coalesce("closed_at", "doubted_at"),
+                condition=Q(closed_at__isnull=False) | Q(doubted_at__isnull=False),
+                name="attempt_outcome",
+            ),
             models.Index(fields=["first_sent_at", "id"], condition=IN_DOUBT, name="attempt_in_doubt"),
             models.Index(
                 fields=["first_sent_at", "opened_at", "id"], condition=Q(state="WAITING"), name="attempt_waiting"

@@ -2,6 +2,8 @@
 
 from typing import Literal, TypeAlias
 
+from payments.mpesa import refusals
+
 Reason: TypeAlias = Literal["network", "auth", "throttle"]
 
 
@@ -47,6 +49,11 @@ class Rejected(GatewayError):
     """Daraja definitely refused the request and will not execute it."""
 
     words = "Rejected by Daraja"
+
+    @property
+    def our_fault(self) -> refusals.OurFault | None:
+        """The fault of ours, or None if Daraja refuses the payee's field."""
+        return refusals.our_fault(self.code, self.message)
 
 
 class OutcomeUnknown(GatewayError):

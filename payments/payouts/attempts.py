@@ -6,11 +6,12 @@ owns the database transaction and holds the Transaction, then the Attempt.
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db import connection
 
+from payments import named_sql
 from payments.ledger import journal, receivables
 from payments.models import Attempt, Transaction
 from payments.mpesa import result_codes
@@ -23,8 +24,9 @@ alarm = logging.getLogger("kasoko.alarm")
 State = Attempt.State
 Status = Transaction.Status
 
-LONGEST_WAIT = timedelta(minutes=5)
 LARGEST_NUMBER = 999
+_SQL = named_sql.beside(__file__)
+_INSERT_ATTEMPTS, _ACCEPT = _SQL["insert_attempts"], _SQL["accept"]
 
 
 # --- locks and questions ---------------------------------------------------------------------------------------------
@@ -80,22 +82,6 @@ def new_attempt(
         next_query_at=at + policy.query_after,
         counted_on=day_limit.day_of(at) if kind == Attempt.Kind.B2C else None,
     )
-
-
-# Writes the rows that Django's bulk_create would write, in a fifth of the time. Most columns are copied from the payout
-# or are the same for all rows. `paid_report` has a default in the database.
-_INSERT_ATTEMPTS = """
-    INSERT INTO payments_attempt (transaction_id, settlement_id, number, kind, originator_conversation_id,
-        conversation_id, token_hash, amount, phone_number, state, opened_at, posted_at, first_sent_at, next_query_at,
-        result_code, result_words, receipt, counted_on)
-    SELECT t.id, t.settlement_id, o.number, %(kind)s, o.originator_conversation_id, '', o.token_hash, t.amount,
-        coalesce(nullif(t.reissued_to, ''), t.phone_number), %(state)s, %(at)s, %(at)s, %(at)s, %(ask_at)s, '', '', '',
-        %(counted_on)s
-    FROM unnest(%(payouts)s::bigint[], %(numbers)s::smallint[], %(ids)s::text[], %(hashes)s::text[])
-        AS o (payout_id, number, originator_conversation_id, token_hash)
-    JOIN payments_transaction t ON t.id = o.payout_id
-    RETURNING transaction_id, id
-"""
 
 
 def open_many(opened: Sequence[Attempt], *, at: datetime) -> None:
@@ -156,23 +142,6 @@ def accept(attempt: Attempt, *, ask_at: datetime) -> None:
     attempt.save()
 
 
-# An acceptance is committed without waiting for the disk. If the database server crashes, the record may be lost. This
-# does no harm, because an acceptance proves nothing and we then ask M-Pesa about the attempt.
-_ACCEPT = """
-    SET LOCAL synchronous_commit = off;
-    WITH locked AS (
-        SELECT id FROM payments_transaction WHERE id = ANY (%(payouts)s::bigint[]) ORDER BY id
-        FOR NO KEY UPDATE SKIP LOCKED
-    )
-    UPDATE payments_attempt a
-    SET state = 'ACCEPTED', next_query_at = %(ask_at)s,
-        conversation_id = CASE WHEN a.conversation_id = '' THEN response.conversation_id ELSE a.conversation_id END
-    FROM unnest(%(attempts)s::bigint[], %(conversations)s::text[]) AS response (attempt_id, conversation_id), locked
-    WHERE a.id = response.attempt_id AND a.state = 'SENDING' AND locked.id = a.transaction_id
-    RETURNING a.id, a.posted_at
-"""
-
-
 def accept_many(
     *, transaction_ids: Sequence[int], attempt_ids: Sequence[int], conversation_ids: Sequence[str], ask_at: datetime
 ) -> dict[int, datetime]:
@@ -208,13 +177,14 @@ def wait(payout: Transaction, attempt: Attempt, *, due_at: datetime, reason: str
 # --- doubt and failure -----------------------------------------------------------------------------------------------
 
 
-def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime, words: str = "") -> None:
+def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime, words: str = "", code: str = "") -> None:
     """Mark an attempt as in doubt, with a status query due at `ask_at` at the latest.
 
-    `words` replaces the latest result's text, if given.
+    `words` and `code` replace those of the latest result, if given.
     A pending payout becomes PROCESSING. If it stayed pending, it would be sent again.
     """
     attempt.result_words = words[:300] or attempt.result_words
+    attempt.result_code = code[:20] or attempt.result_code
     attempt.state = State.IN_DOUBT
     attempt.doubted_at = attempt.doubted_at or at
     attempt.next_query_at = min(attempt.next_query_at or ask_at, ask_at)
@@ -270,8 +240,52 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     A fault of ours (no float, wrong credentials) makes the payout pending again. So does the member's limit of the day
     at M-Pesa, from the next day in Nairobi. A fault of the member's, or an unknown fault, makes the payout FAILED.
     After `policy.max_attempts` failed requests the payout is HELD instead.
+    Locks: the member's DayTotal, wallets if the debt is set off, then Breakers. The caller holds the Transaction and
+    the Attempt.
+    """
+    _close_failed(payout, attempt, code=code, words=words, at=at)
+    paid_after_all = payout.attempts.filter(state=State.PAID, phone_number=payout.receiver).order_by("number").last()
+    if paid_after_all is not None:
+        outcome = _set_off(payout, paid_after_all, at)
+    elif receivables.was_recalled(payout.pk):
+        outcome = _cancel(payout, at)
+    else:
+        outcome = f"failed: {payout.reason}"
+        _continue_or_fail(payout, attempt, code=code, at=at, policy=policy)
+    if attempt.first_sent_at is not None:
+        breakers.failed(attempt.posted_at, at=at)
+        breakers.trip_by_code(code, reason=words, at=at, policy=policy)
+    return outcome
+
+
+def _continue_or_fail(payout: Transaction, attempt: Attempt, *, code: str, at: datetime, policy: Policy) -> None:
+    """Send the payout again later if its failure was not the member's. Otherwise mark the payout as FAILED."""
+    meaning = result_codes.meaning(code)
+    if payout.status == Status.PROCESSING and (reason := _too_many(payout, attempt, policy)):
+        hold(payout, reason=f"{reason} The latest answer: {payout.reason}")
+        alarm.error("Transaction %s is held: %s", payout.pk, reason)
+    elif payout.status == Status.PROCESSING and meaning.waits_for_next_day:
+        make_pending(payout, due_at=day_limit.next_day(at), reason=f"{meaning.words} It leaves on the next day.")
+    elif meaning.fault == "ours" and payout.status == Status.PROCESSING:
+        # While a breaker is open, a payout must be due for each probe.
+        due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), policy.breaker_longest_pause)
+        make_pending(payout, due_at=due_at, reason=payout.reason)
+    else:
+        payout.status, payout.failed_at = Status.FAILED, at
+        payout.save(update_fields=["status", "reason", "failed_at"])
+
+
+def fail_and_hold(payout: Transaction, attempt: Attempt, *, code: str, words: str, reason: str, at: datetime) -> None:
+    """Mark an attempt as proven failed, and hold its payout for a person.
+
     Locks: the member's DayTotal; the caller holds the Transaction and the Attempt.
     """
+    _close_failed(payout, attempt, code=code, words=words, at=at)
+    hold(payout, reason=reason)
+
+
+def _close_failed(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime) -> None:
+    """Close an attempt as failed, and move its amount back from in-flight to payable."""
     attempt.state, attempt.closed_at, attempt.next_query_at, attempt.resend_at = State.FAILED, at, None, None
     attempt.result_code, attempt.result_words = code[:20], words[:300]
     attempt.paid_report = Attempt.PaidReport.NONE
@@ -283,26 +297,6 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
-    breakers.watch(at=at, policy=policy)
-    paid_after_all = payout.attempts.filter(state=State.PAID, phone_number=payout.receiver).order_by("number").last()
-    if paid_after_all is not None:
-        return _set_off(payout, paid_after_all, at)
-    if receivables.was_recalled(payout.pk):
-        return _cancel(payout, at)
-    meaning = result_codes.meaning(code)
-    if payout.status == Status.PROCESSING and (reason := _too_many(payout, attempt, policy)):
-        hold(payout, reason=f"{reason} The latest answer: {payout.reason}")
-        alarm.error("Transaction %s is held: %s", payout.pk, reason)
-    elif payout.status == Status.PROCESSING and meaning.waits_for_next_day:
-        make_pending(payout, due_at=day_limit.next_day(at), reason=f"{meaning.words} It leaves on the next day.")
-    elif meaning.fault == "ours" and payout.status == Status.PROCESSING:
-        due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
-        make_pending(payout, due_at=due_at, reason=payout.reason)
-        breakers.trip_by_code(code, reason=words, at=at, policy=policy)
-    else:
-        payout.status, payout.failed_at = Status.FAILED, at
-        payout.save(update_fields=["status", "reason", "failed_at"])
-    return f"failed: {payout.reason}"
 
 
 def _too_many(payout: Transaction, attempt: Attempt, policy: Policy) -> str:

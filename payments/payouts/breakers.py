@@ -4,19 +4,24 @@ Without breakers such a fault would fail one winner after another. Each cause ha
 breaker a single payout is sent as a probe. The pauses double up to `breaker_longest_pause`.
 
 A breaker closes on evidence about a request that was POSTed after the breaker opened:
-- an acceptance closes the causes on the way to M-Pesa;
-- a payment closes every cause that is not ended by a person.
+- an acceptance closes ON_THE_WAY, and a call of any kind to M-Pesa's host closes the network;
+- a payment closes every cause that is not ended by a person;
+- a proven failure closes the doubt.
 Only a person ends three causes: the switch, a result for a request that we do not have (`orphan`), and a database that
 lost its last commits (`restore`). They send no probes. Settlement, callbacks and status queries always continue.
+
+Locks: a change locks every breaker by id, in one statement, and so never waits for a second one. The caller takes no
+other lock afterwards, except a Settlement in a claim and the end of the audit trail.
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Q
 
-from payments.models import Attempt, Breaker
+from payments.models import Breaker
+from payments.payouts import outcomes
 from payments.policy import Policy
 from users import audit
 
@@ -25,21 +30,30 @@ alarm = logging.getLogger("kasoko.alarm")
 
 Cause = Breaker.Cause
 
-# An acceptance closes the breakers of these causes.
-ON_THE_WAY = (Cause.THROTTLE, Cause.NETWORK, Cause.DOUBT)
+# An acceptance shows that these causes are gone. It says nothing about float, credentials and results.
+ON_THE_WAY = (Cause.THROTTLE, Cause.NETWORK, Cause.SILENCE, Cause.SETTINGS)
+BY_PAYMENT = [cause for cause in Cause if cause not in Breaker.ENDED_BY_A_PERSON]
 BY_CODE = {
     "1": Cause.NO_FLOAT,
+    "11": Cause.PRODUCT,
     "21": Cause.CREDENTIALS,
     "2001": Cause.CREDENTIALS,
+    "2006": Cause.PRODUCT,
+    "2028": Cause.PRODUCT,
     "8006": Cause.CREDENTIALS,
+    "TP40153": Cause.CREDENTIALS,
 }
+
+
+# --- may a payout leave ----------------------------------------------------------------------------------------------
 
 
 def allowance(*, at: datetime, policy: Policy) -> int | None:
     """Return the number of payouts that may be claimed now: None for any number, 1 for a probe, or 0.
 
     Runs in the caller's transaction. A call that returns 1 uses up the probe. The next probe is due after the pause.
-    Locks: the open Breakers. If another worker holds one of them, that worker takes the probe and this call returns 0.
+    Locks: the open Breakers by id. If another worker holds one of them, that worker takes the probe and this call
+    returns 0.
     """
     if policy.paused:
         return 0
@@ -64,11 +78,21 @@ def any_open() -> bool:
     return Breaker.objects.filter(opened_at__isnull=False).exists()
 
 
+def closed_since(moment: datetime, cause: Breaker.Cause) -> bool:
+    """Return True if the breaker of this cause was closed after a moment."""
+    return Breaker.objects.filter(cause=cause, closed_at__gt=moment).exists()
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
 def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> None:
     """Open a breaker in the caller's transaction. Idempotent: an open breaker does not change.
 
-    Locks: the Breaker.
+    Locks: all Breakers, unless it is open.
     """
+    if Breaker.objects.filter(cause=cause, opened_at__isnull=False).exists():
+        return
     breaker = _locked(cause)
     if breaker.opened_at is not None:
         return
@@ -88,38 +112,75 @@ def trip_by_code(code: str, *, reason: str, at: datetime, policy: Policy) -> Non
         trip(cause, reason=f"M-Pesa's code {code}: {reason}", at=at, policy=policy)
 
 
-def watch(*, at: datetime, policy: Policy) -> None:
-    """Open the breaker `doubt` or `failures` if too many of the latest requests are in doubt or failed.
+def judge(*, at: datetime, policy: Policy) -> None:
+    """Open the breaker `doubt` or `failures` if too many of the latest outcomes are in doubt or failed.
 
-    Runs in the caller's transaction.
+    An acknowledged request without a result in time counts as a doubt. Only requests count that were POSTed after both
+    breakers last closed. A few outcomes are enough, so that a young installation is watched too.
+    Idempotent. Locks: all Breakers, but only if one of them opens.
     """
-    states = list(Attempt.objects.order_by("-pk").values_list("state", "doubted_at")[: policy.breaker_window])
-    if len(states) < policy.breaker_window:
+    causes = (Cause.DOUBT, Cause.FAILURES)
+    watched = {row.cause: row for row in Breaker.objects.filter(cause__in=causes)}
+    since = max((row.closed_at for row in watched.values() if row.closed_at), default=None)
+    latest = outcomes.latest(since=since, at=at, window=policy.breaker_window)
+    if latest.count < min(policy.breaker_window, outcomes.FEWEST):
         return
-    enough = policy.breaker_failure_share * policy.breaker_window
-    doubtful = sum(state == Attempt.State.IN_DOUBT and doubted_at is not None for state, doubted_at in states)
-    failed = sum(state == Attempt.State.FAILED for state, _ in states)
-    if doubtful >= enough:
-        trip(Cause.DOUBT, reason=f"{doubtful} of the latest {len(states)} requests are in doubt", at=at, policy=policy)
-    if failed >= enough:
-        trip(Cause.FAILURES, reason=f"{failed} of the latest {len(states)} requests failed", at=at, policy=policy)
+    enough = policy.breaker_failure_share * latest.count
+    words = {
+        Cause.DOUBT: (latest.in_doubt, f"{latest.in_doubt} of the latest {latest.count} requests are in doubt"),
+        Cause.FAILURES: (latest.failed, f"{latest.failed} of the latest {latest.count} requests failed"),
+    }
+    for cause, (count, reason) in words.items():
+        is_open = cause in watched and watched[cause].opened_at is not None
+        if count >= enough and not is_open:
+            with transaction.atomic():
+                trip(cause, reason=reason, at=at, policy=policy)
 
 
-def acknowledged(posted_at: datetime | None) -> None:
+def report_silence(*, oldest_posted_at: datetime, reason: str, at: datetime, policy: Policy) -> None:
+    """Open the breaker `silence`, because a request POSTed at `oldest_posted_at` has no answer yet.
+
+    Idempotent: a request POSTed before the breaker last closed does not open it again.
+    Locks: all Breakers, unless it is open.
+    """
+    if Breaker.objects.filter(cause=Cause.SILENCE, closed_at__gte=oldest_posted_at).exists():
+        return
+    with transaction.atomic():
+        trip(Cause.SILENCE, reason=reason, at=at, policy=policy)
+
+
+# --- closing ---------------------------------------------------------------------------------------------------------
+
+
+def acknowledged(posted_at: datetime | None, *, at: datetime) -> None:
     """Close the breakers on the way to M-Pesa, because a request POSTed at `posted_at` was accepted."""
-    _close(Q(cause__in=ON_THE_WAY), posted_at)
+    _close(ON_THE_WAY, posted_at, at)
 
 
-def paid(posted_at: datetime | None) -> None:
+def reached(asked_at: datetime, *, at: datetime) -> None:
+    """Close the breaker of the network, because a call made at `asked_at` reached M-Pesa. Locks: all Breakers."""
+    with transaction.atomic():
+        _close((Cause.NETWORK,), asked_at, at)
+
+
+def paid(posted_at: datetime | None, *, at: datetime) -> None:
     """Close every breaker that needs no person, because a request POSTed at `posted_at` was paid."""
-    _close(~Q(cause__in=Breaker.ENDED_BY_A_PERSON), posted_at)
+    _close(BY_PAYMENT, posted_at, at)
+
+
+def failed(posted_at: datetime | None, *, at: datetime) -> None:
+    """Close the breaker `doubt`, because the result of a request POSTed at `posted_at` is proven."""
+    _close((Cause.DOUBT,), posted_at, at)
+
+
+# --- stops that a person ends ----------------------------------------------------------------------------------------
 
 
 def stop(cause: Breaker.Cause, *, reason: str, at: datetime) -> None:
     """Stop sending in the caller's transaction until a person calls `lift`. `cause` is one of ENDED_BY_A_PERSON.
 
     Idempotent: an open breaker does not change.
-    Locks: the Breaker.
+    Locks: all Breakers.
     """
     breaker = _locked(cause)
     if breaker.opened_at is None:
@@ -132,7 +193,7 @@ def stop(cause: Breaker.Cause, *, reason: str, at: datetime) -> None:
 def lift(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) -> None:
     """End a stop (`stop`), and record the decision in the audit trail. Idempotent.
 
-    Locks: the Breaker, then the end of the audit trail.
+    Locks: all Breakers, then the end of the audit trail.
     """
     with transaction.atomic(durable=True):
         end_stop(cause, by=by, reason=reason, at=at)
@@ -141,7 +202,7 @@ def lift(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) ->
 def end_stop(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) -> None:
     """Do the work of `lift` in the caller's transaction.
 
-    Locks: the Breaker, then the end of the audit trail.
+    Locks: all Breakers, then the end of the audit trail.
     """
     breaker = _locked(cause)
     if breaker.opened_at is None:
@@ -176,8 +237,10 @@ def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
 def switch_on(*, by: audit.Actor, at: datetime) -> None:
     """Start sending again. Idempotent."""
     with transaction.atomic(durable=True):
-        off = Breaker.objects.filter(cause=Cause.SWITCH, opened_at__isnull=False)
-        if off.update(opened_at=None, reason="", closed_at=at):
+        breaker = _locked(Cause.SWITCH)
+        if breaker.opened_at is not None:
+            breaker.opened_at, breaker.reason, breaker.closed_at = None, "", at
+            breaker.save()
             log.warning("Sending is switched on by user %s", by.user_id)
             _record("sending.switch_on", "on", by=by, at=at)
 
@@ -189,13 +252,28 @@ def _record(action: str, sending: str, *, by: audit.Actor, at: datetime, reason:
     )
 
 
-def _close(which: Q, posted_at: datetime | None) -> None:
-    """Close the breakers that opened before the request was POSTed."""
-    if posted_at is not None:
-        Breaker.objects.filter(which, opened_at__lt=posted_at).update(opened_at=None, probe_at=None, probes=0)
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _close(causes: Sequence[Breaker.Cause], posted_at: datetime | None, at: datetime) -> None:
+    """Close those of the breakers that opened before the request was POSTed."""
+    if posted_at is None:
+        return
+    opened = Breaker.objects.filter(cause__in=causes, opened_at__lt=posted_at)
+    if opened.exists():  # Almost always no breaker is open, and then no row is locked.
+        _lock_all()
+        opened.update(opened_at=None, probe_at=None, probes=0, closed_at=at)
 
 
 def _locked(cause: Breaker.Cause) -> Breaker:
-    """Lock and return the breaker's row. Create the row if it is missing."""
+    """Lock all breakers, and return the row of this cause. Create the row if it is missing."""
     Breaker.objects.bulk_create([Breaker(cause=cause)], ignore_conflicts=True)
-    return Breaker.objects.select_for_update(no_key=True).get(cause=cause)
+    return next(breaker for breaker in _lock_all() if breaker.cause == cause)
+
+
+def _lock_all() -> list[Breaker]:
+    """Lock every breaker by id. Two transactions that change breakers therefore never wait for each other in a circle.
+
+    Locks: all Breakers.
+    """
+    return list(Breaker.objects.order_by("pk").select_for_update(no_key=True))

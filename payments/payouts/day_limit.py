@@ -81,6 +81,7 @@ def take(parts: Sequence[Part], *, at: datetime, limit: int) -> set[int]:
     fitting = {part.transaction_id for part in parts if part.counted_on == today}
     if not new:
         return fitting
+    earlier = {(part.user_id, part.counted_on) for part in new if part.counted_on is not None}
     wanted: dict[int, Decimal] = {}
     for part in new:
         wanted[part.user_id] = wanted.get(part.user_id, ZERO) + part.amount
@@ -90,6 +91,7 @@ def take(parts: Sequence[Part], *, at: datetime, limit: int) -> set[int]:
     _lock([part.user_id for part in new if part.counted_on], {part.counted_on for part in new if part.counted_on})
     taken = [part for part in new if part.user_id in whole]
     taken += _add_some([part for part in new if part.user_id not in whole], today, limit)
+    _subtract([(user_id, day, ZERO) for user_id, day in earlier])  # Lock now what `confirm` may change.
     return fitting | {part.transaction_id for part in taken}
 
 

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from random import Random
 from types import SimpleNamespace
@@ -45,8 +46,10 @@ RESPONSES: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
     payout_steps.NO_CONNECTION,
     payout_steps.THROTTLED,
     gateway_errors.NotSent("auth", "404.001.03", "Invalid Access Token"),
+    gateway_errors.Rejected("400.002.02", "Bad Request - Invalid InitiatorName"),
+    gateway_errors.Rejected("404.001.01", "Resource not found"),
 )
-CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711")
+CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711", "TP40153", "2006")
 STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}
 # One query for everything that is compared. Units: seconds since the epoch; whole shillings.
 STATE = """
@@ -80,8 +83,8 @@ class Pair:
     def __init__(self, seed: int, *, machine: type[Machine] = Machine) -> None:
         self.random = Random(f"conformance {seed}")
         self.now = payout_steps.AT
-        # A run is shorter than this window, so no breaker opens. The machine has neither breakers nor the canary.
-        self.policy = builders.policy(production=self.random.random() < 0.7, breaker_window=10**6)
+        # No share of bad outcomes opens a breaker. The machine has neither breakers nor the canary.
+        self.policy = builders.policy(production=self.random.random() < 0.7, breaker_failure_share=Decimal(2))
         self.machine = machine(self.policy)
         self.trace: list[str] = []
         self.stats: Counter[str] = Counter()

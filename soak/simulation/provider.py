@@ -24,6 +24,7 @@ RATES = {
     "throttled": 0.3,
     "bad access token": 0.2,
     "rejected": 0.2,
+    "our field refused": 0.2,
     "lost on the way": 0.3,
     "answer lost": 0.3,
     "server error": 0.3,
@@ -144,6 +145,9 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
             raise gateway_errors.NotSent("auth", "404.001.03", "Invalid Access Token")
         if self.strikes("rejected"):
             raise gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
+        if self.strikes("our field refused"):
+            field = self._random.choice(["InitiatorName", "SecurityCredential", "ResultURL", "CommandID"])
+            raise gateway_errors.Rejected("400.002.02", f"Bad Request - Invalid {field}")
         if self.strikes("lost on the way"):
             raise gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
         if self.strikes("late in the proxy"):
@@ -258,7 +262,7 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
             self.no_float_until = self._clock() + timedelta(seconds=self._random.uniform(5, 90))
             return "1"
         if self.strikes("initiator locked"):
-            return self._random.choice(["2001", "8006", "21"])
+            return self._random.choice(["2001", "8006", "21", "11", "2006", "2028", "TP40153"])
         if self.strikes("member's limit"):
             return self._random.choice(["4", "8"])
         return ""

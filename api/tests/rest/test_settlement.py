@@ -51,7 +51,7 @@ def failed_payout(amount: int = 285, *, at: Any = AT) -> Transaction:
     """Create a payout that M-Pesa definitely refused."""
     failed = payout(amount, at=at)
     (claim,) = claims.claim(at=at, policy=policy(), addresses=wiring.addresses(), limit=1, transaction_id=failed.pk)
-    refused = gateway_errors.Rejected("400.002.02", "Bad Request")
+    refused = gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
     responses.record(claim, refused, at=at, policy=policy())
     failed.refresh_from_db()
     assert failed.status == "FAILED"

@@ -148,12 +148,21 @@ def apply_plain_result(
 def _carry_out(payout: Transaction, attempt: Attempt, action: records.Action, *, at: datetime, policy: Policy) -> str:
     """Carry out an action of the rules, and return the outcome in words.
 
-    Locks: none further; the caller holds the Transaction and the Attempt.
+    Locks: Recovery and wallets as its step needs, then Breakers. The caller holds the Transaction and the Attempt.
     """
     if action.alarm:
         alarm.log(logging.getLevelNamesMapping()[action.level.upper()], "%s", action.alarm)
+    outcome = _step(payout, attempt, action, at=at, policy=policy)
+    # Breakers are locked last, because a payment or a failure may still lock wallets.
+    if action.step == "pay":
+        breakers.paid(attempt.posted_at, at=at)
     if action.trips:
         breakers.trip_by_code(action.trips, reason=action.trip_reason, at=at, policy=policy)
+    return outcome
+
+
+def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: datetime, policy: Policy) -> str:
+    """Change the attempt and its payout as the action says, and return the outcome in words."""
     if action.is_known:
         attempts.mark_known(attempt, at=at)
     if action.step == "pay":
@@ -163,7 +172,7 @@ def _carry_out(payout: Transaction, attempt: Attempt, action: records.Action, *,
     if action.step == "report":
         attempts.keep_report(attempt, action.paid_report, action.code, action.words, action.receipt, at=at)
     elif action.step == "doubt" and action.ask_at is not None:
-        attempts.doubt(attempt, ask_at=action.ask_at, at=at, words=action.words)
+        attempts.doubt(attempt, ask_at=action.ask_at, at=at, words=action.words, code=action.code)
     elif action.step in ("ask", "stop_asking"):
         attempts.ask_at(attempt, action.ask_at)
     elif action.step == "resend":

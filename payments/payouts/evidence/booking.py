@@ -66,8 +66,9 @@ def book(proofs: Sequence[Proof], *, at: datetime) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_CLOSE_ATTEMPTS, columns)
         cursor.execute(_COMPLETE_PAYOUTS, columns)
-    breakers.paid(max((proof.attempt.posted_at for proof in proofs if proof.attempt.posted_at), default=None))
     journal.post([entry for proof in proofs for entry in payment_entries(proof.user_id, proof.attempt, at=at)], at=at)
+    posted = (proof.attempt.posted_at for proof in proofs if proof.attempt.posted_at)
+    breakers.paid(max(posted, default=None), at=at)
 
 
 def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
@@ -97,7 +98,6 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
     attempt.save()
     if late:
         day_limit.count_paid_late(attempt, payout.user_id)
-    breakers.paid(attempt.posted_at)
     _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
         alarm.critical("Attempt %s was recorded as failed and was paid after all", attempt)
@@ -125,7 +125,6 @@ def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, at: d
     attempt.next_query_at = attempt.resend_at = None
     attempt.save()
     day_limit.count_paid_late(attempt, payout.user_id)
-    breakers.paid(attempt.posted_at)
     key, tx = f"misdirected:{attempt.pk}", payout.pk
     entry = journal.Entry(key, journal.MISDIRECTED, journal.MPESA_UTILITY, attempt.amount, tx)
     journal.post([entry, *_charge(attempt, at)], at=at)

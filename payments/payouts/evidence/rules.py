@@ -54,12 +54,18 @@ def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: da
         )
     if result_codes.meaning(result.result_code).definite and result.is_final:
         return _report(facts, result, at, "")
+    # A fault of ours stays known, so that a failure proven later fails no winner. It replaces no other report.
+    ours = result_codes.meaning(result.result_code).fault == "ours"
+    kept = facts.paid_report or result_codes.meaning(facts.result_code).definite
     return Action(
         "doubt",
         f"in doubt: code {result.result_code} proves nothing",
         ask_at=at + policy.query_after,
+        code=result.result_code if ours and not kept else "",
         words=f"{result.result_code} {result.result_desc}",
         is_known=trusted and result.is_final and result_codes.says_duplicate(result.result_code),
+        trips=result.result_code if ours else "",
+        trip_reason=result.result_desc,
     )
 
 
@@ -334,7 +340,8 @@ def _weigh_failure(
             alarm=f"Attempt {facts.attempt}: its result says paid, the status queries say failed",
             level="critical",
         )
-    return Action("fail", "", words="M-Pesa's records say it failed", keeps_answer=is_new)
+    code = facts.result_code if result_codes.meaning(facts.result_code).fault == "ours" else ""
+    return Action("fail", "", code=code, words="M-Pesa's records say it failed", keeps_answer=is_new)
 
 
 def _mismatch(facts: Facts, wrong: str, at: datetime) -> Action:

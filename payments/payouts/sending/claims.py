@@ -101,8 +101,9 @@ def claim(
     `after` is the settlement that was served last. A payout with an open attempt keeps that attempt and its id. Any
     other payout gets a new attempt. A payout above the member's limit of the day waits until the next day in Nairobi.
     Idempotent: skips payouts that another worker has locked or claimed.
-    Locks: Transactions (skipping locked ones), their open Attempts, then the members' DayTotals.
+    Locks: Transactions (skipping locked ones), their open Attempts, the members' DayTotals, Breakers, then Settlements.
     """
+    breakers.judge(at=at, policy=policy)
     with transaction.atomic(durable=True):
         if transaction_id is None:
             queue = fair_queue.take(at=at, policy=policy, limit=limit, after=after)
@@ -135,8 +136,10 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
 
     An id is sent again only within the resend horizon of its first POST (`attempts.within_horizon`).
     A request that would pass the member's limit of a new day is not sent again. We only ask about it.
-    Locks: Transactions (skipping locked ones), the Attempts, the members' DayTotals, then the Settlements, FOR SHARE.
+    Locks: Transactions (skipping locked ones), the Attempts, the members' DayTotals, Breakers, then the Settlements,
+    FOR SHARE.
     """
+    breakers.judge(at=at, policy=policy)
     with transaction.atomic(durable=True):
         doubtful = list(_resendable(at).order_by("resend_at").values_list("transaction", flat=True)[:limit])
         payouts = Transaction.objects.filter(pk__in=doubtful)

@@ -8,8 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol, TypeAlias
 
@@ -19,9 +19,11 @@ from payments.mpesa import client, gateway_errors
 from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
+from payments.payouts import breakers
 from payments.payouts.evidence import status_queries
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
+from payments.payouts.sending.answers import Answers
 from payments.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Dispatcher:
     clock: Callable[[], datetime]
     before_claim: Callable[[], None]
     in_flight: int
+    answers: Answers = field(default_factory=Answers)
 
     def send_one(self, transaction_id: int) -> bool:
         """Send one payout and return True, or return False and send nothing.
@@ -102,6 +105,7 @@ class Dispatcher:
         sent, rest, last_served, is_due = 0, 0.0, 0, False
         under_way: dict[int, sending_claims.Claim] = {}
         received: Responses = []
+        self.answers.begin()
         try:
             while keep_going():
                 is_due = is_due or sending_claims.any_due(at=self.clock(), policy=self.policy)
@@ -117,6 +121,7 @@ class Dispatcher:
                 received = self._record(received)
                 if under_way:
                     received = self._collect(under_way, patience_seconds=TICK_SECONDS)
+                    self._report_silence()
                     if any(not isinstance(response, client.Accepted) for _, response in received):
                         # A response other than an acceptance may open a breaker, which pauses sending. So record the
                         # response before the next claim.
@@ -141,8 +146,9 @@ class Dispatcher:
         asked = 0
         with ThreadPoolExecutor(max_workers=QUERIES_AT_ONCE, thread_name_prefix="ask") as threads:
             while time.monotonic() < until:
+                asked_at = self.clock()
                 queries = status_queries.ask(
-                    at=self.clock(), policy=self.policy, addresses=self.addresses, limit=QUERIES_AT_ONCE
+                    at=asked_at, policy=self.policy, addresses=self.addresses, limit=QUERIES_AT_ONCE
                 )
                 if not queries:
                     break
@@ -155,9 +161,14 @@ class Dispatcher:
                     time.sleep(slots[0])
                     post = threads.submit(status_queries.post, query, gateway=self.gateway, addresses=self.addresses)
                     under_way[post] = query
+                is_taken = False
                 for post, query in under_way.items():
                     if conversation_id := post.result():
                         status_queries.record_query_id(query, conversation_id)
+                        is_taken = True
+                if is_taken:
+                    breakers.reached(asked_at, at=self.clock())
+                breakers.judge(at=self.clock(), policy=self.policy)
                 asked += len(queries)
         return asked
 
@@ -176,6 +187,8 @@ class Dispatcher:
         )
         if claims and time.monotonic() > slots[0] + LATE_SECONDS:
             slots = self._later_slots(slots[: len(claims)])
+        for claim, slot in zip(claims, slots, strict=False):
+            self.answers.left(claim.attempt_id, slot)
         self.bulk_gateway.start(
             Payment(key=claim.attempt_id, at=slot, request=sending_claims.request(claim, addresses=self.addresses))
             for claim, slot in zip(claims, slots, strict=False)
@@ -215,10 +228,12 @@ class Dispatcher:
         Raises: any error that kept a request from being made, after recording the other responses.
         """
         ended = self.bulk_gateway.collect(patience_seconds=patience_seconds, at_least=1 + len(under_way) // 10)
+        now = time.monotonic()
         received: Responses = []
         unforeseen: list[Exception] = []
         for end in ended:
             claim = under_way.pop(end.key, None)
+            self.answers.ended(end.key, is_answer=_is_answer(end.response), at=now)
             if claim is None:
                 # This request belongs to an earlier run, which was cut off before it collected the response. A status
                 # query finds the result.
@@ -232,11 +247,35 @@ class Dispatcher:
             raise unforeseen[0]
         return received
 
+    def _report_silence(self) -> None:
+        """Open the breaker `silence` if M-Pesa has stopped answering, so that only probes leave.
+
+        Call it right after the ended requests are collected. Otherwise answers that wait to be collected look like
+        silence.
+        """
+        seconds = self.answers.silence(time.monotonic())
+        if seconds is None:
+            return
+        at = self.clock()
+        breakers.report_silence(
+            oldest_posted_at=at - timedelta(seconds=seconds),
+            reason=f"No answer for {seconds:.1f} seconds. Usually M-Pesa takes {self.answers.usual:.1f} seconds.",
+            at=at,
+            policy=self.policy,
+        )
+
     def _record(self, received: Responses) -> Responses:
         """Record the responses and return an empty list."""
         if received:
             responses.record_all(received, at=self.clock(), policy=self.policy)
         return []
+
+
+def _is_answer(response: object) -> bool:
+    """Return True if the response shows that M-Pesa answered this request, whatever it said."""
+    return isinstance(response, client.Accepted) or (
+        isinstance(response, gateway_errors.GatewayError) and bool(response.code)
+    )
 
 
 def _last_served(claims: list[sending_claims.Claim], before: int) -> int:

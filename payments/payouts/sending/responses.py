@@ -19,11 +19,17 @@ log = logging.getLogger(__name__)
 State = Attempt.State
 Status = Transaction.Status
 
+# The breaker of each reason of NotSent, and of each cause of a refusal.
 CAUSES = {
     "network": Breaker.Cause.NETWORK,
     "auth": Breaker.Cause.CREDENTIALS,
     "throttle": Breaker.Cause.THROTTLE,
+    "credentials": Breaker.Cause.CREDENTIALS,
+    "settings": Breaker.Cause.SETTINGS,
+    "product": Breaker.Cause.PRODUCT,
 }
+# We never wait longer than this because Daraja told us to.
+LONGEST_WAIT = timedelta(minutes=5)
 
 
 def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at: datetime, policy: Policy) -> None:
@@ -46,7 +52,7 @@ def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at:
                 ask_at=at + policy.query_after,
             )
             if posted:
-                breakers.acknowledged(max(posted.values()))
+                breakers.acknowledged(max(posted.values()), at=at)
             recorded = set(posted)
         failpoints.hit("record after commit")
     for claim, response in responses:
@@ -57,7 +63,7 @@ def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at:
 def record(claim: claims.Claim, response: claims.Response, *, at: datetime, policy: Policy) -> None:
     """Record the response to one POST. If a callback was applied first, the attempt's state does not change.
 
-    Locks: Transaction, Attempt.
+    Locks: Transaction, Attempt, then Breakers.
     """
     failpoints.hit("answer read")
     with transaction.atomic(durable=True):
@@ -67,40 +73,72 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
             attempt.save(update_fields=["conversation_id"])
         if isinstance(response, gateway_errors.OutcomeUnknown) and response.duplicate:
             attempts.mark_known(attempt, at=at)
-        never_in_doubt = attempt.doubted_at is None
         if attempt.state != State.SENDING:
             log.info("A callback was faster than the response for %s", attempt)
         elif isinstance(response, client.Accepted):
             attempts.accept(attempt, ask_at=at + policy.query_after)
-            breakers.acknowledged(attempt.posted_at)
-        elif (
-            isinstance(response, gateway_errors.NotSent)
-            and never_in_doubt
-            and (payout.status == Status.HELD or receivables.was_recalled(payout.pk))
-        ):
-            # Meanwhile an earlier request was paid, or the settlement was undone. This request must not leave any more.
-            attempts.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
-        elif isinstance(response, gateway_errors.NotSent) and never_in_doubt:
-            _wait(payout, attempt, response, at, policy)
-        elif isinstance(response, gateway_errors.Rejected) and never_in_doubt:
-            attempts.fail(payout, attempt, code=response.code, words=response.message, at=at, policy=policy)
-        else:
+            breakers.acknowledged(attempt.posted_at, at=at)
+        elif isinstance(response, gateway_errors.OutcomeUnknown) or attempt.doubted_at is not None:
             attempts.doubt(attempt, ask_at=at + policy.query_after, at=at, words=str(response))
-            breakers.watch(at=at, policy=policy)
+        else:
+            _apply_refusal(payout, attempt, response, at, policy)
+        if pause := _pause(response):
+            cause, reason = pause
+            breakers.trip(cause, reason=reason, at=at, policy=policy)
     failpoints.hit("record after commit")
+    if not isinstance(response, client.Accepted):
+        breakers.judge(at=at, policy=policy)
+
+
+def _apply_refusal(
+    payout: Transaction, attempt: Attempt, response: gateway_errors.GatewayError, at: datetime, policy: Policy
+) -> None:
+    """Apply a response that proves that this request, which was never in doubt, was not executed."""
+    fault = response.our_fault if isinstance(response, gateway_errors.Rejected) else None
+    if isinstance(response, gateway_errors.Rejected) and fault is None:
+        attempts.fail(payout, attempt, code=response.code, words=response.message, at=at, policy=policy)
+    elif payout.status == Status.HELD or receivables.was_recalled(payout.pk):
+        # Meanwhile an earlier request was paid, or the settlement was undone. This request must not leave any more.
+        attempts.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
+    elif (
+        fault is not None
+        and fault.may_concern_one_payout
+        and breakers.closed_since(attempt.opened_at, CAUSES[fault.cause])
+    ):
+        attempts.fail_and_hold(
+            payout,
+            attempt,
+            code=response.code,
+            words=response.message,
+            reason=f"M-Pesa refuses this request again, and accepts others: {response.details}. Nothing was paid.",
+            at=at,
+        )
+    else:
+        _wait(payout, attempt, response, at, policy)
 
 
 def _wait(
-    payout: Transaction, attempt: Attempt, response: gateway_errors.NotSent, at: datetime, policy: Policy
+    payout: Transaction, attempt: Attempt, response: gateway_errors.GatewayError, at: datetime, policy: Policy
 ) -> None:
-    """Make the payout pending again after a request that Daraja did not execute, and pause sending."""
-    # The pause equals the time since the attempt was opened, so the pause doubles each time.
-    pause = max(policy.retry_after, timedelta(seconds=float(response.retry_after_seconds or 0)))
+    """Make the payout pending again after a request that Daraja did not execute."""
+    told = (response.retry_after_seconds if isinstance(response, gateway_errors.NotSent) else None) or 0
+    # The pause equals the time since the attempt was opened, so the pause doubles each time. It is at most the longest
+    # pause between probes: while a breaker is open, a payout must be due for each probe.
+    pause = min(max(policy.retry_after, at - attempt.opened_at), max(policy.retry_after, policy.breaker_longest_pause))
     attempts.wait(
         payout,
         attempt,
-        due_at=at + min(max(pause, at - attempt.opened_at), attempts.LONGEST_WAIT),
-        reason=f"Not sent yet: {response.details or response.reason}",
-        may_have_left=response.reason == "throttle",
+        due_at=at + max(pause, min(timedelta(seconds=float(told)), LONGEST_WAIT)),
+        reason=f"Not sent yet: {response.details or response}",
+        may_have_left=isinstance(response, gateway_errors.NotSent) and response.reason == "throttle",
     )
-    breakers.trip(CAUSES[response.reason], reason=str(response), at=at, policy=policy)
+
+
+def _pause(response: claims.Response) -> tuple[Breaker.Cause, str] | None:
+    """Return the breaker that a response opens and the reason, or None if it opens none."""
+    if isinstance(response, gateway_errors.NotSent):
+        return CAUSES[response.reason], str(response)
+    fault = response.our_fault if isinstance(response, gateway_errors.Rejected) else None
+    if fault is None:
+        return None
+    return CAUSES[fault.cause], f"M-Pesa refuses {fault.field or 'our request'} ({response}). {fault.advice}"

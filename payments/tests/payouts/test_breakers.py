@@ -1,6 +1,7 @@
 """Breakers pause sending, allow probes, and close by evidence."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
@@ -9,7 +10,6 @@ from django.db import transaction
 from payments.models import Breaker, Settlement
 from payments.payouts import breakers
 from payments.payouts.sending import claims as sending_claims
-from payments.payouts.sending import responses
 from testing import builders, payout_steps
 from testing.payout_steps import (
     ADDRESSES,
@@ -80,34 +80,203 @@ def test_probes_become_rarer_while_the_fault_lasts() -> None:
     # given
     for _ in range(12):
         builders.payout(285)
-    policy = POLICY
+    policy = replace(POLICY, query_after=timedelta(days=1))  # No probe counts as a doubt.
     breakers.trip(Cause.NO_FLOAT, reason="none", at=after(0), policy=policy)
 
     # when
-    probed = [second for second in range(0, 121) if claims(after(second))]
+    probed = [second for second in range(0, 121) if claims(after(second), policy)]
 
     # then
     assert probed == [1, 3, 7, 15, 31, 51, 71, 91, 111]
 
 
+WINDOW_4 = replace(POLICY, breaker_window=4)
+
+
 def test_many_requests_in_doubt_pause_sending() -> None:
     # given
-    policy = replace(POLICY, breaker_window=4)
-    payouts = [builders.payout(285) for _ in range(4)]
+    paid, doubtful = sent(builders.payout(285)), sent(builders.payout(285), payout_steps.READ_TIMEOUT)
+    deliver_result(paid, result_body(paid), after(0))
+    (third, fourth) = (builders.payout(285) for _ in range(2))
+    sent(third, payout_steps.READ_TIMEOUT, policy=WINDOW_4)
+    assert opened() == set()
 
     # when
-    for payout, response in zip(
-        payouts,
-        (payout_steps.ACCEPTED, payout_steps.READ_TIMEOUT, payout_steps.ACCEPTED, payout_steps.READ_TIMEOUT),
-        strict=True,
-    ):
-        (claim,) = sending_claims.claim(
-            at=after(0), policy=policy, addresses=ADDRESSES, limit=1, transaction_id=payout.pk
-        )
-        responses.record(claim, response, at=after(0), policy=policy)
+    sent(fourth, payout_steps.READ_TIMEOUT, policy=WINDOW_4)
+
+    # then
+    assert doubtful.state == "IN_DOUBT"
+    assert opened() == {Cause.DOUBT}
+    assert "3 of the latest 4 requests are in doubt" in Breaker.objects.get(cause=Cause.DOUBT).reason
+
+
+def test_many_failed_requests_pause_sending() -> None:
+    # when
+    for _ in range(4):
+        payout_steps.failed(builders.payout(285), policy=WINDOW_4)
+
+    # then
+    assert opened() == {Cause.FAILURES}
+
+
+def test_five_outcomes_are_enough_for_a_young_installation() -> None:
+    # given: the window is larger than the number of requests ever made
+    payouts = [builders.payout(285) for _ in range(5)]
+
+    # when
+    for payout in payouts[:4]:
+        sent(payout, payout_steps.READ_TIMEOUT)
+    assert opened() == set()
+    sent(payouts[4], payout_steps.READ_TIMEOUT)
 
     # then
     assert opened() == {Cause.DOUBT}
+
+
+def test_undecided_requests_do_not_hide_the_outcomes() -> None:
+    # given: five requests in doubt, and then a full window of newer requests that are under way
+    for _ in range(4):
+        sent(builders.payout(285), payout_steps.READ_TIMEOUT, policy=WINDOW_4)
+    Breaker.objects.update(opened_at=None, probe_at=None)
+    for _ in range(30):
+        sent(builders.payout(285), policy=POLICY, at=after(1))
+
+    # when
+    breakers.judge(at=after(2), policy=WINDOW_4)
+
+    # then
+    assert opened() == {Cause.DOUBT}
+
+
+def test_outcomes_count_in_the_order_in_which_they_are_learned() -> None:
+    # given: the requests POSTed first get their results last, from callbacks
+    slow = [sent(builders.payout(285)) for _ in range(4)]
+    for _ in range(4):
+        sent(builders.payout(285), payout_steps.READ_TIMEOUT)
+
+    # when
+    for attempt in slow:
+        receipt = f"SKG{attempt.pk:07d}"
+        deliver_result(attempt, result_body(attempt, receipt=receipt), after(5))
+    Breaker.objects.update(opened_at=None, probe_at=None)
+    breakers.judge(at=after(6), policy=WINDOW_4)
+
+    # then: the latest four outcomes are paid
+    assert opened() == set()
+
+
+def test_acknowledged_requests_without_a_result_pause_sending() -> None:
+    # given
+    for _ in range(5):
+        sent(builders.payout(285))
+    waiting = builders.payout(285)
+
+    # when: nothing is recorded, and no status query is made; only the time of the results has passed
+    assert [claim.transaction_id for claim in claims(after(19), limit=1)] == [waiting.pk]
+    builders.payout(285)
+    left = claims(after(20))
+
+    # then
+    assert left == []
+    assert opened() == {Cause.DOUBT}
+
+
+def test_acknowledgement_does_not_end_the_pause_for_doubts() -> None:
+    # given: M-Pesa acknowledges requests and sends no result
+    for _ in range(5):
+        sent(builders.payout(285))
+    probed, last = builders.payout(285), builders.payout(285)
+    assert claims(after(20)) == []
+
+    # when
+    probe = sent(probed, at=after(21))
+
+    # then
+    assert opened() == {Cause.DOUBT}
+    deliver_result(probe, result_body(probe), after(22))
+    assert opened() == set()
+    assert [claim.transaction_id for claim in claims(after(22))] == [last.pk]
+
+
+def test_proven_failure_of_a_probe_ends_the_pause_for_doubts() -> None:
+    # given
+    for _ in range(5):
+        sent(builders.payout(285), payout_steps.READ_TIMEOUT)
+    assert opened() == {Cause.DOUBT}
+
+    # when
+    payout_steps.failed(builders.payout(285), at=after(1))
+
+    # then
+    assert opened() == set()
+
+
+def test_requests_before_the_breaker_closed_do_not_open_it_again() -> None:
+    # given: ten requests without a result; a probe closes the breaker before five of the doubts are learned
+    for _ in range(5):
+        builders.payout(285)
+    late = claims(after(0), limit=5)
+    for _ in range(5):
+        sent(builders.payout(285), payout_steps.READ_TIMEOUT)
+    probe = sent(builders.payout(285), at=after(1))
+    deliver_result(probe, result_body(probe), after(2))
+    assert opened() == set()
+
+    # when
+    for claim in late:
+        payout_steps.put_through(claim, payout_steps.READ_TIMEOUT, after(3))
+
+    # then: the old doubts do not count, and five new ones do
+    assert opened() == set()
+    for _ in range(5):
+        sent(builders.payout(285), payout_steps.READ_TIMEOUT, at=after(4))
+    assert opened() == {Cause.DOUBT}
+
+
+def test_failures_for_a_fault_of_ours_do_not_count_as_failures() -> None:
+    # given
+    for _ in range(5):
+        attempt = sent(builders.payout(285))
+        Breaker.objects.update(opened_at=None, probe_at=None)
+        deliver_result(attempt, result_body(attempt, 1), after(1))
+        payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(1))
+        Breaker.objects.update(opened_at=None, probe_at=None)
+
+    # when
+    breakers.judge(at=after(3), policy=POLICY)
+
+    # then
+    assert opened() == set()
+
+
+def test_silence_leaves_only_probes_until_an_acknowledgement() -> None:
+    # given
+    first, second = builders.payout(285), builders.payout(285)
+    breakers.report_silence(oldest_posted_at=after(0), reason="silent", at=after(1), policy=POLICY)
+    assert claims(after(1)) == []
+
+    # when
+    sent(first, at=after(2))
+
+    # then: closed, and requests POSTed before do not open it again
+    assert opened() == set()
+    breakers.report_silence(oldest_posted_at=after(1.5), reason="silent", at=after(3), policy=POLICY)
+    assert opened() == set()
+    breakers.report_silence(oldest_posted_at=after(2.5), reason="silent", at=after(4), policy=POLICY)
+    assert opened() == {Cause.SILENCE}
+    assert second.status == "PENDING"
+
+
+def test_any_call_that_reaches_mpesa_closes_the_network() -> None:
+    # given
+    sent(builders.payout(285), payout_steps.NO_CONNECTION)
+    assert opened() == {Cause.NETWORK}
+
+    # when, then
+    breakers.reached(after(-1), at=after(5))
+    assert opened() == {Cause.NETWORK}
+    breakers.reached(after(4), at=after(5))
+    assert opened() == set()
 
 
 def test_switch_stops_sending_and_nothing_else() -> None:
@@ -149,7 +318,7 @@ def test_stop_ends_only_by_a_person(cause: Breaker.Cause) -> None:
 
     # then: nothing leaves at any time, and neither an acceptance nor a payment ends the stop
     assert claims(after(100_000)) == []
-    breakers.acknowledged(after(2))
+    breakers.acknowledged(after(2), at=after(2))
     assert deliver_result(attempt, result_body(attempt), after(3)) == "paid"
     stopped = Breaker.objects.get(cause=cause)
     assert (stopped.opened_at, stopped.probe_at, stopped.reason) == (after(0), None, "Look first")

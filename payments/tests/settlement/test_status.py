@@ -84,7 +84,7 @@ def test_each_payout_is_in_one_of_six_states_that_sum_to_the_total(db: None) -> 
     sent(made, 103, accepted)
     sent(made, 104, gateway_errors.OutcomeUnknown("", "read timeout"))
     sent(made, 105, gateway_errors.OutcomeUnknown("", "read timeout"))
-    sent(made, 106, gateway_errors.Rejected("400.002.02", "Bad Request"))
+    sent(made, 106, gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB"))
     paid(made, 107)
     doubtful = Attempt.objects.get(amount=105)
     Attempt.objects.filter(pk=doubtful.pk).update(

@@ -10,11 +10,10 @@ from zoneinfo import ZoneInfo
 from payments.policy import Policy
 from soak.simulation.pure.rows import Answer, Attempt, Book, Message, Payout, Result
 
-# Codes of definite failures with a cause on our side. The payout is sent again without a person.
-OURS = frozenset(("1", "11", "21", "2001", "2006", "2028", "8006"))
+# Codes of failures with a cause on our side. Once the failure is proven, the payout is sent again without a person.
+OURS = frozenset(("1", "11", "21", "2001", "2006", "2028", "8006", "TP40153"))
 # The member's limit of the day at M-Pesa. The payout is sent again on the next day.
 DAY_LIMIT = "4"
-LONGEST_WAIT = timedelta(minutes=5)
 LARGEST_NUMBER = 999
 NAIROBI = ZoneInfo("Africa/Nairobi")
 
@@ -129,7 +128,8 @@ class Attempts:
             payout.due_at = next_day(at)
             payout.move("PENDING")
         elif code in OURS and payout.status == "PROCESSING":
-            payout.due_at = at + min(self.policy.retry_after * 2 ** min(attempt.number, 10), LONGEST_WAIT)
+            wait = self.policy.retry_after * 2 ** min(attempt.number, 10)
+            payout.due_at = at + min(wait, self.policy.breaker_longest_pause)
             payout.move("PENDING")
         else:
             payout.failed_at = at

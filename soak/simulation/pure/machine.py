@@ -11,7 +11,7 @@ Units: whole shillings.
 from datetime import datetime, timedelta
 
 from payments.mpesa import client, gateway_errors
-from soak.simulation.pure.attempts import LONGEST_WAIT, Attempts
+from soak.simulation.pure.attempts import OURS, Attempts
 from soak.simulation.pure.rows import OPEN, UNDECIDED, Answer, Attempt, Message, Payout, Question, Result
 
 # Codes of a definite failure: no money moved. Every other code proves nothing.
@@ -19,6 +19,7 @@ DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028
 DUPLICATE = frozenset(("15", "41"))
 ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_GAP = timedelta(hours=1)
+LONGEST_WAIT = timedelta(minutes=5)
 # A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
 # is large, it is kept as PAID, and one status query confirms it. Otherwise it is kept as PERHAPS, and only status
 # queries can prove the payment.
@@ -111,19 +112,31 @@ class Machine(Attempts):
             else:
                 self._wait(attempt, response, at)
         elif sure and isinstance(response, gateway_errors.Rejected):
-            self.fail(attempt, code=response.code, at=at)
+            self._refuse(attempt, response, at)
         else:
             self.doubt(attempt, ask_at=at + policy.query_after, at=at)
 
-    def _wait(self, attempt: Attempt, response: gateway_errors.NotSent, at: datetime) -> None:
-        """Schedule the next POST of a request that never left."""
-        payout = attempt.payout
+    def _refuse(self, attempt: Attempt, response: gateway_errors.Rejected, at: datetime) -> None:
+        """Fail the request if M-Pesa refuses the member's number. Every other field is ours, and the payout waits."""
+        if response.message.endswith("PartyB"):
+            self.fail(attempt, code=response.code, at=at)
+        elif attempt.payout.status == "HELD":
+            self.fail(attempt, code="", at=at)
+        else:
+            self._wait(attempt, response, at)
+
+    def _wait(self, attempt: Attempt, response: gateway_errors.NotSent | gateway_errors.Rejected, at: datetime) -> None:
+        """Schedule the next POST of a request that was not executed."""
+        payout, asked, throttled = attempt.payout, timedelta(0), False
         attempt.move("WAITING")
         attempt.ask_at = None
-        if response.reason != "throttle" and attempt.first_sent_at == attempt.posted_at:
+        if isinstance(response, gateway_errors.NotSent):
+            asked, throttled = timedelta(seconds=response.retry_after_seconds or 0), response.reason == "throttle"
+        if not throttled and attempt.first_sent_at == attempt.posted_at:
             attempt.first_sent_at = None
-        asked = timedelta(seconds=response.retry_after_seconds or 0)
-        payout.due_at = at + min(max(self.policy.retry_after, asked, at - attempt.opened_at), LONGEST_WAIT)
+        longest = max(self.policy.retry_after, self.policy.breaker_longest_pause)
+        own = min(max(self.policy.retry_after, at - attempt.opened_at), longest)
+        payout.due_at = at + max(own, min(asked, LONGEST_WAIT))
         payout.move("PENDING")
 
     # --- questions ---------------------------------------------------------------------------------------------------
@@ -215,6 +228,8 @@ class Machine(Attempts):
         else:
             if trusted and result.code in DUPLICATE:
                 self.mark_known(attempt, at=at)
+            if result.code in OURS and attempt.report not in (PAID, PERHAPS, *DEFINITE):
+                attempt.report = result.code
             self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
 
     def apply_timeout(self, attempt: Attempt, *, at: datetime) -> None:
@@ -285,7 +300,7 @@ class Machine(Attempts):
         if not asked or asked[-1] - asked[0] < gap:
             self.doubt(attempt, ask_at=max(asked[0] + gap, at) if asked else at + gap, at=at)
         elif attempt.report != PAID:
-            self.fail(attempt, code="", at=at)
+            self.fail(attempt, code=attempt.report if attempt.report in OURS else "", at=at)
         elif attempt.payout.status == "PROCESSING":
             attempt.payout.move("HELD")
 

@@ -40,7 +40,7 @@ def test_past_disagreement_stays_repaired(seed: int, assert_clean: Callable[...,
         ("one status answer as failure", 5),
         ("late success dropped", 1),
         ("foreign address trusted", 0),
-        ("known id sent again", 28),
+        ("known id sent again", 7),
     ],
 )
 def test_machine_that_lacks_a_guard_disagrees_with_the_services(name: str, seed: int) -> None:

@@ -44,7 +44,8 @@ from users.models import CustomUser
 
 pytestmark = pytest.mark.django_db
 
-POLICIES = (POLICY, builders.policy(production=True))
+# No share of bad outcomes opens a breaker, so that every payout leaves.
+POLICIES = tuple(builders.policy(production=production, breaker_failure_share=2) for production in (False, True))
 MODELS = (Attempt, Breaker, Callback, StatusQuery, Transaction)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from payments.models import Transaction
+from payments.models import Breaker, Transaction
 from payments.mpesa import gateway_errors
-from testing import payout_steps
+from payments.payouts import breakers
+from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
 from testing.payout_steps import (
     KES_285,
@@ -68,19 +69,19 @@ def test_unsent_request_waits_and_is_sent_again_with_its_id(payout: Transaction)
     assert [key for key, *_ in booked(payout)] == [f"send:{attempt.pk}"]
 
 
-def test_pause_of_an_unsent_request_doubles_to_five_minutes(payout: Transaction) -> None:
+def test_pause_of_an_unsent_request_doubles_to_the_longest_pause_of_probes(payout: Transaction) -> None:
     # given
     at, pauses = AT, []
 
     # when
-    for _ in range(7):
+    for _ in range(4):
         sent(payout, payout_steps.NO_CONNECTION, at=at)
         payout.refresh_from_db()
         pauses.append((payout.due_at - at).total_seconds())
         at = payout.due_at
 
-    # then
-    assert pauses == [15, 15, 30, 60, 120, 240, 300]
+    # then: a payout is due for each probe, however long the outage lasts
+    assert pauses == [15, 15, 20, 20]
     assert payout.attempts.count() == 1
 
 
@@ -146,6 +147,112 @@ def test_outright_rejection_fails_the_payout(payout: Transaction) -> None:
         (f"return:{attempt.pk}", "in_flight", "payable", KES_285),
     ]
     assert balances(payout) == {"payable": KES_285}
+
+
+OUR_FAULTS = [
+    (
+        gateway_errors.Rejected("400.002.02", "Bad Request - Invalid InitiatorName"),
+        "credentials",
+        "MPESA_INITIATOR_NAME",
+    ),
+    (gateway_errors.Rejected("400.002.02", "Bad Request - Invalid ResultURL"), "settings", "MPESA_CALLBACK_URL"),
+    (gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyA"), "settings", "MPESA_PAYBILL"),
+    (gateway_errors.Rejected("404.001.01", "Resource not found"), "settings", "MPESA_BASE_URL"),
+    (gateway_errors.Rejected("403.002.1001", "You are not authorized"), "product", "Safaricom"),
+]
+
+
+@pytest.mark.parametrize(("response", "cause", "setting"), OUR_FAULTS, ids=lambda value: str(value)[-30:])
+def test_refusal_of_our_field_fails_no_winner(response: payout_steps.Response, cause: str, setting: str) -> None:
+    # given
+    first, second, third = (builders.payout(285) for _ in range(3))
+
+    # when
+    attempt = sent(first, response)
+
+    # then: the payout waits with its id, one breaker names the setting, and one probe leaves at a time
+    assert states(first, attempt) == ("PENDING", "WAITING")
+    assert attempt.first_sent_at is None
+    breaker = Breaker.objects.get(opened_at__isnull=False)
+    assert breaker.cause == cause
+    assert setting in breaker.reason
+    assert claims(after(0.5)) == []
+    assert len(claims(after(1))) == 1
+
+    # when: the fault is mended an hour later
+    breakers.paid(after(2), at=after(3))
+    again = {claim.transaction_id: claim for claim in claims(after(3_600))}
+
+    # then: the same id is sent
+    assert again[first.pk].attempt_id == attempt.pk
+    assert again.keys() <= {first.pk, second.pk, third.pk}
+    assert [key for key, *_ in booked(first)] == [f"send:{attempt.pk}"]
+
+
+def test_refusal_of_a_payouts_own_field_is_held_if_others_are_accepted(payout: Transaction) -> None:
+    # given: M-Pesa refuses this payout's amount, and accepts another payout
+    refused = gateway_errors.Rejected("400.002.02", "Bad Request - Invalid Amount")
+    attempt = sent(payout, refused)
+    assert states(payout, attempt) == ("PENDING", "WAITING")
+    sent(builders.payout(100), at=after(1))
+
+    # when
+    attempt = sent(payout, refused, at=after(40))
+
+    # then
+    assert states(payout, attempt) == ("HELD", "FAILED")
+    assert "refuses this request again" in payout.reason
+    assert balances(payout)["payable"] == KES_285
+    assert list(Breaker.objects.filter(opened_at__isnull=False).values_list("cause", flat=True)) == ["settings"]
+
+
+def test_refusal_of_our_setting_is_never_held(payout: Transaction) -> None:
+    # given
+    refused = gateway_errors.Rejected("400.002.02", "Bad Request - Invalid ResultURL")
+    sent(payout, refused)
+    sent(builders.payout(100), at=after(1))
+
+    # when
+    attempt = sent(payout, refused, at=after(40))
+
+    # then
+    assert states(payout, attempt) == ("PENDING", "WAITING")
+
+
+@pytest.mark.parametrize("code", ["11", "2006", "2028", "2001", "21", "8006", "1"])
+def test_result_code_for_a_fault_of_ours_fails_no_winner(payout: Transaction, code: str) -> None:
+    # given
+    builders.payout(285)
+    attempt = sent(payout)
+
+    # when
+    deliver_result(attempt, result_body(attempt, code), after(1))
+    assert Breaker.objects.filter(opened_at__isnull=False).count() == 1
+    payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(1))
+
+    # then: no other payout leaves until the probe, and this payout gets a new id
+    assert states(payout, attempt) == ("PENDING", "FAILED")
+    assert len(claims(after(2))) <= 1
+    assert payout.due_at <= after(2 + 30)
+
+
+def test_code_tp40153_stops_the_queue_and_leaves_the_money_in_doubt(payout: Transaction) -> None:
+    # given
+    attempt = sent(payout)
+
+    # when
+    deliver_result(attempt, result_body(attempt, "TP40153"), after(1))
+
+    # then
+    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+    assert list(Breaker.objects.filter(opened_at__isnull=False).values_list("cause", flat=True)) == ["credentials"]
+
+    # when: two status queries prove the failure
+    payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(21))
+    payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(90))
+
+    # then
+    assert states(payout, attempt) == ("PENDING", "FAILED")
 
 
 @pytest.mark.parametrize(
