@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from payments.models import Attempt, Breaker, Settlement, Transaction
+from payments.models import AskFirst, Attempt, Breaker, Settlement, Transaction
 from payments.policy import Policy
 
 # Each completes the sentence "It waits for …".
@@ -65,6 +65,8 @@ def of_payout(payout: Transaction, *, at: datetime, policy: Policy) -> list[Wait
         waits.append(Wait("the time at which it is due", payout.due_at))
     if payout.attempts.filter(state=Attempt.State.FAILED, next_query_at__isnull=False).exists():
         waits.append(Wait("M-Pesa's answer about its earlier request"))
+    if AskFirst.objects.filter(transaction=payout, ended_at=None).exists():
+        waits.append(Wait("M-Pesa's answer, because it may have left before a restore of the database"))
     settlement = payout.settlement
     if settlement is None:
         return waits + of_all(policy=policy)

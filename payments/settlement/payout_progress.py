@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from django.db.models import Count, Max, Min
 
@@ -13,6 +14,7 @@ from payments.policy import Policy
 from payments.settlement import status as settlement_status
 
 MINUTE = timedelta(minutes=1)
+ASKED_FIRST: dict[str, Any] = {"ask_first__isnull": False, "ask_first__ended_at": None}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Later:
 class Progress:
     """Progress of a settlement. `by_state` is as in status.SettlementStatus.
 
+    `asked_first` is the number of pending payouts that may have left before a restore, and wait for M-Pesa's answer.
     `waits` are the causes for which no payout leaves now. `ends_at` is an estimate for the payouts that are due now. It
     is None while a cause exists, while the canary runs, and while no payout was paid in the last minute.
     `in_canary`: only the first payouts may leave, as a test.
@@ -42,6 +45,7 @@ class Progress:
     per_minute: int
     due_now: int
     later: Later
+    asked_first: int
     waits: list[waiting.Wait]
     in_canary: bool
     ends_at: datetime | None
@@ -57,11 +61,12 @@ def progress(market: Market, *, at: datetime, policy: Policy) -> Progress | None
     by_state = status.by_state
     settled = settlement.state == Settlement.State.SETTLED
     payouts = Transaction.objects.filter(settlement=settlement, destination=Transaction.Destination.MPESA)
-    later = Later(0, None, None)
+    later, asked_first = Later(0, None, None), 0
     if by_state["pending"][1]:
+        asked_first = payouts.filter(status=Transaction.Status.PENDING, due_at__lte=at, **ASKED_FIRST).count()
         postponed = payouts.filter(status=Transaction.Status.PENDING, due_at__gt=at)
         later = Later(**postponed.aggregate(count=Count("pk"), first_at=Min("due_at"), last_at=Max("due_at")))
-    due_now = by_state["pending"][1] + by_state["processing"][1] - later.count
+    due_now = by_state["pending"][1] + by_state["processing"][1] - later.count - asked_first
     paid = payouts.filter(status=Transaction.Status.COMPLETED, redirected_at=None, completed_at__gte=at - MINUTE)
     per_minute = paid.count()
     waits = waiting.of_settlement(settlement, at=at, policy=policy) if settled and by_state["pending"][1] else []
@@ -80,10 +85,11 @@ def progress(market: Market, *, at: datetime, policy: Policy) -> Progress | None
         per_minute=per_minute,
         due_now=due_now,
         later=later,
+        asked_first=asked_first,
         waits=waits,
         in_canary=in_canary,
         ends_at=ends_at,
-        finished=settled and due_now + later.count + by_state["in_doubt"][1] == 0,
+        finished=settled and due_now + later.count + asked_first + by_state["in_doubt"][1] == 0,
     )
 
 

@@ -24,9 +24,10 @@ def restores(request: HttpRequest) -> HttpResponse:
         "title": "Restores",
         "restores": [(restore, count, STATES[restore.state]) for restore, count in asking.progress()],
         "waiting": decisions.waiting(),
+        "closed": decisions.closed(limit=20),
         "may_decide": page.may(request, "decide_payout"),
     }
-    return page.render(request, "console/restores.html", context)
+    return page.render_live(request, "console/restores.html", context, every=10)
 
 
 @page.page("decide_payout", posts=True)

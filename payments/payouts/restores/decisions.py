@@ -86,6 +86,12 @@ def waiting() -> list[RestoreDecision]:
     return list(decisions.select_related("restore", "transaction", "proposed_by").order_by("pk"))
 
 
+def closed(*, limit: int) -> list[RestoreDecision]:
+    """Return the latest decisions that a second person confirmed or refused, the newest first."""
+    decisions = RestoreDecision.objects.filter(closed_at__isnull=False)
+    return list(decisions.select_related("transaction", "proposed_by", "closed_by").order_by("-pk")[:limit])
+
+
 def _propose(
     restore: Restore, payout: Transaction | None, *, grounds: str, by: audit.Actor, at: datetime
 ) -> RestoreDecision:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from django.db import transaction
 
 from markets.models import Market
-from payments.models import Breaker, Transaction
+from payments.models import AskFirst, Breaker, Restore, Transaction
 from payments.payouts import breakers, waiting
 from payments.settlement import payout_progress, resolutions
 from testing import builders, console_scenes
@@ -124,6 +124,20 @@ def test_payout_in_doubt_is_not_finished_and_not_in_the_estimate(db: None, at: d
     console_scenes.send_and_time_out(payouts[1], at)
     progress = shown(made, at + timedelta(seconds=5))
     assert (progress.due_now, progress.ends_at, progress.finished) == (0, None, False)
+
+
+def test_payout_that_may_have_left_before_a_restore_waits_for_mpesas_answer(db: None, at: datetime) -> None:
+    made, payouts = settled_with(2, at)
+    console_scenes.pay(payouts[0], at, "SKG7ABC001", after=1)
+    restore = Restore.objects.create(
+        state="ASKING", survived_at=at, noticed_at=at, sign="A test.", needs_decision=False, payouts_a_settlement=10
+    )
+    AskFirst.objects.create(restore=restore, transaction=payouts[1])
+    progress = shown(made, at + timedelta(seconds=5))
+    assert (progress.asked_first, progress.due_now, progress.ends_at, progress.finished) == (1, 0, None, False)
+    assert [wait.words for wait in waiting.of_payout(payouts[1], at=at, policy=policy())] == [
+        "M-Pesa's answer, because it may have left before a restore of the database"
+    ]
 
 
 def test_every_breaker_has_words() -> None:
