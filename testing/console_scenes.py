@@ -253,33 +253,31 @@ def busy_day(at: datetime) -> dict[str, Any]:
     send_and_time_out(payouts[4], at - timedelta(minutes=12))
     held = held_in_doubt(60_000, at)
     send_and_refuse(builders.payout(410, at=at - timedelta(hours=3)), at - timedelta(hours=3))
+    # A payment closes a breaker, so the breaker opens after the last payment.
+    decisions = to_decide(at) | taken_back(at)
     with transaction.atomic():
         breakers.trip(
             breakers.Cause.NO_FLOAT,
             reason="M-Pesa's code 1: The balance is insufficient for the transaction.",
-            at=at - timedelta(minutes=4),
+            at=at,
             policy=payout_steps.POLICY,
         )
     float_balance.note(Decimal(84_500), at=at - timedelta(minutes=2))
     overview.measure(at=at)
     overview.check_books(at=at, keep_going=lambda: True)
     overview.beat(worker="celery@kasoko", at=at)
-    return (
-        to_decide(at)
-        | taken_back(at)
-        | {
-            "football": football,
-            "due": due,
-            "settled": settled,
-            "paid": payouts[0],
-            "failed": payouts[3],
-            "in_doubt": payouts[4],
-            "pending": payouts[5],
-            "held": held,
-            "member": people[3],
-            "account": LedgerAccount.objects.get(code="payable"),
-        }
-    )
+    return decisions | {
+        "football": football,
+        "due": due,
+        "settled": settled,
+        "paid": payouts[0],
+        "failed": payouts[3],
+        "in_doubt": payouts[4],
+        "pending": payouts[5],
+        "held": held,
+        "member": people[3],
+        "account": LedgerAccount.objects.get(code="payable"),
+    }
 
 
 def _settled(people: list[CustomUser], at: datetime) -> Market:

@@ -130,7 +130,13 @@ def test_payout_that_may_have_left_before_a_restore_waits_for_mpesas_answer(db: 
     made, payouts = settled_with(2, at)
     console_scenes.pay(payouts[0], at, "SKG7ABC001", after=1)
     restore = Restore.objects.create(
-        state="ASKING", survived_at=at, noticed_at=at, sign="A test.", needs_decision=False, payouts_a_settlement=10
+        state="ASKING",
+        survived_at=at,
+        noticed_at=at,
+        sign="A test.",
+        needs_decision=False,
+        payouts_a_settlement=10,
+        last_market_id=0,
     )
     AskFirst.objects.create(restore=restore, transaction=payouts[1])
     progress = shown(made, at + timedelta(seconds=5))
