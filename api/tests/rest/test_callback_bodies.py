@@ -175,6 +175,21 @@ def test_body_that_was_not_read_is_refused_and_not_stored(
     assert Callback.objects.count() == 0
 
 
+@SERVERS
+def test_rest_call_in_chunks_is_refused_and_does_nothing(attempt: Attempt, server: Server) -> None:
+    # given
+    token = builders.token_of(builders.operator())
+    lines = ["POST /api/markets/admin/retry-failed-payouts/ HTTP/1.1", "Host: localhost"]
+    lines += [f"Authorization: Bearer {token}", "Content-Type: application/json", "Transfer-Encoding: chunked"]
+
+    # when
+    with builders.nothing_moved():
+        status, answer = server("\r\n".join([*lines, "", ""]).encode() + chunked(b'{"hours": "nonsense"}'))
+
+    # then
+    assert (status, answer["code"]) == (411, "length_required")
+
+
 # --- bodies that came in the wild
 
 
