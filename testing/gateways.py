@@ -146,8 +146,8 @@ ANSWERS: dict[str, tuple[int, Any, type[GatewayError], dict[str, Any]]] = {
     "our app or address is not allowed": (
         403,
         {"errorCode": "403.002.1001", "errorMessage": "You are not authorized to initiate this transaction"},
-        NotSent,
-        {"reason": "auth", "code": "403.002.1001"},
+        Rejected,
+        {"code": "403.002.1001"},
     ),
     "duplicate id, written with capitals": (
         500,

@@ -303,8 +303,6 @@ class Gateway:
             raise OutcomeUnknown(code, message, duplicate=bool(_DUPLICATE_ID.search(message)))
         if answer.is_throttle:
             raise NotSent("throttle", code, message, answer.retry_after_seconds)
-        if answer.is_forbidden:
-            raise NotSent("auth", code, message)
         if answer.is_rejection:
             raise Rejected(code, message)
         raise OutcomeUnknown(code, message or f"HTTP {answer.status} without a known code")

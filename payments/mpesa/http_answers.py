@@ -13,10 +13,9 @@ MAX_BODY_BYTES = 64 * 1024
 
 # Both lists are allow-lists. A code that is on neither list leaves the money in doubt.
 _REJECTED_RESPONSE_CODES = frozenset({"23", "24", "25", "29", "100000005", "100000007", "100000010", "100000014"})
-_REJECTED_ERROR_CODES = frozenset({"400.002.02", "400.002.05", "400.003.02", "405.001"})
+# 403.002.1001: the app lacks the product, or our address is not allowed. Such a request never reaches M-Pesa's core.
+_REJECTED_ERROR_CODES = frozenset({"400.002.02", "400.002.05", "400.003.02", "403.002.1001", "405.001"})
 _AUTH_CODES = frozenset({"404.001.03", "404.001.04", "400.003.01", "400.008.01", "400.008.02"})
-# The app lacks the product, or our address is not allowed. Daraja's gateway refuses such a request before its core.
-_FORBIDDEN_CODES = frozenset({"403.002.1001"})
 _THROTTLE_CODES = frozenset({"500.003.02", "500.003.03"})
 _AUTH_WORDS = re.compile(r"(?i)invalid[ _]access[ _]?token|access[ _]token (?:has )?expired|no apiproduct match found")
 _DUPLICATE_WORDS = re.compile(r"(?i)duplicate")
@@ -85,11 +84,6 @@ class Answer:
         if self.fields is None or (self.is_2xx and (self.text("ResponseCode") or self.text("ConversationID"))):
             return False
         return self.code in _AUTH_CODES or self.code.startswith("401.") or bool(_AUTH_WORDS.search(self.message))
-
-    @property
-    def is_forbidden(self) -> bool:
-        """True if Daraja's gateway did not let the request through, because our app or our address may not make it."""
-        return not self.is_2xx and self.code in _FORBIDDEN_CODES
 
     @property
     def refuses_token(self) -> bool:

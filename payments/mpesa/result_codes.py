@@ -44,7 +44,13 @@ _UNLISTED = _in_doubt("M-Pesa gave a code that we do not know.")
 _BAD_REQUEST = _in_doubt(
     "M-Pesa found the request malformed.", "Ask with a status query, and report the fault to the developers."
 )
-_BAD_LOGIN = _in_doubt("M-Pesa refused our initiator.", "Ask with a status query; check the initiator and its roles.")
+_BAD_LOGIN = Meaning(
+    False,
+    "ours",
+    "M-Pesa refused our initiator.",
+    "Ask with a status query; check the initiator and its roles.",
+    retry_helps=True,
+)
 _BAD_PARTY = _in_doubt(
     "M-Pesa could not find an account of the payment.", "Ask with a status query; check the shortcode."
 )

@@ -42,6 +42,7 @@ BY_CODE = {
     "2028": Cause.PRODUCT,
     "8006": Cause.CREDENTIALS,
     "TP40153": Cause.CREDENTIALS,
+    **dict.fromkeys(("18", "20", "22", "28", "31", "48"), Cause.CREDENTIALS),
 }
 
 
