@@ -61,8 +61,17 @@ def ask_before_resend(attempt: Attempt, *, maybe_sent_at: datetime, at: datetime
 def clear_to_leave(chosen: QuerySet[Attempt], *, at: datetime) -> None:
     """Let the chosen attempts that are asked about after a restore leave, if the next status query does not find them.
 
-    Locks: these Attempts by id.
+    A payout that was held only because nobody decided in time is under way again.
+    Locks: their Transactions by id, then these Attempts by id.
     """
     in_doubt = chosen.filter(state=State.IN_DOUBT, asked_first_at__isnull=False)
-    ids = list(in_doubt.order_by("pk").select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
-    Attempt.objects.filter(pk__in=ids).update(cleared_at=at, next_query_at=at)
+    payouts = Transaction.objects.filter(attempts__in=in_doubt).order_by("pk")
+    ids = list(payouts.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
+    locked = in_doubt.filter(transaction__in=ids).order_by("pk").select_for_update(no_key=True, of=("self",))
+    cleared = {attempt.pk: attempt for attempt in locked}
+    Attempt.objects.filter(pk__in=cleared).update(cleared_at=at, next_query_at=at)
+    undecided = [attempt.transaction_id for attempt in cleared.values() if not attempt.paid_report]
+    held = Transaction.objects.filter(pk__in=undecided, status=Status.HELD, held_by_person=False)
+    released = list(held.values_list("pk", flat=True))
+    held.update(status=Status.PENDING)
+    attempts.start(released)

@@ -42,7 +42,7 @@ def propose(*, reference: str, grounds: str, by: audit.Actor, at: datetime) -> R
 def confirm(*, decision_id: int, by: audit.Actor, at: datetime) -> RestoreDecision:
     """Confirm a decision as the second person, and carry it out.
 
-    Locks: the Restore, the decision, Attempts by id; then as `listing.end_stop`.
+    Locks: the Restore, the decision, Transactions by id, their Attempts; then as `listing.end_stop`.
     Raises: NothingToDecide; TwoPeopleNeeded.
     """
     with transaction.atomic(durable=True):

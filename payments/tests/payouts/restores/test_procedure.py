@@ -371,6 +371,26 @@ def test_waiting_for_two_people_holds_no_payout_before_a_day() -> None:
     assert states(listed, attempt) == ("PROCESSING", "IN_DOUBT")
 
 
+def test_late_decision_frees_the_payout_that_was_held_meanwhile() -> None:
+    # given: nobody decided for a day
+    listed, other, *_ = settled()
+    restored(noticed=2 * HOUR)
+    for payout in (listed, other):
+        assert states(payout, open_attempt(payout)) == ("PROCESSING", "IN_DOUBT")
+    status_queries.ask(at=after(27 * HOUR), policy=POLICY, addresses=ADDRESSES, limit=100)
+    attempt = open_attempt(listed)
+    assert states(listed, attempt) == ("HELD", "IN_DOUBT")
+    Attempt.objects.filter(transaction=other).update(paid_report="trusted")
+
+    # when
+    decisions.decide(reference="all", grounds="Checked.", by=two_people(), at=after(28 * HOUR))
+    ask_and_answer(attempt, not_found_body(), after(28 * HOUR + 1))
+
+    # then: a payout with contradicting reports stays held
+    assert [claim.transaction_id for claim in resends(after(28 * HOUR + 3))] == [listed.pk]
+    assert states(other, open_attempt(other)) == ("HELD", "IN_DOUBT")
+
+
 def test_payouts_of_a_held_settlement_are_asked_about_when_the_hold_ends() -> None:
     # given
     policy = builders.policy(holds=((Decimal(0), timedelta(hours=1)),))
