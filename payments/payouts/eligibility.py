@@ -24,8 +24,10 @@ DUE_OR_ASKED_FIRST = """
             OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
 """
 # A payout that may have left before a restore is never claimed. `restores.asking` opens its request, and asks first.
+# OFFSET 0 makes this a look-up for each row. Without it the planner may join this table to all due payouts. Measured
+# for 120,000 due payouts on tables that are not analysed: 270 ms instead of 4 ms.
 DUE = f"""{DUE_OR_ASKED_FIRST}
-    AND NOT EXISTS (SELECT FROM payments_askfirst f WHERE f.transaction_id = t.id AND f.ended_at IS NULL)
+    AND NOT EXISTS (SELECT FROM payments_askfirst f WHERE f.transaction_id = t.id AND f.ended_at IS NULL OFFSET 0)
 """
 # The condition for a settlement that is neither undone nor stopped. `active` is the same condition for the ORM.
 ACTIVE = "s.state = 'SETTLED' AND s.stopped_at IS NULL"
