@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from payments import disputes, failpoints, wiring
 from payments.payouts import breakers, float_balance
-from payments.payouts.evidence import callbacks
+from payments.payouts.evidence import callbacks, orphans
 from payments.payouts.restores import procedure
 from payments.payouts.sending import claims
 from payments.settlement import pacing, settling, undo
@@ -87,6 +87,11 @@ def apply_stored_callbacks() -> None:
     """Sweep: apply the callbacks that are stored but not applied yet."""
     wiring.sweep_began(wiring.APPLY_STORED_CALLBACKS)
     keep_going = pacing.for_seconds(pacing.TASK_SECONDS)
+    # First, so that the parked results of the orphans that find their payout are applied below.
+    for orphan_id in orphans.to_place(limit=BATCH):
+        with _isolated(f"Orphan {orphan_id}"):
+            orphans.place(orphan_id=orphan_id, at=timezone.now(), policy=wiring.policy(), addresses=wiring.addresses())
+    orphans.stop_for_unclaimed(at=timezone.now())
     last = 0
     while ids := callbacks.to_apply(after=last, limit=BATCH):
         last = ids[-1]

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection
 
 from markets.models import Market
-from payments.models import Attempt, Breaker, Restore, StatusQuery, Transaction
+from payments.models import Attempt, Breaker, Restore, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import status_queries
 from payments.payouts.restores import decisions, detection, procedure
@@ -120,7 +120,7 @@ class Drill:
     def ask(self) -> None:
         """Send the status queries that are due, and receive M-Pesa's answers."""
         for query in status_queries.ask(at=self.now, policy=self.policy, addresses=ADDRESSES, limit=100):
-            attempt = StatusQuery.objects.get(pk=query.query_id).attempt
+            attempt = Attempt.objects.get(originator_conversation_id=query.originator_conversation_id)
             known = attempt.originator_conversation_id in self.book.paid_at
             receipt = f"R{attempt.originator_conversation_id[-12:]}"
             body = status_body(attempt, receipt=receipt) if known else not_found_body()

@@ -1,4 +1,4 @@
--- The invariants of the money: 19 statements that must each return no row.
+-- The invariants of the money: 20 statements that must each return no row.
 --
 -- Run them all:  psql "$DATABASE_URL" -f payments/ledger/invariants.sql
 -- Each row that a statement returns breaks the invariant, and its text says how. The column is named after the
@@ -194,13 +194,16 @@ WHERE p.total <> u.total;
 
 -- name: paid_attempts_are_booked_once
 -- A paid attempt left the M-Pesa account exactly once, with its own amount
--- A paid attempt has one booking of its amount out of the M-Pesa account. Any other attempt has none.
+-- A paid attempt has one booking of its amount out of the M-Pesa account, or out of suspense. Any other attempt has
+-- none. If M-Pesa paid another amount, that amount is booked (paid_amount).
 SELECT 'attempt ' || a.originator_conversation_id || ' of ' || a.amount || ' is ' || a.state || ', '
     || count(t.id) || ' payments of ' || coalesce(sum(t.amount), 0) || ' are booked' AS paid_attempts_are_booked_once
 FROM payments_attempt a
-LEFT JOIN payments_transfer t ON t.key IN ('paid:' || a.id, 'late:' || a.id, 'misdirected:' || a.id)
-GROUP BY a.id HAVING count(t.id) <> (a.state = 'PAID')::int
-    OR coalesce(sum(t.amount), 0) <> CASE WHEN a.state = 'PAID' THEN a.amount ELSE 0 END;
+LEFT JOIN payments_transfer t
+    ON t.key IN ('paid:' || a.id, 'late:' || a.id, 'misdirected:' || a.id, 'excess:' || a.id,
+        'claimed:' || nullif(a.receipt, ''))
+GROUP BY a.id HAVING count(t.id) FILTER (WHERE t.code <> 'excess') <> (a.state = 'PAID')::int
+    OR coalesce(sum(t.amount), 0) <> CASE WHEN a.state = 'PAID' THEN coalesce(a.paid_amount, a.amount) ELSE 0 END;
 
 
 -- name: payouts_are_completed_once
@@ -209,11 +212,27 @@ GROUP BY a.id HAVING count(t.id) <> (a.state = 'PAID')::int
 SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || x.paid || ' payments that settle it and '
     || x.redirected || ' to the wallet' AS payouts_are_completed_once
 FROM payments_transaction t JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE f.code = 'paid') AS paid,
+    SELECT count(*) FILTER (WHERE f.code IN ('paid', 'claimed')) AS paid,
         count(*) FILTER (WHERE f.code = 'redirect') AS redirected
     FROM payments_transfer f WHERE f.transaction_id = t.id) x ON true
 WHERE t.destination = 'mpesa' AND t.type = 'PAYOUT'
   AND x.paid + x.redirected <> (t.status = 'COMPLETED')::int;
+
+
+-- name: suspense_is_in_orphans
+-- The money in suspense equals the orphans that M-Pesa paid
+-- The account suspense holds exactly the payments of requests that no payout in these books has claimed. A payment that
+-- a payout has claimed, but that is not proven yet, is still in suspense.
+SELECT 'suspense holds ' || s.total || ', orphans ' || o.total AS suspense_is_in_orphans
+FROM (SELECT coalesce(sum(CASE WHEN d.code = 'suspense' THEN t.amount ELSE -t.amount END), 0) AS total
+      FROM payments_transfer t JOIN payments_ledgeraccount d ON d.id = t.debit_id
+      JOIN payments_ledgeraccount c ON c.id = t.credit_id
+      WHERE d.code = 'suspense' OR c.code = 'suspense') s,
+     (SELECT coalesce(sum(o.amount), 0) AS total FROM payments_orphan o
+      WHERE EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'foreign:' || o.receipt)
+        AND NOT EXISTS (SELECT FROM payments_attempt a
+            WHERE a.originator_conversation_id = o.originator_conversation_id AND a.state = 'PAID')) o
+WHERE s.total <> o.total;
 
 
 -- name: attempts_send_what_is_owed

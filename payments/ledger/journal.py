@@ -28,6 +28,7 @@ MPESA_CHARGES_PAID = "mpesa_charges_paid"
 CHARGE_EXPENSE = "charge_expense"
 BAD_DEBT = "bad_debt"
 MISDIRECTED = "misdirected"
+SUSPENSE = "suspense"
 ZERO = Decimal("0.00")
 _POST_TRANSFERS = named_sql.beside(__file__)["post_transfers"]
 
@@ -130,6 +131,11 @@ def balance(code: str) -> Decimal:
     debited: Decimal = Transfer.objects.filter(debit=account).aggregate(total=total)["total"]
     credited: Decimal = Transfer.objects.filter(credit=account).aggregate(total=total)["total"]
     return debited - credited if account.kind in LedgerAccount.GROWS_BY_DEBIT else credited - debited
+
+
+def is_booked(key: str) -> bool:
+    """Return True if the transfer with this key is booked."""
+    return Transfer.objects.filter(key=key).exists()
 
 
 def owed(transaction_id: int) -> Decimal:

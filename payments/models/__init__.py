@@ -6,6 +6,7 @@ from payments.models.decisions import Proposal, Verdict
 from payments.models.disputes import Dispute, DisputeEvent
 from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
 from payments.models.monitoring import Figures, Heartbeat, InvariantCheck
+from payments.models.orphans import Orphan
 from payments.models.payouts import Attempt, Breaker, Callback, FloatReading, StatusQuery, Transaction
 from payments.models.restores import AskFirst, DatabaseHeartbeat, Restore, RestoreDecision
 from payments.models.settlements import Settlement
@@ -27,6 +28,7 @@ __all__ = [
     "InvariantCheck",
     "LedgerAccount",
     "LedgerDay",
+    "Orphan",
     "Proposal",
     "Recovery",
     "Restore",

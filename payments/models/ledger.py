@@ -32,6 +32,7 @@ class LedgerAccount(models.Model):
         RECEIVABLE = "receivable"
         BAD_DEBT = "bad_debt"
         MISDIRECTED = "misdirected"
+        SUSPENSE = "suspense"
 
     GROWS_BY_DEBIT: ClassVar = {
         Kind.MPESA_UTILITY,
@@ -40,6 +41,7 @@ class LedgerAccount(models.Model):
         Kind.RECEIVABLE,
         Kind.BAD_DEBT,
         Kind.MISDIRECTED,
+        Kind.SUSPENSE,
     }
 
     code = models.CharField(

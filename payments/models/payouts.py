@@ -140,11 +140,13 @@ class Attempt(models.Model):
     - ACCEPTED: Daraja queued the request, which is not paid yet.
     - IN_DOUBT: we do not know the result.
     - PAID, FAILED: the result is proven.
+    Kind FOUND: our books had lost the request (payouts/found.py). It begins IN_DOUBT or FAILED.
     """
 
     class Kind(models.TextChoices):
         B2C = "b2c"
         MANUAL = "manual"
+        FOUND = "found"
 
     class State(models.TextChoices):
         SENDING = "SENDING"
@@ -215,6 +217,7 @@ class Attempt(models.Model):
     )
     result_words = models.CharField(max_length=300, blank=True)
     receipt = models.CharField(max_length=64, blank=True)
+    paid_amount = shillings(null=True, help_text="What M-Pesa paid, if it is not the amount.")
     closed_at = models.DateTimeField(null=True)
 
     objects = AttemptQuerySet.as_manager()

@@ -104,7 +104,7 @@ def open_many(opened: Sequence[Attempt], *, at: datetime) -> None:
         ids = dict(cursor.fetchall())
     for attempt in opened:
         attempt.pk = ids[attempt.transaction_id]
-    journal.post([_sent(attempt) for attempt in opened], at=at)
+    journal.post([sent(attempt) for attempt in opened], at=at)
 
 
 def open_manual(payout: Transaction, number: int, at: datetime, policy: Policy, addresses: Addresses) -> Attempt:
@@ -112,11 +112,11 @@ def open_manual(payout: Transaction, number: int, at: datetime, policy: Policy, 
     attempt = new_attempt(payout, number, at, policy, addresses, kind=Attempt.Kind.MANUAL)
     attempt.first_sent_at = attempt.next_query_at = None
     attempt.save()
-    journal.post([_sent(attempt)], at=at)
+    journal.post([sent(attempt)], at=at)
     return attempt
 
 
-def _sent(attempt: Attempt) -> journal.Entry:
+def sent(attempt: Attempt) -> journal.Entry:
     """Return the entry that moves an attempt's amount from payable to in-flight."""
     key, tx = f"send:{attempt.pk}", attempt.transaction_id
     return journal.Entry(key, journal.PAYABLE, journal.IN_FLIGHT, attempt.amount, tx)

@@ -16,12 +16,15 @@ from payments.models import Proposal, Settlement, Transaction
 
 # A payout that was paid once gets no other request. A payment to a number that has been replaced does not count.
 # A payout also waits while we still ask M-Pesa about its failed request. We ask for one of two reasons: a retry was
-# requested, or a callback reported that the failed request was paid.
+# requested, or a callback reported that the failed request was paid. A payout also waits while M-Pesa reports a
+# request with its reference that our books do not have (an orphan).
 DUE_OR_ASKED_FIRST = """
     t.status = 'PENDING' AND t.destination = 'mpesa' AND t.type = 'PAYOUT' AND t.due_at <= %(at)s
     AND NOT EXISTS (SELECT FROM payments_attempt a WHERE a.transaction_id = t.id
         AND (a.state = 'PAID' AND a.phone_number = coalesce(nullif(t.reissued_to, ''), t.phone_number)
             OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
+    AND NOT EXISTS (SELECT FROM payments_orphan o
+        WHERE o.external_ref = t.external_ref AND o.state IN ('WAITING', 'SUSPENSE'))
 """
 # A payout that may have left before a restore is never claimed. `restores.asking` opens its request, and asks first.
 # OFFSET 0 makes this a look-up for each row. Without it the planner may join this table to all due payouts. Measured

@@ -24,6 +24,7 @@ OTHER_ROWS = {
     "dispute",
     "recovery",
     "restore",
+    "orphan",
     "self",
     "cls",
     "breaker",
@@ -81,6 +82,7 @@ def test_only_settling_creates_payouts() -> None:
 MAY_CHANGE_STATES = {
     "payments/payouts/attempts.py",
     "payments/payouts/evidence/booking.py",
+    "payments/payouts/found.py",
     "payments/payouts/restores/changes.py",
     "payments/settlement/undo.py",
 }

@@ -6,6 +6,7 @@ from django.utils import timezone
 
 from api.console import page
 from payments.monitoring import overview
+from payments.payouts.evidence import orphans
 from payments.payouts.operations import in_doubt as payouts_in_doubt
 
 SHOWN = 200
@@ -13,11 +14,18 @@ SHOWN = 200
 
 @page.page("view_console")
 def in_doubt(request: HttpRequest) -> HttpResponse:
-    """Show the number of payouts in doubt by age, and a list of the oldest."""
+    """Show the number of payouts in doubt by age, a list of the oldest, and the requests that our books do not have."""
     at = timezone.now()
     now = overview.now(at=at)
     rows = payouts_in_doubt.in_doubt(limit=SHOWN)
-    context = {"title": "Payouts in doubt", "now": now, "at": at, "rows": rows, "shown": SHOWN}
+    context = {
+        "title": "Payouts in doubt",
+        "now": now,
+        "at": at,
+        "rows": rows,
+        "shown": SHOWN,
+        "orphans": orphans.unclaimed(limit=SHOWN),
+    }
     return page.render_live(request, "console/in_doubt.html", context, every=10)
 
 

@@ -31,6 +31,7 @@ KINDS = {
     "receivable": "Money that members owe us",
     "bad_debt": "Member debts that we wrote off",
     "misdirected": "Payments that went to a member's old number",
+    "suspense": "Payments that M-Pesa reports and that match no payout in these books",
 }
 
 

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 
 from payments.models import Breaker
+from payments.payouts.evidence import orphans
 from payments.payouts.operations import in_doubt
 
 
@@ -25,6 +26,14 @@ class Command(BaseCommand):
             )
         total = sum(payout.amount for payout in payouts)
         self.stdout.write(f"{len(payouts)} payout{'' if len(payouts) == 1 else 's'} in doubt, KES {total:,.2f}.")
+        for orphan in orphans.unclaimed(limit=1_000):
+            amount = f"KES {orphan.amount:,.2f}" if orphan.amount else "amount not known yet"
+            place = "in suspense" if orphan.state == orphan.State.SUSPENSE else "waits for its payout"
+            self.stdout.write(
+                f"request {orphan}, which our books do not have: {amount}, "
+                f"receipt {orphan.receipt or 'not known yet'}, {place}, "
+                f"first reported {_age(orphan.first_seen_at, at)} ago"
+            )
         for breaker in Breaker.objects.filter(opened_at__isnull=False).order_by("opened_at"):
             age = _age(breaker.opened_at or at, at)
             self.stdout.write(f"Sending is paused ({breaker.cause}) for {age}: {breaker.reason}")

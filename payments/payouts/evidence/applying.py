@@ -19,6 +19,7 @@ alarm = logging.getLogger("kasoko.alarm")
 # The columns that `facts_of` reads, for queries that load no others.
 ATTEMPT_COLUMNS = (
     "transaction",
+    "kind",
     "state",
     "originator_conversation_id",
     "conversation_id",
@@ -30,10 +31,12 @@ ATTEMPT_COLUMNS = (
     "next_query_at",
     "known_at",
     "cleared_at",
+    "asked_first_at",
     "result_code",
     "result_words",
     "receipt",
     "paid_report",
+    "paid_amount",
 )
 
 
@@ -58,6 +61,8 @@ def facts_of(payout: Transaction, attempt: Attempt, *, settlement_stands: bool =
         result_words=attempt.result_words,
         receipt=attempt.receipt,
         paid_report=attempt.paid_report,
+        asked_first=attempt.asked_first_at is not None,
+        is_found=attempt.kind == Attempt.Kind.FOUND,
     )
 
 
@@ -166,7 +171,7 @@ def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: da
     if action.is_known:
         attempts.mark_known(attempt, at=at)
     if action.step == "pay":
-        return booking.pay(payout, attempt, receipt=action.receipt, at=at, policy=policy)
+        return booking.pay(payout, attempt, receipt=action.receipt, amount=action.amount, at=at, policy=policy)
     if action.step == "fail":
         return attempts.fail(payout, attempt, code=action.code, words=action.words, at=at, policy=policy)
     if action.step == "report":

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from django.db import connection
 
 from markets.models import NAIROBI
 from payments.ledger import journal, receivables
-from payments.models import Attempt, Transaction
+from payments.models import Attempt, Orphan, Transaction
 from payments.mpesa import tariff
 from payments.payouts import attempts, breakers, day_limit
 from payments.policy import Policy
@@ -71,12 +72,26 @@ def book(proofs: Sequence[Proof], *, at: datetime) -> None:
     breakers.paid(max(posted, default=None), at=at)
 
 
-def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, policy: Policy) -> str:
+def pay(
+    payout: Transaction,
+    attempt: Attempt,
+    *,
+    receipt: str,
+    amount: Decimal | None = None,
+    at: datetime,
+    policy: Policy,
+) -> str:
     """Book proof of payment for one attempt, and return the outcome in words.
+
+    `amount` is what M-Pesa paid, if it is not the attempt's amount. A shortfall goes to the wallet. An excess becomes a
+    receivable from the member.
 
     Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. If our debt was already
     settled in another way, the payment becomes a receivable from the member.
     """
+    suspended = _suspended(attempt)
+    if suspended is not None:
+        receipt, amount = suspended.receipt, suspended.amount
     receipt = receipt[:64]
     if attempt.state == State.PAID:
         if receipt and not attempt.receipt:
@@ -95,12 +110,16 @@ def pay(payout: Transaction, attempt: Attempt, *, receipt: str, at: datetime, po
     debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
     attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
     attempt.resend_at = None
+    attempt.paid_amount = None if amount == attempt.amount else amount
     attempt.save()
     if late:
         day_limit.count_paid_late(attempt, payout.user_id)
-    _book_payment(payout, attempt, reopen=late and debt_open, debt_open=debt_open, at=at)
+    source = journal.SUSPENSE if suspended else journal.MPESA_UTILITY
+    _book_payment(payout, attempt, source=source, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
         alarm.critical("Attempt %s was recorded as failed and was paid after all", attempt)
+    if attempt.paid_amount is not None:
+        alarm.critical("Attempt %s: M-Pesa paid %s instead of %s", attempt, attempt.paid_amount, attempt.amount)
     if debt_open:
         payout.status, payout.completed_at = Status.COMPLETED, at
         payout.receipt, payout.reason = receipt, ""
@@ -132,16 +151,40 @@ def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, at: d
     return "paid to the member's old number after all: ask M-Pesa to reverse it; the payout is still owed"
 
 
-def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_open: bool, at: datetime) -> None:
-    """Post the entries of one payment: as a payout if the debt is open, otherwise as a receivable."""
+def _suspended(attempt: Attempt) -> Orphan | None:
+    """Return the orphan of an attempt that was found again, if its payment is booked in `suspense`. Otherwise None."""
+    if attempt.kind != Attempt.Kind.FOUND:
+        return None
+    orphan = Orphan.objects.get(originator_conversation_id=attempt.originator_conversation_id)
+    return orphan if journal.is_booked(f"foreign:{orphan.receipt}") else None
+
+
+def _book_payment(
+    payout: Transaction, attempt: Attempt, *, source: str, reopen: bool, debt_open: bool, at: datetime
+) -> None:
+    """Post the entries of one payment: as a payout if the debt is open, otherwise as a receivable.
+
+    `source` is the account that holds the payment: the M-Pesa account, or `suspense`.
+    """
     amount, tx = attempt.amount, payout.pk
+    paid = attempt.paid_amount or amount
+    receivable = journal.receivable(payout.user_id)
     if debt_open:
         entries = payment_entries(payout.user_id, attempt, at=at)
+        if source == journal.SUSPENSE:  # The payment left the M-Pesa account when it was booked in suspense.
+            claimed = journal.Entry(f"claimed:{attempt.receipt}", journal.IN_FLIGHT, source, min(paid, amount), tx)
+            entries = [claimed, *_charge(attempt, at)]
+        owed = paid - amount
     else:
-        receivable = journal.receivable(payout.user_id)
-        late = journal.Entry(f"late:{attempt.pk}", receivable, journal.MPESA_UTILITY, amount, tx)
-        entries = [late, *_charge(attempt, at)]
-        receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=amount, at=at)
+        entries = [journal.Entry(f"late:{attempt.pk}", receivable, source, paid, tx), *_charge(attempt, at)]
+        owed = paid
+    if debt_open and paid < amount:
+        wallet = journal.wallet(payout.user_id)
+        entries.append(journal.Entry(f"short:{attempt.pk}", journal.IN_FLIGHT, wallet, amount - paid, tx))
+    elif debt_open and paid > amount:
+        entries.append(journal.Entry(f"excess:{attempt.pk}", receivable, source, paid - amount, tx))
+    if owed > 0:
+        receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=owed, at=at)
     if reopen:
         entries.insert(0, journal.Entry(f"reopen:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, amount, tx))
     journal.post(entries, at=at)
@@ -150,6 +193,7 @@ def _book_payment(payout: Transaction, attempt: Attempt, *, reopen: bool, debt_o
 def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[journal.Entry]:
     """Return the entries for a payment that is proven to have reached the member."""
     amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
+    amount = min(amount, attempt.paid_amount or amount)
     return [
         journal.Entry(f"won:{attempt.pk}", journal.IN_FLIGHT, wallet, amount, tx),
         journal.Entry(f"paid:{attempt.pk}", wallet, journal.MPESA_UTILITY, amount, tx),
@@ -159,7 +203,7 @@ def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[jou
 
 def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
     try:
-        charge = tariff.charge(attempt.amount, at.astimezone(NAIROBI).date())
+        charge = tariff.charge(attempt.paid_amount or attempt.amount, at.astimezone(NAIROBI).date())
     except tariff.NoTariff as error:  # Book the payment anyway. M-Pesa's statement shows the charge.
         alarm.error("Attempt %s: %s", attempt, error)
         charge = journal.ZERO

@@ -20,7 +20,7 @@ from payments.models import Attempt, Breaker, Callback, Transaction
 from payments.mpesa import messages, strict_json
 from payments.mpesa.callback_urls import Addresses, token_hash
 from payments.payouts import breakers, float_balance
-from payments.payouts.evidence import applying, booking, rules
+from payments.payouts.evidence import applying, booking, orphans, rules
 from payments.policy import Policy
 from users.refusal import Refusal
 
@@ -61,8 +61,8 @@ def store(
 
     Idempotent: the same body is stored once from trusted addresses and once from untrusted ones. If an untrusted caller
     sent a body first, M-Pesa's own copy is therefore stored and applied too.
-    A result may have a token of ours and name a request that we do not have, because a restore from a backup lost the
-    request. Such a result is parked until the request exists.
+    A result may have a token of ours and name a request that we do not have, because the server lost its last commits.
+    Such a result is parked until the request exists, and the request is recorded as an orphan.
     A timeout may be about a request or any query, because all of these have a timeout address.
     Raises: UnknownAddress; TooManyBodies. Then nothing is stored.
     """
@@ -129,27 +129,27 @@ _STORE = """
 
 
 def _park(kind: str, token: str, body: bytes, fields: dict[str, Any], addresses: Addresses) -> None:
-    """Store a result of a request that we sent and no longer have.
+    """Store a message about a request that we sent and no longer have, and record the request as an orphan.
 
     Raises: UnknownAddress, if we never sent such a request; TooManyBodies.
     """
-    orphan = _orphan(kind, token, body, addresses)
+    asked_about = orphans.asked_with(token)
+    orphan = asked_about or _orphan(kind, token, body, addresses)
     if not orphan:
         raise UnknownAddress("There is nothing at this address.")
-    alarm.critical("A result for request %s, which we sent and do not have: restored from a backup?", orphan)
     columns = {name: value for name, value in fields.items() if name not in ("token_hash", "most")}
     parked = Callback.objects.filter(kind=kind, attempt=None, query=None, reading=None, trusted=fields["trusted"])
     others = parked.filter(originator_conversation_id=orphan).exclude(digest=fields["digest"])
     _refuse_above_limit(others[:MOST_BODIES].count(), f"The address of request {orphan}")
-    Callback.objects.bulk_create(
-        [Callback(originator_conversation_id=orphan, **columns)],
-        ignore_conflicts=True,
-    )
+    with transaction.atomic():
+        if not asked_about:
+            orphans.record(orphan, at=fields["received_at"], addresses=addresses)
+        Callback.objects.bulk_create([Callback(originator_conversation_id=orphan, **columns)], ignore_conflicts=True)
 
 
 def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
     """Return the request id that the body names if `token` is the token of that id, else an empty string."""
-    if kind != Callback.Kind.RESULT:
+    if kind not in (Callback.Kind.RESULT, Callback.Kind.TIMEOUT):
         return ""
     try:
         named = messages.parse_result(body).originator_conversation_id or ""
@@ -219,6 +219,8 @@ def _plainly_paid(reports: dict[int, Report], at: datetime, policy: Policy) -> d
     for attempt in attempts.select_for_update(no_key=True, of=("self",)):
         payout = payouts[attempt.transaction_id]
         report = reports[payout.pk]
+        if attempt.kind == Attempt.Kind.FOUND:  # Its payment may be in `suspense`, which `pay` takes over.
+            continue
         facts = applying.facts_of(payout, attempt)
         if rules.is_plainly_paid(facts, report.result, trusted=report.is_trusted, at=at, policy=policy):
             proofs[report.callback_id] = booking.Proof(attempt, payout.user_id, report.result.receipt or "")
@@ -271,6 +273,8 @@ def _outcome(callback: Callback, at: datetime, policy: Policy) -> str:
         if callback.kind == Callback.Kind.STATUS and callback.query_id:
             answer = messages.parse_status(body)
             return applying.apply_status_answer(callback.query_id, answer, trusted=trusted, at=at, policy=policy)
+        if callback.kind == Callback.Kind.STATUS:
+            return "the request was found again; the queries about its attempt decide"
         if callback.attempt_id:
             return applying.apply_timeout(callback.attempt_id, at=at, policy=policy)
     except strict_json.Unreadable as error:

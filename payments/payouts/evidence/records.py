@@ -22,7 +22,8 @@ class Facts:
 
     `conversation_id` is Daraja's id of the request. `settlement_stands`: the payout's settlement is not undone.
     `paid_report`: "" (none), "untrusted" or "trusted", if a callback reported a payment that is not booked yet.
-    `result_code` and `result_words` are those of the latest callback.
+    `result_code` and `result_words` are those of the latest callback. `is_found`: our books had lost the request.
+    `asked_first`: we asked about the request before it left, because our books may have lost an earlier one.
     """
 
     attempt: str
@@ -43,6 +44,8 @@ class Facts:
     result_words: str
     receipt: str
     paid_report: str
+    is_found: bool = False
+    asked_first: bool = False
 
     @property
     def never_left(self) -> bool:
@@ -71,7 +74,7 @@ class Action:
     - ask: the next status query is due at `ask_at`.
     - doubt: the attempt is in doubt, and the next status query is due at `ask_at` at the latest.
     - report: `code`, `words`, `receipt` and `paid_report` are kept on the attempt, and M-Pesa is asked at `ask_at`.
-    - pay: the payment is booked with `receipt`.
+    - pay: the payment is booked with `receipt`, and with `amount` if M-Pesa paid another amount than the attempt's.
     - fail: the attempt is proven unpaid, with `code` and `words`.
     - hold: no change of the attempt.
     - resend: the same id is sent again.
@@ -88,6 +91,7 @@ class Action:
     code: str = ""
     words: str = ""
     receipt: str = ""
+    amount: Decimal | None = None
     paid_report: str = ""
     hold_reason: str = ""
     is_known: bool = False

@@ -198,10 +198,12 @@ def _weigh_answer(
     at: datetime,
     policy: Policy,
 ) -> Action:
-    if wrong := _answer_mismatch(facts, answer):
-        return _mismatch(facts, wrong, at)
     status = answer.payment_status
     is_new = query.answer not in DECISIVE
+    if trusted and _paid_another_amount(facts, answer):
+        return Action("pay", "", receipt=answer.receipt or "", amount=answer.amount, keeps_answer=is_new)
+    if wrong := _answer_mismatch(facts, answer):
+        return _mismatch(facts, wrong, at)
     corroborated = bool(facts.paid_report) or any(other.answer == "completed" for other in others)
     if not trusted and not (status == "completed" and corroborated):
         return _untrusted_answer(facts, status, is_new, at, policy)
@@ -229,6 +231,7 @@ def _weigh_no_payment(
         facts.state == "FAILED"
         and facts.next_query_at is not None
         and (status == "failed" or (status == "not_found" and not facts.paid_report))
+        and not facts.is_found
     ):
         return Action("stop_asking", "failed already, and M-Pesa confirms it", keeps_answer=is_new)
     if facts.state in ("PAID", "FAILED"):
@@ -280,6 +283,26 @@ def _reversed(facts: Facts, is_new: bool) -> Action:
         keeps_answer=is_new,
         alarm=f"Attempt {facts.attempt}: M-Pesa says that it reversed the payment",
         level="critical",
+    )
+
+
+def _paid_another_amount(facts: Facts, answer: messages.StatusAnswer) -> bool:
+    """Return True if M-Pesa paid this id before we sent it, with another amount.
+
+    A server that lost its last commits may settle again with other amounts, and sends under the same id. M-Pesa calls
+    the new request a duplicate (`known_at`), or we asked before we sent it (`asked_first`). What M-Pesa paid under the
+    id is then what left us.
+    """
+    may_be_older = facts.known_at is not None or facts.asked_first
+    if answer.payment_status != "completed" or not may_be_older or facts.state == "PAID":
+        return False
+    receiver = answer.receiver_phone_visible
+    return (
+        answer.originator_conversation_id == facts.originator_conversation_id
+        and answer.amount not in (None, facts.amount)
+        and bool(answer.receipt)
+        and receiver is not None
+        and message_fields.phone_is_compatible(receiver, facts.phone_number)
     )
 
 

@@ -33,9 +33,9 @@ class QueryGateway(Protocol):
 
 @dataclass(frozen=True)
 class DueQuery:
-    """A status query that is committed and must be POSTed now."""
+    """A status query that is committed and must be POSTed now. `query_id` is None if it is about an orphan."""
 
-    query_id: int
+    query_id: int | None
     originator_conversation_id: str
     token: str
 
@@ -78,10 +78,10 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
     """Return True if a proven failure needs no further query.
 
-    If a callback reported that the attempt was paid, we keep asking for `review_after` from that report. Otherwise one
-    query after the retry was requested is enough.
+    If a callback reported that the attempt was paid, or the attempt was found again, we keep asking for `review_after`
+    from the last callback. Otherwise one query after the retry was requested is enough.
     """
-    if attempt.paid_report:
+    if attempt.paid_report or attempt.kind == Attempt.Kind.FOUND:
         reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
         return at - reported_at >= policy.review_after
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
@@ -111,6 +111,8 @@ def record_query_id(query: DueQuery, conversation_id: str) -> None:
     We do not match the answer by this id. We match the answer by the address to which it was posted.
     """
     failpoints.hit("status query posted")
+    if query.query_id is None:  # The orphan has no row for each query.
+        return
     StatusQuery.objects.filter(pk=query.query_id).update(conversation_id=conversation_id[:64])
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import redis
 
@@ -20,7 +20,7 @@ from payments.mpesa.bulk_client import Ended, Payment
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.rate_limit import Limiter
 from payments.payouts import breakers
-from payments.payouts.evidence import status_queries
+from payments.payouts.evidence import orphans, status_queries
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
 from payments.payouts.sending.answers import Answers
@@ -147,9 +147,8 @@ class Dispatcher:
         with ThreadPoolExecutor(max_workers=QUERIES_AT_ONCE, thread_name_prefix="ask") as threads:
             while time.monotonic() < until:
                 asked_at = self.clock()
-                queries = status_queries.ask(
-                    at=asked_at, policy=self.policy, addresses=self.addresses, limit=QUERIES_AT_ONCE
-                )
+                due: Any = {"policy": self.policy, "addresses": self.addresses, "limit": QUERIES_AT_ONCE}
+                queries = orphans.ask(at=asked_at, **due) or status_queries.ask(at=asked_at, **due)
                 if not queries:
                     break
                 under_way = {}

@@ -15,6 +15,7 @@ from payments.models import (
     Attempt,
     Callback,
     LedgerAccount,
+    Orphan,
     Proposal,
     Recovery,
     Restore,
@@ -35,6 +36,7 @@ MACHINES = {
     "proposal": (Proposal, "state", "OPEN"),
     "recovery": (Recovery, "decision", "OPEN"),
     "restore": (Restore, "state", "LISTING"),
+    "orphan": (Orphan, "state", "WAITING"),
 }
 STARTS = [(name, start) for name, (model, _, _) in MACHINES.items() for start in model.TRANSITIONS]
 
@@ -85,6 +87,8 @@ def first_row(name: str) -> models.Model:
         return Restore(
             survived_at=AT, noticed_at=AT, needs_decision=False, payouts_a_settlement=1, last_market_id=0, sign="x"
         )
+    if name == "orphan":
+        return Orphan(originator_conversation_id="KASOKO-1-1-0000000a-1", amount=5, receipt="SKG1", first_seen_at=AT)
     return payout() if name == "transaction" else attempt(payout())
 
 
@@ -428,7 +432,9 @@ def test_second_live_settlement_of_a_market_is_refused(db: None) -> None:
 # --- removal ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["settlement", "transaction", "attempt", "callback", "proposal", "recovery"])
+@pytest.mark.parametrize(
+    "table", ["settlement", "transaction", "attempt", "callback", "orphan", "proposal", "recovery"]
+)
 @pytest.mark.parametrize(
     "sql", ["DELETE FROM payments_{} WHERE false", "DELETE FROM payments_{}", "TRUNCATE payments_{} CASCADE"]
 )
@@ -466,7 +472,8 @@ def test_removal_of_a_member_with_money_is_refused(db: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [LedgerAccount, Settlement, Transaction, Attempt, Callback, Transfer, Proposal, Recovery, Market, Bet]
+    "model",
+    [LedgerAccount, Settlement, Transaction, Attempt, Callback, Orphan, Transfer, Proposal, Recovery, Market, Bet],
 )
 def test_truncation_of_money_tables_is_refused(db: None, model: type[models.Model]) -> None:
     # given: each table has its own guard. A refused TRUNCATE does not prove this, because it cascades to other tables

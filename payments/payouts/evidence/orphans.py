@@ -1,0 +1,249 @@
+"""Orphans: results of requests that we sent and no longer have.
+
+A server that loses its last commits forgets requests that M-Pesa has carried out. Their results still arrive, each
+under the token of its id, and are parked. The payout with the reference of such a request takes it over, whatever its
+number: `place` opens an attempt of kind FOUND, to which the parked result applies. Until then the payout does not leave
+(eligibility.DUE). If no payout has the reference within CLAIM_WITHIN, a proven payment is booked in `suspense`, and the
+sending stops until a person has looked. A payout that gets the reference later takes the suspense over.
+
+Lock order: Transaction, Attempt, Orphan, then wallets (ledger).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
+
+from payments import failpoints
+from payments.ledger import journal
+from payments.models import Breaker, Callback, Orphan, Transaction
+from payments.mpesa import messages, result_codes, strict_json
+from payments.mpesa.callback_urls import Addresses, token_hash
+from payments.payouts import breakers, found
+from payments.payouts.evidence.status_queries import LONGEST_QUERY_GAP, DueQuery
+from payments.policy import Policy
+
+alarm = logging.getLogger("kasoko.alarm")
+
+State = Orphan.State
+# A payout that is settled again after a loss has its reference within minutes.
+CLAIM_WITHIN = timedelta(minutes=5)
+
+
+def record(originator_conversation_id: str, *, at: datetime, addresses: Addresses) -> None:
+    """Record a request that M-Pesa reports and we do not have, and make a status query about it due.
+
+    Runs in the caller's transaction. Idempotent: by id. A request that counted as not paid is looked at again.
+    """
+    orphan = Orphan(
+        originator_conversation_id=originator_conversation_id,
+        external_ref=originator_conversation_id.rpartition("-")[0],
+        token_hash=token_hash(_query_token(originator_conversation_id, addresses)),
+        first_seen_at=at,
+        next_query_at=at,
+    )
+    Orphan.objects.bulk_create([orphan], ignore_conflicts=True)
+    again = Orphan.objects.filter(originator_conversation_id=originator_conversation_id, state=State.NOT_PAID)
+    again.update(state=State.WAITING, closed_at=None, next_query_at=at)
+    alarm.critical("A result for request %s, which we sent and do not have: commits were lost", orphan)
+
+
+def _query_token(originator_conversation_id: str, addresses: Addresses) -> str:
+    return addresses.token(f"{originator_conversation_id}?orphan")
+
+
+def asked_with(token: str) -> str:
+    """Return the id of the orphan about which we asked with this token, or an empty string."""
+    orphan = Orphan.objects.filter(token_hash=token_hash(token)).first()
+    return orphan.originator_conversation_id if orphan else ""
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
+    """Claim up to `limit` orphans whose next status query is due. The gaps double from `query_gap` to an hour.
+
+    Locks: the Orphans (skipping locked ones).
+    """
+    with transaction.atomic(durable=True):
+        due = Orphan.objects.filter(state=State.WAITING, next_query_at__lte=at).order_by("next_query_at", "pk")
+        queries = []
+        for orphan in due.select_for_update(skip_locked=True, no_key=True)[:limit]:
+            gap = min(policy.query_gap * 2 ** min(orphan.queries, 10), LONGEST_QUERY_GAP)
+            orphan.queries, orphan.next_query_at = orphan.queries + 1, at + gap
+            orphan.save(update_fields=["queries", "next_query_at"])
+            ocid = orphan.originator_conversation_id
+            queries.append(DueQuery(None, ocid, _query_token(ocid, addresses)))
+    return queries
+
+
+# --- evidence about one orphan ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The stored messages about an orphan, weighed. `amount`, `receipt` and `phone_visible` are as reported."""
+
+    is_paid: bool = False
+    is_not_paid: bool = False
+    amount: Decimal | None = None
+    receipt: str = ""
+    phone_visible: str = ""
+
+
+def weigh(
+    results: Sequence[tuple[messages.Result, bool]],
+    answers: Sequence[tuple[messages.StatusAnswer, bool, datetime]],
+    *,
+    policy: Policy,
+) -> Evidence:
+    """Weigh the results and the answers about an orphan, each with True if its sender is trusted. Pure.
+
+    Paid: an answer that says Completed, or below `confirm_above` a complete result. Not paid: two answers that say
+    failed, received `query_gap` apart, or one of them and a result with a definite code. Untrusted messages prove
+    nothing. A report of payment, even an untrusted one, overrules every failure.
+    """
+    reported, proven = Evidence(), None
+    reported_paid, has_definite_code = False, False
+    for result, trusted in results:
+        definite = result_codes.meaning(result.result_code).definite
+        has_definite_code |= trusted and result.is_final and definite and not result.says_paid
+        reported_paid |= result.says_paid
+        if result.says_paid and result.amount is not None and result.receipt:
+            phone = result.receiver_phone_visible or ""
+            is_paid = trusted and bool(phone) and result.amount < policy.confirm_above
+            reported = Evidence(is_paid, False, result.amount, result.receipt[:64], phone[:20])
+            proven = proven or (reported if is_paid else None)
+    failed_at = []
+    for answer, trusted, received_at in answers:
+        reported_paid |= answer.payment_status == "completed"
+        if trusted and answer.payment_status == "failed":
+            failed_at.append(received_at)
+        if trusted and answer.payment_status == "completed" and answer.amount is not None and answer.receipt:
+            phone = answer.receiver_phone_visible or ""
+            proven = Evidence(True, False, answer.amount, answer.receipt[:64], phone[:20])
+    if reported_paid:
+        return proven or reported
+    apart = max(failed_at) - min(failed_at) if failed_at else timedelta(0)
+    return Evidence(is_not_paid=bool(failed_at) and (has_definite_code or apart >= policy.query_gap))
+
+
+def _evidence(orphan: Orphan, policy: Policy) -> Evidence:
+    """Read and weigh the parked messages about an orphan."""
+    results, answers = [], []
+    parked = Callback.objects.filter(
+        originator_conversation_id=orphan.originator_conversation_id, applied_at=None, attempt=None
+    )
+    for callback in parked.order_by("pk"):
+        trusted, body = callback.trusted or not policy.production, bytes(callback.body)
+        try:
+            if callback.kind == Callback.Kind.RESULT:
+                results.append((messages.parse_result(body), trusted))
+            elif callback.kind == Callback.Kind.STATUS:
+                answer = messages.parse_status(body)
+                if answer.originator_conversation_id in (None, orphan.originator_conversation_id):
+                    answers.append((answer, trusted, callback.received_at))
+        except strict_json.Unreadable as error:
+            alarm.error("Callback %s about orphan %s cannot be read: %s", callback.pk, orphan, error)
+    return weigh(results, answers, policy=policy)
+
+
+# --- placing ---------------------------------------------------------------------------------------------------------
+
+
+def to_place(*, limit: int) -> list[int]:
+    """Return the ids of orphans to place, oldest first: waiting ones, and suspense that a payout can take over."""
+    has_payout = Exists(Transaction.objects.filter(external_ref=OuterRef("external_ref"), destination="mpesa"))
+    waiting = Orphan.objects.filter(Q(state=State.WAITING) | Q(state=State.SUSPENSE) & has_payout)
+    return list(waiting.order_by("pk").values_list("pk", flat=True)[:limit])
+
+
+def place(*, orphan_id: int, at: datetime, policy: Policy, addresses: Addresses) -> str:
+    """Give an orphan to the payout that has its reference, or book it in `suspense`, and return the outcome in words.
+
+    Idempotent: skips an orphan that has its place.
+    Locks: the Transaction, its open Attempt, the Orphan.
+    """
+    with transaction.atomic(durable=True):
+        reference = Orphan.objects.values_list("external_ref", flat=True).get(pk=orphan_id)
+        payouts = Transaction.objects.filter(external_ref=reference, destination=Transaction.Destination.MPESA)
+        payout = payouts.select_for_update(no_key=True, of=("self",)).first()
+        unresolved = Orphan.objects.filter(pk=orphan_id, state__in=Orphan.UNRESOLVED)
+        orphan = unresolved.select_for_update(no_key=True).first()
+        if orphan is None:
+            return "placed already"
+        if payout is not None:
+            outcome = _give(orphan, payout, at=at, policy=policy, addresses=addresses)
+        else:
+            outcome = _suspend(orphan, at=at, policy=policy)
+        failpoints.hit("orphan before commit")
+    return outcome
+
+
+def _give(orphan: Orphan, payout: Transaction, *, at: datetime, policy: Policy, addresses: Addresses) -> str:
+    """Give an orphan to its payout. The parked messages then apply to the payout's attempt of this id."""
+    ocid = orphan.originator_conversation_id
+    was_suspense = orphan.state == State.SUSPENSE
+    orphan.state, orphan.closed_at, orphan.next_query_at = State.CLAIMED, at, None
+    orphan.save(update_fields=["state", "closed_at", "next_query_at"])
+    if payout.attempts.filter(originator_conversation_id=ocid).exists():
+        return "claimed: its request is in the books again"
+    number = ocid.rpartition("-")[2]
+    found.reopen(payout, int(number), sent_at=orphan.first_seen_at, at=at, policy=policy, addresses=addresses)
+    alarm.critical(
+        "Request %s, which our books had lost, belongs to transaction %s%s",
+        ocid,
+        payout.pk,
+        " and takes its suspense over" if was_suspense else "",
+    )
+    return f"claimed by transaction {payout.pk}"
+
+
+def _suspend(orphan: Orphan, *, at: datetime, policy: Policy) -> str:
+    """Record what M-Pesa reports about an orphan without a payout. Book it in `suspense` after CLAIM_WITHIN."""
+    if orphan.state == State.SUSPENSE:
+        return "in suspense already"
+    evidence = _evidence(orphan, policy)
+    orphan.amount, orphan.receipt, orphan.phone_visible = evidence.amount, evidence.receipt, evidence.phone_visible
+    outcome = "waits for a payout with its reference"
+    if evidence.is_not_paid:
+        orphan.state, orphan.closed_at, orphan.next_query_at = State.NOT_PAID, at, None
+        outcome = "not paid"
+    elif evidence.is_paid and evidence.amount is not None and at >= orphan.first_seen_at + CLAIM_WITHIN:
+        orphan.state, orphan.next_query_at = State.SUSPENSE, None
+        entry = journal.Entry(f"foreign:{evidence.receipt}", journal.SUSPENSE, journal.MPESA_UTILITY, evidence.amount)
+        journal.post([entry], at=at)
+        outcome = "booked in suspense"
+    orphan.save()
+    return outcome
+
+
+def stop_for_unclaimed(*, at: datetime) -> int:
+    """Stop the sending once for all orphans that no payout has claimed within CLAIM_WITHIN. Return their number.
+
+    An orphan shows that commits were lost. Other payouts of the lost time may be paid already, so a person looks. The
+    same orphan never stops the sending again.
+    Locks: the Orphans, then the Breaker.
+    """
+    with transaction.atomic(durable=True):
+        unclaimed = Orphan.objects.filter(stopped_at=None, first_seen_at__lte=at - CLAIM_WITHIN)
+        rows = unclaimed.exclude(state=State.CLAIMED).order_by("pk").select_for_update(no_key=True, skip_locked=True)
+        orphans = list(rows)
+        if orphans:
+            Orphan.objects.filter(pk__in=[orphan.pk for orphan in orphans]).update(stopped_at=at)
+            reason = (
+                f"M-Pesa reports {len(orphans)} request(s) that our books do not have, such as {orphans[0]}."
+                " Commits were lost. See the runbook: A result for a request we do not have."
+            )
+            breakers.stop(Breaker.Cause.ORPHAN, reason=reason, at=at)
+    return len(orphans)
+
+
+def unclaimed(*, limit: int) -> list[Orphan]:
+    """Return the orphans that no payout has claimed, oldest first."""
+    return list(Orphan.objects.exclude(state__in=[State.CLAIMED, State.NOT_PAID]).order_by("pk")[:limit])
