@@ -11,7 +11,7 @@ COPY api ./api
 COPY users ./users
 COPY markets ./markets
 COPY payments ./payments
-# .kasoko has beat's schedule and the collected static files. /book has the simulator's book of payments.
+# .kasoko has the collected static files. /book has the simulator's book of payments.
 RUN install --directory --mode=0700 --owner=kasoko .kasoko /book
 USER kasoko
 # Production serves the console's files from .kasoko only. The settings require these variables; nothing connects here.

@@ -229,7 +229,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_timeout": 30,
     "socket_keepalive": True,
 }
-CELERY_BEAT_SCHEDULE_FILENAME = str(STATE_DIR / "celerybeat-schedule")
+CELERY_BEAT_SCHEDULER = "api.beat_scheduler:MemoryScheduler"
 SWEEP_EVERY_SECONDS = whole("SWEEP_EVERY_SECONDS", 5, low=1, high=30)
 
 
