@@ -12,6 +12,7 @@ def beat_schedule(*, sweep_seconds: int, float_minutes: int) -> dict[str, Entry]
         "ask about payouts in doubt": _every(sweep_seconds, "payments.settlement_tasks.ask_about_doubts"),
         "issue certificates": _every(sweep_seconds, "payments.settlement_tasks.issue_certificates"),
         "close remedied disputes": _every(sweep_seconds, "payments.settlement_tasks.close_remedied_disputes"),
+        "continue bulk retries": _every(sweep_seconds, "payments.settlement_tasks.continue_bulk_retries"),
         "ask for the float balance": _every(60 * float_minutes, "payments.settlement_tasks.ask_for_the_float"),
         # These tasks keep the names of the module that they were first in, because messages carry the names.
         "record a heartbeat": _every(sweep_seconds, "payments.overview_tasks.heartbeat"),

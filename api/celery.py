@@ -25,6 +25,7 @@ SWEEPS = {
     "payments.settlement_tasks.ask_about_doubts",
     "payments.settlement_tasks.issue_certificates",
     "payments.settlement_tasks.close_remedied_disputes",
+    "payments.settlement_tasks.continue_bulk_retries",
     "payments.overview_tasks.heartbeat",
     "payments.overview_tasks.measure",
     "payments.overview_tasks.check_books",

@@ -17,6 +17,7 @@ from django.utils import timezone
 from payments import disputes, failpoints, wiring
 from payments.payouts import breakers, float_balance
 from payments.payouts.evidence import callbacks, orphans
+from payments.payouts.operations import bulk_retries
 from payments.payouts.restores import procedure
 from payments.payouts.sending import claims
 from payments.settlement import pacing, settling, undo
@@ -143,6 +144,18 @@ def close_remedied_disputes() -> None:
     for dispute_id in disputes.ids_to_close(limit=100):
         with _isolated(f"Dispute {dispute_id}"):
             disputes.close_remedied(dispute_id=dispute_id, at=timezone.now())
+
+
+@shared_task(name="payments.settlement_tasks.continue_bulk_retries")
+def continue_bulk_retries() -> None:
+    """Sweep: continue the bulk retries of failed payouts, for a few seconds."""
+    wiring.sweep_began(wiring.CONTINUE_BULK_RETRIES)
+    keep_going = paced(pacing.for_seconds(pacing.TASK_SECONDS))
+    retried = 0
+    for bulk_id in bulk_retries.to_continue(limit=100):
+        with _isolated(f"Bulk retry {bulk_id}"):
+            retried += bulk_retries.carry_on(bulk_id=bulk_id, at=timezone.now(), keep_going=keep_going)
+    wiring.after_bulk_retry(retried=retried, remaining=len(bulk_retries.to_continue(limit=1)))
 
 
 @shared_task(name="payments.settlement_tasks.ask_for_the_float")

@@ -31,6 +31,7 @@ UNDO_MARKET = "payments.settlement_tasks.undo_market"
 SEND_B2C_PAYOUT = "payments.settlement_tasks.send_b2c_payout"
 SEND_DUE_PAYOUTS = "payments.settlement_tasks.send_due_payouts"
 APPLY_STORED_CALLBACKS = "payments.settlement_tasks.apply_stored_callbacks"
+CONTINUE_BULK_RETRIES = "payments.settlement_tasks.continue_bulk_retries"
 ASK_ABOUT_DOUBTS = "payments.settlement_tasks.ask_about_doubts"
 COMPUTE_PREVIEW = "payments.overview_tasks.look"
 
@@ -60,6 +61,14 @@ def after_retry(*transaction_ids: int) -> None:
         hint(SEND_B2C_PAYOUT, transaction_id)
     if not transaction_ids:
         nudge(SEND_DUE_PAYOUTS)
+
+
+def after_bulk_retry(*, retried: int, remaining: int) -> None:
+    """Wake the workers after the first part of a bulk retry: one sends, and one retries the rest."""
+    if retried:
+        after_retry()
+    if remaining:
+        nudge(CONTINUE_BULK_RETRIES)
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------

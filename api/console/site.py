@@ -16,6 +16,7 @@ from api.console import login as console_login
 from api.console import step_up
 from api.console.pages import (
     audit,
+    bulk_retry,
     decisions,
     disputes,
     home,
@@ -37,6 +38,7 @@ PAGES = (
     decisions,
     disputes,
     payouts,
+    bulk_retry,
     in_doubt,
     restores,
     ledger,

@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
 from payments import wiring
-from payments.payouts.operations import actions, failures, in_doubt
+from payments.payouts.operations import actions, bulk_retries, in_doubt
 from payments.settlement import proposals, resolutions, status
 from payments.settlement.decision import VOID_REASONS, Decision, Evidence
 
@@ -189,18 +189,19 @@ def retry_payout(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([IsAdminUser])
 def retry_failed_payouts_batch(request: Request) -> Response:
-    """`POST …/admin/retry-failed-payouts/` {hours}: retry every payout that failed in the last `hours`."""
+    """`POST …/admin/retry-failed-payouts/` {hours}: retry every payout that failed in the last `hours`.
+
+    Up to 500 payouts are retried at once. The `remaining` ones follow in the background.
+    """
     body = checked(RetryFailedBody(data=request.data))
     at = timezone.now()
     since = at - timedelta(hours=body["hours"])
-    batch = failures.retry_failed(since=since, by=actor(request), at=at, limit=None)
-    if batch.retried:
-        wiring.after_retry()
-    return Response(
-        {
-            "status": "retried",
-            "count": len(batch.retried),
-            "transaction_ids": batch.retried,
-            "skipped": sum(batch.skipped.values()),
-        }
-    )
+    batch = bulk_retries.start(since=since, by=actor(request), at=at)
+    wiring.after_bulk_retry(retried=len(batch.retried), remaining=batch.remaining)
+    answer: dict[str, Any] = {
+        "status": "retried",
+        "count": len(batch.retried),
+        "transaction_ids": batch.retried,
+        "skipped": sum(batch.skipped.values()),
+    }
+    return Response(answer | ({"remaining": batch.remaining} if batch.remaining else {}))

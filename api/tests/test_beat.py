@@ -34,7 +34,9 @@ class Beats:
 
     def start(self, name: str, schedule: Path, *command: str) -> None:
         """Start a process that gets `schedule` as its schedule file."""
-        environment = {variable: value for variable, value in os.environ.items() if variable != "DJANGO_SETTINGS_MODULE"}
+        environment = {
+            variable: value for variable, value in os.environ.items() if variable != "DJANGO_SETTINGS_MODULE"
+        }
         with self.log_file(name).open("wb") as log:
             self.children[name] = subprocess.Popen(
                 [*CELERY, *command, "-l", "info", "-s", str(schedule)],

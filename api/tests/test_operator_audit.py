@@ -11,7 +11,7 @@ from django.test import Client
 
 from payments.models import Transaction
 from payments.payouts import breakers
-from payments.payouts.operations import failures
+from payments.payouts.operations import bulk_retries
 from testing import builders
 from testing.builders import AT, PIN, bearer, operator
 from testing.payout_steps import READ_TIMEOUT, after, failed, question, sent
@@ -72,7 +72,7 @@ def test_address_behind_a_trusted_proxy_is_the_callers(db: None, client: Client,
 
 def test_each_retry_of_a_batch_is_recorded(db: None) -> None:
     payouts = [failed_payout(), failed_payout()]
-    failures.retry_failed(since=AT - timedelta(hours=1), by=BY, at=AT, limit=None)
+    bulk_retries.start(since=AT - timedelta(hours=1), by=BY, at=AT)
     assert [(entry[0], entry[3]) for entry in trail()] == [
         ("payout.retry", f"transaction:{payout.pk}") for payout in payouts
     ]

@@ -1,13 +1,15 @@
 """Models of payments, with one file for each subject. Import the models from here."""
 
+from payments.models.bulk_retries import BulkRetry
 from payments.models.certificates import Certificate, CertificateBlock
 from payments.models.day_totals import DayTotal
 from payments.models.decisions import Proposal, Verdict
 from payments.models.disputes import Dispute, DisputeEvent
+from payments.models.float_readings import FloatReading
 from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
 from payments.models.monitoring import Figures, Heartbeat, InvariantCheck
 from payments.models.orphans import Orphan
-from payments.models.payouts import Attempt, Breaker, Callback, FloatReading, StatusQuery, Transaction
+from payments.models.payouts import Attempt, Breaker, Callback, StatusQuery, Transaction
 from payments.models.restores import AskFirst, DatabaseHeartbeat, Restore, RestoreDecision
 from payments.models.settlements import Settlement
 
@@ -15,6 +17,7 @@ __all__ = [
     "AskFirst",
     "Attempt",
     "Breaker",
+    "BulkRetry",
     "Callback",
     "Certificate",
     "CertificateBlock",

@@ -21,7 +21,7 @@ from django.db import IntegrityError, InternalError, connection
 from payments.models import Breaker, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.payouts.evidence import status_queries
-from payments.payouts.operations import actions, decisions, failures
+from payments.payouts.operations import actions, bulk_retries, decisions
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
 from soak.simulation.pure import operations
@@ -271,7 +271,7 @@ class Pair:
                 real = lambda: actions.retry(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
                 pure = lambda: operations.retry(self.machine, payout, at=at)  # noqa: E731
             case "retry all":
-                retry = partial(failures.retry_failed, since=since, by=audit.MACHINE, at=at, limit=None)
+                retry = partial(bulk_retries.start, since=since, by=audit.MACHINE, at=at)
                 real = lambda: len(retry().retried)  # noqa: E731
                 pure = lambda: operations.retry_failed(self.machine, since=since, at=at)  # noqa: E731
             case "to the wallet":

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from payments.payouts.evidence import callbacks
-from payments.payouts.operations import actions, failures
+from payments.payouts.operations import actions, bulk_retries
 from soak.simulation.daraja import DarajaRequest, result_body, status_body
 from soak.simulation.web import Web
 from testing import builders
@@ -45,7 +45,7 @@ class Operator:
         """Retry every payout that failed recently."""
         world = self.world
         world.state_changed = True
-        outcome = failures.retry_failed(since=world.now - RECENT, by=MACHINE, at=world.now, limit=None)
+        outcome = bulk_retries.start(since=world.now - RECENT, by=MACHINE, at=world.now)
         world.note(f"    retried {len(outcome.retried)}, skipped {sum(outcome.skipped.values())}")
 
 

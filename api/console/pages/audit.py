@@ -39,6 +39,7 @@ ACTIONS = {
     "payout.decision_proposed": "Payout decision proposed",
     "payout.decision_refused": "Payout decision rejected",
     "payout.hold": "Payout held",
+    "payout.retry_many": "Bulk retry started",
     "payout.reissue": "Payout re-issued to the member's new number",
     "payout.reissue_proposed": "Re-issue to a new number proposed",
     "payout.release": "Payout released",

@@ -1,7 +1,4 @@
-"""Pages of payouts: the search, one payout with its timeline, and the actions on one payout or many."""
-
-import hashlib
-from datetime import timedelta
+"""Pages of payouts: the search, one payout with its timeline, and the actions on one payout."""
 
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
@@ -9,15 +6,14 @@ from django.utils import timezone
 
 from api.console import page, paging
 from api.console.pages.audit import ACTIONS
-from api.console.templatetags.console import counted, kes, words
+from api.console.templatetags.console import kes, words
 from payments import wiring
 from payments.models import Transaction, Verdict
-from payments.payouts.operations import actions, decisions, failures, reissue, search, timeline
+from payments.payouts.operations import actions, bulk_retries, decisions, failures, reissue, search, timeline
 from users import phone
 
 # Seconds between two refreshes of a payout's page: while the payout is under way, and otherwise.
 WORKING, QUIET = 3, 15
-HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168", "the last week"))
 
 
 @page.page("view_console")
@@ -37,6 +33,7 @@ def payouts(request: HttpRequest) -> HttpResponse:
         "code_words": failures.words_of(code)[0] if code else "",
         "market_id": market_id,
         "reasons": failures.reasons() if state == "failed" and not code else [],
+        "bulk_retries": bulk_retries.latest() if state == "failed" and not code else [],
         "may_act": page.may(request, "act_on_payouts"),
     }
     return page.render(request, "console/payouts.html", context)
@@ -340,70 +337,6 @@ def _proposed(payout: Transaction) -> Verdict | None:
     return payout.verdicts.filter(closed_at__isnull=True).select_related("proposed_by").first()
 
 
-# --- many payouts ----------------------------------------------------------------------------------------------------
-
-
-@page.page("act_on_payouts", posts=True)
-def retry_many(request: HttpRequest) -> HttpResponse:
-    """Show the failed payouts that a bulk retry would send. A POST sends exactly the shown list."""
-    asked = request.POST if request.method == "POST" else request.GET
-    code = asked.get("code", "").replace("\x00", "")[:20]
-    market_id = paging.number(asked.get("market", ""))
-    hours = paging.number(asked.get("hours", ""))
-    at = timezone.now()
-    since = at - timedelta(hours=min(hours, 8_784)) if hours else None
-    plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since), at=at)
-    seen = hashlib.sha256(repr(plan.transaction_ids).encode()).hexdigest()
-    question = page.Question(
-        title="Send failed payouts again",
-        effects=_effects(plan, code),
-        button=f"Send {counted(len(plan.transaction_ids), 'payout')} again",
-        back=reverse("admin:payouts") + "?state=failed",
-        template="console/retry_many.html",
-        more={
-            "plan": plan,
-            "seen": seen,
-            "code": code,
-            "market_id": market_id or "",
-            "hours": str(hours or ""),
-            "hours_choices": HOURS,
-            "reasons": failures.reasons(),
-        },
-        text_to_type="send again",
-    )
-
-    def act(answers: dict[str, str]) -> str:
-        if not plan.transaction_ids:
-            raise actions.PayoutNotRetryable("No payout on this list may be sent again. Nothing was done.")
-        if request.POST.get("seen") != seen:
-            raise actions.PayoutNotRetryable(
-                "The list has changed since the preview. Nothing was done. Check the new list."
-            )
-        outcome = failures.retry_each(transaction_ids=plan.transaction_ids, by=page.actor(request), at=timezone.now())
-        if outcome.retried:
-            wiring.after_retry()
-        skipped = "".join(f" Skipped {counted(number, 'payout')}: {why}." for why, number in outcome.skipped.items())
-        return f"{counted(len(outcome.retried), 'payout')} will be sent again.{skipped}"
-
-    return page.ask(request, question, act)
-
-
-def _effects(plan: failures.Plan, code: str) -> list[str]:
-    """Return the effects of a bulk retry in sentences."""
-    number = len(plan.transaction_ids)
-    verb = "is" if number == 1 else "are"
-    sentences = [f"{counted(number, 'payout')}, {kes(plan.amount)} in total, {verb} sent again over M-Pesa."]
-    sentences += [f"Skipped {counted(skipped, 'payout')}: {why}." for why, skipped in plan.skipped.items()]
-    if plan.beyond:
-        sentences.append(f"At most {failures.AT_ONCE} are sent at once. Repeat this for the other {plan.beyond}.")
-    if code:
-        meaning, advice, retry_helps = failures.words_of(code)
-        sentences.append(f"Reason for failure: {meaning} Advice: {advice}")
-        if not retry_helps:
-            sentences.append("These payouts will most likely fail again, and M-Pesa may charge for each request.")
-    return sentences
-
-
 def _payout(transaction_id: int) -> Transaction:
     payout = Transaction.objects.filter(pk=transaction_id).first() if transaction_id <= paging.LARGEST_ID else None
     if payout is None:
@@ -424,7 +357,6 @@ _ACTIONS: dict[str, page.View] = {
 }
 urls = [
     path("payouts/", payouts, name="payouts"),
-    path("payouts/retry/", retry_many, name="payouts_retry"),
     path("payouts/<int:transaction_id>/", payout, name="payout"),
     *(
         path(f"payouts/<int:transaction_id>/{name}/", view, name=f"payout_{name}")

@@ -12,6 +12,7 @@ from markets.models import Market
 from payments import settlement_tasks, wiring
 from payments.models import Settlement, Transaction
 from payments.mpesa import gateway_errors
+from payments.payouts.operations import failures
 from payments.payouts.sending import claims, responses
 from payments.settlement import settling
 from testing.builders import (
@@ -452,6 +453,22 @@ def test_all_payouts_that_failed_within_the_hours_are_retried(db: None, api: Cli
         "payments.settlement_tasks.ask_about_doubts",
         "payments.settlement_tasks.send_due_payouts",
     }
+
+
+def test_bulk_retry_answers_how_many_payouts_follow(
+    db: None, api: Client, queued: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "AT_ONCE", 2)
+    payouts = [failed_payout(at=timezone.now()) for _ in range(3)]
+    answer = post(api, RETRY_FAILED[0], {}, bearer(operator())).json()
+    assert answer == {
+        "status": "retried",
+        "count": 2,
+        "transaction_ids": [failed.pk for failed in payouts[:2]],
+        "skipped": 0,
+        "remaining": 1,
+    }
+    assert "payments.settlement_tasks.continue_bulk_retries" in {task for task, _, _ in queued()}
 
 
 @pytest.mark.parametrize("path", RETRY_FAILED)

@@ -1,7 +1,6 @@
-"""Failed payouts by reason, with advice, and their bulk retry."""
+"""Failed payouts by reason, with advice, and the preview of their bulk retry."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,8 +13,6 @@ from payments.ledger import journal
 from payments.models import Attempt, Transaction
 from payments.mpesa import result_codes
 from payments.payouts import eligibility
-from payments.payouts.operations import actions
-from users import audit
 
 AT_ONCE = 500
 # The group of payouts without an attempt, or whose last attempt has no code.
@@ -27,7 +24,7 @@ BLOCKED = {
     "reported": "a message reports that the payout was paid after all, and we are asking M-Pesa",
     "withdrawal": "a withdrawal returns to the wallet automatically and is not sent again",
 }
-CHANGED = "the payout has changed since the preview, or a request of it may still be paid"
+CHANGED = "a retry of it is refused; its page shows the reason"
 
 # `Transaction.receiver` in SQL.
 RECEIVER = Case(When(~Q(reissued_to=""), then="reissued_to"), default="phone_number")
@@ -49,21 +46,13 @@ class Reason:
 class Plan:
     """A preview of a bulk retry: the payouts to send, and the number of payouts skipped for each reason.
 
-    `beyond` is the number of further payouts that could be sent but exceed the limit of one bulk retry.
+    `beyond` is the number of further payouts that are sent in the background.
     """
 
     transaction_ids: list[int]
     amount: Decimal
     skipped: dict[str, int]
     beyond: int
-
-
-@dataclass(frozen=True)
-class RetryResult:
-    """The result of a bulk retry: the ids of payouts that are pending again, and the number skipped for each reason."""
-
-    retried: list[int]
-    skipped: dict[str, int]
 
 
 def reasons() -> list[Reason]:
@@ -113,7 +102,7 @@ def chosen(*, code: str = "", market_id: int | None = None, since: datetime | No
 
 
 def plan(payouts: QuerySet[Transaction], *, at: datetime) -> Plan:
-    """Preview the bulk retry of these payouts, by the rules of a single retry. At most AT_ONCE payouts are sent."""
+    """Preview the bulk retry of these payouts, by the rules of a single retry. The first AT_ONCE are sent at once."""
     attempts = Attempt.objects.filter(transaction=OuterRef("pk"))
     blocked = Case(
         When(~Q(type=Transaction.Type.PAYOUT), then=Value("withdrawal")),
@@ -132,31 +121,3 @@ def plan(payouts: QuerySet[Transaction], *, at: datetime) -> Plan:
         skipped=dict(Counter(BLOCKED[block] for _, _, block in rows if block)),
         beyond=max(0, len(free) - AT_ONCE),
     )
-
-
-def retry_failed(*, since: datetime, by: audit.Actor, at: datetime, limit: int | None) -> RetryResult:
-    """Retry the payouts that failed at or after `since`, oldest first. See `retry_each`."""
-    payouts = chosen(since=since).filter(type=Transaction.Type.PAYOUT).order_by("pk")
-    return retry_each(transaction_ids=list(payouts.values_list("pk", flat=True)), by=by, at=at, limit=limit)
-
-
-def retry_each(
-    *, transaction_ids: Sequence[int], by: audit.Actor, at: datetime, limit: int | None = AT_ONCE
-) -> RetryResult:
-    """Retry up to `limit` payouts, each in its own database transaction; None means no limit.
-
-    Skips and counts payouts that can no longer be retried.
-    Locks: as actions.retry, one payout at a time.
-    """
-    retried: list[int] = []
-    skipped: Counter[str] = Counter()
-    for transaction_id in transaction_ids[:limit]:
-        try:
-            retried.append(actions.retry(transaction_id=transaction_id, by=by, at=at).pk)
-        except actions.PayoutNotRetryable:
-            skipped[CHANGED] += 1
-        except actions.TransactionNotFound:
-            skipped["the payout does not exist"] += 1
-    if beyond := len(transaction_ids) - len(transaction_ids[:limit]):
-        skipped[f"at most {limit} payouts are sent again at once"] += beyond
-    return RetryResult(retried, dict(skipped))

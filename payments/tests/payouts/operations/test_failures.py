@@ -5,18 +5,12 @@ from decimal import Decimal
 
 import pytest
 
-from payments.models import Attempt, Transaction
+from payments.models import Attempt
 from payments.mpesa import result_codes
 from payments.payouts.operations import failures
-from testing import builders, console_scenes, payout_steps
-from testing.builders import AT, nothing_moved, payout
-from testing.payout_steps import (
-    after,
-    claims,
-    sent,
-)
+from testing import console_scenes
+from testing.builders import nothing_moved, payout
 from users import audit
-from users.audit import MACHINE
 
 pytestmark = pytest.mark.django_db
 
@@ -70,50 +64,3 @@ def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, m
         console_scenes.send_and_refuse(failed, at)
     plan = failures.plan(failures.chosen(), at=at)
     assert (plan.transaction_ids, plan.amount, plan.beyond) == ([failed.pk for failed in payouts[:2]], Decimal(200), 1)
-
-
-def test_bulk_retry_skips_payouts_changed_since_the_preview(db: None, at: datetime) -> None:
-    first, second = payout(100, at=at), payout(200, at=at)
-    for failed in (first, second):
-        console_scenes.send_and_refuse(failed, at)
-    Attempt.objects.filter(transaction=second).update(next_query_at=at)
-    outcome = failures.retry_each(transaction_ids=[first.pk, second.pk, 10**9], by=BY, at=at)
-    assert outcome.retried == [first.pk]
-    assert sum(outcome.skipped.values()) == 2
-    assert len(outcome.skipped) == 2
-    assert dict(Transaction.objects.values_list("pk", "status")) == {first.pk: "PENDING", second.pk: "FAILED"}
-    assert payout_steps.claims(at)[0].transaction_id == first.pk
-
-
-def test_bulk_retry_covers_payouts_failed_since_a_time() -> None:
-    # given
-    long_ago, at_the_edge, lately, fine = (builders.payout(285, at=AT) for _ in range(4))
-    payout_steps.failed(long_ago, at=AT)
-    payout_steps.failed(at_the_edge, at=after(3_600))
-    payout_steps.failed(lately, at=after(7_200))
-    sent(fine)
-
-    # when
-    outcome = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_000), limit=None)
-
-    # then
-    assert outcome == failures.RetryResult([at_the_edge.pk, lately.pk], {})
-    assert {claim.transaction_id for claim in claims(after(9_000))} == {at_the_edge.pk, lately.pk}
-    again = failures.retry_failed(since=after(3_600), by=MACHINE, at=after(9_001), limit=None)
-    assert again == failures.RetryResult([], {})
-
-
-@pytest.mark.broken_books
-def test_bulk_retry_counts_payouts_that_cannot_be_retried() -> None:
-    # given
-    good, open_still = builders.payout(285), builders.payout(285)
-    payout_steps.failed(good)
-    payout_steps.failed(open_still)
-    Attempt.objects.create(
-        transaction=open_still, number=9, originator_conversation_id="KASOKO-X-9", token_hash="x",
-        amount=open_still.amount, phone_number=open_still.phone_number, opened_at=AT,
-    )  # fmt: skip
-
-    # then
-    outcome = failures.retry_failed(since=AT, by=MACHINE, at=after(60), limit=None)
-    assert outcome == failures.RetryResult([good.pk], {failures.CHANGED: 1})

@@ -8,7 +8,7 @@ from django.db import DatabaseError, transaction
 from payments import own_affairs
 from payments.ledger import journal
 from payments.models import Attempt, Transaction, Verdict
-from payments.payouts.operations import actions, decisions, failures, reissue
+from payments.payouts.operations import actions, bulk_retries, decisions, reissue
 from testing import builders, payout_steps
 from testing.builders import actor, nothing_moved
 from testing.payout_steps import KES_285, after, balances, booked, claims, deliver_result, result_body, sent, states
@@ -54,7 +54,7 @@ def test_retry_to_a_changed_number_is_refused() -> None:
     assert OLD not in words
     assert NEW not in words
     assert "No money moved. Re-issue it" in words
-    assert failures.retry_each(transaction_ids=[payout.pk], by=MACHINE, at=after(60)).retried == []
+    assert bulk_retries.start(by=MACHINE, at=after(60)).retried == []
     assert claims(after(100)) == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from payments.models import Dispute, Proposal, Settlement, Transaction
-from payments.payouts.operations import actions, failures, reissue
+from payments.payouts.operations import actions, bulk_retries, failures, reissue
 from payments.settlement import approvals, undo
 from testing import builders, dispute_steps, payout_steps
 from testing.builders import actor, nothing_moved
@@ -30,7 +30,7 @@ def retry(payout: Transaction) -> Any:
 
 
 def retry_in_bulk(payout: Transaction) -> Any:
-    result = failures.retry_each(transaction_ids=[payout.pk], by=MACHINE, at=NOW)
+    result = bulk_retries.start(by=MACHINE, at=NOW)
     if not result.retried:
         raise actions.PayoutNotRetryable("skipped")
 
