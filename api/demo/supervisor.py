@@ -26,7 +26,7 @@ START_SECONDS = 60.0
 DEATHS_ALLOWED, DEATHS_WITHIN_SECONDS = 5, 60.0
 PAUSE_SECONDS = 0.05
 # Settings that a developer exported for another installation must not reach this one. The URLs of servers may.
-FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROXY", "SETTLEMENT_", "SWEEP_", "CELERY_",
+FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROX", "SETTLEMENT_", "SWEEP_", "CELERY_",
            "GUNICORN_", "TOKEN_HOURS", "STAFF_", "STEP_UP_")  # fmt: skip
 SERVERS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
 
