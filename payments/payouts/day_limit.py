@@ -144,11 +144,15 @@ def plan(amounts: Sequence[Decimal], *, sent_today: Decimal, at: datetime, limit
     The amounts are in their order of sending. A smaller amount may leave before a larger one that no longer fits.
     Units: shillings.
     """
-    room: dict[date, Decimal] = {day_of(at): limit - sent_today}
+    first = day_of(at)
+    room = {first: limit - sent_today}
+    smallest = min((amount for amount in amounts if amount <= limit), default=Decimal(limit))
     days = []
     for amount in amounts:
-        day = day_of(at)
-        while room.setdefault(day, Decimal(limit)) < amount and amount <= limit:
+        while room.setdefault(first, Decimal(limit)) < smallest:
+            first += timedelta(days=1)
+        day = first
+        while room.setdefault(day, Decimal(limit)) < amount <= limit:
             day += timedelta(days=1)
         room[day] -= amount
         days.append(day)

@@ -13,7 +13,7 @@ from payments.ledger import journal
 from payments.models import Attempt, Callback, StatusQuery, Transaction, Transfer, Verdict
 from payments.mpesa import redaction, result_codes, strict_json
 from payments.payouts import eligibility, waiting
-from payments.payouts.operations import actions, failures
+from payments.payouts.operations import actions, failures, tranches
 from payments.policy import Policy
 from users import phone
 from users.models import AuditEntry, CustomUser
@@ -67,6 +67,7 @@ class Timeline:
     advice: str
     actions: frozenset[str]
     main_action: str
+    plan: tranches.Plan | None = None
 
 
 def of_payout(transaction_id: int, *, at: datetime, policy: Policy) -> Timeline | None:
@@ -108,6 +109,7 @@ def of_payout(transaction_id: int, *, at: datetime, policy: Policy) -> Timeline 
         advice=advice if payout.status == Transaction.Status.PENDING else stop or advice,
         actions=allowed,
         main_action=_main_action(payout, last, allowed),
+        plan=tranches.of_payout(payout, at=at, policy=policy),
     )
 
 
