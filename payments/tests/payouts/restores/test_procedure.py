@@ -109,6 +109,22 @@ def test_payout_that_left_unseen_is_booked_and_never_sent() -> None:
     assert resends(after(60)) == []
 
 
+def test_lost_payment_of_another_amount_is_booked_as_m_pesa_paid_it() -> None:
+    # given: the settlement that was lost had another amount
+    payout = settled(1)[0]
+    restored()
+    attempt = open_attempt(payout)
+
+    # when
+    ask_and_answer(attempt, status_body(attempt, amount=150), after(11))
+
+    # then: the wallet gets the rest
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert payout.amount == 190
+    payout.user.refresh_from_db()
+    assert payout.user.balance == 40
+
+
 def test_payout_that_did_not_leave_is_sent_under_the_same_id() -> None:
     # given
     payout = settled()[0]
