@@ -30,7 +30,7 @@ from testing import browsing, builders
 from users import roles
 
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
-BUILT_FROM_SETTINGS += ("dispatcher_thread", "broker")
+BUILT_FROM_SETTINGS += ("dispatcher_thread", "broker", "message_broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +63,7 @@ def _fast_pin_hashing(settings: Settings) -> None:
 def _fresh_wiring(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Discard the objects that a test built from its settings, and the state of its broker."""
     monkeypatch.setattr(wiring, "_broker_retry_at", 0.0)
+    monkeypatch.setattr(wiring, "_nudge_retry_at", 0.0)
     monkeypatch.setattr(wiring, "_callback_nudges", wiring._ThrottledNudges())
     yield
     settlement_tasks.finish_requests()
@@ -143,12 +144,27 @@ def redis_down(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[
         reserved.bind(("127.0.0.1", 0))  # Bound but not listening: no other program gets it, and nobody can connect.
         closed_url = f"redis://127.0.0.1:{reserved.getsockname()[1]}/0"
         monkeypatch.setenv("CELERY_BROKER_WRITE_URL", closed_url)
-        settings.REDIS_URL = closed_url
+        settings.REDIS_URL = settings.CELERY_BROKER_URL = closed_url
+        settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": closed_url}}
         wiring.broker.cache_clear()
+        wiring.message_broker.cache_clear()
         _forget_broker_connections()
         yield
     monkeypatch.undo()
     _forget_broker_connections()
+
+
+@pytest.fixture
+def cache_down(settings: Settings) -> Iterator[None]:
+    """Point the cache at a port where nothing listens. The broker of messages stays."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        closed_url = f"redis://127.0.0.1:{reserved.getsockname()[1]}/0"
+        settings.REDIS_URL = closed_url
+        settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": closed_url}}
+        for name in BUILT_FROM_SETTINGS:
+            getattr(wiring, name).cache_clear()
+        yield
 
 
 def _forget_broker_connections() -> None:

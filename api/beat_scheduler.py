@@ -5,7 +5,7 @@ from typing import Any
 from celery.beat import Scheduler
 
 
-class MemoryScheduler(Scheduler):  # type: ignore[misc] # Celery has no types
+class MemoryScheduler(Scheduler):
     """Scheduler without a file: all entries are due when beat starts.
 
     Celery's own scheduler ends beat if its file is damaged, for example by a full disk. Nothing in that file is needed.

@@ -7,7 +7,7 @@ the reader raises ImproperlyConfigured with a sentence that names the variable a
 import ipaddress
 import os
 from decimal import Decimal, InvalidOperation
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -102,6 +102,32 @@ def stages(name: str, default: str) -> tuple[int, ...]:
     if any(size < 1 for size in sizes):
         raise ImproperlyConfigured(f"{name} must have stages of at least one payout each, or be off.")
     return sizes
+
+
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+TLS_CHECKS = {"required": "required", "optional": "optional", "none": "none"}
+TLS_CHECKS |= {f"cert_{word}": word for word in ("required", "optional", "none")}
+
+
+def redis_url(name: str, *, production: bool) -> str:
+    """Return a URL of Redis, or any other URL unchanged. A `rediss://` URL gets a spelling that all clients know.
+
+    Without `ssl_cert_reqs`, Celery's results refuse to start, and its broker does not verify the server. redis-py does
+    not know `CERT_REQUIRED`. All of them know `required`, which is our default.
+    """
+    url = text(name)
+    if not url.startswith("rediss://"):
+        return url
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    check = TLS_CHECKS.get(options.get("ssl_cert_reqs", "required").lower())
+    if check is None:
+        raise ImproperlyConfigured(
+            f"{name} must have ssl_cert_reqs=required, optional or none, not {options['ssl_cert_reqs']!r}."
+        )
+    if production and check == "none":
+        raise ImproperlyConfigured(f"{name} must not have ssl_cert_reqs=none in production. Use ssl_ca_certs=FILE.")
+    return parts._replace(query=urlencode(options | {"ssl_cert_reqs": check})).geturl()
 
 
 def postgres_url(name: str) -> tuple[dict[str, str], dict[str, str]]:

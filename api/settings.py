@@ -16,12 +16,14 @@ from api import embedded
 from api.beat_schedule import beat_schedule
 from api.console_theme import UNFOLD as UNFOLD
 from api.environment import (
+    REDIS_SCHEMES,
     decimal,
     flag,
     minutes_by_pool_size,
     networks,
     one_of,
     postgres_url,
+    redis_url,
     stages,
     text,
     whole,
@@ -190,10 +192,13 @@ DATABASES = {
 
 # --- Redis and Celery ------------------------------------------------------------------------------------------------
 
+# Celery prefers the environment to the settings, so the URLs are corrected there too.
+for _name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
+    os.environ[_name] = redis_url(_name, production=MPESA_PRODUCTION)
 REDIS_URL = text("CACHE_URL") or (
-    text("CELERY_BROKER_URL") if text("CELERY_BROKER_URL").startswith(("redis://", "rediss://", "unix://")) else ""
+    text("CELERY_BROKER_URL") if text("CELERY_BROKER_URL").startswith(REDIS_SCHEMES) else ""
 )
-if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
+if not REDIS_URL.startswith(REDIS_SCHEMES):
     raise ImproperlyConfigured("CACHE_URL must be a redis:// URL. Set it if CELERY_BROKER_URL is not Redis.")
 CACHES = {
     "default": {
@@ -206,7 +211,11 @@ CACHES = {
 CELERY_BROKER_URL = text("CELERY_BROKER_URL")
 CELERY_RESULT_BACKEND = text("CELERY_RESULT_BACKEND") or None
 CELERY_TIMEZONE = "Africa/Nairobi"
-CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_IGNORE_RESULT = True  # Only a settlement's result is kept (payments/settlement/task_results.py).
+# A result that cannot be stored is stored by a later sweep, so no task waits long for it.
+CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"retry_policy": {"timeout": 1.0, "max_retries": 1}}
+CELERY_REDIS_SOCKET_CONNECT_TIMEOUT = 2
+CELERY_REDIS_SOCKET_TIMEOUT = 5
 CELERY_TASK_STORE_ERRORS_EVEN_IF_IGNORED = False
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import cast
 
 from celery import Task, shared_task
-from django.utils import timezone
 
 from markets import parimutuel
 from markets.models import Market
@@ -22,20 +21,20 @@ from payments.settlement.decision import Decision
 def heartbeat(self: Task) -> None:
     """Record that beat, this worker and the database are alive. Notice if the database has lost commits."""
     wiring.restore_watch()()
-    overview.beat(worker=self.request.hostname or "unknown", at=timezone.now())
+    overview.beat(worker=self.request.hostname or "unknown", at=wiring.now())
 
 
 @shared_task(name="payments.overview_tasks.measure")
 def measure() -> None:
     """Compute the figures of the home page."""
-    overview.measure(at=timezone.now())
+    overview.measure(at=wiring.now())
 
 
 @shared_task(name="payments.overview_tasks.check_books")
 def check_books() -> None:
     """Check the invariants that are due. After a few seconds start no further check."""
     keep_going = pacing.for_seconds(pacing.TASK_SECONDS)
-    overview.check_books(at=timezone.now(), keep_going=keep_going)
+    overview.check_books(at=wiring.now(), keep_going=keep_going)
 
 
 @shared_task(name="payments.overview_tasks.sum_up")
@@ -53,4 +52,4 @@ def compute_preview(market_id: int, rule: str, weights: dict[str, str], ended: s
         weights={outcome: Decimal(weight) for outcome, weight in weights.items()},
         effective_close_at=datetime.fromisoformat(ended) if ended else None,
     )
-    preview_cache.compute(market, decision, at=timezone.now(), policy=wiring.policy())
+    preview_cache.compute(market, decision, at=wiring.now(), policy=wiring.policy())

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import redis
 from celery import shared_task
 from celery.signals import worker_process_shutdown, worker_shutdown
 from django.conf import settings
-from django.utils import timezone
 
 from payments import disputes, failpoints, wiring
 from payments.payouts import breakers, float_balance
@@ -20,7 +20,7 @@ from payments.payouts.evidence import callbacks, orphans
 from payments.payouts.operations import bulk_retries
 from payments.payouts.restores import procedure
 from payments.payouts.sending import claims
-from payments.settlement import pacing, settling, undo
+from payments.settlement import pacing, settling, task_results, undo
 from payments.settlement.certificates import issuing
 from payments.settlement.pacing import paced
 
@@ -33,13 +33,16 @@ BATCH = 500
 @shared_task(name="payments.settlement_tasks.settle_market")
 def settle_market(market_id: int) -> None:
     """Settle one resolved market for a few seconds. Then publish a message to continue, or to send its payouts."""
-    progress = settling.settle(
-        market_id=market_id,
-        at=timezone.now(),
-        clock=timezone.now,
-        policy=wiring.policy(),
-        keep_going=paced(pacing.for_seconds(pacing.TASK_SECONDS)),
-    )
+    try:
+        progress = settling.settle(
+            market_id=market_id,
+            at=wiring.now(),
+            clock=wiring.now,
+            policy=wiring.policy(),
+            keep_going=paced(pacing.for_seconds(pacing.TASK_SECONDS)),
+        )
+    finally:
+        _store_results()
     if progress.found and not progress.settled:
         wiring.hint(wiring.SETTLE_MARKET, market_id)
     elif progress.more_to_send:
@@ -52,7 +55,7 @@ def settle_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.undo_market")
 def undo_market(market_id: int) -> None:
     """Continue an undo for a few seconds. If it is not complete, publish a message to continue."""
-    at, keep_going = timezone.now(), paced(pacing.for_seconds(pacing.TASK_SECONDS))
+    at, keep_going = wiring.now(), paced(pacing.for_seconds(pacing.TASK_SECONDS))
     if not undo.carry_out(market_id=market_id, at=at, policy=wiring.policy(), keep_going=keep_going):
         wiring.hint(wiring.UNDO_MARKET, market_id)
 
@@ -60,8 +63,9 @@ def undo_market(market_id: int) -> None:
 @shared_task(name="payments.settlement_tasks.send_b2c_payout")
 def send_b2c_payout(transaction_id: int) -> None:
     """Send one payout if it is due and no other worker has claimed it. Otherwise the sweep sends it later."""
-    if wiring.dispatcher().send_one(transaction_id) and claims.any_due(at=timezone.now(), policy=wiring.policy()):
-        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
+    with _waiting_for_redis("Payouts"):
+        if wiring.dispatcher().send_one(transaction_id) and claims.any_due(at=wiring.now(), policy=wiring.policy()):
+            wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
 
 @shared_task(name="payments.settlement_tasks.settle_resolved_markets")
@@ -74,6 +78,7 @@ def settle_resolved_markets() -> None:
                 return
             with _isolated(f"Market {market_id}"):
                 task(market_id)
+    _store_results()
 
 
 @shared_task(name="payments.settlement_tasks.send_due_payouts")
@@ -91,27 +96,27 @@ def apply_stored_callbacks() -> None:
     # First, so that the parked results of the orphans that find their payout are applied below.
     for orphan_id in orphans.to_place(limit=BATCH):
         with _isolated(f"Orphan {orphan_id}"):
-            orphans.place(orphan_id=orphan_id, at=timezone.now(), policy=wiring.policy(), addresses=wiring.addresses())
-    orphans.stop_for_unclaimed(at=timezone.now())
+            orphans.place(orphan_id=orphan_id, at=wiring.now(), policy=wiring.policy(), addresses=wiring.addresses())
+    orphans.stop_for_unclaimed(at=wiring.now())
     last = 0
     while ids := callbacks.to_apply(after=last, limit=BATCH):
         last = ids[-1]
         one_by_one = ids
         with _isolated(f"Callbacks {ids[0]} to {last} together"):
-            one_by_one = callbacks.apply_paid(callback_ids=ids, at=timezone.now(), policy=wiring.policy())
+            one_by_one = callbacks.apply_paid(callback_ids=ids, at=wiring.now(), policy=wiring.policy())
         for callback_id in one_by_one:
             if not keep_going():
                 wiring.nudge(wiring.APPLY_STORED_CALLBACKS)
                 return
             with _isolated(f"Callback {callback_id}"):
-                callbacks.apply(callback_id=callback_id, at=timezone.now(), policy=wiring.policy())
+                callbacks.apply(callback_id=callback_id, at=wiring.now(), policy=wiring.policy())
             failpoints.hit("sweep between rows")
         if not keep_going():
             wiring.nudge(wiring.APPLY_STORED_CALLBACKS)
             return
     if last:
-        breakers.judge(at=timezone.now(), policy=wiring.policy())
-    if last and claims.any_due(at=timezone.now(), policy=wiring.policy()):
+        breakers.judge(at=wiring.now(), policy=wiring.policy())
+    if last and claims.any_due(at=wiring.now(), policy=wiring.policy()):
         wiring.nudge(wiring.SEND_DUE_PAYOUTS)
 
 
@@ -119,12 +124,13 @@ def apply_stored_callbacks() -> None:
 def ask_about_doubts() -> None:
     """Sweep: ask M-Pesa about requests whose result has been unknown for too long, or that a restore may have lost."""
     procedure.advance(
-        at=timezone.now(),
+        at=wiring.now(),
         policy=wiring.policy(),
         addresses=wiring.addresses(),
         keep_going=pacing.for_seconds(pacing.TASK_SECONDS),
     )
-    wiring.dispatcher().ask_due(for_seconds=pacing.TASK_SECONDS)
+    with _waiting_for_redis("Status queries"):
+        wiring.dispatcher().ask_due(for_seconds=pacing.TASK_SECONDS)
 
 
 @shared_task(name="payments.settlement_tasks.issue_certificates")
@@ -135,7 +141,7 @@ def issue_certificates() -> None:
         if not keep_going():
             break
         with _isolated(f"The certificate of settlement {settlement_id}"):
-            issuing.issue(settlement_id=settlement_id, at=timezone.now(), keep_going=keep_going)
+            issuing.issue(settlement_id=settlement_id, at=wiring.now(), keep_going=keep_going)
 
 
 @shared_task(name="payments.settlement_tasks.close_remedied_disputes")
@@ -143,7 +149,7 @@ def close_remedied_disputes() -> None:
     """Sweep: record each finished remedy of an upheld dispute, and tell the member."""
     for dispute_id in disputes.ids_to_close(limit=100):
         with _isolated(f"Dispute {dispute_id}"):
-            disputes.close_remedied(dispute_id=dispute_id, at=timezone.now())
+            disputes.close_remedied(dispute_id=dispute_id, at=wiring.now())
 
 
 @shared_task(name="payments.settlement_tasks.continue_bulk_retries")
@@ -154,17 +160,17 @@ def continue_bulk_retries() -> None:
     retried = 0
     for bulk_id in bulk_retries.to_continue(limit=100):
         with _isolated(f"Bulk retry {bulk_id}"):
-            retried += bulk_retries.carry_on(bulk_id=bulk_id, at=timezone.now(), keep_going=keep_going)
+            retried += bulk_retries.carry_on(bulk_id=bulk_id, at=wiring.now(), keep_going=keep_going)
     wiring.after_bulk_retry(retried=retried, remaining=len(bulk_retries.to_continue(limit=1)))
 
 
 @shared_task(name="payments.settlement_tasks.ask_for_the_float")
 def ask_for_the_float() -> None:
     """Ask M-Pesa for the balance of our Utility account. Previews show the answer with its age."""
-    asked_at = timezone.now()
+    asked_at = wiring.now()
     question = float_balance.ask(at=asked_at, addresses=wiring.addresses())
     if float_balance.post(question, gateway=wiring.gateway(), addresses=wiring.addresses()):
-        breakers.reached(asked_at, at=timezone.now())
+        breakers.reached(asked_at, at=wiring.now())
 
 
 @worker_process_shutdown.connect
@@ -179,6 +185,15 @@ def finish_requests(**_: object) -> None:
         wiring.bulk_gateway.cache_clear()
 
 
+def _store_results() -> None:
+    """Store the results of settlements that are not in Celery's result backend yet. Stop at the first failure."""
+    if wiring.keeps_results():
+        for result in task_results.unstored(at=wiring.now(), limit=BATCH):
+            if not wiring.store_result(result):
+                return
+            task_results.mark_stored(result)
+
+
 @contextmanager
 def _isolated(subject: str) -> Iterator[None]:
     """Catch the failure of one item, so that the sweep continues with the other items. The next sweep tries it again.
@@ -189,3 +204,15 @@ def _isolated(subject: str) -> Iterator[None]:
         yield
     except Exception:
         alarm.exception("%s failed; the sweep continues and will try it again", subject)
+
+
+@contextmanager
+def _waiting_for_redis(subject: str) -> Iterator[None]:
+    """End the task quietly if Redis fails. Without Redis no worker knows the shared pace, so nothing may leave.
+
+    Nothing was sent, and the work stays due in the database. The next sweep tries again.
+    """
+    try:
+        yield
+    except redis.RedisError as error:
+        log.warning("%s wait until Redis answers: %s", subject, error)

@@ -3,14 +3,17 @@
 import logging
 import threading
 import time
+from datetime import datetime
 from functools import cache
 
 import redis
-from celery import current_app
+from celery import current_app, states
+from celery.backends.base import DisabledBackend
+from celery.exceptions import BackendError
 from django.conf import settings
-from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from payments.clock import DatabaseClock
 from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
@@ -21,7 +24,9 @@ from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
 from payments.policy import Policy
+from payments.settlement import settling
 from payments.settlement.resolutions import Resolved, Withdrawn
+from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
 
 log = logging.getLogger(__name__)
@@ -38,6 +43,7 @@ COMPUTE_PREVIEW = "payments.overview_tasks.look"
 NUDGE_INTERVAL_SECONDS = 0.05
 BROKER_RETRY_SECONDS = 5.0
 _broker_retry_at = 0.0
+_nudge_retry_at = 0.0
 
 
 # --- after a decision or a retry ------------------------------------------------------------------------------------
@@ -91,11 +97,18 @@ def hint(task_name: str, *arguments: object, task_id: str | None = None) -> None
 
 
 def nudge(task_name: str) -> None:
-    """Publish a sweep, unless an earlier message for the same sweep is still waiting. So the queue stays short."""
+    """Publish a sweep, unless an earlier message for the same sweep is still waiting. So the queue stays short.
+
+    After a failure no sweep is nudged for BROKER_RETRY_SECONDS, as in `hint`.
+    """
+    global _nudge_retry_at
+    if time.monotonic() < _nudge_retry_at:
+        return
     try:
         if broker().set(f"kasoko:nudged:{task_name}", 1, nx=True, ex=30):
             hint(task_name)
     except redis.RedisError as error:
+        _nudge_retry_at = time.monotonic() + BROKER_RETRY_SECONDS
         log.warning("Redis does not answer; the sweep will run %s: %s", task_name, error)
 
 
@@ -113,14 +126,14 @@ class _ThrottledNudges:
     def nudge(self, task_name: str) -> None:
         """Nudge the task now. If a nudge was already sent in this interval, nudge once at the end of the interval."""
         with self._lock:
-            now = time.monotonic()
-            if now < self._next_at:
+            monotonic = time.monotonic()
+            if monotonic < self._next_at:
                 if self._timer is None:
-                    self._timer = threading.Timer(self._next_at - now, self._nudge_after_interval, [task_name])
+                    self._timer = threading.Timer(self._next_at - monotonic, self._nudge_after_interval, [task_name])
                     self._timer.daemon = True
                     self._timer.start()
                 return
-            self._next_at = now + NUDGE_INTERVAL_SECONDS
+            self._next_at = monotonic + NUDGE_INTERVAL_SECONDS
         nudge(task_name)
 
     def _nudge_after_interval(self, task_name: str) -> None:
@@ -138,8 +151,49 @@ def after_callback() -> None:
 
 
 def sweep_began(task_name: str) -> None:
-    """Allow the next nudge to publish a message, because this sweep may miss rows committed from now on."""
-    broker().delete(f"kasoko:nudged:{task_name}")
+    """Allow the next nudge to publish a message, because this sweep may miss rows committed from now on.
+
+    Without Redis the sweep goes on: it needs only the database. The mark of an earlier nudge expires by itself.
+    """
+    try:
+        broker().delete(f"kasoko:nudged:{task_name}")
+    except redis.RedisError as error:
+        log.warning("Redis does not answer; %s goes on: %s", task_name, error)
+
+
+def store_result(result: TaskResult) -> bool:
+    """Store a settlement's result for `AsyncResult(settlement_task_id)`, and return True.
+
+    Returns False if the result backend does not answer. A later sweep tries again. Celery never replaces a stored
+    SUCCESS.
+    """
+    try:
+        if result.failure:
+            error = settling.BooksDisagree(result.failure)
+            current_app.backend.store_result(str(result.task_id), error, states.FAILURE)
+        else:
+            words = {"market_id": result.market_id, "settlement": result.number, "state": "SETTLED"}
+            current_app.backend.store_result(str(result.task_id), words, states.SUCCESS)
+    except (redis.RedisError, OperationalError, BackendError) as error:
+        log.warning("Result of settlement %s is not stored yet: %s", result.settlement_id, error)
+        return False
+    return True
+
+
+def keeps_results() -> bool:
+    """Return True if a result backend is configured."""
+    return not isinstance(current_app.backend, DisabledBackend)
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+_clock = DatabaseClock()
+
+
+def now() -> datetime:
+    """Return the time of the database's clock, which all hosts share. Usually without a query (payments/clock.py)."""
+    return _clock.now()
 
 
 # --- objects built from settings ------------------------------------------------------------------------------------
@@ -161,6 +215,12 @@ def addresses() -> Addresses:
 def broker() -> redis.Redis:
     """Return the connection to Redis."""
     return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=2)
+
+
+@cache
+def message_broker() -> redis.Redis:
+    """Return a connection to the Redis that carries Celery's messages."""
+    return redis.Redis.from_url(settings.CELERY_BROKER_URL, socket_connect_timeout=2, socket_timeout=2)
 
 
 @cache
@@ -194,7 +254,7 @@ def bulk_gateway() -> BulkGateway:
 def restore_watch() -> detection.Watch:
     """Return the watch that notices a database that has lost commits. It wakes the worker that lists the payouts."""
     copies = Copies(connection=broker(), path=settings.STATE_DIR / "database-heartbeat")
-    return detection.Watch(copies=copies, policy=policy(), clock=timezone.now, noticed=lambda _: hint(ASK_ABOUT_DOUBTS))
+    return detection.Watch(copies=copies, policy=policy(), clock=now, noticed=lambda _: hint(ASK_ABOUT_DOUBTS))
 
 
 @cache
@@ -207,7 +267,7 @@ def dispatcher() -> Dispatcher:
         query_limiter=Limiter(connection=broker(), name="status", per_second=settings.PAYOUT_TPS),
         addresses=addresses(),
         policy=policy(),
-        clock=timezone.now,
+        clock=now,
         before_claim=restore_watch(),
         in_flight=settings.PAYOUT_IN_FLIGHT,
     )

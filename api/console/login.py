@@ -9,12 +9,12 @@ from django.contrib import messages
 from django.contrib.auth import login as log_in
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
-from django.utils import timezone
 from django.utils.safestring import mark_safe
 from unfold.forms import AuthenticationForm
 from unfold.widgets import INPUT_CLASSES
 
 from api.console import page, step_up
+from payments import wiring
 from users import audit, second_factor, source_address
 from users.models import CustomUser
 
@@ -58,7 +58,7 @@ class LoginForm(AuthenticationForm):
             try:
                 source = source_address.source_address(self.request) if self.request is not None else None
                 by = audit.Actor(user_id=user.pk, source=source or "unknown")
-                second_factor.check(user=user, code=self.cleaned_data.get("code", ""), by=by, at=timezone.now())
+                second_factor.check(user=user, code=self.cleaned_data.get("code", ""), by=by, at=wiring.now())
             except second_factor.WrongCode:
                 raise forms.ValidationError(LOGIN_FAILED, code="invalid_login") from None
             user.proved_by_code = True
@@ -81,12 +81,12 @@ def _ask(request: HttpRequest, user: CustomUser) -> HttpResponse:
     if request.method == "POST":
         try:
             code = request.POST.get("code", "")
-            second_factor.check(user=user, code=code, by=page.actor(request), at=timezone.now())
+            second_factor.check(user=user, code=code, by=page.actor(request), at=wiring.now())
         except second_factor.WrongCode as refusal:
             problem = str(refusal)
         else:
             log_in(request, user, "users.backends.PinBackend")
-            step_up.remember(request, by_code=True, at=timezone.now())
+            step_up.remember(request, by_code=True, at=wiring.now())
             return HttpResponseRedirect(reverse("admin:index"))
     return page.render(request, "console/code.html", {"title": "Enter your code", "problem": problem})
 
@@ -96,13 +96,13 @@ def _set_up(request: HttpRequest, user: CustomUser) -> HttpResponse:
     if request.method == "POST":
         try:
             codes = second_factor.confirm(
-                user=user, code=request.POST.get("code", ""), by=page.actor(request), at=timezone.now()
+                user=user, code=request.POST.get("code", ""), by=page.actor(request), at=wiring.now()
             )
         except second_factor.WrongCode as refusal:
             problem = str(refusal)
         else:
             request.session.cycle_key()
-            step_up.remember(request, by_code=True, at=timezone.now())
+            step_up.remember(request, by_code=True, at=wiring.now())
             messages.success(request, "Your app is set up.")
             return page.render(request, "console/recovery_codes.html", {"title": "Recovery codes", "codes": codes})
     enrolment = second_factor.begin(user)

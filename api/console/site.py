@@ -9,7 +9,6 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
-from django.utils import timezone
 from unfold.sites import UnfoldAdminSite
 
 from api.console import login as console_login
@@ -30,6 +29,7 @@ from api.console.pages import (
     restores,
     sending,
 )
+from payments import wiring
 
 PAGES = (
     home,
@@ -88,7 +88,7 @@ class Console(UnfoldAdminSite):
         response = super().login(request, extra_context)
         if request.method == "POST" and response.status_code == 302:
             by_code = getattr(request.user, "proved_by_code", False)
-            step_up.remember(request, by_code=by_code, at=timezone.now())
+            step_up.remember(request, by_code=by_code, at=wiring.now())
         return response
 
     def _guarded(self, pattern: URLPattern) -> URLPattern:

@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.http import HttpRequest
-from django.utils import timezone
 
 from api.rest import fields
+from payments import wiring
 from users import auth, phone, second_factor
 from users.models import CustomUser
 
@@ -35,7 +35,7 @@ def asks_for(request: HttpRequest) -> str:
     """Return the proof that a money action needs now: "code" or "pin". Return "" if the last proof is recent."""
     stepped_up_at = request.session.get(STEPPED_UP_AT)
     fresh = timedelta(minutes=settings.STEP_UP_MINUTES)
-    if stepped_up_at and timedelta(0) <= timezone.now() - datetime.fromisoformat(stepped_up_at) <= fresh:
+    if stepped_up_at and timedelta(0) <= wiring.now() - datetime.fromisoformat(stepped_up_at) <= fresh:
         return ""
     return "code" if second_factor.enrolled(_member(request)) else "pin"
 
@@ -48,16 +48,16 @@ def step_up(request: HttpRequest) -> str:
     member, proof, by = _member(request), request.POST.get("proof", ""), fields.actor(request)
     try:
         if wanted == "code":
-            second_factor.check(user=member, code=proof, by=by, at=timezone.now())
+            second_factor.check(user=member, code=proof, by=by, at=wiring.now())
         else:
-            auth.check_pin(phone_number=member.phone_number, pin=proof, source=by.source, at=timezone.now())
+            auth.check_pin(phone_number=member.phone_number, pin=proof, source=by.source, at=wiring.now())
     except second_factor.WrongCode as refusal:
         return f"{refusal} Nothing was done."
     except auth.TooManyTries as refusal:
         return f"{refusal} Nothing was done."
     except (auth.WrongCredentials, phone.NotAPhoneNumber):
         return "That is not your PIN. Nothing was done."
-    remember(request, by_code=wanted == "code", at=timezone.now())
+    remember(request, by_code=wanted == "code", at=wiring.now())
     return ""
 
 

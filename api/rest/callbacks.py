@@ -3,7 +3,6 @@
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
@@ -39,7 +38,7 @@ def b2c_result_callback(request: HttpRequest, token: str | None = None) -> HttpR
         callbacks.apply_plain(
             body=body,
             source_ip=source_address.source_address(request),
-            at=timezone.now(),
+            at=wiring.now(),
             policy=wiring.policy(),
             addresses=wiring.addresses(),
         )
@@ -85,7 +84,7 @@ def _store(request: HttpRequest, kind: str, token: str) -> HttpResponse:
             body=body,
             source_ip=source,
             trusted=_is_mpesa(source),
-            at=timezone.now(),
+            at=wiring.now(),
             addresses=wiring.addresses(),
         )
     except callbacks.UnknownAddress:

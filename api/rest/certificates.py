@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.http import HttpResponse, StreamingHttpResponse
-from django.utils import timezone
 from rest_framework.exceptions import NotFound
 from rest_framework.permissions import AllowAny, IsAuthenticated
 from rest_framework.request import Request
@@ -14,6 +13,7 @@ from rest_framework.views import APIView
 
 from api.rest.fields import LARGEST_ID, caller
 from markets import queries
+from payments import wiring
 from payments.models import Certificate
 from payments.settlement import pacing
 from payments.settlement.certificates import explanations, issuing
@@ -52,7 +52,7 @@ class BetExplanation(APIView):
         bet = queries.bet(public_id=bet_id, market_id=market_id, user_id=None if user.is_staff else user.pk)
         if bet is None:
             raise NotFound(f"You have no bet {bet_id} in market {market_id}.")
-        return Response(explanation_body(explanations.explain(bet, at=timezone.now())))
+        return Response(explanation_body(explanations.explain(bet, at=wiring.now())))
 
 
 def explanation_body(explanation: explanations.Explanation) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def payment_body(payment: explanations.Payment) -> dict[str, Any]:
 def _issued(market_id: int) -> Certificate:
     if market_id > LARGEST_ID:
         raise NotFound(f"There is no market {market_id}.")
-    return issuing.current(market_id, at=timezone.now(), keep_going=pacing.for_seconds(MAKE_FOR_SECONDS))
+    return issuing.current(market_id, at=wiring.now(), keep_going=pacing.for_seconds(MAKE_FOR_SECONDS))
 
 
 def _encoded_lines(issued: Certificate) -> Iterator[bytes]:

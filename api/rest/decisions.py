@@ -6,7 +6,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import NotFound, ValidationError
@@ -78,7 +77,7 @@ def settlement_preview(request: Request, market_id: int) -> Response:
         )
     if "effective_close_at" in query:
         market.effective_close_at = query["effective_close_at"]
-    at, policy = timezone.now(), wiring.policy()
+    at, policy = wiring.now(), wiring.policy()
     previews = [preview.preview(market, decision, at=at, policy=policy) for decision in _decisions(market, query)]
     return Response(
         {
@@ -157,7 +156,7 @@ def _preview_body(shown: preview.Preview, at: datetime) -> dict[str, Any]:
 def approve_proposal(request: Request) -> Response:
     """`POST …/admin/approve/` {proposal_id, preview_hash}: approve another person's proposal and carry it out."""
     body = checked(ApproveBody(data=request.data))
-    approved = approvals.approve(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    approved = approvals.approve(**body, by=actor(request), at=wiring.now(), policy=wiring.policy())
     if isinstance(approved, undo.Undoing):
         return _undoing(approved)
     wiring.after_decision(approved)
@@ -176,7 +175,7 @@ def approve_proposal(request: Request) -> Response:
 def reject_proposal(request: Request) -> Response:
     """`POST …/admin/reject/` {proposal_id, reason}: reject another person's proposal, or cancel your own."""
     body = checked(RejectBody(data=request.data))
-    rejected = approvals.reject(**body, by=actor(request), at=timezone.now())
+    rejected = approvals.reject(**body, by=actor(request), at=wiring.now())
     return Response({"status": "rejected", "proposal_id": rejected.pk, "market_id": rejected.market_id})
 
 
@@ -185,7 +184,7 @@ def reject_proposal(request: Request) -> Response:
 def withdraw_resolution(request: Request) -> Response:
     """`POST …/admin/withdraw/` {market_id, reason}: withdraw a resolution before any payout may leave."""
     body = checked(WithReasonBody(data=request.data))
-    withdrawn = resolutions.withdraw(**body, by=actor(request), at=timezone.now())
+    withdrawn = resolutions.withdraw(**body, by=actor(request), at=wiring.now())
     wiring.after_decision(withdrawn)
     return Response({"status": "withdrawn", "market_id": withdrawn.market_id, "undoing": withdrawn.undoing})
 
@@ -195,7 +194,7 @@ def withdraw_resolution(request: Request) -> Response:
 def scratch_outcome(request: Request) -> Response:
     """`POST …/admin/scratch/` {market_id, outcome, reason}: take an outcome out of a market and return its stakes."""
     body = checked(ScratchBody(data=request.data))
-    scratched = resolutions.scratch(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    scratched = resolutions.scratch(**body, by=actor(request), at=wiring.now(), policy=wiring.policy())
     wiring.after_decision(scratched)
     return Response(
         {
@@ -212,7 +211,7 @@ def scratch_outcome(request: Request) -> Response:
 def undo_settlement(request: Request) -> Response:
     """`POST …/admin/undo/` {market_id, reason}: undo a settlement. Members then owe the sums that M-Pesa paid."""
     body = checked(WithReasonBody(data=request.data))
-    started = undo.undo(**body, by=actor(request), at=timezone.now(), policy=wiring.policy())
+    started = undo.undo(**body, by=actor(request), at=wiring.now(), policy=wiring.policy())
     return proposed(started) if isinstance(started, proposals.Proposed) else _undoing(started)
 
 

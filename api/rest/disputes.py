@@ -4,7 +4,6 @@ import uuid
 from datetime import datetime
 from typing import Any, cast
 
-from django.utils import timezone
 from rest_framework import serializers, status
 from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.permissions import IsAdminUser, IsAuthenticated
@@ -49,7 +48,7 @@ class BetDisputes(APIView):
     def post(self, request: Request, market_id: int, bet_id: uuid.UUID) -> Response:
         if market_id > LARGEST_ID:
             raise NotFound(f"There is no market {market_id}.")
-        at = timezone.now()
+        at = wiring.now()
         opened = disputes.open_about_bet(
             user_id=caller(request).pk,
             market_id=market_id,
@@ -68,7 +67,7 @@ class TransactionDisputes(APIView):
     permission_classes = (IsAuthenticated,)
 
     def post(self, request: Request, transaction_id: uuid.UUID) -> Response:
-        at = timezone.now()
+        at = wiring.now()
         opened = disputes.open_about_transaction(
             user_id=caller(request).pk,
             transaction_id=transaction_id,
@@ -86,7 +85,7 @@ class MyDisputes(APIView):
     permission_classes = (IsAuthenticated,)
 
     def get(self, request: Request) -> Response:
-        at = timezone.now()
+        at = wiring.now()
         newest = disputes.of_member(caller(request).pk)[:PAGE]
         return Response({"disputes": [dispute_body(dispute, at) for dispute in newest]})
 
@@ -97,7 +96,7 @@ class DisputeReply(APIView):
     permission_classes = (IsAuthenticated,)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
-        at = timezone.now()
+        at = wiring.now()
         replied = disputes.reply(
             user_id=caller(request).pk,
             dispute_id=dispute_id,
@@ -118,7 +117,7 @@ class DisputeQueue(APIView):
     permission_classes = (IsAdminUser,)
 
     def get(self, request: Request) -> Response:
-        state, at = request.query_params.get("state"), timezone.now()
+        state, at = request.query_params.get("state"), wiring.now()
         if state is not None and state not in Dispute.State.values:
             raise ValidationError({"state": [f"Must be one of {', '.join(Dispute.State.values)}."]})
         queue = disputes.queue(state)
@@ -131,7 +130,7 @@ class DisputeAnswer(APIView):
     permission_classes = (IsAdminUser,)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
-        body, at = checked(OperatorText(data=request.data)), timezone.now()
+        body, at = checked(OperatorText(data=request.data)), wiring.now()
         answered = disputes.answer(dispute_id=dispute_id, by=actor(request), at=at, **body)
         return Response({"dispute": dispute_body(answered, at)})
 
@@ -142,7 +141,7 @@ class DisputeReject(APIView):
     permission_classes = (IsAdminUser,)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
-        body, at = checked(OperatorText(data=request.data)), timezone.now()
+        body, at = checked(OperatorText(data=request.data)), wiring.now()
         rejected = disputes.reject(dispute_id=dispute_id, by=actor(request), at=at, **body)
         return Response({"dispute": dispute_body(rejected, at)})
 
@@ -156,7 +155,7 @@ class DisputeUphold(APIView):
     permission_classes = (IsAdminUser,)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
-        body, at = checked(UpholdBody(data=request.data)), timezone.now()
+        body, at = checked(UpholdBody(data=request.data)), wiring.now()
         upheld = disputes.uphold(dispute_id=dispute_id, by=actor(request), at=at, **body)
         if upheld.to_send:
             wiring.after_retry(*upheld.to_send)

@@ -3,7 +3,6 @@
 from decimal import Decimal
 from typing import Any
 
-from django.utils import timezone
 from rest_framework import status
 from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.permissions import AllowAny, IsAuthenticated
@@ -15,6 +14,7 @@ from api.rest.fields import LARGEST_ID, Body, Shillings, StrictText, caller, che
 from markets import pools as markets_pools
 from markets import queries
 from markets.models import Bet, Market
+from payments import wiring
 from payments.settlement.status import provisional
 from payments.wallet import bets as wallet_bets
 
@@ -78,7 +78,7 @@ class MarketList(APIView):
             raise ValidationError({"before": ["Must be the id of a market."]})
         markets = list(queries.listed(wanted).filter(pk__lt=int(before))[:PAGE])
         ids = [market.pk for market in markets]
-        pools, unsure = markets_pools.pools(ids), provisional(ids, timezone.now())
+        pools, unsure = markets_pools.pools(ids), provisional(ids, wiring.now())
         return Response({"markets": [market_body(market, pools.get(market.pk, {}), unsure) for market in markets]})
 
 
@@ -89,7 +89,7 @@ class MarketDetail(APIView):
 
     def get(self, request: Request, market_id: int) -> Response:
         market = _market(market_id)
-        unsure = provisional([market.pk], timezone.now())
+        unsure = provisional([market.pk], wiring.now())
         return Response(market_body(market, markets_pools.pools([market.pk]).get(market.pk, {}), unsure))
 
 
@@ -111,7 +111,7 @@ class MarketBets(APIView):
     def get(self, request: Request, market_id: int) -> Response:
         market = _market(market_id)
         bets = queries.bets_of(user_id=caller(request).pk, market_id=market.pk)[:PAGE]
-        unsure = provisional([market.pk], timezone.now())
+        unsure = provisional([market.pk], wiring.now())
         return Response({"bets": [bet_body(bet, unsure) for bet in bets]})
 
     def post(self, request: Request, market_id: int) -> Response:
@@ -122,7 +122,7 @@ class MarketBets(APIView):
             user_id=caller(request).pk,
             market_id=_market(market_id).pk,
             client_ref=key or None,
-            at=timezone.now(),
+            at=wiring.now(),
             **checked(BetBody(data=request.data)),
         )
         return Response(

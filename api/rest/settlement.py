@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 from django.core.validators import URLValidator
-from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import NotFound
@@ -76,7 +75,7 @@ def resolve_market(request: Request) -> Response:
             effective_close_at=body["effective_close_at"],
         ),
         by=actor(request),
-        at=timezone.now(),
+        at=wiring.now(),
         policy=wiring.policy(),
         preview_hash=body["preview_hash"],
     )
@@ -102,7 +101,7 @@ def void_market(request: Request) -> Response:
         market_id=body["market_id"],
         decision=Decision(rule="VOID", weights={}, reason=body["reason"]),
         by=actor(request),
-        at=timezone.now(),
+        at=wiring.now(),
         policy=wiring.policy(),
         preview_hash=body["preview_hash"],
     )
@@ -181,7 +180,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
 def retry_payout(request: Request) -> Response:
     """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
     body = checked(RetryBody(data=request.data))
-    payout = actions.retry(transaction_id=body["transaction_id"], by=actor(request), at=timezone.now())
+    payout = actions.retry(transaction_id=body["transaction_id"], by=actor(request), at=wiring.now())
     wiring.after_retry(payout.pk)
     return Response({"status": "retried", "transaction_id": payout.pk, "new_status": payout.status})
 
@@ -194,7 +193,7 @@ def retry_failed_payouts_batch(request: Request) -> Response:
     Up to 500 payouts are retried at once. The `remaining` ones follow in the background.
     """
     body = checked(RetryFailedBody(data=request.data))
-    at = timezone.now()
+    at = wiring.now()
     since = at - timedelta(hours=body["hours"])
     batch = bulk_retries.start(since=since, by=actor(request), at=at)
     wiring.after_bulk_retry(retried=len(batch.retried), remaining=batch.remaining)

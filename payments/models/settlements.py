@@ -37,6 +37,11 @@ class Settlement(models.Model):
         WITHDRAWN = "WITHDRAWN"
         UNDONE = "UNDONE"
 
+    class StoredResult(models.TextChoices):
+        NONE = ""
+        SUCCESS = "SUCCESS"
+        FAILURE = "FAILURE"
+
     TRANSITIONS: ClassVar = {
         State.PENDING: {State.DIVIDING, State.WITHDRAWN},
         # DIVIDING → UNDOING: the books did not agree, and an operator withdrew the division.
@@ -89,6 +94,14 @@ class Settlement(models.Model):
     release_at = models.DateTimeField(null=True)
     release_open = models.BooleanField(default=False, help_text="The canary passed, so all payouts may be sent.")
     stopped_at = models.DateTimeField(null=True, blank=True, help_text="An undo is proposed, so no payout is sent.")
+    stored_result = models.CharField(
+        max_length=7,
+        choices=StoredResult.choices,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The result that Celery's result backend has for this settlement's task.",
+    )
     undone_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
@@ -117,6 +130,9 @@ class Settlement(models.Model):
                 fields=["id"], condition=Q(state__in=["PENDING", "DIVIDING", "UNDOING"]), name="settlement_to_do"
             ),
             models.Index(fields=["id"], condition=Q(state="SETTLED", release_open=False), name="settlement_in_canary"),
+            models.Index(
+                fields=["settled_at"], condition=~Q(stored_result="SUCCESS"), name="settlement_result_unstored"
+            ),
         ]
 
     def __str__(self) -> str:

@@ -47,6 +47,8 @@ AGES = (
     ("over 24 hours", timedelta.max),
 )
 BOOKS_EVERY = timedelta(minutes=5)
+# Beat sends a heartbeat every 30 seconds at least.
+SILENT_AFTER = timedelta(seconds=60)
 SHOWN = 20
 
 
@@ -266,3 +268,8 @@ def beat(*, worker: str, at: datetime) -> None:
         for name in ("beat", f"worker {worker}"[:120]):
             Heartbeat.objects.update_or_create(name=name, defaults={"at": at})
         Heartbeat.objects.filter(at__lt=at - timedelta(days=1)).delete()
+
+
+def last_heartbeat() -> datetime | None:
+    """Return the latest time at which beat and a worker were at work together, or None if there is no such time."""
+    return Heartbeat.objects.filter(name="beat").values_list("at", flat=True).first()

@@ -228,5 +228,8 @@ class Workers(EventLoop):
         for question in questions:
             yield 0.1
             self.note(f"    asks about {question.originator_conversation_id}")
-            if conversation_id := status_queries.post(question, gateway=self.provider, addresses=self.addresses):
-                status_queries.record_query_id(question, conversation_id)
+            try:
+                if conversation_id := status_queries.post(question, gateway=self.provider, addresses=self.addresses):
+                    status_queries.record_query_id(question, conversation_id)
+            except gateway_errors.NotSent:
+                status_queries.withdraw(question, at=self.now, policy=self.policy)

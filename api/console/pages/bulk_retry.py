@@ -5,7 +5,6 @@ from datetime import timedelta
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page, paging
 from api.console.templatetags.console import counted, kes
@@ -22,7 +21,7 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     code = asked.get("code", "").replace("\x00", "")[:20]
     market_id = paging.number(asked.get("market", ""))
     hours = paging.number(asked.get("hours", ""))
-    at = timezone.now()
+    at = wiring.now()
     since = at - timedelta(hours=min(hours, 8_784)) if hours else None
     plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since), at=at)
     seen = hashlib.sha256(repr([plan.transaction_ids, plan.beyond]).encode()).hexdigest()

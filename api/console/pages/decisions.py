@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page, paging
 from api.console.pages import resolve
@@ -67,7 +66,7 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
             proposal_id=proposal.pk,
             preview_hash=request.POST.get("hash", ""),
             by=page.actor(request),
-            at=timezone.now(),
+            at=wiring.now(),
             policy=wiring.policy(),
         )
         if isinstance(done, undo.Undoing):
@@ -105,7 +104,7 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     )
 
     def act(answers: dict[str, str]) -> str:
-        approvals.reject(proposal_id=proposal.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
+        approvals.reject(proposal_id=proposal.pk, reason=answers["reason"], by=page.actor(request), at=wiring.now())
         return f"The proposal is {'withdrawn' if is_proposer else 'rejected'}. No money was moved."
 
     next_page = reverse("admin:market", args=[proposal.market_id])
@@ -130,7 +129,7 @@ def _preview_now(proposal: Proposal, *, compute_all: bool) -> preview_cache.Kept
     market = proposal.market
     market.effective_close_at = proposal.effective_close_at
     (kept,) = resolve.latest_previews(
-        market, [proposals.decision_of(proposal)], at=timezone.now(), compute_all=compute_all
+        market, [proposals.decision_of(proposal)], at=wiring.now(), compute_all=compute_all
     )
     return kept
 
@@ -149,7 +148,7 @@ def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
     ]
 
     def act(reason: str) -> str:
-        done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=timezone.now())
+        done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=wiring.now())
         wiring.after_decision(done)
         return f"The resolution of market {market.pk} is withdrawn. None of its payouts will be sent."
 
@@ -175,7 +174,7 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
             market_id=market.pk,
             reason=reason,
             by=page.actor(request),
-            at=timezone.now(),
+            at=wiring.now(),
             policy=wiring.policy(),
         )
         if isinstance(done, proposals.Proposed):
@@ -245,7 +244,7 @@ def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
             outcome=answers["outcome"],
             reason=answers["reason"],
             by=page.actor(request),
-            at=timezone.now(),
+            at=wiring.now(),
             policy=wiring.policy(),
         )
         wiring.after_decision(done)

@@ -6,7 +6,6 @@ from typing import Any
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page
 from markets.models import Market
@@ -36,7 +35,7 @@ SHOWN = 100
 @page.page("answer_dispute")
 def disputes(request: HttpRequest) -> HttpResponse:
     """List the disputes in one state, by deadline."""
-    at, state = timezone.now(), request.GET.get("state", "OPEN")
+    at, state = wiring.now(), request.GET.get("state", "OPEN")
     state = state if state in TABS else "OPEN"
     rows = [(dispute, service.is_overdue(dispute, at=at)) for dispute in service.queue(state)[:SHOWN]]
     context = {"title": "Disputes", "rows": rows, "tabs": TABS, "state": state, "shown": SHOWN}
@@ -46,7 +45,7 @@ def disputes(request: HttpRequest) -> HttpResponse:
 @page.page("answer_dispute")
 def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
     """Show one dispute with its events. For a disputed bet, explain its result from the books."""
-    dispute, at = _dispute(dispute_id), timezone.now()
+    dispute, at = _dispute(dispute_id), wiring.now()
     context: dict[str, Any] = {
         "title": "Dispute",
         "dispute": dispute,
@@ -73,7 +72,7 @@ def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     )
 
     def act(answers: dict[str, str]) -> str:
-        service.answer(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
+        service.answer(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=wiring.now())
         return "Your answer is recorded, and the member is told."
 
     return page.ask(request, question, act)
@@ -87,7 +86,7 @@ def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     question = _question(dispute, "Reject the dispute", effects, "Reject it", money=False)
 
     def act(answers: dict[str, str]) -> str:
-        service.reject(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=timezone.now())
+        service.reject(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=wiring.now())
         return "The dispute is rejected, and the member is told."
 
     return page.ask(request, question, act)
@@ -111,7 +110,7 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
             remedy=answers["remedy"],
             text=answers["text"],
             by=page.actor(request),
-            at=timezone.now(),
+            at=wiring.now(),
         )
         if upheld.to_send:
             wiring.after_retry(*upheld.to_send)

@@ -8,10 +8,10 @@ from typing import Any
 import redis
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from api.console import page
+from payments import wiring
 from payments.monitoring import overview
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ BARS = {
 @page.page("view_console")
 def home(request: HttpRequest) -> HttpResponse:
     """Show the home page."""
-    at = timezone.now()
+    at = wiring.now()
     now, figures = overview.now(at=at), overview.figures()
     context = {
         "title": "Home",

@@ -2,9 +2,9 @@
 
 from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page
+from payments import wiring
 from payments.monitoring import overview
 from payments.payouts.evidence import orphans
 from payments.payouts.operations import in_doubt as payouts_in_doubt
@@ -15,7 +15,7 @@ SHOWN = 200
 @page.page("view_console")
 def in_doubt(request: HttpRequest) -> HttpResponse:
     """Show the number of payouts in doubt by age, a list of the oldest, and the requests that our books do not have."""
-    at = timezone.now()
+    at = wiring.now()
     now = overview.now(at=at)
     rows = payouts_in_doubt.in_doubt(limit=SHOWN)
     context = {

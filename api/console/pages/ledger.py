@@ -12,6 +12,7 @@ from django.utils.dateparse import parse_date
 
 from api.console import page, paging
 from markets.models import NAIROBI
+from payments import wiring
 from payments.ledger import journal, statements
 from payments.ledger import trial_balance as ledger_trial_balance
 from payments.models import LedgerAccount
@@ -131,7 +132,7 @@ def _file(name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -
         for row in rows:
             yield writer.writerow([plain(cell) for cell in row])
 
-    stamp = timezone.localtime(timezone.now()).strftime("%Y%m%d-%H%M")
+    stamp = timezone.localtime(wiring.now()).strftime("%Y%m%d-%H%M")
     headers = {"Content-Disposition": f'attachment; filename="{stamp}-{name}"'}
     return StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8", headers=headers)
 

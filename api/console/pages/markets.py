@@ -6,7 +6,6 @@ import redis
 from django.core.cache import cache
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path
-from django.utils import timezone
 
 from api.console import page, paging
 from markets.models import NAIROBI, Market
@@ -34,7 +33,7 @@ WORKING, QUIET = 2, 15
 @page.page("view_console")
 def markets(request: HttpRequest) -> HttpResponse:
     """List the markets in one state that match the search."""
-    at = timezone.now()
+    at = wiring.now()
     tab = request.GET.get("show", "all")
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
     rows = Market.objects.all()
@@ -64,7 +63,7 @@ def markets(request: HttpRequest) -> HttpResponse:
 def market(request: HttpRequest, market_id: int) -> HttpResponse:
     """Show one market, with buttons for the actions that its state allows."""
     market = _market(market_id)
-    at = timezone.now()
+    at = wiring.now()
     progress = payout_progress.progress(market, at=at, policy=wiring.policy())
     settlement = progress.settlement if progress is not None else None
     state = settlement.state if settlement is not None else None

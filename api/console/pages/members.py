@@ -8,9 +8,9 @@ from typing import Any
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page, paging
+from payments import wiring
 from payments.ledger import statements
 from payments.models import LedgerAccount
 from payments.payouts.operations import timeline
@@ -76,7 +76,7 @@ def open_phone(request: HttpRequest, member_id: int) -> HttpResponse:
     if not reason:
         messages.error(request, "Give a reason. The number was not shown.")
         return _page(request, member, {})
-    number = phone_access.phone_number(member_id=member.pk, reason=reason, by=page.actor(request), at=timezone.now())
+    number = phone_access.phone_number(member_id=member.pk, reason=reason, by=page.actor(request), at=wiring.now())
     return _page(request, member, {"opened": number})
 
 
@@ -94,7 +94,7 @@ def note(request: HttpRequest, member_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        staff_notes.add(member_id=member.pk, text=answers["text"], by=page.actor(request), at=timezone.now())
+        staff_notes.add(member_id=member.pk, text=answers["text"], by=page.actor(request), at=wiring.now())
         return "The note is saved."
 
     return page.ask(request, question, act)

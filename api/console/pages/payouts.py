@@ -2,7 +2,6 @@
 
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page, paging
 from api.console.pages.audit import ACTIONS
@@ -44,7 +43,7 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Show one payout and its timeline, with buttons for the actions that its state allows."""
     shown = None
     if transaction_id <= paging.LARGEST_ID:
-        shown = timeline.of_payout(transaction_id, at=timezone.now(), policy=wiring.policy())
+        shown = timeline.of_payout(transaction_id, at=wiring.now(), policy=wiring.policy())
     if shown is None:
         raise Http404(f"There is no transaction {transaction_id}.")
     context = {
@@ -90,7 +89,7 @@ def retry(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        retried = actions.retry(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        retried = actions.retry(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
         wiring.after_retry(retried.pk)
         return f"Payout {retried.pk} is pending and will be sent again."
 
@@ -110,7 +109,7 @@ def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.ask_now(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        actions.ask_now(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
         wiring.hint(wiring.ASK_ABOUT_DOUBTS)
         return "The query is sent now. Its answer appears on this page."
 
@@ -131,7 +130,7 @@ def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         reason, by = answers["reason"], page.actor(request)
-        actions.hold(transaction_id=payout.pk, reason=reason, by=by, at=timezone.now())
+        actions.hold(transaction_id=payout.pk, reason=reason, by=by, at=wiring.now())
         return f"Payout {payout.pk} is held. No money left."
 
     return page.ask(request, question, act)
@@ -152,7 +151,7 @@ def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.release(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        actions.release(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
         wiring.after_retry(payout.pk)
         return f"Payout {payout.pk} is due now."
 
@@ -175,7 +174,7 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.redirect_to_wallet(transaction_id=payout.pk, by=page.actor(request), at=timezone.now())
+        actions.redirect_to_wallet(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
         return f"{kes(payout.amount)} is in the member's wallet."
 
     return page.ask(request, question, act)
@@ -198,7 +197,7 @@ def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        by, at = page.actor(request), timezone.now()
+        by, at = page.actor(request), wiring.now()
         reissue.propose(transaction_id=payout.pk, grounds=answers["grounds"], by=by, at=at)
         return "The new number is proposed. Another person must confirm it on this page. Until then no money moves."
 
@@ -245,7 +244,7 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
             receipt=receipt,
             grounds=answers["grounds"],
             by=page.actor(request),
-            at=timezone.now(),
+            at=wiring.now(),
             policy=wiring.policy(),
         )
         if proposed is not None:
@@ -297,7 +296,7 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        by, at = page.actor(request), timezone.now()
+        by, at = page.actor(request), wiring.now()
         if is_reissue:
             reissue.confirm(verdict_id=proposed.pk, by=by, at=at)
             wiring.after_retry(payout.pk)
@@ -326,7 +325,7 @@ def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        decisions.refuse(verdict_id=proposed.pk, reason=answers["reason"], by=page.actor(request), at=timezone.now())
+        decisions.refuse(verdict_id=proposed.pk, reason=answers["reason"], by=page.actor(request), at=wiring.now())
         return "The proposed decision is dropped. The payout stays as it is."
 
     return page.ask(request, question, act)

@@ -11,10 +11,10 @@ from django.db.models import F, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page, paging
 from api.console.templatetags.console import counted, kes
+from payments import wiring
 from payments.ledger import journal, receivables
 from payments.models import Recovery
 from users import phone
@@ -120,7 +120,7 @@ def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
         if typed is None or typed > 100:
             raise NotAPercentage("The percentage must be a whole number from 1 to 100. Nothing was done.")
         decided = receivables.decide_set_off(
-            **subject, pct=typed, by=page.actor(request), at=timezone.now(), expected=request.POST.get("seen", "")
+            **subject, pct=typed, by=page.actor(request), at=wiring.now(), expected=request.POST.get("seen", "")
         )
         return f"Up to {typed} % of each later dividend is kept, for {counted(len(decided), 'debt')}."
 
@@ -143,7 +143,7 @@ def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
 
     def act(answers: dict[str, str]) -> str:
         decided = receivables.write_off(
-            **subject, reason=answers["reason"], by=page.actor(request), at=timezone.now(),
+            **subject, reason=answers["reason"], by=page.actor(request), at=wiring.now(),
             expected=request.POST.get("seen", ""),
         )  # fmt: skip
         return f"We wrote off {counted(len(decided), 'debt')}, {kes(_sum(owing))} in total."

@@ -16,7 +16,6 @@ from django.core.validators import URLValidator
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import path, reverse
-from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.http import urlencode
 from rest_framework.exceptions import ValidationError as BodyError
@@ -52,7 +51,7 @@ class NotAnAddress(Refusal):
 def choose(request: HttpRequest, market_id: int) -> HttpResponse:
     """Show step one: the effects of each decision side by side."""
     market = undecided(market_id)
-    at, policy = timezone.now(), wiring.policy()
+    at, policy = wiring.now(), wiring.policy()
     previews = latest_previews(market, preview.choices(market), at=at)
     context = {
         "title": f"Resolve market {market.pk}",
@@ -115,7 +114,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
     decision = _decision(kind, rest, market)
     if decision is None:
         return HttpResponseRedirect(reverse("admin:market_choose", args=[market.pk]))
-    at, policy = timezone.now(), wiring.policy()
+    at, policy = wiring.now(), wiring.policy()
     ended, problem = _moment(asked.get("ended", ""))
     decision = replace(decision, effective_close_at=ended)
     # `act` refuses an end in the future. Until then the page shows the figures of a decision without that end.
@@ -164,7 +163,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
                 evidence=Evidence(url=answers.get("evidence_url", ""), note=answers.get("evidence_note", "")),
             ),
             by=page.actor(request),
-            at=timezone.now(),
+            at=wiring.now(),
             policy=policy,
             preview_hash=request.POST.get("hash", ""),
         )

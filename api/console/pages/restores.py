@@ -2,7 +2,6 @@
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page
 from payments import wiring
@@ -52,7 +51,7 @@ def decide(request: HttpRequest) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         decisions.propose(
-            reference=answers["reference"], grounds=answers["grounds"], by=page.actor(request), at=timezone.now()
+            reference=answers["reference"], grounds=answers["grounds"], by=page.actor(request), at=wiring.now()
         )
         return "Your decision is stored. Nothing leaves until another person confirms it."
 
@@ -86,7 +85,7 @@ def confirm(request: HttpRequest) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        chosen, at = int(answers["decision"]), timezone.now()
+        chosen, at = int(answers["decision"]), wiring.now()
         if answers["answer"] == "refuse":
             decisions.refuse(decision_id=chosen, by=page.actor(request), at=at, reason=answers["reason"])
             return "The decision is refused. The payouts go on waiting."

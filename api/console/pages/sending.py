@@ -3,7 +3,6 @@
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path, reverse
-from django.utils import timezone
 
 from api.console import page
 from payments import wiring
@@ -61,7 +60,7 @@ def switch_off(request: HttpRequest) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        breakers.switch_off(reason=answers["reason"], by=page.actor(request), at=timezone.now())
+        breakers.switch_off(reason=answers["reason"], by=page.actor(request), at=wiring.now())
         return "Sending is off. No payout is sent until a person starts sending again."
 
     return page.ask(request, question, act)
@@ -81,7 +80,7 @@ def switch_on(request: HttpRequest) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        breakers.switch_on(by=page.actor(request), at=timezone.now())
+        breakers.switch_on(by=page.actor(request), at=wiring.now())
         wiring.nudge(wiring.SEND_DUE_PAYOUTS)
         return "Sending is on."
 
@@ -109,7 +108,7 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        breakers.lift(STOPS[cause], by=page.actor(request), reason=answers["reason"], at=timezone.now())
+        breakers.lift(STOPS[cause], by=page.actor(request), reason=answers["reason"], at=wiring.now())
         wiring.nudge(wiring.SEND_DUE_PAYOUTS)
         return "The stop is ended. Due payouts are sent again."
 

@@ -239,7 +239,8 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
             for opening in openings:
                 with CaptureQueriesContext(connection) as queries:
                     client.get(address(name))
-                opening[name] = len(queries)
+                # The database's clock is measured once a minute, on any page.
+                opening[name] = sum("clock_timestamp" not in query["sql"] for query in queries.captured_queries)
         return openings[0], openings[1]
 
     console_scenes.to_decide(at)

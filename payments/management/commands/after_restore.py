@@ -6,10 +6,10 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from markets.models import NAIROBI
+from payments import wiring
 from payments.payouts.restores import asking, decisions, detection
 from payments.policy import Policy
 from users import audit, auth, phone
@@ -30,7 +30,7 @@ class Command(BaseCommand):
         parser.add_argument("--reason", default="", help="The evidence in words, such as the statement that was read.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        at = timezone.now()
+        at = wiring.now()
         if options["decide"]:
             self._decide(options, at)
         elif not options["list"]:

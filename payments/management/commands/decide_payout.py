@@ -5,8 +5,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 
+from payments import wiring
 from payments.payouts.operations import decisions
 from payments.policy import Policy
 from users import audit, auth, phone
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        at = timezone.now()
+        at = wiring.now()
         people = []
         for number in options["by"]:
             try:

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from django.utils import timezone
 
+from payments import wiring
 from payments.models import Breaker
 from payments.payouts.evidence import orphans
 from payments.payouts.operations import in_doubt
@@ -15,7 +15,7 @@ class Command(BaseCommand):
     help = "List the payouts in doubt with amount, age and status queries, and the reasons why sending is paused."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        at = timezone.now()
+        at = wiring.now()
         payouts = in_doubt.in_doubt()
         for payout in payouts:
             last_asked = f"last asked {_age(payout.last_asked_at, at)} ago" if payout.last_asked_at else "not asked yet"

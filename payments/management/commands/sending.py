@@ -7,8 +7,8 @@ import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.utils import timezone
 
+from payments import wiring
 from payments.payouts import breakers
 from users import audit
 
@@ -21,7 +21,7 @@ class Command(BaseCommand):
         parser.add_argument("--reason", default="", help="The reason for switching off, which the console shows.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        at, by = timezone.now(), audit.Actor(user_id=None, source=f"command by {getpass.getuser()}"[:64])
+        at, by = wiring.now(), audit.Actor(user_id=None, source=f"command by {getpass.getuser()}"[:64])
         if options["state"] == "off":
             breakers.switch_off(reason=options["reason"], by=by, at=at)
         else:

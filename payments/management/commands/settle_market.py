@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 
 from markets import locks
 from payments import wiring
@@ -35,8 +34,8 @@ class Command(BaseCommand):
         try:
             progress = settling.settle(
                 market_id=market_id,
-                at=timezone.now(),
-                clock=timezone.now,
+                at=wiring.now(),
+                clock=wiring.now,
                 policy=wiring.policy(),
                 keep_going=lambda: time.monotonic() < until,
             )

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from payments import failpoints
 from payments.ledger import journal
@@ -65,15 +65,31 @@ def asked_with(token: str) -> str:
 # --- questions -------------------------------------------------------------------------------------------------------
 
 
+def count_due(*, at: datetime, limit: int) -> int:
+    """Count the orphans whose next status query is due, up to `limit`."""
+    return _due(at)[:limit].count()
+
+
+def _due(at: datetime) -> QuerySet[Orphan]:
+    return Orphan.objects.filter(state=State.WAITING, next_query_at__lte=at).order_by("next_query_at", "pk")
+
+
+def withdraw(query: DueQuery, *, at: datetime, policy: Policy) -> None:
+    """Take back a query that never left, and make the next query due after `retry_after`. Locks: the Orphan."""
+    waiting = Orphan.objects.filter(
+        originator_conversation_id=query.originator_conversation_id, state=State.WAITING, queries__gt=0
+    )
+    waiting.update(queries=F("queries") - 1, next_query_at=at + policy.retry_after)
+
+
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
     """Claim up to `limit` orphans whose next status query is due. The gaps double from `query_gap` to an hour.
 
     Locks: the Orphans (skipping locked ones).
     """
     with transaction.atomic(durable=True):
-        due = Orphan.objects.filter(state=State.WAITING, next_query_at__lte=at).order_by("next_query_at", "pk")
         queries = []
-        for orphan in due.select_for_update(skip_locked=True, no_key=True)[:limit]:
+        for orphan in _due(at).select_for_update(skip_locked=True, no_key=True)[:limit]:
             gap = min(policy.query_gap * 2 ** min(orphan.queries, 10), LONGEST_QUERY_GAP)
             orphan.queries, orphan.next_query_at = orphan.queries + 1, at + gap
             orphan.save(update_fields=["queries", "next_query_at"])

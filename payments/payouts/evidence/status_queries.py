@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from django.db import transaction
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 
 from payments import failpoints
 from payments.models import Attempt, StatusQuery, Transaction
@@ -40,6 +40,15 @@ class DueQuery:
     token: str
 
 
+def count_due(*, at: datetime, limit: int) -> int:
+    """Count the attempts whose next status query is due, up to `limit`."""
+    return _due(at)[:limit].count()
+
+
+def _due(at: datetime) -> QuerySet[Attempt]:
+    return Attempt.objects.filter(next_query_at__lte=at).exclude(state__in=[State.WAITING, State.PAID])
+
+
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
     """Claim up to `limit` attempts whose next status query is due, and store a query for each attempt.
 
@@ -48,8 +57,7 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
     Locks: Transactions (skipping locked ones), then their Attempts.
     """
     with transaction.atomic(durable=True):
-        waiting = Attempt.objects.filter(next_query_at__lte=at).exclude(state__in=[State.WAITING, State.PAID])
-        ids = list(waiting.order_by("next_query_at").values_list("transaction", "pk")[:limit])
+        ids = list(_due(at).order_by("next_query_at").values_list("transaction", "pk")[:limit])
         payouts = {
             payout.pk: payout
             for payout in Transaction.objects.filter(pk__in=[payout for payout, _ in ids])
@@ -90,7 +98,8 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
 def post(query: DueQuery, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
     """POST one status query and return Daraja's id for the query, or None if Daraja did not take it.
 
-    Touches no database. A failure needs no record, because `ask` has already scheduled the next query.
+    Touches no database. A refusal needs no record, because `ask` has already scheduled the next query.
+    Raises: NotSent if the query never left. Then call `withdraw`.
     """
     try:
         accepted = gateway.ask_status(
@@ -99,10 +108,34 @@ def post(query: DueQuery, *, gateway: QueryGateway, addresses: Addresses) -> str
             timeout_url=addresses.timeout(query.token),
             remarks="Payout status",
         )
+    except gateway_errors.NotSent:
+        raise
     except gateway_errors.GatewayError as error:
         log.warning("Status query about %s not taken: %s", query.originator_conversation_id, error)
         return None
     return accepted.conversation_id
+
+
+def withdraw(query: DueQuery, *, at: datetime, policy: Policy) -> None:
+    """Remove a query that never left, and make the next query due after `retry_after`.
+
+    A query that nobody could answer must not count: the gap to the next query doubles with each query, and a retry
+    waits for one query about the failed request.
+    Idempotent: does nothing if the query is not the attempt's last, or has been answered.
+    Locks: Transaction, Attempt.
+    """
+    if query.query_id is None:  # The query is about an orphan.
+        return
+    with transaction.atomic(durable=True):
+        asked = StatusQuery.objects.filter(pk=query.query_id, verdict="", conversation_id="").first()
+        if asked is None:
+            return
+        _, attempt = attempts.locked(asked.attempt_id)
+        if attempt.queries.filter(number__gt=asked.number).exists():
+            return
+        StatusQuery.objects.filter(pk=asked.pk, verdict="").delete()
+        if attempt.next_query_at is not None:
+            attempts.ask_at(attempt, min(attempt.next_query_at, at + policy.retry_after))
 
 
 def record_query_id(query: DueQuery, conversation_id: str) -> None:

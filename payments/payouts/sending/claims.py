@@ -55,7 +55,8 @@ class PaymentGateway(Protocol):
 class Claim:
     """A request that must be POSTed now, with its attempt committed as SENDING.
 
-    `skips_queue`: the request is sent again, so it did not wait in the fair queue.
+    `skips_queue`: the request is sent again, so it did not wait in the fair queue. `posted_at` tells this POST from a
+    later POST of the same attempt.
     Units: whole shillings.
     """
 
@@ -68,6 +69,7 @@ class Claim:
     external_ref: str
     token: str
     skips_queue: bool
+    posted_at: datetime | None
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -270,6 +272,7 @@ def _claim_of(attempt: Attempt, payout: Transaction, addresses: Addresses, *, sk
         external_ref=payout.external_ref,
         token=addresses.token(attempt.originator_conversation_id),
         skips_queue=skips_queue,
+        posted_at=attempt.posted_at,
     )
 
 

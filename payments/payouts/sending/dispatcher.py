@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
 import redis
+from django.db import InterfaceError, OperationalError, connection
 
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.bulk_client import Ended, Payment
@@ -38,6 +39,9 @@ LATE_SECONDS = 0.015
 # The number of claims that may wait for a free connection is this share (1.5 per cent) of the requests that the limit
 # allows in one second. This is less than the two per cent that our pace leaves free.
 QUEUE_SHARE = Decimal("0.015")
+# Responses are kept in memory for this long while PostgreSQL is away, for example during a restart. Later the requests
+# are in doubt, and status queries find their results.
+RECORD_PATIENCE_SECONDS = 60.0
 LONGEST_REST = 1.0
 LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
@@ -92,7 +96,7 @@ class Dispatcher:
         )
         for claim in claims:
             response = sending_claims.call(claim, gateway=self.gateway, addresses=self.addresses)
-            responses.record(claim, response, at=self.clock(), policy=self.policy)
+            self._record([(claim, response)])
         return bool(claims)
 
     def run(self, *, keep_going: Callable[[], bool]) -> int:
@@ -140,36 +144,47 @@ class Dispatcher:
     def ask_due(self, *, for_seconds: float) -> int:
         """POST the status queries that are due, and return their number.
 
-        Raises: redis.RedisError.
+        Slots are reserved before the queries are stored. So a query that cannot leave is not counted as asked.
+        Raises: redis.RedisError. Then the queries stay due.
         """
         until = time.monotonic() + for_seconds
         asked = 0
         with ThreadPoolExecutor(max_workers=QUERIES_AT_ONCE, thread_name_prefix="ask") as threads:
             while time.monotonic() < until:
                 asked_at = self.clock()
-                due: Any = {"policy": self.policy, "addresses": self.addresses, "limit": QUERIES_AT_ONCE}
-                queries = orphans.ask(at=asked_at, **due) or status_queries.ask(at=asked_at, **due)
+                slots, reserved_at = self._query_slots(asked_at), time.monotonic()
+                claim: Any = {"policy": self.policy, "addresses": self.addresses, "limit": len(slots)}
+                queries = orphans.ask(at=asked_at, **claim) or status_queries.ask(at=asked_at, **claim)
                 if not queries:
                     break
                 under_way = {}
-                for query in queries:
-                    slots = self.query_limiter.reserve(longest_wait_seconds=LONGEST_QUERY_WAIT)
-                    if not slots:
-                        # This query is never posted. It counts as unanswered, and `ask` has scheduled the next query.
-                        continue
-                    time.sleep(slots[0])
+                for query, slot in zip(queries, slots, strict=False):
+                    time.sleep(max(0.0, reserved_at + slot - time.monotonic()))
                     post = threads.submit(status_queries.post, query, gateway=self.gateway, addresses=self.addresses)
                     under_way[post] = query
                 is_taken = False
                 for post, query in under_way.items():
-                    if conversation_id := post.result():
-                        status_queries.record_query_id(query, conversation_id)
-                        is_taken = True
+                    try:
+                        if conversation_id := post.result():
+                            status_queries.record_query_id(query, conversation_id)
+                            is_taken = True
+                    except gateway_errors.NotSent as error:
+                        log.warning("Status query about %s not sent: %s", query.originator_conversation_id, error)
+                        about = orphans if query.query_id is None else status_queries
+                        about.withdraw(query, at=self.clock(), policy=self.policy)
                 if is_taken:
                     breakers.reached(asked_at, at=self.clock())
                 breakers.judge(at=self.clock(), policy=self.policy)
                 asked += len(queries)
         return asked
+
+    def _query_slots(self, at: datetime) -> list[float]:
+        """Reserve a slot for each due query, up to QUERIES_AT_ONCE. Return the seconds to wait for each slot.
+
+        Raises: redis.RedisError.
+        """
+        due = orphans.count_due(at=at, limit=QUERIES_AT_ONCE) or status_queries.count_due(at=at, limit=QUERIES_AT_ONCE)
+        return self.query_limiter.reserve(due, longest_wait_seconds=LONGEST_QUERY_WAIT) if due else []
 
     def _claim(self, room: int, last_served: int) -> tuple[list[sending_claims.Claim], bool]:
         """Reserve slots for at most `room` requests. Claim at most one payout for each slot, and start the requests.
@@ -264,9 +279,24 @@ class Dispatcher:
         )
 
     def _record(self, received: Responses) -> Responses:
-        """Record the responses and return an empty list."""
-        if received:
-            responses.record_all(received, at=self.clock(), policy=self.policy)
+        """Record the responses and return an empty list. While PostgreSQL is away, wait for it.
+
+        Recording the same response twice changes nothing, so a commit whose answer was lost does no harm.
+        Raises: django.db.OperationalError or InterfaceError after RECORD_PATIENCE_SECONDS.
+        """
+        until, rest = time.monotonic() + RECORD_PATIENCE_SECONDS, 0.0
+        while received:
+            try:
+                responses.record_all(received, at=self.clock(), policy=self.policy)
+                break
+            except (OperationalError, InterfaceError) as error:
+                if time.monotonic() >= until:
+                    log.error("%s responses are lost, and status queries ask about them: %s", len(received), error)
+                    raise
+                log.warning("%s responses wait until PostgreSQL answers: %s", len(received), error)
+                connection.close_if_unusable_or_obsolete()
+                rest = min(LONGEST_REST, rest + 2 * TICK_SECONDS)
+                time.sleep(rest)
         return []
 
 

@@ -73,8 +73,9 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
             attempt.save(update_fields=["conversation_id"])
         if isinstance(response, gateway_errors.OutcomeUnknown) and response.duplicate:
             attempts.mark_known(attempt, at=at)
-        if attempt.state != State.SENDING:
-            log.info("A callback was faster than the response for %s", attempt)
+        # A response may be recorded late, or twice after a lost commit. Meanwhile the id may have been POSTed again.
+        if attempt.state != State.SENDING or claim.posted_at != attempt.posted_at:
+            log.info("A callback or a later POST was faster than the response for %s", attempt)
         elif isinstance(response, client.Accepted):
             attempts.accept(attempt, ask_at=at + policy.query_after)
             breakers.acknowledged(attempt.posted_at, at=at)

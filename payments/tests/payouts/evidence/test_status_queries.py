@@ -95,7 +95,7 @@ def test_query_is_posted_with_its_own_address(payout: Transaction) -> None:
 
 @pytest.mark.parametrize(
     "response",
-    [payout_steps.READ_TIMEOUT, payout_steps.NO_CONNECTION, payout_steps.REJECTED, payout_steps.DUPLICATE],
+    [payout_steps.READ_TIMEOUT, payout_steps.REJECTED, payout_steps.DUPLICATE],
     ids=str,
 )
 def test_query_that_is_not_taken_changes_nothing(payout: Transaction, response: gateway_errors.GatewayError) -> None:
@@ -110,6 +110,41 @@ def test_query_that_is_not_taken_changes_nothing(payout: Transaction, response: 
     # then
     assert taken is None
     assert question(attempt, after(80)).query_id != query.query_id
+
+
+def test_query_that_never_left_does_not_count(payout: Transaction) -> None:
+    # given
+    attempt = sent(payout)
+    first, second = question(attempt, after(20)), question(attempt, after(80))
+
+    # when
+    with pytest.raises(gateway_errors.NotSent):
+        status_queries.post(
+            second, gateway=payout_steps.FakeGateway(payout_steps.NO_CONNECTION), addresses=ADDRESSES
+        )  # fmt: skip
+    for _ in range(2):
+        status_queries.withdraw(second, at=after(81), policy=payout_steps.POLICY)
+
+    # then: the first query still counts, and the second is due again soon, not after its long gap
+    attempt.refresh_from_db()
+    assert list(attempt.queries.values_list("pk", flat=True)) == [first.query_id]
+    assert attempt.next_query_at == after(81) + payout_steps.POLICY.retry_after
+    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+    question(attempt, after(100))
+    assert [query.number for query in attempt.queries.order_by("number")] == [1, 2]
+
+
+def test_answered_or_superseded_query_is_not_withdrawn(payout: Transaction) -> None:
+    # given
+    attempt = sent(payout)
+    first, second = question(attempt, after(20)), question(attempt, after(80))
+    status_queries.record_query_id(second, "AG_20260216_7")
+
+    # then
+    with nothing_moved():
+        status_queries.withdraw(first, at=after(81), policy=payout_steps.POLICY)
+        status_queries.withdraw(second, at=after(81), policy=payout_steps.POLICY)
+    assert attempt.queries.count() == 2
 
 
 def test_waiting_paid_and_failed_attempts_are_not_asked_about() -> None:

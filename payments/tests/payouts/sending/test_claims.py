@@ -50,6 +50,7 @@ def test_claim_commits_its_attempt_and_moves_money_in_flight(payout: Transaction
         external_ref=payout.external_ref,
         token=ADDRESSES.token(f"{payout.external_ref}-1"),
         skips_queue=False,
+        posted_at=AT,
     )
     assert states(payout, attempt) == ("PROCESSING", "SENDING")
     assert (attempt.posted_at, attempt.first_sent_at, attempt.next_query_at) == (AT, AT, after(20))

@@ -441,7 +441,7 @@ def test_every_attempt_in_doubt_is_asked_about_once(dispatcher: Dispatcher) -> N
 def test_queries_that_are_not_taken_are_asked_again_later(dispatcher: Dispatcher) -> None:
     # given
     in_doubt(3)
-    gateway = payout_steps.FakeGateway(*[payout_steps.NO_CONNECTION] * 3)
+    gateway = payout_steps.FakeGateway(*[payout_steps.READ_TIMEOUT] * 3)
 
     # when
     asked = later(dispatcher, gateway=gateway).ask_due(for_seconds=FOR_SECONDS)
@@ -451,6 +451,36 @@ def test_queries_that_are_not_taken_are_asked_again_later(dispatcher: Dispatcher
     assert StatusQuery.objects.filter(conversation_id="").count() == 3
     assert set(Attempt.objects.values_list("state", flat=True)) == {"IN_DOUBT"}
     assert AT < min(Attempt.objects.values_list("next_query_at", flat=True)) > after(60)
+
+
+def test_queries_that_never_left_are_soon_due_again(dispatcher: Dispatcher) -> None:
+    # given
+    in_doubt(3)
+    gateway = payout_steps.FakeGateway(*[payout_steps.NO_CONNECTION] * 3)
+
+    # when
+    later(dispatcher, gateway=gateway).ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert StatusQuery.objects.count() == 0
+    assert max(Attempt.objects.values_list("next_query_at", flat=True)) < after(60)
+
+
+def test_without_redis_queries_stay_due_and_uncounted(dispatcher: Dispatcher) -> None:
+    # given
+    in_doubt(3)
+    due_before = list(Attempt.objects.order_by("pk").values_list("next_query_at", flat=True))
+    with redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=2, socket_timeout=2) as down:
+        losing = Limiter(connection=down, name="status", per_second=Decimal(5))
+
+        # when
+        with nothing_moved(), pytest.raises(redis.RedisError):
+            later(dispatcher, query_limiter=losing).ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert StatusQuery.objects.count() == 0
+    assert list(Attempt.objects.order_by("pk").values_list("next_query_at", flat=True)) == due_before
+    assert later(dispatcher).ask_due(for_seconds=FOR_SECONDS) == 3
 
 
 def test_nothing_is_asked_without_attempts_in_doubt(dispatcher: Dispatcher) -> None:
