@@ -85,6 +85,7 @@ def sending(gateway: payout_steps.FakeGateway) -> Dispatcher:
         addresses=payout_steps.ADDRESSES,
         policy=POLICY,
         clock=lambda: after(1),
+        before_claim=lambda: None,
         in_flight=8,
     )
 
