@@ -386,6 +386,20 @@ def test_queries_about_an_orphan_come_at_growing_gaps() -> None:
     assert asked == [10, 70, 190, 430]
 
 
+def test_query_about_an_orphan_that_never_left_does_not_count() -> None:
+    # given
+    lost_and_paid()
+    (query,) = orphans.ask(at=after(10), policy=POLICY, addresses=ADDRESSES, limit=10)
+
+    # when
+    orphans.withdraw(query, at=after(11), policy=POLICY)
+
+    # then: due again soon, and the gap has not grown
+    orphan = Orphan.objects.get()
+    assert (orphan.queries, orphan.next_query_at) == (0, after(11) + POLICY.retry_after)
+    assert orphans.count_due(at=after(60), limit=10) == 1
+
+
 @pytest.mark.parametrize("trusted", [True, False])
 def test_untrusted_result_alone_puts_nothing_into_suspense(trusted: bool) -> None:
     loss = Loss()
