@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -20,7 +20,7 @@ from markets import parimutuel
 from markets.models import NAIROBI, Bet, Market
 from payments.ledger import journal, receivables
 from payments.mpesa import tariff
-from payments.payouts import float_balance
+from payments.payouts import day_limit, float_balance
 from payments.policy import Policy
 from payments.settlement import allocation
 from payments.settlement import division as settlement_division
@@ -299,14 +299,11 @@ def _notes(division: _Division, members: Mapping[str, Any], at: datetime, policy
     """Find the members who are not paid as usual, for each reason in WHAT_HAPPENS."""
     if division.divided.refund:
         return ()
-    midnight = at.astimezone(NAIROBI).replace(hour=0, minute=0, second=0, microsecond=0)
     debts = members["kept_by_member"]
     rows = _rows(
         f"""
         WITH {allocation.due(_won(division.divided), debtors=bool(debts))}, sent AS (
-            SELECT t.user_id, sum(a.amount) AS amount FROM payments_attempt a
-            JOIN payments_transaction t ON t.id = a.transaction_id
-            WHERE a.opened_at >= %(midnight)s AND a.state <> 'FAILED' GROUP BY t.user_id
+            SELECT user_id, amount FROM payments_daytotal WHERE day = %(today)s
         ), noted AS (
             SELECT 'suspended' AS reason, c.user_id, c.by_mpesa AS amount FROM split c
             JOIN users_customuser u ON u.id = c.user_id WHERE NOT u.is_active
@@ -330,7 +327,7 @@ def _notes(division: _Division, members: Mapping[str, Any], at: datetime, policy
         """,  # noqa: S608 - fixed text
         division.parameters()
         | {
-            "midnight": midnight,
+            "today": day_limit.day_of(at),
             "day_limit": policy.day_limit,
             "by_mpesa": policy.destination == "mpesa",
             "min": policy.min_amount,
@@ -340,10 +337,24 @@ def _notes(division: _Division, members: Mapping[str, Any], at: datetime, policy
         },
     )
     notes = {}
-    for reason, count, total, *_ in rows:
+    for reason, count, total, user_id, _, amount in rows:
+        if reason in notes:
+            continue
         first = tuple(_member(row[3], row[4], row[5]) for row in rows if row[0] == reason)
-        notes[reason] = MemberNote(reason, WHAT_HAPPENS[reason], count, total, first)
+        words = WHAT_HAPPENS[reason]
+        if reason == "day_limit":  # The first row is the member with the largest amount.
+            words += f" The last part leaves on {_last_day(user_id, amount, at, policy):%d %b %Y} at the earliest."
+        notes[reason] = MemberNote(reason, words, count, total, first)
     return tuple(notes.values())
+
+
+def _last_day(user_id: int, over: Decimal, at: datetime, policy: Policy) -> date:
+    """Return the day on which a member's last tranche leaves. `over` is what the limit of today holds back."""
+    today = day_limit.day_of(at)
+    sent = day_limit.sent_on(today, [user_id]).get(user_id, journal.ZERO)
+    tranches, rest = divmod(over + policy.day_limit - sent, policy.max_amount)
+    amounts = [Decimal(policy.max_amount)] * int(tranches) + ([rest] if rest else [])
+    return max(day_limit.plan(amounts, sent_today=sent, at=at, limit=policy.day_limit), default=today)
 
 
 WHAT_HAPPENS = {

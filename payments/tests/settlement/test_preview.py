@@ -159,6 +159,7 @@ def test_members_not_paid_as_usual_are_listed_with_the_reason(db: None) -> None:
         "suspended": (1, 50, suspended.pk),
         "set_off": (1, 20, debtor.pk),
     }
+    assert notes["day_limit"].what.endswith("The last part leaves on 17 Feb 2026 at the earliest.")
     assert not seen(made, weights={"Yes": 100}, rules=policy(destination="wallet")).figures.members["by_mpesa"]
 
 
