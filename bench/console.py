@@ -121,6 +121,7 @@ def examples(month: Any) -> dict[str, list[str]]:
         "payout_hold": [at("payout_hold", pending)],
         "payout_release": [at("payout_release", pending)],
         "payout_wallet": [at("payout_wallet", failed)],
+        "payout_reissue": [at("payout_reissue", failed)],
         "payout_decide": [at("payout_decide", held)],
         "payout_confirm": [at("payout_confirm", held)],
         "payout_refuse": [at("payout_refuse", held)],

@@ -17,7 +17,7 @@ from django.utils import timezone
 from api.console import site
 from api.security import POLICY
 from markets.models import NAIROBI, Market
-from payments.models import Dispute, LedgerAccount, Proposal, Recovery, Transaction
+from payments.models import Breaker, Dispute, LedgerAccount, Proposal, Recovery, Transaction
 from testing import builders, console_scenes, payout_steps
 from testing.builders import nothing_moved
 from testing.console_scenes import client_of, page_text
@@ -38,6 +38,7 @@ NEEDS = {
     "payout_hold": "act_on_payouts",
     "payout_release": "act_on_payouts",
     "payout_wallet": "act_on_payouts",
+    "payout_reissue": "decide_payout",
     "payout_decide": "decide_payout",
     "payout_confirm": "decide_payout",
     "payout_refuse": "decide_payout",
@@ -218,7 +219,7 @@ def test_label_says_if_the_money_is_real(db: None, settings: object) -> None:
 
 
 def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
-    """Open every page with few rows and with many. The number of queries is the same, and at most 22."""
+    """Open every page with few rows and with many. The number of queries is the same, and at most 24."""
     at = timezone.now()
     superuser = console_scenes.staff()
     client = client_of(superuser)
@@ -228,6 +229,8 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
         market = builders.settled_market(
             [(builders.member(), "Yes", 100 + place) for place in range(number)], fee_pct=0
         )
+        # Several payouts in doubt open a breaker, which would stop the next market's payout.
+        Breaker.objects.update(opened_at=None, closed_at=timezone.now())
         for payout in Transaction.objects.filter(settlement__market=market, destination="mpesa"):
             console_scenes.send_and_time_out(payout, at)
             break
@@ -250,9 +253,9 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
         settled(number)
     _, many = counted()
     assert many == few
-    assert {name: count for name, count in few.items() if count > 22} == {}
+    assert {name: count for name, count in few.items() if count > 24} == {}
     # The first opening computes the previews of four decisions. A preview takes ten queries for any number of bets.
-    assert {name: count for name, count in first.items() if count > 26 and name != "market_choose"} == {}
+    assert {name: count for name, count in first.items() if count > 28 and name != "market_choose"} == {}
     assert first["market_choose"] <= 50
     assert few["market_choose"] <= 15
 
