@@ -64,6 +64,7 @@ def test_worker_registers_the_guides_tasks_and_the_sweeps() -> None:
         "payments.settlement_tasks.close_remedied_disputes",
         "payments.settlement_tasks.undo_market",
         "payments.settlement_tasks.ask_for_the_float",
+        "payments.settlement_tasks.continue_bulk_retries",
     }
 
 
@@ -76,7 +77,7 @@ def test_beat_schedules_each_sweep_with_expiry() -> None:
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
-    assert len(schedule) == len(SWEEPS) == 10
+    assert len(schedule) == len(SWEEPS) == 11
     for entry in schedule.values():
         assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
         assert entry["options"]["expires"] <= 60
