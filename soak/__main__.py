@@ -51,6 +51,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     pure_seeds, sequences = (10_000, 200) if quick else (100_000, 2_000)
     fault_winners, fault_seconds = (200, 300) if quick else (2_000, 900)
     mutants_a_module = 4 if quick else 40
+    moments = 20 if quick else 200
     kill_seconds, callback_seconds, parser_seconds = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
     simulation = ("soak.simulation", jobs)
@@ -62,6 +63,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
         Part("pure machine", (*simulation, "--pure", f"--seeds={seed}:{seed + pure_seeds}"), 5 if quick else 25),
         Part("planted bugs of the pure machine", (*simulation, "--pure", "--bugs"), 5),
         Part("conformance", (*simulation, "--conform", f"--seeds={seed}:{seed + sequences}"), 5 if quick else 25),
+        Part("restores", ("soak.restores", f"--moments={moments}", chance), 10 if quick else 45),
         Part("kills", ("soak.kills", f"--winners={winners}", f"--seconds={kill_seconds}", chance), 10 if quick else 30),
         Part("faults", ("soak.faults", f"--winners={fault_winners}", f"--seconds={fault_seconds}", chance),
              7 if quick else 20),
