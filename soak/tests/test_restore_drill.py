@@ -34,6 +34,7 @@ def test_two_hundred_losses_pay_everybody_once(drill: str, moment: int, tmp_path
     getattr(restore_drill, drill)(moment, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BUGS)
 def test_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     """The bug may stay hidden at some moments, so the drill tries several on an empty database."""
