@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.dateparse import parse_datetime
 
 from api.console import page
+from api.environment import REDIS_SCHEMES
 from payments import wiring
 from payments.monitoring import overview
 
@@ -102,11 +103,15 @@ def _alive(now: overview.Now, at: datetime) -> Alive:
 
 
 def _waiting() -> int | None:
-    """Count the messages that wait in Redis. Return None if Redis cannot be reached, 0 if the broker is another."""
+    """Count the messages that wait in Redis. Return None if a Redis cannot be reached, 0 if the broker is another.
+
+    Payouts also need the Redis of CACHE_URL, which may be another one than the broker.
+    """
     url = settings.CELERY_BROKER_URL
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        return 0
     try:
+        wiring.broker().ping()
+        if not url.startswith(REDIS_SCHEMES):
+            return 0
         with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1) as broker:
             return int(broker.llen("celery"))
     except redis.RedisError as error:

@@ -29,3 +29,8 @@ def test_home_page_says_which_process_has_stopped(console: Client, settings: Set
     assert "Redis cannot be reached." in home_page()
     settings.CELERY_BROKER_URL = "amqp://somewhere"
     assert "Celery beat has stopped." in home_page()
+
+
+def test_home_page_says_that_the_cache_is_away_although_the_broker_lives(console: Client, cache_down: None) -> None:
+    overview.beat(worker="here", at=timezone.now())
+    assert "Redis cannot be reached." in page_text(console.get("/admin/"))
