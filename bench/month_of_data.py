@@ -209,7 +209,7 @@ def _decisions(second: CustomUser, hot: int, others: population.Population, poli
         staff_notes.add(member_id=payout.user_id, text="Called, and was told.", by=by, at=at)
     held = Transaction.objects.filter(status="HELD").order_by("pk")[0]
     decisions.decide_or_propose(
-        transaction_id=held.pk, receipt="", grounds="Line 7 of the statement.", by=by, at=at,
+        transaction_id=held.pk, finding=decisions.Finding("", "Line 7 of the statement.", at), by=by, at=at,
         policy=replace(policy, confirm_above=Decimal(1)),
     )  # fmt: skip
     return held

@@ -9,9 +9,12 @@ number:
 | 8 | `AUDIT_CHAIN` | the end of the audit trail | a trigger of `users`, which may not import this module |
 | 9 | `certificate_lock(id)` | the issuing of one settlement's certificate | `settlement.certificates.issuing` |
 | 10 | `RESTORES` | a new restore; settlements share it while they are finished | `payouts.restores` |
+| 11 | `receipt_lock(receipt)` | decisions with one M-Pesa receipt | `payouts.operations.decisions` |
 
 A transaction holds each of these locks until it ends. A new kind takes the next byte and a row in this table.
 """
+
+import hashlib
 
 from django.db import connection
 
@@ -30,6 +33,11 @@ def market_lock(market_id: int) -> int:
 def certificate_lock(settlement_id: int) -> int:
     """Return the number of the lock that lets one worker at a time issue a settlement's certificate."""
     return (9 << 56) + settlement_id % (1 << 56)
+
+
+def receipt_lock(receipt: str) -> int:
+    """Return the number of the lock that lets one transaction at a time decide with an M-Pesa receipt."""
+    return (11 << 56) + int.from_bytes(hashlib.sha256(receipt.encode()).digest()[:7])
 
 
 class MarketNotFound(Refusal):

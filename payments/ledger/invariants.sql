@@ -1,4 +1,4 @@
--- The invariants of the money: 20 statements that must each return no row.
+-- The invariants of the money: 21 statements that must each return no row.
 --
 -- Run them all:  psql "$DATABASE_URL" -f payments/ledger/invariants.sql
 -- Each row that a statement returns breaks the invariant, and its text says how. The column is named after the
@@ -194,25 +194,41 @@ WHERE p.total <> u.total;
 
 -- name: paid_attempts_are_booked_once
 -- A paid attempt left the M-Pesa account exactly once, with its own amount
--- A paid attempt has one booking of its amount out of the M-Pesa account, or out of suspense. Any other attempt has
--- none. If M-Pesa paid another amount, that amount is booked (paid_amount).
+-- A paid attempt has one booking of its amount out of the M-Pesa account, or out of suspense, also if M-Pesa reversed it
+-- later. Any other attempt has none. If M-Pesa paid another amount, that amount is booked (paid_amount). A booking that was
+-- reversed, because a person had decided wrongly, does not count.
 SELECT 'attempt ' || a.originator_conversation_id || ' of ' || a.amount || ' is ' || a.state || ', '
     || count(t.id) || ' payments of ' || coalesce(sum(t.amount), 0) || ' are booked' AS paid_attempts_are_booked_once
 FROM payments_attempt a
-LEFT JOIN payments_transfer t
-    ON t.key IN ('paid:' || a.id, 'late:' || a.id, 'misdirected:' || a.id, 'excess:' || a.id,
-        'claimed:' || nullif(a.receipt, ''))
-GROUP BY a.id HAVING count(t.id) FILTER (WHERE t.code <> 'excess') <> (a.state = 'PAID')::int
-    OR coalesce(sum(t.amount), 0) <> CASE WHEN a.state = 'PAID' THEN coalesce(a.paid_amount, a.amount) ELSE 0 END;
+LEFT JOIN payments_transfer t ON t.transaction_id = a.transaction_id
+    AND (t.code IN ('paid', 'late', 'misdirected', 'excess') AND split_part(t.key, ':', 2) = a.id::text
+        OR t.key = 'claimed:' || nullif(a.receipt, ''))
+    AND NOT EXISTS (SELECT FROM payments_transfer r WHERE r.key = 'reverse:' || t.id)
+GROUP BY a.id
+HAVING count(t.id) FILTER (WHERE t.code <> 'excess') <> (a.state IN ('PAID', 'REVERSED'))::int
+    OR coalesce(sum(t.amount), 0)
+        <> CASE WHEN a.state IN ('PAID', 'REVERSED') THEN coalesce(a.paid_amount, a.amount) ELSE 0 END;
+
+
+-- name: reversed_payments_are_owed_again
+-- A payment that M-Pesa reversed is owed again
+-- A reversed attempt has one transfer that returns its amount to the M-Pesa account. Any other attempt has none.
+SELECT 'attempt ' || a.originator_conversation_id || ' is ' || a.state || ', returned ' || coalesce(t.amount, 0)
+    AS reversed_payments_are_owed_again
+FROM payments_attempt a LEFT JOIN payments_transfer t ON t.key = 'returned:' || a.id
+WHERE coalesce(t.amount, 0) <> CASE WHEN a.state = 'REVERSED' THEN a.amount ELSE 0 END;
 
 
 -- name: payouts_are_completed_once
 -- An M-Pesa payout is completed by one paid attempt, or by its wallet
--- A completed M-Pesa payout has either one payment or one redirect to the wallet. Any other payout has neither.
+-- A completed M-Pesa payout has either one payment or one redirect to the wallet. Any other payout has neither. A
+-- payment that was taken back or reversed does not count.
 SELECT 'transaction ' || t.id || ' is ' || t.status || ' with ' || x.paid || ' payments that settle it and '
     || x.redirected || ' to the wallet' AS payouts_are_completed_once
 FROM payments_transaction t JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE f.code IN ('paid', 'claimed')) AS paid,
+    SELECT count(*) FILTER (WHERE f.code IN ('paid', 'claimed')
+            AND NOT EXISTS (SELECT FROM payments_transfer r WHERE r.key = 'reverse:' || f.id))
+            - count(*) FILTER (WHERE f.code = 'returned') AS paid,
         count(*) FILTER (WHERE f.code = 'redirect') AS redirected
     FROM payments_transfer f WHERE f.transaction_id = t.id) x ON true
 WHERE t.destination = 'mpesa' AND t.type = 'PAYOUT'
@@ -268,9 +284,11 @@ GROUP BY t.id HAVING count(a.id) <> (t.status = 'PROCESSING')::int;
 
 -- name: receipts_are_used_once
 -- No receipt pays two attempts
--- An M-Pesa receipt proves one payment, so only one paid attempt may have it.
-SELECT 'receipt ' || receipt || ' stands on ' || count(*) || ' attempts' AS receipts_are_used_once FROM payments_attempt
-WHERE state = 'PAID' AND receipt <> '' GROUP BY receipt HAVING count(*) > 1;
+-- An M-Pesa receipt proves one payment, so only one paid attempt may have it, in upper or lower case. A receipt that
+-- staff typed counts once M-Pesa has confirmed it.
+SELECT 'receipt ' || upper(receipt) || ' stands on ' || count(*) || ' attempts' AS receipts_are_used_once
+FROM payments_attempt WHERE state = 'PAID' AND receipt <> '' AND decision <> 'paid'
+GROUP BY upper(receipt) HAVING count(*) > 1;
 
 
 -- name: day_totals_are_their_requests

@@ -1,6 +1,7 @@
 """Models of payments, with one file for each subject. Import the models from here."""
 
 from payments.models.bulk_retries import BulkRetry
+from payments.models.callbacks import Callback
 from payments.models.certificates import Certificate, CertificateBlock
 from payments.models.day_totals import DayTotal
 from payments.models.decisions import Proposal, Verdict
@@ -9,7 +10,7 @@ from payments.models.float_readings import FloatReading
 from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
 from payments.models.monitoring import Figures, Heartbeat, InvariantCheck
 from payments.models.orphans import Orphan
-from payments.models.payouts import Attempt, Breaker, Callback, StatusQuery, Transaction
+from payments.models.payouts import Attempt, Breaker, StatusQuery, Transaction
 from payments.models.restores import AskFirst, DatabaseHeartbeat, Restore, RestoreDecision
 from payments.models.settlements import Settlement
 

@@ -90,6 +90,9 @@ class Verdict(models.Model):
     )
     receipt = models.CharField(max_length=64, blank=True, help_text="Empty if M-Pesa did not pay it.")
     grounds = models.CharField(max_length=300)
+    statement_until = models.DateTimeField(
+        null=True, blank=True, help_text="The end of the statement that was checked, for a decision as not paid."
+    )
     proposed_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
     proposed_from = models.CharField(max_length=64)
     proposed_at = models.DateTimeField()

@@ -11,11 +11,10 @@ from typing import ClassVar
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
-from django.db.models.functions import Coalesce, Floor
+from django.db.models.functions import Coalesce, Floor, Upper
 from django.utils import timezone
 
 from payments.models.columns import shillings
-from payments.models.float_readings import FloatReading
 from payments.models.settlements import Settlement
 
 # An attempt is in doubt if we do not know its result. It stays in doubt while its request is sent again.
@@ -53,7 +52,7 @@ class Transaction(models.Model):
         Status.PROCESSING: {Status.COMPLETED, Status.FAILED, Status.HELD, Status.PENDING},
         Status.HELD: {Status.PENDING, Status.FAILED, Status.COMPLETED, Status.CANCELLED},
         Status.FAILED: {Status.PENDING, Status.COMPLETED, Status.CANCELLED},
-        Status.COMPLETED: set(),
+        Status.COMPLETED: {Status.HELD},  # Only together with the transfers that take the payment back.
         Status.CANCELLED: set(),
     }
 
@@ -132,6 +131,10 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         """Return the open attempts in doubt, including attempts in doubt whose request is being sent again."""
         return self.filter(IN_DOUBT)
 
+    def unconfirmed(self) -> AttemptQuerySet:
+        """Return the attempts that staff decided as paid, and that M-Pesa has not confirmed yet."""
+        return self.filter(decision="paid")
+
 
 class Attempt(models.Model):
     """One B2C request for one payout, committed before it is sent. A transaction has at most one open attempt.
@@ -140,7 +143,8 @@ class Attempt(models.Model):
     - WAITING: the request will be sent again with the same id.
     - ACCEPTED: Daraja queued the request, which is not paid yet.
     - IN_DOUBT: we do not know the result.
-    - PAID, FAILED: the result is proven.
+    - PAID, FAILED: the result is proven, or a person decided it (`decision`).
+    - REVERSED: M-Pesa paid and then took the payment back.
     Kind FOUND: our books had lost the request (payouts/found.py). It begins IN_DOUBT or FAILED.
     """
 
@@ -156,6 +160,12 @@ class Attempt(models.Model):
         IN_DOUBT = "IN_DOUBT"
         PAID = "PAID"
         FAILED = "FAILED"
+        REVERSED = "REVERSED"
+
+    class Decision(models.TextChoices):
+        NONE = "", "none"
+        PAID = "paid"
+        NOT_PAID = "not_paid"
 
     class PaidReport(models.TextChoices):
         NONE = "", "none"
@@ -170,7 +180,9 @@ class Attempt(models.Model):
         State.ACCEPTED: {State.IN_DOUBT, State.PAID, State.FAILED},
         State.IN_DOUBT: {State.SENDING, State.PAID, State.FAILED},
         State.FAILED: {State.PAID},
-        State.PAID: set(),
+        # PAID → IN_DOUBT: M-Pesa contradicts a person who decided that the request was paid.
+        State.PAID: {State.IN_DOUBT, State.REVERSED},
+        State.REVERSED: set(),
     }
 
     transaction = models.ForeignKey(Transaction, on_delete=models.PROTECT, related_name="attempts")
@@ -220,6 +232,17 @@ class Attempt(models.Model):
     receipt = models.CharField(max_length=64, blank=True)
     paid_amount = shillings(null=True, help_text="What M-Pesa paid, if it is not the amount.")
     closed_at = models.DateTimeField(null=True)
+    decision = models.CharField(
+        max_length=8,
+        choices=Decision.choices,
+        blank=True,
+        default=Decision.NONE,
+        db_default=Decision.NONE,
+        help_text="The result that staff decided. Empty once M-Pesa has confirmed or contradicted it.",
+    )
+    corrections = models.PositiveSmallIntegerField(
+        default=0, db_default=0, help_text="How often a payment of this request was taken back."
+    )
 
     objects = AttemptQuerySet.as_manager()
 
@@ -237,6 +260,7 @@ class Attempt(models.Model):
             models.CheckConstraint(
                 condition=Q(originator_conversation_id__regex=r"^[A-Za-z0-9-]{1,36}$"), name="request_id_fits_mpesa"
             ),
+            models.UniqueConstraint(Upper("receipt"), condition=Q(decision="paid"), name="decided_receipt_once"),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -320,6 +344,9 @@ class StatusQuery(models.Model):
     token_hash = models.CharField(max_length=64)
     asked_at = models.DateTimeField()
     conversation_id = models.CharField(max_length=64, blank=True)
+    receipt = models.CharField(
+        max_length=64, blank=True, default="", db_default="", help_text="The receipt asked about. Else our own id was."
+    )
     verdict = models.CharField(max_length=10, choices=Verdict.choices, blank=True)
     answered_at = models.DateTimeField(null=True)
 
@@ -332,49 +359,3 @@ class StatusQuery(models.Model):
 
     def __str__(self) -> str:
         return f"Query {self.number} about {self.attempt}"
-
-
-class Callback(models.Model):
-    """A message about one of our requests, stored unchanged and then applied once.
-
-    The same message is stored once from a trusted and once from an untrusted address. An untrusted caller that sends
-    the message first therefore does not block M-Pesa's message.
-    """
-
-    class Kind(models.TextChoices):
-        RESULT = "result"
-        TIMEOUT = "timeout"
-        STATUS = "status"
-        PLAIN = "plain"
-        BALANCE = "balance"
-
-    kind = models.CharField(max_length=10, choices=Kind.choices)
-    originator_conversation_id = models.CharField(
-        max_length=36, blank=True, help_text="The id of a request that we sent but do not have."
-    )
-    attempt = models.ForeignKey(Attempt, on_delete=models.PROTECT, null=True, related_name="callbacks")
-    query = models.ForeignKey(StatusQuery, on_delete=models.PROTECT, null=True, related_name="callbacks")
-    reading = models.ForeignKey(FloatReading, on_delete=models.PROTECT, null=True, related_name="callbacks")
-    body = models.BinaryField()
-    digest = models.CharField(max_length=64)
-    received_at = models.DateTimeField()
-    source_ip = models.GenericIPAddressField(null=True)
-    trusted = models.BooleanField(help_text="It came from one of M-Pesa's addresses.")
-    applied_at = models.DateTimeField(null=True)
-    verdict = models.CharField(max_length=200, blank=True, help_text="The outcome in words.")
-
-    class Meta:
-        constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["kind", "attempt", "query", "reading", "digest", "trusted"],
-                condition=~Q(kind="plain"),
-                nulls_distinct=False,
-                name="callback_stored_once",
-            )
-        ]
-        indexes: ClassVar = [
-            models.Index(fields=["id"], condition=Q(applied_at__isnull=True), name="callback_to_apply")
-        ]
-
-    def __str__(self) -> str:
-        return f"Callback {self.pk} ({self.kind})"

@@ -23,13 +23,9 @@ alarm = logging.getLogger("kasoko.alarm")
 
 State = Attempt.State
 Status = Transaction.Status
-
 LARGEST_NUMBER = 999
 _SQL = named_sql.beside(__file__)
 _INSERT_ATTEMPTS, _ACCEPT = _SQL["insert_attempts"], _SQL["accept"]
-
-
-# --- locks and questions ---------------------------------------------------------------------------------------------
 
 
 def locked(attempt_id: int) -> tuple[Transaction, Attempt]:
@@ -51,8 +47,8 @@ def open_attempt(payout: Transaction) -> Attempt | None:
 def within_horizon(attempt: Attempt, at: datetime, policy: Policy) -> bool:
     """Return True if the attempt's id may still be sent again.
 
-    M-Pesa does not publish how long its check for duplicates remembers an id. We therefore send an id again for a
-    limited time only. After a restore two people may give an attempt this time once more (`cleared_at`).
+    M-Pesa does not publish how long it remembers an id. We therefore send an id again for a limited time only. After a
+    restore two people may give an attempt this time once more (`cleared_at`).
     """
     first = attempt.first_sent_at
     return first is None or at < max(first, attempt.cleared_at or first) + policy.resend_horizon
@@ -104,7 +100,7 @@ def open_many(opened: Sequence[Attempt], *, at: datetime) -> None:
         ids = dict(cursor.fetchall())
     for attempt in opened:
         attempt.pk = ids[attempt.transaction_id]
-    journal.post([sent(attempt) for attempt in opened], at=at)
+    journal.post(map(sent, opened), at=at)
 
 
 def open_manual(payout: Transaction, number: int, at: datetime, policy: Policy, addresses: Addresses) -> Attempt:
@@ -118,8 +114,8 @@ def open_manual(payout: Transaction, number: int, at: datetime, policy: Policy, 
 
 def sent(attempt: Attempt) -> journal.Entry:
     """Return the entry that moves an attempt's amount from payable to in-flight."""
-    key, tx = f"send:{attempt.pk}", attempt.transaction_id
-    return journal.Entry(key, journal.PAYABLE, journal.IN_FLIGHT, attempt.amount, tx)
+    accounts = (journal.PAYABLE, journal.IN_FLIGHT)
+    return journal.Entry(f"send:{attempt.pk}", *accounts, attempt.amount, attempt.transaction_id)
 
 
 def start(transaction_ids: Sequence[int]) -> None:
@@ -201,9 +197,9 @@ def ask(attempt: Attempt, *, next_query_at: datetime, at: datetime) -> None:
 
 
 def keep_report(attempt: Attempt, paid_report: str, code: str, words: str, receipt: str, *, at: datetime) -> None:
-    """Keep a callback's report on the attempt, and make a status query due now. The report alone proves nothing."""
-    attempt.result_code, attempt.result_words = code[:20], words[:300]
-    attempt.paid_report, attempt.receipt = paid_report, receipt[:64]
+    """Keep a callback's report on the attempt, and make a status query due now."""
+    attempt.result_code, attempt.result_words, attempt.receipt = code[:20], words[:300], receipt[:64]
+    attempt.paid_report = paid_report
     if attempt.state == State.FAILED:
         attempt.next_query_at = at
         attempt.save()
@@ -224,10 +220,16 @@ def resend_at(attempt: Attempt, at: datetime | None) -> None:
     attempt.save(update_fields=["resend_at"])
 
 
+def mark_decided(attempt: Attempt, decision: str, *, ask_at: datetime | None) -> None:
+    """Record that a person decided the result, to be confirmed by M-Pesa. "" means that M-Pesa has confirmed it."""
+    attempt.decision, attempt.next_query_at = decision, ask_at
+    attempt.save(update_fields=["decision", "next_query_at"])
+
+
 def mark_known(attempt: Attempt, *, at: datetime) -> None:
     """Record that M-Pesa has received a request with this id.
 
-    From now on we only ask about the id and never send it again. The result of the request remains unknown.
+    From now on we only ask about the id and never send it again.
     """
     attempt.known_at, attempt.resend_at = attempt.known_at or at, None
     attempt.save(update_fields=["known_at", "resend_at"])
@@ -332,6 +334,11 @@ def _set_off(payout: Transaction, paid_after_all: Attempt, at: datetime) -> str:
     payout.reason = f"Paid by the earlier request {paid_after_all}, which we had recorded as failed."
     payout.save(update_fields=["status", "completed_at", "receipt", "reason"])
     return "failed; an earlier request had paid, so the debt is settled"
+
+
+def cancel_if_recalled(payout: Transaction, *, at: datetime) -> str:
+    """Cancel a held payout whose settlement was undone. Return the outcome in words, else ""."""
+    return _cancel(payout, at) if receivables.was_recalled(payout.pk) else ""
 
 
 def _cancel(payout: Transaction, at: datetime) -> str:

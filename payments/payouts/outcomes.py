@@ -31,7 +31,8 @@ class Latest:
 # The first part reads the index attempt_outcome backwards, the second part attempt_to_ask_about. Each reads about as
 # many rows as the window, however many attempts there are.
 _LATEST = """
-    SELECT count(*), count(*) FILTER (WHERE state NOT IN ('PAID', 'FAILED')), count(*) FILTER (WHERE is_failure)
+    SELECT count(*), count(*) FILTER (WHERE state NOT IN ('PAID', 'FAILED', 'REVERSED')),
+        count(*) FILTER (WHERE is_failure)
     FROM (
         SELECT * FROM (
             (SELECT state, coalesce(closed_at, doubted_at) AS learned_at,

@@ -50,7 +50,14 @@ RESPONSES: tuple[client.Accepted | gateway_errors.GatewayError, ...] = (
     gateway_errors.Rejected("404.001.01", "Resource not found"),
 )
 CODES = ("0", "0", "0", "2040", "4", "1", "2001", "SFC_IC0003", "15", "17", "5", "4711", "TP40153", "2006")
-STATUSES = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Pending": "unknown", "49": "not_found"}
+STATUSES = {
+    "Completed": "completed",
+    "Failed": "failed",
+    "Declined": "failed",
+    "Pending": "unknown",
+    "Reversed": "reversed",
+    "49": "not_found",
+}
 # One query for everything that is compared. Units: seconds since the epoch; whole shillings.
 STATE = """
 SELECT 'payout', external_ref, status, CASE status WHEN 'PENDING' THEN extract(epoch FROM due_at)::float8 END,
@@ -278,11 +285,14 @@ class Pair:
                 real = lambda: actions.redirect_to_wallet(transaction_id=pk, by=audit.MACHINE, at=at)  # noqa: E731
                 pure = lambda: operations.redirect(self.machine, payout, at=at)  # noqa: E731
             case _:
-                people_here, words = self.staff[: len(people)], {"receipt": receipt, "grounds": "The statement."}
+                people_here, until = self.staff[: len(people)], self.random.choice([None, at])
+                finding = decisions.Finding(receipt, "The statement.", until)
                 real = lambda: decisions.decide(  # noqa: E731
-                    transaction_id=pk, by=people_here, at=at, policy=self.policy, **words
+                    transaction_id=pk, finding=finding, by=people_here, at=at, policy=self.policy
                 )
-                pure = lambda: operations.decide(self.machine, payout, receipt=receipt, people=len(people), at=at)  # noqa: E731
+                pure = lambda: operations.decide(  # noqa: E731
+                    self.machine, payout, receipt=receipt, people=len(people), at=at, statement_until=until
+                )
         refusals = (actions.PayoutNotRetryable, decisions.NotToBeDecided)
         ours, machine = _allowed(real, refusals), _allowed(pure, (Refused,))
         if ours != machine and (act == "retry all" or "refused" in (ours, machine)):

@@ -167,9 +167,16 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
         return client.Accepted(self._id("AG"), request.ocid)
 
     def ask_status(
-        self, *, originator_conversation_id: str, result_url: AnswerAddress, timeout_url: AnswerAddress, **_: str
+        self,
+        *,
+        originator_conversation_id: str | None = None,
+        receipt: str | None = None,
+        result_url: AnswerAddress,
+        timeout_url: AnswerAddress,
+        **_: str,
     ) -> client.Accepted:
         """Take a status query instead of the gateway. Raises: NotSent; OutcomeUnknown."""
+        ocid = originator_conversation_id or self._ocid_of(receipt or "")
         if self.strikes("question refused"):
             raise self._random.choice(
                 [
@@ -184,12 +191,16 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
         if not lost:
             wait = self._random.choice([0.2, 1.0, 5.0, 70.0] if not self.faults_stopped else [0.5])
             times = 2 if self.strikes("answer to question doubled") else 1
-            answer = self._answer_once(originator_conversation_id)
+            answer = self._answer_once(ocid)
             for number in range(times):
                 self._schedule(wait + 3 * number, "answers a question", lambda: self._post(result_url, answer()))
         return client.Accepted(self._id("AG"), self._id("Q"))
 
     # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _ocid_of(self, receipt: str) -> str:
+        """Return the id of the request that this receipt paid, or an id that does not exist."""
+        return next((payment.ocid for payment in self.book if payment.receipt == receipt), "")
 
     def may_still_pay(self, ocid: str) -> bool:
         """Return True if the id is paid, is queued, or is still on its way to M-Pesa."""

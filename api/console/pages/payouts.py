@@ -1,11 +1,14 @@
 """Pages of payouts: the search, one payout with its timeline, and the actions on one payout."""
 
+from datetime import datetime, timedelta
+
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
 
 from api.console import page, paging
 from api.console.pages.audit import ACTIONS
 from api.console.templatetags.console import kes, words
+from markets.models import NAIROBI
 from payments import wiring
 from payments.models import Transaction, Verdict
 from payments.payouts.operations import actions, bulk_retries, decisions, failures, reissue, search, timeline
@@ -211,7 +214,7 @@ def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
 def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Decide if a held payout in doubt was paid. If its amount needs two people, propose the decision."""
     payout = _payout(transaction_id)
-    needs_second_person = decisions.needs_two(payout, wiring.policy())
+    needs_second_person = decisions.needs_two(payout, wiring.policy(), paid=True)
     question = _question(
         payout,
         f"Decide payout {payout.pk}: paid or not paid",
@@ -221,7 +224,8 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
             "A wrong decision pays a member twice or not at all. Check M-Pesa's statement; do not guess.",
             "Second approval needed: another person must confirm your decision from their own login."
             if needs_second_person
-            else "Your decision takes effect at once.",
+            else "Paid takes effect at once. Not paid needs a second approval, because the member is then paid again.",
+            "M-Pesa is asked about the receipt. If M-Pesa contradicts the decision, the decision is taken back.",
         ],
         "Propose the decision" if needs_second_person else "Decide",
         fields=[
@@ -231,6 +235,13 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
                 choices=(("", "choose"), ("paid", "paid"), ("not_paid", "not paid")),
             ),
             page.Field("receipt", "M-Pesa's receipt, if paid", required=False, max_length=20),
+            page.Field(
+                "statement_until",
+                "If not paid: the statement that you checked ends at",
+                kind="datetime-local",
+                help="Nairobi time. Leave it empty if M-Pesa has answered a status query since.",
+                required=False,
+            ),
             page.Field("grounds", "Grounds", kind="area", help="The statement and the line that you checked."),
         ],
         danger=True,
@@ -241,8 +252,7 @@ def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
         receipt = _receipt(answers)
         proposed = decisions.decide_or_propose(
             transaction_id=payout.pk,
-            receipt=receipt,
-            grounds=answers["grounds"],
+            finding=decisions.Finding(receipt, answers["grounds"], _statement_until(answers, wiring.now())),
             by=page.actor(request),
             at=wiring.now(),
             policy=wiring.policy(),
@@ -268,6 +278,23 @@ def _receipt(answers: dict[str, str]) -> str:
     if not answers["receipt"].isalnum():
         raise decisions.NotToBeDecided("Type the receipt in M-Pesa's statement: letters and digits. Nothing was done.")
     return answers["receipt"].upper()
+
+
+def _statement_until(answers: dict[str, str], at: datetime) -> datetime | None:
+    """Return the end of the checked statement, or None if the person gave none.
+
+    Raises: decisions.NotToBeDecided, if it is no time or lies in the future.
+    """
+    text = answers.get("statement_until", "")
+    if not text:
+        return None
+    try:
+        until = datetime.fromisoformat(text).replace(tzinfo=NAIROBI)
+    except ValueError:
+        until = at + timedelta(days=1)
+    if until > at:
+        raise decisions.NotToBeDecided("Give the end of the statement as a time in the past. Nothing was done.")
+    return until
 
 
 @page.page("decide_payout", posts=True)

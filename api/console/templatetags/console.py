@@ -35,6 +35,7 @@ NAIROBI = ZoneInfo("Africa/Nairobi")
 TONES = {
     "COMPLETED": "good",
     "PAID": "good",
+    "REVERSED": "bad",
     "SETTLED": "good",
     "OPEN": "good",
     "WON": "good",

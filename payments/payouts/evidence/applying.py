@@ -11,7 +11,7 @@ from payments.models import Attempt, Settlement, StatusQuery, Transaction
 from payments.mpesa import messages
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts, breakers
-from payments.payouts.evidence import booking, records, rules
+from payments.payouts.evidence import answers, booking, records, rules
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -37,6 +37,8 @@ ATTEMPT_COLUMNS = (
     "receipt",
     "paid_report",
     "paid_amount",
+    "decision",
+    "corrections",
 )
 
 
@@ -63,6 +65,7 @@ def facts_of(payout: Transaction, attempt: Attempt, *, settlement_stands: bool =
         paid_report=attempt.paid_report,
         asked_first=attempt.asked_first_at is not None,
         is_found=attempt.kind == Attempt.Kind.FOUND,
+        decision=attempt.decision,
     )
 
 
@@ -95,11 +98,11 @@ def apply_status_answer(
     """
     query = StatusQuery.objects.get(pk=query_id)
     payout, attempt = attempts.locked(query.attempt_id)
-    others = attempt.queries.exclude(pk=query.pk).order_by("asked_at").values_list("asked_at", "verdict")
-    action = rules.weigh_answer(
+    others = attempt.queries.exclude(pk=query.pk).filter(receipt="").order_by("asked_at")
+    action = answers.weigh_answer(
         facts_of(payout, attempt, settlement_stands=_settlement_stands(payout)),
-        records.Query(query.asked_at, query.verdict),
-        tuple(records.Query(asked_at, verdict) for asked_at, verdict in others),
+        records.Query(query.asked_at, query.verdict, query.receipt),
+        tuple(records.Query(asked_at, verdict) for asked_at, verdict in others.values_list("asked_at", "verdict")),
         answer,
         trusted=trusted,
         at=at,
@@ -170,11 +173,12 @@ def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: da
     """Change the attempt and its payout as the action says, and return the outcome in words."""
     if action.is_known:
         attempts.mark_known(attempt, at=at)
-    if action.step == "pay":
-        return booking.pay(payout, attempt, receipt=action.receipt, amount=action.amount, at=at, policy=policy)
-    if action.step == "fail":
-        return attempts.fail(payout, attempt, code=action.code, words=action.words, at=at, policy=policy)
-    if action.step == "report":
+    if action.step in ("pay", "fail", "reverse"):
+        return _prove(payout, attempt, action, at=at, policy=policy)
+    if action.step == "contradict":
+        booking.take_back(payout, attempt, reason=action.hold_reason, at=at)
+        attempts.keep_report(attempt, "", action.code, action.words, "", at=at)
+    elif action.step == "report":
         attempts.keep_report(attempt, action.paid_report, action.code, action.words, action.receipt, at=at)
     elif action.step == "doubt" and action.ask_at is not None:
         attempts.doubt(attempt, ask_at=action.ask_at, at=at, words=action.words, code=action.code)
@@ -185,3 +189,12 @@ def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: da
     if action.hold_reason and payout.status in (Transaction.Status.PENDING, Transaction.Status.PROCESSING):
         attempts.hold(payout, reason=action.hold_reason)
     return action.outcome
+
+
+def _prove(payout: Transaction, attempt: Attempt, action: records.Action, *, at: datetime, policy: Policy) -> str:
+    """Book a proven payment, failure or reversal, and return the outcome in words."""
+    if action.step == "pay":
+        return booking.pay(payout, attempt, receipt=action.receipt, amount=action.amount, at=at, policy=policy)
+    if action.step == "reverse":
+        return booking.return_payment(payout, attempt, reason=action.hold_reason, at=at)
+    return attempts.fail(payout, attempt, code=action.code, words=action.words, at=at, policy=policy)

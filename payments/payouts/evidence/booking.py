@@ -17,7 +17,7 @@ from django.db import connection
 
 from markets.models import NAIROBI
 from payments.ledger import journal, receivables
-from payments.models import Attempt, Orphan, Transaction
+from payments.models import Attempt, Orphan, Transaction, Transfer
 from payments.mpesa import tariff
 from payments.payouts import attempts, breakers, day_limit
 from payments.policy import Policy
@@ -94,22 +94,14 @@ def pay(
         receipt, amount = suspended.receipt, suspended.amount
     receipt = receipt[:64]
     if attempt.state == State.PAID:
-        if receipt and not attempt.receipt:
-            attempt.receipt = payout.receipt = receipt
-            attempt.save(update_fields=["receipt"])
-            payout.save(update_fields=["receipt"])
-            return "paid already; the receipt is known now"
-        if receipt and receipt != attempt.receipt:
-            alarm.critical("Attempt %s has a second receipt %s, besides %s", attempt, receipt, attempt.receipt)
-            return f"a second receipt {receipt}: M-Pesa may have paid twice"
-        return "paid already"
+        return _pay_again(payout, attempt, receipt, at=at)
     late = attempt.state == State.FAILED
     if late and attempt.phone_number != payout.receiver:
         return _book_misdirected(payout, attempt, receipt, at)
     other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
     debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
     attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
-    attempt.resend_at = None
+    attempt.resend_at, attempt.decision = None, Attempt.Decision.NONE
     attempt.paid_amount = None if amount == attempt.amount else amount
     attempt.save()
     if late:
@@ -141,7 +133,7 @@ def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, at: d
     The old number may belong to another person by now, so the payment is no debt of the member.
     """
     attempt.state, attempt.receipt, attempt.closed_at = State.PAID, receipt, at
-    attempt.next_query_at = attempt.resend_at = None
+    attempt.next_query_at, attempt.resend_at, attempt.decision = None, None, Attempt.Decision.NONE
     attempt.save()
     day_limit.count_paid_late(attempt, payout.user_id)
     key, tx = f"misdirected:{attempt.pk}", payout.pk
@@ -149,6 +141,97 @@ def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, at: d
     journal.post([entry, *_charge(attempt, at)], at=at)
     alarm.critical("Attempt %s was paid to a number that has been replaced: receipt %s", attempt, receipt)
     return "paid to the member's old number after all: ask M-Pesa to reverse it; the payout is still owed"
+
+
+def _pay_again(payout: Transaction, attempt: Attempt, receipt: str, *, at: datetime) -> str:
+    """Book further proof of payment for an attempt that is booked as paid, and return the outcome in words."""
+    is_new = bool(receipt) and receipt.upper() != attempt.receipt.upper()
+    if is_new and attempt.receipt and attempt.decision != Attempt.Decision.PAID:
+        return _book_second_receipt(payout, attempt, receipt, at=at)
+    outcome = "paid already"
+    if attempt.decision == Attempt.Decision.PAID:
+        outcome = "paid, as staff had decided"
+        if is_new:
+            alarm.critical("Attempt %s: M-Pesa's receipt is %s, not %s as decided", attempt, receipt, attempt.receipt)
+            outcome = f"paid, but M-Pesa's receipt is {receipt}, not {attempt.receipt} as staff had decided"
+        attempts.mark_decided(attempt, Attempt.Decision.NONE, ask_at=None)
+    elif is_new:
+        outcome = "paid already; the receipt is known now"
+    if is_new:
+        attempt.receipt = payout.receipt = receipt
+        attempt.save(update_fields=["receipt"])
+        payout.save(update_fields=["receipt"])
+    return outcome
+
+
+def _book_second_receipt(payout: Transaction, attempt: Attempt, receipt: str, *, at: datetime) -> str:
+    """Book a second payment under one id, once per receipt. The member owes the amount back.
+
+    M-Pesa paid the same request twice, to the same phone, so the member has the money. If two people have replaced this
+    phone since, the money may be another person's, and is no debt of the member.
+    Locks: the Recovery.
+    """
+    alarm.critical("Attempt %s has a second receipt %s, besides %s", attempt, receipt, attempt.receipt)
+    key = f"second:{receipt.upper()[:50]}"
+    if Transfer.objects.filter(key=key).exists():
+        return f"a second receipt {receipt}: booked already"
+    if Attempt.objects.filter(receipt__iexact=receipt).exclude(pk=attempt.pk).exists():
+        return f"a second receipt {receipt}: it belongs to another payment, so nothing is booked"
+    owes = journal.MISDIRECTED
+    if attempt.phone_number == payout.receiver:
+        owes = journal.receivable(payout.user_id)
+        receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=attempt.amount, at=at)
+    second = journal.Entry(key, owes, journal.MPESA_UTILITY, attempt.amount, payout.pk)
+    journal.post([second, *_charge(attempt, at, key=f"charge:{key}")], at=at)
+    return f"a second receipt {receipt}: M-Pesa paid twice, so the member owes the amount back"
+
+
+def take_back(payout: Transaction, attempt: Attempt, *, reason: str, at: datetime) -> None:
+    """Take back a payment that a person decided and that M-Pesa contradicts. The request is in doubt again.
+
+    The transfers of the payment are reversed, so its amount is in flight again. The payout waits for a person.
+    Locks: none further; the caller holds the Transaction and the Attempt.
+    """
+    keys = [f"{code}:{_booking(attempt)}" for code in ("won", "paid", "charge")]
+    booked = Transfer.objects.filter(key__in=keys).select_related("debit", "credit").order_by("pk")
+    journal.post(
+        [
+            journal.Entry(f"reverse:{entry.pk}", entry.credit.code, entry.debit.code, entry.amount, payout.pk)
+            for entry in booked
+        ],
+        at=at,
+    )
+    attempt.state, attempt.doubted_at = State.IN_DOUBT, attempt.doubted_at or at
+    attempt.decision, attempt.receipt, attempt.closed_at = Attempt.Decision.NONE, "", None
+    attempt.corrections += 1
+    attempt.next_query_at = at
+    attempt.save()
+    payout.completed_at, payout.receipt = None, ""
+    payout.save(update_fields=["completed_at", "receipt"])
+    attempts.hold(payout, reason=reason)
+
+
+def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: datetime) -> str:
+    """Book that M-Pesa reversed a payment, so that we owe the payout again. Return the outcome in words.
+
+    Locks: the Recovery, if the settlement was undone.
+    """
+    paid = Transfer.objects.filter(key=f"paid:{_booking(attempt)}")
+    if payout.status != Status.COMPLETED or attempt.paid_amount is not None or not paid.exists():
+        return "reversed: this payment did not settle the payout, so a person must correct the member's debt"
+    key = f"returned:{attempt.pk}"
+    journal.post([journal.Entry(key, journal.MPESA_UTILITY, journal.PAYABLE, attempt.amount, payout.pk)], at=at)
+    attempt.state, attempt.decision, attempt.next_query_at = State.REVERSED, Attempt.Decision.NONE, None
+    attempt.save()
+    payout.completed_at = None
+    payout.save(update_fields=["completed_at"])
+    attempts.hold(payout, reason=reason)
+    return attempts.cancel_if_recalled(payout, at=at) or "held: M-Pesa reversed the payment, so we owe it again"
+
+
+def _booking(attempt: Attempt) -> str:
+    """Return the last part of the keys of an attempt's payment. A payment that was taken back gets new keys."""
+    return f"{attempt.pk}:{attempt.corrections + 1}" if attempt.corrections else str(attempt.pk)
 
 
 def _suspended(attempt: Attempt) -> Orphan | None:
@@ -195,13 +278,13 @@ def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[jou
     amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
     amount = min(amount, attempt.paid_amount or amount)
     return [
-        journal.Entry(f"won:{attempt.pk}", journal.IN_FLIGHT, wallet, amount, tx),
-        journal.Entry(f"paid:{attempt.pk}", wallet, journal.MPESA_UTILITY, amount, tx),
+        journal.Entry(f"won:{_booking(attempt)}", journal.IN_FLIGHT, wallet, amount, tx),
+        journal.Entry(f"paid:{_booking(attempt)}", wallet, journal.MPESA_UTILITY, amount, tx),
         *_charge(attempt, at),
     ]
 
 
-def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
+def _charge(attempt: Attempt, at: datetime, *, key: str = "") -> list[journal.Entry]:
     try:
         charge = tariff.charge(attempt.paid_amount or attempt.amount, at.astimezone(NAIROBI).date())
     except tariff.NoTariff as error:  # Book the payment anyway. M-Pesa's statement shows the charge.
@@ -209,5 +292,5 @@ def _charge(attempt: Attempt, at: datetime) -> list[journal.Entry]:
         charge = journal.ZERO
     if charge <= 0:
         return []
-    key, tx = f"charge:{attempt.pk}", attempt.transaction_id
+    key, tx = key or f"charge:{_booking(attempt)}", attempt.transaction_id
     return [journal.Entry(key, journal.CHARGE_EXPENSE, journal.MPESA_CHARGES_PAID, charge, tx)]

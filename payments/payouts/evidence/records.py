@@ -7,7 +7,9 @@ from typing import Literal, TypeAlias
 
 from payments.policy import Policy
 
-Step: TypeAlias = Literal["nothing", "ask", "doubt", "report", "pay", "fail", "hold", "resend", "stop_asking"]
+Step: TypeAlias = Literal[
+    "nothing", "ask", "doubt", "report", "pay", "fail", "hold", "resend", "stop_asking", "contradict", "reverse"
+]
 Level: TypeAlias = Literal["", "warning", "error", "critical"]
 
 # States of a request that may be at M-Pesa.
@@ -22,6 +24,7 @@ class Facts:
 
     `conversation_id` is Daraja's id of the request. `settlement_stands`: the payout's settlement is not undone.
     `paid_report`: "" (none), "untrusted" or "trusted", if a callback reported a payment that is not booked yet.
+    `decision`: "paid" or "not_paid" if a person decided the result and M-Pesa has not confirmed it, else "".
     `result_code` and `result_words` are those of the latest callback. `is_found`: our books had lost the request.
     `asked_first`: we asked about the request before it left, because our books may have lost an earlier one.
     """
@@ -44,6 +47,7 @@ class Facts:
     result_words: str
     receipt: str
     paid_report: str
+    decision: str
     is_found: bool = False
     asked_first: bool = False
 
@@ -60,10 +64,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Query:
-    """A status query about an attempt, and the answer stored for it ("" if none came)."""
+    """A status query about an attempt, and the answer stored for it ("" if none came).
+
+    `receipt`: the receipt that was asked about, or "" if our own id was.
+    """
 
     asked_at: datetime
     answer: str
+    receipt: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Action:
     - hold: no change of the attempt.
     - resend: the same id is sent again.
     - stop_asking: a proven failure needs no further status query.
+    - contradict: M-Pesa contradicts a decision as paid. The payment is taken back, and M-Pesa is asked again.
+    - reverse: M-Pesa took a booked payment back. The payout waits for a person, and the money is owed again.
 
     `hold_reason`: the payout also waits for a person, if it is pending or under way, for this reason.
     `is_known`: M-Pesa said that it has this id. `keeps_answer`: the answer is stored on its query. `trips`: a code

@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from payments.mpesa import message_fields, messages, result_codes
-from payments.payouts.evidence.records import DECISIVE, UNDER_WAY, Action, Facts, Query, Step
+from payments.payouts.evidence.records import UNDER_WAY, Action, Facts
 from payments.policy import Policy
 
 # --- results and timeouts --------------------------------------------------------------------------------------------
@@ -27,15 +27,21 @@ from payments.policy import Policy
 
 def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: datetime, policy: Policy) -> Action:
     """Weigh the result of one attempt."""
+    if facts.state == "REVERSED":
+        return Action("nothing", "reversed already")
     if wrong := _result_mismatch(facts, result):
-        return _mismatch(facts, wrong, at)
+        return mismatch(facts, wrong, at)
     if result.originator_conversation_id != facts.originator_conversation_id:
         return _paid_under_another_id(facts, result, trusted, at)
     if result.says_paid:
         believed = trusted and _is_complete(result)
-        if (believed and facts.amount < policy.confirm_above) or facts.state == "PAID":
+        if facts.state == "PAID":
+            return _paid_again(facts, result, believed, at, policy)
+        if believed and facts.amount < policy.confirm_above:
             return Action("pay", "", receipt=result.receipt or "")
         return _report(facts, result, at, "trusted" if believed else "untrusted")
+    if facts.state == "PAID" and facts.decision and trusted and _proves_failure(result):
+        return contradict(facts, at, code=result.result_code, words=result.result_desc)
     if facts.state == "PAID":
         return Action(
             "nothing",
@@ -52,7 +58,7 @@ def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: da
             alarm=f"A result with code {result.result_code} for attempt {facts.attempt}, which never left us",
             level="error",
         )
-    if result_codes.meaning(result.result_code).definite and result.is_final:
+    if _proves_failure(result):
         return _report(facts, result, at, "")
     # A fault of ours stays known, so that a failure proven later fails no winner. It replaces no other report.
     ours = result_codes.meaning(result.result_code).fault == "ours"
@@ -81,7 +87,7 @@ def is_plainly_paid(facts: Facts, result: messages.Result, *, trusted: bool, at:
 
 def weigh_timeout(facts: Facts, *, at: datetime, policy: Policy) -> Action:
     """Weigh a queue timeout, which proves neither payment nor failure."""
-    if facts.state in ("PAID", "FAILED"):
+    if facts.state in ("PAID", "FAILED", "REVERSED"):
         return Action("nothing", f"{facts.state} already")
     if facts.never_left:
         return Action("nothing", "ignored: this request never left us")
@@ -141,6 +147,46 @@ def _paid_under_another_id(facts: Facts, result: messages.Result, trusted: bool,
     )
 
 
+def _paid_again(facts: Facts, result: messages.Result, believed: bool, at: datetime, policy: Policy) -> Action:
+    """Weigh a further report that a booked payment was paid.
+
+    It confirms a person's decision if it would prove the payment. With another receipt it is a second payment.
+    """
+    if facts.decision:
+        if believed and facts.amount < policy.confirm_above:
+            return Action("pay", "", receipt=result.receipt or "")
+        return Action("ask", "decided as paid by staff: a status query must confirm it", ask_at=at)
+    other = bool(facts.receipt and result.receipt) and (result.receipt or "").upper() != facts.receipt.upper()
+    if other and not believed:
+        return Action(
+            "nothing",
+            f"a second receipt {result.receipt} is reported, not proven",
+            alarm=f"Attempt {facts.attempt}: an unproven message names a second receipt {result.receipt}",
+            level="error",
+        )
+    return Action("pay", "", receipt=result.receipt or "")
+
+
+def _proves_failure(result: messages.Result) -> bool:
+    """Return True if the result has a definite code. Together with a second source it proves a failure."""
+    return result_codes.meaning(result.result_code).definite and result.is_final
+
+
+def contradict(facts: Facts, at: datetime, *, code: str = "", words: str = "", keeps_answer: bool = False) -> Action:
+    """Take back a payment that a person decided and that M-Pesa contradicts. M-Pesa's word ranks above a person's."""
+    return Action(
+        "contradict",
+        "held: M-Pesa contradicts the decision that it was paid",
+        ask_at=at,
+        code=code,
+        words=words,
+        hold_reason="Staff decided that it was paid, and M-Pesa contradicts this. Check M-Pesa's statement again.",
+        keeps_answer=keeps_answer,
+        alarm=f"Attempt {facts.attempt}: staff decided that it was paid, and M-Pesa contradicts this",
+        level="critical",
+    )
+
+
 def _is_complete(result: messages.Result) -> bool:
     return None not in (result.amount, result.receiver_phone_visible, result.receipt)
 
@@ -162,212 +208,7 @@ def _report(facts: Facts, result: messages.Result, at: datetime, paid_report: st
     )
 
 
-# --- answers to status queries ---------------------------------------------------------------------------------------
-
-
-def weigh_answer(
-    facts: Facts,
-    query: Query,
-    others: tuple[Query, ...],
-    answer: messages.StatusAnswer,
-    *,
-    trusted: bool,
-    at: datetime,
-    policy: Policy,
-) -> Action:
-    """Weigh the answer to one status query. `others` are the attempt's other queries.
-
-    An answer from an address that is not M-Pesa's never proves a failure. Such an answer proves a payment only together
-    with a second source.
-    """
-    action = _weigh_answer(facts, query, others, answer, trusted=trusted, at=at, policy=policy)
-    if answer.refuses_our_credentials:
-        return replace(
-            action, trips=answer.result_code, trip_reason=f"a status query was refused: {answer.result_desc}"
-        )
-    return action
-
-
-def _weigh_answer(
-    facts: Facts,
-    query: Query,
-    others: tuple[Query, ...],
-    answer: messages.StatusAnswer,
-    *,
-    trusted: bool,
-    at: datetime,
-    policy: Policy,
-) -> Action:
-    status = answer.payment_status
-    is_new = query.answer not in DECISIVE
-    if trusted and _paid_another_amount(facts, answer):
-        return Action("pay", "", receipt=answer.receipt or "", amount=answer.amount, keeps_answer=is_new)
-    if wrong := _answer_mismatch(facts, answer):
-        return _mismatch(facts, wrong, at)
-    corroborated = bool(facts.paid_report) or any(other.answer == "completed" for other in others)
-    if not trusted and not (status == "completed" and corroborated):
-        return _untrusted_answer(facts, status, is_new, at, policy)
-    if status == "completed":
-        if answer.is_thin and not corroborated and facts.state != "PAID":
-            return _ask_again(facts, is_new, at, policy)
-        return Action("pay", "", receipt=answer.receipt or facts.receipt, keeps_answer=is_new)
-    if status == "reversed":
-        return _reversed(facts, is_new)
-    return _weigh_no_payment(facts, query, others, status, is_new=is_new, at=at, policy=policy)
-
-
-def _weigh_no_payment(
-    facts: Facts,
-    query: Query,
-    others: tuple[Query, ...],
-    status: str,
-    *,
-    is_new: bool,
-    at: datetime,
-    policy: Policy,
-) -> Action:
-    """Weigh an answer that we believe and that reports no payment."""
-    if (
-        facts.state == "FAILED"
-        and facts.next_query_at is not None
-        and (status == "failed" or (status == "not_found" and not facts.paid_report))
-        and not facts.is_found
-    ):
-        return Action("stop_asking", "failed already, and M-Pesa confirms it", keeps_answer=is_new)
-    if facts.state in ("PAID", "FAILED"):
-        return Action("nothing", f"{facts.state} already", keeps_answer=is_new)
-    # The answer to a query that was asked before the latest POST says nothing about that POST.
-    current = facts.posted_at is None or query.asked_at >= facts.posted_at
-    if status == "failed" and current:
-        return _weigh_failure(facts, query, others, is_new=is_new, at=at, policy=policy)
-    if status == "not_found" and current and _may_resend(facts, at, policy):
-        if not facts.settlement_stands and facts.cleared_at is not None:
-            return Action("fail", "", words="Two people decided that it did not leave", keeps_answer=is_new)
-        if not facts.settlement_stands:
-            return Action("nothing", "not found, and not sent again: its settlement is undone", keeps_answer=is_new)
-        return Action("resend", "not found: the same request is sent again", keeps_answer=is_new)
-    return Action("nothing", f"in doubt: {status} proves nothing", keeps_answer=is_new)
-
-
-def _answer_mismatch(facts: Facts, answer: messages.StatusAnswer) -> str:
-    """Describe how an answer contradicts its attempt, or return an empty string. A missing field is no mismatch."""
-    if answer.originator_conversation_id not in (None, facts.originator_conversation_id):
-        return "the answer is about another request"
-    if answer.payment_status != "completed":
-        return ""
-    if answer.amount not in (None, facts.amount):
-        return f"the answer says {answer.amount} instead of {facts.amount}"
-    receiver = answer.receiver_phone_visible
-    if receiver is not None and not message_fields.phone_is_compatible(receiver, facts.phone_number):
-        return "the answer names another phone"
-    return ""
-
-
-def _ask_again(facts: Facts, is_new: bool, at: datetime, policy: Policy) -> Action:
-    """Ask again after an answer that says Completed without id, amount or receiver. A second source must agree."""
-    step: Step = "doubt" if facts.state in UNDER_WAY else "ask" if facts.state == "FAILED" else "nothing"
-    return Action(
-        step,
-        "in doubt: Completed without id, amount or receiver. A second query is due",
-        ask_at=at + policy.query_gap if step != "nothing" else None,
-        keeps_answer=is_new,
-    )
-
-
-def _reversed(facts: Facts, is_new: bool) -> Action:
-    """Hold a payout whose payment M-Pesa reversed. Whether the member has the money is for a person to check."""
-    return Action(
-        "hold",
-        "held: M-Pesa says that it reversed the payment",
-        hold_reason="M-Pesa says that it reversed this payment. Check M-Pesa's statement before you pay again.",
-        keeps_answer=is_new,
-        alarm=f"Attempt {facts.attempt}: M-Pesa says that it reversed the payment",
-        level="critical",
-    )
-
-
-def _paid_another_amount(facts: Facts, answer: messages.StatusAnswer) -> bool:
-    """Return True if M-Pesa paid this id before we sent it, with another amount.
-
-    A server that lost its last commits may settle again with other amounts, and sends under the same id. M-Pesa calls
-    the new request a duplicate (`known_at`), or we asked before we sent it (`asked_first`). What M-Pesa paid under the
-    id is then what left us.
-    """
-    may_be_older = facts.known_at is not None or facts.asked_first
-    if answer.payment_status != "completed" or not may_be_older or facts.state == "PAID":
-        return False
-    receiver = answer.receiver_phone_visible
-    return (
-        answer.originator_conversation_id == facts.originator_conversation_id
-        and answer.amount not in (None, facts.amount)
-        and bool(answer.receipt)
-        and receiver is not None
-        and message_fields.phone_is_compatible(receiver, facts.phone_number)
-    )
-
-
-def _untrusted_answer(facts: Facts, status: str, is_new: bool, at: datetime, policy: Policy) -> Action:
-    """Keep an untrusted report of payment as one source, and ask again soon. Every other untrusted answer is noise."""
-    under_way = facts.state in UNDER_WAY
-    return Action(
-        "doubt" if under_way else "nothing",
-        f"in doubt: {status}, from an address that is not M-Pesa's",
-        ask_at=at + policy.query_gap if under_way else None,
-        keeps_answer=is_new and status == "completed",
-        alarm=f"An answer about attempt {facts.attempt} came from an address that is not M-Pesa's: {status}",
-        level="error",
-    )
-
-
-def _may_resend(facts: Facts, at: datetime, policy: Policy) -> bool:
-    """Return True if the same id may be sent again after M-Pesa did not find it.
-
-    Within the horizon this is safe, because M-Pesa refuses a duplicate. If M-Pesa has said that it has had the id,
-    another POST could only bring the same answer.
-    """
-    return (
-        facts.paid_report != "trusted"
-        and facts.state == "IN_DOUBT"
-        and facts.known_at is None
-        and facts.within_horizon(at, policy)
-    )
-
-
-def _weigh_failure(
-    facts: Facts, query: Query, others: tuple[Query, ...], *, is_new: bool, at: datetime, policy: Policy
-) -> Action:
-    """Fail an attempt that a status query reports as failed if a second source agrees. Otherwise ask again.
-
-    The second source is a definite code in a callback, or another query, asked at least `query_gap` earlier or later.
-    """
-    if result_codes.meaning(facts.result_code).definite:
-        return Action("fail", "", code=facts.result_code, words=facts.result_words, keeps_answer=is_new)
-    since = facts.posted_at or facts.opened_at
-    asked = [other.asked_at for other in others if other.answer == "failed" and other.asked_at >= since]
-    if is_new or query.answer == "failed":  # Otherwise the stored answer is an untrusted caller's, and it stays.
-        asked.append(query.asked_at)
-    first, last = min(asked, default=at), max(asked, default=at)
-    if last - first < policy.query_gap:
-        return Action(
-            "doubt",
-            "in doubt: one status query says failed, a second query is due",
-            ask_at=max(first + policy.query_gap, at),
-            keeps_answer=is_new,
-        )
-    if facts.paid_report == "trusted":
-        return Action(
-            "hold",
-            "held: the result says paid, the queries say failed",
-            hold_reason="M-Pesa's result says paid, its records say failed. Check M-Pesa's statement.",
-            keeps_answer=is_new,
-            alarm=f"Attempt {facts.attempt}: its result says paid, the status queries say failed",
-            level="critical",
-        )
-    code = facts.result_code if result_codes.meaning(facts.result_code).fault == "ours" else ""
-    return Action("fail", "", code=code, words="M-Pesa's records say it failed", keeps_answer=is_new)
-
-
-def _mismatch(facts: Facts, wrong: str, at: datetime) -> Action:
+def mismatch(facts: Facts, wrong: str, at: datetime) -> Action:
     """Alarm about a message that does not match its attempt. If the attempt is open, ask M-Pesa now."""
     asks = facts.state in UNDER_WAY
     return Action(

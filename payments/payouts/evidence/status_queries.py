@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from django.db import transaction
-from django.db.models import Max, QuerySet
+from django.db.models import Max, Q, QuerySet
 
 from payments import failpoints
 from payments.models import Attempt, StatusQuery, Transaction
@@ -27,17 +27,27 @@ class QueryGateway(Protocol):
     """A gateway that POSTs status queries: client.Gateway, or a simulated M-Pesa."""
 
     def ask_status(
-        self, *, originator_conversation_id: str, result_url: str, timeout_url: str, remarks: str
+        self,
+        *,
+        originator_conversation_id: str | None = None,
+        receipt: str | None = None,
+        result_url: str,
+        timeout_url: str,
+        remarks: str,
     ) -> client.Accepted: ...
 
 
 @dataclass(frozen=True)
 class DueQuery:
-    """A status query that is committed and must be POSTed now. `query_id` is None if it is about an orphan."""
+    """A status query that is committed and must be POSTed now: about `receipt` if given, else about our id.
+
+    `query_id` is None if it is about an orphan.
+    """
 
     query_id: int | None
     originator_conversation_id: str
     token: str
+    receipt: str = ""
 
 
 def count_due(*, at: datetime, limit: int) -> int:
@@ -46,14 +56,16 @@ def count_due(*, at: datetime, limit: int) -> int:
 
 
 def _due(at: datetime) -> QuerySet[Attempt]:
-    return Attempt.objects.filter(next_query_at__lte=at).exclude(state__in=[State.WAITING, State.PAID])
+    proven = Q(state__in=[State.WAITING, State.REVERSED]) | Q(state=State.PAID, decision="")
+    return Attempt.objects.filter(next_query_at__lte=at).exclude(proven)
 
 
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
     """Claim up to `limit` attempts whose next status query is due, and store a query for each attempt.
 
     The first query is due `query_after` after the POST. Later queries follow at gaps that double from `query_gap` to an
-    hour. A payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
+    hour. About a request that staff decided as paid, the receipt and our id are asked about in turn.
+    A payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
     Locks: Transactions (skipping locked ones), then their Attempts.
     """
     with transaction.atomic(durable=True):
@@ -75,12 +87,19 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             attempts.ask(attempt, next_query_at=at + gap, at=at)
             token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
             query = StatusQuery.objects.create(
-                attempt=attempt, number=asked + 1, token_hash=token_hash(token), asked_at=at
+                attempt=attempt, number=asked + 1, token_hash=token_hash(token), asked_at=at, receipt=_receipt(attempt)
             )
-            queries.append(DueQuery(query.pk, attempt.originator_conversation_id, token))
+            queries.append(DueQuery(query.pk, attempt.originator_conversation_id, token, query.receipt))
             _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
     failpoints.hit("question after commit")
     return queries
+
+
+def _receipt(attempt: Attempt) -> str:
+    """Return the receipt to ask about next, or "" to ask about the attempt's own id."""
+    last = attempt.queries.order_by("number").last()
+    by_receipt = attempt.decision == Attempt.Decision.PAID and (last is None or not last.receipt)
+    return attempt.receipt if by_receipt else ""
 
 
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
@@ -101,9 +120,11 @@ def post(query: DueQuery, *, gateway: QueryGateway, addresses: Addresses) -> str
     Touches no database. A refusal needs no record, because `ask` has already scheduled the next query.
     Raises: NotSent if the query never left. Then call `withdraw`.
     """
+    ocid = query.originator_conversation_id
+    subject = {"receipt": query.receipt} if query.receipt else {"originator_conversation_id": ocid}
     try:
         accepted = gateway.ask_status(
-            originator_conversation_id=query.originator_conversation_id,
+            **subject,
             result_url=addresses.status_result(query.token),
             timeout_url=addresses.timeout(query.token),
             remarks="Payout status",

@@ -96,7 +96,8 @@ def ask_about_last(payout: Transaction, *, at: datetime) -> None:
     """Ask once more about the last request that M-Pesa may have taken, before a new request leaves."""
     taken = payout.attempts.exclude(conversation_id="", doubted_at=None).filter(kind=Attempt.Kind.B2C)
     last = taken.order_by("number").last()
-    if last is not None:
+    # M-Pesa has said the last word about a payment that it reversed.
+    if last is not None and last.state != Attempt.State.REVERSED:
         attempts.ask_at(last, at)
 
 

@@ -1,17 +1,26 @@
-"""Decisions of staff on held payouts: one person decides a small payout, two people a large one.
+"""Decisions of staff on held payouts: paid or not paid.
 
-The first person's decision on a large payout is stored as a Verdict. A second person confirms or refuses this decision
-in their own session.
-Lock order: Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit trail.
+One person may decide that a small payout was paid. A large payout takes two people, and so does every decision as not
+paid, because the member is then paid again. The first person's decision is stored as a Verdict. A second person
+confirms or refuses this decision in their own session.
+A decision ranks below M-Pesa's evidence. M-Pesa is asked about the receipt of a payout decided as paid, and later proof
+to the contrary takes the decision back (evidence/rules).
+Lock order: the receipt's advisory lock, Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit
+trail.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Self
 
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import Q
 
-from payments.models import Transaction, Verdict
+from markets import locks
+from markets.models import NAIROBI
+from payments.models import Attempt, Callback, Transaction, Transfer, Verdict
 from payments.payouts import attempts
 from payments.payouts.evidence import booking
 from payments.payouts.operations import actions
@@ -26,7 +35,7 @@ _NOT_DECIDABLE = "Transaction {} cannot be decided: it must be held and have an 
 
 
 class NotToBeDecided(Refusal):
-    """The payout is not HELD, or it has no open request, or these people may not decide it."""
+    """The payout is not HELD, has no open request, or M-Pesa's evidence or these people do not allow the decision."""
 
 
 class DecisionNotOpen(Refusal):
@@ -37,36 +46,55 @@ class SamePerson(Refusal):
     """The first person of a decision cannot also be the second."""
 
 
-def needs_two(payout: Transaction, policy: Policy) -> bool:
-    """Return True if a decision on this payout takes two people."""
-    return payout.amount >= policy.confirm_above
+@dataclass(frozen=True)
+class Finding:
+    """One person's or two people's finding in M-Pesa's statement, with the evidence in words (`grounds`).
+
+    With M-Pesa's `receipt` the payout was paid; an empty `receipt` means not paid. `statement_until` is the end of the
+    statement that was checked, for a finding as not paid.
+    """
+
+    receipt: str
+    grounds: str
+    statement_until: datetime | None = None
+
+    @property
+    def normal(self) -> Self:
+        """The same finding without blanks around its texts, with an upper-case receipt as M-Pesa writes it."""
+        return replace(self, receipt=self.receipt.strip().upper(), grounds=self.grounds.strip())
+
+
+def needs_two(payout: Transaction, policy: Policy, *, paid: bool) -> bool:
+    """Return True if this decision on the payout takes two people."""
+    return not paid or payout.amount >= policy.confirm_above
 
 
 def decide_or_propose(
-    *, transaction_id: int, receipt: str, grounds: str, by: audit.Actor, at: datetime, policy: Policy
+    *, transaction_id: int, finding: Finding, by: audit.Actor, at: datetime, policy: Policy
 ) -> Verdict | None:
-    """Decide a small held payout at once and return None, or store the first decision on a large one as a Verdict.
+    """Decide a held payout at once and return None, or store the first of two people's decision as a Verdict.
 
-    Locks: Transaction, Attempt.
+    Locks: the receipt's advisory lock, Transaction, Attempt.
     Raises: NotToBeDecided, also if a decision already waits for a second person.
     """
+    finding = finding.normal
     with transaction.atomic(durable=True):
+        _lock_receipt(finding.receipt)
         payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-        if payout is None or not needs_two(payout, policy):
-            close_by_decision(
-                transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=[by], at=at, policy=policy
-            )
+        if payout is None or not needs_two(payout, policy, paid=bool(finding.receipt)):
+            close_by_decision(transaction_id=transaction_id, finding=finding, by=[by], at=at, policy=policy)
             return None
-        if payout.status != Transaction.Status.HELD or attempts.open_attempt(payout) is None:
-            raise NotToBeDecided(_NOT_DECIDABLE.format(payout.pk))
+        attempt = _decidable(payout)
+        _check_evidence(payout, attempt, finding, policy)
         if payout.verdicts.filter(closed_at__isnull=True).exists():
             raise NotToBeDecided(f"A decision on transaction {payout.pk} already waits for a second person.")
-        if by.user_id is None or not grounds.strip():
+        if by.user_id is None or not finding.grounds:
             raise NotToBeDecided("A member of staff must decide and state the grounds.")
         verdict = Verdict.objects.create(
             transaction=payout,
-            receipt=receipt.strip(),
-            grounds=grounds.strip(),
+            receipt=finding.receipt,
+            grounds=finding.grounds,
+            statement_until=finding.statement_until,
             proposed_by_id=by.user_id,
             proposed_from=by.source,
             proposed_at=at,
@@ -78,10 +106,11 @@ def decide_or_propose(
 def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -> Transaction:
     """Confirm a decision as the second person, and apply the decision.
 
-    Locks: Transaction, Verdict, Attempt.
-    Raises: DecisionNotOpen; SamePerson; NotToBeDecided, if the payout was decided meanwhile.
+    Locks: the receipt's advisory lock, Transaction, Verdict, Attempt.
+    Raises: DecisionNotOpen; SamePerson; NotToBeDecided, if evidence came meanwhile or the payout was decided.
     """
     with transaction.atomic(durable=True):
+        _lock_receipt(Verdict.objects.filter(pk=verdict_id).values_list("receipt", flat=True).first() or "")
         verdict = locked_open_verdict(verdict_id, Verdict.Kind.RESULT)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise SamePerson("You made this decision. Another person must confirm it.")
@@ -90,8 +119,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
         first = audit.Actor(user_id=verdict.proposed_by_id, source=verdict.proposed_from)
         return close_by_decision(
             transaction_id=verdict.transaction_id,
-            receipt=verdict.receipt,
-            grounds=verdict.grounds,
+            finding=Finding(verdict.receipt, verdict.grounds, verdict.statement_until),
             by=[first, by],
             at=at,
             policy=policy,
@@ -140,48 +168,133 @@ def _record(action: str, verdict: Verdict, *, by: audit.Actor, at: datetime, rea
 
 
 def decide(
-    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
+    *, transaction_id: int, finding: Finding, by: Sequence[audit.Actor], at: datetime, policy: Policy
 ) -> Transaction:
     """Close a HELD payout's request by a decision of staff.
 
-    With M-Pesa's `receipt` the request is paid; an empty `receipt` means not paid. `grounds` states the evidence in
-    words. An amount of `confirm_above` shillings or more takes two people.
-    Locks: Transaction, Attempt.
+    Locks: the receipt's advisory lock, Transaction, Attempt.
     Raises: NotToBeDecided.
     """
+    finding = finding.normal
     with transaction.atomic(durable=True):
-        return close_by_decision(
-            transaction_id=transaction_id, receipt=receipt, grounds=grounds, by=by, at=at, policy=policy
-        )
+        _lock_receipt(finding.receipt)
+        return close_by_decision(transaction_id=transaction_id, finding=finding, by=by, at=at, policy=policy)
 
 
 def close_by_decision(
-    *, transaction_id: int, receipt: str, grounds: str, by: Sequence[audit.Actor], at: datetime, policy: Policy
+    *, transaction_id: int, finding: Finding, by: Sequence[audit.Actor], at: datetime, policy: Policy
 ) -> Transaction:
-    """Do the work of `decide` in the caller's transaction.
+    """Do the work of `decide` in the caller's transaction, which holds the receipt's advisory lock.
 
     Locks: Transaction, Attempt.
     Raises: NotToBeDecided.
     """
     payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-    attempt = attempts.open_attempt(payout) if payout is not None and payout.status == Status.HELD else None
-    if payout is None or attempt is None:
+    if payout is None:
         raise NotToBeDecided(_NOT_DECIDABLE.format(transaction_id))
-    people = 2 if payout.amount >= policy.confirm_above else 1
+    attempt = _decidable(payout)
+    receipt, grounds = finding.receipt, finding.grounds
+    people = 2 if needs_two(payout, policy, paid=bool(receipt)) else 1
     deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
     if len(deciders) < people:
         who = "A member of staff" if people == 1 else "Two different members of staff"
         raise NotToBeDecided(f"{who} must decide this payout.")
-    if not grounds.strip():
+    if not grounds:
         raise NotToBeDecided("State the grounds for the decision.")
+    _check_evidence(payout, attempt, finding, policy)
     alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
     before = actions.snapshot(payout)
     if receipt:
         booking.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
+        attempts.mark_decided(attempt, Attempt.Decision.PAID, ask_at=at)
     else:
         attempts.fail(payout, attempt, code="", words=f"Decided as not paid: {grounds}", at=at, policy=policy)
+        attempts.mark_decided(attempt, Attempt.Decision.NOT_PAID, ask_at=None)
     for person in dict.fromkeys(by):
         actions.record(
             f"payout.decide_{'paid' if receipt else 'not_paid'}", payout, before, by=person, at=at, reason=grounds
         )
     return payout
+
+
+# --- evidence that forbids a decision --------------------------------------------------------------------------------
+
+
+def _lock_receipt(receipt: str) -> None:
+    """Let only one transaction at a time decide with this receipt."""
+    if receipt:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [locks.receipt_lock(receipt)])
+
+
+def _decidable(payout: Transaction) -> Attempt:
+    """Lock and return the open request of a held payout.
+
+    Raises: NotToBeDecided.
+    """
+    attempt = attempts.open_attempt(payout) if payout.status == Status.HELD else None
+    if attempt is None:
+        raise NotToBeDecided(_NOT_DECIDABLE.format(payout.pk))
+    return attempt
+
+
+def _check_evidence(payout: Transaction, attempt: Attempt, finding: Finding, policy: Policy) -> None:
+    """Check that M-Pesa's own evidence allows the decision.
+
+    Raises: NotToBeDecided.
+    """
+    ids = payout.attempts.values("originator_conversation_id")
+    about = Q(attempt__transaction=payout) | Q(query__attempt__transaction=payout)
+    about |= Q(originator_conversation_id__in=ids)
+    if Callback.objects.filter(about, applied_at=None).exists():
+        raise NotToBeDecided(
+            "A message from M-Pesa about this payout has arrived and is not applied yet. Nothing was decided. "
+            "Wait a minute, then look at the payout again."
+        )
+    if finding.receipt:
+        _check_receipt(payout, attempt, finding.receipt)
+    else:
+        _check_not_paid(attempt, finding, policy)
+
+
+def _check_receipt(payout: Transaction, attempt: Attempt, receipt: str) -> None:
+    if attempt.first_sent_at is None:
+        raise NotToBeDecided(
+            "This request never left us, so M-Pesa cannot have paid it. Nothing was decided. "
+            "Find the payment that this receipt belongs to."
+        )
+    holders = Attempt.objects.filter(receipt__iexact=receipt).exclude(pk=attempt.pk).select_related("transaction")
+    used_by = {other.transaction for other in holders}
+    used_by |= set(Transaction.objects.filter(receipt__iexact=receipt).exclude(pk=payout.pk))
+    if Transfer.objects.filter(key=f"second:{receipt}").exists():
+        raise NotToBeDecided(f"Receipt {receipt} is booked as a second payment already. Nothing was decided.")
+    if used_by:
+        owner = min(used_by, key=lambda other: other.pk)
+        where = "another request of this payout" if owner.pk == payout.pk else f"payout {owner.pk}"
+        raise NotToBeDecided(
+            f"Receipt {receipt} already belongs to {where}. Nothing was decided. Check M-Pesa's statement again."
+        )
+
+
+def _check_not_paid(attempt: Attempt, finding: Finding, policy: Policy) -> None:
+    """Check that M-Pesa was asked, or its statement checked, after the request could last be paid.
+
+    Raises: NotToBeDecided.
+    """
+    if attempt.first_sent_at is None:
+        return
+    sent_from = max(attempt.first_sent_at, attempt.cleared_at or attempt.first_sent_at)
+    last_post = max(attempt.posted_at or attempt.first_sent_at, sent_from + policy.resend_horizon)
+    answered = attempt.queries.filter(asked_at__gt=last_post, receipt="").exclude(verdict__in=["", "completed"])
+    if finding.statement_until is not None and finding.statement_until > last_post:
+        return
+    if not answered.exists():
+        raise NotToBeDecided(
+            f"M-Pesa may have paid this request until {local_time(last_post)}. Nothing was decided. Wait for an answer"
+            " to a status query after that time, or check a statement that goes further and give the time of its end."
+        )
+
+
+def local_time(at: datetime) -> str:
+    """Return a time as people in Nairobi write it."""
+    return f"{at.astimezone(NAIROBI):%d %B %Y, %H:%M} (Nairobi)"

@@ -8,6 +8,8 @@ from django.db.models import Max
 
 from payments.models import Attempt
 
+UNCONFIRMED = "Staff decided that it was paid. M-Pesa has not confirmed the receipt yet."
+
 
 @dataclass(frozen=True)
 class InDoubt:
@@ -25,8 +27,12 @@ class InDoubt:
 
 
 def in_doubt(market_id: int | None = None, *, limit: int | None = None) -> list[InDoubt]:
-    """Return at most `limit` requests in doubt of one market or of all, the oldest first. Amounts in shillings."""
-    attempts = Attempt.objects.in_doubt().select_related("transaction__settlement")
+    """Return at most `limit` requests in doubt of one market or of all, the oldest first. Amounts in shillings.
+
+    A request that staff decided as paid counts as in doubt until M-Pesa confirms it.
+    """
+    listed = Attempt.objects.in_doubt() | Attempt.objects.unconfirmed()
+    attempts = listed.select_related("transaction__settlement")
     if market_id is not None:
         attempts = attempts.filter(transaction__settlement__market=market_id)
     return [
@@ -39,7 +45,7 @@ def in_doubt(market_id: int | None = None, *, limit: int | None = None) -> list[
             since=attempt.first_sent_at or attempt.opened_at,
             last_asked_at=attempt.last_asked_at,
             next_query_at=attempt.next_query_at,
-            result_text=attempt.result_words,
+            result_text=UNCONFIRMED if attempt.decision == Attempt.Decision.PAID else attempt.result_words,
         )
         for attempt in attempts.annotate(last_asked_at=Max("queries__asked_at")).order_by("first_sent_at", "pk")[:limit]
     ]

@@ -154,6 +154,11 @@ def _explanation(payout: Transaction, last: Attempt | None, *, is_late: bool) ->
     status = payout.status
     if status == Transaction.Status.COMPLETED and payout.goes_to == Transaction.Destination.WALLET:
         return "The money went to the member's wallet.", "Nothing to do."
+    if status == Transaction.Status.COMPLETED and last is not None and last.decision == Attempt.Decision.PAID:
+        return (
+            f"Staff decided that M-Pesa paid it, receipt {payout.receipt}. M-Pesa has not confirmed this yet.",
+            "Nothing to do. We ask M-Pesa about the receipt. If M-Pesa contradicts it, the payout is held again.",
+        )
     if status == Transaction.Status.COMPLETED and payout.receipt:
         return f"M-Pesa paid it, receipt {payout.receipt}. The money is on the member's phone.", "Nothing to do."
     if status == Transaction.Status.COMPLETED:
@@ -229,14 +234,15 @@ def _of_attempt(attempt: Attempt) -> list[Event]:
         words = "We only ask about it, and do not send it again."
         events.append(Event(attempt.known_at, f"M-Pesa already has request {attempt.number}", "care", words))
     if attempt.closed_at:
-        paid = attempt.state == Attempt.State.PAID
+        paid = attempt.state in (Attempt.State.PAID, Attempt.State.REVERSED)
+        proven = "decided as" if attempt.decision else "proven"
         meaning = failures.words_of(attempt.result_code)[0] if attempt.result_code and not paid else ""
         words = " ".join(filter(None, (attempt.result_code, _clean(attempt.result_words))))
         closed = (("Receipt", attempt.receipt),) if attempt.receipt else ()
         events.append(
             Event(
                 attempt.closed_at,
-                f"Request {attempt.number} proven {'paid' if paid else 'not executed'}",
+                f"Request {attempt.number} {proven} {'paid' if paid else 'not executed'}",
                 "good" if paid else "bad",
                 words if paid or not words else f"{meaning} M-Pesa said: {words}".strip(),
                 closed,
@@ -247,7 +253,8 @@ def _of_attempt(attempt: Attempt) -> list[Event]:
 
 def _of_query(query: StatusQuery) -> Event:
     answer = f"Answer: {query.get_verdict_display().lower()}." if query.verdict else "No answer yet."
-    return Event(query.asked_at, f"Status query {query.number} to M-Pesa", "busy", answer)
+    about = f" about receipt {query.receipt}" if query.receipt else ""
+    return Event(query.asked_at, f"Status query {query.number} to M-Pesa{about}", "busy", answer)
 
 
 CALLBACK_TITLES = {

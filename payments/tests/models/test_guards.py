@@ -94,6 +94,8 @@ def first_row(name: str) -> models.Model:
 
 def beside(name: str, state: str) -> dict[str, Any]:
     """Return the values of other columns that a state requires."""
+    if name == "attempt":  # Only a payment that staff decided may be in doubt again.
+        return {"decision": "paid" if state == "PAID" else ""}
     return {"pct": 30 if state == "SET_OFF" else None} if name == "recovery" else {}
 
 

@@ -83,18 +83,19 @@ class Attempts:
         payout, ocid = attempt.payout, attempt.ocid
         self.touched.add(payout)
         if attempt.state == "PAID":
-            attempt.receipt = attempt.receipt or receipt
+            self._pay_again(attempt, receipt)
             return
         late = attempt.state == "FAILED"
         payable, in_flight, wallet = f"payable:{payout.ref}", f"in_flight:{payout.ref}", f"wallet:{payout.member}"
         still_owed = not late or (payout.open is None and self.book.held[payable] == payout.amount)
         attempt.move("PAID")
         attempt.receipt, attempt.closed_at, attempt.ask_at, attempt.resend_at = receipt, at, None, None
+        attempt.decision = ""
         if still_owed:
             if late:
                 self.book.post(f"reopen:{ocid}", payable, in_flight, payout.amount)
-            self.book.post(f"won:{ocid}", in_flight, wallet, payout.amount)
-            self.book.post(f"paid:{ocid}", wallet, "utility", payout.amount)
+            self.book.post(f"won:{attempt.booking}", in_flight, wallet, payout.amount)
+            self.book.post(f"paid:{attempt.booking}", wallet, "utility", payout.amount)
             payout.move("COMPLETED")
             return
         self.book.post(f"late:{ocid}", f"receivable:{payout.member}", "utility", payout.amount)
@@ -102,6 +103,45 @@ class Attempts:
         if other is not None and other.never_left:
             self.fail(other, code="", at=at)
         elif payout.status in ("PENDING", "PROCESSING"):
+            payout.move("HELD")
+
+    def _pay_again(self, attempt: Attempt, receipt: str) -> None:
+        """Weigh a further proof of payment. It confirms people's decision, or it is a second payment under one id."""
+        other = bool(receipt) and receipt.upper() != attempt.receipt.upper()
+        if other and attempt.receipt and attempt.decision != "paid":
+            if f"second:{receipt.upper()}" not in self.book.keys and not self.receipt_taken(receipt, by=attempt):
+                owes = f"receivable:{attempt.payout.member}"
+                self.book.post(f"second:{receipt.upper()}", owes, "utility", attempt.payout.amount)
+            return
+        if attempt.decision == "paid":
+            attempt.decision, attempt.ask_at = "", None
+        if other:
+            attempt.receipt = receipt
+
+    def receipt_taken(self, receipt: str, *, by: Attempt) -> bool:
+        """Return True if another request than `by` has this receipt."""
+        return any(a is not by and a.receipt.upper() == receipt.upper() for a in self._attempts())
+
+    def take_back(self, attempt: Attempt, *, report: str, at: datetime) -> None:
+        """Take back a payment that people decided, because M-Pesa contradicts it. The request is in doubt again."""
+        payout = attempt.payout
+        wallet, in_flight = f"wallet:{payout.member}", f"in_flight:{payout.ref}"
+        self.book.post(f"reverse:won:{attempt.booking}", wallet, in_flight, payout.amount)
+        self.book.post(f"reverse:paid:{attempt.booking}", "utility", wallet, payout.amount)
+        attempt.move("IN_DOUBT")
+        attempt.doubted_at = attempt.doubted_at or at
+        attempt.decision, attempt.receipt, attempt.report, attempt.closed_at = "", "", report, None
+        attempt.corrections += 1
+        attempt.ask_at, attempt.resend_at = at, None
+        payout.move("HELD")
+
+    def reverse(self, attempt: Attempt) -> None:
+        """Book that M-Pesa took a payment back, so that we owe it again. A person decides how it goes on."""
+        payout = attempt.payout
+        if payout.status == "COMPLETED" and f"paid:{attempt.booking}" in self.book.keys:
+            self.book.post(f"returned:{attempt.ocid}", "utility", f"payable:{payout.ref}", payout.amount)
+            attempt.move("REVERSED")
+            attempt.decision, attempt.ask_at = "", None
             payout.move("HELD")
 
     def fail(self, attempt: Attempt, *, code: str, at: datetime) -> None:

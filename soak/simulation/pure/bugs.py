@@ -241,3 +241,25 @@ class OperatorUnguarded(Machine):
 @bug("no sweep", "D5: losing any message is harmless", {"message lost": 0.5})
 class NoSweep(World):
     has_beat = False
+
+
+# --- decisions of people ---------------------------------------------------------------------------------------------
+
+WRONG_DECISIONS = {"people read the wrong line": 1.0, "forger": 0.8, "false failed answer": 0.8, "result lost": 0.9}
+
+
+@bug("a contradicted decision stands", "D4: later proof takes a person's decision back", WRONG_DECISIONS)
+class ContradictionIgnored(Machine):
+    def take_back(self, attempt: Attempt, *, report: str, at: datetime) -> None:
+        attempt.decision, attempt.ask_at = "", None
+
+
+@bug("a decided receipt is not asked about", "D4: a person's decision ranks below M-Pesa's evidence", WRONG_DECISIONS)
+class DecisionBelieved(Machine):
+    def ask(self, *, at: datetime, limit: int) -> list[Question]:
+        for payout in self.payouts:
+            for attempt in payout.attempts:
+                if attempt.decision == "paid":
+                    attempt.decision, attempt.ask_at = "", None
+                    self.touched.add(payout)
+        return super().ask(at=at, limit=limit)

@@ -62,7 +62,9 @@ class Judge:
             self._read += 1
         for attempt in payout.attempts:
             request = provider.requests.get(attempt.ocid)
-            if attempt.state == "PAID" and (request is None or request.state != "paid"):
+            # A person may decide wrongly. M-Pesa is asked about it, and must then confirm or contradict the decision.
+            unconfirmed = attempt.decision == "paid"
+            if attempt.state == "PAID" and not unconfirmed and (request is None or request.state != "paid"):
                 self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
             if attempt.state == "FAILED" and not provider.answers_wrongly and provider.may_still_pay(attempt.ocid):
                 self.accuse("An attempt is FAILED in the books only if M-Pesa can no longer pay it", attempt.ocid)
@@ -72,7 +74,8 @@ class Judge:
         times = self._payments[ref]
         if times > 1:
             self.accuse("Nobody is paid twice", f"{ref} was paid {times} times")
-        if payout.status == "COMPLETED" and payout.redirected == bool(times):
+        unconfirmed = any(attempt.decision == "paid" for attempt in payout.attempts)
+        if payout.status == "COMPLETED" and not unconfirmed and payout.redirected == bool(times):
             where = "and to the wallet" if times else "but nowhere"
             self.accuse(
                 "A completed payout is paid exactly once: by M-Pesa or to the wallet", f"{ref} is completed {where}"

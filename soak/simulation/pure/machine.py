@@ -17,7 +17,6 @@ from soak.simulation.pure.rows import OPEN, UNDECIDED, Answer, Attempt, Message,
 # Codes of a definite failure: no money moved. Every other code proves nothing.
 DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028", "2040", "8006", "SFC_IC0003"))
 DUPLICATE = frozenset(("15", "41"))
-ASKABLE = frozenset(("FAILED", *UNDECIDED))
 LONGEST_GAP = timedelta(hours=1)
 LONGEST_WAIT = timedelta(minutes=5)
 # A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
@@ -146,7 +145,7 @@ class Machine(Attempts):
 
         A payout becomes HELD, for a person to decide, if its request is open for `review_after` since its first POST.
         """
-        due = [a for a in self._attempts() if a.ask_at is not None and a.ask_at <= at and a.state in ASKABLE]
+        due = [a for a in self._attempts() if a.ask_at is not None and a.ask_at <= at and a.is_askable]
         questions = []
         for attempt in sorted(due, key=lambda attempt: attempt.ask_at or at)[:limit]:
             payout, asked = attempt.payout, len(attempt.questions)
@@ -154,11 +153,12 @@ class Machine(Attempts):
             if attempt.state == "FAILED" and self._asked_enough(attempt, at):
                 attempt.ask_at = None
                 continue
-            if attempt.state != "FAILED":
+            if attempt.state in UNDECIDED:
                 attempt.move("IN_DOUBT")
                 attempt.doubted_at = attempt.doubted_at or at
             attempt.ask_at = at + min(self.policy.query_gap * 2 ** min(asked, 10), LONGEST_GAP)
-            attempt.questions.append(Question(attempt, at))
+            by_receipt = attempt.decision == "paid" and not (asked and attempt.questions[-1].receipt)
+            attempt.questions.append(Question(attempt, at, attempt.receipt if by_receipt else ""))
             questions.append(attempt.questions[-1])
             since = attempt.first_sent_at or attempt.opened_at
             if attempt.state in OPEN and payout.status == "PROCESSING" and at - since >= self.policy.review_after:
@@ -211,16 +211,23 @@ class Machine(Attempts):
         """Apply a result that came to the request's address. It can prove a payment, but it cannot prove a failure."""
         self.touched.add(attempt.payout)
         says_paid = result.code == "0"
+        if attempt.state == "REVERSED":
+            return
         if result.ocid != attempt.ocid or (says_paid and not _fits(result, attempt)):
             self._ask_about_mismatch(attempt, at)
         elif says_paid:
             complete = None not in (result.amount, result.phone, result.receipt)
+            believed = trusted and complete
             small = attempt.payout.amount < self.policy.confirm_above
-            if attempt.state == "PAID" or (trusted and complete and small):
+            if attempt.state == "PAID":
+                self._apply_paid_again(attempt, result.receipt or "", believed, small, at)
+            elif believed and small:
                 self.pay(attempt, receipt=result.receipt or "", at=at)
             else:
                 report = PAID if trusted and complete else PERHAPS
                 self.keep_report(attempt, report, receipt=result.receipt or "", at=at)
+        elif attempt.state == "PAID" and attempt.decision and trusted and result.code in DEFINITE:
+            self.take_back(attempt, report=result.code, at=at)
         elif attempt.state in ("PAID", "FAILED") or attempt.never_left:
             return
         elif result.code in DEFINITE:
@@ -231,6 +238,16 @@ class Machine(Attempts):
             if result.code in OURS and attempt.report not in (PAID, PERHAPS, *DEFINITE):
                 attempt.report = result.code
             self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
+
+    def _apply_paid_again(self, attempt: Attempt, receipt: str, believed: bool, small: bool, at: datetime) -> None:
+        """Apply a further report that a booked payment was paid."""
+        if attempt.decision:
+            if believed and small:
+                self.pay(attempt, receipt=receipt, at=at)
+            else:
+                attempt.ask_at = at
+        elif believed or not attempt.receipt or not receipt or receipt.upper() == attempt.receipt.upper():
+            self.pay(attempt, receipt=receipt, at=at)
 
     def apply_timeout(self, attempt: Attempt, *, at: datetime) -> None:
         """Apply a queue timeout. It proves nothing."""
@@ -245,14 +262,22 @@ class Machine(Attempts):
         """
         attempt = question.attempt
         self.touched.add(attempt.payout)
+        if attempt.state == "REVERSED":
+            question.keep(answer.verdict)
+            return
+        if question.receipt:
+            if attempt.decision == "paid" and attempt.receipt.upper() == question.receipt.upper() and trusted:
+                self._apply_receipt_answer(question, answer, at)
+            return
         completed = answer.verdict == "completed"
         if answer.ocid not in (None, attempt.ocid) or (completed and not _fits(answer, attempt)):
             self._ask_about_mismatch(attempt, at)
             return
-        others = any(other.verdict == "completed" for other in attempt.questions if other is not question)
-        believed = trusted or (completed and (others or attempt.report in (PAID, PERHAPS)))
-        if question.verdict not in ("completed", "failed") and (completed or believed):
-            question.verdict = answer.verdict
+        about_id = [other for other in attempt.questions if other is not question and not other.receipt]
+        second = any(other.verdict == "completed" for other in about_id) or attempt.report in (PAID, PERHAPS)
+        believed = trusted or (completed and second and attempt.state != "PAID")
+        if completed or believed:
+            question.keep(answer.verdict)
         if not believed:
             if attempt.state in UNDECIDED:
                 self.doubt(attempt, ask_at=at + self.policy.query_gap, at=at)
@@ -261,10 +286,31 @@ class Machine(Attempts):
         else:
             self._apply_no_payment(question, answer.verdict, at)
 
+    def _apply_receipt_answer(self, question: Question, answer: Answer, at: datetime) -> None:
+        """Apply M-Pesa's answer about the receipt that people typed. Only our own id in the answer confirms it."""
+        attempt, found = question.attempt, answer.verdict in ("completed", "reversed")
+        question.keep(answer.verdict)
+        another = answer.ocid not in (None, attempt.ocid) or not _fits(answer, attempt)
+        if answer.verdict == "failed" or (found and another):
+            self.take_back(attempt, report="", at=at)
+        elif found and answer.ocid == attempt.ocid:
+            if answer.verdict == "completed":
+                self.pay(attempt, receipt=attempt.receipt, at=at)
+            else:
+                self.reverse(attempt)
+
     def _apply_no_payment(self, question: Question, verdict: str, at: datetime) -> None:
         """Apply an answer that we believe and that does not report a payment."""
         attempt = question.attempt
-        if attempt.state == "FAILED":
+        if verdict == "reversed":
+            if attempt.state == "PAID":
+                self.reverse(attempt)
+            elif attempt.payout.status in ("PENDING", "PROCESSING"):
+                attempt.payout.move("HELD")
+        elif attempt.state == "PAID" and attempt.decision and verdict == "failed":
+            if question.asked_at >= attempt.posted_at:
+                self.take_back(attempt, report="", at=at)
+        elif attempt.state == "FAILED":
             reported_paid = attempt.report in (PAID, PERHAPS)
             if verdict == "failed" or (verdict == "not_found" and not reported_paid):
                 attempt.ask_at = None
@@ -296,7 +342,8 @@ class Machine(Attempts):
             self.fail(attempt, code=attempt.report, at=at)
             return
         gap, since = self.policy.query_gap, attempt.posted_at
-        asked = [q.asked_at for q in attempt.questions if q.verdict == "failed" and q.asked_at >= since]
+        failed = [q for q in attempt.questions if q.verdict == "failed" and not q.receipt]
+        asked = [q.asked_at for q in failed if q.asked_at >= since]
         if not asked or asked[-1] - asked[0] < gap:
             self.doubt(attempt, ask_at=max(asked[0] + gap, at) if asked else at + gap, at=at)
         elif attempt.report != PAID:
@@ -325,7 +372,7 @@ class Machine(Attempts):
         send = payout.due_at if self.sendable(payout) else None
         ask = None
         for attempt in payout.attempts:
-            if attempt.ask_at is not None and attempt.state in ASKABLE:
+            if attempt.ask_at is not None and attempt.is_askable:
                 ask = attempt.ask_at if ask is None else min(ask, attempt.ask_at)
             if attempt.resend_at is not None and attempt.state == "IN_DOUBT":
                 send = attempt.resend_at  # While this request is open, no other request can be due.

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from soak.simulation.pure.attempts import Refused
 from soak.simulation.pure.machine import Machine
-from soak.simulation.pure.rows import Payout
+from soak.simulation.pure.rows import Attempt, Message, Payout
 
 
 def retry(machine: Machine, payout: Payout, *, at: datetime) -> None:
@@ -19,7 +19,7 @@ def retry(machine: Machine, payout: Payout, *, at: datetime) -> None:
     perhaps_received = [
         attempt for attempt in payout.attempts if attempt.acknowledged or attempt.doubted_at is not None
     ]
-    if perhaps_received:
+    if perhaps_received and perhaps_received[-1].state != "REVERSED":
         perhaps_received[-1].ask_at = at
 
 
@@ -45,17 +45,53 @@ def redirect(machine: Machine, payout: Payout, *, at: datetime) -> None:
     payout.move("COMPLETED")
 
 
-def decide(machine: Machine, payout: Payout, *, receipt: str, people: int, at: datetime) -> None:
+def decide(
+    machine: Machine,
+    payout: Payout,
+    *,
+    receipt: str,
+    people: int,
+    at: datetime,
+    statement_until: datetime | None = None,
+) -> None:
     """Mark a held payout's open request as paid or failed, as M-Pesa's statement shows. Raises: Refused.
 
-    `receipt` is the receipt in the statement, or "" if the statement shows no payment.
+    `receipt` is the receipt in the statement, or "" if the statement shows no payment until `statement_until`.
     """
     attempt = payout.open
     if payout.status != "HELD" or attempt is None:
         raise Refused("the payout is not held, or has no open request")
-    if people < (2 if payout.amount >= machine.policy.confirm_above else 1):
+    if people < (2 if not receipt or payout.amount >= machine.policy.confirm_above else 1):
         raise Refused("too few people")
+    if any(_about(message) is payout for message in machine.unapplied):
+        raise Refused("a message is not applied yet")
+    machine.touched.add(payout)
     if receipt:
+        if attempt.first_sent_at is None:
+            raise Refused("it never left")
+        if f"second:{receipt}" in machine.book.keys or machine.receipt_taken(receipt, by=attempt):
+            raise Refused("the receipt belongs to another payment")
         machine.pay(attempt, receipt=receipt, at=at)
-    else:
-        machine.fail(attempt, code="", at=at)
+        attempt.decision, attempt.ask_at = "paid", at
+        return
+    _check_not_paid(machine, attempt, statement_until)
+    machine.fail(attempt, code="", at=at)
+    attempt.decision = "not_paid"
+
+
+def _about(message: Message) -> Payout:
+    about = message.about
+    return about.payout if isinstance(about, Attempt) else about.attempt.payout
+
+
+def _check_not_paid(machine: Machine, attempt: Attempt, statement_until: datetime | None) -> None:
+    """Check for an answer or a statement later than the last moment at which M-Pesa may pay the request."""
+    if attempt.first_sent_at is None:
+        return
+    last = max(attempt.posted_at, attempt.first_sent_at + machine.policy.resend_horizon)
+    answered = any(
+        question.asked_at > last and not question.receipt and question.verdict not in ("", "completed")
+        for question in attempt.questions
+    )
+    if not answered and (statement_until is None or statement_until <= last):
+        raise Refused("M-Pesa may have paid it")

@@ -12,10 +12,11 @@ RECENT = timedelta(hours=60)
 
 
 class Operator:
-    """Retries, redirects and decides payouts at random."""
+    """Retries, redirects and decides payouts at random. `misread`: payouts decided once by the wrong line."""
 
     def __init__(self, world: Workers) -> None:
         self.world = world
+        self.misread: set[Payout] = set()
 
     def act(self) -> None:
         """Do one random act, and schedule the next act. Does nothing after the faults stop."""
@@ -49,6 +50,7 @@ class Operator:
     def decide(self, payout: Payout) -> None:
         """Decide a held payout's request by M-Pesa's statement, as two people.
 
+        Sometimes they read the line of another payment. M-Pesa must then contradict the decision.
         Raises: Refused, if the request may still be paid or is not open.
         """
         world, attempt = self.world, payout.open
@@ -56,7 +58,19 @@ class Operator:
         if attempt is None or (request.state == "queued" if request else not world.provider.faults_stopped):
             raise Refused("nothing to decide, or too early")
         receipt = request.receipt if request is not None and request.state == "paid" else ""
-        operations.decide(world.machine, payout, receipt=receipt, people=2, at=world.now)
+        misreads = world.random.random() < world.rates["people read the wrong line"]
+        if misreads and request is not None and payout not in self.misread:
+            world.stats["people read the wrong line"] += 1
+            self.misread.add(payout)
+            receipt = f"WRONG{len(self.misread)}"
+        operations.decide(world.machine, payout, receipt=receipt, people=2, at=world.now, statement_until=world.now)
+
+    def decide_at_last(self, payout: Payout) -> None:
+        """Decide a held payout once the faults have stopped. A payout that M-Pesa may still pay waits."""
+        try:
+            self.decide(payout)
+        except Refused as refusal:
+            self.world.note(f"    refused: {refusal}")
 
     def redirect_for_good(self, payout: Payout) -> None:
         """Pay into the wallet a payout that M-Pesa cannot pay to the member's phone."""

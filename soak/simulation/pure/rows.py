@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 OPEN = frozenset(("SENDING", "WAITING", "ACCEPTED", "IN_DOUBT"))
 UNDECIDED = frozenset(("SENDING", "ACCEPTED", "IN_DOUBT"))
+ASKABLE = frozenset(("FAILED", *UNDECIDED))
 
 PAYOUT_TRANSITIONS = {
     "PENDING": {"PROCESSING", "HELD", "COMPLETED", "CANCELLED"},
     "PROCESSING": {"COMPLETED", "FAILED", "HELD", "PENDING"},
     "HELD": {"PENDING", "FAILED", "COMPLETED", "CANCELLED"},
     "FAILED": {"PENDING", "COMPLETED"},
-    "COMPLETED": set(),
+    "COMPLETED": {"HELD"},
     "CANCELLED": set(),
 }
 ATTEMPT_TRANSITIONS = {
@@ -28,7 +29,8 @@ ATTEMPT_TRANSITIONS = {
     "ACCEPTED": {"IN_DOUBT", "PAID", "FAILED"},
     "IN_DOUBT": {"SENDING", "PAID", "FAILED"},
     "FAILED": {"PAID"},
-    "PAID": set(),
+    "PAID": {"IN_DOUBT", "REVERSED"},
+    "REVERSED": set(),
 }
 
 
@@ -48,7 +50,7 @@ class Result(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """M-Pesa's answer to a question: completed, failed, not_found or unknown, with details of the request."""
+    """M-Pesa's answer to a question: completed, failed, reversed, not_found or unknown, with details of the request."""
 
     verdict: str
     ocid: str | None = None
@@ -106,6 +108,8 @@ class Attempt:
     acknowledged: bool = False
     report: str = ""
     receipt: str = ""
+    decision: str = ""
+    corrections: int = 0
     questions: list[Question] = field(default_factory=list)
 
     def move(self, state: str) -> None:
@@ -116,17 +120,36 @@ class Attempt:
             self.state = state
 
     @property
+    def is_askable(self) -> bool:
+        """True if M-Pesa may be asked about it. A payment that people decided is asked about until it is confirmed."""
+        return self.state in ASKABLE or (self.state == "PAID" and self.decision == "paid")
+
+    @property
+    def booking(self) -> str:
+        """The last part of the keys of its payment. A payment that was taken back gets new keys."""
+        return f"{self.ocid}:{self.corrections + 1}" if self.corrections else self.ocid
+
+    @property
     def never_left(self) -> bool:
         return self.state == "WAITING" and self.first_sent_at is None
 
 
 @dataclass(eq=False, slots=True)
 class Question:
-    """A question about an attempt, with its own address. `verdict` is the first answer that decides."""
+    """A question about an attempt, with its own address. `verdict` is the first answer that decides.
+
+    `receipt` is the receipt that people typed, if the question is about it.
+    """
 
     attempt: Attempt
     asked_at: datetime
+    receipt: str = ""
     verdict: str = ""
+
+    def keep(self, verdict: str) -> None:
+        """Keep an answer, unless an earlier answer decides."""
+        if self.verdict not in ("completed", "failed", "reversed"):
+            self.verdict = verdict
 
 
 @dataclass(eq=False, slots=True)

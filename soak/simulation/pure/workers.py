@@ -133,8 +133,12 @@ class Workers(EventLoop):
             yield 0.1
             self.note(f"    asks about {question.attempt.ocid}")
             try:
+                ocid = None if question.receipt else question.attempt.ocid
                 self.provider.ask_status(
-                    originator_conversation_id=question.attempt.ocid, result_url=question, timeout_url=question
+                    originator_conversation_id=ocid,
+                    receipt=question.receipt or None,
+                    result_url=question,
+                    timeout_url=question,
                 )
             except gateway_errors.GatewayError:
                 continue

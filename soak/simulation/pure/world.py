@@ -37,6 +37,7 @@ WORLD_RATES = {
     "operator": 0.3,
     "forger": 0.8,
     "foreign address": 0.3,
+    "people read the wrong line": 0.5,
 }
 POLICY = Policy(
     production=False,
@@ -64,7 +65,7 @@ class World(Workers):
     ) -> None:
         super().__init__(Random(seed * 2), START, WORLD_RATES, fixed_rates, keep_trace)
         self._busy = 0
-        self._final_passes = 0
+        self._final_passes = self._held_passes = 0
         self.begin_workers()
         self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
         self.by_ref: dict[str, Payout] = {}
@@ -156,16 +157,18 @@ class World(Workers):
         )
 
     def final_pass(self) -> bool:
-        self._final_passes += 1
         held = [payout for payout in self.machine.payouts if payout.status == "HELD"]
         failed = [payout for payout in self.machine.payouts if payout.status == "FAILED"]
+        # A decision may have to wait until M-Pesa can no longer pay the request, so those passes are counted apart.
+        self._held_passes += bool(held)
+        self._final_passes += not held
         if held:
-            self.do_step("two people decide", partial(_each, self.operator.decide, held))
+            self.do_step("two people decide", partial(_each, self.operator.decide_at_last, held))
         elif failed and self._final_passes < 6:
             self.do_step("operator retries failed payouts", self.operator.retry_failed)
         elif failed:
             self.do_step("to the wallet", partial(_each, self.operator.redirect_for_good, failed))
-        return bool(held or failed) and self._final_passes < 12
+        return bool(held or failed) and self._final_passes < 12 and self._held_passes < 30
 
     def judge_end(self) -> None:
         self.judge.check_end()

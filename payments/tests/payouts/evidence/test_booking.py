@@ -31,11 +31,9 @@ from testing.payout_steps import (
     ADDRESSES,
     POLICY,
     READ_TIMEOUT,
-    RECEIPT,
     after,
     ask_and_answer,
     deliver_result,
-    nothing_moved_but_callbacks,
     result_body,
     sent,
     status_body,
@@ -275,22 +273,6 @@ def test_payment_books_the_charge_of_the_tariff(amount: int, charge: str | None)
     charges = builders.transfers(code="charge")
     expected = (f"charge:{attempt.pk}", "charge_expense", "mpesa_charges_paid", Decimal(charge or 0))
     assert charges == ([expected] if charge else [])
-
-
-def test_second_receipt_raises_an_alarm_and_moves_nothing(payout: Transaction, alarms: Callable[[], list[str]]) -> None:
-    # given
-    attempt = sent(payout)
-    deliver_result(attempt, result_body(attempt), after(1))
-
-    # when
-    with nothing_moved_but_callbacks():
-        outcome = deliver_result(attempt, result_body(attempt, receipt="SKG7OTHER1"), after(2))
-
-    # then
-    assert outcome == "a second receipt SKG7OTHER1: M-Pesa may have paid twice"
-    assert len(alarms()) == 1
-    assert "second receipt" in alarms()[0]
-    assert (payout.refresh_from_db(), payout.receipt) == (None, RECEIPT)
 
 
 def test_receipt_after_the_proof_of_payment_is_stored(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 from payments.models import Attempt
 from payments.mpesa import messages
 from payments.mpesa.message_fields import Parameters
-from payments.payouts.evidence import records, rules
+from payments.payouts.evidence import answers, records, rules
 from testing.builders import AT, policy
 
 POLICY = policy()
@@ -38,6 +38,7 @@ FACTS = records.Facts(
     result_words="",
     receipt="",
     paid_report="",
+    decision="",
 )
 NEVER_LEFT = replace(FACTS, state="WAITING", first_sent_at=None)
 Question = Callable[..., records.Action]
@@ -105,7 +106,7 @@ def weigh_answer(
     trusted: bool = True,
 ) -> records.Action:
     query = records.Query(after(asked_at), stored)
-    return rules.weigh_answer(facts, query, others, message, trusted=trusted, at=after(asked_at + 1), policy=POLICY)
+    return answers.weigh_answer(facts, query, others, message, trusted=trusted, at=after(asked_at + 1), policy=POLICY)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -281,6 +282,8 @@ def test_answer_with_one_matching_detail_is_not_thin(detail: str) -> None:
 @pytest.mark.parametrize("state", ALL)
 def test_reversed_answer_goes_to_a_person(state: str) -> None:
     action = weigh_answer(replace(FACTS, state=state), answer("reversed", thin=True))
+    named = weigh_answer(replace(FACTS, state=state), answer("reversed"))
+    assert named.step == ("reverse" if state == "PAID" else "hold")
     assert (action.step, action.level, action.keeps_answer) == ("hold", "critical", True)
     assert "reversed this payment" in action.hold_reason
 

@@ -33,7 +33,8 @@ def recorded_actions() -> list[str]:
 
 def decide(payout: Transaction, by: list[int], receipt: str = "", grounds: str = "statement of 17 February") -> None:
     at, people = after(90_000), [Actor(pk, "192.0.2.1") for pk in by]
-    decisions.decide(transaction_id=payout.pk, receipt=receipt, grounds=grounds, by=people, at=at, policy=POLICY)
+    finding = decisions.Finding(receipt, grounds, None if receipt else at)
+    decisions.decide(transaction_id=payout.pk, finding=finding, by=people, at=at, policy=POLICY)
 
 
 @pytest.mark.django_db
@@ -48,7 +49,7 @@ def test_decision_with_a_receipt_completes_a_held_payout() -> None:
 @pytest.mark.django_db
 def test_decision_without_a_receipt_fails_a_held_payout() -> None:
     payout, attempt = held()
-    decide(payout, [builders.operator().pk])
+    decide(payout, [builders.operator().pk, builders.operator().pk])
     assert states(payout, attempt) == ("FAILED", "FAILED")
     assert balances(payout) == {"payable": 285}
 
@@ -80,7 +81,11 @@ def decide_or_propose(
     payout: Transaction, by: CustomUser, receipt: str = "", at: datetime = payout_steps.AT
 ) -> Verdict | None:
     return decisions.decide_or_propose(
-        transaction_id=payout.pk, receipt=receipt, grounds="Line 7.", by=actor(by), at=at, policy=policy()
+        transaction_id=payout.pk,
+        finding=decisions.Finding(receipt, "Line 7.", at),
+        by=actor(by),
+        at=at,
+        policy=policy(),
     )
 
 
