@@ -24,7 +24,7 @@ from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
 from payments.policy import Policy
-from payments.settlement import settling
+from payments.settlement import failures
 from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
@@ -169,7 +169,7 @@ def store_result(result: TaskResult) -> bool:
     """
     try:
         if result.failure:
-            error = settling.BooksDisagree(result.failure)
+            error = failures.BooksDisagree(result.failure)
             current_app.backend.store_result(str(result.task_id), error, states.FAILURE)
         else:
             words = {"market_id": result.market_id, "settlement": result.number, "state": "SETTLED"}

@@ -16,7 +16,7 @@ from payments.ledger import receivables
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions
-from payments.settlement import approvals, decision, proposals, resolutions, settling, undo
+from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
 from users import auth, phone
@@ -60,7 +60,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     actions.NumberChanged: (409, "number_changed"),
     issuing.NotSettled: (404, "not_settled"),
     issuing.NotIssuedYet: (409, "certificate_not_ready"),
-    settling.BooksDisagree: (409, "books_disagree"),
+    failures.BooksDisagree: (409, "books_disagree"),
     disputes.DisputeNotFound: (404, "dispute_not_found"),
     disputes.NotDisputable: (409, "not_disputable"),
     disputes.WrongDisputeState: (409, "dispute_moved"),

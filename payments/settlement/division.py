@@ -20,6 +20,7 @@ from django.db.models import Count, Max, Sum
 
 from markets import parimutuel
 from markets.models import Bet, Market
+from payments.models import Settlement
 
 # The dividend of a bet `b` by its outcome's row `f` of FUNDS, in shillings. Every value is numeric, because
 # stake × fund can overflow bigint, even in a pool with the bets of one rich member.
@@ -181,3 +182,21 @@ def _row(sql: str, parameters: dict[str, Any]) -> tuple[Any, ...]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return cursor.fetchone()
+
+
+def stakes_held(market: Market, staked: Staked) -> Decimal:
+    """Return the amount that the pool must hold before the division: all stakes except scratched and returned ones."""
+    scratches = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
+    given_back = set(scratches.values_list("scratched", flat=True))
+    return sum((total for outcome, (total, _) in staked.items() if outcome not in given_back), Decimal("0.00"))
+
+
+def outcomes_of(settlement: Settlement) -> list[str]:
+    """Return the outcomes whose bets this settlement decides.
+
+    A scratch decides the bets on one outcome; the other bets stay open. Any other settlement decides the bets on all
+    outcomes that are not scratched.
+    """
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        return [settlement.scratched]
+    return list(settlement.market.running_outcomes)

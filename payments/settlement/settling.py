@@ -28,8 +28,7 @@ from payments.ledger import journal, receivables
 from payments.models import Settlement, Transaction
 from payments.payouts.restores import listing
 from payments.policy import Policy
-from payments.settlement import allocation, division, references
-from users.refusal import Refusal
+from payments.settlement import allocation, division, failures, references
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +39,6 @@ OUTSIDE_BETS = 100_000
 BETS_PER_WALLET_LOCK = 5_000
 LARGEST_ID = 2**62
 _SQL = named_sql.beside(__file__)
-
-
-class BooksDisagree(Refusal):
-    """The amounts of a step do not add up. No part of the step was booked. An engineer must check the books."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +64,14 @@ def settle(
     `clock` returns the time, because a call takes seconds. Without it, every step takes place at `at`.
     Idempotent: skips a market that is settled or not resolved. Safe to kill at any line.
     Locks: Market, Settlement, then a chunk of Bets by id, then Recoveries by id, then wallets by id.
-    Raises: BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason in `failure`.
+    Raises: failures.BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason in
+    `failure`.
     """
     try:
         return _settle(market_id, clock=clock or (lambda: at), policy=policy, keep_going=keep_going)
-    except BooksDisagree as error:
-        record_failure(market_id, str(error))
+    except failures.BooksDisagree as error:
+        failures.record(market_id, str(error))
         raise
-
-
-def record_failure(market_id: int, reason: str) -> None:
-    """Record why the last step of the market's unfinished settlement or undo failed.
-
-    Locks: Market, Settlement.
-    """
-    with transaction.atomic(durable=True):
-        market = locks.locked_market(market_id)
-        unfinished = [Settlement.State.PENDING, Settlement.State.DIVIDING, Settlement.State.UNDOING]
-        settlements = Settlement.objects.filter(market=market, state__in=unfinished).order_by("number")
-        settlement = settlements.select_for_update(no_key=True, of=("self",)).first()
-        if settlement is not None and settlement.failure != reason[:300]:
-            settlement.failure = reason[:300]
-            settlement.save(update_fields=["failure"])
 
 
 def _settle(
@@ -187,10 +168,10 @@ def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetim
     """Book the stakes of bets that were made straight through the ORM, from `opening`.
 
     In production a trigger refuses such a bet. A difference between the bets and the pool is an error there.
-    Raises: BooksDisagree.
+    Raises: failures.BooksDisagree.
     """
     account = journal.pool(market.pk)
-    held = stakes_held(market, staked)
+    held = division.stakes_held(market, staked)
     if journal.balance(account) == held:
         return
     ids = journal.open_accounts([journal.OPENING, account])
@@ -207,25 +188,7 @@ def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetim
     _execute("SET LOCAL enable_nestloop = DEFAULT", {})
     booked = journal.balance(account)
     if booked != held:
-        raise BooksDisagree(f"Market {market.pk}: its bets sum to {held}, its pool account holds {booked}.")
-
-
-def stakes_held(market: Market, staked: division.Staked) -> Decimal:
-    """Return the amount that the pool must hold before the division: all stakes except scratched and returned ones."""
-    scratches = market.settlements.filter(rule=Settlement.Rule.SCRATCH, state=Settlement.State.SETTLED)
-    given_back = set(scratches.values_list("scratched", flat=True))
-    return sum((total for outcome, (total, _) in staked.items() if outcome not in given_back), journal.ZERO)
-
-
-def _outcomes(settlement: Settlement) -> list[str]:
-    """Return the outcomes whose bets this settlement decides.
-
-    A scratch decides the bets on one outcome; the other bets stay open. Any other settlement decides the bets on all
-    outcomes that are not scratched.
-    """
-    if settlement.rule == Settlement.Rule.SCRATCH:
-        return [settlement.scratched]
-    return list(settlement.market.running_outcomes)
+        raise failures.BooksDisagree(f"Market {market.pk}: its bets sum to {held}, its pool account holds {booked}.")
 
 
 def _step(settlement: Settlement, *, clock: Callable[[], datetime], policy: Policy, chunk: int | None) -> bool:
@@ -245,7 +208,7 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
     if chunk is not None:
         ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
         high = next(iter(ids[chunk - 1 : chunk]), high)
-    outcomes = _outcomes(settlement)
+    outcomes = division.outcomes_of(settlement)
     chosen = "b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s"
     refund = f"""
         UPDATE markets_bet b SET result = 'REFUNDED', payout = amount
@@ -284,7 +247,7 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
         "number": settlement.number,
         "market": settlement.market_id,
         "market_public_id": settlement.market.public_id,
-        "outcomes": _outcomes(settlement),
+        "outcomes": division.outcomes_of(settlement),
         "low": settlement.last_user_id,
         "bets": LARGEST_ID if chunk is None else min(chunk, BETS_PER_WALLET_LOCK),
         "at": at,
@@ -383,7 +346,7 @@ def _dividends_of_debtors(parameters: dict[str, Any]) -> dict[int, Decimal]:
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
     """Take the fee, check that the pool is empty to the cent, and close the market. A scratch leaves the market open.
 
-    Raises: BooksDisagree.
+    Raises: failures.BooksDisagree.
     """
     market, scratch = settlement.market, settlement.rule == Settlement.Rule.SCRATCH
     pool, fee = journal.pool(market.pk), settlement.fee or journal.ZERO
@@ -409,7 +372,7 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
         market.settled_at = at
         market.save(update_fields=["status", "settled_at"])
     if left != 0 or paid != owed:
-        raise BooksDisagree(
+        raise failures.BooksDisagree(
             f"Market {market.pk} does not balance: {left} would stay in its pool."
             f" Its transactions sum to {paid}, but {owed} is owed."
         )

@@ -32,7 +32,7 @@ from payments.models import Attempt, Proposal, Settlement, Transaction, Transfer
 from payments.payouts import attempts, day_limit
 from payments.payouts.restores import asking
 from payments.policy import Policy
-from payments.settlement import division, proposals, settling, status
+from payments.settlement import division, failures, proposals, status
 from users import audit
 from users.refusal import Refusal
 
@@ -150,12 +150,12 @@ def carry_out(*, market_id: int, at: datetime, policy: Policy, keep_going: Calla
 
     Idempotent: skips a market without an undo in progress. Safe to kill at any line.
     Locks: Market, a chunk of Transactions by id, their Attempts, Recoveries, wallets, the Settlement.
-    Raises: settling.BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason.
+    Raises: failures.BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason.
     """
     try:
         return _carry_out(market_id, at=at, policy=policy, keep_going=keep_going)
-    except settling.BooksDisagree as error:
-        settling.record_failure(market_id, str(error))
+    except failures.BooksDisagree as error:
+        failures.record(market_id, str(error))
         raise
 
 
@@ -257,12 +257,12 @@ def _finish(market: Market, settlement: Settlement, at: datetime) -> None:
         pool = journal.pool(market.pk)
         journal.post([journal.Entry(f"reverse:{fee.pk}", journal.FEE_INCOME, pool, fee.amount)], at=at)
     held = journal.balance(journal.pool(market.pk))
-    staked = settling.stakes_held(market, division.staked(market))
+    staked = division.stakes_held(market, division.staked(market))
     was_divided = settlement.settled_at is not None
     if held != staked:
         words = f"Market {market.pk}: after the undo the pool would hold {held}, but the stakes are {staked}."
         if was_divided:
-            raise settling.BooksDisagree(words)
+            raise failures.BooksDisagree(words)
         alarm.critical("%s Its division is withdrawn. Correct the books before you resolve it again.", words)
     settlement.state = State.UNDONE
     if was_divided:

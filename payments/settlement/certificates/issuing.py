@@ -20,7 +20,7 @@ from django.db.models import Case, Count, Q, Sum, When
 from markets import locks, parimutuel
 from markets.models import Bet, Market, Outcome
 from payments.models import Certificate, CertificateBlock, Settlement
-from payments.settlement import settling, status
+from payments.settlement import failures, status
 from payments.settlement.certificates import document as certificates_document
 from payments.settlement.certificates import merkle
 from users.refusal import Refusal
@@ -68,7 +68,7 @@ def issue(*, settlement_id: int, at: datetime, keep_going: Callable[[], bool]) -
 
     Idempotent: skips a settlement that has a certificate or is not SETTLED. Safe to kill at any line.
     Locks: an advisory lock of the certificate, so that only one worker issues it.
-    Raises: settling.BooksDisagree, if the bets were not divided by the rule. Then nothing is issued.
+    Raises: failures.BooksDisagree, if the bets were not divided by the rule. Then nothing is issued.
     """
     while not _step(settlement_id, at):
         if not keep_going():
@@ -103,7 +103,7 @@ def _step(settlement_id: int, at: datetime) -> bool:
         roots = CertificateBlock.objects.filter(settlement=settlement).order_by("number").values_list("root", flat=True)
         try:
             stated = _statement(settlement, root=merkle.root([bytes.fromhex(root) for root in roots]).hex())
-        except settling.BooksDisagree:
+        except failures.BooksDisagree:
             if Settlement.objects.filter(pk=settlement.pk, state=Settlement.State.SETTLED).exists():
                 raise
             return True  # An undo began during this step.
@@ -150,7 +150,7 @@ def _summed(settlement: Settlement) -> _Sums:
 def _divided(settlement: Settlement, outcomes: Iterable[Outcome], sums: _Sums) -> parimutuel.Funds:
     """Divide the pool again by the rule, and compare with the dividends and the fee that were written.
 
-    Raises: settling.BooksDisagree.
+    Raises: failures.BooksDisagree.
     """
     in_time = _Sums([row for row in sums.rows if not row["late"]])
     funds = parimutuel.funds(
@@ -166,7 +166,7 @@ def _divided(settlement: Settlement, outcomes: Iterable[Outcome], sums: _Sums) -
     due = {outcome.name: funds.by_outcome.get(outcome.name, 0) for outcome in outcomes}
     fee = int((settlement.fee or 0) * 100)
     if (written, fee) != (due, funds.fee) or any(row["result"] == Bet.Result.PENDING for row in sums.rows):
-        raise settling.BooksDisagree(
+        raise failures.BooksDisagree(
             f"{settlement}: dividends {written} and fee {fee}, the rule says {due}, {funds.fee}."
         )
     return funds
@@ -175,7 +175,7 @@ def _divided(settlement: Settlement, outcomes: Iterable[Outcome], sums: _Sums) -
 def _statement(settlement: Settlement, *, root: str) -> dict[str, Any]:
     """Return the statement of a certificate, computed from the bets.
 
-    Raises: settling.BooksDisagree, if the sums differ from the rule's.
+    Raises: failures.BooksDisagree, if the sums differ from the rule's.
     """
     market = Market.objects.get(pk=settlement.market_id)
     outcomes = list(market.outcomes.order_by("pk"))
@@ -248,7 +248,7 @@ def settlements_of(market_id: int, *, before: int | None = None) -> list[dict[st
 def current(market_id: int, *, at: datetime, keep_going: Callable[[], bool]) -> Certificate:
     """Return the certificate of the settlement that decides a market, and issue it if there is none yet.
 
-    Raises: locks.MarketNotFound; NotSettled; NotIssuedYet; settling.BooksDisagree.
+    Raises: locks.MarketNotFound; NotSettled; NotIssuedYet; failures.BooksDisagree.
     """
     settlement = status.deciding_settlement(market_id, settled_only=True)
     if settlement is None:

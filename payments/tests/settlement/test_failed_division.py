@@ -9,7 +9,7 @@ from markets.models import Bet, Market
 from payments.ledger import journal
 from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction
-from payments.settlement import resolutions, settling, status, undo
+from payments.settlement import failures, resolutions, settling, status, undo
 from testing.builders import AT, actor, member, nothing_moved, operator, policy, resolve, settle
 from testing.settlement_steps import opened, steps
 from users.models import AuditEntry, CustomUser
@@ -32,7 +32,7 @@ def failed_halfway() -> tuple[Market, list[CustomUser]]:
     resolve(market, "A")
     settling.settle(market_id=market.pk, at=AT, policy=CHUNKED, keep_going=steps(2))
     put_into_pool(market, "0.01")
-    with pytest.raises(settling.BooksDisagree):
+    with pytest.raises(failures.BooksDisagree):
         settle(market, policy=CHUNKED)
     return market, members
 
@@ -51,7 +51,7 @@ def test_failed_settlement_keeps_its_reason(chunk: int) -> None:
     market = opened([(member(), "A", 100), (member(), "B", 50)])
     put_into_pool(market, "0.01")
     resolve(market, "A")
-    with pytest.raises(settling.BooksDisagree) as error:
+    with pytest.raises(failures.BooksDisagree) as error:
         settle(market, policy=policy(settlement_chunk=chunk))
     settlement = Settlement.objects.get()
     assert settlement.failure == str(error.value)
@@ -62,7 +62,7 @@ def test_reason_is_cleared_once_the_books_agree() -> None:
     market = opened([(member(), "A", 100), (member(), "B", 50)])
     put_into_pool(market, "0.01")
     resolve(market, "A")
-    with pytest.raises(settling.BooksDisagree):
+    with pytest.raises(failures.BooksDisagree):
         settle(market)
     with transaction.atomic():
         journal.post([Entry("opening:mended", journal.pool(market.pk), "opening", Decimal("0.01"))], at=AT)

@@ -14,7 +14,7 @@ from payments.ledger import journal
 from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction, Transfer
 from payments.payouts.sending import claims
-from payments.settlement import settling, status
+from payments.settlement import failures, settling, status
 from testing import builders, crashes
 from testing.builders import (
     AT,
@@ -311,7 +311,7 @@ def test_wrong_pool_balance_settles_nothing(db: None, debit: str, credit: str, c
     # when, then
     with nothing_moved():
         for _ in range(2):
-            with pytest.raises(settling.BooksDisagree, match=f"Market {market.pk}"):
+            with pytest.raises(failures.BooksDisagree, match=f"Market {market.pk}"):
                 settle(market, policy=policy(settlement_chunk=chunk))
     assert settling.to_settle(limit=10) == [market.pk]
 
@@ -326,10 +326,10 @@ def test_pool_changed_halfway_is_not_closed(db: None) -> None:
         journal.post([Entry("opening:tampered", "opening", journal.pool(market.pk), Decimal("0.01"))], at=AT)
 
     # when, then: every step except the last is booked, and no payout can be sent
-    with pytest.raises(settling.BooksDisagree, match=r"0\.01 would stay in its pool"):
+    with pytest.raises(failures.BooksDisagree, match=r"0\.01 would stay in its pool"):
         settle(market, policy=rules)
     before = money_snapshot()
-    with pytest.raises(settling.BooksDisagree):
+    with pytest.raises(failures.BooksDisagree):
         settle(market, policy=rules)
     assert money_snapshot() == before
     assert due_tomorrow(market) == []
@@ -352,7 +352,7 @@ def test_payouts_that_differ_from_the_debt_are_not_booked(db: None) -> None:
     )  # fmt: skip
 
     # when
-    with pytest.raises(settling.BooksDisagree, match=r"0\.00 would stay .* sum to 151\.00, but 150\.00 is owed"):
+    with pytest.raises(failures.BooksDisagree, match=r"0\.00 would stay .* sum to 151\.00, but 150\.00 is owed"):
         settle(market, policy=rules)
 
     # then
@@ -402,7 +402,7 @@ def test_bet_from_outside_is_an_error_in_production(db: None) -> None:
     # when, then
     with (
         nothing_moved(),
-        pytest.raises(settling.BooksDisagree, match=r"its bets sum to 100\.00, its pool account holds 0\.00"),
+        pytest.raises(failures.BooksDisagree, match=r"its bets sum to 100\.00, its pool account holds 0\.00"),
     ):
         settle(market)
     with connection.cursor() as cursor:

@@ -9,7 +9,7 @@ from markets.models import Market
 from payments.ledger import journal
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.operations import actions
-from payments.settlement import proposals, settling, undo
+from payments.settlement import failures, proposals, undo
 from testing import builders, settlement_steps
 from testing.builders import actor, begin, member, nothing_moved, orm_bet, policy, resolve, settle, transfers
 from testing.payout_steps import (
@@ -64,7 +64,7 @@ def test_undo_stops_if_the_pool_does_not_hold_the_stakes(db: None) -> None:
         journal.post([lost], at=after(60))
 
     # when
-    with pytest.raises(settling.BooksDisagree, match=r"would hold 600\.49, but the stakes are 600\.50"):
+    with pytest.raises(failures.BooksDisagree, match=r"would hold 600\.49, but the stakes are 600\.50"):
         undo.carry_out(market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
 
     # then

@@ -19,7 +19,7 @@ from api.rest import certificates
 from markets.models import Bet, Market
 from payments import settlement_tasks
 from payments.models import Certificate, CertificateBlock, Settlement
-from payments.settlement import resolutions, settling
+from payments.settlement import failures, resolutions
 from payments.settlement.certificates import document, explanations, issuing, merkle
 from payments.settlement.decision import Evidence
 from testing import builders
@@ -362,7 +362,7 @@ def test_bets_that_break_the_rule_are_not_certified(db: None, client: Client) ->
         cursor.execute("ALTER TABLE markets_bet ENABLE TRIGGER USER")
 
     # then
-    with pytest.raises(settling.BooksDisagree):
+    with pytest.raises(failures.BooksDisagree):
         issue(made)
     assert_refused(client.get(f"/api/markets/{made.pk}/settlement/"), 409, "books_disagree")
     settlement_tasks.issue_certificates()  # The sweep continues with the other settlements.
