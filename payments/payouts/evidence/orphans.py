@@ -120,9 +120,10 @@ def weigh(
 ) -> Evidence:
     """Weigh the results and the answers about an orphan, each with True if its sender is trusted. Pure.
 
-    Paid: an answer that says Completed, or below `confirm_above` a complete result. Not paid: two answers that say
-    failed, received `query_gap` apart, or one of them and a result with a definite code. Untrusted messages prove
-    nothing. A report of payment, even an untrusted one, overrules every failure.
+    Paid: an answer that says Completed. A result alone proves nothing, because we have no amount and no phone to
+    compare it with. Not paid: two answers that say failed, received `query_gap` apart, or one of them and a result with
+    a definite code. Untrusted messages prove nothing. A report of payment, even an untrusted one, overrules every
+    failure.
     """
     reported, proven = Evidence(), None
     reported_paid, has_definite_code = False, False
@@ -132,9 +133,7 @@ def weigh(
         reported_paid |= result.says_paid
         if result.says_paid and result.amount is not None and result.receipt:
             phone = result.receiver_phone_visible or ""
-            is_paid = trusted and bool(phone) and result.amount < policy.confirm_above
-            reported = Evidence(is_paid, False, result.amount, result.receipt[:64], phone[:20])
-            proven = proven or (reported if is_paid else None)
+            reported = Evidence(False, False, result.amount, result.receipt[:64], phone[:20])
     failed_at = []
     for answer, trusted, received_at in answers:
         reported_paid |= answer.payment_status == "completed"

@@ -5,7 +5,7 @@ from django.test import Client
 from django.urls import reverse
 
 from testing import lost_commits
-from testing.payout_steps import ACCEPTED, RECEIPT, after, result_body
+from testing.payout_steps import ACCEPTED, RECEIPT, after, result_body, status_body
 
 
 def lost_payment(*, until: int) -> str:
@@ -15,6 +15,7 @@ def lost_payment(*, until: int) -> str:
     loss.lose()
     (lost,) = loss.lost
     lost_commits.store_result(lost, result_body(lost), after(10))
+    lost_commits.answer_about_orphan(status_body(lost), after(11))
     lost_commits.sweep(after(until))
     return lost.originator_conversation_id
 
