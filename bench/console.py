@@ -149,6 +149,9 @@ def examples(month: Any) -> dict[str, list[str]]:
         "sending_off": [at("sending_off")],
         "sending_on": [at("sending_on")],
         "sending_lift": [at("sending_lift", "orphan")],
+        "sending_release": [
+            at("sending_release", Transaction.objects.filter(settlement__isnull=False)[0].settlement_id)
+        ],
         "records": [at("records")],
         "auth_user_password_change": [at("auth_user_password_change", member)],
         "login": [at("login")],

@@ -93,6 +93,10 @@ class Settlement(models.Model):
     settled_at = models.DateTimeField(null=True)
     release_at = models.DateTimeField(null=True)
     release_open = models.BooleanField(default=False, help_text="The canary passed, so all payouts may be sent.")
+    canary_stopped_at = models.DateTimeField(
+        null=True, blank=True, help_text="Its first payouts ended badly, so the others wait for a person."
+    )
+    canary_stop_reason = models.CharField(max_length=300, blank=True, db_default="")
     stopped_at = models.DateTimeField(null=True, blank=True, help_text="An undo is proposed, so no payout is sent.")
     stored_result = models.CharField(
         max_length=7,

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions, bulk_retries
+from payments.payouts.sending import canary
 from soak.simulation.daraja import DarajaRequest, result_body, status_body
 from soak.simulation.web import Web
 from testing import builders
@@ -40,6 +41,13 @@ class Operator:
                 actions.redirect_to_wallet(transaction_id=payout.id, by=MACHINE, at=world.now)
         except actions.PayoutNotRetryable:
             world.note("    refused")
+
+    def let_releases_go(self) -> None:
+        """Let every release go on that its canary has stopped."""
+        world = self.world
+        for release in canary.stopped(at=world.now, policy=world.policy):
+            world.state_changed = True
+            canary.let_go(settlement_id=release.settlement.pk, by=MACHINE, reason=release.reason, at=world.now)
 
     def retry_failed(self) -> None:
         """Retry every payout that failed recently."""

@@ -115,9 +115,11 @@ class World(Web):
         self.send_message("settle", partial(self.settle, market.pk))
 
     def stop_faults(self) -> None:
-        """End every fault, and start Celery beat again if it has died."""
+        """End every fault, start Celery beat again if it has died, and let stopped releases go on."""
         self.provider.stop_faults()
         self.restart_beat()
+        for minutes in (0, 10, 30, 90):
+            self.schedule(60 * minutes, "operator lets releases go on", self.operator.let_releases_go)
 
     def do_step(self, label: str, step: Callable[[], None]) -> None:
         """Do one step, and judge the state after it."""

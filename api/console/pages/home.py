@@ -14,6 +14,7 @@ from api.console import page
 from api.environment import REDIS_SCHEMES
 from payments import wiring
 from payments.monitoring import overview
+from payments.payouts.sending import canary
 
 log = logging.getLogger(__name__)
 STALE = timedelta(seconds=60)
@@ -45,6 +46,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "month": _chart(figures.value["month"], "%d %b") if figures else None,
         "alive": _alive(now, at),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
+        "releases": canary.stopped(at=at, policy=wiring.policy()),
         "stale_figures": figures is not None and at - figures.at > 5 * STALE,
     }
     return page.render_live(request, "console/home.html", context, every=10)

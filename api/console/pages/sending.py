@@ -6,8 +6,9 @@ from django.urls import path, reverse
 
 from api.console import page
 from payments import wiring
-from payments.models import Breaker
+from payments.models import Breaker, Settlement
 from payments.payouts import breakers
+from payments.payouts.sending import canary
 
 ADVICE = {
     "switch": "No payout is sent until a person starts sending again.",
@@ -37,6 +38,7 @@ def sending(request: HttpRequest) -> HttpResponse:
         "switch": next((breaker for breaker in opened if breaker.cause == Breaker.Cause.SWITCH), None),
         "may_switch": page.may(request, "switch_sending"),
         "stops": list(STOPS),
+        "releases": canary.stopped(at=wiring.now(), policy=wiring.policy()),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
     }
     return page.render_live(request, "console/sending.html", context, every=5)
@@ -115,9 +117,42 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
     return page.ask(request, question, act)
 
 
+@page.page("switch_sending", posts=True)
+def release(request: HttpRequest, settlement_id: int) -> HttpResponse:
+    """Ask for a reason and release the payouts of a settlement whose first payouts ended badly or are in doubt."""
+    settlement = Settlement.objects.select_related("market").filter(pk=settlement_id).first()
+    if settlement is None:
+        raise Http404("There is no such settlement.")
+    question = page.Question(
+        title="Let the release go on",
+        effects=[
+            "From now on all payouts of this settlement are sent, at the usual pace.",
+            "Look at its first payouts before. If all of them failed for one cause, the others fail too.",
+        ],
+        facts=[
+            ("Market", settlement.market),
+            ("Stopped because", settlement.canary_stop_reason or "It is not stopped."),
+        ],
+        fields=[page.Field("reason", "Reason", kind="area", help="What you checked. It is kept in the audit trail.")],
+        text_to_type="send",
+        button="Let it go on",
+        danger=True,
+        back=reverse("admin:sending"),
+    )
+
+    def act(answers: dict[str, str]) -> str:
+        by, reason = page.actor(request), answers["reason"]
+        canary.let_go(settlement_id=settlement_id, by=by, reason=reason, at=wiring.now())
+        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
+        return "The release goes on. Its payouts are sent now."
+
+    return page.ask(request, question, act)
+
+
 urls = [
     path("sending/", sending, name="sending"),
     path("sending/stop/", switch_off, name="sending_off"),
     path("sending/start/", switch_on, name="sending_on"),
+    path("sending/release/<int:settlement_id>/", release, name="sending_release"),
     path("sending/lift/<str:cause>/", lift, name="sending_lift"),
 ]

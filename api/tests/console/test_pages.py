@@ -17,7 +17,7 @@ from django.utils import timezone
 from api.console import site
 from api.security import POLICY
 from markets.models import NAIROBI, Market
-from payments.models import Breaker, Dispute, LedgerAccount, Proposal, Recovery, Transaction
+from payments.models import Breaker, Dispute, LedgerAccount, Proposal, Recovery, Settlement, Transaction
 from testing import builders, console_scenes, payout_steps
 from testing.builders import nothing_moved
 from testing.console_scenes import client_of, page_text
@@ -80,6 +80,7 @@ NEEDS = {
     "sending_lift": "switch_sending",
     "sending_off": "switch_sending",
     "sending_on": "switch_sending",
+    "sending_release": "switch_sending",
 }
 
 
@@ -104,6 +105,8 @@ def address(name: str) -> str:
         return reverse(f"admin:{name}", args=[Dispute.objects.order_by("pk")[0].public_id])
     if name == "market" or name.startswith("market_"):
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].settlement.market_id])
+    if name == "sending_release":
+        return reverse(f"admin:{name}", args=[Settlement.objects.order_by("pk")[0].pk])
     if name == "sending_lift":
         return reverse(f"admin:{name}", args=["orphan"])
     if name in ("account", "account_export"):

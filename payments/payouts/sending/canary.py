@@ -3,29 +3,83 @@
 A fault that would affect every payout then shows on one payout, not on a million. A step of the canary has one slot for
 each payout that it sends:
 - An accepted or paid attempt fills a slot for good. Either message is enough, because one of them may be lost.
-- An attempt under way occupies a slot until it ends.
-- An attempt that ends in any other way frees its slot.
+- An attempt under way or in doubt occupies a slot until it ends. Its slot is not handed on to the next winner.
+- A request that M-Pesa turned away, or that failed by a fault of ours or of the member, frees its slot.
 
-The filled slots are counted from the attempts, so no counter can be lost. The breakers decide when sending must stop.
+Any other failure stops the release, and so do many failures by faults of the members. A person then lets it go on
+(`let_go`). The slots are counted from the attempts, so no counter can be lost. `review` stores what the count shows.
 """
 
+import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
-from django.db.models import Count, Exists, OuterRef, Q
+from django.db import transaction
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from payments.models import Attempt, Settlement, Transaction
+from payments.mpesa import result_codes
 from payments.payouts import eligibility
 from payments.policy import Policy
+from users import audit
+
+alarm = logging.getLogger("kasoko.alarm")
+
+# A few members with unusable numbers stop no release.
+FEWEST_MEMBER_FAULTS = 3
+_State = Attempt.State
+_FAULTS = {side: [code for code, m in result_codes.MEANING.items() if m.fault == side] for side in ("ours", "member")}
+# A refused request fails only if M-Pesa refuses the payee's field (refusals.our_fault). Its code begins with 400.
+_BY_MEMBER = Q(state=_State.FAILED) & (Q(result_code__in=_FAULTS["member"]) | Q(result_code__startswith="400."))
+_FAILED = Q(state=_State.FAILED, first_sent_at__isnull=False) & ~Q(result_code__in=_FAULTS["ours"])
+
+
+@dataclass(frozen=True)
+class _Members:
+    """Counts of a canary's attempts. `ended` counts those accepted, paid or failed."""
+
+    filled: int = 0
+    occupied: int = 0
+    in_doubt: int = 0
+    ended: int = 0
+    failed: int = 0
+    failed_by_member: int = 0
+
+    def free_slots(self, policy: Policy) -> int | None:
+        """Return the free slots of the canary's current step, or None if every step is filled."""
+        slots = 0
+        for size in policy.canary:
+            slots += size
+            if self.filled < slots:
+                return max(0, slots - self.filled - self.occupied)
+        return None
+
+    @property
+    def stop_reason(self) -> str:
+        """The reason for which the release stops, or an empty text."""
+        if others := self.failed - self.failed_by_member:
+            return f"{others} of its first {self.ended} payouts failed, and not by a fault of the members."
+        if self.failed_by_member >= FEWEST_MEMBER_FAULTS and 2 * self.failed_by_member >= self.ended:
+            return f"{self.failed_by_member} of its first {self.ended} payouts failed."
+        return ""
+
+
+@dataclass(frozen=True)
+class StoppedRelease:
+    """A release that does not go on by itself now, with the reason for people."""
+
+    settlement: Settlement
+    reason: str
+
+
+# --- which payouts may leave -----------------------------------------------------------------------------------------
 
 
 def in_canary(*, at: datetime, policy: Policy) -> list[int]:
     """Return ids of settlements whose hold is over, whose canary is not complete and has a free slot."""
-    settlements = Settlement.objects.filter(eligibility.active(), release_open=False, release_at__lte=at)
-    # A settlement with few payouts never completes its canary, so settlements without a pending payout are skipped.
-    waiting = Transaction.objects.filter(settlement=OuterRef("pk"), status=Transaction.Status.PENDING)
-    ids = list(settlements.filter(Exists(waiting)).order_by("pk").values_list("pk", flat=True))
-    return [settlement_id for settlement_id, slots in _free_slots(ids, policy).items() if slots != 0]
+    ids = list(_waiting(at).filter(canary_stopped_at=None).values_list("pk", flat=True))
+    return [settlement_id for settlement_id, members in _count(ids).items() if members.free_slots(policy) != 0]
 
 
 def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transaction]:
@@ -37,9 +91,10 @@ def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transacti
     """
     ids = {payout.settlement_id for payout in payouts if payout.settlement_id is not None}
     settlements = Settlement.objects.filter(pk__in=ids, release_open=False).order_by("pk")
-    locked = list(settlements.select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True))
+    locked = dict(settlements.select_for_update(no_key=True, of=("self",)).values_list("pk", "canary_stopped_at"))
     active = eligibility.lock_active(ids)
-    free = _free_slots(locked, policy)
+    counted = _count(locked)
+    free = {pk: counted[pk].free_slots(policy) if stopped_at is None else 0 for pk, stopped_at in locked.items()}
     allowed = []
     for payout in payouts:
         if payout.settlement_id is not None and payout.settlement_id not in active:
@@ -52,36 +107,102 @@ def with_free_slot(payouts: list[Transaction], policy: Policy) -> list[Transacti
     return allowed
 
 
-def _free_slots(settlement_ids: Iterable[int], policy: Policy) -> dict[int, int | None]:
-    """Return the free slots of each settlement's canary, or None if the canary is complete.
+# --- changes of a release --------------------------------------------------------------------------------------------
 
-    Also stores that a complete canary is open for good (`release_open`).
+
+def review(*, at: datetime, policy: Policy) -> None:
+    """Open each release whose canary is complete, and stop each release whose canary ended badly. Idempotent.
+
+    Locks: these Settlements by id, and nothing else, in a transaction of their own.
     """
+    ids = list(_waiting(at).filter(canary_stopped_at=None).values_list("pk", flat=True))
+    changed = [pk for pk, members in _count(ids).items() if _is_decided(members, policy)]
+    if not changed:
+        return
+    with transaction.atomic(durable=True):
+        rows = Settlement.objects.filter(pk__in=changed, release_open=False, canary_stopped_at=None).order_by("pk")
+        locked = {row.pk: row for row in rows.select_for_update(no_key=True, of=("self",))}
+        for pk, members in _count(locked).items():
+            settlement = locked[pk]
+            if reason := members.stop_reason:
+                settlement.canary_stopped_at, settlement.canary_stop_reason = at, reason
+                alarm.error("The release of %s is stopped: %s", settlement, reason)
+            else:
+                settlement.release_open = members.free_slots(policy) is None
+            settlement.save(update_fields=["release_open", "canary_stopped_at", "canary_stop_reason"])
+
+
+def let_go(*, settlement_id: int, by: audit.Actor, reason: str, at: datetime) -> None:
+    """Release all payouts of a settlement, whatever its canary shows. Idempotent: skips an open release.
+
+    Locks: the Settlement, then the end of the audit trail.
+    """
+    with transaction.atomic(durable=True):
+        settlement = Settlement.objects.select_for_update(no_key=True, of=("self",)).get(pk=settlement_id)
+        if settlement.release_open:
+            return
+        before = {"release_open": False, "stopped_because": settlement.canary_stop_reason}
+        settlement.release_open, settlement.canary_stopped_at = True, None
+        settlement.save(update_fields=["release_open", "canary_stopped_at"])
+        audit.record(
+            action="release.let_go",
+            by=by,
+            subject=f"settlement:{settlement.pk}",
+            before=before,
+            after={"release_open": True},
+            at=at,
+            reason=reason,
+        )
+
+
+def stopped(*, at: datetime, policy: Policy) -> list[StoppedRelease]:
+    """Return the releases that wait: those that were stopped, and those whose canary is in doubt."""
+    waiting = {settlement.pk: settlement for settlement in _waiting(at).select_related("market")}
+    releases = []
+    for pk, members in _count(waiting).items():
+        settlement = waiting[pk]
+        if settlement.canary_stopped_at is not None:
+            releases.append(StoppedRelease(settlement, settlement.canary_stop_reason))
+        elif members.in_doubt and members.free_slots(policy) == 0:
+            words = f"{members.in_doubt} of its first payouts are in doubt. It goes on by itself once M-Pesa says paid."
+            releases.append(StoppedRelease(settlement, words))
+    return releases
+
+
+# --- counts ----------------------------------------------------------------------------------------------------------
+
+
+def _waiting(at: datetime) -> QuerySet[Settlement]:
+    """Return the settlements whose hold is over, whose canary is not complete, and which have a pending payout.
+
+    A settlement with few payouts never completes its canary, so settlements without a pending payout are left out.
+    """
+    pending = Transaction.objects.filter(settlement=OuterRef("pk"), status=Transaction.Status.PENDING)
+    settlements = Settlement.objects.filter(eligibility.active(), release_open=False, release_at__lte=at)
+    return settlements.filter(Exists(pending)).order_by("pk")
+
+
+def _is_decided(members: _Members, policy: Policy) -> bool:
+    return bool(members.stop_reason) or members.free_slots(policy) is None
+
+
+def _count(settlement_ids: Iterable[int]) -> dict[int, _Members]:
+    """Count the attempts of each settlement. Reads only."""
     ids = list(settlement_ids)
     if not ids:
         return {}
-    State = Attempt.State
-    counts = {
-        settlement_id: (filled, under_way)
-        for settlement_id, filled, under_way in Attempt.objects.filter(settlement__in=ids)
+    filled = ~Q(conversation_id="") | Q(state=_State.PAID)
+    rows = (
+        Attempt.objects.filter(settlement__in=ids)
         .values_list("settlement")
         .annotate(
-            filled=Count("pk", filter=~Q(conversation_id="") | Q(state=State.PAID)),
-            under_way=Count("pk", filter=Q(conversation_id="", state=State.SENDING, doubted_at=None)),
+            filled=Count("pk", filter=filled),
+            occupied=Count("pk", filter=Q(conversation_id="", state__in=[_State.SENDING, _State.IN_DOUBT])),
+            in_doubt=Count("pk", filter=Q(conversation_id="", state=_State.IN_DOUBT)),
+            ended=Count("pk", filter=filled | _FAILED),
+            failed=Count("pk", filter=_FAILED),
+            failed_by_member=Count("pk", filter=_FAILED & _BY_MEMBER),
         )
         .order_by()
-    }
-    free = {settlement_id: _free(*counts.get(settlement_id, (0, 0)), policy) for settlement_id in ids}
-    complete = [settlement_id for settlement_id, slots in free.items() if slots is None]
-    Settlement.objects.filter(pk__in=complete).update(release_open=True)
-    return free
-
-
-def _free(filled: int, under_way: int, policy: Policy) -> int | None:
-    """Return the free slots of the canary's current step, or None if every step is filled."""
-    slots = 0
-    for size in policy.canary:
-        slots += size
-        if filled < slots:
-            return max(0, slots - filled - under_way)
-    return None
+    )
+    return dict.fromkeys(ids, _Members()) | {pk: _Members(*counts) for pk, *counts in rows}

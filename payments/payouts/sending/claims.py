@@ -106,6 +106,7 @@ def claim(
     Locks: Transactions (skipping locked ones), their open Attempts, the members' DayTotals, Breakers, then Settlements.
     """
     breakers.judge(at=at, policy=policy)
+    canary.review(at=at, policy=policy)
     with transaction.atomic(durable=True):
         if transaction_id is None:
             queue = fair_queue.take(at=at, policy=policy, limit=limit, after=after)

@@ -3,7 +3,7 @@
 from django.db import transaction
 from django.test import Client
 
-from payments.models import Breaker
+from payments.models import Breaker, Settlement
 from payments.payouts import breakers
 from testing import builders, payout_steps
 from testing.console_scenes import page_text, submit
@@ -33,6 +33,7 @@ def test_stop_is_shown_and_ended_with_a_reason(console: Client) -> None:
     assert "/admin/sending/lift/orphan/" in shown
     assert "/admin/sending/lift/switch/" not in shown
     assert console.get("/admin/sending/lift/switch/").status_code == 404
+    assert console.get("/admin/sending/release/0/").status_code == 404
     with builders.nothing_moved():
         assert "Reason: please fill this in." in submit(console, "/admin/sending/lift/orphan/", typed="send")
     assert payout_steps.claims() == []
@@ -52,3 +53,23 @@ def test_switch_is_told_once_with_its_person_and_reason(console: Client) -> None
     assert "All sending is off since" in page
     assert "Grace Wambui" in page.partition("Kill switch")[2].partition("Breakers")[0]
     assert "No breaker is open." in page
+
+
+def test_stopped_release_is_shown_and_let_go_with_a_reason(console: Client) -> None:
+    # given
+    payout = builders.payout(285)
+    Settlement.objects.filter(pk=payout.settlement_id).update(
+        release_open=False, canary_stopped_at=builders.AT, canary_stop_reason="1 of its first 1 payouts failed."
+    )
+
+    # then
+    for page in ("/admin/", "/admin/sending/"):
+        assert "1 of its first 1 payouts failed." in page_text(console.get(page))
+    assert payout_steps.claims() == []
+
+    # when
+    answer = submit(console, f"/admin/sending/release/{payout.settlement_id}/", reason="An odd number.", typed="send")
+
+    # then
+    assert "The release goes on." in answer
+    assert len(payout_steps.claims()) == 1

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from payments.models import Settlement, Transaction
-from payments.payouts.evidence import status_queries
+from payments.models import Breaker, Settlement, Transaction
+from payments.payouts.sending import canary, responses
 from payments.payouts.sending import claims as sending_claims
-from payments.payouts.sending import responses
 from testing import builders, payout_steps
 from testing.payout_steps import (
     ADDRESSES,
@@ -18,6 +17,8 @@ from testing.payout_steps import (
     result_body,
     status_body,
 )
+from users import audit
+from users.models import AuditEntry
 
 pytestmark = pytest.mark.django_db
 
@@ -55,17 +56,99 @@ def test_canary_sends_one_then_a_few_then_the_rest() -> None:
     assert len(claimed()) == 6
 
 
-@pytest.mark.parametrize("response", [payout_steps.REJECTED, payout_steps.READ_TIMEOUT], ids=str)
-def test_unaccepted_attempt_frees_its_slot_in_the_canary(response: payout_steps.Response) -> None:
+@pytest.mark.parametrize("response", [payout_steps.REJECTED, payout_steps.THROTTLED], ids=str)
+def test_refused_attempt_frees_its_slot_in_the_canary(response: payout_steps.Response) -> None:
     # given
     release(10)
     (first,) = claimed()
 
     # when
     record(first, response)
+    Breaker.objects.update(opened_at=None, probe_at=None)
 
     # then
     assert len(claimed()) == 1
+
+
+def test_attempt_in_doubt_keeps_its_slot_until_it_is_resolved() -> None:
+    # given
+    settlement = release(10)
+    (first,) = claimed()
+
+    # when
+    record(first, payout_steps.READ_TIMEOUT)
+
+    # then: no other winner takes its place, and the page shows why the release waits
+    assert claimed() == []
+    (waiting,) = canary.stopped(at=after(1), policy=CANARY)
+    assert (waiting.settlement, "in doubt" in waiting.reason) == (settlement, True)
+
+
+def test_bad_end_of_a_member_stops_the_release_until_a_person_lets_it_go() -> None:
+    # given: the first payout is in doubt, and two status queries prove that it failed
+    settlement = release(10)
+    (first,) = claimed()
+    record(first, payout_steps.READ_TIMEOUT)
+    attempt = Transaction.objects.get(pk=first.transaction_id).attempts.get()
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(20))
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(90))
+    assert payout_steps.states(Transaction.objects.get(pk=first.transaction_id), attempt) == ("FAILED", "FAILED")
+
+    # when, then: the place is not handed on
+    assert claimed_at(100) == []
+    settlement.refresh_from_db()
+    assert (settlement.canary_stopped_at, settlement.release_open) == (after(100), False)
+    assert "1 of its first 1 payouts failed" in settlement.canary_stop_reason
+    assert [waiting.settlement for waiting in canary.stopped(at=after(101), policy=CANARY)] == [settlement]
+
+    # when
+    by = audit.Actor(user_id=builders.operator().pk, source="console")
+    canary.let_go(settlement_id=settlement.pk, by=by, reason="One odd number", at=after(110))
+    canary.let_go(settlement_id=settlement.pk, by=by, reason="Again", at=after(111))
+
+    # then
+    assert len(claimed_at(112)) == 9
+    (entry,) = AuditEntry.objects.filter(action="release.let_go")
+    assert (entry.reason, entry.actor_id) == ("One odd number", by.user_id)
+    assert canary.stopped(at=after(113), policy=CANARY) == []
+
+
+def claimed_at(seconds: float) -> list[sending_claims.Claim]:
+    return sending_claims.claim(at=after(seconds), policy=CANARY, addresses=ADDRESSES, limit=100)
+
+
+def test_members_own_faults_stop_a_release_only_if_they_are_many() -> None:
+    # given
+    settlement = release(10)
+
+    # when
+    for _ in range(3):
+        settlement.refresh_from_db()
+        assert settlement.canary_stopped_at is None
+        (claim,) = claimed()
+        record(claim, payout_steps.REJECTED)
+        Breaker.objects.update(opened_at=None, probe_at=None)
+
+    # then
+    assert claimed() == []
+    settlement.refresh_from_db()
+    assert settlement.canary_stop_reason == "3 of its first 3 payouts failed."
+
+
+def test_fault_of_ours_does_not_stop_the_release() -> None:
+    # given
+    release(10)
+    (first,) = claimed()
+    attempt = Transaction.objects.get(pk=first.transaction_id).attempts.get()
+    record(first, payout_steps.ACCEPTED)
+
+    # when: no float
+    deliver_result(attempt, result_body(attempt, 1), after(1), policy=CANARY)
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(1))
+    Breaker.objects.update(opened_at=None, probe_at=None)
+
+    # then
+    assert len(claimed_at(3)) == 3
 
 
 def test_lost_acknowledgements_do_not_stop_a_canary_that_pays() -> None:
@@ -98,13 +181,34 @@ def test_callback_before_the_response_does_not_stop_the_canary() -> None:
     assert len(claimed()) == 3
 
 
-def test_kill_before_the_response_does_not_stop_the_canary() -> None:
+def test_kill_before_the_response_keeps_the_slot_until_mpesa_answers() -> None:
     # given
     release(10)
-    claimed()
+    (first,) = claimed()
+    attempt = Transaction.objects.get(pk=first.transaction_id).attempts.get()
 
     # when
-    status_queries.ask(at=after(20), policy=CANARY, addresses=ADDRESSES, limit=10)
+    asked = payout_steps.question(attempt, after(20), CANARY)
+    assert claimed() == []
+    payout_steps.answer(asked, status_body(attempt), after(21), CANARY)
 
     # then
-    assert len(claimed()) == 1
+    assert len(claimed()) == 3
+
+
+def test_complete_canary_is_opened_for_good_outside_the_claim() -> None:
+    # given
+    settlement = release(2)
+    (first,) = claimed()
+    policy = replace(CANARY, canary=(1,))
+
+    # when
+    responses.record(first, payout_steps.ACCEPTED, at=after(0), policy=policy)
+    assert canary.in_canary(at=after(1), policy=policy) == [settlement.pk]
+    settlement.refresh_from_db()
+    assert settlement.release_open is False
+    canary.review(at=after(1), policy=policy)
+
+    # then
+    settlement.refresh_from_db()
+    assert settlement.release_open is True
