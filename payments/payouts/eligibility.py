@@ -64,6 +64,14 @@ def lock_active(settlement_ids: Iterable[int]) -> set[int]:
         return {settlement_id for (settlement_id,) in cursor.fetchall()}
 
 
+def is_paid(payout: Transaction, number: str = "") -> bool:
+    """Return True if a request of the payout to its receiver, or to `number`, was paid. Then no other request leaves.
+
+    A payment to a number that has been replaced does not count.
+    """
+    return payout.attempts.filter(state="PAID", phone_number=number or payout.receiver).exists()
+
+
 def stop_of(payout: Transaction, *, at: datetime) -> str:
     """Return why the payout's settlement stops every manual action that moves its money, or an empty string.
 

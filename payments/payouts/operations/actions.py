@@ -176,7 +176,7 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
         before = snapshot(payout)
-        if payout.attempts.filter(state=Attempt.State.PAID, phone_number=payout.receiver).exists():
+        if eligibility.is_paid(payout):
             raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid. It must not be paid again.")
         if payout.status == Status.HELD:
             _end_hold(payout, at=at)

@@ -17,8 +17,10 @@ from payments.payouts import eligibility
 from payments.payouts.restores import changes
 from payments.policy import Policy
 
+# A payment to a number that has been replaced does not count.
 _NO_OPEN_REQUEST = """NOT EXISTS (SELECT FROM payments_attempt o WHERE o.transaction_id = t.id
-        AND o.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT', 'PAID'))"""
+        AND (o.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')
+            OR o.state = 'PAID' AND o.phone_number = coalesce(nullif(t.reissued_to, ''), t.phone_number)))"""
 # A payout of an undo is asked about at once, because it can be cancelled only if it did not leave. The canary does not
 # count here: a status query moves no money.
 _LOCK_DUE = f"""

@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 
 from payments.models import Attempt, Transaction
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts import attempts
+from payments.payouts import attempts, eligibility
 from payments.policy import Policy
 
 State = Attempt.State
@@ -61,7 +61,8 @@ def ask_before_resend(attempt: Attempt, *, maybe_sent_at: datetime, at: datetime
 def clear_to_leave(chosen: QuerySet[Attempt], *, at: datetime) -> None:
     """Let the chosen attempts that are asked about after a restore leave, if the next status query does not find them.
 
-    A payout that was held only because nobody decided in time is under way again.
+    A payout that was held only because nobody decided in time is under way again. A payout stays held if an earlier
+    request of it was paid after all.
     Locks: their Transactions by id, then these Attempts by id.
     """
     in_doubt = chosen.filter(state=State.IN_DOUBT, asked_first_at__isnull=False)
@@ -72,6 +73,6 @@ def clear_to_leave(chosen: QuerySet[Attempt], *, at: datetime) -> None:
     Attempt.objects.filter(pk__in=cleared).update(cleared_at=at, next_query_at=at)
     undecided = [attempt.transaction_id for attempt in cleared.values() if not attempt.paid_report]
     held = Transaction.objects.filter(pk__in=undecided, status=Status.HELD, held_by_person=False)
-    released = list(held.values_list("pk", flat=True))
-    held.update(status=Status.PENDING)
+    released = [payout.pk for payout in held if not eligibility.is_paid(payout)]
+    held.filter(pk__in=released).update(status=Status.PENDING)
     attempts.start(released)

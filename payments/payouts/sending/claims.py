@@ -152,7 +152,7 @@ def claim_resends(*, at: datetime, policy: Policy, addresses: Addresses, limit: 
             if attempt is None or attempt.state != State.IN_DOUBT or attempt.resend_at is None:
                 continue
             due = payout.status == Status.PROCESSING and not receivables.was_recalled(payout.pk)
-            if due and payouts_attempts.within_horizon(attempt, at, policy):
+            if due and not eligibility.is_paid(payout) and payouts_attempts.within_horizon(attempt, at, policy):
                 resendable.append((payout, attempt))
             else:
                 payouts_attempts.resend_at(attempt, None)

@@ -8,7 +8,7 @@ import pytest
 
 from payments.models import AskFirst, Attempt, Breaker, Restore, Transaction
 from payments.payouts.evidence import status_queries
-from payments.payouts.operations import actions
+from payments.payouts.operations import actions, reissue
 from payments.payouts.restores import decisions, detection, procedure
 from payments.settlement import undo
 from testing import builders, payout_steps
@@ -479,3 +479,58 @@ def test_second_restore_keeps_the_older_entry_of_a_payout() -> None:
     # then
     assert AskFirst.objects.get(transaction=payout).restore == first
     assert payout.attempts.count() == 1
+
+
+def test_decision_for_all_never_frees_a_payout_that_an_earlier_request_paid() -> None:
+    # given: after a long loss a retry is asked about, and then the first request turns out to be paid
+    payout = builders.payout(285)
+    first = payout_steps.failed(payout)
+    restored(survived=10, noticed=2 * HOUR)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(2 * HOUR + 1))
+    advance(after(2 * HOUR + 2))
+    second = open_attempt(payout)
+    payout_steps.deliver_result(first, payout_steps.result_body(first), after(2 * HOUR + 3))
+    assert states(payout, second) == ("HELD", "IN_DOUBT")
+
+    # when
+    decisions.decide(reference="all", grounds="Checked.", by=two_people(), at=after(2 * HOUR + 10))
+    ask_and_answer(second, not_found_body(), after(2 * HOUR + 11))
+
+    # then
+    assert resends(after(2 * HOUR + 13)) == []
+    assert states(payout, second) == ("HELD", "IN_DOUBT")
+
+
+def test_request_is_not_sent_again_after_an_earlier_one_was_paid() -> None:
+    # given: a request that M-Pesa does not know, of a payout that another request paid
+    payout = builders.payout(285)
+    first, second = payout_steps.retried(payout, READ_TIMEOUT)
+    ask_and_answer(second, not_found_body(), after(60))
+    payout_steps.deliver_result(first, payout_steps.result_body(first), after(62))
+    for status in ("PENDING", "PROCESSING"):
+        Transaction.objects.filter(pk=payout.pk).update(status=status)
+
+    # when, then
+    assert resends(after(63)) == []
+    second.refresh_from_db()
+    assert second.resend_at is None
+
+
+def test_payment_to_a_replaced_number_does_not_end_the_wait_after_a_restore() -> None:
+    # given: a payout is re-issued, and its first request is paid to the old number
+    payout = builders.payout(285, user=builders.member(phone_number="254712345678"))
+    first = payout_steps.failed(payout)
+    type(payout.user).objects.filter(pk=payout.user_id).update(phone_number="254798765432")
+    one, other = two_people()
+    verdict = reissue.propose(transaction_id=payout.pk, grounds="New SIM card.", by=one, at=after(5))
+    reissue.confirm(verdict_id=verdict.pk, by=other, at=after(6))
+    payout_steps.deliver_result(first, payout_steps.result_body(first), after(7))
+
+    # when
+    restored(survived=8, noticed=20)
+
+    # then: the request to the new number is asked about, and leaves
+    second = open_attempt(payout)
+    ask_and_answer(second, not_found_body(), after(21))
+    (claim,) = resends(after(23))
+    assert (claim.phone_number, claim.attempt_id) == ("254798765432", second.pk)
