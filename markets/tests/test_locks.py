@@ -23,8 +23,14 @@ def test_trigger_of_the_audit_trail_takes_the_registered_number() -> None:
 
 @pytest.mark.parametrize("row_id", [0, 1, LARGEST_ID])
 def test_kinds_of_locks_never_share_a_number(row_id: int) -> None:
-    numbers = [locks.market_lock(row_id), locks.AUDIT_CHAIN, locks.certificate_lock(row_id), locks.RESTORES]
-    assert [number >> 56 for number in numbers] == [7, 8, 9, 10]
+    numbers = [
+        locks.market_lock(row_id),
+        locks.AUDIT_CHAIN,
+        locks.certificate_lock(row_id),
+        locks.RESTORES,
+        locks.receipt_lock(f"SKG{row_id}"),
+    ]
+    assert [number >> 56 for number in numbers] == [7, 8, 9, 10, 11]
     assert max(numbers) < 2**63
 
 
@@ -42,5 +48,5 @@ def test_only_the_registry_computes_advisory_lock_numbers() -> None:
     # then: the module names the registry's functions
     assert "payments/wallet/bets.py" in takers
     for path, text in takers.items():
-        names = ("locks.market_lock(", "locks.certificate_lock(", "locks.RESTORES")
+        names = ("locks.market_lock(", "locks.certificate_lock(", "locks.RESTORES", "locks.receipt_lock(")
         assert path == "markets/locks.py" or any(name in text for name in names), path

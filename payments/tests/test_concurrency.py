@@ -174,10 +174,10 @@ def test_callback_applied_at_once_is_booked_once(repetition: int) -> None:
 
 
 def test_different_callbacks_about_one_payout_book_it_once(repetition: int) -> None:
-    # given: 64 different callbacks that report the same payment
+    # given: as many different callbacks that report the same payment as an address stores
     payout = builders.payout(285)
     attempt = sent(payout)
-    for number in range(THREADS):
+    for number in range(callbacks.MOST_BODIES):
         callbacks.store(
             kind="result", token=ADDRESSES.token(attempt.originator_conversation_id),
             body=result_body(attempt) + b" " * number, source_ip=None, trusted=True, at=after(1), addresses=ADDRESSES,
@@ -188,7 +188,7 @@ def test_different_callbacks_about_one_payout_book_it_once(repetition: int) -> N
     answers = at_once(*[partial(callbacks.apply, callback_id=pk, at=after(2), policy=POLICY) for pk in stored])
 
     # then
-    assert Counter(answers) == {"paid": 1, "paid already": THREADS - 1}
+    assert Counter(answers) == {"paid": 1, "paid already": callbacks.MOST_BODIES - 1}
     assert len(transfers(code="paid")) == 1
 
 
