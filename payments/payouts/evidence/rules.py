@@ -60,9 +60,11 @@ def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: da
         )
     if _proves_failure(result):
         return _report(facts, result, at, "")
-    # A fault of ours stays known, so that a failure proven later fails no winner. It replaces no other report.
-    ours = result_codes.meaning(result.result_code).fault == "ours"
-    kept = facts.paid_report or result_codes.meaning(facts.result_code).definite
+    # A fault of ours stays known, so that a failure proven later fails no winner. It replaces no other report. A
+    # definite code of a message that is not final is not kept, because it would count as a source of the failure.
+    meaning = result_codes.meaning(result.result_code)
+    ours = meaning.fault == "ours"
+    kept = facts.paid_report or meaning.definite or result_codes.meaning(facts.result_code).definite
     return Action(
         "doubt",
         f"in doubt: code {result.result_code} proves nothing",

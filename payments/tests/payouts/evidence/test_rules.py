@@ -167,6 +167,15 @@ def test_other_codes_leave_the_attempt_in_doubt(state: str, code: str, final: bo
     assert (action.step, action.ask_at, action.is_known) == ("doubt", after(23), False)
 
 
+@pytest.mark.parametrize(
+    ("code", "final", "kept"), [("1", False, ""), ("2001", False, ""), ("TP40153", True, "TP40153")]
+)
+def test_definite_code_of_a_message_that_is_not_final_is_no_source(code: str, final: bool, kept: str) -> None:
+    action = weigh(FACTS, result(code, final=final))
+
+    assert (action.step, action.code, action.trips) == ("doubt", kept, code)
+
+
 @pytest.mark.parametrize("code", ["15", "41"])
 def test_duplicate_code_makes_the_id_known_only_from_a_trusted_sender(code: str) -> None:
     assert weigh(FACTS, result(code)).is_known
