@@ -149,12 +149,15 @@ def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
         [
             "The payout is due at once and is sent over M-Pesa at the usual pace.",
             "A market's hold, the kill switch and M-Pesa's daily limit still apply.",
+            *([differs] if (differs := actions.number_differs(payout)) else []),
         ],
         "Release it",
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.release(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
+        released = actions.release(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
+        if released.status != Transaction.Status.PENDING:  # The member's number has changed.
+            return f"Payout {payout.pk} is {words(released.status)}, and nothing is sent. {released.reason}"
         wiring.after_retry(payout.pk)
         return f"Payout {payout.pk} is due now."
 

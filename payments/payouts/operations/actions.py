@@ -169,8 +169,8 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     """Release a held payout, or make a pending payout due now. The switch and the pace still apply.
 
     If the member's number has changed, a held payout becomes FAILED. A person then re-issues it or pays it to the
-    wallet.
-    Locks: Transaction.
+    wallet. If M-Pesa turned its request away before, the payout stays held, and M-Pesa is asked about the request.
+    Locks: Transaction, its open Attempt, the member's DayTotal.
     Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable; PayoutStopped.
     """
     with transaction.atomic(durable=True):
@@ -192,14 +192,23 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
 
 
 def _end_hold(payout: Transaction, *, at: datetime) -> None:
+    differs = number_differs(payout)
     # A WAITING request keeps its id and its number, and is sent again with the payout. Any other open request forbids a
     # release.
-    if payout.attempts.filter(state=Attempt.State.WAITING).exists():
+    waiting = attempts.open_attempt(payout)
+    if waiting is not None and waiting.state == Attempt.State.WAITING:
         _refuse_while_stopped(payout, at)
-        attempts.make_pending(payout, due_at=at)
-        return
+        if differs and waiting.first_sent_at is not None:
+            # M-Pesa turned it away once. Two people decide about it, as about any request that may have left.
+            attempts.doubt(waiting, ask_at=at, at=at)
+            return
+        if not differs:
+            attempts.make_pending(payout, due_at=at)
+            return
+        words = "Not sent: the member's number has changed"
+        attempts.fail_and_hold(payout, waiting, code="", words=words, reason=payout.reason, at=at)
     _check_owed(payout, (Status.HELD,), "Only a held payout can be released", at=at)
-    if differs := number_differs(payout):
+    if differs:
         attempts.end_hold_unsent(payout, reason=f"Its hold is ended. {differs}", at=at)
         return
     attempts.make_pending(payout, due_at=at)

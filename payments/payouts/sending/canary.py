@@ -7,7 +7,8 @@ each payout that it sends:
 - A request that M-Pesa turned away, or that failed by a fault of ours or of the member, frees its slot.
 
 Any other failure stops the release, and so do many failures by faults of the members. A person then lets it go on
-(`let_go`). The slots are counted from the attempts, so no counter can be lost. `review` stores what the count shows.
+(`let_go`). A payout that a person sends again does not count as failed: a small market never completes its canary. The
+slots are counted from the attempts, so no counter can be lost. `review` stores what the count shows.
 """
 
 import logging
@@ -32,7 +33,13 @@ _State = Attempt.State
 _FAULTS = {side: [code for code, m in result_codes.MEANING.items() if m.fault == side] for side in ("ours", "member")}
 # A refused request fails only if M-Pesa refuses the payee's field (refusals.our_fault). Its code begins with 400.
 _BY_MEMBER = Q(state=_State.FAILED) & (Q(result_code__in=_FAULTS["member"]) | Q(result_code__startswith="400."))
-_FAILED = Q(state=_State.FAILED, first_sent_at__isnull=False) & ~Q(result_code__in=_FAULTS["ours"])
+# A failure counts while its payout is failed or held. Later a person has decided about the payout, or it waits for the
+# member's next day at M-Pesa.
+_FAILED = Q(
+    state=_State.FAILED,
+    first_sent_at__isnull=False,
+    transaction__status__in=[Transaction.Status.FAILED, Transaction.Status.HELD],
+) & ~Q(result_code__in=_FAULTS["ours"])
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,16 @@ def test_payout_is_held_and_released(console: Client) -> None:
     assert status(payout) == "PENDING"
 
 
+def test_release_with_a_changed_number_says_that_nothing_is_sent(console: Client) -> None:
+    payout = builders.payout(285)
+    submit(console, f"/admin/payouts/{payout.pk}/hold/", reason="A doubt.")
+    CustomUser.objects.filter(pk=payout.user_id).update(phone_number="254798765432")
+    answer = submit(console, f"/admin/payouts/{payout.pk}/release/")
+    assert f"Payout {payout.pk} is failed, and nothing is sent. Its hold is ended." in answer
+    assert "is due now." not in answer
+    assert status(payout) == "FAILED"
+
+
 def test_status_query_is_due_at_once_when_asked_now(console: Client, queued: Any) -> None:
     payout = builders.payout(285)
     attempt = payout_steps.sent(payout)

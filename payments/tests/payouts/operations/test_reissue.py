@@ -221,3 +221,43 @@ def test_released_payout_with_a_changed_number_fails_instead_of_leaving() -> Non
     reissued(payout)
     (claim,) = claims(after(62))
     assert claim.phone_number == NEW
+
+
+def test_unsent_request_does_not_leave_to_the_old_number_after_a_release() -> None:
+    # given: the request never left us, a person holds the payout, and the member's number changes
+    payout = builders.payout(285, user=builders.member(phone_number=OLD))
+    attempt = sent(payout, payout_steps.NO_CONNECTION)
+    actions.hold(transaction_id=payout.pk, reason="Wait.", by=MACHINE, at=after(1))
+    change_number(payout, NEW)
+
+    # when
+    actions.release(transaction_id=payout.pk, by=MACHINE, at=after(30))
+
+    # then
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    assert (payout.held_by_person, payout.reason.startswith("Its hold is ended.")) == (False, True)
+    assert claims(after(60)) == []
+    reissued(payout)
+    assert [claim.phone_number for claim in claims(after(90))] == [NEW]
+
+
+def test_throttled_request_is_asked_about_after_a_release_with_a_changed_number() -> None:
+    # given
+    payout = builders.payout(285, user=builders.member(phone_number=OLD))
+    attempt = sent(payout, payout_steps.THROTTLED)
+    actions.hold(transaction_id=payout.pk, reason="Wait.", by=MACHINE, at=after(1))
+    change_number(payout, NEW)
+
+    # when
+    actions.release(transaction_id=payout.pk, by=MACHINE, at=after(60))
+
+    # then: nothing leaves to the old number, and the request is decided like any other in doubt
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+    payout_steps.ask_and_answer(attempt, payout_steps.not_found_body(), after(61))
+    assert (claims(after(120)), payout_steps.resends(after(120))) == ([], [])
+    for second in (130, 250):
+        payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(second))
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    reissued(payout, 300)
+    payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(301))
+    assert [claim.phone_number for claim in claims(after(400))] == [NEW]

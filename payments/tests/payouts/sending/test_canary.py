@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from payments.models import Breaker, Settlement, Transaction
+from payments.payouts.operations import actions
 from payments.payouts.sending import canary, responses
 from payments.payouts.sending import claims as sending_claims
 from testing import builders, payout_steps
@@ -115,6 +116,42 @@ def test_bad_end_of_a_member_stops_the_release_until_a_person_lets_it_go() -> No
 
 def claimed_at(seconds: float) -> list[sending_claims.Claim]:
     return sending_claims.claim(at=after(seconds), policy=CANARY, addresses=ADDRESSES, limit=100)
+
+
+def test_payout_that_a_person_sends_again_leaves_in_a_small_market() -> None:
+    # given: the market never completes its canary, and its last payout failed by an unknown fault
+    settlement = release(3)
+    attempts = [payout_steps.put_through(claim, policy=CANARY) for second in range(2) for claim in claimed_at(second)]
+    assert len(attempts) == 3
+    last = attempts[-1]
+    deliver_result(last, result_body(last, 17), after(2), policy=CANARY)
+    for second in (22, 90):
+        ask_and_answer(last, status_body(last, "Failed"), after(second))
+
+    # when
+    actions.retry(transaction_id=last.transaction_id, by=audit.MACHINE, at=after(100))
+    ask_and_answer(last, status_body(last, "Failed"), after(100))
+
+    # then
+    (again,) = claimed_at(102)
+    assert again.originator_conversation_id == f"{again.external_ref}-2"
+    settlement.refresh_from_db()
+    assert settlement.canary_stopped_at is None
+
+
+def test_members_limit_of_the_day_does_not_stop_the_release() -> None:
+    # given
+    release(3)
+    attempts = [payout_steps.put_through(claim, policy=CANARY) for second in range(2) for claim in claimed_at(second)]
+
+    # when: M-Pesa's own limit of the day refuses all three members
+    for attempt in attempts:
+        deliver_result(attempt, result_body(attempt, 4), after(2), policy=CANARY)
+        ask_and_answer(attempt, status_body(attempt, "Failed"), after(3))
+    Breaker.objects.update(opened_at=None, probe_at=None)
+
+    # then: they leave on the next day without a person
+    assert len(claimed_at(86_400)) == 1
 
 
 def test_members_own_faults_stop_a_release_only_if_they_are_many() -> None:
