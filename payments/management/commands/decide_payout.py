@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from payments import wiring
+from payments import own_affairs, wiring
 from payments.payouts.operations import decisions
 from payments.policy import Policy
 from users import audit, auth, phone
@@ -56,7 +56,7 @@ class Command(BaseCommand):
                 at=at,
                 policy=Policy.from_settings(settings),
             )
-        except decisions.NotToBeDecided as refusal:
+        except (decisions.NotToBeDecided, own_affairs.OwnPayout) as refusal:
             raise CommandError(f"{refusal} Nothing was decided.") from refusal
         payout.refresh_from_db()
         self.stdout.write(f"Transaction {payout.pk} is {payout.status}.")

@@ -89,12 +89,12 @@ def pay(
     Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. If our debt was already
     settled in another way, the payment becomes a receivable from the member.
     """
-    suspended = _suspended(attempt)
-    if suspended is not None:
-        receipt, amount = suspended.receipt, suspended.amount
-    receipt = receipt[:64]
     if attempt.state == State.PAID:
-        return _pay_again(payout, attempt, receipt, at=at)
+        return _pay_again(payout, attempt, receipt[:64], at=at)
+    in_suspense = suspended(attempt)
+    if in_suspense is not None:
+        receipt, amount = in_suspense.receipt, in_suspense.amount
+    receipt = receipt[:64]
     late = attempt.state == State.FAILED
     if late and attempt.phone_number != payout.receiver:
         return _book_misdirected(payout, attempt, receipt, at)
@@ -106,7 +106,7 @@ def pay(
     attempt.save()
     if late:
         day_limit.count_paid_late(attempt, payout.user_id)
-    source = journal.SUSPENSE if suspended else journal.MPESA_UTILITY
+    source = journal.SUSPENSE if in_suspense else journal.MPESA_UTILITY
     _book_payment(payout, attempt, source=source, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
         alarm.critical("Attempt %s was recorded as failed and was paid after all", attempt)
@@ -234,7 +234,7 @@ def _booking(attempt: Attempt) -> str:
     return f"{attempt.pk}:{attempt.corrections + 1}" if attempt.corrections else str(attempt.pk)
 
 
-def _suspended(attempt: Attempt) -> Orphan | None:
+def suspended(attempt: Attempt) -> Orphan | None:
     """Return the orphan of an attempt that was found again, if its payment is booked in `suspense`. Otherwise None."""
     if attempt.kind != Attempt.Kind.FOUND:
         return None

@@ -10,7 +10,7 @@ from datetime import datetime
 from django.db import transaction
 
 from payments.ledger import journal
-from payments.models import AskFirst, Attempt, Transaction
+from payments.models import AskFirst, Attempt, Orphan, Transaction
 from payments.payouts import attempts, eligibility
 from users import audit, phone
 from users.refusal import Refusal
@@ -263,9 +263,20 @@ def _check_owed(payout: Transaction, statuses: tuple[str, ...], rule: str, *, at
         raise PayoutNotRetryable(
             f"A message reports that transaction {payout.pk} was paid after all. We are asking M-Pesa."
         )
+    if reported := lost_request_of(payout):
+        raise PayoutNotRetryable(f"{reported} No money moved. Wait a minute, then look at the payout again.")
     if journal.owed(payout.pk) != payout.amount:
         raise PayoutNotRetryable(f"The books no longer owe the whole amount of transaction {payout.pk}.")
     _refuse_while_stopped(payout, at)
+
+
+def lost_request_of(payout: Transaction) -> str:
+    """Return a sentence if M-Pesa reports a request of the payout that our books do not have, or an empty string.
+
+    The next sweep gives the request to the payout.
+    """
+    reported = Orphan.objects.filter(external_ref=payout.external_ref, state__in=Orphan.UNRESOLVED).first()
+    return f"M-Pesa reports request {reported} of this payout, which our books had lost." if reported else ""
 
 
 def _refuse_while_stopped(payout: Transaction, at: datetime) -> None:

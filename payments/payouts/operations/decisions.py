@@ -20,7 +20,8 @@ from django.db.models import Q
 
 from markets import locks
 from markets.models import NAIROBI
-from payments.models import Attempt, Callback, Transaction, Transfer, Verdict
+from payments import own_affairs
+from payments.models import Attempt, Callback, Orphan, Transaction, Transfer, Verdict
 from payments.payouts import attempts
 from payments.payouts.evidence import booking
 from payments.payouts.operations import actions
@@ -75,7 +76,7 @@ def decide_or_propose(
     """Decide a held payout at once and return None, or store the first of two people's decision as a Verdict.
 
     Locks: the receipt's advisory lock, Transaction, Attempt.
-    Raises: NotToBeDecided, also if a decision already waits for a second person.
+    Raises: NotToBeDecided, also if a decision already waits for a second person; own_affairs.OwnPayout.
     """
     finding = finding.normal
     with transaction.atomic(durable=True):
@@ -84,8 +85,9 @@ def decide_or_propose(
         if payout is None or not needs_two(payout, policy, paid=bool(finding.receipt)):
             close_by_decision(transaction_id=transaction_id, finding=finding, by=[by], at=at, policy=policy)
             return None
+        own_affairs.refuse_own_payout(payout, by)
         attempt = _decidable(payout)
-        _check_evidence(payout, attempt, finding, policy)
+        _check_evidence(payout, attempt, finding, at, policy)
         if payout.verdicts.filter(closed_at__isnull=True).exists():
             raise NotToBeDecided(f"A decision on transaction {payout.pk} already waits for a second person.")
         if by.user_id is None or not finding.grounds:
@@ -107,7 +109,8 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
     """Confirm a decision as the second person, and apply the decision.
 
     Locks: the receipt's advisory lock, Transaction, Verdict, Attempt.
-    Raises: DecisionNotOpen; SamePerson; NotToBeDecided, if evidence came meanwhile or the payout was decided.
+    Raises: DecisionNotOpen; SamePerson; own_affairs.OwnPayout; NotToBeDecided, if evidence came meanwhile or the payout
+    was decided.
     """
     with transaction.atomic(durable=True):
         _lock_receipt(Verdict.objects.filter(pk=verdict_id).values_list("receipt", flat=True).first() or "")
@@ -173,7 +176,7 @@ def decide(
     """Close a HELD payout's request by a decision of staff.
 
     Locks: the receipt's advisory lock, Transaction, Attempt.
-    Raises: NotToBeDecided.
+    Raises: NotToBeDecided; own_affairs.OwnPayout.
     """
     finding = finding.normal
     with transaction.atomic(durable=True):
@@ -187,11 +190,13 @@ def close_by_decision(
     """Do the work of `decide` in the caller's transaction, which holds the receipt's advisory lock.
 
     Locks: Transaction, Attempt.
-    Raises: NotToBeDecided.
+    Raises: NotToBeDecided; own_affairs.OwnPayout.
     """
     payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
     if payout is None:
         raise NotToBeDecided(_NOT_DECIDABLE.format(transaction_id))
+    for person in by:
+        own_affairs.refuse_own_payout(payout, person)
     attempt = _decidable(payout)
     receipt, grounds = finding.receipt, finding.grounds
     people = 2 if needs_two(payout, policy, paid=bool(receipt)) else 1
@@ -201,12 +206,14 @@ def close_by_decision(
         raise NotToBeDecided(f"{who} must decide this payout.")
     if not grounds:
         raise NotToBeDecided("State the grounds for the decision.")
-    _check_evidence(payout, attempt, finding, policy)
+    _check_evidence(payout, attempt, finding, at, policy)
     alarm.warning("Transaction %s decided by %s: %s (%s)", payout.pk, deciders, receipt or "not paid", grounds)
     before = actions.snapshot(payout)
     if receipt:
+        is_proven = booking.suspended(attempt) is not None  # Then M-Pesa has confirmed the payment already.
         booking.pay(payout, attempt, receipt=receipt, at=at, policy=policy)
-        attempts.mark_decided(attempt, Attempt.Decision.PAID, ask_at=at)
+        if not is_proven:
+            attempts.mark_decided(attempt, Attempt.Decision.PAID, ask_at=at)
     else:
         attempts.fail(payout, attempt, code="", words=f"Decided as not paid: {grounds}", at=at, policy=policy)
         attempts.mark_decided(attempt, Attempt.Decision.NOT_PAID, ask_at=None)
@@ -238,7 +245,7 @@ def _decidable(payout: Transaction) -> Attempt:
     return attempt
 
 
-def _check_evidence(payout: Transaction, attempt: Attempt, finding: Finding, policy: Policy) -> None:
+def _check_evidence(payout: Transaction, attempt: Attempt, finding: Finding, at: datetime, policy: Policy) -> None:
     """Check that M-Pesa's own evidence allows the decision.
 
     Raises: NotToBeDecided.
@@ -251,10 +258,18 @@ def _check_evidence(payout: Transaction, attempt: Attempt, finding: Finding, pol
             "A message from M-Pesa about this payout has arrived and is not applied yet. Nothing was decided. "
             "Wait a minute, then look at the payout again."
         )
+    if reported := actions.lost_request_of(payout):
+        raise NotToBeDecided(f"{reported} Nothing was decided. Wait a minute, then look at the payout again.")
+    suspended = booking.suspended(attempt)
+    if suspended is not None and finding.receipt != suspended.receipt.upper():
+        raise NotToBeDecided(
+            f"M-Pesa has paid this request, with receipt {suspended.receipt}. Nothing was decided. "
+            "Decide it as paid with this receipt."
+        )
     if finding.receipt:
         _check_receipt(payout, attempt, finding.receipt)
     else:
-        _check_not_paid(attempt, finding, policy)
+        _check_not_paid(attempt, finding, at, policy)
 
 
 def _check_receipt(payout: Transaction, attempt: Attempt, receipt: str) -> None:
@@ -268,6 +283,12 @@ def _check_receipt(payout: Transaction, attempt: Attempt, receipt: str) -> None:
     used_by |= set(Transaction.objects.filter(receipt__iexact=receipt).exclude(pk=payout.pk))
     if Transfer.objects.filter(key=f"second:{receipt}").exists():
         raise NotToBeDecided(f"Receipt {receipt} is booked as a second payment already. Nothing was decided.")
+    booked = Orphan.objects.filter(receipt__iexact=receipt, state__in=[Orphan.State.SUSPENSE, Orphan.State.CLAIMED])
+    if lost := booked.exclude(originator_conversation_id=attempt.originator_conversation_id).first():
+        raise NotToBeDecided(
+            f"Receipt {receipt} belongs to request {lost}, which our books had lost. Nothing was decided. "
+            "Check M-Pesa's statement again."
+        )
     if used_by:
         owner = min(used_by, key=lambda other: other.pk)
         where = "another request of this payout" if owner.pk == payout.pk else f"payout {owner.pk}"
@@ -276,11 +297,13 @@ def _check_receipt(payout: Transaction, attempt: Attempt, receipt: str) -> None:
         )
 
 
-def _check_not_paid(attempt: Attempt, finding: Finding, policy: Policy) -> None:
+def _check_not_paid(attempt: Attempt, finding: Finding, at: datetime, policy: Policy) -> None:
     """Check that M-Pesa was asked, or its statement checked, after the request could last be paid.
 
     Raises: NotToBeDecided.
     """
+    if finding.statement_until is not None and finding.statement_until > at:
+        raise NotToBeDecided("The statement cannot end in the future. Nothing was decided. Give the time of its end.")
     if attempt.first_sent_at is None:
         return
     sent_from = max(attempt.first_sent_at, attempt.cleared_at or attempt.first_sent_at)

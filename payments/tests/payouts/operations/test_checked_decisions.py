@@ -6,12 +6,16 @@ from datetime import datetime, timedelta
 import pytest
 from django.db import Error, IntegrityError, transaction
 
-from payments.models import Attempt, Callback, StatusQuery, Transaction
+from payments import own_affairs
+from payments.models import Attempt, Breaker, Callback, StatusQuery, Transaction
+from payments.payouts import breakers
 from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.operations import decisions, in_doubt
 from testing import builders, payout_steps
 from testing.builders import at_once, nothing_moved
+from testing.lost_commits import Loss, answer_about_orphan, store_result, sweep
 from testing.payout_steps import (
+    ACCEPTED,
     ADDRESSES,
     CHARGE,
     KES_285,
@@ -19,6 +23,7 @@ from testing.payout_steps import (
     POLICY,
     READ_TIMEOUT,
     RECEIPT,
+    REJECTED,
     after,
     answer,
     balances,
@@ -31,7 +36,7 @@ from testing.payout_steps import (
     states,
     status_body,
 )
-from users.audit import Actor
+from users.audit import MACHINE, Actor
 
 TYPED = "SGL12AB34C"
 DAY = 86_400
@@ -332,6 +337,117 @@ def test_reversed_payment_is_owed_again(alarms: Callable[[], list[str]]) -> None
     assert second.number == 2
     assert deliver_result(second, result_body(second, receipt="SKG7SECOND"), after(DAY + 401)) == "paid"
     assert states(payout, second) == ("COMPLETED", "PAID")
+
+
+# --- requests that our books had lost --------------------------------------------------------------------------------
+
+
+def in_suspense(stake: int = 285) -> Loss:
+    """Lose a request that M-Pesa paid, and book its payment in suspense."""
+    loss = Loss(stake)
+    loss.send(ACCEPTED)
+    loss.lose()
+    store_result(loss.lost[0], result_body(loss.lost[0]), after(10))
+    answer_about_orphan(status_body(loss.lost[0]), after(11))
+    sweep(after(400))
+    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="Looked at.", at=after(401))
+    return loss
+
+
+def held_with_suspense() -> tuple[Transaction, Attempt]:
+    """Return a held payout that took over a payment in suspense, and its request, which M-Pesa no longer finds."""
+    payout = in_suspense(50_000).settle()
+    sweep(after(500))
+    attempt = Attempt.objects.get()
+    question(attempt, after(DAY + 20))
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+    return payout, attempt
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("receipt", ["", TYPED])
+def test_payment_in_suspense_refuses_every_other_decision(receipt: str) -> None:
+    payout, attempt = held_with_suspense()
+    assert_refused(f"has paid this request, with receipt {RECEIPT}", payout, receipt, statement_until=after(DAY))
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+
+
+@pytest.mark.django_db
+def test_payment_in_suspense_is_proven_once_it_is_decided_as_paid() -> None:
+    payout, attempt = held_with_suspense()
+    decide(payout, RECEIPT)
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert (attempt.decision, attempt.next_query_at) == ("", None)
+
+
+@pytest.mark.django_db
+def test_second_receipt_of_a_payment_from_suspense_is_booked() -> None:
+    payout, attempt = held_with_suspense()
+    decide(payout, RECEIPT)
+    outcome = deliver_result(attempt, result_body(attempt, receipt="SKG7SECOND"), after(DAY + 200))
+    assert outcome == "a second receipt SKG7SECOND: M-Pesa paid twice, so the member owes the amount back"
+
+
+@pytest.mark.django_db
+def test_receipt_in_suspense_is_refused_for_another_payout() -> None:
+    in_suspense()
+    payout, _ = held()
+    assert_refused("which our books had lost", payout, RECEIPT)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("receipt", ["", TYPED])
+def test_lost_request_that_is_not_placed_refuses_a_decision(receipt: str) -> None:
+    # given: M-Pesa reports a lost second request while the first one is held
+    loss = Loss()
+    loss.send(REJECTED, ACCEPTED)
+    loss.lose()
+    payout = loss.settle()
+    first = sent(payout, READ_TIMEOUT, at=after(3))
+    question(first, after(DAY + 3))
+    assert states(payout, first) == ("HELD", "IN_DOUBT")
+    store_result(loss.lost[1], result_body(loss.lost[1]), after(DAY + 10))
+
+    # then
+    assert_refused("reports request", payout, receipt, statement_until=after(DAY + 9))
+
+
+@pytest.mark.django_db
+def test_lost_request_that_is_not_placed_refuses_payment_to_the_wallet() -> None:
+    # given: M-Pesa reports a lost second request after the first one failed
+    loss = Loss()
+    loss.send(REJECTED, ACCEPTED)
+    loss.lose()
+    payout = loss.settle()
+    payout_steps.failed(payout)
+    store_result(loss.lost[1], result_body(loss.lost[1]), after(10))
+
+    # then
+    with nothing_moved(), pytest.raises(payout_steps.actions.PayoutNotRetryable, match="No money moved"):
+        payout_steps.actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(11))
+
+
+# --- who and when ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_statement_that_ends_in_the_future_is_refused() -> None:
+    payout, _ = held()
+    assert_refused("cannot end in the future", payout, statement_until=after(2 * DAY))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("receipt", ["", TYPED])
+def test_member_cannot_decide_their_own_payout(receipt: str) -> None:
+    payout, _ = held()
+    by = [builders.actor(payout.user), *people(1)]
+    with nothing_moved(), pytest.raises(own_affairs.OwnPayout):
+        decide(payout, receipt, by=by, statement_until=after(DAY))
+    finding = decisions.Finding(receipt, "The statement of 17 February.", after(DAY))
+    with nothing_moved(), pytest.raises(own_affairs.OwnPayout):
+        decisions.decide_or_propose(
+            transaction_id=payout.pk, finding=finding, by=by[0], at=after(DAY + 100), policy=POLICY
+        )
 
 
 # --- the database ----------------------------------------------------------------------------------------------------
