@@ -247,7 +247,7 @@ FROM (SELECT coalesce(sum(CASE WHEN d.code = 'suspense' THEN t.amount ELSE -t.am
      (SELECT coalesce(sum(o.amount), 0) AS total FROM payments_orphan o
       WHERE EXISTS (SELECT FROM payments_transfer t WHERE t.key = 'foreign:' || o.receipt)
         AND NOT EXISTS (SELECT FROM payments_attempt a
-            WHERE a.originator_conversation_id = o.originator_conversation_id AND a.state = 'PAID')) o
+            WHERE a.originator_conversation_id = o.originator_conversation_id AND a.state IN ('PAID', 'REVERSED'))) o
 WHERE s.total <> o.total;
 
 

@@ -42,7 +42,7 @@ def _weigh_answer(
     at: datetime,
     policy: Policy,
 ) -> Action:
-    if facts.state == "REVERSED":
+    if facts.state == "REVERSED" and not _proves_second_payment(facts, answer, trusted):
         return Action("nothing", "reversed already", keeps_answer=query.answer not in DECISIVE)
     if query.receipt and (facts.decision != "paid" or query.receipt.upper() != facts.receipt.upper()):
         return Action("nothing", "an answer about a receipt that is no longer asked about")
@@ -67,6 +67,13 @@ def _weigh_answer(
     if facts.state == "PAID" and facts.decision and status == "failed" and current:
         return rules.contradict(facts, at, words="M-Pesa's records say it failed", keeps_answer=is_new)
     return _weigh_no_payment(facts, query, others, status, is_new=is_new, at=at, policy=policy)
+
+
+def _proves_second_payment(facts: Facts, answer: messages.StatusAnswer, trusted: bool) -> bool:
+    """Return True if M-Pesa also paid, with another receipt, a request whose payment it reversed."""
+    names_ours = answer.originator_conversation_id == facts.originator_conversation_id
+    other = rules.names_another_receipt(facts, answer.receipt)
+    return trusted and answer.payment_status == "completed" and names_ours and other and not _differs(facts, answer)
 
 
 def _weigh_receipt(facts: Facts, query: Query, answer: messages.StatusAnswer, trusted: bool, at: datetime) -> Action:

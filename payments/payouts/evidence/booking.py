@@ -89,7 +89,7 @@ def pay(
     Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. If our debt was already
     settled in another way, the payment becomes a receivable from the member.
     """
-    if attempt.state == State.PAID:
+    if attempt.state in (State.PAID, State.REVERSED):
         return _pay_again(payout, attempt, receipt[:64], at=at)
     in_suspense = suspended(attempt)
     if in_suspense is not None:
@@ -216,9 +216,11 @@ def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: da
 
     Locks: the Recovery, if the settlement was undone.
     """
-    paid = Transfer.objects.filter(key=f"paid:{_booking(attempt)}")
+    in_suspense = suspended(attempt)
+    key = f"claimed:{attempt.receipt}" if in_suspense else f"paid:{_booking(attempt)}"
+    paid = Transfer.objects.filter(key=key)
     if payout.status != Status.COMPLETED or attempt.paid_amount is not None or not paid.exists():
-        return "reversed: this payment did not settle the payout, so a person must correct the member's debt"
+        return "reversed: this payment did not settle the payout as it is. A person must correct the books."
     key = f"returned:{attempt.pk}"
     journal.post([journal.Entry(key, journal.MPESA_UTILITY, journal.PAYABLE, attempt.amount, payout.pk)], at=at)
     attempt.state, attempt.decision, attempt.next_query_at = State.REVERSED, Attempt.Decision.NONE, None

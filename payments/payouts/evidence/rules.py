@@ -27,7 +27,7 @@ from payments.policy import Policy
 
 def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: datetime, policy: Policy) -> Action:
     """Weigh the result of one attempt."""
-    if facts.state == "REVERSED":
+    if facts.state == "REVERSED" and not (result.says_paid and names_another_receipt(facts, result.receipt)):
         return Action("nothing", "reversed already")
     if wrong := _result_mismatch(facts, result):
         return mismatch(facts, wrong, at)
@@ -35,7 +35,7 @@ def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: da
         return _paid_under_another_id(facts, result, trusted, at)
     if result.says_paid:
         believed = trusted and _is_complete(result)
-        if facts.state == "PAID":
+        if facts.state in ("PAID", "REVERSED"):
             return _paid_again(facts, result, believed, at, policy)
         if believed and facts.amount < policy.confirm_above:
             return Action("pay", "", receipt=result.receipt or "")
@@ -136,8 +136,8 @@ def _paid_under_another_id(facts: Facts, result: messages.Result, trusted: bool,
     Daraja may have replaced our id. Then it does not notice duplicates, so nothing may be sent again, and a question
     under our id may find nothing. A person must check M-Pesa's statement.
     """
-    if facts.state == "PAID":
-        return Action("nothing", "paid already")
+    if facts.state in ("PAID", "REVERSED"):
+        return Action("nothing", f"{facts.state} already")
     report = _report(facts, result, at, "trusted" if trusted and _is_complete(result) else "untrusted")
     named = result.originator_conversation_id or "no id"
     return replace(
@@ -158,8 +158,7 @@ def _paid_again(facts: Facts, result: messages.Result, believed: bool, at: datet
         if believed and facts.amount < policy.confirm_above:
             return Action("pay", "", receipt=result.receipt or "")
         return Action("ask", "decided as paid by staff: a status query must confirm it", ask_at=at)
-    other = bool(facts.receipt and result.receipt) and (result.receipt or "").upper() != facts.receipt.upper()
-    if other and not believed:
+    if names_another_receipt(facts, result.receipt) and not believed:
         return Action(
             "nothing",
             f"a second receipt {result.receipt} is reported, not proven",
@@ -167,6 +166,11 @@ def _paid_again(facts: Facts, result: messages.Result, believed: bool, at: datet
             level="error",
         )
     return Action("pay", "", receipt=result.receipt or "")
+
+
+def names_another_receipt(facts: Facts, receipt: str | None) -> bool:
+    """Return True if the receipt is not the one with which the attempt was paid."""
+    return bool(facts.receipt and receipt) and (receipt or "").upper() != facts.receipt.upper()
 
 
 def _proves_failure(result: messages.Result) -> bool:

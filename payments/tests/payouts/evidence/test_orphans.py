@@ -8,7 +8,7 @@ from django.db import IntegrityError, transaction
 
 from payments import settlement_tasks
 from payments.ledger import journal, trial_balance
-from payments.models import Attempt, Breaker, Callback, Orphan, Recovery
+from payments.models import Attempt, Breaker, Callback, Orphan, Recovery, Transaction
 from payments.payouts import breakers
 from payments.payouts.evidence import callbacks, orphans
 from payments.payouts.operations import actions
@@ -26,9 +26,11 @@ from testing.payout_steps import (
     RECEIPT,
     REJECTED,
     after,
+    answer,
     ask_and_answer,
     claims,
     not_found_body,
+    question,
     resends,
     result_body,
     sent,
@@ -325,6 +327,39 @@ def test_payout_settled_later_takes_its_suspense_over() -> None:
         (f"charge:{found.pk}", "charge_expense", "mpesa_charges_paid", CHARGE),
     ]
     assert (journal.balance(journal.SUSPENSE), journal.balance(journal.MPESA_UTILITY)) == (0, -KES_285)
+
+
+def test_payment_from_suspense_that_m_pesa_reverses_is_owed_again() -> None:
+    # given: the payout takes its suspense over while a query is under way
+    loss, lost = lost_and_paid()
+    answer_about_orphan(status_body(lost), after(11))
+    sweep(after(10 + LATER))
+    payout = loss.settle()
+    for orphan_id in orphans.to_place(limit=10):
+        orphans.place(orphan_id=orphan_id, at=after(500), policy=POLICY, addresses=ADDRESSES)
+    found = Attempt.objects.get()
+    asked = question(found, after(501))
+    sweep(after(502))
+    assert states(payout, found) == ("COMPLETED", "PAID")
+
+    # when
+    outcome = answer(asked, status_body(found, "Reversed"), after(503))
+
+    # then
+    assert outcome == "held: M-Pesa reversed the payment, so we owe it again"
+    assert states(payout, found) == ("HELD", "REVERSED")
+    assert journal.owed(payout.pk) == KES_285
+    assert (journal.balance(journal.SUSPENSE), journal.balance(journal.MPESA_UTILITY)) == (0, 0)
+
+
+def test_database_refuses_to_hold_a_payout_paid_from_suspense() -> None:
+    loss, lost = lost_and_paid()
+    answer_about_orphan(status_body(lost), after(11))
+    sweep(after(10 + LATER))
+    payout = loss.settle()
+    sweep(after(500))
+    with pytest.raises(IntegrityError, match="transfers that take its payment back"), transaction.atomic():
+        Transaction.objects.filter(pk=payout.pk).update(status="HELD")
 
 
 def test_result_again_after_suspense_is_booked_once() -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from payments.ledger import journal
-from payments.models import Recovery, Transaction
+from payments.models import Attempt, Recovery, Transaction
+from payments.payouts.evidence import status_queries
 from payments.payouts.operations import timeline
 from testing import builders, payout_steps
 from testing.payout_steps import (
@@ -14,12 +15,15 @@ from testing.payout_steps import (
     PRODUCTION,
     RECEIPT,
     after,
+    answer,
     balances,
     booked,
     deliver_result,
+    question,
     result_body,
     sent,
     states,
+    status_body,
 )
 
 pytestmark = pytest.mark.django_db
@@ -75,6 +79,45 @@ def test_unproven_second_receipt_is_only_alarmed(
     deliver_result(attempt, body, after(3), policy=PRODUCTION, trusted=case == "incomplete")
     assert booked(payout) == before
     assert any(SECOND in alarm for alarm in alarms())
+
+
+def reversed_payment(payout: Transaction) -> tuple[Attempt, status_queries.DueQuery]:
+    """Pay a payout and let M-Pesa reverse the payment. Return the request and a query without an answer about it."""
+    attempt = sent(payout, policy=PRODUCTION)
+    asked = question(attempt, after(30)), question(attempt, after(100))
+    deliver_result(attempt, result_body(attempt), after(101), policy=PRODUCTION)
+    answer(asked[0], status_body(attempt, "Reversed"), after(102))
+    assert states(payout, attempt) == ("HELD", "REVERSED")
+    return attempt, asked[1]
+
+
+@pytest.mark.parametrize("source", ["result", "answer"])
+def test_second_receipt_of_a_reversed_payment_is_booked(payout: Transaction, source: str) -> None:
+    # given: M-Pesa paid the request twice, and reversed one of the payments
+    attempt, asked = reversed_payment(payout)
+
+    # when
+    if source == "result":
+        deliver_result(attempt, result_body(attempt, receipt=SECOND), after(103), policy=PRODUCTION)
+    else:
+        answer(asked, status_body(attempt, receipt=SECOND), after(103), PRODUCTION)
+
+    # then: the payout waits for a person, and the member owes what the member has
+    assert journal.is_booked(f"second:{SECOND}")
+    assert states(payout, attempt) == ("HELD", "REVERSED")
+    assert Recovery.objects.get(user=payout.user).amount == KES_285
+    assert (payout.receipt, attempt.receipt) == (RECEIPT, RECEIPT)
+
+
+@pytest.mark.parametrize("case", ["same receipt", "untrusted", "another id"])
+def test_other_message_about_a_reversed_payment_books_nothing(payout: Transaction, case: str) -> None:
+    attempt, _ = reversed_payment(payout)
+    before = booked(payout)
+    ocid = "AG_20260216_7" if case == "another id" else None
+    body = result_body(attempt, receipt=RECEIPT if case == "same receipt" else SECOND, ocid=ocid)
+    deliver_result(attempt, body, after(103), policy=PRODUCTION, trusted=case != "untrusted")
+    assert booked(payout) == before
+    assert states(payout, attempt) == ("HELD", "REVERSED")
 
 
 def test_receipt_of_another_payment_is_no_second_payment(payout: Transaction) -> None:
