@@ -97,7 +97,7 @@ def pay(
     receipt = receipt[:64]
     late = attempt.state == State.FAILED
     if late and attempt.phone_number != payout.receiver:
-        return _book_misdirected(payout, attempt, receipt, at)
+        return _book_misdirected(payout, attempt, receipt, amount, at)
     other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
     debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
     attempt.state, attempt.receipt, attempt.closed_at, attempt.next_query_at = State.PAID, receipt, at, None
@@ -127,17 +127,19 @@ def pay(
     return "paid after the debt was settled in another way: the member owes the amount back"
 
 
-def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, at: datetime) -> str:
+def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, amount: Decimal | None, at: datetime) -> str:
     """Book a late payment to a number that two people have replaced. We still owe the payout to the member.
 
     The old number may belong to another person by now, so the payment is no debt of the member.
     """
     attempt.state, attempt.receipt, attempt.closed_at = State.PAID, receipt, at
     attempt.next_query_at, attempt.resend_at, attempt.decision = None, None, Attempt.Decision.NONE
+    attempt.paid_amount = None if amount == attempt.amount else amount
     attempt.save()
     day_limit.count_paid_late(attempt, payout.user_id)
     key, tx = f"misdirected:{attempt.pk}", payout.pk
-    entry = journal.Entry(key, journal.MISDIRECTED, journal.MPESA_UTILITY, attempt.amount, tx)
+    source = journal.SUSPENSE if suspended(attempt) else journal.MPESA_UTILITY
+    entry = journal.Entry(key, journal.MISDIRECTED, source, attempt.paid_amount or attempt.amount, tx)
     journal.post([entry, *_charge(attempt, at)], at=at)
     alarm.critical("Attempt %s was paid to a number that has been replaced: receipt %s", attempt, receipt)
     return "paid to the member's old number after all: ask M-Pesa to reverse it; the payout is still owed"

@@ -6,6 +6,7 @@ known address is stored exactly as received. `rules` then decides how much the m
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,6 +43,8 @@ class TooManyBodies(Refusal):
 # M-Pesa sends one or two bodies to an address, and perhaps repeats them. Without a limit, one leaked address could fill
 # the disk. Each level of trust has its own limit, so that nobody else can use up M-Pesa's.
 MOST_BODIES = 50
+# The ids of our requests. The tokens of our status queries belong to ids of another form.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9-]+-[1-9][0-9]{0,2}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def _orphan(kind: str, token: str, body: bytes, addresses: Addresses) -> str:
         named = messages.parse_result(body).originator_conversation_id or ""
     except strict_json.Unreadable:
         return ""
-    return named if len(named) <= 36 and addresses.owns(token, named) else ""
+    return named if len(named) <= 36 and _REQUEST_ID.fullmatch(named) and addresses.owns(token, named) else ""
 
 
 def to_apply(*, after: int, limit: int) -> list[int]:

@@ -12,7 +12,7 @@ from django.db import transaction
 
 from payments import own_affairs
 from payments.models import Transaction, Verdict
-from payments.payouts import attempts
+from payments.payouts import attempts, eligibility
 from payments.payouts.operations import actions, decisions
 from users import audit, phone
 
@@ -97,6 +97,11 @@ def _reissuable(transaction_id: int, by: audit.Actor, at: datetime) -> Transacti
     if not actions.number_differs(payout):
         raise decisions.NotToBeDecided(
             f"Transaction {payout.pk} already goes to the member's present number. Retry it, or pay it to the wallet."
+        )
+    if eligibility.is_paid(payout, payout.user.phone_number):
+        raise decisions.NotToBeDecided(
+            f"M-Pesa paid an earlier request of transaction {payout.pk} to the member's present number. No money moved."
+            " Ask the member about that payment. Pay this to the wallet only if the money did not come."
         )
     return payout
 

@@ -484,6 +484,14 @@ def test_token_of_another_id_is_no_orphan() -> None:
     assert (Orphan.objects.count(), Callback.objects.count()) == (0, 0)
 
 
+def test_token_of_a_query_makes_no_orphan() -> None:
+    attempt = sent(builders.payout())
+    named = f"{attempt.originator_conversation_id}?1"
+    with pytest.raises(callbacks.UnknownAddress):
+        store(Callback.Kind.RESULT, ADDRESSES.token(named), result_body(attempt, ocid=named), after(5))
+    assert Orphan.objects.count() == 0
+
+
 def test_sweep_of_the_worker_places_orphans() -> None:
     # given
     loss, _ = lost_and_paid()

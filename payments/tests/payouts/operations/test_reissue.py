@@ -7,11 +7,25 @@ from django.db import DatabaseError, transaction
 
 from payments import own_affairs
 from payments.ledger import journal
-from payments.models import Attempt, Transaction, Verdict
+from payments.models import Attempt, Breaker, Transaction, Verdict
+from payments.payouts import breakers
+from payments.payouts.evidence import orphans
 from payments.payouts.operations import actions, bulk_retries, decisions, reissue
 from testing import builders, payout_steps
 from testing.builders import actor, nothing_moved
-from testing.payout_steps import KES_285, after, balances, booked, claims, deliver_result, result_body, sent, states
+from testing.lost_commits import Loss, answer_about_orphan, store_result, sweep
+from testing.payout_steps import (
+    KES_285,
+    POLICY,
+    after,
+    balances,
+    booked,
+    claims,
+    deliver_result,
+    result_body,
+    sent,
+    states,
+)
 from users.audit import MACHINE
 from users.models import AuditEntry, CustomUser
 
@@ -261,3 +275,51 @@ def test_throttled_request_is_asked_about_after_a_release_with_a_changed_number(
     reissued(payout, 300)
     payout_steps.ask_and_answer(attempt, payout_steps.status_body(attempt, "Failed"), after(301))
     assert [claim.phone_number for claim in claims(after(400))] == [NEW]
+
+
+def test_number_that_was_paid_already_gets_no_other_request() -> None:
+    # given: the old number is paid late, the new number fails, and the member has the old number again
+    payout, first = failed_payout()
+    reissued(payout)
+    deliver_result(first, result_body(first), after(70))
+    second = payout_steps.sent(payout, payout_steps.REJECTED, after(80))
+    change_number(payout, OLD)
+    boss = builders.operator()
+
+    # when, then: the payout stays failed, and does not wait for ever
+    with nothing_moved(), pytest.raises(decisions.NotToBeDecided, match="paid an earlier request"):
+        propose(payout, boss, 90)
+    assert states(payout, second) == ("FAILED", "FAILED")
+
+
+def test_lost_payment_to_the_old_number_leaves_suspense() -> None:
+    # given: a payout that failed twice, and M-Pesa paid a lost third request, whose amount is in suspense
+    loss = Loss()
+    loss.send(payout_steps.REJECTED, payout_steps.REJECTED, payout_steps.ACCEPTED)
+    loss.lose()
+    lost = loss.lost[2]
+    store_result(lost, result_body(lost), after(10))
+    answer_about_orphan(payout_steps.status_body(lost, receipt="SKG7OLDOLD"), after(11))
+    sweep(after(400))
+    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="Looked at.", at=after(401))
+    payout = loss.settle()
+    for orphan_id in orphans.to_place(limit=10):
+        orphans.place(orphan_id=orphan_id, at=after(500), policy=POLICY, addresses=payout_steps.ADDRESSES)
+    found = Attempt.objects.get()
+    assert states(payout, found) == ("PROCESSING", "IN_DOUBT")
+
+    # when: the request counts as failed, the payout is re-issued, and then the stored result is applied
+    code = payout_steps.status_body(found, "Failed")
+    payout_steps.ask_and_answer(found, code, after(501))
+    payout_steps.ask_and_answer(found, code, after(600))
+    assert states(payout, found) == ("FAILED", "FAILED")
+    change_number(payout, NEW)
+    payout.refresh_from_db()
+    reissued(payout, 700)
+    sweep(after(702))
+
+    # then
+    assert states(payout, found) == ("PENDING", "PAID")
+    assert journal.balance(journal.SUSPENSE) == 0
+    assert journal.balance(journal.MISDIRECTED) == KES_285
+    assert journal.balance(journal.MPESA_UTILITY) == -KES_285
