@@ -40,6 +40,7 @@ def parts(*, full: bool) -> tuple[Part, ...]:
         Part("bets", ("bench.bets", *more), 10),
         Part("burst", ("bench.burst", *more), 15),
         Part("resolve_to_paid", ("bench.resolve_to_paid", *more), 10),
+        Part("outage", ("bench.outage", *more), 10),
         Part("console", ("bench.console", *more), 40 if full else 15),
     )
 

@@ -26,6 +26,7 @@ from payments.mpesa.simulator.book import Book
 from payments.mpesa.simulator.delivery import Delivery
 from payments.mpesa.simulator.fault_schedule import Schedule
 from payments.mpesa.simulator.messages import NOT_FOUND_CODES, Refused
+from payments.mpesa.simulator.outages import REFUSAL, Outages
 from payments.mpesa.simulator.provider import Provider
 from payments.mpesa.simulator.replies import Reply, reply
 from payments.mpesa.simulator.terms import Terms
@@ -67,6 +68,7 @@ class Simulator:
             seed=options.seed, rate=options.fault_rate, names=options.fault_names, phones=options.phone_faults
         )
         self.stopping = threading.Event()
+        self.outages = Outages()
         self.delivery = Delivery()
         self._server = _Server((options.host, options.port), self)
         try:
@@ -159,9 +161,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _answer(self) -> None:
-        simulator = self.server.simulator
+        simulator, outage = self.server.simulator, ""
         try:
-            answer = _route(simulator, self.command, self.path, self.headers, self._body())
+            body = self._body()
+            outage = simulator.outages.kind_for(self.path)
+            if outage == "refused":
+                raise Refused(*REFUSAL)
+            answer = reply({}) if outage == "silent" else _route(simulator, self.command, self.path, self.headers, body)
         except Refused as refusal:
             answer = reply(
                 {
@@ -171,6 +177,11 @@ class _Handler(BaseHTTPRequestHandler):
                 },
                 status=refusal.status,
             )
+        if outage in ("silent", "unanswered"):
+            while not simulator.outages.wait(0.1) and not simulator.stopping.is_set():
+                continue
+            self.close_connection = True
+            return
         wait = answer.delay + (0.0 if self.path.startswith("/sandbox/") else simulator.latency)
         if (wait and simulator.stopping.wait(wait)) or answer.dropped:
             self.close_connection = True
@@ -227,6 +238,7 @@ def _route_sandbox(simulator: Simulator, verb: str, path: str, arguments: Mappin
     POST float {"amount"} sets the balance of the Utility account.
     POST faults {"phone", "spec"} adds a fault; {"phone", "spec": null} removes the faults of that phone;
     {"rate", "names": "all" | "name,name"} changes the rate and the kinds of the random faults.
+    POST outage {"kind"} begins an outage, or ends it if the kind is null. GET outage counts its payment requests.
     """
     match verb, path.split("/", 1):
         case "GET", ["health"]:
@@ -238,10 +250,13 @@ def _route_sandbox(simulator: Simulator, verb: str, path: str, arguments: Mappin
             return reply(entry or {"error": "never seen"}, status=200 if entry else 404)
         case "GET", ["faults"]:
             return reply({fault.name: [fault.wire, fault.money, fault.source] for fault in faults.TABLE})
-        case "POST", ["float" | "faults" as subject]:
+        case "GET", ["outage"]:
+            return reply({"arrived": simulator.outages.arrived})
+        case "POST", ["float" | "faults" | "outage" as subject]:
             body = request_reading.read_body("application/json", raw)
+            set_subject = {"float": _set_float, "faults": _set_faults, "outage": _set_outage}[subject]
             try:
-                return _set_float(simulator, body) if subject == "float" else _set_faults(simulator, body)
+                return set_subject(simulator, body)
             except (KeyError, TypeError, ValueError) as error:
                 return reply({"error": str(error)}, status=400)
     return reply({"error": "no such path"}, status=404)
@@ -253,6 +268,14 @@ def _set_float(simulator: Simulator, body: request_reading.Body) -> Reply:
         raise ValueError("amount must be a whole number of shillings")
     simulator.book.set_float(amount)
     return reply({"float": amount})
+
+
+def _set_outage(simulator: Simulator, body: request_reading.Body) -> Reply:
+    if body["kind"] is None:
+        simulator.outages.end()
+    else:
+        simulator.outages.begin(str(body["kind"]))
+    return reply({"status": "ok"})
 
 
 def _set_faults(simulator: Simulator, body: request_reading.Body) -> Reply:

@@ -147,3 +147,24 @@ def test_file_that_is_not_a_book_stops_the_start_with_a_reason(tmp_path: Path) -
     assert ended.returncode == 1
     assert "line 1 cannot be read as a line of a simulator's book" in ended.stderr
     assert (tmp_path / "book.jsonl").read_text() == "hello\n"
+
+
+def test_outage_refuses_payments_counts_them_and_ends(start: Callable[..., Merchant]) -> None:
+    # given
+    merchant = start()
+    outage = f"{merchant.base_url}/sandbox/outage"
+    assert merchant.session.post(outage, json={"kind": "flood"}).status_code == 400
+
+    # when
+    merchant.session.post(outage, json={"kind": "refused"})
+    refused = merchant.session.post(f"{merchant.base_url}/mpesa/b2c/v3/paymentrequest", json={})
+    query = merchant.session.post(f"{merchant.base_url}/mpesa/transactionstatus/v1/query", json={})
+    arrived = merchant.session.get(outage).json()
+    merchant.session.post(outage, json={"kind": None})
+
+    # then
+    assert refused.json()["errorMessage"] == "Bad Request - Invalid InitiatorName"
+    assert "InitiatorName" not in query.text
+    assert arrived == {"arrived": 1}
+    after = merchant.session.post(f"{merchant.base_url}/mpesa/b2c/v3/paymentrequest", json={})
+    assert after.json()["errorMessage"] != "Bad Request - Invalid InitiatorName"
