@@ -7,7 +7,7 @@ the reader raises ImproperlyConfigured with a sentence that names the variable a
 import ipaddress
 import os
 from decimal import Decimal, InvalidOperation
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -71,6 +71,16 @@ def networks(name: str, default: str) -> list[str]:
     return addresses
 
 
+def url_parts(name: str, url: str) -> SplitResult:
+    """Return the parts of a URL whose host and port can be read. The sentence of a refusal does not show the URL."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must have a host, and a port from 0 to 65535 if it has a port.") from None
+    return parts
+
+
 def minutes_by_pool_size(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:
     """Return pairs of a pool in shillings and the minutes for pools from that size, the smallest first.
 
@@ -118,7 +128,7 @@ def redis_url(name: str, *, production: bool) -> str:
     url = text(name)
     if not url.startswith("rediss://"):
         return url
-    parts = urlsplit(url)
+    parts = url_parts(name, url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     check = TLS_CHECKS.get(options.get("ssl_cert_reqs", "required").lower())
     if check is None:
@@ -136,19 +146,15 @@ def postgres_url(name: str) -> tuple[dict[str, str], dict[str, str]]:
     The option `?host=/socket/dir` names a Unix socket. It becomes the host.
     """
     url = text(name)
-    parts = urlsplit(url)
+    parts = url_parts(name, url)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ImproperlyConfigured(f"{name} must begin with postgres:// (KASOKO runs on PostgreSQL), not {url[:8]!r}….")
-    try:
-        port = parts.port
-    except ValueError:
-        raise ImproperlyConfigured(f"{name} must have a port from 0 to 65535.") from None
     options = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
     connection = {
         "NAME": unquote(parts.path.lstrip("/")),
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(options.pop("host", parts.hostname or "")),
-        "PORT": str(port or ""),
+        "PORT": str(parts.port or ""),
     }
     return connection, {option: unquote(value) for option, value in options.items()}

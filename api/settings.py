@@ -26,6 +26,7 @@ from api.environment import (
     redis_url,
     stages,
     text,
+    url_parts,
     whole,
     words,
 )
@@ -294,7 +295,7 @@ MPESA_CALLBACK_SOURCES = networks(
     "196.201.212.138,196.201.213.44,196.201.213.114,196.201.214.200,196.201.214.206,196.201.214.207,196.201.214.208",
 )
 
-_callback = urlsplit(MPESA_CALLBACK_URL)
+_callback, _mpesa = url_parts("MPESA_CALLBACK_URL", MPESA_CALLBACK_URL), url_parts("MPESA_BASE_URL", MPESA_BASE_URL)
 if _callback.scheme not in {"http", "https"} or not _callback.hostname or _callback.query or _callback.fragment:
     raise ImproperlyConfigured(f"MPESA_CALLBACK_URL must be a plain http(s) URL, not {MPESA_CALLBACK_URL!r}.")
 if not _callback.path.endswith("/api/payments/b2c-callback/"):
@@ -302,9 +303,9 @@ if not _callback.path.endswith("/api/payments/b2c-callback/"):
 for _word in ("mpesa", "m-pesa", "safaricom", "exe", "exec", "cmd", "sql", "query"):
     if _word in MPESA_CALLBACK_URL.lower():
         raise ImproperlyConfigured(f"MPESA_CALLBACK_URL contains {_word!r}, which M-Pesa refuses in callback URLs.")
-if not MPESA_PRODUCTION and urlsplit(MPESA_BASE_URL).hostname == urlsplit(MPESA_HOSTS[True]).hostname:
+if not MPESA_PRODUCTION and _mpesa.hostname == urlsplit(MPESA_HOSTS[True]).hostname:
     raise ImproperlyConfigured("MPESA_BASE_URL is M-Pesa's production address, which needs MPESA_PRODUCTION=True.")
-if urlsplit(MPESA_BASE_URL).scheme not in {"http", "https"} or not urlsplit(MPESA_BASE_URL).hostname:
+if _mpesa.scheme not in {"http", "https"} or not _mpesa.hostname:
     raise ImproperlyConfigured(f"MPESA_BASE_URL must be an http(s) URL, not {MPESA_BASE_URL!r}.")
 if MPESA_PRODUCTION:
     if MPESA_HOSTS[True] != MPESA_BASE_URL:

@@ -126,8 +126,9 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     )
     if AskFirst.objects.filter(transaction=payout, ended_at=None).exists():
         raise PayoutNotRetryable(
-            f"Payout {payout.pk} may have left before a restore, so it cannot go to the wallet. Retry it. M-Pesa is"
-            " asked first, and the payout leaves only if M-Pesa does not know it."
+            f"Payout {payout.pk} may have left before a restore, so it cannot go to the wallet. Retry it, or re-issue"
+            " it if the member's number has changed. M-Pesa is asked first, and the payout leaves only if M-Pesa does"
+            " not know it."
         )
     before = snapshot(payout)
     attempts.complete_in_wallet(payout, at=at)
