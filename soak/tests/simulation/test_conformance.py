@@ -36,11 +36,11 @@ def test_past_disagreement_stays_repaired(seed: int, assert_clean: Callable[...,
     [
         ("timeout read as failure", 5),
         ("code 15 as failure", 2),
-        ("not-found as failure", 4),
-        ("one status answer as failure", 5),
+        ("not-found as failure", 2),
+        ("one status answer as failure", 10),
         ("late success dropped", 1),
         ("foreign address trusted", 0),
-        ("known id sent again", 7),
+        ("known id sent again", 2),
     ],
 )
 def test_machine_that_lacks_a_guard_disagrees_with_the_services(name: str, seed: int) -> None:
