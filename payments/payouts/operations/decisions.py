@@ -109,14 +109,19 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
     """Confirm a decision as the second person, and apply the decision.
 
     Locks: the receipt's advisory lock, Transaction, Verdict, Attempt.
-    Raises: DecisionNotOpen; SamePerson; own_affairs.OwnPayout; NotToBeDecided, if evidence came meanwhile or the payout
-    was decided.
+    Raises: DecisionNotOpen; SamePerson; own_affairs.OwnPayout; NotToBeDecided, if evidence came meanwhile, another
+    request was opened, or the payout was decided.
     """
     with transaction.atomic(durable=True):
         _lock_receipt(Verdict.objects.filter(pk=verdict_id).values_list("receipt", flat=True).first() or "")
         verdict = locked_open_verdict(verdict_id, Verdict.Kind.RESULT)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise SamePerson("You made this decision. Another person must confirm it.")
+        if verdict.transaction.attempts.filter(state__in=Attempt.OPEN, opened_at__gt=verdict.proposed_at).exists():
+            raise NotToBeDecided(
+                "This decision is about an earlier request of the payout. Another one was opened since. Nothing was"
+                " decided. Reject this decision. Then decide about the new request."
+            )
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, True
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         first = audit.Actor(user_id=verdict.proposed_by_id, source=verdict.proposed_from)

@@ -437,6 +437,33 @@ def test_statement_that_ends_in_the_future_is_refused() -> None:
 
 
 @pytest.mark.django_db
+def test_decision_about_an_earlier_request_decides_no_later_one() -> None:
+    # given: one person decides that the first request was not paid, and M-Pesa then proves that it failed
+    payout, first = held()
+    one, other = people()
+    finding = decisions.Finding("", "The statement of 17 February.", after(DAY + 50))
+    verdict = decisions.decide_or_propose(
+        transaction_id=payout.pk, finding=finding, by=one, at=after(DAY + 60), policy=POLICY
+    )
+    deliver_result(first, result_body(first, 2040), after(DAY + 70))
+    payout_steps.ask_and_answer(first, status_body(first, "Failed"), after(DAY + 71))
+    payout_steps.actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(DAY + 80))
+    payout_steps.ask_and_answer(first, status_body(first, "Failed"), after(DAY + 81))
+
+    # given: the second request is in doubt, and M-Pesa does not know it later
+    second = sent(payout, READ_TIMEOUT, after(DAY + 90))
+    payout_steps.ask_and_answer(second, payout_steps.not_found_body(), after(2 * DAY + 100))
+    assert states(payout, second) == ("HELD", "IN_DOUBT")
+
+    # when, then: the second person confirms what nobody has decided
+    assert verdict is not None
+    with nothing_moved(), pytest.raises(decisions.NotToBeDecided, match="an earlier request"):
+        decisions.confirm(verdict_id=verdict.pk, by=other, at=after(2 * DAY + 200), policy=POLICY)
+    decisions.refuse(verdict_id=verdict.pk, reason="Outdated.", by=other, at=after(2 * DAY + 201))
+    assert states(payout, second) == ("HELD", "IN_DOUBT")
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("receipt", ["", TYPED])
 def test_member_cannot_decide_their_own_payout(receipt: str) -> None:
     payout, _ = held()
