@@ -160,9 +160,12 @@ def _pay_again(payout: Transaction, attempt: Attempt, receipt: str, *, at: datet
     elif is_new:
         outcome = "paid already; the receipt is known now"
     if is_new:
-        attempt.receipt = payout.receipt = receipt
+        settles = payout.status == Status.COMPLETED and payout.receipt == attempt.receipt
+        attempt.receipt = receipt
         attempt.save(update_fields=["receipt"])
-        payout.save(update_fields=["receipt"])
+        if settles:  # Another request may have paid the payout. Then the payout keeps that receipt.
+            payout.receipt = receipt
+            payout.save(update_fields=["receipt"])
     return outcome
 
 

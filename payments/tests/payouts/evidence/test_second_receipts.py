@@ -21,6 +21,7 @@ from testing.payout_steps import (
     deliver_result,
     question,
     result_body,
+    retried,
     sent,
     states,
     status_body,
@@ -129,3 +130,19 @@ def test_receipt_of_another_payment_is_no_second_payment(payout: Transaction) ->
     outcome = deliver_result(attempt, result_body(attempt, receipt=SECOND), after(3))
     assert outcome == f"a second receipt {SECOND}: it belongs to another payment, so nothing is booked"
     assert booked(payout) == before
+
+
+def test_late_receipt_of_another_request_leaves_the_receipt_of_the_payout(payout: Transaction) -> None:
+    # given: the second request paid the payout, and the first one was paid late, without a receipt
+    first, second = retried(payout)
+    deliver_result(second, result_body(second), after(40))
+    deliver_result(first, result_body(first, receipt=""), after(41))
+    answer(question(first, after(42)), status_body(first, receipt=""), after(43))
+    assert states(payout, first) == ("COMPLETED", "PAID")
+
+    # when
+    deliver_result(first, result_body(first, receipt=SECOND), after(50))
+
+    # then
+    assert states(payout, first) == ("COMPLETED", "PAID")
+    assert (first.receipt, payout.receipt) == (SECOND, RECEIPT)
