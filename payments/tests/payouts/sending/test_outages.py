@@ -167,7 +167,9 @@ def under_way(simulator: Simulator) -> None:
 
 @pytest.mark.parametrize("kind", ["silent", "unanswered"])
 def test_unanswered_requests_leave_only_probes(dispatcher: Dispatcher, simulator: Simulator, kind: str) -> None:
-    with release(dispatcher, simulator) as open_release:
+    # Doubts are learned only after the pause must have come, so the silence alone pauses sending.
+    policy = replace(POLICY, query_after=timedelta(seconds=2 * TIMEOUT_SECONDS))
+    with release(replace(dispatcher, policy=policy), simulator) as open_release:
         # given
         under_way(simulator)
         usual = dispatcher.answers.usual
