@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from payments.models import Attempt
-from payments.payouts import breakers
+from payments.payouts import breakers, eligibility
 from payments.payouts.restores import changes, detection, listing
 from soak.simulation.planting import instead_of
 
@@ -55,4 +55,10 @@ def _() -> Iterator[None]:
 @bug("copies of the heartbeat ignored", "short_loss")
 def _() -> Iterator[None]:
     with instead_of(detection, "_sign_of_loss", lambda *_: ""):
+        yield
+
+
+@bug("later requests not asked about", "short_loss")
+def _() -> Iterator[None]:
+    with instead_of(eligibility, "is_unasked", lambda payout: False):
         yield

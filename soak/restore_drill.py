@@ -7,6 +7,7 @@ Needs an empty database. A drill commits, so the caller empties the tables again
 """
 
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -20,14 +21,16 @@ from django.db import connection
 from markets.models import Market
 from payments.models import Attempt, Breaker, Restore, Transaction
 from payments.mpesa import client, gateway_errors
-from payments.payouts.evidence import status_queries
+from payments.payouts.evidence import orphans, status_queries
+from payments.payouts.operations import actions
 from payments.payouts.restores import decisions, detection, procedure
 from payments.payouts.restores.copies import Copies
 from payments.payouts.sending import claims as sending_claims
 from payments.payouts.sending import responses
-from testing import builders, database_copies
+from testing import builders, database_copies, lost_commits
 from testing.builders import AT
 from testing.payout_steps import ADDRESSES, deliver, deliver_result, not_found_body, result_body, status_body
+from users.audit import MACHINE
 
 HORIZON = timedelta(minutes=30)
 MEMBERS = 7
@@ -44,9 +47,13 @@ def require(holds: bool, rule: str) -> None:
 
 
 class Book:
-    """M-Pesa as a book: when each id was first paid, and how often."""
+    """M-Pesa as a book: when each id was first paid, and how often.
 
-    def __init__(self) -> None:
+    While it is `strict`, it refuses some first requests, as it refuses a payee. It keeps no line about a refusal.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self.random, self.strict = random, True
         self.now = AT
         self.paid_at: dict[str, datetime] = {}
         self.payments: Counter[str] = Counter()
@@ -55,6 +62,8 @@ class Book:
         first = self.paid_at.get(originator_conversation_id)
         if first is not None and self.now < first + HORIZON:
             raise gateway_errors.OutcomeUnknown("500.002.1001", "Duplicate OriginatorConversationID.", duplicate=True)
+        if first is None and self.strict and originator_conversation_id.endswith("-1") and self.random.random() < 0.3:
+            raise gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
         self.paid_at[originator_conversation_id] = self.now
         self.payments[originator_conversation_id] += 1
         return client.Accepted(f"AG_{originator_conversation_id}"[:60], originator_conversation_id)
@@ -71,7 +80,7 @@ class Drill:
     """One run on a virtual clock, with a small pace so that a short loss concerns some payouts only."""
 
     def __init__(self, random: Random, path: Path) -> None:
-        self.random, self.book = random, Book()
+        self.random, self.book = random, Book(random)
         self.redis = redis.Redis.from_url(settings.REDIS_URL)
         self.copies = Copies(self.redis, path / "heartbeat")
         self.policy = builders.policy(payouts_a_second=Decimal(1), in_flight=2)
@@ -112,10 +121,29 @@ class Drill:
             ):
                 answer = sending_claims.call(claim, gateway=self.book, addresses=ADDRESSES)
                 responses.record(claim, answer, at=self.now, policy=self.policy)
+                self.retry_failed()
                 if self.random.random() < 0.6 and isinstance(answer, client.Accepted):
                     attempt = Attempt.objects.get(pk=claim.attempt_id)
                     receipt = f"R{attempt.originator_conversation_id[-12:]}"
                     deliver_result(attempt, result_body(attempt, receipt=receipt), self.now, policy=self.policy)
+
+    def retry_failed(self) -> None:
+        """Retry the failed payouts, as a person does. A retry is refused while M-Pesa is being asked."""
+        for payout_id in Transaction.objects.filter(status="FAILED").values_list("pk", flat=True):
+            with suppress(actions.PayoutNotRetryable):
+                actions.retry(transaction_id=payout_id, by=MACHINE, at=self.now)
+
+    def ask_about_later(self) -> None:
+        """Ask about the later requests that may be lost, and receive M-Pesa's answers."""
+        for query in orphans.ask(at=self.now, policy=self.policy, addresses=ADDRESSES, limit=100, supposed=True):
+            ocid = query.originator_conversation_id
+            payout = Transaction.objects.get(external_ref=ocid.rpartition("-")[0])
+            request = Attempt(originator_conversation_id=ocid, amount=payout.amount, phone_number=payout.phone_number)
+            known = status_body(request, receipt=f"R{ocid[-12:]}") if ocid in self.book.paid_at else not_found_body()
+            body = known.replace(b"MBN0000000", f"MBN-{ocid}-{self.now.timestamp()}".encode())
+            lost_commits.store("status", query.token, body, self.now)
+        for orphan_id in orphans.to_place(limit=100):
+            orphans.place(orphan_id=orphan_id, at=self.now, policy=self.policy, addresses=ADDRESSES)
 
     def ask(self) -> None:
         """Send the status queries that are due, and receive M-Pesa's answers."""
@@ -133,7 +161,9 @@ class Drill:
             self.beat()
             self.send(1)
             self.advance()
+            self.ask_about_later()
             self.ask()
+            self.retry_failed()
             self.send(3)
             self.pass_time(60)
 
@@ -156,6 +186,7 @@ def lose_commits(drill: Drill, *, lost_seconds: float) -> None:
     drill.settle()
     drill.send(drill.random.randint(1, MEMBERS))
     drill.ask()
+    drill.book.strict = False
     drill.pass_time(lost_seconds)
     drill.beat()
     database_copies.put_back(copy)

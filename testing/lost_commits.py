@@ -3,7 +3,7 @@
 A lost commit is a savepoint that is rolled back: rows disappear and sequences go on, as after a failover.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from django.db import transaction
@@ -78,3 +78,28 @@ def answer_about_orphan(body: bytes, at: datetime, policy: Policy = POLICY) -> N
     """Ask M-Pesa about the only orphan, and store the answer a second later."""
     (query,) = orphans.ask(at=at, policy=policy, addresses=ADDRESSES, limit=10)
     store(Callback.Kind.STATUS, query.token, body, at)
+
+
+def deny_later(at: datetime, policy: Policy = POLICY) -> int:
+    """Let M-Pesa deny the later requests that a restore may have lost, as far as their queries are due.
+
+    Returns the number of the queries.
+    """
+    return len(answer_later(at, {}, policy))
+
+
+def answer_later(at: datetime, known: Mapping[str, bytes], policy: Policy = POLICY) -> list[str]:
+    """Ask about the later requests that are due, answer those in `known` by id, and deny the others.
+
+    Returns the ids that were asked about.
+    """
+    queries = orphans.ask(at=at, policy=policy, addresses=ADDRESSES, limit=1_000, supposed=True)
+    for query in queries:
+        # Each answer of M-Pesa has an id of its own. The same body is stored once.
+        own_id = f'"MBN-{query.originator_conversation_id}-{at.timestamp()}"'.encode()
+        denied = payout_steps.not_found_body().replace(b'"MBN0000000"', own_id)
+        body = known.get(query.originator_conversation_id, denied)
+        store(Callback.Kind.STATUS, query.token, body, at)
+    for pk in orphans.to_place(limit=1_000):
+        orphans.place(orphan_id=pk, at=at, policy=policy, addresses=ADDRESSES)
+    return [query.originator_conversation_id for query in queries]

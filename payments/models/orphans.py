@@ -16,7 +16,9 @@ class Orphan(models.Model):
     - WAITING: we ask M-Pesa about it. The payout of its reference does not leave meanwhile.
     - CLAIMED: a payout of ours has its reference and took it over.
     - SUSPENSE: M-Pesa paid it, and no payout has its reference. The amount is in the account `suspense`.
-    - NOT_PAID: M-Pesa did not pay it, by two sources.
+    - NOT_PAID: M-Pesa did not pay it, by two sources. A supposed request: M-Pesa does not know it.
+
+    `is_supposed`: no message about it came. It may have left before a restore, so we ask M-Pesa about it.
 
     `amount`, `receipt` and `phone_visible` are as M-Pesa reports them. `token_hash` is of the address to which M-Pesa
     answers our queries about it.
@@ -41,6 +43,7 @@ class Orphan(models.Model):
     external_ref = models.CharField(max_length=36, help_text="The reference of the payout that the request paid.")
     token_hash = models.CharField(max_length=64)
     state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
+    is_supposed = models.BooleanField(default=False, db_default=False)
     amount = shillings(null=True)
     receipt = models.CharField(max_length=64, blank=True)
     phone_visible = models.CharField(max_length=20, blank=True)

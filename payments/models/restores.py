@@ -88,6 +88,12 @@ class AskFirst(models.Model):
     restore = models.ForeignKey(Restore, on_delete=models.PROTECT, related_name="ask_first")
     transaction = models.OneToOneField(Transaction, on_delete=models.PROTECT, related_name="ask_first")
     ended_at = models.DateTimeField(null=True, blank=True)
+    later_asked_at = models.DateTimeField(
+        null=True, blank=True, help_text="When M-Pesa began to be asked about its further requests."
+    )
+    last_number = models.PositiveSmallIntegerField(
+        default=0, db_default=0, help_text="The highest number that a lost request of this payout may have."
+    )
 
     class Meta:
         indexes: ClassVar = [

@@ -254,7 +254,8 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     else:
         outcome = f"failed: {payout.reason}"
         _continue_or_fail(payout, attempt, code=code, at=at, policy=policy)
-    if attempt.first_sent_at is not None:
+    # A request that was found again says nothing about M-Pesa's state of today.
+    if attempt.first_sent_at is not None and attempt.kind != Attempt.Kind.FOUND:
         breakers.failed(attempt.posted_at, at=at)
         breakers.trip_by_code(code, reason=words, at=at, policy=policy)
     return outcome
@@ -275,6 +276,11 @@ def _continue_or_fail(payout: Transaction, attempt: Attempt, *, code: str, at: d
     else:
         payout.status, payout.failed_at = Status.FAILED, at
         payout.save(update_fields=["status", "reason", "failed_at"])
+
+
+def close_lost(payout: Transaction, attempt: Attempt, *, words: str, at: datetime) -> None:
+    """Close an open attempt as failed, because a later request had left. Locks: the member's DayTotal."""
+    _close_failed(payout, attempt, code="", words=words, at=at)
 
 
 def fail_and_hold(payout: Transaction, attempt: Attempt, *, code: str, words: str, reason: str, at: datetime) -> None:

@@ -125,8 +125,17 @@ def count_paid_late(attempt: Attempt, user_id: int) -> None:
     Locks: the DayTotal.
     """
     if attempt.counted_on is not None:
-        totals = DayTotal.objects.filter(user=user_id, day=attempt.counted_on)
-        totals.update(amount=F("amount") + attempt.amount)
+        count_left([(user_id, attempt.amount)], day=attempt.counted_on)
+
+
+def count_left(amounts: Sequence[tuple[int, Decimal]], *, day: date) -> None:
+    """Count amounts that have left already, each with its member, even above the limit.
+
+    Locks: the DayTotals by member.
+    """
+    for user_id, amount in sorted(amounts):
+        DayTotal.objects.bulk_create([DayTotal(user_id=user_id, day=day, amount=ZERO)], ignore_conflicts=True)
+        DayTotal.objects.filter(user=user_id, day=day).update(amount=F("amount") + amount)
 
 
 def lock(user_ids: Iterable[int]) -> None:

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
 from markets.models import NAIROBI
-from payments.models import Proposal, Settlement, Transaction
+from payments.models import AskFirst, Orphan, Proposal, Settlement, Transaction
 
 # A payout that was paid once gets no other request. A payment to a number that has been replaced does not count.
 # A payout also waits while we still ask M-Pesa about its failed request. We ask for one of two reasons: a retry was
@@ -24,7 +24,7 @@ DUE_OR_ASKED_FIRST = """
         AND (a.state = 'PAID' AND a.phone_number = coalesce(nullif(t.reissued_to, ''), t.phone_number)
             OR a.state = 'FAILED' AND a.next_query_at IS NOT NULL))
     AND NOT EXISTS (SELECT FROM payments_orphan o
-        WHERE o.external_ref = t.external_ref AND o.state IN ('WAITING', 'SUSPENSE'))
+        WHERE o.external_ref = t.external_ref AND o.state IN ('WAITING', 'SUSPENSE') AND NOT o.is_supposed)
 """
 # A payout that may have left before a restore is never claimed. `restores.asking` opens its request, and asks first.
 # OFFSET 0 makes this a look-up for each row. Without it the planner may join this table to all due payouts. Measured
@@ -108,6 +108,23 @@ def stopped(at: datetime) -> Q:
     undo = Proposal.objects.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.OPEN)
     may_move = Settlement.objects.filter(active(), release_at__lte=at).exclude(market__in=undo.values("market"))
     return Q(settlement__isnull=False) & ~Q(settlement__in=may_move)
+
+
+def unasked() -> Q:
+    """Return the filter for payouts of which M-Pesa has not been asked about each request that a restore may have lost.
+
+    Such a payout may be paid already, under this number or a later one. So nothing else may be done with its money.
+    """
+    listed = AskFirst.objects.filter(transaction=OuterRef("pk"), ended_at=None)
+    open_questions = Orphan.objects.filter(
+        external_ref=OuterRef("external_ref"), state=Orphan.State.WAITING, is_supposed=True
+    )
+    return Q(Exists(listed.filter(later_asked_at=None))) | Q(Exists(listed)) & Q(Exists(open_questions))
+
+
+def is_unasked(payout: Transaction) -> bool:
+    """Return True if `unasked` holds for the payout. Locks: none."""
+    return Transaction.objects.filter(unasked(), pk=payout.pk).exists()
 
 
 def may_leave(transaction_ids: Sequence[int], *, in_canary: Sequence[int], at: datetime) -> set[int]:

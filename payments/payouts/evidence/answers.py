@@ -211,10 +211,12 @@ def _may_resend(facts: Facts, at: datetime, policy: Policy) -> bool:
     """Return True if the same id may be sent again after M-Pesa did not find it.
 
     Within the horizon this is safe, because M-Pesa refuses a duplicate. If M-Pesa has said that it has had the id,
-    another POST could only bring the same answer.
+    another POST could only bring the same answer. If our books may have lost a later request of the payout, that
+    request may have been paid, so M-Pesa must deny it first.
     """
     return (
-        facts.paid_report != "trusted"
+        not facts.later_unasked
+        and facts.paid_report != "trusted"
         and facts.state == "IN_DOUBT"
         and facts.known_at is None
         and facts.within_horizon(at, policy)

@@ -10,7 +10,7 @@ from payments.ledger import journal
 from payments.models import Attempt, Settlement, StatusQuery, Transaction
 from payments.mpesa import messages
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts import attempts, breakers
+from payments.payouts import attempts, breakers, eligibility
 from payments.payouts.evidence import answers, booking, records, rules
 from payments.policy import Policy
 
@@ -42,7 +42,9 @@ ATTEMPT_COLUMNS = (
 )
 
 
-def facts_of(payout: Transaction, attempt: Attempt, *, settlement_stands: bool = True) -> records.Facts:
+def facts_of(
+    payout: Transaction, attempt: Attempt, *, settlement_stands: bool = True, later_unasked: bool = False
+) -> records.Facts:
     """Return the facts about an attempt that the rules weigh."""
     return records.Facts(
         attempt=str(attempt),
@@ -66,6 +68,7 @@ def facts_of(payout: Transaction, attempt: Attempt, *, settlement_stands: bool =
         asked_first=attempt.asked_first_at is not None,
         is_found=attempt.kind == Attempt.Kind.FOUND,
         decision=attempt.decision,
+        later_unasked=later_unasked,
     )
 
 
@@ -99,8 +102,9 @@ def apply_status_answer(
     query = StatusQuery.objects.get(pk=query_id)
     payout, attempt = attempts.locked(query.attempt_id)
     others = attempt.queries.exclude(pk=query.pk).filter(receipt="").order_by("asked_at")
+    stands, later_unasked = _settlement_stands(payout), eligibility.is_unasked(payout)
     action = answers.weigh_answer(
-        facts_of(payout, attempt, settlement_stands=_settlement_stands(payout)),
+        facts_of(payout, attempt, settlement_stands=stands, later_unasked=later_unasked),
         records.Query(query.asked_at, query.verdict, query.receipt),
         tuple(records.Query(asked_at, verdict) for asked_at, verdict in others.values_list("asked_at", "verdict")),
         answer,

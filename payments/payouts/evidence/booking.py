@@ -104,6 +104,10 @@ def pay(
     attempt.resend_at, attempt.decision = None, Attempt.Decision.NONE
     attempt.paid_amount = None if amount == attempt.amount else amount
     attempt.save()
+    if not late and attempt.counted_on is None and attempt.first_sent_at is not None:  # It left before a restore.
+        attempt.counted_on = day_limit.day_of(attempt.first_sent_at)
+        attempt.save(update_fields=["counted_on"])
+        day_limit.count_left([(payout.user_id, attempt.amount)], day=attempt.counted_on)
     if late:
         day_limit.count_paid_late(attempt, payout.user_id)
     source = journal.SUSPENSE if in_suspense else journal.MPESA_UTILITY

@@ -222,7 +222,8 @@ def _plainly_paid(reports: dict[int, Report], at: datetime, policy: Policy) -> d
     for attempt in attempts.select_for_update(no_key=True, of=("self",)):
         payout = payouts[attempt.transaction_id]
         report = reports[payout.pk]
-        if attempt.kind == Attempt.Kind.FOUND:  # Its payment may be in `suspense`, which `pay` takes over.
+        # `pay` takes a payment over from `suspense`, and counts a request that left before a restore.
+        if attempt.kind == Attempt.Kind.FOUND or attempt.asked_first_at is not None:
             continue
         facts = applying.facts_of(payout, attempt)
         if rules.is_plainly_paid(facts, report.result, trusted=report.is_trusted, at=at, policy=policy):

@@ -10,7 +10,7 @@ Lock order: Transaction, Attempt, Orphan, then wallets (ledger).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,10 +20,10 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from payments import failpoints
 from payments.ledger import journal
-from payments.models import Breaker, Callback, Orphan, Transaction
+from payments.models import AskFirst, Attempt, Breaker, Callback, Orphan, Transaction
 from payments.mpesa import messages, result_codes, strict_json
 from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts import breakers, found
+from payments.payouts import attempts, breakers, found
 from payments.payouts.evidence.status_queries import LONGEST_QUERY_GAP, DueQuery
 from payments.policy import Policy
 
@@ -47,9 +47,35 @@ def record(originator_conversation_id: str, *, at: datetime, addresses: Addresse
         next_query_at=at,
     )
     Orphan.objects.bulk_create([orphan], ignore_conflicts=True)
-    again = Orphan.objects.filter(originator_conversation_id=originator_conversation_id, state=State.NOT_PAID)
-    again.update(state=State.WAITING, closed_at=None, next_query_at=at)
+    again = Orphan.objects.filter(originator_conversation_id=originator_conversation_id)
+    again = again.filter(Q(state=State.NOT_PAID) | Q(state=State.WAITING, is_supposed=True))
+    again.update(state=State.WAITING, is_supposed=False, closed_at=None, next_query_at=at)
     alarm.critical("A result for request %s, which we sent and do not have: commits were lost", orphan)
+
+
+def suppose(
+    payouts: Mapping[Transaction, Sequence[int]], *, ask_at: datetime, at: datetime, addresses: Addresses
+) -> None:
+    """Ask M-Pesa from `ask_at` about requests that may have left before a restore: numbers of each payout.
+
+    Runs in the caller's transaction, which holds the Transactions. A request that M-Pesa denied before an earlier
+    restore is asked about again.
+    """
+    ids = [f"{payout.external_ref}-{number}" for payout, numbers in payouts.items() for number in numbers]
+    supposed = [
+        Orphan(
+            originator_conversation_id=ocid,
+            external_ref=ocid.rpartition("-")[0],
+            token_hash=token_hash(_query_token(ocid, addresses)),
+            is_supposed=True,
+            first_seen_at=at,
+            next_query_at=ask_at,
+        )
+        for ocid in ids
+    ]
+    Orphan.objects.bulk_create(supposed, ignore_conflicts=True)
+    again = Orphan.objects.filter(originator_conversation_id__in=ids, state=State.NOT_PAID)
+    again.update(state=State.WAITING, is_supposed=True, closed_at=None, next_query_at=ask_at, queries=0)
 
 
 def _query_token(originator_conversation_id: str, addresses: Addresses) -> str:
@@ -65,13 +91,14 @@ def asked_with(token: str) -> str:
 # --- questions -------------------------------------------------------------------------------------------------------
 
 
-def count_due(*, at: datetime, limit: int) -> int:
-    """Count the orphans whose next status query is due, up to `limit`."""
-    return _due(at)[:limit].count()
+def count_due(*, at: datetime, limit: int, supposed: bool = False) -> int:
+    """Count the orphans whose next status query is due, up to `limit`: reported ones, or supposed ones."""
+    return _due(at, supposed)[:limit].count()
 
 
-def _due(at: datetime) -> QuerySet[Orphan]:
-    return Orphan.objects.filter(state=State.WAITING, next_query_at__lte=at).order_by("next_query_at", "pk")
+def _due(at: datetime, supposed: bool) -> QuerySet[Orphan]:
+    waiting = Orphan.objects.filter(state=State.WAITING, is_supposed=supposed, next_query_at__lte=at)
+    return waiting.order_by("next_query_at", "pk")
 
 
 def withdraw(query: DueQuery, *, at: datetime, policy: Policy) -> None:
@@ -82,14 +109,15 @@ def withdraw(query: DueQuery, *, at: datetime, policy: Policy) -> None:
     waiting.update(queries=F("queries") - 1, next_query_at=at + policy.retry_after)
 
 
-def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
+def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, supposed: bool = False) -> list[DueQuery]:
     """Claim up to `limit` orphans whose next status query is due. The gaps double from `query_gap` to an hour.
 
+    Reported orphans go first, before queries about attempts. Supposed ones are many after a restore, so they go last.
     Locks: the Orphans (skipping locked ones).
     """
     with transaction.atomic(durable=True):
         queries = []
-        for orphan in _due(at).select_for_update(skip_locked=True, no_key=True)[:limit]:
+        for orphan in _due(at, supposed).select_for_update(skip_locked=True, no_key=True)[:limit]:
             gap = min(policy.query_gap * 2 ** min(orphan.queries, 10), LONGEST_QUERY_GAP)
             orphan.queries, orphan.next_query_at = orphan.queries + 1, at + gap
             orphan.save(update_fields=["queries", "next_query_at"])
@@ -192,7 +220,9 @@ def place(*, orphan_id: int, at: datetime, policy: Policy, addresses: Addresses)
         orphan = unresolved.select_for_update(no_key=True).first()
         if orphan is None:
             return "placed already"
-        if payout is not None:
+        if payout is not None and orphan.is_supposed:
+            outcome = _weigh_supposed(orphan, payout, at=at, policy=policy, addresses=addresses)
+        elif payout is not None:
             outcome = _give(orphan, payout, at=at, policy=policy, addresses=addresses)
         else:
             outcome = _suspend(orphan, at=at, policy=policy)
@@ -209,6 +239,8 @@ def _give(orphan: Orphan, payout: Transaction, *, at: datetime, policy: Policy, 
     if payout.attempts.filter(originator_conversation_id=ocid).exists():
         return "claimed: its request is in the books again"
     number = ocid.rpartition("-")[2]
+    if orphan.is_supposed:
+        found.close_earlier(payout, int(number), at=at)
     found.reopen(payout, int(number), sent_at=orphan.first_seen_at, at=at, policy=policy, addresses=addresses)
     alarm.critical(
         "Request %s, which our books had lost, belongs to transaction %s%s",
@@ -217,6 +249,50 @@ def _give(orphan: Orphan, payout: Transaction, *, at: datetime, policy: Policy, 
         " and takes its suspense over" if was_suspense else "",
     )
     return f"claimed by transaction {payout.pk}"
+
+
+def _weigh_supposed(orphan: Orphan, payout: Transaction, *, at: datetime, policy: Policy, addresses: Addresses) -> str:
+    """Weigh M-Pesa's answers about a request that may have left before a restore.
+
+    If M-Pesa knows it, the payout takes it over, and it is asked about once more as a request of ours. If M-Pesa does
+    not know it, the payout's own request may be sent as soon as M-Pesa does not know that one either.
+    """
+    listed = AskFirst.objects.filter(transaction=payout).first()
+    since = listed.later_asked_at if listed is not None else None
+    statuses = _statuses(orphan, since or orphan.first_seen_at, policy)
+    if {"completed", "failed", "reversed"} & set(statuses):
+        return _give(orphan, payout, at=at, policy=policy, addresses=addresses)
+    final = payout.status in (Transaction.Status.COMPLETED, Transaction.Status.CANCELLED)
+    if not final and "not_found" not in statuses:
+        return "supposed: M-Pesa has not answered yet"
+    orphan.state, orphan.closed_at, orphan.next_query_at = State.NOT_PAID, at, None
+    orphan.save(update_fields=["state", "closed_at", "next_query_at"])
+    attempt = attempts.open_attempt(payout)
+    if attempt is not None and attempt.state == Attempt.State.IN_DOUBT and attempt.next_query_at is not None:
+        attempts.ask_at(attempt, min(attempt.next_query_at, at))
+    return "supposed: M-Pesa does not know it"
+
+
+def _statuses(orphan: Orphan, since: datetime, policy: Policy) -> list[str]:
+    """Return what M-Pesa's answers since a time say about a supposed request. Untrusted answers say nothing."""
+    parked = Callback.objects.filter(
+        originator_conversation_id=orphan.originator_conversation_id,
+        applied_at=None,
+        attempt=None,
+        kind=Callback.Kind.STATUS,
+        received_at__gte=since,
+    )
+    statuses = []
+    for callback in parked.order_by("pk"):
+        try:
+            answer = messages.parse_status(bytes(callback.body))
+        except strict_json.Unreadable as error:
+            alarm.error("Callback %s about request %s cannot be read: %s", callback.pk, orphan, error)
+            continue
+        about_it = answer.originator_conversation_id in (None, orphan.originator_conversation_id)
+        if about_it and not answer.is_thin and (callback.trusted or not policy.production):
+            statuses.append(str(answer.payment_status))
+    return statuses
 
 
 def _suspend(orphan: Orphan, *, at: datetime, policy: Policy) -> str:
@@ -246,7 +322,8 @@ def stop_for_unclaimed(*, at: datetime) -> int:
     Locks: the Orphans, then the Breaker.
     """
     with transaction.atomic(durable=True):
-        unclaimed = Orphan.objects.filter(stopped_at=None, first_seen_at__lte=at - CLAIM_WITHIN)
+        reported = Orphan.objects.filter(stopped_at=None, is_supposed=False)
+        unclaimed = reported.filter(first_seen_at__lte=at - CLAIM_WITHIN)
         rows = unclaimed.exclude(state=State.CLAIMED).order_by("pk").select_for_update(no_key=True, skip_locked=True)
         orphans = list(rows)
         if orphans:
@@ -261,4 +338,5 @@ def stop_for_unclaimed(*, at: datetime) -> int:
 
 def unclaimed(*, limit: int) -> list[Orphan]:
     """Return the orphans that no payout has claimed, oldest first."""
-    return list(Orphan.objects.exclude(state__in=[State.CLAIMED, State.NOT_PAID]).order_by("pk")[:limit])
+    reported = Orphan.objects.filter(is_supposed=False)
+    return list(reported.exclude(state__in=[State.CLAIMED, State.NOT_PAID]).order_by("pk")[:limit])

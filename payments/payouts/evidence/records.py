@@ -27,6 +27,7 @@ class Facts:
     `decision`: "paid" or "not_paid" if a person decided the result and M-Pesa has not confirmed it, else "".
     `result_code` and `result_words` are those of the latest callback. `is_found`: our books had lost the request.
     `asked_first`: we asked about the request before it left, because our books may have lost an earlier one.
+    `later_unasked`: our books may have lost a later request of the payout, and M-Pesa has not denied it yet.
     """
 
     attempt: str
@@ -50,6 +51,7 @@ class Facts:
     decision: str
     is_found: bool = False
     asked_first: bool = False
+    later_unasked: bool = False
 
     @property
     def never_left(self) -> bool:

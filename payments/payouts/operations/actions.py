@@ -124,12 +124,7 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     payout = owing(
         transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead", at=at
     )
-    if AskFirst.objects.filter(transaction=payout, ended_at=None).exists():
-        raise PayoutNotRetryable(
-            f"Payout {payout.pk} may have left before a restore, so it cannot go to the wallet. Retry it, or re-issue"
-            " it if the member's number has changed. M-Pesa is asked first, and the payout leaves only if M-Pesa does"
-            " not know it."
-        )
+    _refuse_wallet_if_maybe_sent(payout)
     before = snapshot(payout)
     attempts.complete_in_wallet(payout, at=at)
     return payout, before
@@ -276,13 +271,40 @@ def lost_request_of(payout: Transaction) -> str:
 
     The next sweep gives the request to the payout.
     """
-    reported = Orphan.objects.filter(external_ref=payout.external_ref, state__in=Orphan.UNRESOLVED).first()
+    unresolved = Orphan.objects.filter(external_ref=payout.external_ref, state__in=Orphan.UNRESOLVED)
+    reported = unresolved.filter(is_supposed=False).first()
     return f"M-Pesa reports request {reported} of this payout, which our books had lost." if reported else ""
 
 
 def _refuse_while_stopped(payout: Transaction, at: datetime) -> None:
     if stop := eligibility.stop_of(payout, at=at):
         raise PayoutStopped(stop)
+    if eligibility.is_unasked(payout):
+        raise PayoutNotRetryable(
+            f"Transaction {payout.pk} may have left before a restore of the database. No money moved. M-Pesa is being"
+            " asked. Wait for its answer."
+        )
+
+
+def _refuse_wallet_if_maybe_sent(payout: Transaction) -> None:
+    """Refuse the wallet to a payout that may have left before a restore, until M-Pesa did not know any such request."""
+    listed = AskFirst.objects.filter(transaction=payout, ended_at=None).select_related("restore").first()
+    if listed is None:
+        return
+    tried = set(payout.attempts.values_list("number", flat=True))
+    ids = Orphan.objects.filter(external_ref=payout.external_ref).exclude(state__in=Orphan.UNRESOLVED)
+    asked = {int(ocid.rpartition("-")[2]) for ocid in ids.values_list("originator_conversation_id", flat=True)}
+    if set(range(max(tried, default=0) + 1, listed.last_number + 1)) - asked:
+        raise PayoutNotRetryable(
+            f"Payout {payout.pk} may have left before a restore, so it cannot go to the wallet. No money moved. Retry"
+            " it, or re-issue it if the member's number has changed. M-Pesa is asked first, and the payout leaves only"
+            " if M-Pesa does not know it."
+        )
+    if listed.restore.needs_decision and listed.restore.decided_at is None:
+        raise PayoutNotRetryable(
+            f"Payout {payout.pk} may have left before a restore. No money moved. M-Pesa may have forgotten it, so two"
+            " people must decide first. See the runbook: After a restore from a backup."
+        )
 
 
 def snapshot(payout: Transaction) -> dict[str, str]:

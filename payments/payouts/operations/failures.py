@@ -20,6 +20,7 @@ NO_CODE = "none"
 BLOCKED = {
     "open": "a request of the payout has an unknown result",
     "stopped": "its settlement is undone or stopped, or its payouts are within their hold",
+    "unasked": "it may have left before a restore of the database, and M-Pesa is being asked",
     "number": "the member's number has changed, so two people must re-issue the payout",
     "reported": "a message reports that the payout was paid after all, and we are asking M-Pesa",
     "withdrawal": "a withdrawal returns to the wallet automatically and is not sent again",
@@ -109,6 +110,7 @@ def plan(payouts: QuerySet[Transaction], *, at: datetime) -> Plan:
         When(Exists(attempts.filter(state__in=Attempt.OPEN)), then=Value("open")),
         When(Exists(attempts.filter(next_query_at__isnull=False)), then=Value("reported")),
         When(eligibility.stopped(at), then=Value("stopped")),
+        When(eligibility.unasked(), then=Value("unasked")),
         When(~Q(user__phone_number=RECEIVER), then=Value("number")),
         default=Value(""),
         output_field=CharField(),

@@ -5,7 +5,7 @@ doubt then decide: M-Pesa's Completed books the payment, and "not found" sends t
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
@@ -13,10 +13,14 @@ from django.db.models import Count, Max
 
 from payments.models import AskFirst, Attempt, Restore, Transaction
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts import eligibility
+from payments.payouts import attempts, eligibility
+from payments.payouts.evidence import orphans
 from payments.payouts.restores import changes
 from payments.policy import Policy
 
+# A person retries a payout that M-Pesa refused, and needs about this time. We expect no more than MOST_RETRIES.
+RETRY_GAP = timedelta(minutes=1)
+MOST_RETRIES = 3
 # A payment to a number that has been replaced does not count.
 _NO_OPEN_REQUEST = """NOT EXISTS (SELECT FROM payments_attempt o WHERE o.transaction_id = t.id
         AND (o.state IN ('SENDING', 'WAITING', 'ACCEPTED', 'IN_DOUBT')
@@ -67,6 +71,40 @@ def open_due(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) 
             addresses=addresses,
         )
     return len(ids)
+
+
+def ask_about_later(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> int:
+    """Begin to ask about further requests of listed payouts, at most `limit` payouts, and return their number.
+
+    The next request of a payout may have failed, a retry under a later number may have left, and both may be lost.
+    The first question waits `query_after`, because a request that M-Pesa does not know yet may be in its queue.
+    Idempotent: each entry of the list begins once.
+    Locks: Transactions by id (skipping locked ones).
+    """
+    with transaction.atomic(durable=True):
+        entries = AskFirst.objects.filter(ended_at=None, later_asked_at=None).order_by("transaction")
+        listed = {entry.transaction_id: entry for entry in entries.select_related("restore")[:limit]}
+        payouts = Transaction.objects.filter(pk__in=listed).order_by("pk")
+        numbers: dict[Transaction, range] = {}
+        ask_at = at
+        for payout in payouts.select_for_update(no_key=True, of=("self",), skip_locked=True):
+            entry = listed[payout.pk]
+            last = payout.attempts.aggregate(last=Max("number"))["last"] or 0
+            is_open = payout.attempts.filter(state__in=Attempt.OPEN).exists()
+            # The next request of a pending payout is opened in doubt (`open_due`), so it is asked about as an attempt.
+            first = last + 2 if payout.status == Transaction.Status.PENDING and not is_open else last + 1
+            entry.last_number = min(last + 1 + _retries(entry.restore), attempts.LARGEST_NUMBER)
+            entry.later_asked_at = at
+            entry.save(update_fields=["last_number", "later_asked_at"])
+            numbers[payout] = range(first, entry.last_number + 1)
+            ask_at = max(ask_at, entry.restore.noticed_at + policy.query_after)
+        orphans.suppose(numbers, ask_at=ask_at, at=at, addresses=addresses)
+    return len(numbers)
+
+
+def _retries(restore: Restore) -> int:
+    """Return the number of retries of one payout that may be lost: one, and one for each lost minute, at most three."""
+    return int(min(1 + (restore.noticed_at - restore.survived_at) / RETRY_GAP, MOST_RETRIES))
 
 
 def any_not_opened(payout_ids: Iterable[int]) -> bool:

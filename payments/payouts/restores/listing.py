@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 
 State = Restore.State
 BATCH = 200
-# A payout that an older restore lists and that has not left since keeps its older entry.
+# A payout that an older restore lists and that has not left since keeps its older restore. Its further requests are
+# asked about again, because answers before this loss prove nothing.
 _ON_CONFLICT = """
-    ON CONFLICT (transaction_id) DO UPDATE SET restore_id = excluded.restore_id, ended_at = NULL
-    WHERE payments_askfirst.ended_at IS NOT NULL
+    ON CONFLICT (transaction_id) DO UPDATE SET ended_at = NULL, later_asked_at = NULL, restore_id =
+        CASE WHEN payments_askfirst.ended_at IS NULL THEN payments_askfirst.restore_id ELSE excluded.restore_id END
 """
 _LIST_TRIED = f"""
     INSERT INTO payments_askfirst (restore_id, transaction_id)

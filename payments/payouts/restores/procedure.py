@@ -20,5 +20,7 @@ def advance(*, at: datetime, policy: Policy, addresses: Addresses, keep_going: C
     if not Restore.objects.exists():
         return
     listing.list_payouts(at=at, keep_going=keep_going)
+    while keep_going() and asking.ask_about_later(at=at, policy=policy, addresses=addresses, limit=BATCH):
+        pass
     while keep_going() and asking.open_due(at=at, policy=policy, addresses=addresses, limit=BATCH) == BATCH:
         pass

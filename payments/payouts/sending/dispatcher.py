@@ -154,7 +154,11 @@ class Dispatcher:
                 asked_at = self.clock()
                 slots, reserved_at = self._query_slots(asked_at), time.monotonic()
                 claim: Any = {"policy": self.policy, "addresses": self.addresses, "limit": len(slots)}
-                queries = orphans.ask(at=asked_at, **claim) or status_queries.ask(at=asked_at, **claim)
+                queries = (
+                    orphans.ask(at=asked_at, **claim)
+                    or status_queries.ask(at=asked_at, **claim)
+                    or orphans.ask(at=asked_at, supposed=True, **claim)
+                )
                 if not queries:
                     break
                 under_way = {}
@@ -183,7 +187,11 @@ class Dispatcher:
 
         Raises: redis.RedisError.
         """
-        due = orphans.count_due(at=at, limit=QUERIES_AT_ONCE) or status_queries.count_due(at=at, limit=QUERIES_AT_ONCE)
+        due = (
+            orphans.count_due(at=at, limit=QUERIES_AT_ONCE)
+            or status_queries.count_due(at=at, limit=QUERIES_AT_ONCE)
+            or orphans.count_due(at=at, limit=QUERIES_AT_ONCE, supposed=True)
+        )
         return self.query_limiter.reserve(due, longest_wait_seconds=LONGEST_QUERY_WAIT) if due else []
 
     def _claim(self, room: int, last_served: int) -> tuple[list[sending_claims.Claim], bool]:

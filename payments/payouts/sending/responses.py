@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Q
 
 from payments import failpoints
 from payments.ledger import receivables
-from payments.models import Attempt, Breaker, Transaction
+from payments.models import AskFirst, Attempt, Breaker, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.payouts import attempts, breakers
 from payments.payouts.sending import claims
@@ -79,7 +80,11 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
         elif isinstance(response, client.Accepted):
             attempts.accept(attempt, ask_at=at + policy.query_after)
             breakers.acknowledged(attempt.posted_at, at=at)
-        elif isinstance(response, gateway_errors.OutcomeUnknown) or attempt.doubted_at is not None:
+        elif (
+            isinstance(response, gateway_errors.OutcomeUnknown)
+            or attempt.doubted_at is not None
+            or _may_have_left_before(attempt)
+        ):
             attempts.doubt(attempt, ask_at=at + policy.query_after, at=at, words=str(response))
         else:
             _apply_refusal(payout, attempt, response, at, policy)
@@ -89,6 +94,13 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
     failpoints.hit("record after commit")
     if not isinstance(response, client.Accepted):
         breakers.judge(at=at, policy=policy)
+
+
+def _may_have_left_before(attempt: Attempt) -> bool:
+    """Return True if a request with this id may have left before a restore. Then a refusal proves nothing about it."""
+    listed = AskFirst.objects.filter(transaction=attempt.transaction_id)
+    unknown = Q(ended_at=None, later_asked_at=None)
+    return listed.filter(unknown | Q(last_number__gte=attempt.number)).exists()
 
 
 def _apply_refusal(

@@ -13,6 +13,7 @@ from payments.payouts.restores import decisions, detection, procedure
 from payments.settlement import undo
 from testing import builders, payout_steps
 from testing.builders import AT
+from testing.lost_commits import deny_later
 from testing.payout_steps import (
     ADDRESSES,
     NO_CONNECTION,
@@ -132,13 +133,14 @@ def test_payout_that_did_not_leave_is_sent_under_the_same_id() -> None:
     attempt = open_attempt(payout)
 
     # when
-    ask_and_answer(attempt, not_found_body(), after(11))
-    (claim,) = resends(after(13))
+    deny_later(after(30))
+    ask_and_answer(attempt, not_found_body(), after(30))
+    (claim,) = resends(after(33))
 
     # then
     assert claim.originator_conversation_id == f"{payout.external_ref}-1"
     assert payout.pk not in asked_first()
-    assert states(payout, put_through(claim, at=after(13))) == ("PROCESSING", "ACCEPTED")
+    assert states(payout, put_through(claim, at=after(33))) == ("PROCESSING", "ACCEPTED")
 
 
 def test_rejected_resend_after_a_restore_proves_no_failure() -> None:
@@ -146,11 +148,12 @@ def test_rejected_resend_after_a_restore_proves_no_failure() -> None:
     payout = settled()[0]
     restored()
     attempt = open_attempt(payout)
-    ask_and_answer(attempt, not_found_body(), after(11))
-    (claim,) = resends(after(13))
+    deny_later(after(30))
+    ask_and_answer(attempt, not_found_body(), after(30))
+    (claim,) = resends(after(33))
 
     # when
-    put_through(claim, payout_steps.REJECTED, after(13))
+    put_through(claim, payout_steps.REJECTED, after(33))
 
     # then
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
@@ -179,19 +182,20 @@ def test_decision_of_two_people_lets_all_payouts_leave_after_one_more_question()
     restore = restored(noticed=2 * HOUR)
     attempt = open_attempt(listed)
     ask_and_answer(attempt, not_found_body(), after(2 * HOUR + 1))
+    deny_later(after(2 * HOUR + 20))
     first, second = two_people()
 
     # when
-    decision = decisions.propose(reference="all", grounds="Statement checked.", by=first, at=after(2 * HOUR + 10))
-    before = (is_stopped(), resends(after(2 * HOUR + 11)))
-    decisions.confirm(decision_id=decision.pk, by=second, at=after(2 * HOUR + 12))
-    ask_and_answer(attempt, not_found_body(), after(2 * HOUR + 13))
+    decision = decisions.propose(reference="all", grounds="Statement checked.", by=first, at=after(2 * HOUR + 30))
+    before = (is_stopped(), resends(after(2 * HOUR + 31)))
+    decisions.confirm(decision_id=decision.pk, by=second, at=after(2 * HOUR + 32))
+    ask_and_answer(attempt, not_found_body(), after(2 * HOUR + 33))
 
     # then
     restore.refresh_from_db()
     assert before == (True, [])
     assert (restore.state, is_stopped()) == ("DECIDED", False)
-    assert [claim.transaction_id for claim in resends(after(2 * HOUR + 15))] == [listed.pk]
+    assert [claim.transaction_id for claim in resends(after(2 * HOUR + 35))] == [listed.pk]
     actions_recorded = set(AuditEntry.objects.values_list("action", flat=True))
     assert {"restore.decision_proposed", "restore.decide", "sending.lift"} <= actions_recorded
 
@@ -203,6 +207,7 @@ def test_decision_for_one_payout_lets_only_this_payout_leave() -> None:
     queries = status_queries.ask(at=after(2 * HOUR + 1), policy=POLICY, addresses=ADDRESSES, limit=100)
     for query in queries:
         answer(query, not_found_body(), after(2 * HOUR + 2))
+    deny_later(after(2 * HOUR + 2))
     assert len(queries) == 1 + len(others)
     assert resends(after(2 * HOUR + 3)) == []
 
@@ -322,11 +327,12 @@ def test_failed_payout_is_asked_about_before_its_next_request() -> None:
     payout = builders.payout(285)
     payout_steps.failed(payout)
     restored()
+    deny_later(after(30))
 
     # when
-    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(20))
-    claimed = claims(after(21))
-    advance(after(21))
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(31))
+    claimed = claims(after(32))
+    advance(after(32))
 
     # then
     assert claimed == []
@@ -368,8 +374,9 @@ def test_request_that_was_to_be_sent_again_is_asked_about_once_more() -> None:
 
     # then
     assert resends(after(41)) == []
-    ask_and_answer(attempt, not_found_body(), after(42))
-    assert len(resends(after(44))) == 1
+    deny_later(after(60))
+    ask_and_answer(attempt, not_found_body(), after(60))
+    assert len(resends(after(62))) == 1
     assert states(payout, attempt) == ("PROCESSING", "SENDING")
 
 
@@ -397,6 +404,8 @@ def test_late_decision_frees_the_payout_that_was_held_meanwhile() -> None:
     attempt = open_attempt(listed)
     assert states(listed, attempt) == ("HELD", "IN_DOUBT")
     Attempt.objects.filter(transaction=other).update(paid_report="trusted")
+
+    deny_later(after(27 * HOUR))
 
     # when
     decisions.decide(reference="all", grounds="Checked.", by=two_people(), at=after(28 * HOUR))
@@ -459,9 +468,11 @@ def test_undone_payout_that_did_not_leave_is_cancelled_once_two_people_decided()
     ask_and_answer(attempt, not_found_body(), after(13))
     before = states(payout, attempt)
 
+    deny_later(after(40))
+
     # when
-    decisions.decide(reference=payout.external_ref, grounds="Checked.", by=two_people(), at=after(20))
-    ask_and_answer(attempt, not_found_body(), after(21))
+    decisions.decide(reference=payout.external_ref, grounds="Checked.", by=two_people(), at=after(50))
+    ask_and_answer(attempt, not_found_body(), after(51))
 
     # then
     assert before == ("PROCESSING", "IN_DOUBT")
@@ -486,18 +497,19 @@ def test_decision_for_all_never_frees_a_payout_that_an_earlier_request_paid() ->
     payout = builders.payout(285)
     first = payout_steps.failed(payout)
     restored(survived=10, noticed=2 * HOUR)
-    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(2 * HOUR + 1))
-    advance(after(2 * HOUR + 2))
+    deny_later(after(2 * HOUR + 20))
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(2 * HOUR + 21))
+    advance(after(2 * HOUR + 22))
     second = open_attempt(payout)
-    payout_steps.deliver_result(first, payout_steps.result_body(first), after(2 * HOUR + 3))
+    payout_steps.deliver_result(first, payout_steps.result_body(first), after(2 * HOUR + 23))
     assert states(payout, second) == ("HELD", "IN_DOUBT")
 
     # when
-    decisions.decide(reference="all", grounds="Checked.", by=two_people(), at=after(2 * HOUR + 10))
-    ask_and_answer(second, not_found_body(), after(2 * HOUR + 11))
+    decisions.decide(reference="all", grounds="Checked.", by=two_people(), at=after(2 * HOUR + 30))
+    ask_and_answer(second, not_found_body(), after(2 * HOUR + 31))
 
     # then
-    assert resends(after(2 * HOUR + 13)) == []
+    assert resends(after(2 * HOUR + 33)) == []
     assert states(payout, second) == ("HELD", "IN_DOUBT")
 
 
@@ -531,6 +543,7 @@ def test_payment_to_a_replaced_number_does_not_end_the_wait_after_a_restore() ->
 
     # then: the request to the new number is asked about, and leaves
     second = open_attempt(payout)
-    ask_and_answer(second, not_found_body(), after(21))
-    (claim,) = resends(after(23))
+    deny_later(after(40))
+    ask_and_answer(second, not_found_body(), after(40))
+    (claim,) = resends(after(43))
     assert (claim.phone_number, claim.attempt_id) == ("254798765432", second.pk)
