@@ -75,14 +75,15 @@ class Attempts:
         """Record that M-Pesa knows this id. From now on we only ask about it and do not send it again."""
         attempt.known_at, attempt.resend_at = attempt.known_at or at, None
 
-    def pay(self, attempt: Attempt, *, receipt: str, at: datetime) -> None:
+    def pay(self, attempt: Attempt, *, receipt: str, at: datetime, amount: int | None = None) -> None:
         """Book a proof of payment, even if the request was believed to have failed.
 
-        If we no longer owe the payout, the payment becomes a receivable from the member.
+        If we no longer owe the payout, the payment becomes a receivable from the member. `amount` is what M-Pesa paid,
+        if it is another amount. A shortfall goes to the wallet, and an excess becomes a receivable.
         """
         payout, ocid = attempt.payout, attempt.ocid
         self.touched.add(payout)
-        if attempt.state == "PAID":
+        if attempt.state in ("PAID", "REVERSED"):
             self._pay_again(attempt, receipt)
             return
         late = attempt.state == "FAILED"
@@ -91,14 +92,20 @@ class Attempts:
         attempt.move("PAID")
         attempt.receipt, attempt.closed_at, attempt.ask_at, attempt.resend_at = receipt, at, None, None
         attempt.decision = ""
+        paid, receivable = amount or payout.amount, f"receivable:{payout.member}"
         if still_owed:
             if late:
                 self.book.post(f"reopen:{ocid}", payable, in_flight, payout.amount)
-            self.book.post(f"won:{attempt.booking}", in_flight, wallet, payout.amount)
-            self.book.post(f"paid:{attempt.booking}", wallet, "utility", payout.amount)
+            part = min(paid, payout.amount)
+            self.book.post(f"won:{attempt.booking}", in_flight, wallet, part)
+            self.book.post(f"paid:{attempt.booking}", wallet, "utility", part)
+            if paid < payout.amount:
+                self.book.post(f"short:{ocid}", in_flight, wallet, payout.amount - paid)
+            elif paid > payout.amount:
+                self.book.post(f"excess:{ocid}", receivable, "utility", paid - payout.amount)
             payout.move("COMPLETED")
             return
-        self.book.post(f"late:{ocid}", f"receivable:{payout.member}", "utility", payout.amount)
+        self.book.post(f"late:{ocid}", receivable, "utility", paid)
         other = payout.open
         if other is not None and other.never_left:
             self.fail(other, code="", at=at)

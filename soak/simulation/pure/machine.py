@@ -211,7 +211,7 @@ class Machine(Attempts):
         """Apply a result that came to the request's address. It can prove a payment, but it cannot prove a failure."""
         self.touched.add(attempt.payout)
         says_paid = result.code == "0"
-        if attempt.state == "REVERSED":
+        if attempt.state == "REVERSED" and not (says_paid and _names_another_receipt(attempt, result.receipt)):
             return
         if result.ocid != attempt.ocid or (says_paid and not _fits(result, attempt)):
             self._ask_about_mismatch(attempt, at)
@@ -219,7 +219,7 @@ class Machine(Attempts):
             complete = None not in (result.amount, result.phone, result.receipt)
             believed = trusted and complete
             small = attempt.payout.amount < self.policy.confirm_above
-            if attempt.state == "PAID":
+            if attempt.state in ("PAID", "REVERSED"):
                 self._apply_paid_again(attempt, result.receipt or "", believed, small, at)
             elif believed and small:
                 self.pay(attempt, receipt=result.receipt or "", at=at)
@@ -262,7 +262,7 @@ class Machine(Attempts):
         """
         attempt = question.attempt
         self.touched.add(attempt.payout)
-        if attempt.state == "REVERSED":
+        if attempt.state == "REVERSED" and not _proves_second_payment(attempt, answer, trusted):
             question.keep(answer.verdict)
             return
         if question.receipt:
@@ -270,6 +270,10 @@ class Machine(Attempts):
                 self._apply_receipt_answer(question, answer, at)
             return
         completed = answer.verdict == "completed"
+        if trusted and completed and _paid_another_amount(answer, attempt):
+            question.keep(answer.verdict)
+            self.pay(attempt, receipt=answer.receipt or "", at=at, amount=answer.amount)
+            return
         if answer.ocid not in (None, attempt.ocid) or (completed and not _fits(answer, attempt)):
             self._ask_about_mismatch(attempt, at)
             return
@@ -381,3 +385,25 @@ class Machine(Attempts):
 
 def _fits(report: Result | Answer, attempt: Attempt) -> bool:
     return report.amount in (None, attempt.payout.amount) and report.phone in (None, attempt.payout.phone)
+
+
+def _names_another_receipt(attempt: Attempt, receipt: str | None) -> bool:
+    return bool(attempt.receipt and receipt) and (receipt or "").upper() != attempt.receipt.upper()
+
+
+def _proves_second_payment(attempt: Attempt, answer: Answer, trusted: bool) -> bool:
+    """Return True if M-Pesa also paid, with another receipt, a request whose payment it reversed."""
+    other = _names_another_receipt(attempt, answer.receipt)
+    return trusted and answer.verdict == "completed" and answer.ocid == attempt.ocid and other
+
+
+def _paid_another_amount(answer: Answer, attempt: Attempt) -> bool:
+    """Return True if M-Pesa had this id before we sent it, and paid another amount under it."""
+    return (
+        attempt.known_at is not None
+        and attempt.state != "PAID"
+        and answer.ocid == attempt.ocid
+        and answer.amount not in (None, attempt.payout.amount)
+        and answer.phone == attempt.payout.phone
+        and answer.receipt is not None
+    )
