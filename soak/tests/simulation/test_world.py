@@ -54,9 +54,3 @@ def test_no_check_is_an_assert_which_python_o_would_skip() -> None:
         if isinstance(node, ast.Assert)
     ]
     assert skipped == []
-
-
-# An M-Pesa that contradicts itself left a payout held, and the judge asked for its payment in our books.
-@pytest.mark.parametrize("seed", [588335961])
-def test_past_violation_stays_repaired(seed: int, assert_clean: Callable[..., None]) -> None:
-    assert_clean(seed, world.run)
