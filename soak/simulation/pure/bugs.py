@@ -159,9 +159,9 @@ class QueueTimeoutAsFailure(Machine):
     {"false failed answer": 1.0, "result late": 0.5},
 )
 class LateSuccessDropped(Machine):
-    def pay(self, attempt: Attempt, *, receipt: str, at: datetime) -> None:
+    def pay(self, attempt: Attempt, *, receipt: str, at: datetime, amount: int | None = None) -> None:
         if attempt.state != "FAILED":
-            super().pay(attempt, receipt=receipt, at=at)
+            super().pay(attempt, receipt=receipt, at=at, amount=amount)
 
 
 @bug("amount not compared", "D4: a result proves only the payment of an attempt with the same amount", LIKELY_FORGERIES)
