@@ -255,6 +255,8 @@ def wait_until_one_waits() -> None:
     """Wait until another session on this database waits for a lock."""
     for _ in range(2_000):
         with connection.cursor() as cursor:
+            # Inside a transaction PostgreSQL keeps the first list of sessions, which may lack the one that will wait.
+            cursor.execute("SELECT pg_stat_clear_snapshot()")
             cursor.execute(
                 "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database OR l.database IS NULL"
                 " JOIN pg_stat_activity a ON a.pid = l.pid AND a.datname = d.datname"
