@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path, re_path
 
-from api.rest import accounts, callbacks, disputes, health, receivables, settlement
+from api.rest import accounts, callbacks, disputes, health, payouts, receivables, settlement
 
 HEX = r"(?P<token>[0-9a-f]{64})/"
 
@@ -38,6 +38,11 @@ payments = [
     path("admin/recoveries/set-off/", receivables.set_off, name="set_off"),
     path("admin/recoveries/write-off/", receivables.write_off, name="write_off"),
     path("admin/undo-costs/", receivables.undo_costs, name="undo_costs"),
+    # One payout, and its re-issue to the member's new number by two people.
+    path("admin/payouts/<int:transaction_id>/", payouts.payout_status, name="payout_status"),
+    path("admin/reissue-payout/", payouts.reissue_payout, name="reissue_payout"),
+    path("admin/confirm-reissue/", payouts.confirm_reissue, name="confirm_reissue"),
+    path("admin/reject-reissue/", payouts.reject_reissue, name="reject_reissue"),
     # The guide's part 8 calls these two paths. They have no names here, because the names in the guide's part 2.6 must
     # reverse to /api/markets/.
     path("admin/retry-payout/", settlement.retry_payout),

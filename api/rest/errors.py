@@ -15,7 +15,7 @@ from payments import disputes, own_affairs
 from payments.ledger import receivables
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
-from payments.payouts.operations import actions
+from payments.payouts.operations import actions, decisions
 from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
@@ -58,6 +58,10 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     actions.PayoutStopped: (409, "payout_stopped"),
     actions.HeldByPerson: (409, "payout_held"),
     actions.NumberChanged: (409, "number_changed"),
+    decisions.NotToBeDecided: (409, "not_to_be_decided"),
+    decisions.DecisionNotOpen: (409, "decision_not_open"),
+    decisions.SamePerson: (403, "proposer_cannot_confirm"),
+    own_affairs.OwnPayout: (403, "own_payout"),
     issuing.NotSettled: (404, "not_settled"),
     issuing.NotIssuedYet: (409, "certificate_not_ready"),
     failures.BooksDisagree: (409, "books_disagree"),

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from api.console.pages import receivables, resolve
 from api.rest import errors
-from payments import own_affairs
-from payments.payouts.operations import actions, decisions
+from payments.payouts.operations import actions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
 from users import phone_access, second_factor, staff_notes
@@ -16,10 +15,6 @@ WITHOUT_REST = {
     actions.NotToBeHeld,
     actions.NotToBeReleased,
     actions.NothingToAsk,
-    decisions.DecisionNotOpen,
-    decisions.NotToBeDecided,
-    decisions.SamePerson,
-    own_affairs.OwnPayout,
     phone_access.MemberNotFound,
     receivables.NotAPercentage,
     resolve.NotAnAddress,

@@ -26,7 +26,7 @@ from payments.payouts import attempts
 from payments.payouts.evidence import booking
 from payments.payouts.operations import actions
 from payments.policy import Policy
-from users import audit
+from users import audit, phone
 from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -134,23 +134,25 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
         )
 
 
-def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime) -> None:
-    """Refuse or withdraw a decision that waits for a second person. The payout stays held.
+def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime, kind: str = "") -> Verdict:
+    """Refuse or withdraw a decision that waits for a second person. The payout stays as it is.
 
+    `kind` is the kind that the caller may refuse, or empty for any kind.
     Locks: Transaction, Verdict.
     Raises: DecisionNotOpen.
     """
     with transaction.atomic(durable=True):
-        verdict = locked_open_verdict(verdict_id)
+        verdict = locked_open_verdict(verdict_id, kind)
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, False
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         _record("payout.decision_refused", verdict, by=by, at=at, reason=reason)
+    return verdict
 
 
 def locked_open_verdict(verdict_id: int, kind: str = "") -> Verdict:
     """Lock a Verdict's Transaction, then the Verdict, and return the Verdict. It must still wait for a second person.
 
-    `kind` is the kind that the caller carries out, or empty for any kind.
+    `kind` is the kind that the caller carries out or refuses, or empty for any kind.
     Raises: DecisionNotOpen.
     """
     transaction_id = Verdict.objects.filter(pk=verdict_id).values_list("transaction", flat=True).first()
@@ -164,12 +166,15 @@ def locked_open_verdict(verdict_id: int, kind: str = "") -> Verdict:
 
 
 def _record(action: str, verdict: Verdict, *, by: audit.Actor, at: datetime, reason: str = "") -> None:
+    said = {"receipt": verdict.receipt or "not paid"}
+    if verdict.kind == Verdict.Kind.REISSUE:
+        said = {"number": phone.masked(verdict.phone_number)}
     audit.record(
         action=action,
         by=by,
         subject=f"transaction:{verdict.transaction_id}",
         before={},
-        after={"verdict": verdict.pk, "receipt": verdict.receipt or "not paid"},
+        after={"verdict": verdict.pk, **said},
         at=at,
         reason=reason or verdict.grounds,
     )

@@ -1,5 +1,6 @@
 """Re-issue of a payout to the member's new number, by two people."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -126,6 +127,8 @@ def test_number_that_changes_again_needs_a_new_proposal() -> None:
     with nothing_moved(), pytest.raises(actions.NumberChanged):
         reissue.confirm(verdict_id=verdict.pk, by=actor(boss), at=after(61))
     decisions.refuse(verdict_id=verdict.pk, reason="Changed again.", by=actor(boss), at=after(62))
+    entry = AuditEntry.objects.get(action="payout.decision_refused")
+    assert json.loads(entry.after) == {"verdict": verdict.pk, "number": "2547****432"}
     propose(payout, boss)
 
 
