@@ -35,3 +35,13 @@ class BulkRetry(models.Model):
 
     def __str__(self) -> str:
         return f"Bulk retry {self.pk}: {self.retried} of {self.chosen} payouts"
+
+    @property
+    def left(self) -> int:
+        """Number of payouts that the bulk retry has not reached yet, by its count at the start."""
+        return 0 if self.finished_at is not None else max(0, self.chosen - self.retried - self.skipped)
+
+    @property
+    def changed(self) -> int:
+        """Number of payouts of the choice that were no longer failed when their turn came. Known at the end."""
+        return 0 if self.finished_at is None else max(0, self.chosen - self.retried - self.skipped)

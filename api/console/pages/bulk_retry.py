@@ -11,6 +11,8 @@ from api.console.templatetags.console import counted, kes
 from payments import wiring
 from payments.payouts.operations import actions, bulk_retries, failures
 
+# Seconds between two refreshes of the progress: while a bulk retry goes on, and otherwise.
+WORKING, QUIET = 3, 15
 HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168", "the last week"))
 
 
@@ -57,10 +59,19 @@ def retry_many(request: HttpRequest) -> HttpResponse:
         skipped = "".join(f" Skipped {counted(number, 'payout')}: {why}." for why, number in outcome.skipped.items())
         rest = ""
         if outcome.remaining:
-            rest = f" The other {counted(outcome.remaining, 'payout')} follow in the background. This page shows them."
+            rest = f" {_follow(outcome.remaining)}"
         return f"{counted(len(outcome.retried), 'payout')} will be sent again.{skipped}{rest}"
 
-    return page.ask(request, question, act)
+    return page.ask(request, question, act, done=reverse("admin:payouts_retries"))
+
+
+@page.page("view_console")
+def retries(request: HttpRequest) -> HttpResponse:
+    """Show the latest bulk retries and their progress. The page with the form must not change under its reader."""
+    latest = bulk_retries.latest()
+    working = any(bulk.finished_at is None for bulk in latest)
+    context = {"title": "Bulk retries", "bulk_retries": latest}
+    return page.render_live(request, "console/retries.html", context, every=WORKING if working else QUIET)
 
 
 def _effects(plan: failures.Plan, code: str) -> list[str]:
@@ -70,7 +81,7 @@ def _effects(plan: failures.Plan, code: str) -> list[str]:
     sentences = [f"{counted(number, 'payout')}, {kes(plan.amount)} in total, {verb} sent again over M-Pesa."]
     sentences += [f"Skipped {counted(skipped, 'payout')}: {why}." for why, skipped in plan.skipped.items()]
     if plan.beyond:
-        sentences.append(f"The other {plan.beyond} follow in the background, and this page shows the progress.")
+        sentences.append(f"{_follow(plan.beyond)} The next page shows the progress.")
     if code:
         meaning, advice, retry_helps = failures.words_of(code)
         sentences.append(f"Reason for failure: {meaning} Advice: {advice}")
@@ -79,4 +90,11 @@ def _effects(plan: failures.Plan, code: str) -> list[str]:
     return sentences
 
 
-urls = [path("payouts/retry/", retry_many, name="payouts_retry")]
+def _follow(number: int) -> str:
+    return f"{counted(number, 'more payout')} {'follows' if number == 1 else 'follow'} in the background."
+
+
+urls = [
+    path("payouts/retry/", retry_many, name="payouts_retry"),
+    path("payouts/retries/", retries, name="payouts_retries"),
+]

@@ -33,6 +33,7 @@ NEEDS = {
     "payouts": "view_console",
     "payout": "view_console",
     "payouts_retry": "act_on_payouts",
+    "payouts_retries": "view_console",
     "payout_retry": "act_on_payouts",
     "payout_ask": "act_on_payouts",
     "payout_hold": "act_on_payouts",
@@ -276,6 +277,7 @@ def test_empty_pages_say_what_to_do(db: None) -> None:
         "/admin/markets/?show=due": "No market waits for its outcome",
         "/admin/trial-balance/": "No transfer is booked yet.",
         "/admin/sending/": "No breaker is open",
+        "/admin/payouts/retries/": "No payouts were sent again in bulk yet.",
         "/admin/payouts/retry/": "No failed payout in this selection may be sent again.",
     }.items():
         assert words in page_text(client.get(path)), path

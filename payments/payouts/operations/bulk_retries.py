@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from payments.models import BulkRetry, Transaction
 from payments.payouts.operations import actions, failures
@@ -97,8 +97,9 @@ def carry_on(*, bulk_id: int, at: datetime, keep_going: Callable[[], bool]) -> i
 
 
 def latest(limit: int = 5) -> list[BulkRetry]:
-    """Return the latest bulk retries with their progress, newest first."""
-    return list(BulkRetry.objects.select_related("started_by").order_by("-pk")[:limit])
+    """Return the latest bulk retries with their progress. Those that still go on come first, then the newest."""
+    retries = BulkRetry.objects.select_related("started_by").annotate(goes_on=Q(finished_at__isnull=True))
+    return list(retries.order_by("-goes_on", "-pk")[:limit])
 
 
 def _left(bulk: BulkRetry) -> QuerySet[Transaction]:

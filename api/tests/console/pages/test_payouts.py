@@ -3,11 +3,14 @@
 import re
 from typing import Any
 
+import pytest
 from django.test import Client
 from django.utils import timezone
 
-from payments.models import Transaction
+from payments import settlement_tasks
+from payments.models import BulkRetry, Transaction
 from payments.payouts import breakers
+from payments.payouts.operations import failures
 from testing import builders, console_scenes, payout_steps
 from testing.console_scenes import client_of, hidden_value, page_text, submit
 from users.models import AuditEntry, CustomUser
@@ -172,6 +175,44 @@ def test_bulk_retry_sends_exactly_the_previewed_list(console: Client, queued: An
     assert "payments.settlement_tasks.send_due_payouts" in [name for name, _, _ in queued()]
     with builders.nothing_moved():
         assert "No payout on this list may be sent again." in submit(console, "/admin/payouts/retry/", **form)
+
+
+def test_bulk_retry_shows_its_progress_to_the_end(console: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: a bulk retry does two payouts at once and the other one in the background
+    monkeypatch.setattr(failures, "AT_ONCE", 2)
+    payouts = [console_scenes.failed_payout(amount) for amount in (100, 200, 400)]
+    seen = hidden_value(page_text(console.get("/admin/payouts/retry/")), "seen")
+
+    # when
+    shown = submit(console, "/admin/payouts/retry/", seen=seen, typed="send again")
+
+    # then: the person comes to a page that refreshes itself
+    assert "1 more payout follows in the background." in shown
+    assert "It goes on in the background. 1 payout to go." in shown
+    assert 'data-live="3"' in shown
+    fragment = console.get("/admin/payouts/retries/", headers={"X-Fragment": "1"})
+    assert fragment.headers["X-Refresh"] == "3"
+
+    # when
+    settlement_tasks.continue_bulk_retries()
+
+    # then
+    fragment = console.get("/admin/payouts/retries/", headers={"X-Fragment": "1"})
+    assert fragment.headers["X-Refresh"] == "15"
+    assert "<dt>Sent again</dt><dd>3</dd>" in page_text(fragment)
+    assert "Finished" in page_text(fragment)
+    assert {status(payout) for payout in payouts} == {"PENDING"}
+
+
+def test_bulk_retry_that_goes_on_stays_on_its_page(console: Client) -> None:
+    at = timezone.now()
+    fields = {"started_at": at, "started_from": "10.0.0.1"}
+    oldest = BulkRetry.objects.create(chosen=700, retried=490, skipped=10, **fields)
+    BulkRetry.objects.bulk_create(BulkRetry(chosen=1, retried=1, finished_at=at, **fields) for _ in range(6))
+    page = page_text(console.get("/admin/payouts/retries/"))
+    assert "200 payouts to go." in page
+    BulkRetry.objects.filter(pk=oldest.pk).update(finished_at=at)
+    assert "to go." not in page_text(console.get("/admin/payouts/retries/"))
 
 
 def test_payout_paid_into_the_wallet_shows_the_wallet_as_its_destination(console: Client) -> None:
