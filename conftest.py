@@ -27,7 +27,8 @@ from payments.ledger import invariants
 from payments.models import Breaker
 from payments.policy import Policy
 from testing import browsing, builders
-from users import roles
+from users import figures, first_figures, roles
+from users.models import Figure
 
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
 BUILT_FROM_SETTINGS += ("dispatcher_thread", "broker", "message_broker")
@@ -67,6 +68,7 @@ def _fresh_wiring(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(wiring, "_callback_nudges", wiring._ThrottledNudges())
     yield
     settlement_tasks.finish_requests()
+    figures.forget()
     for name in BUILT_FROM_SETTINGS:
         getattr(wiring, name).cache_clear()
 
@@ -95,6 +97,7 @@ def _flush_guarded_tables() -> Iterator[None]:
 
 def _restore_migrated_rows(**_: Any) -> None:
     roles.install(Group, Permission, ContentType)
+    first_figures.install(Figure)
     Breaker.objects.bulk_create([Breaker(cause=cause) for cause in Breaker.Cause.values], ignore_conflicts=True)
 
 

@@ -1,4 +1,4 @@
-"""Tables of members and staff, the audit trail, notes and notices."""
+"""Tables of members and staff, the audit trail, notes, notices and decided figures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from users import phone, roles
+from users.decision_models import Figure as Figure
 
 
 def _is_phone_number(typed: str) -> None:

@@ -19,7 +19,7 @@ from payments.payouts.operations import actions, decisions
 from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
-from users import auth, phone
+from users import auth, figures, phone
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     approvals.ProposalNotFound: (404, "proposal_not_found"),
     approvals.ProposalDecided: (409, "proposal_decided"),
     approvals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
+    figures.UnknownFigure: (404, "unknown_figure"),
+    figures.BadFigure: (400, "bad_figure"),
     undo.NotUndoable: (409, "not_undoable"),
     receivables.RecoveryNotFound: (404, "recovery_not_found"),
     receivables.NothingOwed: (409, "nothing_owed"),
@@ -52,6 +54,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     locks.MarketNotOpen: (409, "market_not_open"),
     locks.OutcomeNotInMarket: (400, "unknown_outcome"),
     bets.InsufficientFunds: (409, "insufficient_funds"),
+    bets.StakeTooSmall: (400, "stake_too_small"),
     bets.ClientRefReused: (409, "idempotency_key_reused"),
     actions.TransactionNotFound: (404, "transaction_not_found"),
     actions.PayoutNotRetryable: (409, "payout_not_retryable"),

@@ -123,6 +123,7 @@ class MarketBets(APIView):
             market_id=_market(market_id).pk,
             client_ref=key or None,
             at=wiring.now(),
+            policy=wiring.policy(),
             **checked(BetBody(data=request.data)),
         )
         return Response(

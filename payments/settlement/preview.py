@@ -17,14 +17,14 @@ from typing import Any
 from django.db import connection
 
 from markets import parimutuel
-from markets.models import NAIROBI, Bet, Market
+from markets.models import Bet, Market
 from payments.ledger import journal, receivables
-from payments.mpesa import tariff
 from payments.payouts import day_limit, float_balance
 from payments.policy import Policy
 from payments.settlement import allocation
 from payments.settlement import division as settlement_division
 from payments.settlement.decision import Decision
+from users import figures as dated_figures
 from users import phone
 
 LARGEST = 10
@@ -202,7 +202,7 @@ def _members(division: _Division, at: datetime, policy: Policy) -> dict[str, Any
     if division.divided.refund:
         return _NO_WINNERS
     set_offs = _set_offs(division)
-    prices = tariff.bands(at.astimezone(NAIROBI).date())
+    prices = dated_figures.bands(at)
     rows = _member_rows(division, set_offs, [largest for largest, _ in prices], policy)
     ((_, winners, amount, by_mpesa, set_off, *_),) = [row for row in rows if row[0] == "sum"]
     bands = {int(row[1]): int(row[2]) for row in rows if row[0] == "band"}

@@ -24,6 +24,7 @@ from payments.payouts import float_balance
 from payments.policy import Policy
 from payments.settlement import preview
 from payments.settlement.decision import Decision
+from users import figures as dated_figures
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _fingerprint(market: Market, pools: Mapping[str, tuple[Decimal, int]], at: d
     debts = Recovery.objects.filter(decision=Recovery.Decision.SET_OFF).aggregate(
         count=Count("pk"), last=Max("decided_at"), left=Sum(F("amount") - F("recovered") - F("written_off"))
     )
-    day = at.astimezone(NAIROBI).date()  # The tariff and M-Pesa's daily limit depend on the date.
+    day = at.astimezone(NAIROBI).date()  # M-Pesa's daily limit depends on the date.
     about = (
         sorted(pools.items()),
         last,
@@ -138,6 +139,7 @@ def _fingerprint(market: Market, pools: Mapping[str, tuple[Decimal, int]], at: d
         market.platform_fee_pct,
         sorted(debts.items(), key=str),
         day,
+        dated_figures.bands(at),
         policy,
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()

@@ -10,12 +10,23 @@ from markets import locks
 from markets.models import Bet, Market
 from payments import failpoints
 from payments.ledger import journal
+from payments.policy import Policy
+from users import figures
 from users.models import CustomUser
 from users.refusal import Refusal
+
+_MARKET_AND_MINIMUM = f"""
+    SELECT m.*, ({figures.MINIMUM_STAKE_SQL}) AS minimum_stake
+    FROM markets_market m WHERE m.id = %(market)s FOR SHARE OF m
+"""  # noqa: S608 - fragments of our own
 
 
 class InsufficientFunds(Refusal):
     """The wallet's balance is less than the stake."""
+
+
+class StakeTooSmall(Refusal):
+    """The stake is less than the minimum stake of the law."""
 
 
 class ClientRefReused(Refusal):
@@ -32,20 +43,29 @@ class Placed:
 
 
 def place(
-    *, user_id: int, market_id: int, outcome: str, amount: Decimal, client_ref: str | None, at: datetime
+    *,
+    user_id: int,
+    market_id: int,
+    outcome: str,
+    amount: Decimal,
+    client_ref: str | None,
+    at: datetime,
+    policy: Policy | None = None,
 ) -> Placed:
     """Place a bet: stake `amount` shillings of a member's wallet on an outcome of an open market.
 
+    The minimum stake of the law binds in production. Outside it, and without a `policy`, any stake is accepted.
     Idempotent: by `client_ref`. A repeated call returns the bet that the first call placed.
     Locks: the market FOR SHARE, so that bets do not wait for each other, then the member's wallet.
-    Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; InsufficientFunds; ClientRefReused.
+    Raises: MarketNotFound; MarketNotOpen; OutcomeNotInMarket; StakeTooSmall; InsufficientFunds; ClientRefReused.
     """
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [locks.market_lock(market_id)])
         # The market's lock keeps bets and resolutions from overlapping. The market comes before the wallet in the lock
         # order. Otherwise a settlement that credits this member could deadlock with the bet.
-        rows = Market.objects.raw("SELECT * FROM markets_market WHERE id = %s FOR SHARE", [market_id])
+        # The minimum stake is read in the same statement, so it costs a bet no statement of its own.
+        rows = Market.objects.raw(_MARKET_AND_MINIMUM, {"market": market_id, "at": at})
         market = next(iter(rows), None)
         if market is None:
             raise locks.MarketNotFound(f"There is no market {market_id}.")
@@ -61,6 +81,9 @@ def place(
             raise locks.MarketNotOpen(f"Market {market_id} no longer takes bets.")
         if outcome not in market.running_outcomes:
             raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
+        minimum = getattr(market, "minimum_stake", None) if policy is not None and policy.production else None
+        if minimum is not None and amount < (least := figures.decimal_of(minimum)):
+            raise StakeTooSmall(f"The smallest stake is {least} shillings. No bet was placed and no money moved.")
         if member.balance < amount:
             raise InsufficientFunds(f"The wallet holds {member.balance}, which is less than the stake of {amount}.")
         bet = Bet.objects.create(

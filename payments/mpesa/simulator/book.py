@@ -19,9 +19,11 @@ from typing import Any
 
 from payments.mpesa import tariff
 from payments.mpesa.simulator import draws, faults, records
+from users import first_figures
 
 # Source: Daraja portal, B2C page, FAQ 9.
 SMALLEST, LARGEST, DAILY_LIMIT = 10, 250_000, 500_000
+TARIFF = first_figures.bands_of(first_figures.TARIFF)
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ATTEMPT_NUMBER = re.compile(r"-[0-9]+$")
@@ -121,7 +123,7 @@ class Book:
             elif payment.active_faults.has("system_17", "dropped"):
                 event |= {"code": "17"}
             else:
-                charge = tariff.charge(Decimal(payment.amount), self._now().astimezone(records.NAIROBI).date())
+                charge = tariff.charge(Decimal(payment.amount), TARIFF)
                 code = "17" if "system_17" in payment.active_faults else "0"
                 event |= {"state": "paid", "code": code, "receipt": self._new_receipt(ocid), "charge": str(charge)}
             self._write(event)

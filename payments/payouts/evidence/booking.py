@@ -15,12 +15,12 @@ from typing import Any
 
 from django.db import connection
 
-from markets.models import NAIROBI
 from payments.ledger import journal, receivables
 from payments.models import Attempt, Orphan, Transaction, Transfer
 from payments.mpesa import tariff
 from payments.payouts import attempts, breakers, day_limit
 from payments.policy import Policy
+from users import figures
 
 alarm = logging.getLogger("kasoko.alarm")
 
@@ -297,8 +297,11 @@ def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[jou
 
 def _charge(attempt: Attempt, at: datetime, *, key: str = "") -> list[journal.Entry]:
     try:
-        charge = tariff.charge(attempt.paid_amount or attempt.amount, at.astimezone(NAIROBI).date())
-    except tariff.NoTariff as error:  # Book the payment anyway. M-Pesa's statement shows the charge.
+        charge = tariff.charge(attempt.paid_amount or attempt.amount, figures.bands(at))
+    except (
+        tariff.NoTariff,
+        figures.UnknownFigure,
+    ) as error:  # Book the payment anyway. M-Pesa's statement shows the charge.
         alarm.error("Attempt %s: %s", attempt, error)
         charge = journal.ZERO
     if charge <= 0:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from markets import parimutuel
-from markets.models import NAIROBI, Market
+from markets.models import Market
 from payments.ledger import journal, receivables
 from payments.models import Callback, FloatReading, Recovery, Settlement, Transaction
 from payments.mpesa import tariff
@@ -19,9 +19,11 @@ from payments.settlement.decision import Decision
 from testing import builders
 from testing.builders import AT, actor, member, nothing_moved, orm_bet, policy, resolve, settle
 from testing.payout_steps import ADDRESSES, POLICY, FakeGateway, after, deliver_result, result_body, sent
+from users import first_figures
 from users.models import CustomUser
 
 OUTCOMES = ("A", "B", "C")
+TARIFF = first_figures.bands_of(first_figures.TARIFF)
 
 
 def seen(made: Market, rule: Any = "WINNER", weights: Any = None, rules: Any = POLICY, at: Any = AT) -> preview.Preview:
@@ -80,7 +82,7 @@ def test_settlement_books_exactly_the_previewed_figures(db: None) -> None:
         assert members["by_mpesa"] == sum(by_mpesa)
         assert members["payments"] == len(by_mpesa)
         assert members["to_wallet"] == sum(row.amount for row in booked if row.destination == "wallet")
-        assert shown.charges == sum(tariff.charge(amount, AT.astimezone(NAIROBI).date()) for amount in by_mpesa)
+        assert shown.charges == sum(tariff.charge(amount, TARIFF) for amount in by_mpesa)
         total: dict[int, Decimal] = {}
         for row in booked:
             total[row.user_id] = total.get(row.user_id, Decimal(0)) + row.amount
