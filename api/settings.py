@@ -39,14 +39,18 @@ load_dotenv(os.environ.get("KASOKO_ENV_FILE", BASE_DIR / ".env"))
 
 # --- production or not -----------------------------------------------------------------------------------------------
 
+# MPESA_PRODUCTION chooses M-Pesa's host. PROFILE chooses the rules: production has second factors, two people for large
+# acts, and no weak settings. Real money forces the production rules; a simulator may be used under them too.
 MPESA_PRODUCTION = flag("MPESA_PRODUCTION", False)
+PROFILE = "production" if MPESA_PRODUCTION else one_of("PROFILE", "development", ("development", "production"))
+PRODUCTION = PROFILE == "production"
 DEBUG = flag("DEBUG", False)
-if MPESA_PRODUCTION:
+if PRODUCTION:
     if DEBUG:
-        raise ImproperlyConfigured("DEBUG must be False when MPESA_PRODUCTION is True.")
+        raise ImproperlyConfigured("DEBUG must be False in production.")
     for required in ("DJANGO_SECRET_KEY", "CALLBACK_TOKEN_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "CELERY_BROKER_URL"):
         if not text(required):
-            raise ImproperlyConfigured(f"{required} must be set when MPESA_PRODUCTION is True.")
+            raise ImproperlyConfigured(f"{required} must be set in production.")
 
 # Without these two URLs the project runs its own PostgreSQL or Redis under .kasoko/. Production must set both.
 _missing = {"postgres": not text("DATABASE_URL"), "redis": not text("CELERY_BROKER_URL")}
@@ -71,17 +75,17 @@ def _secret_key() -> str:
 
 STATE_DIR.mkdir(mode=0o700, exist_ok=True)
 SECRET_KEY = _secret_key()
-if MPESA_PRODUCTION and len(SECRET_KEY) < 40:
-    raise ImproperlyConfigured("DJANGO_SECRET_KEY must have at least 40 characters when MPESA_PRODUCTION is True.")
+if PRODUCTION and len(SECRET_KEY) < 40:
+    raise ImproperlyConfigured("DJANGO_SECRET_KEY must have at least 40 characters in production.")
 # The key of the tokens in callback addresses. It stays when DJANGO_SECRET_KEY is replaced, so that the results of open
 # requests still arrive.
 CALLBACK_TOKEN_KEY = text("CALLBACK_TOKEN_KEY", SECRET_KEY)
-if MPESA_PRODUCTION and len(CALLBACK_TOKEN_KEY) < 40:
-    raise ImproperlyConfigured("CALLBACK_TOKEN_KEY must have at least 40 characters when MPESA_PRODUCTION is True.")
+if PRODUCTION and len(CALLBACK_TOKEN_KEY) < 40:
+    raise ImproperlyConfigured("CALLBACK_TOKEN_KEY must have at least 40 characters in production.")
 SECRET_KEY_FALLBACKS = words("DJANGO_SECRET_KEY_FALLBACKS")
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
-if MPESA_PRODUCTION and "*" in ALLOWED_HOSTS:
-    raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts, not *, when MPESA_PRODUCTION is True.")
+if PRODUCTION and "*" in ALLOWED_HOSTS:
+    raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts, not *, in production.")
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 
 # --- Django ----------------------------------------------------------------------------------------------------------
@@ -249,10 +253,10 @@ CELERY_BEAT_SCHEDULE = beat_schedule(
 
 # --- the console -----------------------------------------------------------------------------------------------------
 
-# A login to the console needs a PIN and the code of an authenticator app; see docs/decisions/0020.
-STAFF_TOTP = flag("STAFF_TOTP", not DEBUG)
-if MPESA_PRODUCTION and not STAFF_TOTP:
-    raise ImproperlyConfigured("STAFF_TOTP must be on when MPESA_PRODUCTION is True: the console moves real money.")
+# A login of staff needs a PIN and the code of an authenticator app; see docs/decisions/0020.
+STAFF_TOTP = flag("STAFF_TOTP", PRODUCTION)
+if PRODUCTION and not STAFF_TOTP:
+    raise ImproperlyConfigured("STAFF_TOTP must be on in production: staff move real money.")
 STEP_UP_MINUTES = whole("STEP_UP_MINUTES", 5, low=1, high=60)
 OTP_TOTP_ISSUER = "KASOKO"
 

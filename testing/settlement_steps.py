@@ -123,7 +123,7 @@ def approve(proposed: proposals.Proposed, by: CustomUser, preview_hash: str | No
 
 def reject(proposed: proposals.Proposed, by: CustomUser) -> Proposal:
     """Reject a proposal."""
-    return approvals.reject(proposal_id=proposed.proposal_id, reason="Not so.", by=actor(by), at=AT)
+    return approvals.reject(proposal_id=proposed.proposal_id, reason="Not so.", may_approve=True, by=actor(by), at=AT)
 
 
 def bet_again(on: Market) -> None:

@@ -7,7 +7,7 @@ from django.contrib.auth.hashers import check_password, make_password
 from django.db import transaction
 from knox.models import AuthToken
 
-from users import audit, phone
+from users import audit, phone, second_factor, tokens
 from users.models import CustomUser
 from users.refusal import Refusal
 
@@ -22,6 +22,14 @@ _UNUSED_PIN = make_password("not a PIN")
 
 class WrongCredentials(Refusal):
     """The number is unknown or suspended, or the PIN is wrong. The caller is not told which."""
+
+
+class CodeRequired(Refusal):
+    """The PIN is right, but this member of staff must also send a code."""
+
+
+class SecondFactorNotSetUp(Refusal):
+    """The PIN is right, but this member of staff has no authenticator app yet."""
 
 
 class TooManyTries(Refusal):
@@ -41,14 +49,26 @@ class Login:
     user_id: int
 
 
-def log_in(*, phone_number: str, pin: str, source: str, at: datetime) -> Login:
-    """Exchange a phone number and a PIN for a token. The token is shown once; only its digest is stored.
+def log_in(*, phone_number: str, pin: str, code: str, staff_need_code: bool, source: str, at: datetime) -> Login:
+    """Exchange a phone number, a PIN and for staff a code for a token. Only the token's digest is stored.
 
-    Locks: the member's row.
-    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
+    Staff need a code if `staff_need_code` is set or if they have set up an app. A member's `code` is ignored.
+    Locks: the member's row; with a code also the device.
+    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries; CodeRequired; SecondFactorNotSetUp;
+    second_factor.WrongCode.
     """
     user = check_pin(phone_number=phone_number, pin=pin, source=source, at=at)
-    token, secret = AuthToken.objects.create(user=user)
+    enrolled = user.is_staff and second_factor.enrolled(user)
+    if enrolled:
+        if not code:
+            raise CodeRequired("Send the current code of your authenticator app as code.")
+        second_factor.check(user=user, code=code, by=audit.Actor(user_id=user.pk, source=source), at=at)
+    elif user.is_staff and staff_need_code:
+        raise SecondFactorNotSetUp("Log in to the console first and set up an authenticator app.")
+    with transaction.atomic(durable=True):
+        token, secret = AuthToken.objects.create(user=user)
+        if enrolled:
+            tokens.remember(token, at=at)
     return Login(token=secret, expires_at=token.expiry, user_id=user.pk)
 
 

@@ -1,4 +1,4 @@
-"""Tables of members and staff, the audit trail, notes, notices and decided figures."""
+"""Tables of members and staff, proofs of tokens, the audit trail, notes, notices and decided figures."""
 
 from __future__ import annotations
 
@@ -180,6 +180,16 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.number}: {self.action} {self.subject}"
+
+
+class TokenProof(models.Model):
+    """Time at which the owner of a bearer token last showed a code; see users/tokens.py."""
+
+    token = models.OneToOneField("knox.AuthToken", on_delete=models.CASCADE, primary_key=True, related_name="proof")
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"Code shown at {self.at:%Y-%m-%d %H:%M}"
 
 
 class MemberNote(models.Model):

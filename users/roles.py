@@ -1,7 +1,7 @@
-"""Permissions of the console and the roles that bundle them. docs/console.md shows the table.
+"""Permissions of staff and the roles that bundle them. docs/console.md shows the table.
 
 A role is a Django group that a migration creates. A member of staff may have several roles. Superusers may do
-everything. Roles apply to the console only: the REST admin calls ask for `is_staff`, as the guide requires.
+everything. users/authority.py says which permission each act needs; REST, console and commands ask it.
 """
 
 from typing import Any

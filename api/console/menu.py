@@ -7,34 +7,36 @@ from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import reverse
 
-# (title, [(title, icon, URL name of the page, permission)]). Permission None means superusers only.
+from users import authority
+
+# (title, [(title, icon, URL name of the page, act)]). Act None means superusers only.
 MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
     (
         "",
         [
-            ("Home", "home", "index", "view_console"),
-            ("Markets", "query_stats", "markets", "view_console"),
-            ("Payouts", "payments", "payouts", "view_console"),
-            ("In doubt", "hourglass_empty", "in_doubt", "view_console"),
-            ("Disputes", "gavel", "disputes", "answer_dispute"),
+            ("Home", "home", "index", "console.view"),
+            ("Markets", "query_stats", "markets", "console.view"),
+            ("Payouts", "payments", "payouts", "console.view"),
+            ("In doubt", "hourglass_empty", "in_doubt", "console.view"),
+            ("Disputes", "gavel", "disputes", "disputes.view"),
         ],
     ),
     (
         "Books",
         [
-            ("Accounts", "account_balance", "accounts", "view_ledger"),
-            ("Trial balance", "balance", "trial_balance", "view_ledger"),
-            ("Member debts", "assignment_return", "recoveries", "view_ledger"),
+            ("Accounts", "account_balance", "accounts", "ledger.view"),
+            ("Trial balance", "balance", "trial_balance", "ledger.view"),
+            ("Member debts", "assignment_return", "recoveries", "ledger.view"),
         ],
     ),
     (
         "People",
-        [("Members", "group", "members", "view_members"), ("Audit trail", "history_edu", "audit", "view_audit")],
+        [("Members", "group", "members", "members.view"), ("Audit trail", "history_edu", "audit", "audit.view")],
     ),
     (
         "Settings",
         [
-            ("Sending", "toggle_on", "sending", "view_console"),
+            ("Sending", "toggle_on", "sending", "console.view"),
             ("Records", "database", "records", None),
         ],
     ),
@@ -42,7 +44,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
 
 
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
-    """Return the menu. The theme hides each entry for which the person has no permission."""
+    """Return the menu. The theme hides each entry that the person may not open."""
     user = request.user
     return [
         {
@@ -55,10 +57,10 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                     "link": reverse(f"admin:{name}"),
                     "active": _is_here(request, reverse(f"admin:{name}")),
                     "permission": _always
-                    if (user.has_perm(f"users.{needs}") if needs else user.is_superuser)
+                    if (authority.may(user, act_name) if act_name else user.is_superuser)
                     else _never,
                 }
-                for text, icon, name, needs in items
+                for text, icon, name, act_name in items
             ],
         }
         for title, items in MENU

@@ -15,20 +15,24 @@ from django.utils.cache import get_conditional_response
 from api.console import step_up
 from api.rest import fields as rest_fields
 from payments.settlement.preview import FiguresDisagree
-from users import audit, roles
+from users import audit, authority, roles
 from users.refusal import Refusal
 
 View = Callable[..., HttpResponseBase]
 
 
-def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
-    """Require a permission for a view, by its codename in users.roles. Refuse POST unless `posts` is set."""
+def page(act_name: str, *, posts: bool = False) -> Callable[[View], View]:
+    """Refuse anyone who may not do the view's act, by its name in users.authority. Refuse POST unless `posts` is set.
+
+    `ask` asks for a recent PIN or code if the act is a money act.
+    """
 
     def wrap(view: View) -> View:
         @wraps(view)
         def guarded(request: HttpRequest, *arguments: Any, **named: Any) -> HttpResponseBase:
-            if not may(request, permission):
-                return refused(request, roles.PERMISSIONS[permission])
+            if not may(request, act_name):
+                return refused(request, act_name)
+            request.act_name = act_name  # type: ignore[attr-defined]
             if request.method not in ("GET", "HEAD", "POST") or (request.method == "POST" and not posts):
                 return HttpResponseNotAllowed(["GET", "POST"] if posts else ["GET"])
             try:
@@ -37,15 +41,15 @@ def page(permission: str, *, posts: bool = False) -> Callable[[View], View]:
                 context = {"title": "Not found", "explanation": str(missing)}
                 return render(request, "console/missing.html", context, status=404)
 
-        guarded.permission = permission  # type: ignore[attr-defined]
+        guarded.act_name = act_name  # type: ignore[attr-defined]
         return guarded
 
     return wrap
 
 
-def may(request: HttpRequest, permission: str) -> bool:
-    """Return True if the person has this permission, by its codename in users.roles."""
-    return request.user.has_perm(f"users.{permission}")
+def may(request: HttpRequest, act_name: str) -> bool:
+    """Return True if the person may do the act, by its name in users.authority."""
+    return authority.may(request.user, act_name)
 
 
 def actor(request: HttpRequest) -> audit.Actor:
@@ -72,8 +76,9 @@ def render_live(request: HttpRequest, template: str, context: Mapping[str, Any],
     return get_conditional_response(request, etag=response["ETag"], response=response) or response
 
 
-def refused(request: HttpRequest, needed: str) -> HttpResponse:
-    """Return the page that tells a person that their role lacks a permission. `needed` names it in words."""
+def refused(request: HttpRequest, act_name: str) -> HttpResponse:
+    """Return the page that tells a person that their roles do not allow an act."""
+    needed = roles.PERMISSIONS[authority.ACTS[act_name].permission]
     return render(request, "console/refused.html", {"title": "Not allowed", "needed": needed}, status=403)
 
 
@@ -100,7 +105,7 @@ class Question:
     """A confirmation form: the effects of an action in sentences, and the fields to fill in.
 
     `text_to_type`: a word that the person must type, for actions that are hard to take back.
-    `money`: True if the form needs a recent PIN or code.
+    `act_name`: the act that the form carries out. Empty for the act of the page.
     `hidden`: values that the form sends back unchanged. With them the action applies to the figures that the
     person saw.
     """
@@ -113,16 +118,16 @@ class Question:
     fields: Sequence[Field] = ()
     text_to_type: str = ""
     danger: bool = False
-    money: bool = True
+    act_name: str = ""
     template: str = "console/confirm.html"
     hidden: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-Act = Callable[[dict[str, str]], str]
+CarryOut = Callable[[dict[str, str]], str]
 
 
-def ask(request: HttpRequest, question: Question, act: Act, *, done: str = "") -> HttpResponse:
+def ask(request: HttpRequest, question: Question, act: CarryOut, *, done: str = "") -> HttpResponse:
     """Show a confirmation form. After a complete POST, call `act` and redirect to `done` or to `question.back`.
 
     `act` takes the answers, calls one service and returns a sentence that reports the result. If the service
@@ -140,7 +145,7 @@ def ask(request: HttpRequest, question: Question, act: Act, *, done: str = "") -
         "question": question,
         "fields_shown": [{"field": field, "value": answers.get(field.name, field.value)} for field in question.fields],
         "problems": problems,
-        "proof": step_up.asks_for(request) if question.money else "",
+        "proof": step_up.asks_for(request) if _moves_money(request, question) else "",
         **question.more,
     }
     return render(request, question.template, context, status=409 if problems else 200)
@@ -154,9 +159,14 @@ def _problems(request: HttpRequest, question: Question, answers: Mapping[str, st
     problems = [problem for field in question.fields if (problem := _problem(field, answers[field.name]))]
     if question.text_to_type and request.POST.get("typed", "").strip() != question.text_to_type:
         problems.append(f"Type “{question.text_to_type}” exactly to confirm. Nothing was done.")
-    if not problems and question.money and (problem := step_up.step_up(request)):
+    if not problems and _moves_money(request, question) and (problem := step_up.step_up(request)):
         problems.append(problem)
     return problems
+
+
+def _moves_money(request: HttpRequest, question: Question) -> bool:
+    act_name: str = question.act_name or request.act_name  # type: ignore[attr-defined]
+    return authority.ACTS[act_name].money
 
 
 def _problem(field: Field, answer: str) -> str:
@@ -169,7 +179,7 @@ def _problem(field: Field, answer: str) -> str:
     return ""
 
 
-def _carry_out(request: HttpRequest, act: Act, answers: dict[str, str]) -> list[str]:
+def _carry_out(request: HttpRequest, act: CarryOut, answers: dict[str, str]) -> list[str]:
     """Call `act` and report its result on the next page. If the service refuses, return the refusal in words."""
     try:
         messages.success(request, act(answers))

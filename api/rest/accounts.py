@@ -1,5 +1,6 @@
 """Calls for members: login, logout, own account, notices."""
 
+from django.conf import settings
 from django.utils import timezone
 from knox.views import LogoutView
 from rest_framework import status
@@ -20,17 +21,23 @@ class LoginBody(Body):
 
     phone_number = StrictText(max_length=20)
     pin = StrictText(max_length=128, trim_whitespace=False)
+    code = StrictText(max_length=30, required=False, allow_blank=True, default="")
 
 
 class Login(APIView):
-    """`POST /api/users/login/` {phone_number, pin} → {token, expires_at}."""
+    """`POST /api/users/login/` {phone_number, pin[, code]} → {token, expires_at}. Staff send the code of their app."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
 
     def post(self, request: Request) -> Response:
         source = source_address(request) or "unknown"
-        login = auth.log_in(**checked(LoginBody(data=request.data)), source=source, at=timezone.now())
+        login = auth.log_in(
+            **checked(LoginBody(data=request.data)),
+            staff_need_code=settings.STAFF_TOTP,
+            source=source,
+            at=timezone.now(),
+        )
         return Response({"token": login.token, "expires_at": login.expires_at})
 
 

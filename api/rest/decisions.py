@@ -9,17 +9,18 @@ from typing import Any
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import NotFound, ValidationError
-from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
+from api.rest.authority import act
+from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, caller, checked
 from api.rest.settlement import proposed
 from markets import queries
 from markets.models import Market
 from payments import wiring
 from payments.settlement import approvals, preview, proposals, resolutions, undo
 from payments.settlement.decision import Decision
+from users import authority
 
 REASON = 300
 
@@ -64,7 +65,7 @@ class PreviewQuery(Body):
 
 
 @api_view(["GET"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("market.preview")])
 def settlement_preview(request: Request, market_id: int) -> Response:
     """`GET …/admin/settlement-preview/<id>/?outcome=…`: preview the dividends, payouts and charges of a decision."""
     query = checked(PreviewQuery(data=request.query_params.dict()))
@@ -152,7 +153,7 @@ def _preview_body(shown: preview.Preview, at: datetime) -> dict[str, Any]:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("proposal.approve")])
 def approve_proposal(request: Request) -> Response:
     """`POST …/admin/approve/` {proposal_id, preview_hash}: approve another person's proposal and carry it out."""
     body = checked(ApproveBody(data=request.data))
@@ -171,16 +172,17 @@ def approve_proposal(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("proposal.reject")])
 def reject_proposal(request: Request) -> Response:
     """`POST …/admin/reject/` {proposal_id, reason}: reject another person's proposal, or cancel your own."""
     body = checked(RejectBody(data=request.data))
-    rejected = approvals.reject(**body, by=actor(request), at=wiring.now())
+    may_approve = authority.may(caller(request), "proposal.approve")
+    rejected = approvals.reject(**body, may_approve=may_approve, by=actor(request), at=wiring.now())
     return Response({"status": "rejected", "proposal_id": rejected.pk, "market_id": rejected.market_id})
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("market.withdraw")])
 def withdraw_resolution(request: Request) -> Response:
     """`POST …/admin/withdraw/` {market_id, reason}: withdraw a resolution before any payout may leave."""
     body = checked(WithReasonBody(data=request.data))
@@ -190,7 +192,7 @@ def withdraw_resolution(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("market.scratch")])
 def scratch_outcome(request: Request) -> Response:
     """`POST …/admin/scratch/` {market_id, outcome, reason}: take an outcome out of a market and return its stakes."""
     body = checked(ScratchBody(data=request.data))
@@ -207,7 +209,7 @@ def scratch_outcome(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("market.undo")])
 def undo_settlement(request: Request) -> Response:
     """`POST …/admin/undo/` {market_id, reason}: undo a settlement. Members then owe the sums that M-Pesa paid."""
     body = checked(WithReasonBody(data=request.data))

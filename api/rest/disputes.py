@@ -6,11 +6,12 @@ from typing import Any, cast
 
 from rest_framework import serializers, status
 from rest_framework.exceptions import NotFound, ValidationError
-from rest_framework.permissions import IsAdminUser, IsAuthenticated
+from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from api.rest.authority import act
 from api.rest.certificates import explanation_body, payment_body
 from api.rest.fields import LARGEST_ID, Body, StrictText, actor, caller, checked
 from markets.models import Bet
@@ -114,7 +115,7 @@ class DisputeQueue(APIView):
     Each dispute has the explanation of its bet or payout.
     """
 
-    permission_classes = (IsAdminUser,)
+    permission_classes = (act("disputes.view"),)
 
     def get(self, request: Request) -> Response:
         state, at = request.query_params.get("state"), wiring.now()
@@ -127,7 +128,7 @@ class DisputeQueue(APIView):
 class DisputeAnswer(APIView):
     """`POST /api/payments/admin/disputes/<id>/answer/` {text}: answer the member without a decision."""
 
-    permission_classes = (IsAdminUser,)
+    permission_classes = (act("dispute.answer"),)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
         body, at = checked(OperatorText(data=request.data)), wiring.now()
@@ -138,7 +139,7 @@ class DisputeAnswer(APIView):
 class DisputeReject(APIView):
     """`POST /api/payments/admin/disputes/<id>/reject/` {text}: decide against the member. The text is the reason."""
 
-    permission_classes = (IsAdminUser,)
+    permission_classes = (act("dispute.reject"),)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
         body, at = checked(OperatorText(data=request.data)), wiring.now()
@@ -152,7 +153,7 @@ class DisputeUphold(APIView):
     The remedy is re_resolve, pay_to_wallet, resend or none.
     """
 
-    permission_classes = (IsAdminUser,)
+    permission_classes = (act("dispute.uphold"),)
 
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
         body, at = checked(UpholdBody(data=request.data)), wiring.now()

@@ -19,13 +19,17 @@ from payments.payouts.operations import actions, decisions
 from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
-from users import auth, figures, phone
+from users import auth, figures, phone, second_factor, tokens
 
 log = logging.getLogger(__name__)
 
 REFUSALS: dict[type[Exception], tuple[int, str]] = {
     auth.WrongCredentials: (401, "wrong_credentials"),
     auth.TooManyTries: (429, "too_many_tries"),
+    auth.CodeRequired: (401, "code_required"),
+    auth.SecondFactorNotSetUp: (403, "second_factor_not_set_up"),
+    second_factor.WrongCode: (403, "wrong_code"),
+    tokens.FreshCodeRequired: (403, "fresh_code_required"),
     phone.NotAPhoneNumber: (400, "not_a_phone_number"),
     parimutuel.UnknownOutcome: (400, "unknown_outcome"),
     parimutuel.BadWeights: (400, "bad_weights"),
@@ -44,6 +48,7 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     approvals.ProposalNotFound: (404, "proposal_not_found"),
     approvals.ProposalDecided: (409, "proposal_decided"),
     approvals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
+    approvals.NotYourProposal: (403, "forbidden"),
     figures.UnknownFigure: (404, "unknown_figure"),
     figures.BadFigure: (400, "bad_figure"),
     undo.NotUndoable: (409, "not_undoable"),

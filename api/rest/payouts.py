@@ -4,10 +4,10 @@ from typing import Any
 
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import NotFound
-from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
 from payments import wiring
 from payments.models import Attempt, Verdict
@@ -31,7 +31,7 @@ class RejectReissueBody(ConfirmReissueBody):
 
 
 @api_view(["GET"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("console.view")])
 def payout_status(request: Request, transaction_id: int) -> Response:
     """`GET /api/payments/admin/payouts/<id>/`: one payout, its requests, and the days on which a large win leaves."""
     shown = None
@@ -68,7 +68,7 @@ def payout_status(request: Request, transaction_id: int) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("payout.reissue")])
 def reissue_payout(request: Request) -> Response:
     """`POST …/admin/reissue-payout/` {transaction_id, grounds}: propose to send a payout to the member's new number.
 
@@ -80,7 +80,7 @@ def reissue_payout(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("payout.confirm")])
 def confirm_reissue(request: Request) -> Response:
     """`POST …/admin/confirm-reissue/` {decision_id}: confirm another person's re-issue. The payout is then sent."""
     body = checked(ConfirmReissueBody(data=request.data))
@@ -97,7 +97,7 @@ def confirm_reissue(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("payout.reject")])
 def reject_reissue(request: Request) -> Response:
     """`POST …/admin/reject-reissue/` {decision_id, reason}: reject another person's re-issue, or take back your own."""
     body = checked(RejectReissueBody(data=request.data))

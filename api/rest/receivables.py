@@ -5,10 +5,10 @@ from typing import Any
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import ValidationError
-from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
 from payments import wiring
 from payments.ledger import receivables
@@ -39,7 +39,7 @@ class WriteOffBody(DebtsBody):
 
 
 @api_view(["GET"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("ledger.view")])
 def list_recoveries(request: Request) -> Response:
     """`GET /api/payments/admin/recoveries/?market_id=&before=<id>`: members' debts, newest first."""
     before = _id(request, "before") or LARGEST_ID
@@ -48,7 +48,7 @@ def list_recoveries(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("recovery.set_off")])
 def set_off(request: Request) -> Response:
     """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to pct % of each later dividend."""
     body = checked(SetOffBody(data=request.data))
@@ -57,7 +57,7 @@ def set_off(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("recovery.write_off")])
 def write_off(request: Request) -> Response:
     """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: cancel the debt.
 
@@ -69,7 +69,7 @@ def write_off(request: Request) -> Response:
 
 
 @api_view(["GET"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("ledger.view")])
 def undo_costs(request: Request) -> Response:
     """`GET …/admin/undo-costs/`: costs of undone settlements, by market and by the person who resolved."""
     by_market, by_operator = receivables.undo_costs()

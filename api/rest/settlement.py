@@ -9,10 +9,10 @@ from django.core.validators import URLValidator
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import NotFound
-from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
 from payments import wiring
 from payments.payouts.operations import actions, bulk_retries, in_doubt
@@ -57,7 +57,7 @@ class RetryFailedBody(Body):
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("market.resolve")])
 def resolve_market(request: Request) -> Response:
     """`POST /api/markets/admin/resolve/` {market_id, outcome}: declare the outcome. Workers then settle and pay.
 
@@ -93,7 +93,7 @@ def resolve_market(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("market.void")])
 def void_market(request: Request) -> Response:
     """`POST /api/markets/admin/void/` {market_id, reason}: void the market and return all stakes to the wallets."""
     body = checked(VoidBody(data=request.data))
@@ -133,7 +133,7 @@ def proposed(proposal: proposals.Proposed) -> Response:
 
 
 @api_view(["GET"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("console.view")])
 def settlement_status(request: Request, market_id: int) -> Response:
     """`GET …/admin/settlement-status/<market_id>/`: amounts and counts of the payouts by state."""
     current = status.settlement_status(market_id) if market_id <= LARGEST_ID else None
@@ -176,7 +176,7 @@ def settlement_status(request: Request, market_id: int) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("payout.retry")])
 def retry_payout(request: Request) -> Response:
     """`POST …/admin/retry-payout/` {transaction_id}: send a failed payout again."""
     body = checked(RetryBody(data=request.data))
@@ -186,7 +186,7 @@ def retry_payout(request: Request) -> Response:
 
 
 @api_view(["POST"])
-@permission_classes([IsAdminUser])
+@permission_classes([act("payout.retry")])
 def retry_failed_payouts_batch(request: Request) -> Response:
     """`POST …/admin/retry-failed-payouts/` {hours}: retry every payout that failed in the last `hours`.
 

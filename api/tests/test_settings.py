@@ -146,13 +146,13 @@ def test_example_environment_of_production_starts() -> None:
 @pytest.mark.parametrize(
     ("given", "required"),
     [
-        ({}, True),
-        ({"DEBUG": "True"}, False),
-        ({"STAFF_TOTP": "off"}, False),
-        ({"DEBUG": "True", "STAFF_TOTP": "on"}, True),
+        ({}, False),
+        ({"STAFF_TOTP": "on"}, True),
+        (PRODUCTION | {"MPESA_PRODUCTION": "False", "PROFILE": "production"}, True),
+        ({"PROFILE": "development"}, False),
     ],
 )
-def test_staff_need_a_code_unless_debug_or_setting_says_no(given: dict[str, str], required: bool) -> None:
+def test_staff_need_a_code_in_production_or_if_the_setting_says_so(given: dict[str, str], required: bool) -> None:
     ended = start(SERVERS | given, "s.STAFF_TOTP")
     assert (ended.returncode, ended.stdout.strip()) == (0, str(required)), ended.stderr
 
@@ -242,8 +242,29 @@ def test_production_with_a_wrong_value_refuses_to_start(
 
 
 @pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"DEBUG": "True"}, "DEBUG"),
+        ({"STAFF_TOTP": "False"}, "STAFF_TOTP"),
+        ({"DJANGO_SECRET_KEY": "short"}, "DJANGO_SECRET_KEY"),
+        ({"CALLBACK_TOKEN_KEY": ""}, "CALLBACK_TOKEN_KEY"),
+        ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL"),
+    ],
+)
+def test_production_rules_bind_with_a_simulator_too(refusal: Refusal, changes: dict[str, str], variable: str) -> None:
+    assert variable in refusal(PRODUCTION | {"MPESA_PRODUCTION": "False", "PROFILE": "production"} | changes)
+
+
+def test_real_money_forces_the_production_rules() -> None:
+    ended = start(PRODUCTION | {"PROFILE": "development"}, "s.PROFILE")
+    assert ended.stdout.strip() == "production", ended.stderr
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("PROFILE", "staging"),
         ("MPESA_PRODUCTION", "maybe"),
         ("DEBUG", "2"),
         ("STAFF_TOTP", "maybe"),

@@ -29,6 +29,10 @@ class ProposerCannotApprove(Refusal):
     """The person who made a proposal may not approve it."""
 
 
+class NotYourProposal(Refusal):
+    """A person who may not approve proposals may withdraw only their own."""
+
+
 def approve(
     *, proposal_id: int, preview_hash: str, by: audit.Actor, at: datetime, policy: Policy
 ) -> resolutions.Resolved | undo.Undoing:
@@ -59,16 +63,19 @@ def approve(
     )
 
 
-def reject(*, proposal_id: int, reason: str, by: audit.Actor, at: datetime) -> Proposal:
+def reject(*, proposal_id: int, reason: str, may_approve: bool, by: audit.Actor, at: datetime) -> Proposal:
     """Reject a proposal, and open the market again if the proposal had closed it.
 
-    The proposer may reject the proposal too. The market stays closed if its end has passed.
+    The proposer may reject the proposal too; anyone else only with `may_approve`. The market stays closed if its end
+    has passed.
 
     Locks: Market, Proposal, Settlement.
-    Raises: ProposalNotFound; ProposalDecided; own_affairs.StakeInMarket.
+    Raises: ProposalNotFound; ProposalDecided; NotYourProposal; own_affairs.StakeInMarket.
     """
     with transaction.atomic(durable=True):
         market, proposal = _locked(proposal_id)
+        if not may_approve and proposal.proposed_by_id != by.user_id:
+            raise NotYourProposal("Another person proposed this. Your roles allow you to withdraw only your own.")
         own_affairs.refuse_stakeholders(market, by)
         _close(market, proposal, Proposal.State.REJECTED, words=reason, by=by, at=at)
     return proposal

@@ -13,7 +13,7 @@ NUMBER = "254712345678"
 
 
 def log_in(at: datetime, pin: str = PIN, phone_number: str = NUMBER) -> auth.Login:
-    return auth.log_in(phone_number=phone_number, pin=pin, source="192.0.2.7", at=at)
+    return auth.log_in(phone_number=phone_number, pin=pin, code="", staff_need_code=False, source="192.0.2.7", at=at)
 
 
 def enter_wrong_pins(at: datetime, times: int) -> None:

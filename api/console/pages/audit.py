@@ -58,7 +58,7 @@ ACTIONS = {
 }
 
 
-@page.page("view_audit")
+@page.page("audit.view")
 def audit(request: HttpRequest) -> HttpResponse:
     """Show the entries of a subject or an action, newest first. With `verify`, check all hashes too."""
     subject, action = (request.GET.get(name, "").replace("\x00", "").strip() for name in ("subject", "action"))

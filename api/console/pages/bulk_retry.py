@@ -16,7 +16,7 @@ WORKING, QUIET = 3, 15
 HOURS = (("", "any time"), ("1", "the last hour"), ("24", "the last day"), ("168", "the last week"))
 
 
-@page.page("act_on_payouts", posts=True)
+@page.page("payout.retry", posts=True)
 def retry_many(request: HttpRequest) -> HttpResponse:
     """Show the failed payouts that a bulk retry would send. A POST is refused if the list has changed since."""
     asked = request.POST if request.method == "POST" else request.GET

@@ -14,17 +14,16 @@ from payments import wiring
 from payments.models import Proposal
 from payments.settlement import approvals, preview_cache, proposals, resolutions, status, undo
 from payments.settlement.decision import VOID_REASONS
-from users import roles
 
 # --- second approval -------------------------------------------------------------------------------------------------
 
 
-@page.page("view_console", posts=True)
+@page.page("proposal.view", posts=True)
 def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     """Show a proposal beside the current figures. A POST approves the proposal with exactly these figures."""
     proposal = _proposal(proposal_id)
     market = proposal.market
-    if proposal.state != Proposal.State.OPEN or not page.may(request, "approve_resolution"):
+    if proposal.state != Proposal.State.OPEN or not page.may(request, "proposal.approve"):
         context = {
             "title": f"Proposal {proposal.pk}",
             "proposal": proposal,
@@ -50,6 +49,7 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
         back=reverse("admin:market", args=[market.pk]),
         text_to_type="approve",
         danger=True,
+        act_name="proposal.approve",
         template="console/approve.html",
         more={
             "proposal": proposal,
@@ -81,13 +81,13 @@ def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     return page.ask(request, question, act)
 
 
-@page.page("view_console", posts=True)
+@page.page("proposal.reject", posts=True)
 def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Reject a proposal. The proposer may always withdraw it. Anyone else needs `approve_resolution`."""
+    """Reject a proposal. The proposer may always withdraw it. Anyone else must be allowed to approve it."""
     proposal = _proposal(proposal_id)
     is_proposer = proposal.proposed_by_id == request.user.pk
-    if not page.may(request, "approve_resolution") and not is_proposer:
-        return page.refused(request, roles.PERMISSIONS["approve_resolution"])
+    if not page.may(request, "proposal.approve") and not is_proposer:
+        return page.refused(request, "proposal.approve")
     verb = "Withdraw" if is_proposer else "Reject"
     question = page.Question(
         title=f"{verb} proposal {proposal.pk}",
@@ -104,7 +104,13 @@ def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
     )
 
     def act(answers: dict[str, str]) -> str:
-        approvals.reject(proposal_id=proposal.pk, reason=answers["reason"], by=page.actor(request), at=wiring.now())
+        approvals.reject(
+            proposal_id=proposal.pk,
+            reason=answers["reason"],
+            may_approve=page.may(request, "proposal.approve"),
+            by=page.actor(request),
+            at=wiring.now(),
+        )
         return f"The proposal is {'withdrawn' if is_proposer else 'rejected'}. No money was moved."
 
     next_page = reverse("admin:market", args=[proposal.market_id])
@@ -137,7 +143,7 @@ def _preview_now(proposal: Proposal, *, compute_all: bool) -> preview_cache.Kept
 # --- withdraw, undo, scratch -----------------------------------------------------------------------------------------
 
 
-@page.page("resolve_market", posts=True)
+@page.page("market.withdraw", posts=True)
 def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Withdraw a resolution before its payouts are sent."""
     market = resolve.market_of(market_id)
@@ -155,7 +161,7 @@ def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
     return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", effects, "withdraw", act)
 
 
-@page.page("resolve_market", posts=True)
+@page.page("market.undo", posts=True)
 def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Undo a settlement, or propose the undo if the pool needs two people."""
     market = resolve.market_of(market_id)
@@ -217,7 +223,7 @@ def _take_back(
     return page.ask(request, question, lambda answers: act(answers["reason"]))
 
 
-@page.page("resolve_market", posts=True)
+@page.page("market.scratch", posts=True)
 def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Scratch an outcome and refund its stakes."""
     market = resolve.market_of(market_id)

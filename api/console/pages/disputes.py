@@ -32,7 +32,7 @@ EVENTS = {
 SHOWN = 100
 
 
-@page.page("answer_dispute")
+@page.page("disputes.view")
 def disputes(request: HttpRequest) -> HttpResponse:
     """List the disputes in one state, by deadline."""
     at, state = wiring.now(), request.GET.get("state", "OPEN")
@@ -42,7 +42,7 @@ def disputes(request: HttpRequest) -> HttpResponse:
     return page.render(request, "console/disputes.html", context)
 
 
-@page.page("answer_dispute")
+@page.page("disputes.view")
 def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
     """Show one dispute with its events. For a disputed bet, explain its result from the books."""
     dispute, at = _dispute(dispute_id), wiring.now()
@@ -63,13 +63,11 @@ def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
     return page.render(request, "console/dispute.html", context)
 
 
-@page.page("answer_dispute", posts=True)
+@page.page("dispute.answer", posts=True)
 def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     """Answer a dispute. The member may reply."""
     dispute = _dispute(dispute_id)
-    question = _question(
-        dispute, "Answer the dispute", ["The member is told and may reply. No money moves."], "Answer", money=False
-    )
+    question = _question(dispute, "Answer the dispute", ["The member is told and may reply. No money moves."], "Answer")
 
     def act(answers: dict[str, str]) -> str:
         service.answer(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=wiring.now())
@@ -78,12 +76,12 @@ def answer(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     return page.ask(request, question, act)
 
 
-@page.page("answer_dispute", posts=True)
+@page.page("dispute.reject", posts=True)
 def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     """Reject a dispute, with a reason for the member."""
     dispute = _dispute(dispute_id)
     effects = ["The dispute is closed, and the member is told the reason. No money moves."]
-    question = _question(dispute, "Reject the dispute", effects, "Reject it", money=False)
+    question = _question(dispute, "Reject the dispute", effects, "Reject it")
 
     def act(answers: dict[str, str]) -> str:
         service.reject(dispute_id=dispute.public_id, text=answers["text"], by=page.actor(request), at=wiring.now())
@@ -92,7 +90,7 @@ def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     return page.ask(request, question, act)
 
 
-@page.page("answer_dispute", posts=True)
+@page.page("dispute.uphold", posts=True)
 def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     """Uphold a dispute and choose the remedy."""
     dispute = _dispute(dispute_id)
@@ -102,7 +100,7 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
         "If the remedy is a payment to the wallet or a new request to M-Pesa, it is carried out at once.",
         "It applies to the member's failed or held payouts.",
     ]
-    question = _question(dispute, "Uphold the dispute", effects, "Uphold it", first=remedy, money=True)
+    question = _question(dispute, "Uphold the dispute", effects, "Uphold it", first=remedy)
 
     def act(answers: dict[str, str]) -> str:
         upheld = service.uphold(
@@ -120,7 +118,7 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
 
 
 def _question(
-    dispute: Dispute, title: str, effects: list[str], button: str, *, money: bool, first: page.Field | None = None
+    dispute: Dispute, title: str, effects: list[str], button: str, *, first: page.Field | None = None
 ) -> page.Question:
     text = page.Field("text", "Your message to the member", kind="area", max_length=2_000)
     opened = dispute.events.order_by("pk")[0]
@@ -131,7 +129,6 @@ def _question(
         back=reverse("admin:dispute", args=[dispute.public_id]),
         facts=[("The member says", opened.text)],
         fields=[first, text] if first is not None else [text],
-        money=money,
     )
 
 

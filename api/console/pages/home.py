@@ -31,7 +31,7 @@ BARS = {
 }
 
 
-@page.page("view_console")
+@page.page("console.view")
 def home(request: HttpRequest) -> HttpResponse:
     """Show the home page."""
     at = wiring.now()

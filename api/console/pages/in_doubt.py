@@ -12,7 +12,7 @@ from payments.payouts.operations import in_doubt as payouts_in_doubt
 SHOWN = 200
 
 
-@page.page("view_console")
+@page.page("console.view")
 def in_doubt(request: HttpRequest) -> HttpResponse:
     """Show the number of payouts in doubt by age, a list of the oldest, and the requests that our books do not have."""
     at = wiring.now()
@@ -29,7 +29,7 @@ def in_doubt(request: HttpRequest) -> HttpResponse:
     return page.render_live(request, "console/in_doubt.html", context, every=10)
 
 
-@page.page("view_console")
+@page.page("console.view")
 def limbo(request: HttpRequest) -> HttpResponse:
     """Redirect from the page's former address. The former address is kept until the next minor version."""
     return HttpResponsePermanentRedirect(reverse("admin:in_doubt"))

@@ -36,7 +36,7 @@ KINDS = {
 }
 
 
-@page.page("view_ledger")
+@page.page("ledger.view")
 def accounts(request: HttpRequest) -> HttpResponse:
     """List the accounts that match the search. Without a search, list the platform's accounts."""
     typed, kind = request.GET.get("q", "").replace("\x00", "")[:80], request.GET.get("kind", "")
@@ -45,7 +45,7 @@ def accounts(request: HttpRequest) -> HttpResponse:
     return page.render(request, "console/accounts.html", context)
 
 
-@page.page("view_ledger")
+@page.page("ledger.view")
 def account(request: HttpRequest, account_id: int) -> HttpResponse:
     """Show an account's balance and its transfers, newest first."""
     account = LedgerAccount.objects.select_related("user", "market").filter(pk=account_id).first()
@@ -57,12 +57,12 @@ def account(request: HttpRequest, account_id: int) -> HttpResponse:
         "statement": statement,
         "paged": {"next": statement.next, "is_later": "before" in request.GET},
         "means": KINDS.get(account.kind, ""),
-        "may_export": page.may(request, "export_books"),
+        "may_export": page.may(request, "ledger.export"),
     }
     return page.render(request, "console/account.html", context)
 
 
-@page.page("view_ledger")
+@page.page("ledger.view")
 def trial_balance(request: HttpRequest) -> HttpResponse:
     """Show the trial balance at the end of a day, or the trial balance of now."""
     day, problem = _day(request)
@@ -74,12 +74,12 @@ def trial_balance(request: HttpRequest) -> HttpResponse:
         "lines": [(line, KINDS.get(line.kind, "")) for line in lines],
         "debits": sum((line.debits for line in lines), journal.ZERO),
         "credits": sum((line.credits for line in lines), journal.ZERO),
-        "may_export": page.may(request, "export_books"),
+        "may_export": page.may(request, "ledger.export"),
     }
     return page.render(request, "console/trial_balance.html", context)
 
 
-@page.page("export_books")
+@page.page("ledger.export")
 def export_account(request: HttpRequest, account_id: int) -> StreamingHttpResponse:
     """Download an account's transfers as CSV, oldest first."""
     account = LedgerAccount.objects.filter(pk=account_id).first()
@@ -94,7 +94,7 @@ def export_account(request: HttpRequest, account_id: int) -> StreamingHttpRespon
     return _file(f"{account.code.replace(':', '-')}.csv", header, rows)
 
 
-@page.page("export_books")
+@page.page("ledger.export")
 def export_trial_balance(request: HttpRequest) -> StreamingHttpResponse:
     """Download the trial balance as CSV."""
     day, _ = _day(request)

@@ -30,7 +30,7 @@ DAY, MINUTE = 86_400, 60
 WORKING, QUIET = 2, 15
 
 
-@page.page("view_console")
+@page.page("console.view")
 def markets(request: HttpRequest) -> HttpResponse:
     """List the markets in one state that match the search."""
     at = wiring.now()
@@ -59,7 +59,7 @@ def markets(request: HttpRequest) -> HttpResponse:
     return page.render(request, "console/markets.html", context)
 
 
-@page.page("view_console")
+@page.page("console.view")
 def market(request: HttpRequest, market_id: int) -> HttpResponse:
     """Show one market, with buttons for the actions that its state allows."""
     market = _market(market_id)
@@ -88,7 +88,7 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "can_withdraw": state == Settlement.State.PENDING or failed or (settled and held),
         "can_undo": settled and not held and proposal is None,
         "can_scratch": takes_bets and sum(pool.scratched_at is None for pool in pools) > 2,
-        "may_resolve": page.may(request, "resolve_market"),
+        "may_resolve": page.may(request, "market.resolve"),
         "market": market,
         "takes_bets": takes_bets,
         "ended": market.end_date <= at,
@@ -102,8 +102,8 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "taken_back": _taken_back(settlements, decided=state not in (None, Settlement.State.UNDOING)),
         "may_change": request.user.has_perm("markets.change_market"),
         "owed": receivables.still_owed(market.pk),
-        "may_ledger": page.may(request, "view_ledger"),
-        "may_members": page.may(request, "view_members"),
+        "may_ledger": page.may(request, "ledger.view"),
+        "may_members": page.may(request, "members.view"),
     }
     working = progress is not None and not progress.finished
     return page.render_live(request, "console/market.html", context, every=WORKING if working else QUIET)

@@ -19,7 +19,7 @@ from users import phone, phone_access, staff_notes
 from users.models import CustomUser
 
 
-@page.page("view_members")
+@page.page("members.view")
 def members(request: HttpRequest) -> HttpResponse:
     """List the members. With a search text, list those whose phone, id or name matches."""
     typed = request.GET.get("q", "").replace("\x00", "").strip()[:80]
@@ -37,7 +37,7 @@ def _search(typed: str) -> Any:
         return CustomUser.objects.filter(full_name__icontains=typed)
 
 
-@page.page("view_members")
+@page.page("members.view")
 def member(request: HttpRequest, member_id: int) -> HttpResponse:
     """Show one member, with the phone number masked."""
     return _page(request, _member(member_id), {})
@@ -57,16 +57,16 @@ def _page(request: HttpRequest, member: CustomUser, more: dict[str, Any]) -> Htt
         "bets": member.bets.select_related("market").order_by("-pk")[:20],
         "transactions": timeline.of_member(member)[:20],
         "notes": member.notes.select_related("author").order_by("-pk")[:50],
-        "may_open": page.may(request, "open_phone"),
-        "may_note": page.may(request, "note_member"),
-        "may_ledger": page.may(request, "view_ledger"),
+        "may_open": page.may(request, "member.phone_opened"),
+        "may_note": page.may(request, "member.note"),
+        "may_ledger": page.may(request, "ledger.view"),
         "longest_note": staff_notes.LONGEST,
         **more,
     }
     return page.render(request, "console/member.html", context)
 
 
-@page.page("open_phone", posts=True)
+@page.page("member.phone_opened", posts=True)
 def open_phone(request: HttpRequest, member_id: int) -> HttpResponse:
     """Show the full phone number once. The audit trail records the reason that the person gives."""
     member = _member(member_id)
@@ -80,7 +80,7 @@ def open_phone(request: HttpRequest, member_id: int) -> HttpResponse:
     return _page(request, member, {"opened": number})
 
 
-@page.page("note_member", posts=True)
+@page.page("member.note", posts=True)
 def note(request: HttpRequest, member_id: int) -> HttpResponse:
     """Write a note about a member."""
     member = _member(member_id)
@@ -90,7 +90,6 @@ def note(request: HttpRequest, member_id: int) -> HttpResponse:
         fields=[page.Field("text", "Note", kind="area", max_length=staff_notes.LONGEST)],
         button="Save the note",
         back=reverse("admin:member", args=[member.pk]),
-        money=False,
     )
 
     def act(answers: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ from users import phone
 WORKING, QUIET = 3, 15
 
 
-@page.page("view_console")
+@page.page("console.view")
 def payouts(request: HttpRequest) -> HttpResponse:
     """List the payouts that match the search. Group failed payouts by the reason for the failure."""
     typed, state, code = (request.GET.get(name, "").replace("\x00", "")[:80] for name in ("q", "state", "code"))
@@ -36,12 +36,12 @@ def payouts(request: HttpRequest) -> HttpResponse:
         "market_id": market_id,
         "reasons": failures.reasons() if state == "failed" and not code else [],
         "bulk_retries": bulk_retries.latest() if state == "failed" and not code else [],
-        "may_act": page.may(request, "act_on_payouts"),
+        "may_act": page.may(request, "payout.retry"),
     }
     return page.render(request, "console/payouts.html", context)
 
 
-@page.page("view_console")
+@page.page("console.view")
 def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Show one payout and its timeline, with buttons for the actions that its state allows."""
     shown = None
@@ -54,8 +54,8 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
         "timeline": shown,
         "events": [(event, ACTIONS.get(event.action, event.action)) for event in shown.events],
         "payout": shown.payout,
-        "may_act": page.may(request, "act_on_payouts"),
-        "may_decide": page.may(request, "decide_payout"),
+        "may_act": page.may(request, "payout.retry"),
+        "may_decide": page.may(request, "payout.decide"),
         "is_mine": shown.verdict is not None and shown.verdict.proposed_by_id == request.user.pk,
     }
     working = shown.payout.status in (Transaction.Status.PENDING, Transaction.Status.PROCESSING)
@@ -76,7 +76,7 @@ def _question(payout: Transaction, title: str, effects: list[str], button: str, 
     return page.Question(title, effects, button, back, facts, **more)  # type: ignore[arg-type]
 
 
-@page.page("act_on_payouts", posts=True)
+@page.page("payout.retry", posts=True)
 def retry(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Send a failed payout again."""
     payout = _payout(transaction_id)
@@ -99,7 +99,7 @@ def retry(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("act_on_payouts", posts=True)
+@page.page("payout.ask", posts=True)
 def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Send a status query about a payout to M-Pesa now."""
     payout = _payout(transaction_id)
@@ -108,7 +108,6 @@ def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
         f"Ask M-Pesa about payout {payout.pk}",
         ["A status query goes to M-Pesa now instead of at its scheduled time. No money moves."],
         "Ask now",
-        money=False,
     )
 
     def act(answers: dict[str, str]) -> str:
@@ -119,7 +118,7 @@ def ask_now(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("act_on_payouts", posts=True)
+@page.page("payout.hold", posts=True)
 def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Hold a payout, so that it is not sent."""
     payout = _payout(transaction_id)
@@ -139,7 +138,7 @@ def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("act_on_payouts", posts=True)
+@page.page("payout.release", posts=True)
 def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Release a held or pending payout, so that it is due now."""
     payout = _payout(transaction_id)
@@ -164,7 +163,7 @@ def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("act_on_payouts", posts=True)
+@page.page("payout.to_wallet", posts=True)
 def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Pay a failed or held payout to the member's wallet instead of over M-Pesa."""
     payout = _payout(transaction_id)
@@ -186,7 +185,7 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("decide_payout", posts=True)
+@page.page("payout.reissue", posts=True)
 def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Propose to send a payout to the member's new number. Another person must confirm it."""
     payout = _payout(transaction_id)
@@ -213,7 +212,7 @@ def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
 # --- decisions on held payouts ---------------------------------------------------------------------------------------
 
 
-@page.page("decide_payout", posts=True)
+@page.page("payout.decide", posts=True)
 def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Decide if a held payout in doubt was paid. If its amount needs two people, propose the decision."""
     payout = _payout(transaction_id)
@@ -300,7 +299,7 @@ def _statement_until(answers: dict[str, str], at: datetime) -> datetime | None:
     return until
 
 
-@page.page("decide_payout", posts=True)
+@page.page("payout.confirm", posts=True)
 def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Confirm another person's proposed decision on a payout. The confirmation carries it out."""
     payout = _payout(transaction_id)
@@ -337,7 +336,7 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("decide_payout", posts=True)
+@page.page("payout.reject", posts=True)
 def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Reject a proposed decision on a payout. The person who proposed it withdraws it here."""
     payout = _payout(transaction_id)
@@ -351,7 +350,6 @@ def reject_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
         ["The proposed decision is dropped. The payout stays as it is. No money moves."],
         f"{verb} it",
         fields=[page.Field("reason", "Reason", kind="area")],
-        money=False,
     )
 
     def act(answers: dict[str, str]) -> str:

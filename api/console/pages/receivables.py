@@ -31,7 +31,7 @@ Owing: TypeAlias = list[tuple[int, Decimal]]
 TABS = {"": "Still owed", "open": "To decide", "set_off": "Set off", "written_off": "Written off", "all": "All"}
 
 
-@page.page("view_ledger")
+@page.page("ledger.view")
 def recoveries(request: HttpRequest) -> HttpResponse:
     """List the member debts of one market, or of all markets."""
     tab, market_id = request.GET.get("show", ""), paging.number(request.GET.get("market", ""))
@@ -47,13 +47,13 @@ def recoveries(request: HttpRequest) -> HttpResponse:
         "tab": tab if tab in TABS else "",
         "market_id": market_id,
         "owed": receivables.still_owed(market_id),
-        "may_decide": page.may(request, "decide_recovery"),
-        "may_members": page.may(request, "view_members"),
+        "may_decide": page.may(request, "recovery.set_off"),
+        "may_members": page.may(request, "members.view"),
     }
     return page.render(request, "console/member_debts.html", context)
 
 
-@page.page("view_ledger")
+@page.page("ledger.view")
 def costs(request: HttpRequest) -> HttpResponse:
     """Show the cost of undone settlements by market, and by the operator who resolved the market."""
     by_market, by_operator = receivables.undo_costs()
@@ -69,25 +69,25 @@ def costs(request: HttpRequest) -> HttpResponse:
 # --- decisions -------------------------------------------------------------------------------------------------------
 
 
-@page.page("decide_recovery", posts=True)
+@page.page("recovery.set_off", posts=True)
 def set_off(request: HttpRequest, recovery_id: int) -> HttpResponseBase:
     """Set one debt off against later dividends."""
     return _set_off(request, recovery_id=recovery_id)
 
 
-@page.page("decide_recovery", posts=True)
+@page.page("recovery.write_off", posts=True)
 def write_off(request: HttpRequest, recovery_id: int) -> HttpResponseBase:
     """Write one debt off."""
     return _write_off(request, recovery_id=recovery_id)
 
 
-@page.page("decide_recovery", posts=True)
+@page.page("recovery.set_off", posts=True)
 def set_off_market(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Set all debts of a market off against later dividends."""
     return _set_off(request, market_id=market_id)
 
 
-@page.page("decide_recovery", posts=True)
+@page.page("recovery.write_off", posts=True)
 def write_off_market(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Write all debts of a market off."""
     return _write_off(request, market_id=market_id)
@@ -152,7 +152,7 @@ def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
 
 
 def _decide(
-    request: HttpRequest, owing: Owing, subject: dict[str, int], wording: _Wording, act: page.Act
+    request: HttpRequest, owing: Owing, subject: dict[str, int], wording: _Wording, act: page.CarryOut
 ) -> HttpResponse:
     facts: list[tuple[str, Any]] = []
     market_id = subject.get("market_id")

@@ -47,7 +47,7 @@ class NotAnAddress(Refusal):
 # --- step one --------------------------------------------------------------------------------------------------------
 
 
-@page.page("resolve_market")
+@page.page("market.resolve")
 def choose(request: HttpRequest, market_id: int) -> HttpResponse:
     """Show step one: the effects of each decision side by side."""
     market = undecided(market_id)
@@ -69,7 +69,7 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
     return page.render(request, "console/resolve.html", context)
 
 
-@page.page("resolve_market")
+@page.page("market.resolve")
 def choose_weights(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Show step one for several winners. If the typed weights are valid, redirect to step two."""
     market = undecided(market_id)
@@ -105,7 +105,7 @@ def choose_weights(request: HttpRequest, market_id: int) -> HttpResponseBase:
 # --- steps two and three ---------------------------------------------------------------------------------------------
 
 
-@page.page("resolve_market", posts=True)
+@page.page("market.resolve", posts=True)
 def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
     """Show steps two and three. A POST decides the market, or proposes the decision if it needs a second person."""
     market = undecided(market_id)

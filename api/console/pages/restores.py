@@ -16,7 +16,7 @@ STATES = {
 }
 
 
-@page.page("view_console")
+@page.page("console.view")
 def restores(request: HttpRequest) -> HttpResponse:
     """Show the restores, the number of payouts that are asked about, and the decisions that wait."""
     context = {
@@ -24,12 +24,12 @@ def restores(request: HttpRequest) -> HttpResponse:
         "restores": [(restore, count, STATES[restore.state]) for restore, count in asking.progress()],
         "waiting": decisions.waiting(),
         "closed": decisions.closed(limit=20),
-        "may_decide": page.may(request, "decide_payout"),
+        "may_decide": page.may(request, "payout.decide"),
     }
     return page.render_live(request, "console/restores.html", context, every=10)
 
 
-@page.page("decide_payout", posts=True)
+@page.page("restore.decide", posts=True)
 def decide(request: HttpRequest) -> HttpResponse:
     """Ask for the grounds, and store the first person's decision."""
     question = page.Question(
@@ -58,7 +58,7 @@ def decide(request: HttpRequest) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("decide_payout", posts=True)
+@page.page("restore.confirm", posts=True)
 def confirm(request: HttpRequest) -> HttpResponse:
     """Ask the second person to confirm or to refuse a decision."""
     waiting = decisions.waiting()

@@ -28,7 +28,7 @@ ADVICE = {
 STOPS = {Breaker.Cause.ORPHAN.value: Breaker.Cause.ORPHAN}
 
 
-@page.page("view_console")
+@page.page("console.view")
 def sending(request: HttpRequest) -> HttpResponse:
     """Show the switch and the open breakers."""
     opened = list(Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at"))
@@ -36,7 +36,7 @@ def sending(request: HttpRequest) -> HttpResponse:
         "title": "Sending",
         "breakers": [(breaker, ADVICE[breaker.cause]) for breaker in opened if breaker.cause != Breaker.Cause.SWITCH],
         "switch": next((breaker for breaker in opened if breaker.cause == Breaker.Cause.SWITCH), None),
-        "may_switch": page.may(request, "switch_sending"),
+        "may_switch": page.may(request, "sending.off"),
         "stops": list(STOPS),
         "releases": canary.stopped(at=wiring.now(), policy=wiring.policy()),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
@@ -44,7 +44,7 @@ def sending(request: HttpRequest) -> HttpResponse:
     return page.render_live(request, "console/sending.html", context, every=5)
 
 
-@page.page("switch_sending", posts=True)
+@page.page("sending.off", posts=True)
 def switch_off(request: HttpRequest) -> HttpResponse:
     """Ask for a reason and stop all sending."""
     question = page.Question(
@@ -68,7 +68,7 @@ def switch_off(request: HttpRequest) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("switch_sending", posts=True)
+@page.page("sending.on", posts=True)
 def switch_on(request: HttpRequest) -> HttpResponse:
     """Ask for confirmation and start sending again."""
     question = page.Question(
@@ -89,7 +89,7 @@ def switch_on(request: HttpRequest) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("switch_sending", posts=True)
+@page.page("sending.lift", posts=True)
 def lift(request: HttpRequest, cause: str) -> HttpResponse:
     """Ask for a reason and end a stop that only a person ends."""
     if cause not in STOPS:
@@ -117,7 +117,7 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
     return page.ask(request, question, act)
 
 
-@page.page("switch_sending", posts=True)
+@page.page("sending.release", posts=True)
 def release(request: HttpRequest, settlement_id: int) -> HttpResponse:
     """Ask for a reason and release the payouts of a settlement whose first payouts ended badly or are in doubt."""
     settlement = Settlement.objects.select_related("market").filter(pk=settlement_id).first()

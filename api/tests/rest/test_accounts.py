@@ -1,12 +1,16 @@
 """Tests of api/rest/accounts.py: login, logout and the caller's account."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
+from django.conf import Settings
 from django.test import Client
+from django_otp.plugins.otp_totp.models import TOTPDevice
 from knox.models import AuthToken
 
-from testing.builders import PIN, bearer, member
+from testing.builders import PIN, bearer, member, operator
+from testing.console_scenes import code_of, enrol
 from users.models import CustomUser
 
 NUMBER = "254712345678"
@@ -107,3 +111,45 @@ def test_locked_number_answers_429_with_the_end_of_the_lock(db: None, client: Cl
     assert (answer.status_code, answer.json()["code"]) == (429, "too_many_tries")
     assert answer.json()["message"].startswith("Too many wrong PINs. Try again after 20")
     assert client.post("/api/users/login/", {"phone_number": NUMBER, "pin": PIN}, "application/json").status_code == 429
+
+
+# --- staff -----------------------------------------------------------------------------------------------------------
+
+
+def logged_in(client: Client, user: CustomUser, **more: str) -> tuple[int, str]:
+    """Log in. Return the status, and the token or the code of the refusal."""
+    body = {"phone_number": user.phone_number, "pin": PIN} | more
+    answer = client.post("/api/users/login/", body, "application/json")
+    return answer.status_code, answer.json().get("token") or answer.json()["code"]
+
+
+def test_staff_with_an_app_log_in_with_its_code(db: None, client: Client, at: datetime) -> None:
+    staff = operator()
+    enrol(staff, at)
+
+    assert logged_in(client, staff) == (401, "code_required")
+    assert logged_in(client, staff, code="000000") == (403, "wrong_code")
+    TOTPDevice.objects.update(throttling_failure_timestamp=None, throttling_failure_count=0)
+    assert AuthToken.objects.count() == 0
+
+    status, token = logged_in(client, staff, code=code_of(staff))
+    assert status == 200
+    # The code of the login is the proof for a money act.
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = client.post("/api/markets/admin/resolve/", {}, "application/json", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+
+
+def test_wrong_pin_does_not_reveal_that_a_code_is_needed(db: None, client: Client, at: datetime) -> None:
+    staff = operator()
+    enrol(staff, at)
+    assert logged_in(client, staff, pin="0000") == (401, "wrong_credentials")
+
+
+def test_staff_without_an_app_get_no_token_where_codes_are_required(
+    db: None, client: Client, settings: Settings
+) -> None:
+    settings.STAFF_TOTP = True
+    assert logged_in(client, operator()) == (403, "second_factor_not_set_up")
+    assert AuthToken.objects.count() == 0
+    assert logged_in(client, member())[0] == 200

@@ -7,7 +7,7 @@ from api.rest import errors
 from payments.payouts.operations import actions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
-from users import phone_access, second_factor, staff_notes
+from users import phone_access, staff_notes
 from users.refusal import Refusal
 
 # Refusals that only pages and commands can cause. A REST call that could cause one must have a row in the table.
@@ -20,7 +20,6 @@ WITHOUT_REST = {
     resolve.NotAnAddress,
     restore_decisions.NothingToDecide,
     restore_decisions.TwoPeopleNeeded,
-    second_factor.WrongCode,
     staff_notes.NoteRefused,
 }
 

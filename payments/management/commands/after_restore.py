@@ -1,6 +1,5 @@
 """The command `after_restore`: report a restore, see its progress, or decide about the payouts that may have left."""
 
-import getpass
 from datetime import datetime
 from typing import Any
 
@@ -10,9 +9,9 @@ from django.utils.dateparse import parse_datetime
 
 from markets.models import NAIROBI
 from payments import wiring
+from payments.management import signing
 from payments.payouts.restores import asking, decisions, detection
 from payments.policy import Policy
-from users import audit, auth, phone
 
 
 class Command(BaseCommand):
@@ -42,7 +41,11 @@ class Command(BaseCommand):
         self._show()
 
     def _decide(self, options: dict[str, Any], at: datetime) -> None:
-        people = [_person(number, at) for number in (options["by"], options["second"]) if number]
+        people = [
+            signing.sign(number, act_name="restore.decide", at=at)
+            for number in (options["by"], options["second"])
+            if number
+        ]
         try:
             decisions.decide(reference=options["decide"], grounds=options["reason"], by=people, at=at)
         except (decisions.NothingToDecide, decisions.TwoPeopleNeeded) as refusal:
@@ -71,14 +74,3 @@ def _moment(text: str | None) -> datetime | None:
 
 def _nairobi(moment: datetime) -> str:
     return f"{moment.astimezone(NAIROBI):%Y-%m-%d %H:%M:%S}"
-
-
-def _person(number: str, at: datetime) -> audit.Actor:
-    try:
-        pin = getpass.getpass(f"PIN of {number}: ")
-        person = auth.check_pin(phone_number=number, pin=pin, source="command", at=at)
-    except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber) as refusal:
-        raise CommandError(f"{refusal} Nothing was decided.") from refusal
-    if not person.is_staff:
-        raise CommandError(f"{person} is not a member of staff. Nothing was decided.")
-    return audit.Actor(user_id=person.pk, source="command")

@@ -1,6 +1,5 @@
 """The command `decide_payout 42 --receipt SGL12AB34C | --not-paid`, for decisions on held payouts."""
 
-import getpass
 from datetime import datetime
 from typing import Any
 
@@ -8,9 +7,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from payments import own_affairs, wiring
+from payments.management import signing
 from payments.payouts.operations import decisions
 from payments.policy import Policy
-from users import audit, auth, phone
 
 
 class Command(BaseCommand):
@@ -38,16 +37,7 @@ class Command(BaseCommand):
         at, until = wiring.now(), options["statement_until"]
         if until is not None and (until.tzinfo is None or until > at):
             raise CommandError("--statement-until needs a time zone and lies in the past. Nothing was decided.")
-        people = []
-        for number in options["by"]:
-            try:
-                pin = getpass.getpass(f"PIN of {number}: ")
-                person = auth.check_pin(phone_number=number, pin=pin, source="command", at=at)
-            except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber) as refusal:
-                raise CommandError(f"{refusal} Nothing was decided.") from refusal
-            if not person.is_staff:
-                raise CommandError(f"{person} is not a member of staff. Nothing was decided.")
-            people.append(audit.Actor(user_id=person.pk, source="command"))
+        people = [signing.sign(number, act_name="payout.decide", at=at) for number in options["by"]]
         try:
             payout = decisions.decide(
                 transaction_id=options["transaction_id"],

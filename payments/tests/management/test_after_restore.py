@@ -73,7 +73,7 @@ def test_two_people_end_the_stop_of_an_old_backup(capsys: Any, pins: Callable[[s
     ("pin", "second", "words"),
     [
         ("1234", False, "Two different"),
-        ("9999", True, "Nothing was decided"),
+        ("9999", True, "Nothing was done"),
         ("1234", True, "the grounds"),
     ],
 )

@@ -155,4 +155,4 @@ def test_unknown_proposal_is_refused(db: None) -> None:
     with pytest.raises(approvals.ProposalNotFound):
         approvals.approve(proposal_id=1, preview_hash="", by=actor(operator()), at=AT, policy=TWO_PERSON_POLICY)
     with pytest.raises(approvals.ProposalNotFound):
-        approvals.reject(proposal_id=1, reason="", by=NOBODY, at=AT)
+        approvals.reject(proposal_id=1, reason="", may_approve=True, by=NOBODY, at=AT)

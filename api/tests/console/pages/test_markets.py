@@ -4,6 +4,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from django.conf import Settings
 from django.db import transaction
 from django.test import Client
 from django.utils import timezone
@@ -129,7 +130,8 @@ def test_live_page_answers_304_until_something_changes(console: Client) -> None:
     assert "stopped all sending" in page_text(changed)
 
 
-def test_live_page_needs_the_same_permission(db: None) -> None:
+def test_live_page_needs_the_same_permission(db: None, settings: Settings) -> None:
+    settings.PROFILE = "production"
     payout = builders.payout(285)
     assert payout.settlement is not None
     path = f"/admin/markets/{payout.settlement.market_id}/"

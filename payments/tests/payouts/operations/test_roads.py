@@ -154,7 +154,9 @@ def test_release_ends_a_persons_hold_and_opens_the_roads() -> None:
 def test_rejected_undo_opens_the_roads_again() -> None:
     payout, boss = failed_payout("retry")
     undo_proposed(payout, boss)
-    approvals.reject(proposal_id=Proposal.objects.get().pk, reason="It is right.", by=actor(boss), at=after(200))
+    approvals.reject(
+        proposal_id=Proposal.objects.get().pk, reason="It is right.", may_approve=True, by=actor(boss), at=after(200)
+    )
     retry(payout)
     payout.refresh_from_db()
     assert payout.status == "PENDING"

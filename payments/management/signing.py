@@ -1,0 +1,31 @@
+"""A member of staff signs an act on the command line, with the PIN and the code of the authenticator app."""
+
+import getpass
+from datetime import datetime
+
+from django.conf import settings
+from django.core.management.base import CommandError
+
+from users import audit, auth, authority, phone, second_factor
+
+SOURCE = "command"
+
+
+def sign(number: str, *, act_name: str, at: datetime) -> audit.Actor:
+    """Ask for the PIN of a phone number, and for a code where one is due. Return the person for the audit trail.
+
+    Raises: CommandError if the PIN or the code is wrong, or if the person's roles do not allow the act.
+    """
+    try:
+        pin = getpass.getpass(f"PIN of {number}: ")
+        person = auth.check_pin(phone_number=number, pin=pin, source=SOURCE, at=at)
+        by = audit.Actor(user_id=person.pk, source=SOURCE)
+        if not authority.may(person, act_name):
+            raise CommandError(f"{person}: {authority.refusal(act_name)}")
+        if second_factor.enrolled(person):
+            second_factor.check(user=person, code=getpass.getpass(f"Code of {number}: "), by=by, at=at)
+        elif settings.STAFF_TOTP:
+            raise CommandError(f"{person} has no authenticator app. Set one up in the console. Nothing was done.")
+    except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber, second_factor.WrongCode) as refusal:
+        raise CommandError(f"{refusal} Nothing was done.") from refusal
+    return by

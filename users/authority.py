@@ -1,0 +1,126 @@
+"""The one table of acts of staff: who may do each act, with which proof, and with how many people.
+
+REST calls, pages of the console and commands name their act and ask this table. None of them has a rule of its own.
+docs/authority.md is generated from the table.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+People = Literal["one", "two by amount", "two"]
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of staff.
+
+    `name`: the name that the audit trail and API keys use, such as market.resolve.
+    `permission`: codename in users.roles that a person needs.
+    `words`: completes "This person may …".
+    `money`: True if the act needs a recent code of the authenticator app, or in the console a recent PIN.
+    `people`: "one"; "two" if a second person must always approve; "two by amount" if this depends on the act's amount
+    and on the actor's acts of the last 24 hours (users.figures has the thresholds).
+    `approval`: codename that the second person needs.
+    `reason`: True if the person must give a reason.
+    `own`: the affair that must not be the person's own, such as "payout". Empty if the act concerns nobody's affairs.
+    `machine`: True if an API key may hold the act. It then proposes the act, and a person approves it.
+    """
+
+    name: str
+    permission: str
+    words: str
+    money: bool = False
+    people: People = "one"
+    approval: str = ""
+    reason: bool = False
+    own: str = ""
+    machine: bool = False
+
+
+_TABLE = (
+    # Reading.
+    Act("console.view", "view_console", "see the home page, markets, payouts and payouts in doubt", machine=True),
+    Act("ledger.view", "view_ledger", "see accounts, transfers, the trial balance and member debts", machine=True),
+    Act("ledger.export", "export_books", "download accounts and balances", machine=True),
+    Act("audit.view", "view_audit", "see and verify the audit trail"),
+    Act("members.view", "view_members", "see members' wallets, bets and statements, with phones masked"),
+    Act("member.phone_opened", "open_phone", "see a member's whole phone number", reason=True),
+    Act("member.note", "note_member", "write notes about a member"),
+    Act("disputes.view", "answer_dispute", "see members' disputes"),
+    # Markets.
+    Act("market.preview", "view_console", "preview the payouts of a decision on a market", machine=True),
+    Act("market.resolve", "resolve_market", "resolve a market", money=True, people="two by amount",
+        approval="approve_resolution", own="stake", machine=True),
+    Act("market.void", "resolve_market", "void a market and return its stakes", money=True, people="two by amount",
+        approval="approve_resolution", reason=True, own="stake", machine=True),
+    Act("market.scratch", "resolve_market", "scratch an outcome and return its stakes", money=True,
+        people="two by amount", approval="approve_resolution", reason=True, own="stake"),
+    Act("market.undo", "resolve_market", "undo a settlement", money=True, people="two by amount",
+        approval="approve_resolution", reason=True, own="stake"),
+    Act("market.withdraw", "resolve_market", "withdraw a resolution before its payouts leave", money=True, reason=True,
+        own="stake"),
+    Act("proposal.view", "view_console", "see proposals that wait for a second person"),
+    Act("proposal.approve", "approve_resolution", "approve another person's proposal", money=True, own="stake"),
+    Act("proposal.reject", "view_console", "withdraw one's own proposal, or reject another person's if one may "
+        "approve it", money=True, reason=True, own="stake"),
+    # Payouts.
+    Act("payout.retry", "act_on_payouts", "send a failed payout again", money=True, own="payout", machine=True),
+    Act("payout.ask", "act_on_payouts", "ask M-Pesa about a payout", machine=True),
+    Act("payout.hold", "act_on_payouts", "hold a payout", money=True, reason=True, own="payout"),
+    Act("payout.release", "act_on_payouts", "release a held payout", money=True, reason=True, own="payout"),
+    Act("payout.to_wallet", "act_on_payouts", "pay a payout to the member's wallet", money=True,
+        people="two by amount", approval="decide_payout", reason=True, own="payout"),
+    Act("payout.reissue", "decide_payout", "send a payout to the member's new number", money=True, people="two",
+        approval="decide_payout", reason=True, own="payout"),
+    Act("payout.decide", "decide_payout", "decide a held payout by M-Pesa's statement", money=True,
+        people="two by amount", approval="decide_payout", reason=True, own="payout"),
+    Act("payout.confirm", "decide_payout", "confirm another person's decision on a payout", money=True, own="payout"),
+    Act("payout.reject", "decide_payout", "reject another person's decision on a payout", reason=True, own="payout"),
+    # Sending.
+    Act("sending.off", "switch_sending", "stop the sending of payouts", money=True, reason=True),
+    Act("sending.on", "switch_sending", "start the sending of payouts again", money=True, people="two by amount",
+        approval="switch_sending"),
+    Act("sending.lift", "switch_sending", "end a stop that waits for a person", money=True, reason=True),
+    Act("sending.release", "switch_sending", "let a stopped release of payouts go on", money=True, reason=True),
+    Act("restore.decide", "decide_payout", "decide after a restore of the database", money=True, people="two",
+        approval="decide_payout", reason=True, own="payout"),
+    Act("restore.confirm", "decide_payout", "confirm another person's decision after a restore", money=True,
+        own="payout"),
+    # Debts and disputes.
+    Act("recovery.set_off", "decide_recovery", "set a member's debt off against the wallet", money=True,
+        people="two by amount", approval="decide_recovery", own="debt"),
+    Act("recovery.write_off", "decide_recovery", "write a member's debt off", money=True, people="two by amount",
+        approval="decide_recovery", reason=True, own="debt"),
+    Act("dispute.answer", "answer_dispute", "answer a dispute", own="dispute"),
+    Act("dispute.reject", "answer_dispute", "reject a dispute", reason=True, own="dispute"),
+    Act("dispute.uphold", "answer_dispute", "uphold a dispute and carry out its remedy", money=True, reason=True,
+        own="dispute"),
+)  # fmt: skip
+ACTS: dict[str, Act] = {act.name: act for act in _TABLE}
+
+
+class Person(Protocol):
+    """A member of staff, as Django's model of a user shows one."""
+
+    @property
+    def is_active(self) -> bool: ...
+
+    @property
+    def is_staff(self) -> bool: ...
+
+    def has_perm(self, perm: str, obj: None = None) -> bool: ...
+
+
+def may(person: Person, act_name: str) -> bool:
+    """Return True if this member of staff may do the act, by its name in `ACTS`."""
+    return holds(person, ACTS[act_name].permission)
+
+
+def holds(person: Person, permission: str) -> bool:
+    """Return True if this active member of staff has a permission, by its codename in users.roles."""
+    return person.is_active and person.is_staff and person.has_perm(f"users.{permission}")
+
+
+def refusal(act_name: str) -> str:
+    """Return the sentence for a person whose roles do not allow the act."""
+    return f"Your roles do not allow you to {ACTS[act_name].words}. Nothing was done."
