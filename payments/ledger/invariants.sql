@@ -253,13 +253,15 @@ WHERE s.total <> o.total;
 
 -- name: attempts_send_what_is_owed
 -- Each request has the amount and the phone of its payout
--- An attempt has the amount of its transaction. It has its phone number, or a new number that two people confirmed.
+-- An attempt has the amount of its transaction. It has its phone number, or a new number that two people confirmed. A
+-- payment that our books had lost has the number that M-Pesa paid.
 SELECT 'attempt ' || a.originator_conversation_id || ' sends ' || a.amount || ', owed ' || t.amount
     AS attempts_send_what_is_owed
 FROM payments_attempt a JOIN payments_transaction t ON t.id = a.transaction_id
 WHERE a.amount <> t.amount OR a.phone_number <> t.phone_number AND NOT EXISTS (
     SELECT FROM payments_verdict v WHERE v.transaction_id = t.id AND v.kind = 'REISSUE' AND v.confirmed
-        AND v.phone_number = a.phone_number);
+        AND v.phone_number = a.phone_number)
+    AND NOT (a.state IN ('PAID', 'REVERSED') AND (a.known_at IS NOT NULL OR a.asked_first_at IS NOT NULL));
 
 
 -- name: attempts_have_the_settlement_of_their_payout

@@ -200,7 +200,7 @@ class Attempt(models.Model):
     conversation_id = models.CharField(max_length=64, blank=True)
     token_hash = models.CharField(max_length=64)
     amount = shillings()
-    phone_number = models.CharField(max_length=12)
+    phone_number = models.CharField(max_length=12)  # The number that was paid, if a lost request paid another one.
     state = models.CharField(max_length=10, choices=State.choices, default=State.SENDING)
     opened_at = models.DateTimeField()
     posted_at = models.DateTimeField(null=True, help_text="When it was last POSTed.")

@@ -50,8 +50,11 @@ def _weigh_answer(
         return _weigh_receipt(facts, query, answer, trusted, at)
     status = answer.payment_status
     is_new = query.answer not in DECISIVE
-    if trusted and _paid_another_amount(facts, answer):
-        return Action("pay", "", receipt=answer.receipt or "", amount=answer.amount, keeps_answer=is_new)
+    if trusted and (number := _paid_otherwise(facts, answer)):
+        other = number if number != facts.phone_number else ""
+        return Action(
+            "pay", "", receipt=answer.receipt or "", amount=answer.amount, phone_number=other, keeps_answer=is_new
+        )
     if wrong := _answer_mismatch(facts, answer):
         return rules.mismatch(facts, wrong, at)
     corroborated = bool(facts.paid_report) or any(other.answer == "completed" for other in others)
@@ -134,24 +137,25 @@ def _weigh_no_payment(
     return Action("nothing", f"in doubt: {status} proves nothing", keeps_answer=is_new)
 
 
-def _paid_another_amount(facts: Facts, answer: messages.StatusAnswer) -> bool:
-    """Return True if M-Pesa paid this id before we sent it, with another amount.
+def _paid_otherwise(facts: Facts, answer: messages.StatusAnswer) -> str:
+    """Return the number that M-Pesa paid under this id before we sent it, with another amount or to another number.
 
-    A server that lost its last commits may settle again with other amounts, and sends under the same id. M-Pesa calls
-    the new request a duplicate (`known_at`), or we asked before we sent it (`asked_first`). What M-Pesa paid under the
-    id is then what left us.
+    A server that lost its last commits may settle again with other amounts, or two people may have replaced the number
+    since. It sends under the same id. M-Pesa calls the new request a duplicate (`known_at`), or we asked before we sent
+    it (`asked_first`). The payment that M-Pesa made under the id is then the one that left us. Returns an empty string
+    for a payment as asked, and for a number that the member never had.
     """
     may_be_older = facts.known_at is not None or facts.asked_first
     if answer.payment_status != "completed" or not may_be_older or facts.state == "PAID":
-        return False
+        return ""
     receiver = answer.receiver_phone_visible
-    return (
-        answer.originator_conversation_id == facts.originator_conversation_id
-        and answer.amount not in (None, facts.amount)
-        and bool(answer.receipt)
-        and receiver is not None
-        and message_fields.phone_is_compatible(receiver, facts.phone_number)
-    )
+    names_it = answer.originator_conversation_id == facts.originator_conversation_id
+    if not names_it or answer.amount is None or not answer.receipt or receiver is None:
+        return ""
+    if message_fields.phone_is_compatible(receiver, facts.phone_number):
+        return facts.phone_number if answer.amount != facts.amount else ""
+    numbers = [number for number in facts.other_numbers if message_fields.phone_is_compatible(receiver, number)]
+    return numbers[0] if len(numbers) == 1 else ""
 
 
 def _answer_mismatch(facts: Facts, answer: messages.StatusAnswer) -> str:

@@ -7,7 +7,7 @@ import logging
 from datetime import datetime
 
 from payments.ledger import journal
-from payments.models import Attempt, Settlement, StatusQuery, Transaction
+from payments.models import Attempt, Settlement, StatusQuery, Transaction, Verdict
 from payments.mpesa import messages
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts, breakers, eligibility
@@ -43,7 +43,12 @@ ATTEMPT_COLUMNS = (
 
 
 def facts_of(
-    payout: Transaction, attempt: Attempt, *, settlement_stands: bool = True, later_unasked: bool = False
+    payout: Transaction,
+    attempt: Attempt,
+    *,
+    settlement_stands: bool = True,
+    later_unasked: bool = False,
+    other_numbers: tuple[str, ...] = (),
 ) -> records.Facts:
     """Return the facts about an attempt that the rules weigh."""
     return records.Facts(
@@ -69,6 +74,7 @@ def facts_of(
         is_found=attempt.kind == Attempt.Kind.FOUND,
         decision=attempt.decision,
         later_unasked=later_unasked,
+        other_numbers=other_numbers,
     )
 
 
@@ -104,7 +110,13 @@ def apply_status_answer(
     others = attempt.queries.exclude(pk=query.pk).filter(receipt="").order_by("asked_at")
     stands, later_unasked = _settlement_stands(payout), eligibility.is_unasked(payout)
     action = answers.weigh_answer(
-        facts_of(payout, attempt, settlement_stands=stands, later_unasked=later_unasked),
+        facts_of(
+            payout,
+            attempt,
+            settlement_stands=stands,
+            later_unasked=later_unasked,
+            other_numbers=_other_numbers(payout, attempt),
+        ),
         records.Query(query.asked_at, query.verdict, query.receipt),
         tuple(records.Query(asked_at, verdict) for asked_at, verdict in others.values_list("asked_at", "verdict")),
         answer,
@@ -116,6 +128,15 @@ def apply_status_answer(
         query.verdict, query.answered_at = answer.payment_status, at
         query.save(update_fields=["verdict", "answered_at"])
     return _carry_out(payout, attempt, action, at=at, policy=policy)
+
+
+def _other_numbers(payout: Transaction, attempt: Attempt) -> tuple[str, ...]:
+    """Return the other numbers of the member to which a lost request with the attempt's id may have gone."""
+    if attempt.known_at is None and attempt.asked_first_at is None:
+        return ()
+    confirmed = payout.verdicts.filter(kind=Verdict.Kind.REISSUE, confirmed=True)
+    numbers = {payout.phone_number, payout.user.phone_number, *confirmed.values_list("phone_number", flat=True)}
+    return tuple(sorted(numbers - {attempt.phone_number}))
 
 
 def _settlement_stands(payout: Transaction) -> bool:
@@ -198,7 +219,15 @@ def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: da
 def _prove(payout: Transaction, attempt: Attempt, action: records.Action, *, at: datetime, policy: Policy) -> str:
     """Book a proven payment, failure or reversal, and return the outcome in words."""
     if action.step == "pay":
-        return booking.pay(payout, attempt, receipt=action.receipt, amount=action.amount, at=at, policy=policy)
+        return booking.pay(
+            payout,
+            attempt,
+            receipt=action.receipt,
+            amount=action.amount,
+            phone_number=action.phone_number,
+            at=at,
+            policy=policy,
+        )
     if action.step == "reverse":
         return booking.return_payment(payout, attempt, reason=action.hold_reason, at=at)
     return attempts.fail(payout, attempt, code=action.code, words=action.words, at=at, policy=policy)

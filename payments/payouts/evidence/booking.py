@@ -78,13 +78,15 @@ def pay(
     *,
     receipt: str,
     amount: Decimal | None = None,
+    phone_number: str = "",
     at: datetime,
     policy: Policy,
 ) -> str:
     """Book proof of payment for one attempt, and return the outcome in words.
 
     `amount` is what M-Pesa paid, if it is not the attempt's amount. A shortfall goes to the wallet. An excess becomes a
-    receivable from the member.
+    receivable from the member. `phone_number` is the number that M-Pesa paid, if it is not the attempt's. Unless it is
+    the member's present number, the payment is misdirected.
 
     Never refuses: M-Pesa made the payment, so it is recorded in any state of the attempt. If our debt was already
     settled in another way, the payment becomes a receivable from the member.
@@ -96,7 +98,8 @@ def pay(
         receipt, amount = in_suspense.receipt, in_suspense.amount
     receipt = receipt[:64]
     late = attempt.state == State.FAILED
-    if late and attempt.phone_number != payout.receiver:
+    attempt.phone_number = phone_number or attempt.phone_number
+    if attempt.phone_number != payout.receiver and (late or attempt.phone_number != payout.user.phone_number):
         return _book_misdirected(payout, attempt, receipt, amount, at)
     other_open = late and payout.attempts.filter(state__in=Attempt.OPEN).exists()
     debt_open = not late or (not other_open and journal.owed(payout.pk) == payout.amount)
@@ -104,12 +107,10 @@ def pay(
     attempt.resend_at, attempt.decision = None, Attempt.Decision.NONE
     attempt.paid_amount = None if amount == attempt.amount else amount
     attempt.save()
-    if not late and attempt.counted_on is None and attempt.first_sent_at is not None:  # It left before a restore.
-        attempt.counted_on = day_limit.day_of(attempt.first_sent_at)
-        attempt.save(update_fields=["counted_on"])
-        day_limit.count_left([(payout.user_id, attempt.amount)], day=attempt.counted_on)
     if late:
         day_limit.count_paid_late(attempt, payout.user_id)
+    else:
+        _count_lost(payout, attempt)
     source = journal.SUSPENSE if in_suspense else journal.MPESA_UTILITY
     _book_payment(payout, attempt, source=source, reopen=late and debt_open, debt_open=debt_open, at=at)
     if late:
@@ -132,21 +133,52 @@ def pay(
 
 
 def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, amount: Decimal | None, at: datetime) -> str:
-    """Book a late payment to a number that two people have replaced. We still owe the payout to the member.
+    """Book a payment to a number that two people have replaced. We still owe the payout to the member.
 
-    The old number may belong to another person by now, so the payment is no debt of the member.
+    The old number may belong to another person by now, so the payment is no debt of the member. An open request ends,
+    and the payout leaves again or waits for a person as before.
     """
+    was_open = attempt.state in Attempt.OPEN
     attempt.state, attempt.receipt, attempt.closed_at = State.PAID, receipt, at
     attempt.next_query_at, attempt.resend_at, attempt.decision = None, None, Attempt.Decision.NONE
     attempt.paid_amount = None if amount == attempt.amount else amount
     attempt.save()
-    day_limit.count_paid_late(attempt, payout.user_id)
     key, tx = f"misdirected:{attempt.pk}", payout.pk
     source = journal.SUSPENSE if suspended(attempt) else journal.MPESA_UTILITY
     entry = journal.Entry(key, journal.MISDIRECTED, source, attempt.paid_amount or attempt.amount, tx)
-    journal.post([entry, *_charge(attempt, at)], at=at)
+    entries = [entry, *_charge(attempt, at)]
+    if was_open:
+        accounts = (journal.IN_FLIGHT, journal.PAYABLE)
+        entries.insert(0, journal.Entry(f"return:{attempt.pk}", *accounts, attempt.amount, tx))
+        _count_lost(payout, attempt)
+    else:
+        day_limit.count_paid_late(attempt, payout.user_id)
+    journal.post(entries, at=at)
     alarm.critical("Attempt %s was paid to a number that has been replaced: receipt %s", attempt, receipt)
-    return "paid to the member's old number after all: ask M-Pesa to reverse it; the payout is still owed"
+    outcome = "paid to the member's old number: ask M-Pesa to reverse it; the payout is still owed"
+    if was_open:
+        return _owe_still(payout, attempt, outcome, at=at)
+    return outcome
+
+
+def _owe_still(payout: Transaction, attempt: Attempt, outcome: str, *, at: datetime) -> str:
+    """Let a payout continue without the request that paid the old number, and return the outcome in words."""
+    if cancelled := attempts.cancel_if_recalled(payout, at=at):
+        return cancelled
+    if payout.status == Status.PROCESSING:
+        attempts.make_pending(payout, due_at=at)
+    elif payout.status == Status.HELD and not payout.held_by_person:
+        reason = f"Its request {attempt} was paid to the member's old number. The payout is still owed. Retry it."
+        attempts.hold(payout, reason=reason)
+    return outcome
+
+
+def _count_lost(payout: Transaction, attempt: Attempt) -> None:
+    """Count a request for the member's limit of the day, if it left before a restore and is not counted yet."""
+    if attempt.counted_on is None and attempt.first_sent_at is not None:
+        attempt.counted_on = day_limit.day_of(attempt.first_sent_at)
+        attempt.save(update_fields=["counted_on"])
+        day_limit.count_left([(payout.user_id, attempt.amount)], day=attempt.counted_on)
 
 
 def _pay_again(payout: Transaction, attempt: Attempt, receipt: str, *, at: datetime) -> str:

@@ -28,6 +28,7 @@ class Facts:
     `result_code` and `result_words` are those of the latest callback. `is_found`: our books had lost the request.
     `asked_first`: we asked about the request before it left, because our books may have lost an earlier one.
     `later_unasked`: our books may have lost a later request of the payout, and M-Pesa has not denied it yet.
+    `other_numbers`: further numbers of the member to which a lost request of the payout may have gone.
     """
 
     attempt: str
@@ -52,6 +53,7 @@ class Facts:
     is_found: bool = False
     asked_first: bool = False
     later_unasked: bool = False
+    other_numbers: tuple[str, ...] = ()
 
     @property
     def never_left(self) -> bool:
@@ -84,7 +86,8 @@ class Action:
     - ask: the next status query is due at `ask_at`.
     - doubt: the attempt is in doubt, and the next status query is due at `ask_at` at the latest.
     - report: `code`, `words`, `receipt` and `paid_report` are kept on the attempt, and M-Pesa is asked at `ask_at`.
-    - pay: the payment is booked with `receipt`, and with `amount` if M-Pesa paid another amount than the attempt's.
+    - pay: the payment is booked with `receipt`, and with `amount` or `phone_number` if M-Pesa paid another amount, or
+      another number, than the attempt's.
     - fail: the attempt is proven unpaid, with `code` and `words`.
     - hold: no change of the attempt.
     - resend: the same id is sent again.
@@ -104,6 +107,7 @@ class Action:
     words: str = ""
     receipt: str = ""
     amount: Decimal | None = None
+    phone_number: str = ""
     paid_report: str = ""
     hold_reason: str = ""
     is_known: bool = False
