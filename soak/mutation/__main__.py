@@ -6,7 +6,9 @@ effect, each with its reason; they do not count. The exit status is 1 if fewer t
 """
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import queue
 import subprocess
@@ -15,14 +17,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from soak.mutation import covering, mutants
+from soak.mutation import covering, forking, mutants, verdicts
 from testing.figures import Figure, hand_over, say
-from testing.parts import ROOT, git
+from testing.parts import ROOT, commit, git
 
 # Modules of money, breakers, callbacks, audit and authentication.
 MODULES = (
@@ -52,9 +54,6 @@ PACKAGES = ("markets", "payments", "users")
 SUITE = ("-m", "not long")
 SHARE = 95
 EQUIVALENT = Path(__file__).parent / "equivalent.json"
-# Most mutants are noticed by the first tests, so the first run has few of them.
-FIRST_TESTS = 40
-SECONDS_A_RUN = 900
 
 
 @dataclass(frozen=True)
@@ -66,79 +65,110 @@ class Judged:
     seconds: float
 
 
-def judge(mutant: mutants.Mutant, tests: list[str], place: Path) -> Judged:
-    """Run the tests against a mutant in the checkout `place`, and return the first failure."""
-    began = time.monotonic()
-    path = place / mutant.path
-    source = path.read_text()
-    noticed_by = ""
-    try:
-        path.write_text(mutant.applied(source))
-        for some in (tests[:FIRST_TESTS], tests[FIRST_TESTS:]):
-            if some and (noticed_by := _first_failure(some, place)):
-                break
-    finally:
-        path.write_text(source)
-    return Judged(mutant, noticed_by, time.monotonic() - began)
+class Session:
+    """A checkout of the present commit, with a pytest session that judges its mutants."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._process, self._channel = forking.start(place, SUITE)
+
+    def judge(self, mutant: mutants.Mutant, tests: list[str], seconds: float) -> Judged:
+        """Run the tests against a mutant, at most so many seconds, and return the first failure."""
+        began = time.monotonic()
+        path = self.place / mutant.path
+        source = path.read_text()
+        mutated = mutant.applied(source)
+        noticed_by = forking.CodeDiffers.__name__
+        # Processes that tests start read the file. Bytecode of an earlier mutant can have the same second and size.
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+        path.write_text(mutated)
+        try:
+            if forking.is_in_function(source, mutant.start, mutant.end):
+                self._channel.send(forking.Question(mutant.path, source, mutated, tests, seconds))
+                noticed_by = self._channel.recv()
+            if noticed_by == forking.CodeDiffers.__name__:
+                noticed_by = _first_failure(tests, self.place, seconds)
+        finally:
+            path.write_text(source)
+            Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+        return Judged(mutant, noticed_by, time.monotonic() - began)
+
+    def end(self) -> None:
+        self._channel.send(None)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:  # The run was stopped in the middle of a mutant.
+            self._process.kill()
+            self._process.wait()
 
 
-def _first_failure(tests: list[str], place: Path) -> str:
-    """Return the first test that fails, or an empty text. A run that ends in another way is named by its end."""
-    command = [sys.executable, "-m", "pytest", "--quiet", "--exitfirst", "--reuse-db", "--no-header", "--tb=no",
-               "-p", "no:randomly", "-p", "no:cacheprovider", f"@{_argument_file(tests, place)}"]  # fmt: skip
+def _first_failure(tests: list[str], place: Path, seconds: float) -> str:
+    """Run the tests in a new session, for a mutant outside functions, and return the first that fails.
+
+    A run that ends in another way is named by its end. An empty text means that all tests passed.
+    """
+    tests_path = place / ".kasoko" / "mutation-tests.txt"
+    tests_path.write_text("\n".join(tests) + "\n")
+    command = [sys.executable, "-m", "pytest", "--quiet", "--exitfirst", "--create-db", "--no-header", "--tb=no",
+               "-p", "no:cacheprovider", *SUITE, f"@{tests_path}"]  # fmt: skip
     try:
         ended = subprocess.run(
-            command, cwd=place, capture_output=True, text=True, check=False, timeout=SECONDS_A_RUN
+            command, cwd=place, capture_output=True, text=True, check=False, timeout=seconds + 60
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return "the tests did not end"
+        return forking.NOT_IN_TIME
     if ended.returncode == 0:
         return ""
     failures = [line for line in ended.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return failures[0].split(" - ")[0].split(" ", 1)[1] if failures else f"pytest ended with {ended.returncode}"
 
 
-def _argument_file(tests: Iterable[str], place: Path) -> Path:
-    path = place / ".kasoko" / "mutation-tests.txt"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.write_text("\n".join(tests) + "\n")
-    return path
-
-
 @contextmanager
-def _checkouts(count: int) -> Iterator[list[Path]]:
+def _sessions(count: int) -> Iterator[list[Session]]:
     """Make `count` checkouts of the present commit, so that mutants can be judged at the same time."""
     with tempfile.TemporaryDirectory(prefix="kasoko-mutants-") as directory:
         places = [Path(directory, str(number)) for number in range(count)]
+        sessions: list[Session] = []
         try:
             for place in places:
                 git("worktree", "add", "--quiet", "--detach", str(place))
                 (place / ".venv").symlink_to(ROOT / ".venv")
-            yield places
+                sessions.append(Session(place))
+            yield sessions
         finally:
+            for session in sessions:
+                session.end()
             for place in places:
                 subprocess.run([sys.executable, "-P", "api/embedded", "erase"], cwd=place, check=False)
                 git("worktree", "remove", "--force", str(place))
 
 
-def judge_all(drawn: list[mutants.Mutant], covered: covering.Covering, *, jobs: int) -> list[Judged]:
-    """Judge every mutant, `jobs` at a time, and print each survivor at once."""
+def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, measure: bool) -> list[Judged]:
+    """Judge every mutant, `jobs` at a time, print each survivor at once, and keep each verdict for the next run."""
+    kept = verdicts.Kept()
+    judged = [Judged(mutant, noticed_by, 0) for mutant in drawn if (noticed_by := kept.of(mutant)) is not None]
+    known = {one.mutant for one in judged}
     waiting: queue.SimpleQueue[mutants.Mutant | None] = queue.SimpleQueue()
-    for mutant in [*drawn, *[None] * jobs]:
+    for mutant in [*(mutant for mutant in drawn if mutant not in known), *[None] * jobs]:
         waiting.put(mutant)
-    judged: list[Judged] = []
+    if len(known) == len(drawn):
+        return judged
+    covered = covering.measure(SUITE, PACKAGES, again=measure)
 
-    def work(place: Path) -> None:
+    def work(session: Session) -> None:
         while (mutant := waiting.get()) is not None:
-            one = judge(mutant, covered.of(mutant), place)
+            tests = covered.of(mutant, first=kept.hint(mutant), at_most=nearest)
+            one = session.judge(mutant, tests, 120 + 5 * sum(covered.seconds.get(test, 1) for test in tests))
             judged.append(one)
+            if one.noticed_by or nearest == math.inf:
+                kept.add(mutant, one.noticed_by)
             if not one.noticed_by:
                 say(f"  not noticed: {mutant.path}:{mutant.line}: {mutant.words}: {_cell(mutant.before)}")
             if len(judged) % 20 == 0:
                 say(f"  {len(judged)} of {len(drawn)} mutants")
 
-    with _checkouts(jobs) as places:
-        threads = [threading.Thread(target=work, args=(place,)) for place in places]
+    with _sessions(jobs) as sessions:
+        threads = [threading.Thread(target=work, args=(session,), daemon=True) for session in sessions]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -150,24 +180,26 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())[:160]
 
 
-def report(judged: list[Judged], reasons: dict[str, str]) -> bool:
+def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[str, str]) -> bool:
     """Print the table of survivors and hand over the figure. Return True if enough mutants were noticed."""
-    counted = [one for one in judged if one.mutant.name not in reasons]
-    noticed = Counter(one.mutant.path for one in counted if one.noticed_by)
-    total = Counter(one.mutant.path for one in counted)
+    noticed = Counter(one.mutant.path for one in judged if one.noticed_by)
+    total = Counter(one.mutant.path for one in judged)
     say("| Module (noticed) | Line | Change that no test noticed | Reason |")
     say("|---|---|---|---|")
-    for path in sorted(total):
-        survivors = [one for one in judged if one.mutant.path == path and not one.noticed_by]
+    survivors = [(one.mutant, "a test is missing") for one in judged if not one.noticed_by]
+    survivors += [(mutant, reasons[mutant.name]) for mutant in excused]
+    for path in sorted({mutant.path for mutant, _ in survivors} | total.keys()):
         module = f"{path} ({noticed[path]} of {total[path]})"
-        for one in survivors:
-            reason = reasons.get(one.mutant.name, "a test is missing")
-            change = f"{one.mutant.words}: {one.mutant.before} → {one.mutant.replacement or 'nothing'}"
-            say(f"| {module} | {one.mutant.line} | {_cell(change)} | {reason} |")
-        if not survivors:
+        here = sorted(
+            (mutant.line, mutant.start, mutant, reason) for mutant, reason in survivors if mutant.path == path
+        )
+        for line, _, mutant, reason in here:
+            change = f"{mutant.words}: {mutant.before} → {mutant.replacement or 'nothing'}"
+            say(f"| {module} | {line} | {_cell(change)} | {reason} |")
+        if not here:
             say(f"| {module} | | none | |")
     passed = 100 * noticed.total() >= SHARE * total.total()
-    seen = f"{noticed.total()} of {total.total()} mutants noticed, {len(judged) - len(counted)} without effect"
+    seen = f"{noticed.total()} of {total.total()} mutants noticed, {len(excused)} without effect"
     hand_over([Figure("Mutants of the modules of money", f"at least {SHARE} % are noticed", seen, passed)])
     say(seen)
     return passed
@@ -180,15 +212,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=40, help="mutants a module (default 40)")
     parser.add_argument("--seed", type=int, default=11, help="the same seed draws the same mutants (default 11)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--nearest", type=float, default=math.inf, metavar="SECONDS",
+        help="only the nearest tests of each mutant, so many seconds of them; survivors are not kept",
+    )  # fmt: skip
+    parser.add_argument("--measure", action="store_true", help="learn again which tests run which lines")
     options = parser.parse_args(arguments)
-    covered = covering.measure(SUITE, PACKAGES)
+    if commit().endswith("with changes"):
+        parser.error("Commit your changes first, because the mutants are judged in checkouts of the commit.")
     drawn = [
         mutant
         for path in options.module or MODULES
         for mutant in mutants.draw(path, (ROOT / path).read_text(), count=options.count, seed=options.seed)
     ]
     reasons = json.loads(EQUIVALENT.read_text())
-    return 0 if report(judge_all(drawn, covered, jobs=options.jobs), reasons) else 1
+    counted = [mutant for mutant in drawn if mutant.name not in reasons]
+    judged = judge_all(counted, jobs=options.jobs, nearest=options.nearest, measure=options.measure)
+    return 0 if report(judged, [mutant for mutant in drawn if mutant.name in reasons], reasons) else 1
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
 """Tests that run each line of a module, with their seconds, from one run of the suite with coverage.
 
-The run takes some minutes, so its result is kept in `.kasoko/mutation/` for its commit.
+The run takes some minutes, so its result is kept in `.kasoko/mutation/`. It serves later commits too: lines that moved
+are found again, and the tests of changed files are added.
 """
 
+import difflib
+import itertools
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from coverage import CoverageData
 
 from soak.mutation.mutants import Mutant
 from testing.figures import say
-from testing.parts import ROOT, commit
+from testing.parts import ROOT, git
 
 PLACE = ROOT / ".kasoko" / "mutation"
 # A line of pytest's durations: "0.12s call     payments/tests/test_a.py::test_b".
@@ -26,16 +31,19 @@ _DURATION = re.compile(r"([0-9.]+)s (?:setup|call|teardown)\s+(\S.*)")
 
 @dataclass(frozen=True)
 class Covering:
-    """Tests by module and line, and the seconds of each test."""
+    """Tests by module and line as they were measured at a commit, and the seconds of each test."""
 
     tests: dict[str, dict[int, list[str]]]
     seconds: dict[str, float] = field(default_factory=dict)
+    commit: str = ""
 
-    def of(self, mutant: Mutant) -> list[str]:
+    def of(self, mutant: Mutant, *, first: str = "", at_most: float = math.inf) -> list[str]:
         """Return the tests that can notice a mutant: those that run its lines, else all tests of its module.
 
+        `first` is a test that noticed this change before. `at_most` are the seconds of the tests.
         Code outside functions runs at import, so no test is recorded for it. The tests of a `.sql` file are those of
-        the modules beside it. Tests of the module itself come first, then the fastest.
+        the modules beside it. Tests of the module itself come first, then those of its package, the
+        fastest first. Files of tests that changed since the measurement are returned whole.
         """
         lines = self.tests.get(mutant.path, {})
         if not mutant.path.endswith(".py"):
@@ -43,22 +51,49 @@ class Covering:
             chosen = {test for path, by_line in self.tests.items() if str(Path(path).parent) == directory
                       for tests in by_line.values() for test in tests}  # fmt: skip
         else:
-            chosen = {test for line in range(mutant.line, mutant.last_line + 1) for test in lines.get(line, [])}
+            measured = _lines_then(self.commit, mutant.path)
+            reached = [measured.get(line, 0) for line in range(mutant.line, mutant.last_line + 1)]
+            chosen = {test for line in reached for test in lines.get(line, [])}
             chosen = chosen or {test for tests in lines.values() for test in tests}
-        own = f"test_{Path(mutant.path).stem}"
-        return sorted(chosen, key=lambda test: (own not in test, self.seconds.get(test, 1.0), test))
+        changed = set(_changed_tests(self.commit))
+        chosen = {test for test in chosen if test.split("::")[0] not in changed} | changed
+        own, near = f"test_{Path(mutant.path).stem}", mutant.path.split("/")[0]
+
+        def distance(test: str) -> tuple[bool, bool, float, str]:
+            return own not in test, not test.startswith(near), self.seconds.get(test, 1.0), test
+
+        ordered = sorted(chosen, key=distance)
+        if first:
+            ordered = [first, *(test for test in ordered if test != first)]
+        ends = itertools.accumulate(self.seconds.get(test, 1.0) for test in ordered)
+        return [test for test, end in zip(ordered, ends, strict=True) if end <= at_most]
 
 
-def measure(pytest_arguments: Sequence[str], packages: Sequence[str]) -> Covering:
-    """Return the covering tests of this commit: from the last run if there is one, else from a new run.
+@cache
+def _lines_then(measured_at: str, path: str) -> dict[int, int]:
+    """Return the line that each present line of a module had at the measurement. New lines are left out."""
+    then = git("show", f"{measured_at}:{path}").splitlines()
+    now = Path(ROOT, path).read_text().rstrip().splitlines()
+    blocks = difflib.SequenceMatcher(None, now, then, autojunk=False).get_matching_blocks()
+    return {block.a + n + 1: block.b + n + 1 for block in blocks for n in range(block.size)}
+
+
+@cache
+def _changed_tests(measured_at: str) -> tuple[str, ...]:
+    names = git("diff", "--name-only", "--diff-filter=d", measured_at, "HEAD").splitlines()
+    return tuple(name for name in names if Path(name).name.startswith("test_"))
+
+
+def measure(pytest_arguments: Sequence[str], packages: Sequence[str], *, again: bool = False) -> Covering:
+    """Return the covering tests: from the last measurement if there is one, or from a new run if `again` is True.
 
     Raises: RuntimeError if a test fails, because then no mutant can be judged.
     """
-    kept = PLACE / f"{commit()}.json"
-    if kept.exists():
-        loaded = json.loads(kept.read_text())
+    earlier = sorted(PLACE.glob("covering-*.json"), key=lambda path: path.stat().st_mtime)
+    if earlier and not again:
+        loaded = json.loads(earlier[-1].read_text())
         tests = {path: {int(line): names for line, names in lines.items()} for path, lines in loaded["tests"].items()}
-        return Covering(tests, loaded["seconds"])
+        return Covering(tests, loaded["seconds"], loaded["commit"])
     PLACE.mkdir(parents=True, exist_ok=True)
     say("Running the tests with coverage, to learn which tests run which lines.")
     measured = PLACE / "coverage"
@@ -75,8 +110,8 @@ def measure(pytest_arguments: Sequence[str], packages: Sequence[str]) -> Coverin
     for line in ended.stdout.splitlines():
         if match := _DURATION.match(line.strip()):
             seconds[match.group(2)] += float(match.group(1))
-    covering = Covering(_tests_by_line(CoverageData(str(measured))), dict(seconds))
-    kept.write_text(json.dumps({"tests": covering.tests, "seconds": covering.seconds}))
+    covering = Covering(_tests_by_line(CoverageData(str(measured))), dict(seconds), git("rev-parse", "HEAD"))
+    Path(PLACE, f"covering-{covering.commit[:10]}.json").write_text(json.dumps(asdict(covering)))
     return covering
 
 

@@ -9,8 +9,9 @@ import io
 import random
 import re
 import tokenize
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 Span: TypeAlias = Callable[[ast.expr | ast.stmt | ast.keyword], tuple[int, int]]
@@ -73,11 +74,16 @@ class Mutant:
     before: str
     replacement: str
     words: str
+    # The function or class around it, and its number among equal changes there.
+    scope: str = ""
+    number: int = 1
 
     @property
     def name(self) -> str:
-        """A name that survives changes of other lines: the path, the words and the changed text."""
-        return f"{self.path}: {self.words}: {' '.join(self.before.split())[:100]}"
+        """A name that survives changes of other functions."""
+        before, after = (" ".join(text.split())[:100] for text in (self.before, self.replacement))
+        again = f" ({self.number})" if self.number > 1 else ""
+        return f"{self.path}: {self.scope or 'module'}: {self.words}: {before} → {after or 'nothing'}{again}"
 
     def applied(self, source: str) -> str:
         return source[: self.start] + self.replacement + source[self.end :]
@@ -95,9 +101,26 @@ def draw(path: str, source: str, *, count: int, seed: int) -> list[Mutant]:
 def all_of(path: str, source: str) -> list[Mutant]:
     """Return every mutant of a source. A file that is not Python is read as SQL."""
     if not path.endswith(".py"):
-        return list(_of_sql(path, source, 0, source))
-    mutants = [*_of_code(path, source), *_of_texts(path, source)]
-    return [mutant for mutant in mutants if _compiles(mutant.applied(source))]
+        return _numbered(_of_sql(path, source, 0, source))
+    scopes = [
+        (node.lineno, node.end_lineno or node.lineno, node.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    return _numbered(
+        replace(mutant, scope=".".join(name for first, last, name in scopes if first <= mutant.line <= last))
+        for mutant in [*_of_code(path, source), *_of_texts(path, source)]
+        if _compiles(mutant.applied(source))
+    )
+
+
+def _numbered(mutants: Iterable[Mutant]) -> list[Mutant]:
+    seen: Counter[str] = Counter()
+    numbered = []
+    for mutant in mutants:
+        seen[mutant.name] += 1
+        numbered.append(replace(mutant, number=seen[mutant.name]))
+    return numbered
 
 
 def _compiles(source: str) -> bool:

@@ -1,0 +1,231 @@
+"""Pytest plugin that judges many mutants in one session: each in a fork that already holds all modules and tests.
+
+`soak.mutation` starts pytest with this plugin in a checkout, and sends one `Question` after the other. A fork replaces
+the code of the mutated module's functions, runs the tests, and tells the first that fails. Each fork gets a new copy of
+a database that was migrated once. So a mutant costs the seconds of its tests, without any start-up.
+"""
+
+import ast
+import contextlib
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection
+from django.db.backends.base.creation import BaseDatabaseCreation
+from pytest_django.plugin import blocking_manager_key
+
+# The descriptor of the connection to `soak.mutation`.
+CHANNEL = "KASOKO_MUTATION_CHANNEL"
+NOT_IN_TIME = "the tests did not end"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A mutated module, its tests or files of tests in the order of their run, and the limit of the run in seconds."""
+
+    path: str
+    source: str
+    mutated: str
+    tests: list[str]
+    seconds: float
+
+
+class CodeDiffers(ValueError):
+    """The functions of a mutant cannot take the place of the module's functions."""
+
+
+def replace_functions(path: Path, source: str, mutated: str) -> None:
+    """Give every function of a loaded module the code that it has in the mutated source.
+
+    Raises: CodeDiffers if a loaded function has no counterpart, or if the module is not loaded.
+    """
+    pairs = _pairs(compile(source, str(path), "exec"), compile(mutated, str(path), "exec"))
+    placed = {(old.co_qualname, old.co_firstlineno): new for old, new in pairs}
+    loaded = [one for one in gc.get_objects() if isinstance(one, FunctionType) and _file(one) == str(path)]
+    if not loaded:
+        raise CodeDiffers(str(path))
+    for function in loaded:
+        try:
+            function.__code__ = placed[function.__code__.co_qualname, function.__code__.co_firstlineno]
+        except (KeyError, ValueError) as error:
+            raise CodeDiffers(f"{path}: {function.__code__.co_qualname}") from error
+
+
+def _file(function: FunctionType) -> str:
+    return function.__code__.co_filename
+
+
+def _pairs(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Yield each function of the old code with its counterpart, unless the change took an inner function away."""
+    yield old, new
+    inner_old, inner_new = ([one for one in code.co_consts if isinstance(one, CodeType)] for code in (old, new))
+    if [one.co_name for one in inner_old] == [one.co_name for one in inner_new]:
+        for pair in zip(inner_old, inner_new, strict=True):
+            yield from _pairs(*pair)
+
+
+def is_in_function(source: str, start: int, end: int) -> bool:
+    """Return True if the text from `start` to `end` belongs to the body of a function."""
+    first, last = source.count("\n", 0, start) + 1, source.count("\n", 0, end) + 1
+    return any(
+        function.body[0].lineno <= first and last <= (function.end_lineno or 0)
+        for function in ast.walk(ast.parse(source))
+        if isinstance(function, ast.FunctionDef)
+    )
+
+
+def start(place: Path, suite: Sequence[str]) -> tuple["subprocess.Popen[bytes]", Connection]:
+    """Start a session in a checkout, and return its process and the connection for questions.
+
+    Raises: RuntimeError with the end of its output if it cannot start.
+    """
+    ours, theirs = socket.socketpair()
+    output = place / ".kasoko" / "mutation.log"
+    output.parent.mkdir(mode=0o700, exist_ok=True)
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-p", __name__, *suite],
+            cwd=place, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env=os.environ | {CHANNEL: str(theirs.fileno())}, pass_fds=[theirs.fileno()],
+        )  # fmt: skip
+    theirs.close()
+    channel = Connection(ours.detach())
+    try:
+        channel.recv()
+    except EOFError:
+        raise RuntimeError(f"The session did not start:\n{output.read_text()[-3000:]}") from None
+    return process, channel
+
+
+# --- the session -----------------------------------------------------------------------------------------------------
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Answer each question instead of running the tests. An empty answer means that all tests passed."""
+    channel = Connection(int(os.environ[CHANNEL]))
+    items: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in session.items:
+        items[item.nodeid].append(item)
+        items[item.nodeid.split("::")[0]].append(item)
+    template = _migrated_once(session)
+    channel.send("ready")
+    while (question := channel.recv()) is not None:
+        chosen = [item for test in question.tests for item in items.get(test, [])]
+        channel.send(_answer(session, question, chosen, template))
+    with session.config.stash[blocking_manager_key].unblock():
+        _statement(f'DROP DATABASE "{template}" WITH (FORCE)')
+    return True
+
+
+def _answer(session: pytest.Session, question: Question, chosen: list[pytest.Item], template: str) -> str:
+    notice = Path(session.config.rootpath, ".kasoko", "mutation-notice")
+    notice.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            notice.write_text(_first_failure(session, question, chosen, template))
+            status = 0
+        finally:
+            os._exit(status)
+    ended = _status(child, question.seconds)
+    if ended is None:
+        return NOT_IN_TIME
+    return notice.read_text() if ended == 0 else f"the tests ended with {ended}"
+
+
+def _status(child: int, seconds: float) -> int | None:
+    """Wait for a fork, end all its processes, and return its exit status, or None if it took too long."""
+    deadline = time.monotonic() + seconds
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    with contextlib.suppress(ProcessLookupError):  # The fork was the only process.
+        os.killpg(child, signal.SIGKILL)
+    if not ended:
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def _first_failure(session: pytest.Session, question: Question, chosen: list[pytest.Item], template: str) -> str:
+    try:
+        replace_functions(Path(session.config.rootpath, question.path), question.source, question.mutated)
+    except CodeDiffers:
+        return CodeDiffers.__name__
+    _copy_for_each_run(template)
+    for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
+        with redis.Redis.from_url(os.environ[name]) as client:
+            client.flushdb()
+    failed: list[str] = []
+
+    class Watch:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                failed.append(report.nodeid)
+
+    session.config.pluginmanager.register(Watch())
+    for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if failed:
+            return failed[0]
+    return ""
+
+
+# --- databases -------------------------------------------------------------------------------------------------------
+
+
+def _migrated_once(session: pytest.Session) -> str:
+    """Make a test database by its migrations, and return its name. Only copies of it are used."""
+    child = os.fork()
+    template = f"kept_{connection.settings_dict['NAME']}"
+    if child == 0:
+        status = 1
+        try:
+            with session.config.stash[blocking_manager_key].unblock():
+                _statement(f'DROP DATABASE IF EXISTS "{template}" WITH (FORCE)')
+                name = connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+                connection.close()
+                _statement(f'ALTER DATABASE "{name}" RENAME TO "{template}"')
+            status = 0
+        finally:
+            os._exit(status)
+    if _status(child, 600) != 0:
+        raise RuntimeError("No test database can be made.")
+    return template
+
+
+def _copy_for_each_run(template: str) -> None:
+    def copied(self: Any, *_: object, **__: object) -> str:
+        name: str = self._get_test_db_name()
+        self.connection.close()
+        _statement(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        _statement(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        settings.DATABASES[self.connection.alias]["NAME"] = name
+        self.connection.settings_dict["NAME"] = name
+        return name
+
+    BaseDatabaseCreation.create_test_db = copied  # type: ignore[method-assign]
+
+
+def _statement(sql: str) -> None:
+    creation: Any = connection.creation
+    with creation._nodb_cursor() as cursor:
+        cursor.execute(sql)

@@ -1,0 +1,54 @@
+"""Verdicts of earlier runs, so that a run can be continued and does not judge the same mutant again.
+
+A mutant that a test noticed stays noticed while its module and the file of this test are the same. A survivor is
+kept for its commit only, because any new test can notice it.
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from soak.mutation.covering import PLACE
+from soak.mutation.mutants import Mutant
+from testing.parts import ROOT, commit
+
+FILE = PLACE / "verdicts.jsonl"
+
+
+class Kept:
+    """Verdicts in `.kasoko/mutation/`, one a line. The last one of a mutant counts."""
+
+    def __init__(self) -> None:
+        PLACE.mkdir(parents=True, exist_ok=True)
+        self._commit = commit()
+        lines = FILE.read_text().splitlines() if FILE.exists() else []
+        self._by_name = {verdict["mutant"]: verdict for verdict in map(json.loads, lines)}
+
+    def of(self, mutant: Mutant) -> str | None:
+        """Return the test that noticed this mutant, an empty text if it survived, or None if it must be judged."""
+        verdict = self._by_name.get(mutant.name)
+        return (
+            verdict["noticed_by"] if verdict and verdict["for"] == self._scope(mutant, verdict["noticed_by"]) else None
+        )
+
+    def hint(self, mutant: Mutant) -> str:
+        """Return the test that noticed this change in an older version of the module, or an empty text."""
+        noticed_by: str = self._by_name.get(mutant.name, {"noticed_by": ""})["noticed_by"]
+        return noticed_by if "::" in noticed_by else ""
+
+    def add(self, mutant: Mutant, noticed_by: str) -> None:
+        """Keep one verdict. Threads may call this at the same time, because each adds one line at the end."""
+        verdict = {"mutant": mutant.name, "noticed_by": noticed_by, "for": self._scope(mutant, noticed_by)}
+        with FILE.open("a") as file:
+            file.write(json.dumps(verdict) + "\n")
+
+    def _scope(self, mutant: Mutant, noticed_by: str) -> str:
+        test = _fingerprint(noticed_by.split("::")[0]) if noticed_by else self._commit
+        return f"{_fingerprint(mutant.path)} {test}"
+
+
+@cache
+def _fingerprint(path: str) -> str:
+    file = Path(ROOT, path)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
