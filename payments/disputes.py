@@ -163,8 +163,8 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
     """Uphold a dispute. The remedies `pay_to_wallet` and `resend` act now, on the payouts that failed or are held.
 
     Locks: Dispute, the Transactions by id, the wallet.
-    Raises: DisputeNotFound; WrongDisputeState; own_affairs.OwnDispute; NoSuchRemedy; actions.PayoutNotRetryable. In
-    each of these cases nothing was decided and no money moved.
+    Raises: DisputeNotFound; WrongDisputeState; own_affairs.OwnDispute; own_affairs.OwnPayout; NoSuchRemedy;
+    actions.PayoutNotRetryable. In each of these cases nothing was decided and no money moved.
     """
     with transaction.atomic(durable=True):
         dispute = _decidable(dispute_id, by, (State.OPEN, State.ANSWERED))
@@ -174,7 +174,7 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
             raise NoSuchRemedy("This bet or transaction has no settlement that can be undone. Choose another remedy.")
         payouts = _stuck_payouts(dispute) if remedy in (Remedy.PAY_TO_WALLET, Remedy.RESEND) else []
         act = actions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else actions.make_pending_again
-        changed = [act(payout_id, at=at) for payout_id in payouts]
+        changed = [act(payout_id, by=by, at=at) for payout_id in payouts]
         dispute.state, dispute.closed_at, dispute.closed_by_id = State.UPHELD, at, by.user_id
         dispute.remedy = remedy
         if remedy == Remedy.PAY_TO_WALLET:

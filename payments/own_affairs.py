@@ -6,7 +6,7 @@ The caller checks while it holds the lock on the row, so the result is still tru
 from collections.abc import Iterable
 
 from markets.models import Bet, Market
-from payments.models import Dispute, Recovery, Transaction
+from payments.models import Dispute, Recovery, Settlement, Transaction
 from users import audit
 from users.refusal import Refusal
 
@@ -49,3 +49,9 @@ def refuse_own_payout(payout: Transaction, by: audit.Actor) -> None:
     """Refuse the member whom the payout pays. Raises: OwnPayout."""
     if payout.user_id == by.user_id:
         raise OwnPayout("This is your own payout. Another member of staff must decide about it.")
+
+
+def refuse_own_release(settlement: Settlement, by: audit.Actor) -> None:
+    """Refuse anyone whom a payout of the settlement pays. Raises: OwnPayout."""
+    if by.user_id is not None and Transaction.objects.filter(user_id=by.user_id, settlement=settlement).exists():
+        raise OwnPayout("One of these payouts is your own. Another member of staff must decide about them.")

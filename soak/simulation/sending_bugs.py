@@ -213,7 +213,7 @@ def _(world: World) -> Iterator[None]:
 
 @BUGS.bug("operator acts on an open attempt", "D3: retry and redirect only if no attempt is open", {"operator": 1.0})
 def _(world: World) -> Iterator[None]:
-    def owing(transaction_id: int, statuses: tuple[str, ...], rule: str, *, at: datetime) -> Transaction:
+    def owing(transaction_id: int, statuses: tuple[str, ...], rule: str, **_: Any) -> Transaction:
         payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).get(pk=transaction_id)
         if payout.status not in (Transaction.Status.PROCESSING, *statuses):
             raise actions.PayoutNotRetryable(rule)

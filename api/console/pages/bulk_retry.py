@@ -25,7 +25,7 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     hours = paging.number(asked.get("hours", ""))
     at = wiring.now()
     since = at - timedelta(hours=min(hours, 8_784)) if hours else None
-    plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since), at=at)
+    plan = failures.plan(failures.chosen(code=code, market_id=market_id, since=since), by=page.actor(request), at=at)
     seen = hashlib.sha256(repr([plan.transaction_ids, plan.beyond]).encode()).hexdigest()
     question = page.Question(
         title="Send failed payouts again",
@@ -65,7 +65,7 @@ def retry_many(request: HttpRequest) -> HttpResponse:
     return page.ask(request, question, act, done=reverse("admin:payouts_retries"))
 
 
-@page.page("view_console")
+@page.page("console.view")
 def retries(request: HttpRequest) -> HttpResponse:
     """Show the latest bulk retries and their progress. The page with the form must not change under its reader."""
     latest = bulk_retries.latest()

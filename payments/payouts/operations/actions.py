@@ -9,6 +9,7 @@ from datetime import datetime
 
 from django.db import transaction
 
+from payments import own_affairs
 from payments.ledger import journal
 from payments.models import AskFirst, Attempt, Orphan, Transaction
 from payments.payouts import attempts, eligibility
@@ -56,22 +57,23 @@ def retry(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     """Make a failed or held payout pending again, to be sent with a new attempt to the same number.
 
     Locks: Transaction.
-    Raises: TransactionNotFound; PayoutNotRetryable; PayoutStopped; HeldByPerson; NumberChanged.
+    Raises: TransactionNotFound; own_affairs.OwnPayout; PayoutNotRetryable; PayoutStopped; HeldByPerson; NumberChanged.
     """
     with transaction.atomic(durable=True):
-        payout, before = make_pending_again(transaction_id, at=at)
+        payout, before = make_pending_again(transaction_id, by=by, at=at)
         record("payout.retry", payout, before, by=by, at=at)
     return payout
 
 
-def make_pending_again(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
+def make_pending_again(transaction_id: int, *, by: audit.Actor, at: datetime) -> tuple[Transaction, dict[str, str]]:
     """Do the work of `retry` in the caller's transaction. The caller must record the action (`record`).
 
     Returns the payout, and the snapshot of its state before the retry.
     Locks: Transaction.
     Raises: as `retry`.
     """
-    payout = owing(transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can be retried", at=at)
+    rule = "Only a failed or held payout can be retried"
+    payout = owing(transaction_id, (Status.FAILED, Status.HELD), rule, by=by, at=at)
     if differs := number_differs(payout):
         raise NumberChanged(differs)
     before = snapshot(payout)
@@ -105,15 +107,15 @@ def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) ->
     """Pay a failed or held payout into the member's wallet instead.
 
     Locks: Transaction, the wallet.
-    Raises: TransactionNotFound; PayoutNotRetryable; PayoutStopped; HeldByPerson.
+    Raises: TransactionNotFound; own_affairs.OwnPayout; PayoutNotRetryable; PayoutStopped; HeldByPerson.
     """
     with transaction.atomic(durable=True):
-        payout, before = pay_into_wallet(transaction_id, at=at)
+        payout, before = pay_into_wallet(transaction_id, by=by, at=at)
         record("payout.to_wallet", payout, before, by=by, at=at)
     return payout
 
 
-def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, dict[str, str]]:
+def pay_into_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> tuple[Transaction, dict[str, str]]:
     """Do the work of `redirect_to_wallet` in the caller's transaction. The caller must record the action (`record`).
 
     Returns as `make_pending_again`.
@@ -121,9 +123,8 @@ def pay_into_wallet(transaction_id: int, *, at: datetime) -> tuple[Transaction, 
     Locks: Transaction, the wallet.
     Raises: as `redirect_to_wallet`.
     """
-    payout = owing(
-        transaction_id, (Status.FAILED, Status.HELD), "Only a failed or held payout can go to the wallet instead", at=at
-    )
+    rule = "Only a failed or held payout can go to the wallet instead"
+    payout = owing(transaction_id, (Status.FAILED, Status.HELD), rule, by=by, at=at)
     _refuse_wallet_if_maybe_sent(payout)
     before = snapshot(payout)
     attempts.complete_in_wallet(payout, at=at)
@@ -149,10 +150,11 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
     """Hold a pending payout until a person releases it.
 
     Locks: Transaction.
-    Raises: TransactionNotFound; NotToBeHeld, if the payout is not pending or goes to a wallet.
+    Raises: TransactionNotFound; own_affairs.OwnPayout; NotToBeHeld, if the payout is not pending or goes to a wallet.
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
+        own_affairs.refuse_own_payout(payout, by)
         if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
             raise NotToBeHeld(f"Only a pending payout can be held. Payout {payout.pk} is {payout.status}.")
         before = snapshot(payout)
@@ -167,10 +169,11 @@ def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transactio
     If the member's number has changed, a held payout becomes FAILED. A person then re-issues it or pays it to the
     wallet. If M-Pesa turned its request away before, the payout stays held, and M-Pesa is asked about the request.
     Locks: Transaction, its open Attempt, the member's DayTotal.
-    Raises: TransactionNotFound; NotToBeReleased; PayoutNotRetryable; PayoutStopped.
+    Raises: TransactionNotFound; own_affairs.OwnPayout; NotToBeReleased; PayoutNotRetryable; PayoutStopped.
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
+        own_affairs.refuse_own_payout(payout, by)
         before = snapshot(payout)
         if eligibility.is_paid(payout):
             raise NotToBeReleased(f"An earlier request of payout {payout.pk} was paid. It must not be paid again.")
@@ -234,12 +237,13 @@ def _locked(transaction_id: int) -> Transaction:
     return payout
 
 
-def owing(transaction_id: int, statuses: tuple[str, ...], rule: str, *, at: datetime) -> Transaction:
+def owing(transaction_id: int, statuses: tuple[str, ...], rule: str, *, by: audit.Actor, at: datetime) -> Transaction:
     """Lock and return a payout whose whole amount is still owed, that no person holds and no settlement stops.
 
-    Raises: TransactionNotFound; PayoutNotRetryable; PayoutStopped; HeldByPerson.
+    Raises: TransactionNotFound; own_affairs.OwnPayout; PayoutNotRetryable; PayoutStopped; HeldByPerson.
     """
     payout = _locked(transaction_id)
+    own_affairs.refuse_own_payout(payout, by)
     _check_owed(payout, statuses, rule, at=at)
     if payout.status == Status.HELD and payout.held_by_person:
         raise HeldByPerson(f"Transaction {transaction_id} is held. No money moved. Release it first. {payout.reason}")

@@ -13,6 +13,7 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
+from payments import own_affairs
 from payments.models import BulkRetry, Transaction
 from payments.payouts.operations import actions, failures
 from users import audit
@@ -127,18 +128,19 @@ def _next_batch(bulk_id: int, limit: int, at: datetime) -> RetryResult | None:
         # The audit trail is locked last, so all payouts of the batch are locked first.
         payouts = Transaction.objects.filter(pk__in=ids).order_by("pk")
         list(payouts.select_for_update(no_key=True, of=("self",)).values_list("pk"))
-        done = []
+        by = audit.Actor(user_id=bulk.started_by_id, source=bulk.started_from)
+        done, skipped = [], Counter[str]()
         for transaction_id in ids:
             try:
-                done.append(actions.make_pending_again(transaction_id, at=at))
+                done.append(actions.make_pending_again(transaction_id, by=by, at=at))
             except actions.PayoutNotRetryable:
-                continue
+                skipped[failures.CHANGED] += 1
+            except own_affairs.OwnPayout:
+                skipped[failures.BLOCKED["own"]] += 1
         bulk.last_id = ids[-1]
         bulk.retried += len(done)
         bulk.skipped += len(ids) - len(done)
         bulk.save(update_fields=["last_id", "retried", "skipped"])
-        by = audit.Actor(user_id=bulk.started_by_id, source=bulk.started_from)
         for payout, before in done:
             actions.record("payout.retry", payout, before, by=by, at=at, reason=f"Bulk retry {bulk.pk}")
-    skipped = len(ids) - len(done)
-    return RetryResult([payout.pk for payout, _ in done], {failures.CHANGED: skipped} if skipped else {})
+    return RetryResult([payout.pk for payout, _ in done], dict(skipped))

@@ -13,6 +13,7 @@ from payments.ledger import journal
 from payments.models import Attempt, Transaction
 from payments.mpesa import result_codes
 from payments.payouts import eligibility
+from users import audit
 
 AT_ONCE = 500
 # The group of payouts without an attempt, or whose last attempt has no code.
@@ -23,6 +24,7 @@ BLOCKED = {
     "unasked": "it may have left before a restore of the database, and M-Pesa is being asked",
     "number": "the member's number has changed, so two people must re-issue the payout",
     "reported": "a message reports that the payout was paid after all, and we are asking M-Pesa",
+    "own": "it is your own payout, so another member of staff must retry it",
     "withdrawal": "a withdrawal returns to the wallet automatically and is not sent again",
 }
 CHANGED = "a retry of it is refused; its page shows the reason"
@@ -102,11 +104,12 @@ def chosen(*, code: str = "", market_id: int | None = None, since: datetime | No
     return payouts.filter(failed_at__gte=since) if since is not None else payouts
 
 
-def plan(payouts: QuerySet[Transaction], *, at: datetime) -> Plan:
-    """Preview the bulk retry of these payouts, by the rules of a single retry. The first AT_ONCE are sent at once."""
+def plan(payouts: QuerySet[Transaction], *, by: audit.Actor, at: datetime) -> Plan:
+    """Preview a person's bulk retry, by the rules of a single retry. The first AT_ONCE payouts are sent at once."""
     attempts = Attempt.objects.filter(transaction=OuterRef("pk"))
     blocked = Case(
         When(~Q(type=Transaction.Type.PAYOUT), then=Value("withdrawal")),
+        When(user=by.user_id or 0, then=Value("own")),
         When(Exists(attempts.filter(state__in=Attempt.OPEN)), then=Value("open")),
         When(Exists(attempts.filter(next_query_at__isnull=False)), then=Value("reported")),
         When(eligibility.stopped(at), then=Value("stopped")),

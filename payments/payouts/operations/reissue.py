@@ -10,7 +10,6 @@ from datetime import datetime
 
 from django.db import transaction
 
-from payments import own_affairs
 from payments.models import Transaction, Verdict
 from payments.payouts import attempts, eligibility
 from payments.payouts.operations import actions, decisions
@@ -92,8 +91,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime) -> Transaction:
 
 def _reissuable(transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     """Lock and return a payout that may be re-issued to the member's present number by this person."""
-    payout = actions.owing(transaction_id, (Status.FAILED, Status.HELD), _RULE, at=at)
-    own_affairs.refuse_own_payout(payout, by)
+    payout = actions.owing(transaction_id, (Status.FAILED, Status.HELD), _RULE, by=by, at=at)
     if not actions.number_differs(payout):
         raise decisions.NotToBeDecided(
             f"Transaction {payout.pk} already goes to the member's present number. Retry it, or pay it to the wallet."

@@ -19,6 +19,7 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
+from payments import own_affairs
 from payments.models import Attempt, Settlement, Transaction
 from payments.mpesa import result_codes
 from payments.payouts import eligibility
@@ -143,9 +144,11 @@ def let_go(*, settlement_id: int, by: audit.Actor, reason: str, at: datetime) ->
     """Release all payouts of a settlement, whatever its canary shows. Idempotent: skips an open release.
 
     Locks: the Settlement, then the end of the audit trail.
+    Raises: own_affairs.OwnPayout, if one of these payouts pays the person.
     """
     with transaction.atomic(durable=True):
         settlement = Settlement.objects.select_for_update(no_key=True, of=("self",)).get(pk=settlement_id)
+        own_affairs.refuse_own_release(settlement, by)
         if settlement.release_open:
             return
         before = {"release_open": False, "stopped_because": settlement.canary_stop_reason}

@@ -11,6 +11,7 @@ from payments.payouts.operations import failures
 from testing import console_scenes
 from testing.builders import nothing_moved, payout
 from users import audit
+from users.audit import MACHINE
 
 pytestmark = pytest.mark.django_db
 
@@ -47,14 +48,16 @@ def test_plan_previews_a_bulk_retry_and_changes_nothing(db: None, at: datetime) 
 
     # when
     with nothing_moved():
-        plan = failures.plan(failures.chosen(code="2040"), at=at)
+        plan = failures.plan(failures.chosen(code="2040"), by=MACHINE, at=at)
 
     # then
     assert (plan.transaction_ids, plan.amount, plan.beyond) == ([free.pk], Decimal(100), 0)
     assert plan.skipped == {failures.BLOCKED["reported"]: 1}
-    assert failures.plan(failures.chosen(market_id=other.settlement.market_id), at=at).transaction_ids == [other.pk]
-    assert failures.plan(failures.chosen(since=at + timedelta(hours=1)), at=at).transaction_ids == []
-    assert failures.plan(failures.chosen(), at=at).transaction_ids == [free.pk, other.pk]
+    assert failures.plan(failures.chosen(market_id=other.settlement.market_id), by=MACHINE, at=at).transaction_ids == [
+        other.pk
+    ]
+    assert failures.plan(failures.chosen(since=at + timedelta(hours=1)), by=MACHINE, at=at).transaction_ids == []
+    assert failures.plan(failures.chosen(), by=MACHINE, at=at).transaction_ids == [free.pk, other.pk]
 
 
 def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,5 +65,5 @@ def test_plan_is_bounded_and_counts_the_payouts_beyond(db: None, at: datetime, m
     payouts = [payout(100, at=at) for _ in range(3)]
     for failed in payouts:
         console_scenes.send_and_refuse(failed, at)
-    plan = failures.plan(failures.chosen(), at=at)
+    plan = failures.plan(failures.chosen(), by=MACHINE, at=at)
     assert (plan.transaction_ids, plan.amount, plan.beyond) == ([failed.pk for failed in payouts[:2]], Decimal(200), 1)

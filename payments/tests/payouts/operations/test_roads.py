@@ -177,7 +177,7 @@ def test_bulk_plan_skips_what_a_retry_would_refuse() -> None:
     stopped, changed, free = _three()
     within_the_hold(stopped, CustomUser.objects.get(is_staff=True))
     CustomUser.objects.filter(pk=changed.user_id).update(phone_number=NEW_NUMBER)
-    plan = failures.plan(failures.chosen(), at=NOW)
+    plan = failures.plan(failures.chosen(), by=MACHINE, at=NOW)
     assert plan.transaction_ids == [free.pk]
     assert plan.skipped == {failures.BLOCKED["stopped"]: 1, failures.BLOCKED["number"]: 1}
 

@@ -293,7 +293,7 @@ def test_release_is_refused_until_m_pesa_has_been_asked() -> None:
 
 def test_bulk_plan_skips_a_payout_that_is_not_asked_about_yet() -> None:
     failed_payout("retry")
-    assert failures.plan(failures.chosen(), at=after(40)).skipped == {failures.BLOCKED["unasked"]: 1}
+    assert failures.plan(failures.chosen(), by=MACHINE, at=after(40)).skipped == {failures.BLOCKED["unasked"]: 1}
 
 
 def test_failed_payout_that_left_again_is_found_without_a_retry() -> None:
