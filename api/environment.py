@@ -6,6 +6,7 @@ the reader raises ImproperlyConfigured with a sentence that names the variable a
 
 import ipaddress
 import os
+import unicodedata
 from decimal import Decimal, InvalidOperation
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
@@ -79,6 +80,12 @@ def url_parts(name: str, url: str) -> SplitResult:
     except ValueError:
         raise ImproperlyConfigured(f"{name} must have a host, and a port from 0 to 65535 if it has a port.") from None
     return parts
+
+
+def host_of(parts: SplitResult) -> str:
+    """Return a URL's host as a resolver reads it: lower case, compatible dots and letters, without a last dot."""
+    host = unicodedata.normalize("NFKC", unquote(parts.hostname or "")).replace("\u3002", ".").lower()
+    return host.rstrip(".")
 
 
 def minutes_by_pool_size(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:

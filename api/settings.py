@@ -7,7 +7,6 @@ import os
 import secrets
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
@@ -19,6 +18,7 @@ from api.environment import (
     REDIS_SCHEMES,
     decimal,
     flag,
+    host_of,
     minutes_by_pool_size,
     networks,
     one_of,
@@ -121,7 +121,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "api.security.content_security_policy",
+    "api.security.security_headers",
     "api.rest.lengths.refuse_bodies_without_length",
 ]
 ROOT_URLCONF = "api.urls"
@@ -307,7 +307,8 @@ if not _callback.path.endswith("/api/payments/b2c-callback/"):
 for _word in ("mpesa", "m-pesa", "safaricom", "exe", "exec", "cmd", "sql", "query"):
     if _word in MPESA_CALLBACK_URL.lower():
         raise ImproperlyConfigured(f"MPESA_CALLBACK_URL contains {_word!r}, which M-Pesa refuses in callback URLs.")
-if not MPESA_PRODUCTION and _mpesa.hostname == urlsplit(MPESA_HOSTS[True]).hostname:
+# Outside production no spelling of a live host is accepted: only the sandbox's of Safaricom's hosts.
+if not MPESA_PRODUCTION and host_of(_mpesa).endswith("safaricom.co.ke") and MPESA_HOSTS[False] != MPESA_BASE_URL:
     raise ImproperlyConfigured("MPESA_BASE_URL is M-Pesa's production address, which needs MPESA_PRODUCTION=True.")
 if _mpesa.scheme not in {"http", "https"} or not _mpesa.hostname:
     raise ImproperlyConfigured(f"MPESA_BASE_URL must be an http(s) URL, not {MPESA_BASE_URL!r}.")

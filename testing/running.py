@@ -51,7 +51,7 @@ class Running:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._session = requests.Session()
         self._session.trust_env = False
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.simulator_url = ""
         self.environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"} | {
@@ -84,7 +84,7 @@ class Running:
 
     def start_second_web(self) -> str:
         """Start a second web process, as on a second host, and return its URL."""
-        url = f"http://127.0.0.1:{_free_port()}"
+        url = f"http://127.0.0.1:{free_port()}"
         self._start_web("second web", url)
         return url
 
@@ -119,7 +119,7 @@ class Running:
 
     def start_flower(self) -> str:
         """Start the Flower of the guide's part 3.4 and return its URL."""
-        url = f"http://127.0.0.1:{_free_port()}"
+        url = f"http://127.0.0.1:{free_port()}"
         self._start("flower", [*CELERY, "flower", "--address=127.0.0.1", f"--port={urlsplit(url).port}"])
         until(lambda: self._answers(url), "Flower", lambda: self.log("flower"))
         return url
@@ -234,7 +234,7 @@ def _sql(url: str, statement: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     # The ports are below the range of outgoing connections, so no such connection takes the port before our server.
     for port in (15_000 + secrets.randbelow(15_000) for _ in range(100)):
         with socket.socket() as candidate:

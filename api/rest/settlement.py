@@ -5,7 +5,6 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from django.core.validators import URLValidator
 from rest_framework import serializers
 from rest_framework.decorators import api_view, permission_classes
 from rest_framework.exceptions import NotFound
@@ -18,6 +17,7 @@ from payments import wiring
 from payments.payouts.operations import actions, bulk_retries, in_doubt
 from payments.settlement import proposals, resolutions, status
 from payments.settlement.decision import VOID_REASONS, Decision, Evidence
+from users import outgoing
 
 
 class ResolveBody(Body):
@@ -27,12 +27,16 @@ class ResolveBody(Body):
     outcome = StrictText(max_length=120, required=False)
     weights = Weights(required=False)
     rule = serializers.ChoiceField(choices=("JOINT", "SPLIT"), required=False)
-    evidence_url = StrictText(
-        max_length=500, required=False, validators=[URLValidator(schemes=["http", "https"])], default=""
-    )
+    evidence_url = StrictText(max_length=500, required=False, default="")
     evidence_note = StrictText(max_length=1000, required=False, default="")
     effective_close_at = serializers.DateTimeField(required=False, default=None)
     preview_hash = StrictText(max_length=64, required=False, default=None)
+
+    def validate_evidence_url(self, url: str) -> str:
+        try:
+            return url and outgoing.check(url)
+        except outgoing.NotAnOutgoingAddress as refusal:
+            raise serializers.ValidationError(str(refusal)) from refusal
 
     def validate(self, body: dict[str, Any]) -> dict[str, Any]:
         if ("outcome" in body) == ("weights" in body):

@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / ".env.example"
-SECRETS = ("DJANGO_SECRET_KEY", "POSTGRES_PASSWORD")
+SECRETS = ("DJANGO_SECRET_KEY", "CALLBACK_TOKEN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "FLOWER_PASSWORD")
 
 
 def test_example_pays_through_the_local_simulator() -> None:
@@ -42,9 +42,10 @@ def test_each_variable_of_a_compose_file_is_in_the_example(name: str) -> None:
 
 def test_override_gives_every_program_the_simulator() -> None:
     compose, override = ((ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.override.yml"))
-    programs = set(re.findall(r"^  (\w+):\n    <<: \*project$", compose, re.MULTILINE))
+    programs = set(re.findall(r"^  (\w+):(?: &\w+)?\n    <<: \*project$", compose, re.MULTILINE))
+    programs |= set(re.findall(r"^  (\w+): \*web$", compose, re.MULTILINE))
 
-    assert programs == {"migrate", "web", "worker", "beat", "flower"}
+    assert programs == {"migrate", "web", "callbacks", "worker", "beat"}
     assert set(re.findall(r"^  (\w+): \*simulated$", override, re.MULTILINE)) == programs
     (address,) = re.findall(r"MPESA_BASE_URL: (\S+)", override)
     assert urlsplit(address).hostname == "simulator"

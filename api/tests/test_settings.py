@@ -390,3 +390,21 @@ def test_database_sessions_compile_no_statements() -> None:
         cursor.execute("SELECT setting, reset_val, boot_val FROM pg_settings WHERE name = 'jit'")
         setting, of_session, default = cursor.fetchone()
     assert (setting, of_session, default) == ("off", "off", "on")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.safaricom.co.ke",
+        "https://API.Safaricom.co.ke.",
+        "https://user@api.safaricom.co.ke",
+        "https://api.safaricom.co.ke:443/",
+        "https://api%2Esafaricom.co.ke",
+        "https://api\u3002safaricom\u3002co\u3002ke",
+        "https://\uff41pi.safaricom.co.ke",
+        "https://apistg.safaricom.co.ke",
+        "http://sandbox.safaricom.co.ke@api.safaricom.co.ke",
+    ],
+)
+def test_live_host_is_refused_outside_production_in_every_spelling(refusal: Refusal, url: str) -> None:
+    assert "MPESA_PRODUCTION=True" in refusal(SERVERS | {"MPESA_BASE_URL": url})

@@ -11,8 +11,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from django.core.exceptions import ValidationError
-from django.core.validators import URLValidator
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import path, reverse
@@ -28,7 +26,7 @@ from markets.models import NAIROBI, Market
 from payments import wiring
 from payments.settlement import preview, preview_cache, proposals, resolutions
 from payments.settlement.decision import VOID_REASONS, BadCloseTime, Decision, Evidence
-from users.refusal import Refusal
+from users import outgoing
 
 # Prefixes of the parameter `decision` in the page's address, such as win:Yes.
 # After WINNER comes an outcome, after JOINT and SPLIT come weights as JSON, after VOID comes nothing.
@@ -38,10 +36,6 @@ SHARES = {
     SPLIT: "Split: the whole pool after the fee is divided by weight, and no stake is returned first",
 }
 BUTTONS = {WINNER: "Resolve and pay", JOINT: "Resolve and pay", SPLIT: "Resolve and pay", VOID: "Void and refund"}
-
-
-class NotAnAddress(Refusal):
-    """The link to the official result is not a web address."""
 
 
 # --- step one --------------------------------------------------------------------------------------------------------
@@ -149,12 +143,7 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
         if problem:
             raise BadCloseTime(f"{problem} Nothing was done.")
         if answers.get("evidence_url"):
-            try:
-                URLValidator(schemes=["http", "https"])(answers["evidence_url"])
-            except ValidationError:
-                raise NotAnAddress(
-                    "The link to the official result must begin with http:// or https://. Nothing was done."
-                ) from None
+            outgoing.check(answers["evidence_url"])
         done = resolutions.resolve(
             market_id=market.pk,
             decision=replace(

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from api.console.pages import receivables, resolve
+from api.console.pages import receivables
 from api.rest import errors
 from payments.payouts.operations import actions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
-from users import phone_access, staff_notes
+from users import outgoing, phone_access, staff_notes
 from users.refusal import Refusal
 
 # Refusals that only pages and commands can cause. A REST call that could cause one must have a row in the table.
@@ -17,7 +17,7 @@ WITHOUT_REST = {
     actions.NothingToAsk,
     phone_access.MemberNotFound,
     receivables.NotAPercentage,
-    resolve.NotAnAddress,
+    outgoing.NotAnOutgoingAddress,
     restore_decisions.NothingToDecide,
     restore_decisions.TwoPeopleNeeded,
     staff_notes.NoteRefused,

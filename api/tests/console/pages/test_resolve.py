@@ -69,7 +69,7 @@ def test_decision_on_changed_figures_is_refused(console: Client) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"evidence_url": "javascript:alert(1)"}, "must begin with http"),
+        ({"evidence_url": "javascript:alert(1)"}, "must begin with https"),
         ({"evidence_note": ""}, "Official result in words: please fill this in"),
         ({"ended": "soon"}, "That is not a date and time"),
         ({"ended": "2099-01-01T10:00"}, "must not lie in the future"),
