@@ -4,14 +4,12 @@ A mutant that a test noticed stays noticed while its module and the file of this
 kept for its commit only, because any new test can notice it.
 """
 
-import hashlib
 import json
 from functools import cache
-from pathlib import Path
 
 from soak.mutation.covering import PLACE
 from soak.mutation.mutants import Mutant
-from testing.parts import ROOT, commit
+from testing.parts import commit, git
 
 FILE = PLACE / "verdicts.jsonl"
 
@@ -44,11 +42,10 @@ class Kept:
             file.write(json.dumps(verdict) + "\n")
 
     def _scope(self, mutant: Mutant, noticed_by: str) -> str:
-        test = _fingerprint(noticed_by.split("::")[0]) if noticed_by else self._commit
-        return f"{_fingerprint(mutant.path)} {test}"
+        test = _version(self._commit, noticed_by.split("::")[0]) if noticed_by else self._commit
+        return f"{_version(self._commit, mutant.path)} {test}"
 
 
 @cache
-def _fingerprint(path: str) -> str:
-    file = Path(ROOT, path)
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+def _version(of: str, path: str) -> str:
+    return git("rev-parse", f"{of}:{path}")[:16]

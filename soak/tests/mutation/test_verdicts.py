@@ -11,49 +11,46 @@ SOURCE = "def is_due(count):\n    return count > 1\n"
 TEST = "payments/tests/test_due.py"
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with one module and one test."""
-    for path, text in ((MODULE, SOURCE), (TEST, "def test_due(): ...\n")):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    monkeypatch.setattr(verdicts, "ROOT", tmp_path)
-    monkeypatch.setattr(verdicts, "PLACE", tmp_path)
-    monkeypatch.setattr(verdicts, "FILE", tmp_path / "verdicts.jsonl")
-    monkeypatch.setattr(verdicts, "commit", lambda: "a")
-    verdicts._fingerprint.cache_clear()
-    return tmp_path
-
-
 MUTANT = mutants.all_of(MODULE, SOURCE)[0]
 
 
-def test_noticed_mutant_is_not_judged_again_at_a_later_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The versions of the module and of the test in git, and the commit."""
+    versions = {MODULE: "1", TEST: "1", "commit": "a"}
+    monkeypatch.setattr(verdicts, "PLACE", tmp_path)
+    monkeypatch.setattr(verdicts, "FILE", tmp_path / "verdicts.jsonl")
+    monkeypatch.setattr(verdicts, "commit", lambda: versions["commit"])
+    monkeypatch.setattr(verdicts, "_version", lambda _, path: versions[path])
+    return versions
+
+
+def test_noticed_mutant_is_not_judged_again_at_a_later_commit(versions: dict[str, str]) -> None:
     assert verdicts.Kept().of(MUTANT) is None
     verdicts.Kept().add(MUTANT, f"{TEST}::test_due")
-    monkeypatch.setattr(verdicts, "commit", lambda: "b")
+    versions["commit"] = "b"
     assert verdicts.Kept().of(MUTANT) == f"{TEST}::test_due"
 
 
 @pytest.mark.parametrize("changed", [MODULE, TEST])
-def test_verdict_ends_with_a_change_and_leaves_a_hint(root: Path, changed: str) -> None:
+def test_verdict_ends_with_a_change_and_leaves_a_hint(versions: dict[str, str], changed: str) -> None:
     verdicts.Kept().add(MUTANT, f"{TEST}::test_due")
-    (root / changed).write_text("# changed\n")
-    verdicts._fingerprint.cache_clear()
+    versions[changed] = "2"
     assert verdicts.Kept().of(MUTANT) is None
     assert verdicts.Kept().hint(MUTANT) == f"{TEST}::test_due"
 
 
-def test_survivor_is_judged_again_at_the_next_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survivor_is_judged_again_at_the_next_commit(versions: dict[str, str]) -> None:
     verdicts.Kept().add(MUTANT, "")
     assert verdicts.Kept().of(MUTANT) == ""
-    monkeypatch.setattr(verdicts, "commit", lambda: "b")
+    versions["commit"] = "b"
     assert verdicts.Kept().of(MUTANT) is None
 
 
-def test_tests_of_a_moved_line_and_changed_files_are_chosen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(covering, "ROOT", root)
-    (root / MODULE).write_text("# A new line.\n" + SOURCE)
+def test_tests_of_a_moved_line_and_changed_files_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covering, "ROOT", tmp_path)
+    (tmp_path / "payments").mkdir()
+    (tmp_path / MODULE).write_text("# A new line.\n" + SOURCE)
     answers = {"show": SOURCE, "diff": "payments/due.py\npayments/tests/test_new.py\n"}
     monkeypatch.setattr(covering, "git", lambda command, *_: answers[command])
     for cached in (covering._lines_then, covering._changed_tests):
