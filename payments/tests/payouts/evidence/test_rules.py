@@ -193,7 +193,92 @@ def test_failure_changes_nothing_once_decided_or_never_sent(facts: records.Facts
 def test_timeout_only_leaves_an_attempt_in_doubt(state: str) -> None:
     action = rules.weigh_timeout(replace(FACTS, state=state), at=after(3), policy=POLICY)
     assert action.step == ("doubt" if state in OPEN else "nothing")
-    assert rules.weigh_timeout(NEVER_LEFT, at=after(3), policy=POLICY).step == "nothing"
+    assert action.ask_at == (after(23) if state in OPEN else None)
+    for facts in (NEVER_LEFT, replace(FACTS, state="REVERSED")):
+        assert rules.weigh_timeout(facts, at=after(3), policy=POLICY).step == "nothing"
+
+
+# --- after a booked payment ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message", [result(), result("2040"), result("17"), result("TP40153"), result(amount=Decimal(1))]
+)
+def test_reversed_attempt_ignores_all_but_another_receipt(message: messages.Result) -> None:
+    action = weigh(replace(FACTS, state="REVERSED", receipt=RECEIPT), message)
+    assert (action.step, action.alarm, action.trips) == ("nothing", "", "")
+
+
+@pytest.mark.parametrize("state", ["PAID", "REVERSED"])
+def test_second_receipt_is_booked_if_proven_and_else_alarmed(state: str) -> None:
+    facts = replace(FACTS, state=state, receipt="SKG7OTHER1")
+    assert (weigh(facts, result()).step, weigh(facts, result()).receipt) == ("pay", RECEIPT)
+    unproven = weigh(facts, result(), trusted=False)
+    assert (unproven.step, unproven.level) == ("nothing", "error")
+    assert RECEIPT in unproven.alarm
+
+
+def test_first_receipt_again_in_other_letters_is_no_second_receipt() -> None:
+    facts = replace(FACTS, state="PAID", receipt=RECEIPT.lower())
+    for trusted in (True, False):
+        action = weigh(facts, result(), trusted=trusted)
+        assert (action.step, action.receipt, action.alarm) == ("pay", RECEIPT, "")
+    assert not rules.names_another_receipt(replace(FACTS, receipt=""), RECEIPT)
+    assert not rules.names_another_receipt(replace(FACTS, receipt=RECEIPT), None)
+
+
+@pytest.mark.parametrize(
+    ("amount", "trusted", "step", "ask_at"),
+    [
+        (Decimal(285), True, "pay", None),
+        (Decimal(285), False, "ask", after(3)),
+        (POLICY.confirm_above - 1, True, "pay", None),
+        (POLICY.confirm_above, True, "ask", after(3)),
+    ],
+)
+def test_persons_word_that_it_was_paid_needs_proof(
+    amount: Decimal, trusted: bool, step: str, ask_at: datetime | None
+) -> None:
+    facts = replace(FACTS, state="PAID", decision="paid", receipt=RECEIPT, amount=amount)
+    action = weigh(facts, result(amount=amount), trusted=trusted)
+    assert (action.step, action.ask_at, action.receipt) == (step, ask_at, RECEIPT if step == "pay" else "")
+
+
+@pytest.mark.parametrize(
+    ("message", "trusted", "step"),
+    [
+        (result("2040"), True, "contradict"),
+        (result("2040"), False, "nothing"),
+        (result("2040", final=False), True, "nothing"),
+        (result("17"), True, "nothing"),
+    ],
+)
+def test_proven_failure_takes_a_persons_word_back(message: messages.Result, trusted: bool, step: str) -> None:
+    action = weigh(replace(FACTS, state="PAID", decision="paid"), message, trusted=trusted)
+    assert (action.step, action.ask_at) == (step, after(3) if step == "contradict" else None)
+    assert action.level == ("critical" if step == "contradict" else "warning")
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [(replace(FACTS, state="PAID"), "warning"), (replace(FACTS, state="FAILED"), ""), (NEVER_LEFT, "error")],
+)
+def test_late_failure_is_alarmed_only_if_it_contradicts(facts: records.Facts, level: str) -> None:
+    action = weigh(facts, result("2040"))
+    assert (action.level, bool(action.alarm)) == (level, level != "")
+
+
+@pytest.mark.parametrize("stored", [{"paid_report": "untrusted"}, {"result_code": "2040"}], ids=str)
+def test_fault_of_ours_replaces_no_other_report(stored: dict[str, str]) -> None:
+    assert weigh(FACTS, result("TP40153")).code == "TP40153"
+    action = weigh(replace(FACTS, **stored), result("TP40153"))
+    assert (action.step, action.code, action.trips) == ("doubt", "", "TP40153")
+
+
+def test_payment_of_a_failed_attempt_is_reported_as_after_a_failure() -> None:
+    assert weigh(replace(FACTS, state="FAILED"), result(), trusted=False).outcome.startswith("failed before")
+    assert weigh(FACTS, result(), trusted=False).outcome.startswith("reported paid")
+    assert weigh(FACTS, result("2040")).outcome.startswith("reported failed")
 
 
 # --- our conversation id under another id ----------------------------------------------------------------------------
@@ -206,6 +291,20 @@ def test_payment_of_our_conversation_under_another_id_is_kept_and_held(state: st
     assert (action.step, action.paid_report, action.receipt) == ("report", "trusted", RECEIPT)
     assert "not under our id" in action.hold_reason
     assert action.level == "critical"
+
+
+@pytest.mark.parametrize("state", ["PAID", "REVERSED"])
+def test_payment_under_another_id_changes_no_booked_payment(state: str) -> None:
+    action = weigh(replace(FACTS, state=state, receipt="SKG7OTHER1"), result(originator_conversation_id="other"))
+    assert (action.step, action.hold_reason) == ("nothing", "")
+
+
+@pytest.mark.parametrize(
+    ("message", "trusted"), [(result(), False), (result(without="TransactionReceipt"), True)], ids=["untrusted", "thin"]
+)
+def test_unproven_payment_under_another_id_is_not_reported_as_trusted(message: messages.Result, trusted: bool) -> None:
+    action = weigh(FACTS, replace(message, originator_conversation_id="other"), trusted=trusted)
+    assert (action.step, action.paid_report) == ("report", "untrusted")
 
 
 def test_payment_under_another_id_and_another_conversation_is_a_mismatch() -> None:
