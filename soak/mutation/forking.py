@@ -49,14 +49,22 @@ class CodeDiffers(ValueError):
     """The functions of a mutant cannot take the place of the module's functions."""
 
 
-def replace_functions(path: Path, source: str, mutated: str) -> None:
+def functions_of(root: Path) -> dict[str, list[FunctionType]]:
+    """Return all functions of the loaded modules below a directory, by the path of their file."""
+    found: dict[str, list[FunctionType]] = defaultdict(list)
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType) and one.__code__.co_filename.startswith(str(root)):
+            found[one.__code__.co_filename].append(one)
+    return found
+
+
+def replace_functions(loaded: Sequence[FunctionType], path: Path, source: str, mutated: str) -> None:
     """Give every function of a loaded module the code that it has in the mutated source.
 
     Raises: CodeDiffers if a loaded function has no counterpart, or if the module is not loaded.
     """
     pairs = _pairs(compile(source, str(path), "exec"), compile(mutated, str(path), "exec"))
     placed = {(old.co_qualname, old.co_firstlineno): new for old, new in pairs}
-    loaded = [one for one in gc.get_objects() if isinstance(one, FunctionType) and _file(one) == str(path)]
     if not loaded:
         raise CodeDiffers(str(path))
     for function in loaded:
@@ -64,10 +72,6 @@ def replace_functions(path: Path, source: str, mutated: str) -> None:
             function.__code__ = placed[function.__code__.co_qualname, function.__code__.co_firstlineno]
         except (KeyError, ValueError) as error:
             raise CodeDiffers(f"{path}: {function.__code__.co_qualname}") from error
-
-
-def _file(function: FunctionType) -> str:
-    return function.__code__.co_filename
 
 
 def _pairs(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
@@ -118,36 +122,73 @@ def start(place: Path, suite: Sequence[str]) -> tuple["subprocess.Popen[bytes]",
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """Answer each question instead of running the tests. An empty answer means that all tests passed."""
     channel = Connection(int(os.environ[CHANNEL]))
-    items: dict[str, list[pytest.Item]] = defaultdict(list)
-    for item in session.items:
-        items[item.nodeid].append(item)
-        items[item.nodeid.split("::")[0]].append(item)
-    template = _migrated_once(session)
+    judge = _Judge(session, _migrated_once(session), functions_of(session.config.rootpath))
+    # Collections in forks would copy the memory of all modules.
+    gc.freeze()
     channel.send("ready")
     while (question := channel.recv()) is not None:
-        chosen = [item for test in question.tests for item in items.get(test, [])]
-        channel.send(_answer(session, question, chosen, template))
+        channel.send(judge.answer(question))
     with session.config.stash[blocking_manager_key].unblock():
-        _statement(f'DROP DATABASE "{template}" WITH (FORCE)')
+        _statement(f'DROP DATABASE "{judge.template}" WITH (FORCE)')
     return True
 
 
-def _answer(session: pytest.Session, question: Question, chosen: list[pytest.Item], template: str) -> str:
-    notice = Path(session.config.rootpath, ".kasoko", "mutation-notice")
-    notice.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        status = 1
+@dataclass(frozen=True)
+class _Judge:
+    session: pytest.Session
+    template: str
+    functions: dict[str, list[FunctionType]]
+
+    def answer(self, question: Question) -> str:
+        """Run the tests of a question in a fork, and return the first failure, or how the fork ended."""
+        notice = Path(self.session.config.rootpath, ".kasoko", "mutation-notice")
+        notice.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.setsid()
+                notice.write_text(self._first_failure(question))
+                status = 0
+            finally:
+                os._exit(status)
+        ended = _status(child, question.seconds)
+        if ended is None:
+            return NOT_IN_TIME
+        return notice.read_text() if ended == 0 else f"the tests ended with {ended}"
+
+    def _first_failure(self, question: Question) -> str:
+        path = Path(self.session.config.rootpath, question.path)
         try:
-            os.setsid()
-            notice.write_text(_first_failure(session, question, chosen, template))
-            status = 0
-        finally:
-            os._exit(status)
-    ended = _status(child, question.seconds)
-    if ended is None:
-        return NOT_IN_TIME
-    return notice.read_text() if ended == 0 else f"the tests ended with {ended}"
+            replace_functions(self.functions.get(str(path), []), path, question.source, question.mutated)
+        except CodeDiffers:
+            return CodeDiffers.__name__
+        _copy_for_each_run(self.template)
+        for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
+            with redis.Redis.from_url(os.environ[name]) as client:
+                client.flushdb()
+        failed: list[str] = []
+
+        class Watch:
+            def pytest_runtest_logreport(self, report: Any) -> None:
+                if report.failed:
+                    failed.append(report.nodeid)
+
+        self.session.config.pluginmanager.register(Watch())
+        items = self._items()
+        chosen = [item for test in question.tests for item in items.get(test, [])]
+        for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if failed:
+                return failed[0]
+        return ""
+
+    def _items(self) -> dict[str, list[pytest.Item]]:
+        items: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in self.session.items:
+            items[item.nodeid].append(item)
+            items[item.nodeid.split("::")[0]].append(item)
+        return items
 
 
 def _status(child: int, seconds: float) -> int | None:
@@ -163,30 +204,6 @@ def _status(child: int, seconds: float) -> int | None:
         os.waitpid(child, 0)
         return None
     return os.waitstatus_to_exitcode(status)
-
-
-def _first_failure(session: pytest.Session, question: Question, chosen: list[pytest.Item], template: str) -> str:
-    try:
-        replace_functions(Path(session.config.rootpath, question.path), question.source, question.mutated)
-    except CodeDiffers:
-        return CodeDiffers.__name__
-    _copy_for_each_run(template)
-    for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
-        with redis.Redis.from_url(os.environ[name]) as client:
-            client.flushdb()
-    failed: list[str] = []
-
-    class Watch:
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            if report.failed:
-                failed.append(report.nodeid)
-
-    session.config.pluginmanager.register(Watch())
-    for item, following in zip(chosen, [*chosen[1:], None], strict=True):
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        if failed:
-            return failed[0]
-    return ""
 
 
 # --- databases -------------------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ def loaded(tmp_path: Path) -> ModuleType:
 
 def _replace(module: ModuleType, before: str, after: str) -> None:
     assert module.__file__ is not None
-    forking.replace_functions(Path(module.__file__), SOURCE, SOURCE.replace(before, after))
+    path = Path(module.__file__)
+    loaded = forking.functions_of(path.parent)[str(path)]
+    forking.replace_functions(loaded, path, SOURCE, SOURCE.replace(before, after))
 
 
 def test_function_that_others_imported_has_the_mutated_code(loaded: ModuleType) -> None:
@@ -85,7 +87,7 @@ def test_function_without_a_counterpart_is_refused(loaded: ModuleType) -> None:
     with pytest.raises(forking.CodeDiffers):
         _replace(loaded, "return function(amount) * by", "return 1")
     with pytest.raises(forking.CodeDiffers):
-        forking.replace_functions(Path("not_loaded.py"), SOURCE, SOURCE)
+        forking.replace_functions([], Path("not_loaded.py"), SOURCE, SOURCE)
 
 
 def test_only_bodies_of_functions_are_replaced() -> None:
