@@ -42,8 +42,8 @@ class Covering:
 
         `first` is a test that noticed this change before. `at_most` are the seconds of the tests.
         Code outside functions runs at import, so no test is recorded for it. The tests of a `.sql` file are those of
-        the modules beside it. Tests of the module itself come first, then those of its package, the
-        fastest first. Files of tests that changed since the measurement are returned whole.
+        the modules beside it. Tests of the module itself come first, then those beside it and those
+        of its package, the fastest first. Files of tests that changed since the measurement are returned whole.
         """
         lines = self.tests.get(mutant.path, {})
         if not mutant.path.endswith(".py"):
@@ -57,10 +57,13 @@ class Covering:
             chosen = chosen or {test for tests in lines.values() for test in tests}
         changed = set(_changed_tests(self.commit))
         chosen = {test for test in chosen if test.split("::")[0] not in changed} | changed
-        own, near = f"test_{Path(mutant.path).stem}", mutant.path.split("/")[0]
+        package, *directories = Path(mutant.path).parent.parts
+        own = f"test_{Path(mutant.path).stem}"
+        beside = "/".join([package, "tests", *directories]) + "/"
 
-        def distance(test: str) -> tuple[bool, bool, float, str]:
-            return own not in test, not test.startswith(near), self.seconds.get(test, 1.0), test
+        def distance(test: str) -> tuple[bool, bool, bool, float, str]:
+            seconds = self.seconds.get(test, 1.0)
+            return own not in test, not test.startswith(beside), not test.startswith(package), seconds, test
 
         ordered = sorted(chosen, key=distance)
         if first:

@@ -103,7 +103,7 @@ def start(place: Path, suite: Sequence[str]) -> tuple["subprocess.Popen[bytes]",
     output.parent.mkdir(mode=0o700, exist_ok=True)
     with output.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-p", __name__, *suite],
+            [sys.executable, "-m", "pytest", "-q", "--tb=native", "-p", "no:cacheprovider", "-p", __name__, *suite],
             cwd=place, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env=os.environ | {CHANNEL: str(theirs.fileno())}, pass_fds=[theirs.fileno()],
         )  # fmt: skip
