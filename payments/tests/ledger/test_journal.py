@@ -2,16 +2,19 @@
 
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 
 import pytest
 from django.db import IntegrityError, connection, transaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest_django import DjangoAssertNumQueries
 
 from payments.ledger import journal, trial_balance
 from payments.ledger.journal import Entry
 from payments.models import LedgerAccount, Transfer
 from testing.builders import AT, at_once, bet, market, member, nothing_moved, payout, transfers
+from testing.interleaving import before_statement
 from users.models import CustomUser
 
 
@@ -73,8 +76,13 @@ def test_trial_balance_has_equal_columns(db: None) -> None:
 def test_books_without_transfers_have_an_empty_trial_balance(db: None) -> None:
     assert trial_balance.trial_balance() == []
     assert journal.balance("payable") == 0
-    post()
-    assert Transfer.objects.count() == 0
+
+
+def test_posting_of_nothing_asks_the_database_nothing(
+    db: None, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    with django_assert_num_queries(0):
+        journal.post([], at=AT)
 
 
 def test_repeated_opening_of_accounts_opens_each_once(db: None) -> None:
@@ -91,6 +99,22 @@ def test_repeated_opening_of_accounts_opens_each_once(db: None) -> None:
         (f"pool:{open_market.pk}", "pool", None, open_market.pk),
         ("payable", "payable", None, None),
     }
+
+
+def test_opening_of_existing_accounts_reads_only_those(
+    db: None, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    journal.open_accounts(["payable", "in_flight", "opening"])
+    with django_assert_num_queries(1):
+        assert set(journal.open_accounts(["payable", "opening"])) == {"payable", "opening"}
+
+
+def test_account_opened_by_another_worker_meanwhile_is_used(transactional_db: None) -> None:
+    user = member()
+    others = partial(journal.open_accounts, [journal.wallet(user.pk), "mpesa_paybill"])
+    with before_statement('INSERT INTO "payments_ledgeraccount"', others):
+        post(deposit("1", user, "5"))
+    assert balances(user) == [5]
 
 
 def test_account_without_its_owner_is_refused(db: None) -> None:
