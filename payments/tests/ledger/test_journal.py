@@ -101,6 +101,16 @@ def test_repeated_opening_of_accounts_opens_each_once(db: None) -> None:
     }
 
 
+def test_posting_to_open_accounts_takes_one_statement(
+    db: None, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    user = member()
+    post(deposit("1", user, "5"))
+    with django_assert_num_queries(1):
+        journal.post([deposit("2", user, "5"), deposit("3", user, "5")], at=AT)
+    assert balances(user) == [15]
+
+
 def test_opening_of_existing_accounts_reads_only_those(
     db: None, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
