@@ -22,6 +22,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from django.conf import settings
@@ -117,6 +118,12 @@ def start(place: Path, suite: Sequence[str]) -> tuple["subprocess.Popen[bytes]",
 
 
 # --- the session -----------------------------------------------------------------------------------------------------
+
+
+def pytest_configure() -> None:
+    """Look for no smaller example of a failure, because the first one already says that a test noticed the mutant."""
+    hypothesis.settings.register_profile("mutation", phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate))
+    hypothesis.settings.load_profile("mutation")
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:
