@@ -139,9 +139,9 @@ def scratch(market: Market, outcome: str = "C", at: Any = AT) -> resolutions.Res
     )
 
 
-def race() -> tuple[Market, list[CustomUser]]:
-    """Open a market with three outcomes and five bets: 100 on A, 50 and 30 on B, 20 and 7 on C."""
-    market, users = builders.market(("A", "B", "C"), fee_pct=0), [member(1000) for _ in range(5)]
+def race(outcomes: Sequence[str] = ("A", "B", "C")) -> tuple[Market, list[CustomUser]]:
+    """Open a market with these outcomes and five bets: 100 on A, 50 and 30 on B, 20 and 7 on C."""
+    market, users = builders.market(outcomes, fee_pct=0), [member(1000) for _ in range(5)]
     for user, outcome, amount in zip(users, "ABBCC", (100, 50, 30, 20, 7), strict=True):
         bet(market, user, outcome, amount)
     return market, users

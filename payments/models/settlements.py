@@ -121,7 +121,9 @@ class Settlement(models.Model):
                 name="one_live_settlement_a_market",
             ),
             models.UniqueConstraint(
-                fields=["market", "scratched"], condition=Q(rule="SCRATCH"), name="outcome_scratched_once"
+                fields=["market", "scratched"],
+                condition=Q(rule="SCRATCH") & ~Q(state__in=["WITHDRAWN", "UNDONE"]),
+                name="outcome_scratched_once",
             ),
             models.CheckConstraint(
                 condition=Q(rule="SCRATCH", scratched__gt="") | (~Q(rule="SCRATCH") & Q(scratched="")),

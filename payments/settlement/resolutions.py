@@ -58,11 +58,15 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """A withdrawn resolution. `undoing` is true if its pool was already divided, so that an undo must run."""
+    """A withdrawn resolution, or a withdrawn scratch of the outcome `scratched`.
+
+    `undoing` is true if its pool was already divided, so that an undo must run.
+    """
 
     market_id: int
     settlement_id: int
     undoing: bool
+    scratched: str = ""
 
 
 def resolve(
@@ -125,6 +129,10 @@ def declare(
     Runs in the caller's transaction, which has locked and checked the market. Call it last: its audit entry locks the
     end of the audit trail, which comes last in the lock order.
     """
+    if market.settlements.filter(state=Settlement.State.UNDOING).exists():
+        raise BeingSettled(
+            f"A scratch of market {market.pk} is being taken back. Nothing was decided. Try again in a moment."
+        )
     was = market.status
     market.effective_close_at = decision.closes_at(market)
     settlement = Settlement.objects.create(
@@ -173,7 +181,8 @@ def declare(
 def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> Withdrawn:
     """Withdraw a resolution before its pool is divided, or while its payouts are held. The market is CLOSED again.
 
-    A division that has found its books wrong can be withdrawn too. None of its payouts could leave.
+    A division that has found its books wrong can be withdrawn too. None of its payouts could leave. So can a scratch
+    whose refunds found the books wrong, if the market has no resolution. Its outcome may then win again.
     One person may withdraw a resolution of any pool, because no money leaves.
     Locks: Market, Settlement.
     Raises: locks.MarketNotFound; NothingToWithdraw; BeingSettled; AlreadyReleased; own_affairs.StakeInMarket.
@@ -181,6 +190,8 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
     with transaction.atomic(durable=True):
         market = locks.locked_market(market_id)
         settlement = status.deciding_settlement(market.pk)
+        if settlement is None and (failed := status.failed_scratch(market.pk)) is not None:
+            return _withdraw_scratch(market, failed, reason=reason, by=by, at=at)
         if settlement is None or settlement.state == Settlement.State.UNDOING:
             raise NothingToWithdraw(f"Market {market_id} is {market.status}: it has no resolution to withdraw.")
         own_affairs.refuse_stakeholders(market, by)
@@ -196,9 +207,7 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
                 raise AlreadyReleased(f"The payouts of market {market_id} are released. Undo the settlement instead.")
             undo.begin(market, settlement, reason=reason, by=by, at=at, action="market.withdraw")
             return Withdrawn(market.pk, settlement.pk, undoing=True)
-        settlement.state = Settlement.State.WITHDRAWN
-        settlement.undone_by_id, settlement.undone_at, settlement.undone_reason = by.user_id, at, reason
-        settlement.save(update_fields=["state", "undone_by", "undone_at", "undone_reason"])
+        _mark_withdrawn(settlement, reason=reason, by=by, at=at)
         undo.close_again(market)
         audit.record(
             action="market.withdraw",
@@ -210,6 +219,33 @@ def withdraw(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> W
             reason=reason,
         )
     return Withdrawn(market.pk, settlement.pk, undoing=False)
+
+
+def _withdraw_scratch(market: Market, scratch: Settlement, *, reason: str, by: audit.Actor, at: datetime) -> Withdrawn:
+    """Take back a scratch whose refunds found the books wrong. Its outcome takes bets again if the market is open."""
+    own_affairs.refuse_stakeholders(market, by)
+    undoing = scratch.state == Settlement.State.DIVIDING
+    if undoing:
+        undo.begin(market, scratch, reason=reason, by=by, at=at, action="market.withdraw_scratch")
+    else:
+        _mark_withdrawn(scratch, reason=reason, by=by, at=at)
+        undo.put_back(scratch)
+        audit.record(
+            action="market.withdraw_scratch",
+            by=by,
+            subject=f"market:{market.pk}",
+            before={"settlement": scratch.number, "scratched": scratch.scratched},
+            after={"outcomes": list(market.running_outcomes)},
+            at=at,
+            reason=reason,
+        )
+    return Withdrawn(market.pk, scratch.pk, undoing=undoing, scratched=scratch.scratched)
+
+
+def _mark_withdrawn(settlement: Settlement, *, reason: str, by: audit.Actor, at: datetime) -> None:
+    settlement.state = Settlement.State.WITHDRAWN
+    settlement.undone_by_id, settlement.undone_at, settlement.undone_reason = by.user_id, at, reason
+    settlement.save(update_fields=["state", "undone_by", "undone_at", "undone_reason"])
 
 
 def scratch(*, market_id: int, outcome: str, reason: str, by: audit.Actor, at: datetime, policy: Policy) -> Resolved:

@@ -119,6 +119,8 @@ def _waiting() -> QuerySet[Settlement]:
 
 def _locked_settlement(market_id: int) -> Settlement | None:
     market = locks.locked_market(market_id)
+    if market.settlements.filter(state=Settlement.State.UNDOING).exists():
+        return None  # Until the undo ends, the pool does not hold all its stakes.
     waiting = _waiting().filter(market=market).order_by("number")
     settlement = waiting.select_for_update(no_key=True, of=("self",)).first()
     if settlement is not None:

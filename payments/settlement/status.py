@@ -87,9 +87,17 @@ def deciding_settlement(market_id: int, *, settled_only: bool = False) -> Settle
     return settlements.exclude(rule=Settlement.Rule.SCRATCH).first()
 
 
+def failed_scratch(market_id: int) -> Settlement | None:
+    """Return the unfinished scratch of a market whose refunds found the books wrong, or None. It may be withdrawn."""
+    scratches = Settlement.objects.filter(market=market_id, rule=Settlement.Rule.SCRATCH)
+    unfinished = scratches.filter(state__in=[Settlement.State.PENDING, Settlement.State.DIVIDING])
+    return unfinished.exclude(failure="").order_by("number").first()
+
+
 def settlement_of(bet: Bet) -> Settlement | None:
     """Return the settlement that gave a bet its result: the scratch of its outcome, or else its market's settlement."""
-    scratch = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome).first()
+    scratches = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome)
+    scratch = scratches.exclude(state__in=[Settlement.State.WITHDRAWN, Settlement.State.UNDONE]).first()
     if scratch is None:
         return deciding_settlement(bet.market_id, settled_only=True)
     return scratch if scratch.state == Settlement.State.SETTLED else None

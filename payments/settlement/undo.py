@@ -94,7 +94,7 @@ def begin(
     action: str,
     proposed_by: int | None = None,
 ) -> Undoing:
-    """Declare the undo of a SETTLED settlement, or of a division that found its books wrong.
+    """Declare the undo of a SETTLED settlement, or of a division or scratch that found its books wrong.
 
     `proposed_by` is the id of the first person, if `by` approved a proposal.
     Runs in the caller's transaction, which has locked the market. Call it last: its audit entry locks the end of the
@@ -114,7 +114,8 @@ def begin(
         by=by,
         subject=f"market:{market.pk}",
         before={"status": market.status, "settlement": settlement.number, "outcome": market.resolved_outcome},
-        after={"status": Market.Status.CLOSED} | ({"proposed_by": proposed_by} if proposed_by is not None else {}),
+        after={"status": market.status if settlement.scratched else Market.Status.CLOSED}
+        | ({"proposed_by": proposed_by} if proposed_by is not None else {}),
         at=at,
         reason=reason,
     )
@@ -133,6 +134,11 @@ def close_again(market: Market) -> None:
     market.status = Market.Status.CLOSED
     market.resolved_outcome = market.resolved_at = market.settled_at = market.effective_close_at = None
     market.save(update_fields=["status", "resolved_outcome", "resolved_at", "settled_at", "effective_close_at"])
+
+
+def put_back(scratch: Settlement) -> None:
+    """Let the outcome of a withdrawn scratch win again, in the caller's transaction. Its stakes are in the pool."""
+    scratch.market.outcomes.filter(name=scratch.scratched).update(scratched_at=None)
 
 
 def to_carry_out(limit: int) -> list[int]:
@@ -235,12 +241,12 @@ def _stop_waiting_attempts(payouts: QuerySet[Transaction], *, at: datetime, poli
 
 
 def _take_results_back(settlement: Settlement, chunk: int) -> None:
-    """Make the next chunk of bets PENDING again, apart from bets on scratched outcomes."""
+    """Make the next chunk of bets PENDING again: bets on running outcomes, or of a scratch, bets on its outcome."""
     low = settlement.last_bet_id
     ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
     high = next(iter(ids[chunk - 1 : chunk]), CURSOR_DONE)
-    scratched = list(settlement.market.outcomes.exclude(scratched_at=None).values_list("name", flat=True))
-    bets = Bet.objects.filter(market=settlement.market_id, pk__gt=low, pk__lte=high).exclude(outcome__in=scratched)
+    decided = division.outcomes_of(settlement)
+    bets = Bet.objects.filter(market=settlement.market_id, pk__gt=low, pk__lte=high, outcome__in=decided)
     bets.update(result=Bet.Result.PENDING, payout=journal.ZERO)
     settlement.last_bet_id = high
     settlement.save(update_fields=["last_bet_id"])
@@ -249,8 +255,9 @@ def _take_results_back(settlement: Settlement, chunk: int) -> None:
 def _finish(market: Market, settlement: Settlement, at: datetime) -> None:
     """Move the fee back to the pool, check that the pool equals all stakes to the cent, and close the market again.
 
-    A division that found its books wrong gave the market no result, so it is withdrawn although the pool is still
-    wrong. The pool then holds what it held before the division, and the next settlement finds the difference again.
+    After the undo of a scratch the market stays as it is, and the outcome may win again. A division that found its
+    books wrong gave the market no result, so it is withdrawn although the pool is still wrong. The pool then holds what
+    it held before the division, and the next settlement finds the difference again.
     """
     fee = Transfer.objects.filter(key=f"fee:{settlement.pk}").first()
     if fee is not None:
@@ -268,7 +275,10 @@ def _finish(market: Market, settlement: Settlement, at: datetime) -> None:
     if was_divided:
         settlement.failure = ""
     settlement.save(update_fields=["state", "failure"])
-    close_again(market)
+    if settlement.rule == Settlement.Rule.SCRATCH:
+        put_back(settlement)
+    else:
+        close_again(market)
     log.info("Undid settlement %s of market %s", settlement.number, market.pk)
 
 

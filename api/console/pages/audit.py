@@ -31,6 +31,7 @@ ACTIONS = {
     "market.undo": "Settlement undone",
     "market.void": "Market voided",
     "market.withdraw": "Resolution withdrawn",
+    "market.withdraw_scratch": "Scratch withdrawn",
     "member.note": "Note written",
     "member.phone_opened": "Full phone number shown",
     "payout.ask": "Status query to M-Pesa",

@@ -145,20 +145,31 @@ def _preview_now(proposal: Proposal, *, compute_all: bool) -> preview_cache.Kept
 
 @page.page("market.withdraw", posts=True)
 def withdraw(request: HttpRequest, market_id: int) -> HttpResponseBase:
-    """Withdraw a resolution before its payouts are sent."""
+    """Withdraw a resolution before its payouts are sent, or a scratch whose refunds found the books wrong."""
     market = resolve.market_of(market_id)
+    scratch = status.failed_scratch(market.pk) if status.deciding_settlement(market.pk) is None else None
+    title = f"Withdraw the resolution of market {market.pk}"
     effects = [
         "None of the resolution's payouts will be sent. The market is closed and can be resolved again.",
         "Money in wallets is taken back, up to their balance. The rest becomes the member's debt.",
         "If the hold has ended, undo the settlement instead.",
     ]
+    if scratch is not None:
+        title = f"Withdraw the scratch of {scratch.scratched}"
+        effects = [
+            f"{scratch.scratched} may win again. Its bets count again, and their stakes stay in the pool.",
+            "Stakes that went back to wallets already are taken back, up to the balance. The rest becomes a debt.",
+            "An open market takes bets on it again. A closed market cannot be scratched again: resolve or void it.",
+        ]
 
     def act(reason: str) -> str:
         done = resolutions.withdraw(market_id=market.pk, reason=reason, by=page.actor(request), at=wiring.now())
         wiring.after_decision(done)
+        if done.scratched:
+            return f"The scratch of {done.scratched} is withdrawn. Its stakes are in the pool again."
         return f"The resolution of market {market.pk} is withdrawn. None of its payouts will be sent."
 
-    return _take_back(request, market, f"Withdraw the resolution of market {market.pk}", effects, "withdraw", act)
+    return _take_back(request, market, title, effects, "withdraw", act)
 
 
 @page.page("market.undo", posts=True)

@@ -12,7 +12,7 @@ from markets.models import NAIROBI, Market
 from payments import wiring
 from payments.ledger import receivables
 from payments.models import Proposal, Settlement
-from payments.settlement import market_overview, payout_progress
+from payments.settlement import market_overview, payout_progress, status
 
 TABS = {
     "due": "To resolve",
@@ -74,6 +74,7 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         and settlement.rule != Settlement.Rule.VOID
     )
     failed = settlement is not None and settlement.state == Settlement.State.DIVIDING and settlement.failure != ""
+    failed_scratch = status.failed_scratch(market.pk)
     proposal = market.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
     pools = market_overview.pools(market)
     takes_bets = market.status == Market.Status.OPEN and market.end_date > at
@@ -84,6 +85,8 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "proposal": proposal,
         "release_at": settlement.release_at if settlement is not None and held and settled else None,
         "failure": settlement.failure if settlement is not None else "",
+        "failed_scratch": failed_scratch,
+        "can_withdraw_scratch": failed_scratch is not None and settlement is None,
         "can_resolve": decidable,
         "can_withdraw": state == Settlement.State.PENDING or failed or (settled and held),
         "can_undo": settled and not held and proposal is None,

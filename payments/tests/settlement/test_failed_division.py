@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from markets.models import Bet, Market
 from payments.ledger import journal
@@ -11,7 +11,7 @@ from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction
 from payments.settlement import failures, resolutions, settling, status, undo
 from testing.builders import AT, actor, member, nothing_moved, operator, policy, resolve, settle
-from testing.settlement_steps import opened, steps
+from testing.settlement_steps import opened, race, scratch, steps
 from users.models import AuditEntry, CustomUser
 
 pytestmark = pytest.mark.django_db
@@ -130,3 +130,100 @@ def test_no_worker_divides_a_withdrawn_division() -> None:
     assert status.deciding_settlement(market.pk) is not None
     assert undo_all(market)
     assert status.deciding_settlement(market.pk) is None
+
+
+# --- scratches that find the books wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.broken_books
+@pytest.mark.parametrize("chunk", [1, 20_000])
+def test_failed_scratch_is_withdrawn_and_nothing_is_lost(chunk: int) -> None:
+    # given: with small chunks a member has their stake back already
+    rules = policy(settlement_chunk=chunk)
+    market, users = race()
+    scratch(market)
+    settling.settle(market_id=market.pk, at=AT, policy=rules, keep_going=steps(7)) if chunk == 1 else None
+    put_into_pool(market, "0.01")
+    with pytest.raises(failures.BooksDisagree):
+        settle(market, policy=rules)
+    failed = Settlement.objects.get()
+    assert failed.failure
+    assert failed.state == ("DIVIDING" if chunk == 1 else "PENDING")
+    assert (CustomUser.objects.get(pk=users[3].pk).balance == 1000) == (chunk == 1)
+
+    # when
+    withdrawn = withdraw(market, operator())
+    assert (withdrawn.scratched, withdrawn.undoing) == ("C", chunk == 1)
+    assert undo_all(market)
+
+    # then: the outcome can win again, and the market goes on
+    market.refresh_from_db()
+    assert (market.status, market.running_outcomes) == ("OPEN", ("A", "B", "C"))
+    assert [CustomUser.objects.get(pk=user.pk).balance for user in users] == [900, 950, 970, 980, 993]
+    assert set(Bet.objects.values_list("result", "payout")) == {("PENDING", Decimal(0))}
+    assert journal.balance(journal.pool(market.pk)) == Decimal("207.01")
+    assert "market.withdraw_scratch" in AuditEntry.objects.values_list("action", flat=True)
+
+    # when: an engineer mends the books, and the outcome is scratched again
+    with transaction.atomic():
+        journal.post([Entry("opening:mended", journal.pool(market.pk), "opening", Decimal("0.01"))], at=AT)
+    scratch(market)
+    assert settle(market, policy=rules).settled
+    resolve(market, "B")
+    assert settle(market, policy=rules).settled
+
+    # then
+    assert [CustomUser.objects.get(pk=user.pk).balance for user in users[3:]] == [1000, 1000]
+    assert status.settlement_of(Bet.objects.get(user=users[3])) == Settlement.objects.get(
+        state="SETTLED", scratched="C"
+    )
+
+
+@pytest.mark.broken_books
+def test_resolution_behind_a_failed_scratch_is_withdrawn_first() -> None:
+    market, _ = race()
+    scratch(market)
+    put_into_pool(market, "0.01")
+    resolve(market, "A")
+    with pytest.raises(failures.BooksDisagree):
+        settle(market)
+    boss = operator()
+    assert withdraw(market, boss).scratched == ""
+    assert Settlement.objects.get(rule="SCRATCH").state == "PENDING"
+    assert withdraw(market, boss).scratched == "C"
+    market.refresh_from_db()
+    assert (market.status, market.running_outcomes) == ("CLOSED", ("A", "B", "C"))
+    with nothing_moved(), pytest.raises(resolutions.NothingToWithdraw):
+        withdraw(market, boss)
+
+
+def test_scratch_without_a_fault_cannot_be_withdrawn() -> None:
+    market, _ = race()
+    scratch(market)
+    boss = operator()
+    with nothing_moved(), pytest.raises(resolutions.NothingToWithdraw):
+        withdraw(market, boss)
+    settle(market)
+    with nothing_moved(), pytest.raises(resolutions.NothingToWithdraw):
+        withdraw(market, boss)
+
+
+@pytest.mark.broken_books
+def test_market_is_not_decided_while_a_scratch_is_taken_back() -> None:
+    # given
+    market, _ = race(("A", "B", "C", "D"))
+    scratch(market)
+    settling.settle(market_id=market.pk, at=AT, policy=CHUNKED, keep_going=steps(7))
+    put_into_pool(market, "0.01")
+    with pytest.raises(failures.BooksDisagree):
+        settle(market, policy=CHUNKED)
+    withdraw(market, operator())
+
+    # then
+    with nothing_moved(), pytest.raises(resolutions.BeingSettled):
+        resolve(market, "A")
+    scratch(market, "B")
+    assert not settle(market, policy=CHUNKED).found
+    with pytest.raises(IntegrityError, match="not put back"), transaction.atomic():
+        market.outcomes.filter(name="C").update(scratched_at=None)
+    assert undo_all(market)

@@ -4,6 +4,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from django.conf import Settings
 from django.db import transaction
 from django.test import Client
@@ -11,10 +12,10 @@ from django.utils import timezone
 
 from payments.models import Transaction
 from payments.payouts import breakers
-from payments.settlement import approvals, proposals, resolutions, undo
+from payments.settlement import approvals, failures, proposals, resolutions, undo
 from testing import builders, console_scenes
 from testing.builders import actor, policy
-from testing.console_scenes import page_text
+from testing.console_scenes import page_text, submit
 
 
 def shown(console: Client, path: str) -> str:
@@ -39,6 +40,28 @@ def test_scratched_outcome_is_marked_on_every_page_of_the_market(console: Client
     listed = shown(console, "/admin/markets/")
     assert "KES 400.00" in listed
     assert "KES 1,000.00" not in listed
+
+
+@pytest.mark.broken_books
+def test_scratch_that_found_wrong_books_is_withdrawn_on_its_page(console: Client) -> None:
+    # given
+    at = timezone.now()
+    market = builders.market(["A", "B", "C"])
+    builders.bet(market, builders.member(balance=600), "C", 600, at=at)
+    resolutions.scratch(market_id=market.pk, outcome="C", reason="", by=actor(), at=at, policy=policy())
+    assert "Withdraw the scratch" not in shown(console, f"/admin/markets/{market.pk}/")
+    failures.record(market.pk, "Its bets sum to 600.00, its pool account holds 600.01.")
+
+    # when
+    page = shown(console, f"/admin/markets/{market.pk}/")
+    assert "The stakes on C are not given back yet: Its bets sum to 600.00" in page
+    assert "Withdraw the scratch…" in page
+    assert "C may win again." in shown(console, f"/admin/markets/{market.pk}/withdraw/")
+    done = submit(console, f"/admin/markets/{market.pk}/withdraw/", reason="The pool is wrong.", typed="withdraw")
+
+    # then
+    assert "The scratch of C is withdrawn." in done
+    assert market.running_outcomes == ("A", "B", "C")
 
 
 def test_undone_market_waits_for_a_decision_and_shows_its_undo(console: Client) -> None:
