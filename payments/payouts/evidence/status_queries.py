@@ -64,7 +64,8 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
     """Claim up to `limit` attempts whose next status query is due, and store a query for each attempt.
 
     The first query is due `query_after` after the POST. Later queries follow at gaps that double from `query_gap` to an
-    hour. About a request that staff decided as paid, the receipt and our id are asked about in turn.
+    hour. The retry of a proven failure waits `query_after` for the answer to one query. About a request that staff
+    decided as paid, the receipt and our id are asked about in turn.
     A payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
     Locks: Transactions (skipping locked ones), then their Attempts.
     """
@@ -84,6 +85,10 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
                 attempts.ask_at(attempt, None)
                 continue
             gap = min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
+            if _is_only_for_a_retry(attempt):
+                # The failure has two sources already. So the retry waits for this answer no longer than for any result,
+                # also if this worker dies before its POST, and however many queries came before.
+                gap = policy.query_after
             attempts.ask(attempt, next_query_at=at + gap, at=at)
             token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
             query = StatusQuery.objects.create(
@@ -108,10 +113,15 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
     If a callback reported that the attempt was paid, or the attempt was found again, we keep asking for `review_after`
     from the last callback. Otherwise one query after the retry was requested is enough.
     """
-    if attempt.paid_report or attempt.kind == Attempt.Kind.FOUND:
+    if not _is_only_for_a_retry(attempt):
         reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
         return at - reported_at >= policy.review_after
     return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
+
+
+def _is_only_for_a_retry(attempt: Attempt) -> bool:
+    """Return True if we ask about a proven failure because of a retry, and no message reports a payment."""
+    return attempt.state == State.FAILED and not attempt.paid_report and attempt.kind != Attempt.Kind.FOUND
 
 
 def post(query: DueQuery, *, gateway: QueryGateway, addresses: Addresses) -> str | None:

@@ -156,7 +156,9 @@ class Machine(Attempts):
             if attempt.state in UNDECIDED:
                 attempt.move("IN_DOUBT")
                 attempt.doubted_at = attempt.doubted_at or at
-            attempt.ask_at = at + min(self.policy.query_gap * 2 ** min(asked, 10), LONGEST_GAP)
+            gap = min(self.policy.query_gap * 2 ** min(asked, 10), LONGEST_GAP)
+            is_retry = attempt.state == "FAILED" and attempt.report not in (PAID, PERHAPS)
+            attempt.ask_at = at + (self.policy.query_after if is_retry else gap)
             by_receipt = attempt.decision == "paid" and not (asked and attempt.questions[-1].receipt)
             attempt.questions.append(Question(attempt, at, attempt.receipt if by_receipt else ""))
             questions.append(attempt.questions[-1])

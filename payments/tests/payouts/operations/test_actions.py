@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from payments.models import Attempt, Transaction
+from payments.models import Attempt, StatusQuery, Transaction
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
 from testing import builders, console_scenes, payout_steps
@@ -305,6 +305,34 @@ def test_retry_of_a_paid_payout_sends_nothing() -> None:
     # then
     assert payout_steps.states(payout, attempt) == ("COMPLETED", "PAID")
     assert claims(after(10_000)) == []
+
+
+def test_unanswered_retry_leaves_soon_after_many_queries() -> None:
+    # given: seven queries before the retry, so the usual gap would be an hour
+    payout = builders.payout(285)
+    attempt = refused_by_mpesa(payout)
+    for number in range(2, 8):
+        StatusQuery.objects.create(attempt=attempt, number=number, token_hash=f"{number:064}", asked_at=AT)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
+
+    # when: the worker that asks dies before its POST
+    assert len(status_queries.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)) == 1
+
+    # then
+    assert status_queries.ask(at=after(80), policy=POLICY, addresses=ADDRESSES, limit=10) == []
+    assert claims(after(80)) == []
+    assert status_queries.ask(at=after(81), policy=POLICY, addresses=ADDRESSES, limit=10) == []
+    assert len(claims(after(81))) == 1
+
+
+def test_retry_waits_longer_while_a_payment_is_reported() -> None:
+    payout = builders.payout(285)
+    attempt = refused_by_mpesa(payout)
+    actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
+    Attempt.objects.filter(pk=attempt.pk).update(paid_report="untrusted")
+    assert len(status_queries.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)) == 1
+    assert status_queries.ask(at=after(100), policy=POLICY, addresses=ADDRESSES, limit=10) == []
+    assert claims(after(4_000)) == []
 
 
 def test_retry_without_an_answer_leaves_after_one_gap() -> None:
