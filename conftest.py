@@ -31,7 +31,7 @@ from users import figures, first_figures, roles
 from users.models import Figure
 
 BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
-BUILT_FROM_SETTINGS += ("dispatcher_thread", "broker", "message_broker")
+BUILT_FROM_SETTINGS += ("credentials", "tokens", "dispatcher_thread", "broker", "message_broker")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -224,9 +224,9 @@ def message_broker() -> redis.Redis:
 
 
 @cache
-def gateway() -> client.Gateway:
-    """Return the client of M-Pesa's API."""
-    credentials = Credentials(
+def credentials() -> Credentials:
+    """Return our credentials at M-Pesa."""
+    return Credentials(
         base_url=settings.MPESA_BASE_URL,
         consumer_key=settings.MPESA_CONSUMER_KEY,
         consumer_secret=settings.MPESA_CONSUMER_SECRET,
@@ -236,9 +236,20 @@ def gateway() -> client.Gateway:
         passkey=settings.MPESA_PASSKEY,
         transaction_command=settings.MPESA_COMMAND_ID,
     )
+
+
+@cache
+def tokens() -> access_tokens.SharedTokens:
+    """Return the access token that all workers share."""
+    return access_tokens.SharedTokens(broker(), name=credentials().token_name)
+
+
+@cache
+def gateway() -> client.Gateway:
+    """Return the client of M-Pesa's API."""
     return client.Gateway(
-        credentials,
-        tokens=access_tokens.SharedTokens(broker(), name=credentials.token_name),
+        credentials(),
+        tokens=tokens(),
         timeout_seconds=float(settings.MPESA_TIMEOUT_SECONDS),
         pool_size=QUERIES_AT_ONCE,
     )
@@ -270,6 +281,7 @@ def dispatcher() -> Dispatcher:
         clock=now,
         before_claim=restore_watch(),
         in_flight=settings.PAYOUT_IN_FLIGHT,
+        age_of_news=tokens().age_of_news,
     )
 
 

@@ -46,6 +46,7 @@ class SharedTokens:
         self._clock = clock
         self._wait_seconds = wait_seconds
         self._lock_seconds = lock_seconds
+        self._news: float | None = None
 
     def get(self, fetch: Fetch) -> str:
         """Return the shared token. Fetch a new one under the lock if there is none or if its end is near.
@@ -62,7 +63,12 @@ class SharedTokens:
             raise NotSent("network", message="another worker is still fetching the access token")
         try:
             token, is_fresh = self._read()
-            return token if token and is_fresh else self._write(*fetch())
+            if token and is_fresh:
+                return token
+            asked_at = time.monotonic()
+            value = self._write(*fetch())
+            self._news = asked_at
+            return value
         except NotSent:
             # The old token is valid until its end, even if no new token can be fetched.
             if token:
@@ -72,6 +78,14 @@ class SharedTokens:
             # The lock may have expired while we fetched. Its new holder fetches again, which is harmless.
             with suppress(LockError):
                 lock.release()
+
+    def age_of_news(self) -> float | None:
+        """Return the seconds since this process asked for the latest token that M-Pesa issued.
+
+        Returns None if it has issued none to this process since the last call. A new token shows that the host answers.
+        """
+        asked_at, self._news = self._news, None
+        return None if asked_at is None else time.monotonic() - asked_at
 
     def drop(self, token: str) -> None:
         """Delete `token` if it is still the shared token. A newer token stays. Raises: RedisError."""

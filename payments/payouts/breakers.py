@@ -4,7 +4,7 @@ Without breakers such a fault would fail one winner after another. Each cause ha
 breaker a single payout is sent as a probe. The pauses double up to `breaker_longest_pause`.
 
 A breaker closes on evidence about a request that was POSTed after the breaker opened:
-- an acceptance closes ON_THE_WAY, and a call of any kind to M-Pesa's host closes the network;
+- an acceptance closes ON_THE_WAY, and any answer of M-Pesa's host closes the network, such as an access token;
 - a payment closes every cause that is not ended by a person;
 - a proven failure closes the doubt.
 Only a person ends three causes: the switch, a result for a request that we do not have (`orphan`), and a database that
@@ -158,7 +158,7 @@ def acknowledged(posted_at: datetime | None, *, at: datetime) -> None:
     _close(ON_THE_WAY, posted_at, at)
 
 
-def reached(asked_at: datetime, *, at: datetime) -> None:
+def reached(asked_at: datetime | None, *, at: datetime) -> None:
     """Close the breaker of the network, because a call made at `asked_at` reached M-Pesa. Locks: all Breakers."""
     with transaction.atomic():
         _close((Cause.NETWORK,), asked_at, at)

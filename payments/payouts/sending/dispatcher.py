@@ -66,7 +66,8 @@ class Dispatcher:
     """The dispatcher with its gateways, pace and clock.
 
     `in_flight` bounds the requests under way at once. `before_claim` is called before each claim. It stops the sending
-    if the database has lost commits.
+    if the database has lost commits. `age_of_news` gives the seconds since M-Pesa was asked for an access token that it
+    issued, once for each new token.
     """
 
     gateway: client.Gateway
@@ -79,6 +80,7 @@ class Dispatcher:
     before_claim: Callable[[], None]
     in_flight: int
     answers: Answers = field(default_factory=Answers)
+    age_of_news: Callable[[], float | None] = lambda: None
 
     def send_one(self, transaction_id: int) -> bool:
         """Send one payout and return True, or return False and send nothing.
@@ -166,7 +168,7 @@ class Dispatcher:
                     time.sleep(max(0.0, reserved_at + slot - time.monotonic()))
                     post = threads.submit(status_queries.post, query, gateway=self.gateway, addresses=self.addresses)
                     under_way[post] = query
-                is_taken = False
+                is_taken = is_unreachable = False
                 for post, query in under_way.items():
                     try:
                         if conversation_id := post.result():
@@ -176,11 +178,23 @@ class Dispatcher:
                         log.warning("Status query about %s not sent: %s", query.originator_conversation_id, error)
                         about = orphans if query.query_id is None else status_queries
                         about.withdraw(query, at=self.clock(), policy=self.policy)
+                        is_unreachable |= _is_unreachable(error)
                 if is_taken:
                     breakers.reached(asked_at, at=self.clock())
+                self._hear_of_token(is_unreachable)
                 breakers.judge(at=self.clock(), policy=self.policy)
                 asked += len(queries)
         return asked
+
+    def _hear_of_token(self, is_unreachable: bool) -> None:
+        """Close the breaker of the network if M-Pesa has issued an access token since the last call.
+
+        `is_unreachable`: a later call did not reach M-Pesa, so the token proves nothing any more.
+        """
+        age = self.age_of_news()
+        if age is not None and not is_unreachable:
+            at = self.clock()
+            breakers.reached(at - timedelta(seconds=age), at=at)
 
     def _query_slots(self, at: datetime) -> list[float]:
         """Reserve a slot for each due query, up to QUERIES_AT_ONCE. Return the seconds to wait for each slot.
@@ -296,6 +310,7 @@ class Dispatcher:
         while received:
             try:
                 responses.record_all(received, at=self.clock(), policy=self.policy)
+                self._hear_of_token(any(_is_unreachable(response) for _, response in received))
                 break
             except (OperationalError, InterfaceError) as error:
                 if time.monotonic() >= until:
@@ -313,6 +328,10 @@ def _is_answer(response: object) -> bool:
     return isinstance(response, client.Accepted) or (
         isinstance(response, gateway_errors.GatewayError) and bool(response.code)
     )
+
+
+def _is_unreachable(response: object) -> bool:
+    return isinstance(response, gateway_errors.NotSent) and response.reason == "network"
 
 
 def _last_served(claims: list[sending_claims.Claim], before: int) -> int:

@@ -88,6 +88,8 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
             attempts.doubt(attempt, ask_at=at + policy.query_after, at=at, words=str(response))
         else:
             _apply_refusal(payout, attempt, response, at, policy)
+        if _is_answered(response):
+            breakers.reached(claim.posted_at, at=at)
         if pause := _pause(response):
             cause, reason = pause
             breakers.trip(cause, reason=reason, at=at, policy=policy)
@@ -145,6 +147,13 @@ def _wait(
         reason=f"Not sent yet: {response.details or response}",
         may_have_left=isinstance(response, gateway_errors.NotSent) and response.reason == "throttle",
     )
+
+
+def _is_answered(response: claims.Response) -> bool:
+    """Return True if M-Pesa's host refused the request itself. So the network is not at fault."""
+    if isinstance(response, gateway_errors.NotSent):
+        return response.reason != "network"
+    return isinstance(response, gateway_errors.Rejected)
 
 
 def _pause(response: claims.Response) -> tuple[Breaker.Cause, str] | None:

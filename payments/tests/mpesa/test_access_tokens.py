@@ -125,6 +125,18 @@ def test_dropping_an_old_token_keeps_the_newer_one(tokens: SharedTokens) -> None
     assert tokens.get(never) == "b"
 
 
+def test_new_token_is_told_once(redis_client: redis.Redis) -> None:
+    name = f"test-{uuid4().hex}"
+    first, second = (SharedTokens(redis_client, name=name) for _ in range(2))
+    assert first.age_of_news() is None
+    first.get(fetches("a"))
+    assert second.get(never) == "a"
+    age = first.age_of_news()
+    assert age is not None
+    assert age >= 0
+    assert (first.age_of_news(), second.age_of_news()) == (None, None)
+
+
 def test_lock_that_expires_during_the_fetch_is_harmless(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
     tokens = SharedTokens(redis_client, name=name)

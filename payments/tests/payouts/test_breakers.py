@@ -279,6 +279,15 @@ def test_any_call_that_reaches_mpesa_closes_the_network() -> None:
     assert opened() == set()
 
 
+@pytest.mark.parametrize("response", [payout_steps.REJECTED, payout_steps.THROTTLED])
+def test_refusal_by_mpesa_closes_the_network(response: payout_steps.Response) -> None:
+    payouts = [builders.payout(285) for _ in range(2)]
+    sent(payouts[0], payout_steps.NO_CONNECTION)
+    assert opened() == {Cause.NETWORK}
+    sent(payouts[1], response, after(60))
+    assert Cause.NETWORK not in opened()
+
+
 def test_switch_stops_sending_and_nothing_else() -> None:
     # given
     under_way, waiting = builders.payout(285), builders.payout(285)

@@ -21,6 +21,7 @@ from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
 from payments.mpesa.simulator.server import Options, Simulator
 from payments.mpesa.simulator.terms import Terms
+from payments.payouts import breakers
 from payments.payouts.sending import claims
 from payments.payouts.sending.dispatcher import Dispatcher, _last_served
 from testing import builders, payout_steps
@@ -464,6 +465,25 @@ def test_queries_that_never_left_are_soon_due_again(dispatcher: Dispatcher) -> N
     # then
     assert StatusQuery.objects.count() == 0
     assert max(Attempt.objects.values_list("next_query_at", flat=True)) < after(60)
+
+
+@pytest.mark.parametrize(
+    ("response", "stays_open"), [(payout_steps.READ_TIMEOUT, False), (payout_steps.NO_CONNECTION, True)]
+)
+def test_new_token_closes_the_network_unless_a_later_call_fails(
+    dispatcher: Dispatcher, response: payout_steps.Response, stays_open: bool
+) -> None:
+    # given
+    in_doubt(3)
+    breakers.trip(Breaker.Cause.NETWORK, reason="no connection", at=AT, policy=payout_steps.POLICY)
+    gateway = payout_steps.FakeGateway(*[response] * 3)
+
+    # when: M-Pesa issues a token and answers no query
+    asking = later(dispatcher, gateway=gateway, age_of_news=lambda: 0.0)
+    asking.ask_due(for_seconds=FOR_SECONDS)
+
+    # then
+    assert Breaker.objects.filter(cause="network", opened_at__isnull=False).exists() == stays_open
 
 
 def test_without_redis_queries_stay_due_and_uncounted(dispatcher: Dispatcher) -> None:
