@@ -13,7 +13,6 @@ from celery.exceptions import BackendError
 from django.conf import settings
 from kombu.exceptions import OperationalError
 
-from payments.clock import DatabaseClock
 from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
@@ -28,6 +27,7 @@ from payments.settlement import failures
 from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
+from users.clock import DatabaseClock
 
 log = logging.getLogger(__name__)
 # Tasks are published by name, because the modules that define the tasks import this module.
@@ -192,7 +192,7 @@ _clock = DatabaseClock()
 
 
 def now() -> datetime:
-    """Return the time of the database's clock, which all hosts share. Usually without a query (payments/clock.py)."""
+    """Return the time of the database's clock, which all hosts share. Usually without a query (users/clock.py)."""
     return _clock.now()
 
 

@@ -5,12 +5,11 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.http import HttpRequest
-from django.utils import timezone
 from knox.auth import TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from users import auth, phone, roles
+from users import auth, clock, phone, roles
 from users.models import CustomUser
 from users.source_address import source_address
 
@@ -26,7 +25,7 @@ class PinBackend(ModelBackend):
                 phone_number=username or named.get(CustomUser.USERNAME_FIELD) or "",
                 pin=password or "",
                 source=(source_address(request) if request is not None else None) or "unknown",
-                at=timezone.now(),
+                at=clock.database_time(),
             )
         except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber):
             return None

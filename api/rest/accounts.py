@@ -1,7 +1,6 @@
 """Calls for members: login, logout, own account, notices."""
 
 from django.conf import settings
-from django.utils import timezone
 from knox.views import LogoutView
 from rest_framework import status
 from rest_framework.permissions import AllowAny
@@ -10,6 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from api.rest.fields import Body, StrictText, caller, checked
+from payments import wiring
 from users import auth, notifications
 from users.source_address import source_address
 
@@ -36,7 +36,7 @@ class Login(APIView):
             **checked(LoginBody(data=request.data)),
             staff_need_code=settings.STAFF_TOTP,
             source=source,
-            at=timezone.now(),
+            at=wiring.now(),
         )
         return Response({"token": login.token, "expires_at": login.expires_at})
 

@@ -25,8 +25,8 @@ class SharedTokens:
     """One OAuth token in Redis for all workers, because each new token ends the previous token.
 
     One worker renews the token shortly before its end: 60 s before, or a quarter of its life if that is less. Meanwhile
-    all other workers use the old token.
-    Units: `name` is `Credentials.token_name`; `clock` gives seconds since the epoch.
+    all other workers use the old token. Redis alone counts its life, because the clocks of hosts differ.
+    Units: `name` is `Credentials.token_name`.
     Source: Daraja portal, page Authorization.
     """
 
@@ -37,13 +37,11 @@ class SharedTokens:
         redis_client: redis.Redis,
         *,
         name: str,
-        clock: Callable[[], float] = time.time,
         wait_seconds: float = 1.0,
         lock_seconds: float = 10.0,
     ) -> None:
         self._redis = redis_client
         self._key = f"daraja:token:{name}"
-        self._clock = clock
         self._wait_seconds = wait_seconds
         self._lock_seconds = lock_seconds
         self._news: float | None = None
@@ -92,22 +90,20 @@ class SharedTokens:
         self._redis.eval(self._DROP, 1, self._key, token)
 
     def _read(self) -> tuple[str, bool]:
-        fields = self._redis.hmget(self._key, "value", "refresh_at", "expires_at")
-        value, refresh_at, expires_at = (field.decode() if isinstance(field, bytes) else field for field in fields)
-        now = self._clock()
-        if not (value and refresh_at and expires_at) or now >= float(expires_at):
+        """Return the stored token, or "" if there is none, and True if its end is not near."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hmget(self._key, "value", "margin")
+            pipeline.pttl(self._key)
+            fields, left_milliseconds = pipeline.execute()
+        value, margin = (field.decode() if isinstance(field, bytes) else field for field in fields)
+        if not (value and margin):
             return "", False
-        return value, now < float(refresh_at)
+        return value, left_milliseconds > 1_000 * float(margin)
 
     def _write(self, value: str, life_seconds: int) -> str:
-        now = self._clock()
-        margin = min(60.0, life_seconds / 4)
-        token: dict[Any, Any] = {
-            "value": value,
-            "refresh_at": now + life_seconds - margin,
-            "expires_at": now + life_seconds,
-        }
+        token: dict[Any, Any] = {"value": value, "margin": min(60.0, life_seconds / 4)}
         with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(self._key)
             pipeline.hset(self._key, mapping=token)
             pipeline.expire(self._key, life_seconds)
             pipeline.execute()

@@ -7,10 +7,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django import template
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from payments import wiring
 from payments.models import Settlement
 from payments.settlement.decision import VOID_REASONS
 from users import phone
@@ -90,7 +90,7 @@ def ago(time: Any) -> str:
     if time is None or time == "":
         return ""
     if isinstance(time, datetime):
-        time = timezone.now() - time
+        time = wiring.now() - time
     duration = time if isinstance(time, timedelta) else timedelta(seconds=float(time))
     seconds = abs(int(duration.total_seconds()))
     if seconds < 60:
@@ -109,9 +109,10 @@ def nairobi_time(moment: datetime | None) -> SafeString | str:
     if moment is None:
         return "–"
     nairobi = moment.astimezone(NAIROBI)
-    year = "" if nairobi.year == timezone.now().astimezone(NAIROBI).year else f" {nairobi.year}"
-    distance = ago(timezone.now() - moment)
-    relative = f"{distance} ago" if moment <= timezone.now() else f"in {distance}"
+    now = wiring.now()
+    year = "" if nairobi.year == now.astimezone(NAIROBI).year else f" {nairobi.year}"
+    distance = ago(now - moment)
+    relative = f"{distance} ago" if moment <= now else f"in {distance}"
     return format_html(
         '<time datetime="{}" title="{}">{}{}, {} EAT</time>, <span class="k-faint">{}</span>',
         moment.isoformat(),

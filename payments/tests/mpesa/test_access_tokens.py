@@ -15,12 +15,9 @@ from payments.mpesa.gateway_errors import NotSent
 from testing.gateways import ACK, PAY_URL, PAYMENT, TOKEN_URL, credentials
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+def leave(redis_client: redis.Redis, name: str, seconds: float) -> None:
+    """Let the shared token live for so many seconds from now."""
+    assert redis_client.pexpire(f"daraja:token:{name}", int(1_000 * seconds))
 
 
 def fetches(*values: str, life_seconds: int = 3600) -> Callable[[], tuple[str, int]]:
@@ -33,42 +30,49 @@ def never() -> tuple[str, int]:
 
 
 def test_token_is_shared_until_a_minute_before_its_end(redis_client: redis.Redis) -> None:
-    clock = Clock()
     name = f"test-{uuid4().hex}"
-    first, second = (SharedTokens(redis_client, name=name, clock=clock) for _ in range(2))
+    first, second = (SharedTokens(redis_client, name=name) for _ in range(2))
 
     assert first.get(fetches("a")) == "a"
-    clock.now += 3539
+    assert 3_500 < redis_client.ttl(f"daraja:token:{name}") <= 3_600
+    leave(redis_client, name, 1_000)
     assert second.get(never) == "a"
-    clock.now += 1
+    leave(redis_client, name, 60)
     assert second.get(fetches("b")) == "b"
     assert first.get(never) == "b"
 
 
 def test_short_lived_token_is_renewed_after_three_quarters_of_its_life(redis_client: redis.Redis) -> None:
-    clock = Clock()
-    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", clock=clock)
+    name = f"test-{uuid4().hex}"
+    tokens = SharedTokens(redis_client, name=name)
 
-    assert tokens.get(fetches("a", life_seconds=20)) == "a"
-    clock.now += 14.9
+    assert tokens.get(fetches("a", life_seconds=200)) == "a"
+    leave(redis_client, name, 100)
     assert tokens.get(never) == "a"
-    clock.now += 0.1
+    leave(redis_client, name, 50)
     assert tokens.get(fetches("b")) == "b"
 
 
 def test_old_token_is_used_while_no_new_one_can_be_fetched(redis_client: redis.Redis) -> None:
-    clock = Clock()
-    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", clock=clock)
+    name = f"test-{uuid4().hex}"
+    tokens = SharedTokens(redis_client, name=name)
 
     def unreachable() -> tuple[str, int]:
         raise NotSent("network")
 
     tokens.get(fetches("a"))
-    clock.now += 3570
+    leave(redis_client, name, 30)
     assert tokens.get(unreachable) == "a"
-    clock.now += 30
+    redis_client.delete(f"daraja:token:{name}")
     with pytest.raises(NotSent):
         tokens.get(unreachable)
+
+
+def test_clocks_of_hosts_do_not_end_the_token(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"test-{uuid4().hex}"
+    SharedTokens(redis_client, name=name).get(fetches("a"))
+    monkeypatch.setattr("time.time", lambda: 4_000_000_000.0)
+    assert SharedTokens(redis_client, name=name).get(never) == "a"
 
 
 def test_only_one_of_many_workers_fetches_the_token(redis_client: redis.Redis) -> None:
@@ -92,10 +96,10 @@ def test_only_one_of_many_workers_fetches_the_token(redis_client: redis.Redis) -
 
 
 def test_other_workers_use_the_old_token_while_one_fetches(redis_client: redis.Redis) -> None:
-    clock = Clock()
-    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", clock=clock)
+    name = f"test-{uuid4().hex}"
+    tokens = SharedTokens(redis_client, name=name)
     tokens.get(fetches("a"))
-    clock.now += 3570
+    leave(redis_client, name, 30)
 
     def fetch_while_another_asks() -> tuple[str, int]:
         assert tokens.get(never) == "a"
@@ -155,10 +159,13 @@ def test_token_life_is_read_from_number_or_text(
     name = f"test-{uuid4().hex}"
     daraja.replace("GET", TOKEN_URL, json={"access_token": "a-token", "expires_in": life})
     daraja.post(PAY_URL, json=ACK)
-    clock = Clock()
+    given: list[int] = []
 
-    Gateway(credentials(), tokens=SharedTokens(redis_client, name=name, clock=clock)).pay(**PAYMENT)
+    class Tokens(SharedTokens):
+        def _write(self, value: str, life_seconds: int) -> str:
+            given.append(life_seconds)
+            return super()._write(value, life_seconds)
 
-    stored = redis_client.hget(f"daraja:token:{name}", "expires_at")
-    assert stored is not None
-    assert float(stored) == clock.now + expires
+    Gateway(credentials(), tokens=Tokens(redis_client, name=name)).pay(**PAYMENT)
+
+    assert given == [expires]

@@ -3,9 +3,8 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 
-from users import audit, phone, second_factor
+from users import audit, clock, phone, second_factor
 from users.models import CustomUser
 
 
@@ -26,5 +25,5 @@ class Command(BaseCommand):
         user = CustomUser.objects.filter(phone_number=number, is_staff=True).first()
         if user is None:
             raise CommandError(f"No member of staff has the number {phone.masked(number)}. Nothing was done.")
-        second_factor.forget(user=user, by=audit.Actor(user_id=None, source="command"), at=timezone.now())
+        second_factor.forget(user=user, by=audit.Actor(user_id=None, source="command"), at=clock.database_time())
         self.stdout.write(f"The next login of {user} sets up a new app.")

@@ -5,16 +5,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from django.contrib.auth import authenticate
 from django.db import OperationalError, connection
+from django.test import Client
 from django.utils import timezone
 
-from payments import clock, wiring
-from payments.clock import DatabaseClock
+from payments import wiring
+from testing.builders import PIN, operator
+from users import clock
+from users.clock import DatabaseClock
 
 ROOT = Path(__file__).resolve().parents[2]
 AT = datetime(2026, 2, 16, 10, 30, tzinfo=UTC)
-# A login writes and reads only times of `users`. The pages' filters show "3 minutes ago".
-OWN_TIME = {"api/rest/accounts.py", "api/console/templatetags/console.py"}
 
 
 class Host:
@@ -146,14 +148,27 @@ def test_wired_clock_is_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.database_time() >= of_database
 
 
-def test_edges_that_decide_on_money_read_the_databases_clock() -> None:
+@pytest.mark.django_db
+def test_lock_of_a_login_ends_by_the_databases_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: a locked number, and a host whose clock is an hour ahead
+    staff = operator(locked_until=clock.database_time() + timedelta(minutes=15))
+    ahead = timezone.now() + timedelta(hours=1)
+    monkeypatch.setattr(timezone, "now", lambda: ahead)
+
+    # then
+    body = {"phone_number": staff.phone_number, "pin": PIN}
+    assert Client().post("/api/users/login/", body, "application/json").status_code == 429
+    assert authenticate(phone_number=staff.phone_number, password=PIN) is None
+
+
+def test_every_edge_reads_the_databases_clock() -> None:
     # given
     edges = [*ROOT.glob("api/rest/*.py"), *ROOT.glob("api/console/**/*.py"), *ROOT.glob("payments/*.py")]
-    edges += ROOT.glob("payments/management/commands/*.py")
+    edges += [*ROOT.glob("*/management/commands/*.py"), ROOT / "users/backends.py"]
     names = {str(path.relative_to(ROOT)): path for path in edges}
 
     # when
-    own = {name for name, path in names.items() if re.search(r"timezone\.now\(", path.read_text())}
+    own = {name for name, path in names.items() if re.search(r"timezone\.now\b|time\.time\b", path.read_text())}
 
     # then
-    assert own <= OWN_TIME, "Use wiring.now(), so that a wrong clock of a host changes no decision."
+    assert own == set(), "Use wiring.now(), so that a wrong clock of a host changes no decision."
