@@ -39,7 +39,7 @@ def check_books() -> None:
 
 @shared_task(name="payments.overview_tasks.sum_up")
 def sum_up() -> None:
-    """Add new bets to the pools and new transfers to the trial balance."""
+    """Add new bets to the pools and new transfers to the trial balance. Delete day totals that nothing reads."""
     overview.sum_up(keep_going=pacing.for_seconds(pacing.TASK_SECONDS))
 
 

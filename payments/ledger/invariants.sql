@@ -296,11 +296,12 @@ GROUP BY upper(receipt) HAVING count(*) > 1;
 -- name: day_totals_are_their_requests
 -- The amounts that count for a member's limit of the day are those of the requests
 -- payments_daytotal is a copy, so that two workers cannot pass M-Pesa's limit together. Each member's total of a day must
--- equal the open and the paid requests that count on the day.
+-- equal the open and the paid requests that count on the day. Only the latest seven days are kept.
 SELECT 'member ' || user_id || ' on ' || day || ' is off by ' || sum(amount) AS day_totals_are_their_requests
 FROM (SELECT user_id, day, amount FROM payments_daytotal
       UNION ALL
       SELECT t.user_id, a.counted_on, -a.amount FROM payments_attempt a
       JOIN payments_transaction t ON t.id = a.transaction_id
       WHERE a.counted_on IS NOT NULL AND a.state <> 'FAILED') x
+WHERE day > coalesce((SELECT max(day) FROM payments_daytotal), DATE '0001-01-08') - 7
 GROUP BY user_id, day HAVING sum(amount) <> 0;

@@ -33,7 +33,7 @@ from payments.models import (
     Transaction,
     Verdict,
 )
-from payments.payouts import float_balance
+from payments.payouts import day_limit, float_balance
 from payments.payouts.restores import asking
 from payments.settlement import market_overview
 
@@ -254,12 +254,13 @@ def check_books(*, at: datetime, keep_going: Callable[[], bool]) -> int:
 
 
 def sum_up(*, keep_going: Callable[[], bool]) -> None:
-    """Add new bets to the pools and new transfers to the trial balance. Idempotent.
+    """Add new bets to the pools and new transfers to the trial balance, and delete old day totals. Idempotent.
 
     The sums that readers see do not change.
     """
     pools.advance(keep_going=keep_going)
     trial_balance.advance(keep_going=keep_going)
+    day_limit.prune(keep_going=keep_going)
 
 
 def beat(*, worker: str, at: datetime) -> None:

@@ -5,7 +5,7 @@ counts on the day of its latest POST. A request that is proven not paid gives it
 Lock order: Transaction, Attempt, then day totals by day (the latest first) and member, then breakers and wallets.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -19,6 +19,9 @@ from payments.models import Attempt, DayTotal
 
 # Payouts that the limit holds back are due this long after midnight.
 AFTER_MIDNIGHT = timedelta(minutes=5)
+# The limit reads the present day, and a request that is sent again may leave its day. Older totals are never read.
+DAYS_KEPT = 7
+PRUNED_AT_ONCE = 2_000
 ZERO = Decimal("0.00")
 
 # Add each member's amount, if the member's total stays within the limit. PostgreSQL locks the other members' rows too,
@@ -42,6 +45,15 @@ _SUBTRACT = """
     )
     UPDATE payments_daytotal d SET amount = d.amount - part.amount FROM part JOIN locked USING (user_id, day)
     WHERE d.user_id = part.user_id AND d.day = part.day
+"""
+# The newest day of a request, not the clock, is the measure: then the invariant compares no day that is half deleted.
+_PRUNE = """
+    DELETE FROM payments_daytotal WHERE (user_id, day) IN (
+        SELECT user_id, day FROM payments_daytotal
+        WHERE day <= (SELECT counted_on FROM payments_attempt WHERE counted_on IS NOT NULL ORDER BY id DESC LIMIT 1)
+            - %(kept)s::int
+        LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    )
 """
 
 
@@ -145,6 +157,18 @@ def lock(user_ids: Iterable[int]) -> None:
     """
     totals = DayTotal.objects.filter(user__in=set(user_ids)).order_by("-day", "user")
     list(totals.select_for_update(no_key=True, of=("self",)).values_list("user_id"))
+
+
+def prune(*, keep_going: Callable[[], bool]) -> None:
+    """Delete totals of days that the limit cannot read any more, PRUNED_AT_ONCE at a time. Idempotent.
+
+    Locks: DayTotals of old days, skipping locked ones. Each batch is one short transaction.
+    """
+    deleted = PRUNED_AT_ONCE
+    while deleted == PRUNED_AT_ONCE and keep_going():
+        with connection.cursor() as cursor:
+            cursor.execute(_PRUNE, {"kept": DAYS_KEPT, "limit": PRUNED_AT_ONCE})
+            deleted = cursor.rowcount
 
 
 def plan(amounts: Sequence[Decimal], *, sent_today: Decimal, at: datetime, limit: int) -> list[date]:

@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.db import transaction
 
-from payments import failpoints
+from payments import failpoints, monitoring_tasks
 from payments.models import DayTotal, Transaction
 from payments.payouts import day_limit
 from payments.settlement import undo
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.django_db
 
 TODAY = date(2026, 2, 16)
 LATE = datetime(2026, 2, 16, 20, 50, tzinfo=UTC)  # 23:50 in Nairobi
+# No result comes for days in some tests, and no breaker may open.
+UNWATCHED = builders.policy(breaker_failure_share=Decimal(2))
 TOMORROW = datetime(2026, 2, 16, 21, 5, tzinfo=UTC)  # 00:05 of the next day in Nairobi
 
 
@@ -231,3 +234,62 @@ def test_plan_names_the_day_of_each_tranche(amounts: list[int], sent_today: int,
         [Decimal(amount) for amount in amounts], sent_today=Decimal(sent_today), at=builders.AT, limit=500_000
     )
     assert [day.day for day in planned] == days
+
+
+# --- old days --------------------------------------------------------------------------------------------------------
+
+
+def test_totals_of_old_days_are_deleted_and_the_latest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: eight days with a request of each of three members
+    monkeypatch.setattr(day_limit, "PRUNED_AT_ONCE", 2)
+    members = [builders.member() for _ in range(3)]
+    first: list[Transaction] = []
+    for day in range(9):
+        at = builders.AT + timedelta(days=day)
+        made = [payouts(member, 100, at=at)[0] for member in members]
+        first = first or made
+        assert len(claims(at, UNWATCHED)) == 3
+
+    # when: a worker may do one batch; then the next one does the rest
+    day_limit.prune(keep_going=iter([True, False]).__next__)
+    assert DayTotal.objects.count() == 25
+    day_limit.prune(keep_going=lambda: True)
+
+    # then
+    kept = [TODAY + timedelta(days=day) for day in range(2, 9)]
+    assert sorted(set(DayTotal.objects.values_list("day", flat=True))) == kept
+    assert DayTotal.objects.count() == 21
+    day_limit.prune(keep_going=lambda: True)
+    assert DayTotal.objects.count() == 21
+
+    # when: requests of a deleted day end, one paid and one failed, then paid after all
+    paid, failed = (payout.attempts.get() for payout in first[:2])
+    deliver_result(paid, result_body(paid), builders.AT + timedelta(days=9))
+    day_limit.give_back(failed, members[1].pk)
+    day_limit.count_paid_late(failed, members[1].pk)
+
+    # then: the total of the present day is not touched
+    assert [total(member, kept[-1]) for member in members] == [100, 100, 100]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_worker_that_holds_an_old_total_is_not_waited_for() -> None:
+    member = builders.member()
+    payouts(member, 100)
+    claims()
+    later = builders.AT + timedelta(days=8)
+    payouts(member, 100, at=later)
+    claims(later)
+    with transaction.atomic():
+        day_limit.lock([member.pk])
+        builders.at_once(lambda: day_limit.prune(keep_going=lambda: True))
+        assert DayTotal.objects.count() == 2
+
+
+def test_minutely_task_deletes_old_totals() -> None:
+    member = builders.member()
+    DayTotal.objects.create(user=member, day=TODAY - timedelta(days=30), amount=0)
+    payouts(member, 100)
+    claims()
+    monitoring_tasks.sum_up()
+    assert list(DayTotal.objects.values_list("day", flat=True)) == [TODAY]
