@@ -212,11 +212,14 @@ HAVING count(t.id) FILTER (WHERE t.code <> 'excess') <> (a.state IN ('PAID', 'RE
 
 -- name: reversed_payments_are_owed_again
 -- A payment that M-Pesa reversed is owed again
--- A reversed attempt has one transfer that returns its amount to the M-Pesa account. Any other attempt has none.
+-- The transfers of a reversed attempt return its amount to the M-Pesa account: one if it settled its payout (returned), up
+-- to three if it was late or went to a replaced number (regained). Any other attempt has none.
 SELECT 'attempt ' || a.originator_conversation_id || ' is ' || a.state || ', returned ' || coalesce(t.amount, 0)
     AS reversed_payments_are_owed_again
-FROM payments_attempt a LEFT JOIN payments_transfer t ON t.key = 'returned:' || a.id
-WHERE coalesce(t.amount, 0) <> CASE WHEN a.state = 'REVERSED' THEN a.amount ELSE 0 END;
+FROM payments_attempt a LEFT JOIN (
+    SELECT split_part(key, ':', 2)::bigint AS attempt, sum(amount) AS amount FROM payments_transfer
+    WHERE code IN ('returned', 'regained') GROUP BY 1) t ON t.attempt = a.id
+WHERE coalesce(t.amount, 0) <> CASE WHEN a.state = 'REVERSED' THEN coalesce(a.paid_amount, a.amount) ELSE 0 END;
 
 
 -- name: payouts_are_completed_once

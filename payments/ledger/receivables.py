@@ -82,20 +82,47 @@ def reverse_recall(payout: Transaction, *, at: datetime) -> None:
     Runs in the caller's transaction.
     Locks: the Recovery, the wallet.
     """
-    recovery = _locked(payout.settlement_id, payout.user_id)
-    owed = min(payout.amount, recovery.outstanding)
-    borne = min(payout.amount - owed, recovery.written_off)
-    back = payout.amount - owed - borne
-    recovery.amount -= payout.amount
-    recovery.written_off -= borne
-    recovery.recovered -= back
-    recovery.save(update_fields=["amount", "written_off", "recovered"])
+    owed, borne, back = _cancel(payout, payout.amount)
     parts = [
         journal.Entry(f"unrecall:{payout.pk}", journal.PAYABLE, journal.receivable(payout.user_id), owed, payout.pk),
         journal.Entry(f"unwrite:{payout.pk}", journal.PAYABLE, journal.BAD_DEBT, borne, payout.pk),
         journal.Entry(f"repay:{payout.pk}", journal.PAYABLE, journal.wallet(payout.user_id), back, payout.pk),
     ]
     journal.post([part for part in parts if part.amount > 0], at=at)
+
+
+def reverse_late(payout: Transaction, *, key: str, amount: Decimal, at: datetime) -> None:
+    """Cancel the receivable of a late payment that M-Pesa has reversed, and book the money into the M-Pesa account.
+
+    The amount covers the member's open debt, then the part that was written off. The part that the member had already
+    paid back goes to the wallet.
+    Runs in the caller's transaction. `key` is the beginning of the keys.
+    Locks: the Recovery, the wallet.
+    """
+    owed, borne, back = _cancel(payout, amount)
+    utility, tx = journal.MPESA_UTILITY, payout.pk
+    parts = [
+        journal.Entry(key, utility, journal.receivable(payout.user_id), owed, tx),
+        journal.Entry(f"{key}:loss", utility, journal.BAD_DEBT, borne, tx),
+        journal.Entry(f"{key}:wallet", utility, journal.wallet(payout.user_id), back, tx),
+    ]
+    journal.post([part for part in parts if part.amount > 0], at=at)
+
+
+def _cancel(payout: Transaction, amount: Decimal) -> tuple[Decimal, Decimal, Decimal]:
+    """Take an amount out of a payout's recovery. Return its parts: still owed, written off, already paid back.
+
+    Locks: the Recovery.
+    """
+    recovery = _locked(payout.settlement_id, payout.user_id)
+    owed = min(amount, recovery.outstanding)
+    borne = min(amount - owed, recovery.written_off)
+    back = amount - owed - borne
+    recovery.amount -= amount
+    recovery.written_off -= borne
+    recovery.recovered -= back
+    recovery.save(update_fields=["amount", "written_off", "recovered"])
+    return owed, borne, back
 
 
 def was_recalled(transaction_id: int) -> bool:

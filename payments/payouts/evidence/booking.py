@@ -255,8 +255,10 @@ def take_back(payout: Transaction, attempt: Attempt, *, reason: str, at: datetim
 def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: datetime) -> str:
     """Book that M-Pesa reversed a payment, so that we owe the payout again. Return the outcome in words.
 
-    Locks: the Recovery, if the settlement was undone.
+    Locks: the Recovery, if the settlement was undone or the payment was late; then also the wallet.
     """
+    if outcome := _regain(payout, attempt, at=at):
+        return outcome
     in_suspense = suspended(attempt)
     key = f"claimed:{attempt.receipt}" if in_suspense else f"paid:{_booking(attempt)}"
     paid = Transfer.objects.filter(key=key)
@@ -264,12 +266,36 @@ def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: da
         return "reversed: this payment did not settle the payout as it is. A person must correct the books."
     key = f"returned:{attempt.pk}"
     journal.post([journal.Entry(key, journal.MPESA_UTILITY, journal.PAYABLE, attempt.amount, payout.pk)], at=at)
-    attempt.state, attempt.decision, attempt.next_query_at = State.REVERSED, Attempt.Decision.NONE, None
-    attempt.save()
+    _mark_reversed(attempt)
     payout.completed_at = None
     payout.save(update_fields=["completed_at"])
     attempts.hold(payout, reason=reason)
     return attempts.cancel_if_recalled(payout, at=at) or "held: M-Pesa reversed the payment, so we owe it again"
+
+
+def _regain(payout: Transaction, attempt: Attempt, *, at: datetime) -> str:
+    """Book the reversal of a payment that did not settle the payout, and return the outcome in words.
+
+    A late payment had become the member's debt, which ends. A payment to a replaced number is at our expense until now.
+    Returns an empty string if the payment settled the payout. The payout itself stays as it is.
+    Locks: the Recovery and the wallet, if the payment was late.
+    """
+    key, amount = f"regained:{attempt.pk}", attempt.paid_amount or attempt.amount
+    if journal.is_booked(f"late:{attempt.pk}"):
+        receivables.reverse_late(payout, key=key, amount=amount, at=at)
+        _mark_reversed(attempt)
+        return "reversed: M-Pesa took the late payment back, so the member does not owe it any more"
+    if journal.is_booked(f"misdirected:{attempt.pk}"):
+        entry = journal.Entry(key, journal.MPESA_UTILITY, journal.MISDIRECTED, amount, payout.pk)
+        journal.post([entry], at=at)
+        _mark_reversed(attempt)
+        return "reversed: M-Pesa took the payment to the replaced number back"
+    return ""
+
+
+def _mark_reversed(attempt: Attempt) -> None:
+    attempt.state, attempt.decision, attempt.next_query_at = State.REVERSED, Attempt.Decision.NONE, None
+    attempt.save()
 
 
 def _booking(attempt: Attempt) -> str:

@@ -40,6 +40,7 @@ class Attempts:
         self.book = Book()
         self.unapplied: list[Message] = []
         self.touched: set[Payout] = set()
+        self.paid_late: dict[str, int] = {}
         self._stored: set[tuple[int, Result | Answer | None, bool]] = set()
 
     def owe(self, ref: str, *, member: str, phone: str, amount: int, at: datetime) -> Payout:
@@ -106,6 +107,7 @@ class Attempts:
             payout.move("COMPLETED")
             return
         self.book.post(f"late:{ocid}", receivable, "utility", paid)
+        self.paid_late[ocid] = paid
         other = payout.open
         if other is not None and other.never_left:
             self.fail(other, code="", at=at)
@@ -143,8 +145,19 @@ class Attempts:
         payout.move("HELD")
 
     def reverse(self, attempt: Attempt) -> None:
-        """Book that M-Pesa took a payment back, so that we owe it again. A person decides how it goes on."""
+        """Book that M-Pesa took a payment back, so that we owe it again. A person decides how it goes on.
+
+        A late payment was the member's debt. Its debt ends, and what the member has paid back goes to the wallet.
+        """
         payout = attempt.payout
+        if f"late:{attempt.ocid}" in self.book.keys:
+            amount, receivable = self.paid_late[attempt.ocid], f"receivable:{payout.member}"
+            owed = min(amount, -self.book.held[receivable])
+            for key, account, part in (("", receivable, owed), (":wallet", f"wallet:{payout.member}", amount - owed)):
+                if part:
+                    self.book.post(f"regained:{attempt.ocid}{key}", "utility", account, part)
+            attempt.move("REVERSED")
+            attempt.decision, attempt.ask_at = "", None
         if payout.status == "COMPLETED" and f"paid:{attempt.booking}" in self.book.keys:
             self.book.post(f"returned:{attempt.ocid}", "utility", f"payable:{payout.ref}", payout.amount)
             attempt.move("REVERSED")

@@ -1,10 +1,13 @@
 """Payments that are proven late, while other requests exist or the debt is settled."""
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import pytest
+from django.db import transaction
 
-from payments.models import Attempt, Transaction
+from payments.ledger import journal, receivables
+from payments.models import Attempt, Recovery, Transaction
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
 from payments.payouts.sending import responses
@@ -19,6 +22,7 @@ from testing.payout_steps import (
     READ_TIMEOUT,
     RECEIPT,
     after,
+    answer,
     ask_and_answer,
     balances,
     booked,
@@ -35,6 +39,7 @@ from testing.payout_steps import (
     status_body,
 )
 from users.audit import MACHINE
+from users.models import CustomUser
 
 pytestmark = pytest.mark.django_db
 
@@ -331,3 +336,61 @@ def test_query_about_an_old_request_does_not_hold_the_new_one() -> None:
 
     # then
     assert states(payout, second) == ("PROCESSING", "ACCEPTED")
+
+
+# --- late payments that M-Pesa reverses -------------------------------------------------------------------------------
+
+
+def late_payment(payout: Transaction) -> tuple[Attempt, status_queries.DueQuery]:
+    """Pay a request after its payout went to the wallet. Return it, and a query about it that is not answered yet."""
+    attempt = sent(payout)
+    asked = question(attempt, after(20))
+    deliver_result(attempt, result_body(attempt, 2040), after(22))
+    answer(question(attempt, after(90)), status_body(attempt, "Failed"), after(91))
+    actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(92))
+    deliver_result(attempt, result_body(attempt), after(93))
+    assert journal.is_booked(f"late:{attempt.pk}")
+    return attempt, asked
+
+
+def test_reversal_of_a_late_payment_ends_the_debt(payout: Transaction) -> None:
+    # given
+    attempt, asked = late_payment(payout)
+    owes = f"receivable:{payout.user_id}"
+
+    # when
+    outcome = answer(asked, status_body(attempt, "Reversed"), after(100))
+
+    # then: the payout stays as it is, and the member owes nothing
+    assert outcome == "reversed: M-Pesa took the late payment back, so the member does not owe it any more"
+    assert states(payout, attempt) == ("COMPLETED", "REVERSED")
+    assert booked(payout)[-1] == (f"regained:{attempt.pk}", "mpesa_utility", owes, KES_285)
+    assert Recovery.objects.get(user=payout.user_id).outstanding == 0
+    assert journal.balance(owes) == 0
+    assert journal.balance("mpesa_utility") == 0
+    before = booked(payout)
+    answer(asked, status_body(attempt, "Reversed"), after(101))
+    assert booked(payout) == before
+
+
+def test_reversal_gives_back_a_debt_that_was_written_off_or_paid_back(payout: Transaction) -> None:
+    # given: the member paid 100 of the debt back, and the rest was written off
+    attempt, asked = late_payment(payout)
+    recovery = Recovery.objects.get(user=payout.user_id)
+    with transaction.atomic():
+        owes, wallet = f"receivable:{payout.user_id}", f"wallet:{payout.user_id}"
+        journal.post([journal.Entry("setoff:0:0", wallet, owes, Decimal(100))], at=after(94))
+        receivables.record_repayment(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=Decimal(100))
+    receivables.write_off(recovery_id=recovery.pk, reason="Gone.", by=builders.actor(), at=after(95))
+
+    # when
+    answer(asked, status_body(attempt, "Reversed"), after(100))
+
+    # then
+    assert booked(payout)[-2:] == [
+        (f"regained:{attempt.pk}:loss", "mpesa_utility", "bad_debt", Decimal(185)),
+        (f"regained:{attempt.pk}:wallet", "mpesa_utility", wallet, Decimal(100)),
+    ]
+    recovery.refresh_from_db()
+    assert (recovery.amount, recovery.recovered, recovery.written_off) == (0, 0, 0)
+    assert CustomUser.objects.get(pk=payout.user_id).balance == KES_285

@@ -19,13 +19,16 @@ from testing.payout_steps import (
     KES_285,
     POLICY,
     after,
+    answer,
     balances,
     booked,
     claims,
     deliver_result,
+    question,
     result_body,
     sent,
     states,
+    status_body,
 )
 from users.audit import MACHINE
 from users.models import AuditEntry, CustomUser
@@ -183,6 +186,31 @@ def test_late_payment_to_the_old_number_is_misdirected() -> None:
     assert (f"misdirected:{old.pk}", "misdirected", "mpesa_utility", KES_285) in booked(payout)
     assert journal.balance("misdirected") == KES_285
     assert journal.balance(journal.receivable(payout.user_id)) == 0
+
+
+def test_reversal_of_a_misdirected_payment_empties_the_account() -> None:
+    # given: M-Pesa paid the old number after all, and has not answered an early query yet
+    payout = builders.payout(285, user=builders.member(phone_number=OLD))
+    old = sent(payout)
+    asked = question(old, after(20))
+    deliver_result(old, result_body(old, 2040), after(22))
+    answer(question(old, after(90)), status_body(old, "Failed"), after(91))
+    change_number(payout, NEW)
+    reissued(payout, 100)
+    deliver_result(old, result_body(old, receipt="SKG7OLDOLD"), after(110))
+    assert journal.balance("misdirected") == KES_285
+
+    # when
+    outcome = answer(asked, status_body(old, "Reversed"), after(120))
+
+    # then: the payout goes on as before
+    assert outcome == "reversed: M-Pesa took the payment to the replaced number back"
+    assert journal.balance("misdirected") == 0
+    assert (f"regained:{old.pk}", "mpesa_utility", "misdirected", KES_285) in booked(payout)
+    payout.refresh_from_db()
+    old.refresh_from_db()
+    assert old.state == "REVERSED"
+    assert payout.status == "PENDING"
 
 
 def test_misdirected_payment_leaves_the_payout_owed() -> None:
