@@ -2,6 +2,7 @@
 
 A request has an outcome when it is proven paid or failed, or when it is in doubt. A request that is under way and has
 no result when its first status query is due counts as a doubt too. Requests under way before that time do not count.
+A doubt ends when the same id is sent again: M-Pesa did not know the request, so it is under way like a new one.
 """
 
 from dataclasses import dataclass
@@ -40,11 +41,13 @@ _LATEST = """
              FROM payments_attempt
              WHERE (closed_at IS NOT NULL OR doubted_at IS NOT NULL)
                AND coalesce(closed_at, doubted_at) > %(since)s AND posted_at > %(since)s
+               AND NOT (state IN ('SENDING', 'ACCEPTED') AND posted_at > doubted_at)
              ORDER BY coalesce(closed_at, doubted_at) DESC LIMIT %(window)s)
             UNION ALL
             (SELECT state, next_query_at, false
              FROM payments_attempt
-             WHERE next_query_at IS NOT NULL AND next_query_at <= %(at)s AND doubted_at IS NULL
+             WHERE next_query_at IS NOT NULL AND next_query_at <= %(at)s
+               AND (doubted_at IS NULL OR posted_at > doubted_at)
                AND state IN ('SENDING', 'ACCEPTED') AND posted_at > %(since)s
              ORDER BY next_query_at DESC LIMIT %(window)s)
         ) AS learned ORDER BY learned_at DESC LIMIT %(window)s

@@ -1,5 +1,6 @@
 """Procedure after a restore: the payouts that may have left are asked about before they leave; others go on."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from payments.models import AskFirst, Attempt, Breaker, Restore, Transaction
+from payments.payouts import breakers
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions, reissue
 from payments.payouts.restores import decisions, detection, procedure
@@ -22,10 +24,12 @@ from testing.payout_steps import (
     answer,
     ask_and_answer,
     claims,
+    deliver_result,
     not_found_body,
     put_through,
     question,
     resends,
+    result_body,
     sent,
     states,
     status_body,
@@ -108,6 +112,53 @@ def test_payout_that_left_unseen_is_booked_and_never_sent() -> None:
     assert attempt.originator_conversation_id == f"{payout.external_ref}-1"
     assert attempt.posted_at is None
     assert resends(after(60)) == []
+
+
+def test_a_hundred_requests_sent_again_open_no_breaker() -> None:
+    # given: 100 payouts may have left; M-Pesa knows ten of them and does not know the others
+    rules = replace(POLICY, payouts_a_second=Decimal(10))
+    payouts = settled(100)
+    detection.report(survived_at=AT, at=after(10), policy=rules)
+    procedure.advance(at=after(10), policy=rules, addresses=ADDRESSES, keep_going=lambda: True)
+    assert len(asked_first()) == 100
+    deny_later(after(30))
+    queries = status_queries.ask(at=after(30), policy=rules, addresses=ADDRESSES, limit=100)
+    for number, query in enumerate(queries):
+        attempt = Attempt.objects.get(queries=query.query_id)
+        known = status_body(attempt, receipt=f"SKG7{number:06}")
+        answer(query, known if number < 10 else not_found_body(), after(31), rules)
+
+    # when: the others are sent again under the same ids, and M-Pesa accepts them
+    again = [put_through(claim, at=after(34), policy=rules) for claim in resends(after(33))]
+    assert len(again) == 90
+    breakers.judge(at=after(35), policy=rules)
+
+    # then
+    assert not Breaker.objects.filter(opened_at__isnull=False).exists()
+    for number, attempt in enumerate(again):
+        deliver_result(attempt, result_body(attempt, receipt=f"SKG8{number:06}"), after(40), policy=rules)
+    assert Transaction.objects.filter(pk__in=[payout.pk for payout in payouts], status="COMPLETED").count() == 100
+
+
+def test_silence_after_requests_sent_again_still_opens_the_breaker() -> None:
+    # given: ten requests were sent again and acknowledged
+    rules = replace(POLICY, payouts_a_second=Decimal(1))
+    settled(10)
+    detection.report(survived_at=AT, at=after(10), policy=rules)
+    procedure.advance(at=after(10), policy=rules, addresses=ADDRESSES, keep_going=lambda: True)
+    deny_later(after(30))
+    for query in status_queries.ask(at=after(30), policy=rules, addresses=ADDRESSES, limit=100):
+        answer(query, not_found_body(), after(31), rules)
+    for claim in resends(after(33)):
+        put_through(claim, at=after(34), policy=rules)
+
+    # when: no result comes in time
+    breakers.judge(at=after(52), policy=rules)
+    assert not Breaker.objects.filter(cause="doubt", opened_at__isnull=False).exists()
+    breakers.judge(at=after(55), policy=rules)
+
+    # then
+    assert Breaker.objects.filter(cause="doubt", opened_at__isnull=False).exists()
 
 
 def test_lost_payment_of_another_amount_is_booked_as_m_pesa_paid_it() -> None:
