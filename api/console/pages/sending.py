@@ -32,13 +32,16 @@ STOPS = {Breaker.Cause.ORPHAN.value: Breaker.Cause.ORPHAN}
 def sending(request: HttpRequest) -> HttpResponse:
     """Show the switch and the open breakers."""
     opened = list(Breaker.objects.filter(opened_at__isnull=False).select_related("opened_by").order_by("opened_at"))
+    now = wiring.now()
     context = {
         "title": "Sending",
+        "now": now,
+        "stopped": settings.PAYOUTS_PAUSED or any(breaker.probe_at is None for breaker in opened),
         "breakers": [(breaker, ADVICE[breaker.cause]) for breaker in opened if breaker.cause != Breaker.Cause.SWITCH],
         "switch": next((breaker for breaker in opened if breaker.cause == Breaker.Cause.SWITCH), None),
         "may_switch": page.may(request, "sending.off"),
         "stops": list(STOPS),
-        "releases": canary.stopped(at=wiring.now(), policy=wiring.policy()),
+        "releases": canary.stopped(at=now, policy=wiring.policy()),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
     }
     return page.render_live(request, "console/sending.html", context, every=5)

@@ -224,6 +224,11 @@ def _of_attempt(attempt: Attempt) -> list[Event]:
         "M-Pesa queued it, which is not a payment yet." if attempt.conversation_id else "No acknowledgement came."
     )
     events = [Event(sent, f"Request {attempt.number} to M-Pesa", "busy", response, tuple(details), raw)]
+    if attempt.asked_first_at is not None and attempt.posted_at is None:  # Our books have no row of its POST.
+        title = f"Request {attempt.number} may have left before a restore of the database"
+        events = [
+            Event(attempt.asked_first_at, title, "care", "M-Pesa is asked before it leaves.", tuple(details), raw)
+        ]
     if attempt.posted_at and attempt.posted_at > sent:
         events.append(Event(attempt.posted_at, f"Request {attempt.number} sent again with the same id", "busy"))
     if attempt.doubted_at:

@@ -73,3 +73,19 @@ def test_stopped_release_is_shown_and_let_go_with_a_reason(console: Client) -> N
     # then
     assert "The release goes on." in answer
     assert len(payout_steps.claims()) == 1
+
+
+def test_next_test_payout_is_never_told_in_the_past(console: Client) -> None:
+    # given
+    with transaction.atomic():
+        breakers.trip(Breaker.Cause.NO_FLOAT, reason="Code 1.", at=builders.AT, policy=payout_steps.POLICY)
+    assert "Next test payout: the next payout that is due." in page_text(console.get("/admin/sending/"))
+
+    # when
+    with transaction.atomic():
+        breakers.stop(Breaker.Cause.ORPHAN, reason="A result names KASOKO-1-2-0a1b2c3d-1.", at=builders.AT)
+
+    # then
+    page = page_text(console.get("/admin/sending/"))
+    assert "No test payout leaves while a stop waits for a person." in page
+    assert "Next test payout" not in page

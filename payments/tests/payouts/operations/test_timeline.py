@@ -10,6 +10,7 @@ from payments.models import Transaction
 from payments.mpesa import result_codes
 from payments.payouts import breakers
 from payments.payouts.operations import actions, timeline
+from payments.payouts.restores import detection, procedure
 from testing import builders, console_scenes, payout_steps
 from testing.builders import AT
 
@@ -163,3 +164,13 @@ def test_callback_masks_names_phones_and_unknown_keys() -> None:
         }
     }
     assert timeline.redacted(b"\xff{") == "[2 bytes that cannot be read: not JSON]"
+
+
+def test_timeline_says_that_a_request_may_have_left_before_a_restore(db: None) -> None:
+    payout = builders.payout(285)
+    rules = builders.policy(payouts_a_second=Decimal(1))
+    detection.report(survived_at=AT - timedelta(minutes=5), at=AT, policy=rules)
+    procedure.advance(at=AT, policy=rules, addresses=payout_steps.ADDRESSES, keep_going=lambda: True)
+    shown = titles(payout)
+    assert "Request 1 to M-Pesa" not in shown
+    assert shown.index("Payout created") < shown.index("Request 1 may have left before a restore of the database")
