@@ -95,8 +95,8 @@ def answer_later(at: datetime, known: Mapping[str, bytes], policy: Policy = POLI
     """
     queries = orphans.ask(at=at, policy=policy, addresses=ADDRESSES, limit=1_000, supposed=True)
     for query in queries:
-        # Each answer of M-Pesa has an id of its own. The same body is stored once.
-        own_id = f'"MBN-{query.originator_conversation_id}-{at.timestamp()}"'.encode()
+        # A later answer of M-Pesa has another id. The same body to one address is stored once.
+        own_id = f'"MBN-{at.timestamp()}"'.encode()
         denied = payout_steps.not_found_body().replace(b'"MBN0000000"', own_id)
         body = known.get(query.originator_conversation_id, denied)
         store(Callback.Kind.STATUS, query.token, body, at)

@@ -43,10 +43,11 @@ class Callback(models.Model):
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["kind", "attempt", "query", "reading", "digest", "trusted"],
+                # A parked callback has only the id of its request.
+                fields=["kind", "attempt", "query", "reading", "originator_conversation_id", "digest", "trusted"],
                 condition=~Q(kind="plain"),
                 nulls_distinct=False,
-                name="callback_stored_once",
+                name="callback_once_an_address",
             )
         ]
         indexes: ClassVar = [

@@ -257,6 +257,7 @@ class Attempt(models.Model):
                 name="one_open_attempt_a_transaction",
             ),
             models.CheckConstraint(condition=Q(amount__gt=0), name="attempt_amount_is_positive"),
+            models.CheckConstraint(condition=Q(number__gte=1, number__lte=999), name="attempt_number_fits_its_id"),
             models.CheckConstraint(
                 condition=Q(originator_conversation_id__regex=r"^[A-Za-z0-9-]{1,36}$"), name="request_id_fits_mpesa"
             ),

@@ -24,6 +24,7 @@ alarm = logging.getLogger("kasoko.alarm")
 State = Attempt.State
 Status = Transaction.Status
 LARGEST_NUMBER = 999
+NO_NUMBERS = "This payout has no numbers left for its requests."
 _SQL = named_sql.beside(__file__)
 _INSERT_ATTEMPTS, _ACCEPT = _SQL["insert_attempts"], _SQL["accept"]
 
@@ -132,14 +133,14 @@ def resend(attempt: Attempt, *, at: datetime, policy: Policy) -> None:
     attempt.save()
 
 
-def accept(attempt: Attempt, *, ask_at: datetime) -> None:
-    """Mark an attempt as queued at Daraja, with the first status query due at `ask_at`."""
-    attempt.state, attempt.next_query_at = State.ACCEPTED, ask_at
+def accept(attempt: Attempt) -> None:
+    """Mark an attempt as queued at Daraja. Its first status query stays due `query_after` after the POST."""
+    attempt.state = State.ACCEPTED
     attempt.save()
 
 
 def accept_many(
-    *, transaction_ids: Sequence[int], attempt_ids: Sequence[int], conversation_ids: Sequence[str], ask_at: datetime
+    *, transaction_ids: Sequence[int], attempt_ids: Sequence[int], conversation_ids: Sequence[str]
 ) -> dict[int, datetime]:
     """Mark attempts that are still SENDING as queued at Daraja, and return when each of them was POSTed.
 
@@ -150,7 +151,6 @@ def accept_many(
         "payouts": list(transaction_ids),
         "attempts": list(attempt_ids),
         "conversations": [conversation_id[:64] for conversation_id in conversation_ids],
-        "ask_at": ask_at,
     }
     with connection.cursor() as cursor:
         cursor.execute(_ACCEPT, parameters)
@@ -318,7 +318,7 @@ def _too_many(payout: Transaction, attempt: Attempt, policy: Policy) -> str:
     failed = sum(result_codes.meaning(code).fault != "ours" for code in codes)
     if failed >= policy.max_attempts:
         return f"{failed} requests of this payout failed."
-    return "This payout has no numbers left for its requests." if attempt.number >= LARGEST_NUMBER else ""
+    return NO_NUMBERS if attempt.number >= LARGEST_NUMBER else ""
 
 
 def _set_off(payout: Transaction, paid_after_all: Attempt, at: datetime) -> str:

@@ -21,7 +21,7 @@ WITH locked AS (
     FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE payments_attempt a
-SET state = 'ACCEPTED', next_query_at = %(ask_at)s,
+SET state = 'ACCEPTED',
     conversation_id = CASE WHEN a.conversation_id = '' THEN response.conversation_id ELSE a.conversation_id END
 FROM unnest(%(attempts)s::bigint[], %(conversations)s::text[]) AS response (attempt_id, conversation_id), locked
 WHERE a.id = response.attempt_id AND a.state = 'SENDING' AND locked.id = a.transaction_id

@@ -255,7 +255,8 @@ def take_back(payout: Transaction, attempt: Attempt, *, reason: str, at: datetim
 def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: datetime) -> str:
     """Book that M-Pesa reversed a payment, so that we owe the payout again. Return the outcome in words.
 
-    Locks: the Recovery, if the settlement was undone or the payment was late; then also the wallet.
+    The payment counts no more for the member's limit of the day.
+    Locks: the DayTotal; the Recovery, if the settlement was undone; then as `_regain`.
     """
     if outcome := _regain(payout, attempt, at=at):
         return outcome
@@ -265,6 +266,7 @@ def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: da
     if payout.status != Status.COMPLETED or attempt.paid_amount is not None or not paid.exists():
         return "reversed: this payment did not settle the payout as it is. A person must correct the books."
     key = f"returned:{attempt.pk}"
+    _stop_counting(payout, attempt)
     journal.post([journal.Entry(key, journal.MPESA_UTILITY, journal.PAYABLE, attempt.amount, payout.pk)], at=at)
     _mark_reversed(attempt)
     payout.completed_at = None
@@ -282,15 +284,23 @@ def _regain(payout: Transaction, attempt: Attempt, *, at: datetime) -> str:
     """
     key, amount = f"regained:{attempt.pk}", attempt.paid_amount or attempt.amount
     if journal.is_booked(f"late:{attempt.pk}"):
+        _stop_counting(payout, attempt)
         receivables.reverse_late(payout, key=key, amount=amount, at=at)
         _mark_reversed(attempt)
         return "reversed: M-Pesa took the late payment back, so the member does not owe it any more"
     if journal.is_booked(f"misdirected:{attempt.pk}"):
+        _stop_counting(payout, attempt)
         entry = journal.Entry(key, journal.MPESA_UTILITY, journal.MISDIRECTED, amount, payout.pk)
         journal.post([entry], at=at)
         _mark_reversed(attempt)
         return "reversed: M-Pesa took the payment to the replaced number back"
     return ""
+
+
+def _stop_counting(payout: Transaction, attempt: Attempt) -> None:
+    """Take a reversed payment out of its day, before any wallet is locked. The caller saves the attempt."""
+    day_limit.give_back(attempt, payout.user_id)
+    attempt.counted_on = None
 
 
 def _mark_reversed(attempt: Attempt) -> None:

@@ -125,7 +125,7 @@ _STORE = """
             received_at, source_ip, trusted, verdict)
         SELECT %(kind)s, '', attempt_id, query_id, reading_id, %(body)s, %(digest)s, %(received_at)s,
             %(source_ip)s::inet, %(trusted)s, ''
-        FROM known, held WHERE bodies < %(most)s ON CONFLICT DO NOTHING
+        FROM known, held WHERE bodies < %(most)s AND NOT is_repeated ON CONFLICT DO NOTHING
     )
     SELECT EXISTS (SELECT FROM known), bodies, is_repeated FROM held
 """

@@ -74,12 +74,19 @@ def make_pending_again(transaction_id: int, *, by: audit.Actor, at: datetime) ->
     """
     rule = "Only a failed or held payout can be retried"
     payout = owing(transaction_id, (Status.FAILED, Status.HELD), rule, by=by, at=at)
+    refuse_without_numbers(payout)
     if differs := number_differs(payout):
         raise NumberChanged(differs)
     before = snapshot(payout)
     attempts.make_pending(payout, due_at=at)
     ask_about_last(payout, at=at)
     return payout, before
+
+
+def refuse_without_numbers(payout: Transaction) -> None:
+    """Refuse another request of a payout whose requests have used up the numbers. Raises: PayoutNotRetryable."""
+    if payout.attempts.filter(number__gte=attempts.LARGEST_NUMBER).exists():
+        raise PayoutNotRetryable(f"{attempts.NO_NUMBERS} No money moved. Pay transaction {payout.pk} to the wallet.")
 
 
 def number_differs(payout: Transaction) -> str:
@@ -210,6 +217,7 @@ def _end_hold(payout: Transaction, *, at: datetime) -> None:
     if differs:
         attempts.end_hold_unsent(payout, reason=f"Its hold is ended. {differs}", at=at)
         return
+    refuse_without_numbers(payout)
     attempts.make_pending(payout, due_at=at)
     ask_about_last(payout, at=at)
 

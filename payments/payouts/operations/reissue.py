@@ -92,6 +92,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime) -> Transaction:
 def _reissuable(transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
     """Lock and return a payout that may be re-issued to the member's present number by this person."""
     payout = actions.owing(transaction_id, (Status.FAILED, Status.HELD), _RULE, by=by, at=at)
+    actions.refuse_without_numbers(payout)
     if not actions.number_differs(payout):
         raise decisions.NotToBeDecided(
             f"Transaction {payout.pk} already goes to the member's present number. Retry it, or pay it to the wallet."

@@ -60,8 +60,13 @@ def open_due(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) 
         }
         tried = Attempt.objects.filter(transaction__in=ids).values_list("transaction").annotate(last=Max("number"))
         last_numbers = dict(tried.order_by())
-        payouts = Transaction.objects.filter(pk__in=ids).order_by("pk")
-        numbers = {payout: 1 + last_numbers.get(payout.pk, 0) for payout in payouts}
+        numbers = {}
+        for payout in Transaction.objects.filter(pk__in=ids).order_by("pk"):
+            number = 1 + last_numbers.get(payout.pk, 0)
+            if number <= attempts.LARGEST_NUMBER:
+                numbers[payout] = number
+            elif payout.status == Transaction.Status.PENDING:
+                attempts.hold(payout, reason=attempts.NO_NUMBERS)
         changes.open_in_doubt(
             numbers,
             maybe_sent_at={pk: entry.restore.survived_at for pk, entry in listed.items()},

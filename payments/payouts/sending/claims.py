@@ -114,6 +114,7 @@ def claim(
             in_canary = canary.in_canary(at=at, policy=policy)
             may_leave = eligibility.may_leave([transaction_id], in_canary=in_canary, at=at)
             queue = fair_queue.take_by_id(transaction_id, at=at) if may_leave else []
+        queue = _with_numbers_left(queue)
         kept = _lock_open_attempts(queue)
         payouts, counted = _within_day_limit([queued.payout for queued in queue], kept, at, policy)
         if payouts:
@@ -204,6 +205,18 @@ def claim_next(*, at: datetime, policy: Policy, addresses: Addresses, limit: int
         return claims + (claim_resends(**parameters, limit=limit - len(claims)) if len(claims) < limit else [])
     claims = claim_resends(**parameters, limit=limit)
     return claims + (claim(**parameters, limit=limit - len(claims), after=after) if len(claims) < limit else [])
+
+
+def _with_numbers_left(queue: Sequence[fair_queue.QueuedPayout]) -> list[fair_queue.QueuedPayout]:
+    """Return the queued payouts whose next request has a number. Hold the others for a person."""
+    left = []
+    for queued in queue:
+        if queued.has_open_attempt or queued.last_number < payouts_attempts.LARGEST_NUMBER:
+            left.append(queued)
+        else:
+            payouts_attempts.hold(queued.payout, reason=payouts_attempts.NO_NUMBERS)
+            alarm.error("Transaction %s is held: %s", queued.payout.pk, payouts_attempts.NO_NUMBERS)
+    return left
 
 
 def _lock_open_attempts(queue: Sequence[fair_queue.QueuedPayout]) -> dict[int, Attempt]:

@@ -86,6 +86,7 @@ class Dispatcher:
         """Send one payout and return True, or return False and send nothing.
 
         Sends nothing if the payout is not due, if another worker holds it, or if the pace has no slot within a second.
+        A request without an answer counts as `run` counts it: while M-Pesa is silent, only probes leave.
         Raises: redis.RedisError. Then nothing was sent.
         """
         slots = self.limiter.reserve(longest_wait_seconds=1.0)
@@ -93,11 +94,19 @@ class Dispatcher:
             return False
         time.sleep(slots[0])
         self.before_claim()
+        self._report_silence()
         claims = sending_claims.claim(
             at=self.clock(), policy=self.policy, addresses=self.addresses, limit=1, transaction_id=transaction_id
         )
         for claim in claims:
-            response = sending_claims.call(claim, gateway=self.gateway, addresses=self.addresses)
+            self.answers.left(claim.attempt_id, time.monotonic())
+            try:
+                response = sending_claims.call(claim, gateway=self.gateway, addresses=self.addresses)
+                if not _is_answer(response):
+                    self._report_silence()
+                self.answers.ended(claim.attempt_id, is_answer=_is_answer(response), at=time.monotonic())
+            finally:
+                self.answers.ended(claim.attempt_id, is_answer=False, at=time.monotonic())
             self._record([(claim, response)])
         return bool(claims)
 
@@ -137,11 +146,32 @@ class Dispatcher:
                     # another worker holds the payouts.
                     rest = min(LONGEST_REST, rest + TICK_SECONDS)
                     time.sleep(rest)
-        finally:
-            received = self._record(received)
-            while under_way:
-                self._record(self._collect(under_way, patience_seconds=LONGEST_REST))
+        except BaseException:
+            self._finish(under_way, received)  # Its own errors are logged. The first error is the one to raise.
+            raise
+        if error := self._finish(under_way, received):
+            raise error
         return sent
+
+    def _finish(self, under_way: dict[int, sending_claims.Claim], received: Responses) -> Exception | None:
+        """Record the responses, and wait for the requests under way. Return the first error.
+
+        An error concerns one response or one batch. The responses to all other requests are still recorded.
+        """
+        first = None
+        while under_way or received:
+            waiting = len(under_way)
+            try:
+                batch, received = received, []
+                self._record(batch)
+                if under_way:
+                    received = self._collect(under_way, patience_seconds=LONGEST_REST)
+            except Exception as error:
+                log.exception("An error while the last responses were recorded")
+                first = first or error
+                if not batch and len(under_way) == waiting:
+                    break  # The gateway returns nothing any more. Status queries find the results.
+        return first
 
     def ask_due(self, *, for_seconds: float) -> int:
         """POST the status queries that are due, and return their number.

@@ -50,7 +50,6 @@ def record_all(responses: Sequence[tuple[claims.Claim, claims.Response]], *, at:
                 transaction_ids=[claim.transaction_id for claim, _ in accepted.values()],
                 attempt_ids=list(accepted),
                 conversation_ids=[response.conversation_id for _, response in accepted.values()],
-                ask_at=at + policy.query_after,
             )
             if posted:
                 breakers.acknowledged(max(posted.values()), at=at)
@@ -78,7 +77,7 @@ def record(claim: claims.Claim, response: claims.Response, *, at: datetime, poli
         if attempt.state != State.SENDING or claim.posted_at != attempt.posted_at:
             log.info("A callback or a later POST was faster than the response for %s", attempt)
         elif isinstance(response, client.Accepted):
-            attempts.accept(attempt, ask_at=at + policy.query_after)
+            attempts.accept(attempt)
             breakers.acknowledged(attempt.posted_at, at=at)
         elif (
             isinstance(response, gateway_errors.OutcomeUnknown)

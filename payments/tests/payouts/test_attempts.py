@@ -4,9 +4,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from django.db import IntegrityError, transaction
 
 from payments.ledger import journal
-from payments.models import Transaction
+from payments.models import Attempt, Transaction
 from payments.payouts import attempts
 from payments.payouts.operations import actions
 from payments.policy import Policy
@@ -118,3 +119,59 @@ def test_requests_that_failed_by_our_own_fault_do_not_count(payout: Transaction)
         attempts.fail(payout, attempt, code="1", words="No float.", at=after(3_600 * number), policy=policy)
         payout.refresh_from_db()
         assert payout.status == "PENDING"
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def out_of_numbers(payout: Transaction) -> None:
+    """Give the payout a failed request with the last number."""
+    attempt = payout_steps.refused(payout)
+    values = {f.attname: getattr(attempt, f.attname) for f in Attempt._meta.concrete_fields if f.attname != "id"}
+    ocid = f"{payout.external_ref}-{attempts.LARGEST_NUMBER}"
+    changes = {"number": attempts.LARGEST_NUMBER, "originator_conversation_id": ocid, "token_hash": "9" * 64}
+    last = Attempt.objects.create(**values | changes | {"state": "SENDING", "counted_on": None})
+    journal.post([attempts.sent(last)], at=AT)
+    attempts.close_lost(payout, last, words="Refused.", at=AT)
+
+
+def test_payout_without_numbers_is_not_retried_and_goes_to_the_wallet(payout: Transaction) -> None:
+    # given
+    out_of_numbers(payout)
+
+    # when, then
+    with builders.nothing_moved(), pytest.raises(actions.PayoutNotRetryable, match="no numbers left"):
+        actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(30))
+    actions.redirect_to_wallet(transaction_id=payout.pk, by=MACHINE, at=after(31))
+
+
+def test_held_payout_without_numbers_is_not_released(payout: Transaction) -> None:
+    out_of_numbers(payout)
+    Transaction.objects.filter(pk=payout.pk).update(status="PENDING")
+    actions.hold(transaction_id=payout.pk, reason="Wait.", by=MACHINE, at=after(1))
+    with builders.nothing_moved(), pytest.raises(actions.PayoutNotRetryable, match="no numbers left"):
+        actions.release(transaction_id=payout.pk, by=MACHINE, at=after(30))
+
+
+def test_pending_payout_without_numbers_is_held_instead_of_sent(
+    payout: Transaction, alarms: Callable[[], list[str]]
+) -> None:
+    # given
+    out_of_numbers(payout)
+    Transaction.objects.filter(pk=payout.pk).update(status="PENDING")
+
+    # when
+    assert claims(after(30)) == []
+
+    # then
+    payout.refresh_from_db()
+    assert (payout.status, payout.reason) == ("HELD", attempts.NO_NUMBERS)
+    assert any("no numbers left" in alarm for alarm in alarms())
+
+
+def test_database_refuses_a_number_of_four_digits(payout: Transaction) -> None:
+    attempt = sent(payout)
+    values = {f.attname: getattr(attempt, f.attname) for f in Attempt._meta.concrete_fields if f.attname != "id"}
+    changes = {"number": 1_000, "originator_conversation_id": "KASOKO-1-1-1000", "token_hash": "9" * 64}
+    with pytest.raises(IntegrityError, match="attempt_number_fits_its_id"), transaction.atomic():
+        Attempt.objects.create(**values | changes | {"state": "SENDING"})

@@ -293,3 +293,19 @@ def test_minutely_task_deletes_old_totals() -> None:
     claims()
     monitoring_tasks.sum_up()
     assert list(DayTotal.objects.values_list("day", flat=True)) == [TODAY]
+
+
+def test_payment_that_m_pesa_reversed_no_longer_counts() -> None:
+    # given
+    payout = builders.payout(285)
+    attempt = sent(payout)
+    asked = payout_steps.question(attempt, after(20))
+    deliver_result(attempt, result_body(attempt), after(21))
+    before = total(payout.user)
+
+    # when
+    payout_steps.answer(asked, status_body(attempt, "Reversed"), after(22))
+
+    # then
+    assert states(payout, attempt) == ("HELD", "REVERSED")
+    assert (before, total(payout.user)) == (285, 0)

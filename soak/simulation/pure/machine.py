@@ -104,7 +104,6 @@ class Machine(Attempts):
             return
         if accepted:
             attempt.move("ACCEPTED")
-            attempt.ask_at = at + policy.query_after
         elif sure and isinstance(response, gateway_errors.NotSent):
             if payout.status == "HELD":  # An earlier request was paid in the meantime.
                 self.fail(attempt, code="", at=at)

@@ -5,6 +5,7 @@ import pytest
 from payments.models import Breaker, Transaction
 from payments.mpesa import gateway_errors
 from payments.payouts import breakers
+from payments.payouts.sending import responses
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
 from testing.payout_steps import (
@@ -306,3 +307,19 @@ def test_response_recorded_twice_changes_nothing(payout: Transaction) -> None:
     with nothing_moved():
         payout_steps.put_through(claim, payout_steps.REJECTED, at=after(2))
         payout_steps.put_through(claim, payout_steps.ACCEPTED, at=after(3))
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["one", "in bulk"])
+def test_first_question_counts_from_the_post_and_not_from_the_acknowledgement(number: int) -> None:
+    # given
+    payouts = [builders.payout(285) for _ in range(number)]
+    taken = claims(AT)
+    assert len(taken) == number
+
+    # when: M-Pesa acknowledges late
+    responses.record_all([(claim, payout_steps.ACCEPTED) for claim in taken], at=after(15), policy=payout_steps.POLICY)
+
+    # then
+    for payout in payouts:
+        attempt = payout.attempts.get()
+        assert (attempt.state, attempt.next_query_at) == ("ACCEPTED", after(20))
