@@ -259,6 +259,9 @@ if PRODUCTION and not STAFF_TOTP:
     raise ImproperlyConfigured("STAFF_TOTP must be on in production: staff move real money.")
 STEP_UP_MINUTES = whole("STEP_UP_MINUTES", 5, low=1, high=60)
 OTP_TOTP_ISSUER = "KASOKO"
+# Wrong PINs that untrusted callers may send: from one address after the first 20, and altogether after the first 200.
+WRONG_PINS_AN_HOUR_PER_ADDRESS = whole("WRONG_PINS_AN_HOUR_PER_ADDRESS", 2, low=1, high=1_000)
+WRONG_PINS_AN_HOUR = whole("WRONG_PINS_AN_HOUR", 60, low=1, high=100_000)
 
 # --- REST ------------------------------------------------------------------------------------------------------------
 

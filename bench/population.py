@@ -59,8 +59,8 @@ def make(
         f"""
         SET session_replication_role = replica;
         INSERT INTO users_customuser (id, public_id, phone_number, full_name, balance, password, is_staff, is_active,
-            is_superuser, date_joined, failed_logins)
-        SELECT i, gen_random_uuid(), ({FIRST_PHONE} + i)::text, 'Member ' || i, 0, '!', false, true, false, now(), 0
+            is_superuser, date_joined)
+        SELECT i, gen_random_uuid(), ({FIRST_PHONE} + i)::text, 'Member ' || i, 0, '!', false, true, false, now()
         FROM generate_series({first}, {last}) i;
         SELECT setval('users_customuser_id_seq', {last});
         INSERT INTO payments_ledgeraccount (code, kind, user_id)

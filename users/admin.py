@@ -65,12 +65,12 @@ class CustomUserAdmin(UserAdmin, ModelAdmin):
     list_filter = ("is_staff", "is_active")
     search_fields = ("phone_number", "full_name")
     ordering = ("-pk",)
-    readonly_fields = ("balance", "public_id", "date_joined", "last_login", "failed_logins", "locked_until")
+    readonly_fields = ("balance", "public_id", "date_joined", "last_login")
     fieldsets = (
         (None, {"fields": ("phone_number", "password", "full_name", "public_id")}),
         ("Wallet", {"fields": ("balance",)}),
         ("Access", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
-        ("History", {"fields": ("date_joined", "last_login", "failed_logins", "locked_until")}),
+        ("History", {"fields": ("date_joined", "last_login")}),
     )
     add_fieldsets = ((None, {"fields": ("phone_number", "full_name", "usable_password", "password1", "password2")}),)
 

@@ -1,122 +1,193 @@
-"""Login: a phone number and a PIN are exchanged for a bearer token."""
+"""Login and every other check of a PIN. Each check is counted, and refused beyond the limits of users/pin_limits.py."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from django.contrib.auth.hashers import check_password, make_password
 from django.db import transaction
 from knox.models import AuthToken
 
-from users import audit, phone, second_factor, tokens
+from users import audit, hashing, known_callers, phone, pin_limits, second_factor, tokens
 from users.models import CustomUser
+from users.pin_counters import Limits
+from users.pin_limits import TooManyTries as TooManyTries
 from users.refusal import Refusal
 
-# Five wrong PINs lock the number for 15 minutes. Each further five lock it twice as long, up to a day.
-TRIES_BEFORE_LOCK = 5
-FIRST_LOCK = timedelta(minutes=15)
-LONGEST_LOCK = timedelta(hours=24)
-# Hash of a PIN that nobody has. The PIN for an unknown number is checked against this hash, so that the refusal takes
-# as long as for a known number.
-_UNUSED_PIN = make_password("not a PIN")
+LOGIN_FAILED = (
+    "Login failed. The phone number, the PIN or the code is wrong. Staff also send the current code of their"
+    " authenticator app, which they set up in the console."
+)
 
 
 class WrongCredentials(Refusal):
-    """The number is unknown or suspended, or the PIN is wrong. The caller is not told which."""
+    """The number is unknown or suspended, or the PIN or the code is wrong. The caller is not told which."""
 
 
-class CodeRequired(Refusal):
-    """The PIN is right, but this member of staff must also send a code."""
+@dataclass(frozen=True)
+class Credentials:
+    """What a caller shows at a login: number, PIN, for staff a code, and the token of a known device.
+
+    `source` is the address of the caller.
+    """
+
+    phone_number: str
+    pin: str
+    source: str
+    code: str = ""
+    device: str = ""
 
 
-class SecondFactorNotSetUp(Refusal):
-    """The PIN is right, but this member of staff has no authenticator app yet."""
+@dataclass(frozen=True)
+class Entered:
+    """A member whose PIN was right. `by_code`: the code was right too. `device`: the token for the caller's device."""
 
-
-class TooManyTries(Refusal):
-    """The number is locked for some time after wrong PINs. Only a member's number can be locked."""
-
-    def __init__(self, until: datetime) -> None:
-        super().__init__(f"Too many wrong PINs. Try again after {until.isoformat(timespec='seconds')}.")
-        self.until = until
+    user: CustomUser
+    by_code: bool
+    device: str
 
 
 @dataclass(frozen=True)
 class Login:
-    """A new bearer token, its expiry and its member."""
+    """A new bearer token, its expiry, its member and the token for the caller's device."""
 
     token: str
     expires_at: datetime
     user_id: int
+    device: str
 
 
-def log_in(*, phone_number: str, pin: str, code: str, staff_need_code: bool, source: str, at: datetime) -> Login:
+def log_in(*, credentials: Credentials, staff_need_code: bool, at: datetime, limits: Limits | None = None) -> Login:
     """Exchange a phone number, a PIN and for staff a code for a token. Only the token's digest is stored.
 
-    Staff need a code if `staff_need_code` is set or if they have set up an app. A member's `code` is ignored.
-    Locks: the member's row; with a code also the device.
-    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries; CodeRequired; SecondFactorNotSetUp;
-    second_factor.WrongCode.
+    Staff need a code if `staff_need_code` is set or if they have set up an app.
+    Locks: as `enter`, then the member's row.
+    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries; hashing.Busy.
     """
-    user = check_pin(phone_number=phone_number, pin=pin, source=source, at=at)
-    enrolled = user.is_staff and second_factor.enrolled(user)
-    if enrolled:
-        if not code:
-            raise CodeRequired("Send the current code of your authenticator app as code.")
-        second_factor.check(user=user, code=code, by=audit.Actor(user_id=user.pk, source=source), at=at)
-    elif user.is_staff and staff_need_code:
-        raise SecondFactorNotSetUp("Log in to the console first and set up an authenticator app.")
+    entered = enter(credentials=credentials, staff_need_code=staff_need_code, at=at, limits=limits)
+    return token_for(entered, at=at)
+
+
+def token_for(entered: Entered, *, at: datetime) -> Login:
+    """Make a token for a member whose PIN was right, unless the PIN was changed since it was checked.
+
+    Locks: the member's row.
+    Raises: WrongCredentials.
+    """
+    user = entered.user
     with transaction.atomic(durable=True):
-        token, secret = AuthToken.objects.create(user=user)
-        if enrolled:
+        current = CustomUser.objects.select_for_update(no_key=True).get(pk=user.pk)
+        if not current.is_active or (current.password, current.session_epoch) != (user.password, user.session_epoch):
+            raise WrongCredentials(LOGIN_FAILED)
+        token, secret = AuthToken.objects.create(user=current)
+        if entered.by_code:
             tokens.remember(token, at=at)
-    return Login(token=secret, expires_at=token.expiry, user_id=user.pk)
+    return Login(token=secret, expires_at=token.expiry, user_id=user.pk, device=entered.device)
 
 
-def check_pin(*, phone_number: str, pin: str, source: str, at: datetime) -> CustomUser:
-    """Return the member who has this number and this PIN. `source` is the address the login came from.
+def enter(*, credentials: Credentials, staff_need_code: bool, at: datetime, limits: Limits | None = None) -> Entered:
+    """Return the member who has this number and this PIN. Check the code of staff who have set up an app.
 
-    Logins and wrong PINs of staff are recorded in the audit trail. Tries at a locked number are not recorded, so that
-    an untrusted caller cannot fill the trail. Wrong PINs are counted in PostgreSQL under the lock of the
-    member's row, so neither a race nor a lost cache resets the count.
-    Locks: the member's row, then for staff the end of the audit trail.
-    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries.
+    Every failure gets the same answer: unknown number, suspended member, wrong PIN, wrong or missing code.
+    `staff_need_code` refuses staff who have no app. A member's code is ignored.
+    Logins and wrong PINs of staff are recorded in the audit trail. Refused tries beyond a limit are not recorded, so
+    that an untrusted caller cannot fill the trail.
+    Locks: counters of wrong PINs; with a code the device; then for staff the end of the audit trail.
+    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries; hashing.Busy.
+    """
+    number = phone.normalise(credentials.phone_number)
+    found = CustomUser.objects.filter(phone_number=number).first()
+    keys = known_callers.counters(found, phone_number=number, source=credentials.source, device=credentials.device)
+    user, ticket = _counted(
+        found, pin=credentials.pin, keys=keys, limits=limits or Limits(), source=credentials.source, at=at
+    )
+    by_code = user.is_staff and second_factor.enrolled(user)
+    by = audit.Actor(user_id=user.pk, source=credentials.source)
+    if by_code:
+        try:
+            second_factor.check(user=user, code=credentials.code, by=by, at=at)
+        except second_factor.WrongCode as refusal:
+            raise _failure(ticket) from refusal
+    elif user.is_staff and staff_need_code:
+        raise _failure(ticket)
+    _accept(user, ticket, source=credentials.source, at=at)
+    return Entered(user, by_code, known_callers.device_token(user, device=credentials.device))
+
+
+def check_pin(*, phone_number: str, pin: str, source: str, at: datetime, limits: Limits | None = None) -> CustomUser:
+    """Return the member who has this number and this PIN, without a look at a second factor.
+
+    Locks: as `enter`.
+    Raises: phone.NotAPhoneNumber; WrongCredentials; TooManyTries; hashing.Busy.
     """
     number = phone.normalise(phone_number)
-    refusal: Exception | None = None
-    with transaction.atomic(durable=True):
-        user = CustomUser.objects.select_for_update(no_key=True).filter(phone_number=number).first()
-        if user is not None and user.locked_until is not None and user.locked_until > at:
-            raise TooManyTries(user.locked_until)
-        correct = check_password(pin, user.password if user else _UNUSED_PIN) and user is not None and user.is_active
-        if user is not None and correct:
-            if user.failed_logins:
-                user.failed_logins, user.locked_until = 0, None
-                user.save(update_fields=["failed_logins", "locked_until"])
-        elif user is not None:
-            refusal = _count_wrong_pin(user, at)
-        if user is not None and user.is_staff:
-            _record(user, correct=correct, source=source, at=at)
-    if user is None or not correct:
-        raise refusal or WrongCredentials("The phone number or the PIN is wrong.")
+    found = CustomUser.objects.filter(phone_number=number).first()
+    keys = known_callers.counters(found, phone_number=number, source=source, device="")
+    user, ticket = _counted(found, pin=pin, keys=keys, limits=limits or Limits(), source=source, at=at)
+    _accept(user, ticket, source=source, at=at)
     return user
 
 
-def _record(user: CustomUser, *, correct: bool, source: str, at: datetime) -> None:
+def confirm_pin(*, user: CustomUser, pin: str, source: str, at: datetime) -> None:
+    """Check the PIN of a person who is already logged in.
+
+    These tries have a counter of their own. So callers at the login cannot lock it, and a thief of a session gets
+    five tries.
+    Locks: the counter, then for staff the end of the audit trail.
+    Raises: WrongCredentials; TooManyTries; hashing.Busy.
+    """
+    keys = [known_callers.inside_counter(user)]
+    _, ticket = _counted(user, pin=pin, keys=keys, limits=Limits(), source=source, at=at)
+    with transaction.atomic(durable=True):
+        pin_limits.accept(ticket, at=at)
+        if user.is_staff:
+            _record(user, ticket, correct=True, source=source, at=at)
+
+
+def unlock(user: CustomUser) -> None:
+    """Forget the wrong PINs at a member's number, so that its owner may log in from a new device at once."""
+    pin_limits.forget([known_callers.number_counter(user.phone_number), known_callers.inside_counter(user)])
+
+
+def _counted(
+    user: CustomUser | None, *, pin: str, keys: Sequence[str], limits: Limits, source: str, at: datetime
+) -> tuple[CustomUser, pin_limits.Ticket]:
+    """Count a try, check the PIN, and return the member and the ticket of a right PIN. A wrong PIN stays counted."""
+    ticket = pin_limits.reserve(keys, limits=limits, at=at)
+    try:
+        correct = hashing.matches(pin, user.password if user else None)
+    except hashing.Busy:
+        pin_limits.cancel(ticket, at=at)
+        raise
+    if user is not None and correct and user.is_active:
+        return user, ticket
+    if user is not None and user.is_staff:
+        with transaction.atomic(durable=True):
+            _record(user, ticket, correct=False, source=source, at=at)
+    raise _failure(ticket)
+
+
+def _failure(ticket: pin_limits.Ticket) -> Refusal:
+    """Return the refusal of a counted try: the end of the lock that it began, or the one answer for all failures."""
+    return TooManyTries(ticket.locked_until) if ticket.locked_until else WrongCredentials(LOGIN_FAILED)
+
+
+def _accept(user: CustomUser, ticket: pin_limits.Ticket, *, source: str, at: datetime) -> None:
+    with transaction.atomic(durable=True):
+        pin_limits.accept(ticket, at=at)
+        known_callers.remember_address(user, source=source, at=at)
+        if user.is_staff:
+            _record(user, ticket, correct=True, source=source, at=at)
+
+
+def _record(user: CustomUser, ticket: pin_limits.Ticket, *, correct: bool, source: str, at: datetime) -> None:
     audit.record(
         action="login.accepted" if correct else "login.refused",
         by=audit.Actor(user_id=user.pk, source=source),
         subject=f"member:{user.pk}",
         before={},
-        after={"failed_logins": user.failed_logins, "locked_until": user.locked_until},
+        after={
+            "failed_logins": 0 if correct else ticket.first.wrong,
+            "locked_until": None if correct else ticket.locked_until,
+        },
         at=at,
     )
-
-
-def _count_wrong_pin(user: CustomUser, at: datetime) -> TooManyTries | None:
-    user.failed_logins += 1
-    locks = user.failed_logins // TRIES_BEFORE_LOCK
-    locked = locks > 0 and user.failed_logins % TRIES_BEFORE_LOCK == 0
-    if locked:
-        user.locked_until = at + min(FIRST_LOCK * 2 ** min(locks - 1, 10), LONGEST_LOCK)
-    user.save(update_fields=["failed_logins", "locked_until"])
-    return TooManyTries(user.locked_until) if locked and user.locked_until else None

@@ -9,9 +9,18 @@ from knox.auth import TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from users import auth, clock, phone, roles
+from users import auth, clock, hashing, phone, roles
 from users.models import CustomUser
+from users.pin_counters import Budget, Limits
 from users.source_address import source_address
+
+
+def pin_limits() -> Limits:
+    """Return the limits on wrong PINs of the settings."""
+    return Limits(
+        address=Budget(burst=20, an_hour=settings.WRONG_PINS_AN_HOUR_PER_ADDRESS),
+        overall=Budget(burst=200, an_hour=settings.WRONG_PINS_AN_HOUR),
+    )
 
 
 class PinBackend(ModelBackend):
@@ -26,8 +35,9 @@ class PinBackend(ModelBackend):
                 pin=password or "",
                 source=(source_address(request) if request is not None else None) or "unknown",
                 at=clock.database_time(),
+                limits=pin_limits(),
             )
-        except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber):
+        except (auth.WrongCredentials, auth.TooManyTries, hashing.Busy, phone.NotAPhoneNumber):
             return None
 
     def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:

@@ -12,9 +12,13 @@ from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
 from users import phone, roles
 from users.decision_models import Figure as Figure
+from users.login_models import KnownAddress as KnownAddress
+from users.login_models import PinCounter as PinCounter
+from users.login_models import TokenProof as TokenProof
 
 
 def _is_phone_number(typed: str) -> None:
@@ -91,8 +95,8 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     is_staff = models.BooleanField(default=False, help_text="May use the console and the admin calls.")
     is_active = models.BooleanField(default=True)
     date_joined = models.DateTimeField(default=timezone.now)
-    failed_logins = models.PositiveSmallIntegerField(default=0)
-    locked_until = models.DateTimeField(null=True, blank=True)
+    # A trigger counts it up when the PIN, the status or a role is lost or changed. Then sessions and tokens end.
+    session_epoch = models.PositiveIntegerField(default=0, db_default=0, editable=False)
 
     objects = CustomUserManager()
     USERNAME_FIELD = "phone_number"
@@ -108,6 +112,12 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
 
     def __str__(self) -> str:
         return f"{self.full_name or 'Member'} ({phone.masked(self.phone_number)})"
+
+    def _get_session_auth_hash(self, secret: str | None = None) -> str:
+        """Return the hash that a console session must have. Another PIN or another epoch ends the session."""
+        key_salt = "users.models.CustomUser.session"
+        text = f"{self.session_epoch}:{self.password}"
+        return salted_hmac(key_salt, text, secret=secret, algorithm="sha256").hexdigest()
 
     def get_full_name(self) -> str:
         """Return the name that the console shows for the person who is logged in."""
@@ -180,16 +190,6 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.number}: {self.action} {self.subject}"
-
-
-class TokenProof(models.Model):
-    """Time at which the owner of a bearer token last showed a code; see users/tokens.py."""
-
-    token = models.OneToOneField("knox.AuthToken", on_delete=models.CASCADE, primary_key=True, related_name="proof")
-    at = models.DateTimeField()
-
-    def __str__(self) -> str:
-        return f"Code shown at {self.at:%Y-%m-%d %H:%M}"
 
 
 class MemberNote(models.Model):

@@ -15,14 +15,16 @@ from unfold.widgets import INPUT_CLASSES
 
 from api.console import page, step_up
 from payments import wiring
-from users import audit, second_factor, source_address
+from users import auth, backends, hashing, known_callers, second_factor, source_address
 from users.models import CustomUser
+from users.refusal import Refusal
 
 # One text for every failure. It says what to do, and does not reveal if the phone, the PIN or the code was wrong.
 LOGIN_FAILED = (
     "Login failed. Check the phone number, the PIN and, if you have set up an app, its current code. "
     "Five wrong PINs lock the number for 15 minutes. After a wrong code you must wait before you try again."
 )
+DEVICE_COOKIE = "kasoko_device"
 
 
 class LoginForm(AuthenticationForm):
@@ -47,21 +49,46 @@ class LoginForm(AuthenticationForm):
         phone_number.max_length = 20
         phone_number.widget.attrs |= {"maxlength": 20, "inputmode": "tel"}
 
-    def confirm_login_allowed(self, user: Any) -> None:
-        """Check that the user is active staff. If the user has set up an app, check the code too.
+    def clean(self) -> dict[str, Any]:
+        """Check number, PIN and code by the same service as the REST API. Keep the member for the login.
 
         Raises: ValidationError, with the same text for every failure.
         """
-        if not user.is_active or not user.is_staff:
+        typed = self.cleaned_data
+        credentials = auth.Credentials(
+            phone_number=typed.get("username", ""),
+            pin=typed.get("password", ""),
+            code=typed.get("code", ""),
+            source=(source_address.source_address(self.request) if self.request else None) or "unknown",
+            device=self.request.COOKIES.get(DEVICE_COOKIE, "") if self.request else "",
+        )
+        try:
+            # Staff without an app may enter: their session opens only the set-up of one.
+            entered = auth.enter(
+                credentials=credentials, staff_need_code=False, at=wiring.now(), limits=backends.pin_limits()
+            )
+        except hashing.Busy as refusal:
+            raise forms.ValidationError(str(refusal), code="busy") from None
+        except Refusal:
+            raise forms.ValidationError(LOGIN_FAILED, code="invalid_login") from None
+        if not entered.user.is_staff:
             raise forms.ValidationError(LOGIN_FAILED, code="invalid_login")
-        if second_factor.enrolled(user):
-            try:
-                source = source_address.source_address(self.request) if self.request is not None else None
-                by = audit.Actor(user_id=user.pk, source=source or "unknown")
-                second_factor.check(user=user, code=self.cleaned_data.get("code", ""), by=by, at=wiring.now())
-            except second_factor.WrongCode:
-                raise forms.ValidationError(LOGIN_FAILED, code="invalid_login") from None
-            user.proved_by_code = True
+        self.user_cache = entered.user
+        self.user_cache.entered = entered  # type: ignore[attr-defined]  # The console's login reads it after it has logged this user in.
+        return typed
+
+
+def remember_device(response: HttpResponse, token: str) -> None:
+    """Give the browser the token of a known device. Wrong PINs of untrusted callers do not lock such a browser out."""
+    response.set_cookie(
+        DEVICE_COOKIE,
+        token,
+        max_age=known_callers.DEVICE_LIFE,
+        path=reverse("admin:index"),
+        secure=settings.SESSION_COOKIE_SECURE,
+        httponly=True,
+        samesite="Strict",
+    )
 
 
 def second_factor_page(request: HttpRequest) -> HttpResponse:

@@ -30,6 +30,7 @@ from api.console.pages import (
     sending,
 )
 from payments import wiring
+from users import auth
 
 PAGES = (
     home,
@@ -87,8 +88,10 @@ class Console(UnfoldAdminSite):
             return HttpResponseRedirect(reverse("admin:second_factor"))
         response = super().login(request, extra_context)
         if request.method == "POST" and response.status_code == 302:
-            by_code = getattr(request.user, "proved_by_code", False)
-            step_up.remember(request, by_code=by_code, at=wiring.now())
+            entered = getattr(request.user, "entered", None)
+            if isinstance(entered, auth.Entered):
+                step_up.remember(request, by_code=entered.by_code, at=wiring.now())
+                console_login.remember_device(response, entered.device)
         return response
 
     def _guarded(self, pattern: URLPattern) -> URLPattern:

@@ -7,7 +7,7 @@ from django.http import HttpRequest
 
 from api.rest import fields
 from payments import wiring
-from users import auth, phone, second_factor
+from users import auth, hashing, second_factor
 from users.models import CustomUser
 
 PROVEN_BY_CODE = "proven_by_code"
@@ -50,12 +50,12 @@ def step_up(request: HttpRequest) -> str:
         if wanted == "code":
             second_factor.check(user=member, code=proof, by=by, at=wiring.now())
         else:
-            auth.check_pin(phone_number=member.phone_number, pin=proof, source=by.source, at=wiring.now())
+            auth.confirm_pin(user=member, pin=proof, source=by.source, at=wiring.now())
     except second_factor.WrongCode as refusal:
         return f"{refusal} Nothing was done."
-    except auth.TooManyTries as refusal:
+    except (auth.TooManyTries, hashing.Busy) as refusal:
         return f"{refusal} Nothing was done."
-    except (auth.WrongCredentials, phone.NotAPhoneNumber):
+    except auth.WrongCredentials:
         return "That is not your PIN. Nothing was done."
     remember(request, by_code=wanted == "code", at=wiring.now())
     return ""

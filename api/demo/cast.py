@@ -10,6 +10,7 @@ from django.core.management import call_command
 
 from api.demo.client import Client
 from api.demo.screen import Screen, money
+from users import auth
 from users.models import CustomUser
 
 OPERATOR_NAME = "Demo Operator"
@@ -70,10 +71,11 @@ class Cast:
             call_command("createsuperuser", interactive=False, verbosity=0, phone_number=phone, full_name=OPERATOR_NAME)
             del os.environ["DJANGO_SUPERUSER_PASSWORD"]
             operator = CustomUser.objects.get(phone_number=phone)
-        elif not operator.check_password(self.operator_pin) or operator.locked_until or not operator.is_active:
+        elif not operator.check_password(self.operator_pin) or not operator.is_active:
             operator.set_password(self.operator_pin)
-            operator.locked_until, operator.failed_logins, operator.is_active = None, 0, True
+            operator.is_active = True
             operator.save()
+        auth.unlock(operator)
         self.operator_phone = operator.phone_number
         self._write_login_file()
         self.operator_token = ("OPERATOR", self._log_in(operator.phone_number, self.operator_pin, shown=True))

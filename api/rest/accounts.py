@@ -11,9 +11,11 @@ from rest_framework.views import APIView
 from api.rest.fields import Body, StrictText, caller, checked
 from payments import wiring
 from users import auth, notifications
+from users.backends import pin_limits
 from users.source_address import source_address
 
 PAGE = 100
+DEVICE_HEADER = "X-Device"
 
 
 class LoginBody(Body):
@@ -25,20 +27,25 @@ class LoginBody(Body):
 
 
 class Login(APIView):
-    """`POST /api/users/login/` {phone_number, pin[, code]} → {token, expires_at}. Staff send the code of their app."""
+    """`POST /api/users/login/` {phone_number, pin[, code]} → {token, expires_at}. Staff send the code of their app.
+
+    The answer's header X-Device has a token. A device that sends it with its next login is known, so wrong PINs of
+    untrusted callers do not lock it out.
+    """
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
 
     def post(self, request: Request) -> Response:
-        source = source_address(request) or "unknown"
-        login = auth.log_in(
+        credentials = auth.Credentials(
             **checked(LoginBody(data=request.data)),
-            staff_need_code=settings.STAFF_TOTP,
-            source=source,
-            at=wiring.now(),
+            source=source_address(request) or "unknown",
+            device=request.headers.get(DEVICE_HEADER, ""),
         )
-        return Response({"token": login.token, "expires_at": login.expires_at})
+        login = auth.log_in(
+            credentials=credentials, staff_need_code=settings.STAFF_TOTP, at=wiring.now(), limits=pin_limits()
+        )
+        return Response({"token": login.token, "expires_at": login.expires_at}, headers={DEVICE_HEADER: login.device})
 
 
 class Logout(LogoutView):

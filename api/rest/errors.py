@@ -19,15 +19,14 @@ from payments.payouts.operations import actions, decisions
 from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
-from users import auth, figures, phone, second_factor, tokens
+from users import auth, figures, hashing, phone, second_factor, tokens
 
 log = logging.getLogger(__name__)
 
 REFUSALS: dict[type[Exception], tuple[int, str]] = {
     auth.WrongCredentials: (401, "wrong_credentials"),
     auth.TooManyTries: (429, "too_many_tries"),
-    auth.CodeRequired: (401, "code_required"),
-    auth.SecondFactorNotSetUp: (403, "second_factor_not_set_up"),
+    hashing.Busy: (503, "busy"),
     second_factor.WrongCode: (403, "wrong_code"),
     tokens.FreshCodeRequired: (403, "fresh_code_required"),
     phone.NotAPhoneNumber: (400, "not_a_phone_number"),

@@ -172,5 +172,9 @@ def test_console_logins_are_recorded(db: None, client: Client) -> None:
 def test_refused_login_of_suspended_operator_is_recorded(db: None, at: datetime) -> None:
     staff = operator(is_active=False)
     with pytest.raises(auth.WrongCredentials):
-        auth.log_in(phone_number=staff.phone_number, pin=PIN, code="", staff_need_code=False, source="192.0.2.7", at=at)
+        auth.enter(
+            credentials=auth.Credentials(phone_number=staff.phone_number, pin=PIN, source="192.0.2.7"),
+            staff_need_code=False,
+            at=at,
+        )
     assert [(entry[0], entry[2]) for entry in trail()] == [("login.refused", "192.0.2.7")]

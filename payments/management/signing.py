@@ -6,7 +6,8 @@ from datetime import datetime
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from users import audit, auth, authority, phone, second_factor
+from users import audit, auth, authority, second_factor
+from users.refusal import Refusal
 
 SOURCE = "command"
 
@@ -26,6 +27,6 @@ def sign(number: str, *, act_name: str, at: datetime) -> audit.Actor:
             second_factor.check(user=person, code=getpass.getpass(f"Code of {number}: "), by=by, at=at)
         elif settings.STAFF_TOTP:
             raise CommandError(f"{person} has no authenticator app. Set one up in the console. Nothing was done.")
-    except (auth.WrongCredentials, auth.TooManyTries, phone.NotAPhoneNumber, second_factor.WrongCode) as refusal:
+    except Refusal as refusal:
         raise CommandError(f"{refusal} Nothing was done.") from refusal
     return by

@@ -6,14 +6,20 @@ import pytest
 from knox.models import AuthToken
 
 from testing.builders import PIN, at_once, member
-from users import auth, phone
-from users.models import CustomUser
+from users import auth, known_callers, phone
+from users.models import PinCounter
 
 NUMBER = "254712345678"
 
 
-def log_in(at: datetime, pin: str = PIN, phone_number: str = NUMBER) -> auth.Login:
-    return auth.log_in(phone_number=phone_number, pin=pin, code="", staff_need_code=False, source="192.0.2.7", at=at)
+def log_in(
+    at: datetime, pin: str = PIN, phone_number: str = NUMBER, *, source: str = "192.0.2.7", device: str = ""
+) -> auth.Login:
+    return auth.log_in(
+        credentials=auth.Credentials(phone_number=phone_number, pin=pin, source=source, device=device),
+        staff_need_code=False,
+        at=at,
+    )
 
 
 def enter_wrong_pins(at: datetime, times: int) -> None:
@@ -67,7 +73,8 @@ def test_correct_pin_resets_the_count_of_wrong_pins(db: None, at: datetime) -> N
     log_in(at)
     enter_wrong_pins(at, 4)
     log_in(at)
-    assert CustomUser.objects.values_list("failed_logins", "locked_until").get() == (0, None)
+    # then: only the address still counts the wrong PINs, because other numbers share its limit
+    assert {counter.key.partition(":")[0] for counter in PinCounter.objects.all()} == {"address", "overall"}
 
 
 def test_wrong_pins_of_one_member_do_not_lock_another(db: None, at: datetime) -> None:
@@ -86,12 +93,12 @@ def test_login_with_an_invalid_phone_number_is_refused(db: None, at: datetime) -
 
 def test_wrong_pins_at_once_are_all_counted(transactional_db: None, at: datetime) -> None:
     # given
-    user = member(phone_number=NUMBER)
+    member(phone_number=NUMBER)
 
     # when
     refusals = at_once(*[lambda: log_in(at, pin="0000")] * 4)
 
     # then
     assert [type(refusal) for refusal in refusals] == [auth.WrongCredentials] * 4
-    user.refresh_from_db()
-    assert user.failed_logins == 4
+    counter = PinCounter.objects.get(key=known_callers.number_counter(NUMBER))
+    assert counter.wrong == 4

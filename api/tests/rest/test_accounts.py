@@ -11,7 +11,7 @@ from knox.models import AuthToken
 
 from testing.builders import PIN, bearer, member, operator
 from testing.console_scenes import code_of, enrol
-from users.models import CustomUser
+from users.models import CustomUser, PinCounter
 
 NUMBER = "254712345678"
 
@@ -57,9 +57,8 @@ def test_wrong_pin_unknown_and_suspended_number_get_the_same_answer(db: None, cl
     ]
 
     assert {answer.status_code for answer in answers} == {401}
-    assert {answer.content for answer in answers} == {
-        b'{"code":"wrong_credentials","message":"The phone number or the PIN is wrong.","details":{}}'
-    }
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].json()["code"] == "wrong_credentials"
     assert AuthToken.objects.count() == 0
 
 
@@ -84,7 +83,7 @@ def test_login_body_with_a_wrong_field_is_refused_by_its_name(
     answer = client.post("/api/users/login/", body, "application/json")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
     assert next(iter(answer.json()["details"])) == field
-    assert CustomUser.objects.get().failed_logins == 0
+    assert PinCounter.objects.count() == 0
 
 
 @pytest.mark.parametrize("typed", ["admin", "2540712345678", "٠٧١٢٣٤٥٦٧٨", "' OR 1=1 --"])
@@ -127,8 +126,8 @@ def test_staff_with_an_app_log_in_with_its_code(db: None, client: Client, at: da
     staff = operator()
     enrol(staff, at)
 
-    assert logged_in(client, staff) == (401, "code_required")
-    assert logged_in(client, staff, code="000000") == (403, "wrong_code")
+    assert logged_in(client, staff) == (401, "wrong_credentials")
+    assert logged_in(client, staff, code="000000") == (401, "wrong_credentials")
     TOTPDevice.objects.update(throttling_failure_timestamp=None, throttling_failure_count=0)
     assert AuthToken.objects.count() == 0
 
@@ -150,6 +149,6 @@ def test_staff_without_an_app_get_no_token_where_codes_are_required(
     db: None, client: Client, settings: Settings
 ) -> None:
     settings.STAFF_TOTP = True
-    assert logged_in(client, operator()) == (403, "second_factor_not_set_up")
+    assert logged_in(client, operator()) == (401, "wrong_credentials")
     assert AuthToken.objects.count() == 0
     assert logged_in(client, member())[0] == 200

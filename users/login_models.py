@@ -1,0 +1,50 @@
+"""Tables of logins: counters of wrong PINs, known addresses, proofs of tokens. `users.models` re-exports them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+
+
+class PinCounter(models.Model):
+    """Counter of wrong PINs for a number, a device, an address, or all; see users/pin_limits.py.
+
+    `until` is the end of a lock, or the time of the last try, or the time at which a budget is whole again. Keys hold
+    digests of phone numbers and addresses.
+    """
+
+    key = models.CharField(max_length=80, primary_key=True)
+    wrong = models.PositiveIntegerField()
+    until = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["until"], name="pin_counter_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.wrong} wrong PINs"
+
+
+class KnownAddress(models.Model):
+    """Digest of an address from which a member has logged in; see users/known_callers.py."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="known_addresses")
+    address = models.CharField(max_length=32)
+    last_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["user", "address"], name="known_address_once")]
+
+    def __str__(self) -> str:
+        return f"Address of member {self.user_id}, last seen {self.last_at:%Y-%m-%d}"
+
+
+class TokenProof(models.Model):
+    """Time at which the owner of a bearer token last showed a code; see users/tokens.py."""
+
+    token = models.OneToOneField("knox.AuthToken", on_delete=models.CASCADE, primary_key=True, related_name="proof")
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"Code shown at {self.at:%Y-%m-%d %H:%M}"
