@@ -16,6 +16,7 @@ from users import phone
 
 # Seconds between two refreshes of a payout's page: while the payout is under way, and otherwise.
 WORKING, QUIET = 3, 15
+OLD_NUMBER = "Number until now"
 
 
 @page.page("console.view")
@@ -65,11 +66,14 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
 # --- one payout ------------------------------------------------------------------------------------------------------
 
 
-def _question(payout: Transaction, title: str, effects: list[str], button: str, **more: object) -> page.Question:
+def _question(
+    payout: Transaction, title: str, effects: list[str], button: str, *, number: str = "To", **more: object
+) -> page.Question:
+    """Return the form of an action on a payout. `number` is the label of the number to which the payout goes now."""
     facts = [
         ("Payout", f"{payout.pk} · {payout.external_ref}"),
         ("Amount", kes(payout.amount)),
-        ("To", phone.masked(payout.receiver)),
+        (number, phone.masked(payout.receiver)),
         ("State now", f"{words(payout.status).capitalize()}. {payout.reason}".strip()),
     ]
     back = reverse("admin:payout", args=[payout.pk])
@@ -198,6 +202,7 @@ def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
             "Second approval needed: another person must confirm this from their own login. Until then no money moves.",
         ],
         "Propose the new number",
+        number=OLD_NUMBER,
         fields=[page.Field("grounds", "Grounds", kind="area", help="How you checked that the number is the member's.")],
     )
 
@@ -320,6 +325,7 @@ def confirm_decision(request: HttpRequest, transaction_id: int) -> HttpResponse:
             else "Check M-Pesa's statement yourself. Your confirmation carries out the decision and books it.",
         ],
         f"Confirm: {outcome}",
+        number=OLD_NUMBER if is_reissue else "To",
         danger=True,
         text_to_type="decide",
     )

@@ -259,6 +259,9 @@ def test_failed_payout_is_reissued_to_the_new_number_by_two_people(console: Clie
     shown = submit(console, f"/admin/payouts/{payout.pk}/reissue/", grounds="The member came with the SIM card.")
     assert "Another person must confirm it" in shown
     second = client_of(console_scenes.staff("approver", full_name="Peter Second"))
+    asked = page_text(second.get(f"/admin/payouts/{payout.pk}/confirm/"))
+    assert "<dt>To</dt>" not in asked
+    assert "<dt>Number until now</dt>" in asked
     submit(second, f"/admin/payouts/{payout.pk}/confirm/", typed="decide")
 
     # then
