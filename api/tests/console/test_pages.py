@@ -261,9 +261,10 @@ def test_number_of_queries_does_not_grow_with_rows(db: None) -> None:
     _, many = counted()
     assert many == few
     assert {name: count for name, count in few.items() if count > 24} == {}
-    # The first opening computes the previews of four decisions. A preview takes ten queries for any number of bets.
+    # The first opening computes the previews of four decisions. A preview takes eleven queries for any number of bets;
+    # one of them reads the dated tariff.
     assert {name: count for name, count in first.items() if count > 28 and name != "market_choose"} == {}
-    assert first["market_choose"] <= 50
+    assert first["market_choose"] <= 51
     assert few["market_choose"] <= 15
 
 
