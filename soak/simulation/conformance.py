@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -90,8 +91,9 @@ class Pair:
     def __init__(self, seed: int, *, machine: type[Machine] = Machine) -> None:
         self.random = Random(f"conformance {seed}")
         self.now = payout_steps.AT
-        # No share of bad outcomes opens a breaker. The machine has neither breakers nor the canary.
-        self.policy = builders.policy(production=self.random.random() < 0.7, breaker_failure_share=Decimal(2))
+        self.policy = builders.policy(production=self.random.random() < 0.7)
+        # The machine has neither breakers nor the canary. So no share of bad outcomes stops a claim.
+        self.sending_policy = replace(self.policy, breaker_failure_share=Decimal(2))
         self.machine = machine(self.policy)
         self.trace: list[str] = []
         self.stats: Counter[str] = Counter()
@@ -160,13 +162,15 @@ class Pair:
         self.note(f"claim {only.ref if only else 'due payouts'}, at most {limit}")
         _close_breakers()
         real_only = self._real(only).pk if only else None
-        real = payout_steps.claims(self.now, self.policy, limit, real_only)
+        real = payout_steps.claims(self.now, self.sending_policy, limit, real_only)
         self._under_way(real, self.machine.claim(at=self.now, limit=limit, only=only))
 
     def _resend(self) -> None:
         self.note("resends")
         _close_breakers()
-        self._under_way(payout_steps.resends(self.now, self.policy), self.machine.resends(at=self.now, limit=100))
+        self._under_way(
+            payout_steps.resends(self.now, self.sending_policy), self.machine.resends(at=self.now, limit=100)
+        )
 
     def _under_way(self, real: list[sending_claims.Claim], pure: list[Attempt]) -> None:
         claims = {claim.originator_conversation_id: claim for claim in real}

@@ -4,9 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from soak.simulation.daraja import DarajaProvider
-from soak.simulation.provider import payout_of
+from soak.simulation.provider import OUR_CODES, OUR_FIELDS, payout_of
 from soak.simulation.snapshot import Payout, Snapshot
+from testing import builders
 
+# The beginning of the reason of a payout that is HELD because M-Pesa contradicts itself.
+CONTRADICTION = "M-Pesa's result says paid, its records say failed."
+CONFIRM_ABOVE = builders.policy().confirm_above
 FINAL = ("COMPLETED", "FAILED", "HELD", "CANCELLED")
 
 
@@ -28,6 +32,9 @@ class Judge:
         for attempt in seen.attempts:
             if attempt.state == "PAID" and attempt.ocid not in paid:
                 self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
+        for payout in seen.payouts:
+            if payout.status == "FAILED" and _names_our_fault(payout.reason):
+                self.accuse("No payout is FAILED for a fault of ours", f"{payout.ref}: {payout.reason}")
         if self.provider.answers_wrongly:
             # We believe a failure that two sources report, even if both lie. The rules below may then be broken.
             return
@@ -55,33 +62,42 @@ class Judge:
             self.accuse("Every market settles", "nothing was settled")
         self._compare_books(seen)
         latest = {attempt.ref: attempt.ocid for attempt in seen.attempts}
+        denied = {attempt.ref for attempt in seen.attempts if attempt.ocid in self.provider.false_sources}
         for payout in seen.payouts:
             ocid = latest.get(payout.ref, "")
             if payout.status == "HELD":
                 forged = ocid in forged_paid or ocid in self.provider.false_sources
                 stats["held after a forgery" if forged else "held, lost for too long"] += 1
-            if payout.status in FINAL and self.provider.answers_wrongly:
+            if payout.status in FINAL and self.provider.answers_wrongly and payout.ref in denied:
                 stats["payouts of a lying M-Pesa"] += 1
+                self._check_contradicted(payout, ocid, forged_paid)
             else:
                 self._check_final(payout, ocid, forged_paid)
         if seen.has_unsettled_market or seen.has_unapplied_callback:
             self.accuse("Everything becomes final after the faults stop", "a settlement or a callback is unfinished")
 
     def _compare_books(self, seen: Snapshot) -> None:
+        """Compare M-Pesa's book with ours. Of a lying M-Pesa we must know each payment that one result proves."""
         ours = {(a.ocid, a.receipt) for a in seen.attempts if a.state == "PAID"}
-        provider = {
+        book = {(payment.ocid, payment.receipt) for payment in self.provider.book}
+        known = {
             (payment.ocid, payment.receipt)
             for payment in self.provider.book
-            if payment.ocid in self.provider.told or not self.provider.answers_wrongly
+            if not self.provider.answers_wrongly
+            or (payment.ocid in self.provider.told and payment.amount < CONFIRM_ABOVE)
         }
-        if self.provider.answers_wrongly:
-            # M-Pesa contradicted itself about a held payout, so it waits for a person.
-            held = {payout.ref for payout in seen.payouts if payout.status == "HELD"}
-            contradicted = {attempt.ocid for attempt in seen.attempts if attempt.ref in held}
-            provider = {(ocid, receipt) for ocid, receipt in provider if ocid not in contradicted}
-            ours &= provider
-        for ocid, receipt in sorted(ours ^ provider):
+        for ocid, receipt in sorted((ours - book) | (known - ours)):
             self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")
+
+    def _check_contradicted(self, payout: Payout, ocid: str, forged_paid: set[str]) -> None:
+        """Check a final payout about which M-Pesa lied. It is HELD only if M-Pesa lost it or contradicts itself."""
+        contradicts = CONTRADICTION in payout.reason and (ocid in self.provider.told or ocid in forged_paid)
+        if payout.status == "HELD" and ocid in self.provider.requests and not contradicts:
+            state = self.provider.requests[ocid].state
+            self.accuse(
+                "A payout is HELD only if we cannot know whether it was paid",
+                f"{payout.ref}: {payout.reason} (M-Pesa lied about it, and knows it as {state})",
+            )
 
     def _check_final(self, payout: Payout, ocid: str, forged_paid: set[str]) -> None:
         """Check that a payout is final, and that its final status is allowed."""
@@ -99,3 +115,8 @@ class Judge:
                 "A payout is HELD only if we cannot know whether it was paid",
                 f"{payout.ref}: {payout.reason} ({known})",
             )
+
+
+def _names_our_fault(reason: str) -> bool:
+    """Return True if the reason of a failed payout is a fault of ours: no float, credentials, or a field of ours."""
+    return reason.partition(" ")[0] in ("1", *OUR_CODES) or any(field in reason for field in OUR_FIELDS)

@@ -47,6 +47,9 @@ RATES = {
     "false failed answer": 0.3,
 }
 UNREGISTERED_SHARE = 0.05
+# Faults of ours: codes of results, and fields of our request that M-Pesa refuses.
+OUR_CODES = ("2001", "8006", "21", "11", "2006", "2028", "TP40153")
+OUR_FIELDS = ("InitiatorName", "SecurityCredential", "ResultURL", "CommandID")
 
 Schedule = Callable[[float, str, Callable[[], None]], None]
 # Types of the addresses for results and for answers, and of the messages. In one world they are URLs and bytes, in the
@@ -89,7 +92,8 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
     """M-Pesa: takes requests, executes an id only once while it remembers the id, and posts results.
 
     `rates` is the probability of each fault. `stop_faults` ends all faults, but unregistered members stay unregistered.
-    If `answers_wrongly` is true, several sources may wrongly report that one id failed.
+    If `answers_wrongly` is true, several sources may wrongly report that one id failed. `post` delivers a message.
+    It returns True if we stored the message and believe that it is M-Pesa's.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
         *,
         clock: Callable[[], datetime],
         schedule: Schedule,
-        post: Callable[[ResultAddress | AnswerAddress, Message], None],
+        post: Callable[[ResultAddress | AnswerAddress, Message], bool],
         answers_wrongly: bool,
     ) -> None:
         self._random, self._rates, self._clock, self._schedule, self._post = random, rates, clock, schedule, post
@@ -113,7 +117,7 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
         self.no_float_until: datetime | None = None
         # For one id, our design survives one source that wrongly reports a failure. The source, by id.
         self.false_sources: dict[str, str] = {}
-        # Ids for which a result that reports a payment reached us.
+        # Ids for which a result that reports a payment reached us, and we believe that it is M-Pesa's.
         self.told: set[str] = set()
         # Every request that we made. The forger knows these requests, because our log could leak them.
         self.seen: list[Request[ResultAddress]] = []
@@ -146,7 +150,7 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
         if self.strikes("rejected"):
             raise gateway_errors.Rejected("400.002.02", "Bad Request - Invalid PartyB")
         if self.strikes("our field refused"):
-            field = self._random.choice(["InitiatorName", "SecurityCredential", "ResultURL", "CommandID"])
+            field = self._random.choice(OUR_FIELDS)
             raise gateway_errors.Rejected("400.002.02", f"Bad Request - Invalid {field}")
         if self.strikes("lost on the way"):
             raise gateway_errors.OutcomeUnknown(message="no complete answer from Daraja (timeout)")
@@ -187,13 +191,13 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
             )
         lost = self.strikes("answer to question lost")
         if lost and self._random.random() < 0.3:
-            self._schedule(1.0, "a question times out", lambda: self._post(timeout_url, self.question_timeout()))
+            self._schedule(1.0, "a question times out", lambda: self._deliver(timeout_url, self.question_timeout()))
         if not lost:
             wait = self._random.choice([0.2, 1.0, 5.0, 70.0] if not self.faults_stopped else [0.5])
             times = 2 if self.strikes("answer to question doubled") else 1
             answer = self._answer_once(ocid)
             for number in range(times):
-                self._schedule(wait + 3 * number, "answers a question", lambda: self._post(result_url, answer()))
+                self._schedule(wait + 3 * number, "answers a question", lambda: self._deliver(result_url, answer()))
         return client.Accepted(self._id("AG"), self._id("Q"))
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -273,7 +277,7 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
             self.no_float_until = self._clock() + timedelta(seconds=self._random.uniform(5, 90))
             return "1"
         if self.strikes("initiator locked"):
-            return self._random.choice(["2001", "8006", "21", "11", "2006", "2028", "TP40153"])
+            return self._random.choice(OUR_CODES)
         if self.strikes("member's limit"):
             return self._random.choice(["4", "8"])
         return ""
@@ -291,9 +295,11 @@ class Provider(ABC, Generic[ResultAddress, AnswerAddress, Message]):
             self._schedule(wait + 0.5 * number, "posts a result", lambda: self._post_result(request, code, body))
 
     def _post_result(self, request: Request[ResultAddress], code: str, body: Message) -> None:
-        self._post(request.result_url, body)
-        if code == "0":
+        if self._post(request.result_url, body) and code == "0":
             self.told.add(request.ocid)
+
+    def _deliver(self, url: ResultAddress | AnswerAddress, message: Message) -> None:
+        self._post(url, message)
 
     def _answer_once(self, ocid: str) -> Callable[[], Message]:
         """Return a function that makes the answer to one question at its first call. Later calls repeat the answer.

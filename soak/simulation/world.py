@@ -118,7 +118,7 @@ class World(Web):
         """End every fault, start Celery beat again if it has died, and let stopped releases go on."""
         self.provider.stop_faults()
         self.restart_beat()
-        for minutes in (0, 10, 30, 90):
+        for minutes in (0, 10, 30, *range(90, 48 * 60, 120)):
             self.schedule(60 * minutes, "operator lets releases go on", self.operator.let_releases_go)
 
     def do_step(self, label: str, step: Callable[[], None]) -> None:
@@ -158,13 +158,20 @@ class World(Web):
             not (seen.has_unsettled_market or seen.has_unapplied_callback)
             and bool(seen.payouts)
             and all(payout.status in FINAL for payout in seen.payouts)
-            and (seen.ask_at is None or all(payout.status == "HELD" for payout in self._asked_about()))
+            and not self._awaited()
             and not any(label.startswith(("worker", "posts", "leaves")) for label in self.waiting())
         )
 
-    def _asked_about(self) -> list[snapshot.Payout]:
-        asking = {attempt.ref for attempt in self.snapshot.attempts if attempt.asking}
-        return [payout for payout in self.snapshot.payouts if payout.ref in asking]
+    def _awaited(self) -> set[str]:
+        """Return the payouts whose next answer can still change them.
+
+        M-Pesa never answers about a request that it does not know, so a person must decide that payout.
+        """
+        held = {payout.ref for payout in self.snapshot.payouts if payout.status == "HELD"}
+        asking = [attempt for attempt in self.snapshot.attempts if attempt.asking]
+        requests = self.provider.requests
+        paid = {a.ref for a in asking if a.ocid in requests and requests[a.ocid].state == "paid"}
+        return {attempt.ref for attempt in asking if attempt.ref not in held} | paid
 
     def final_pass(self) -> bool:
         """Let the operator retry failed payouts, at most twice.

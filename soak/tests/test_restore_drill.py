@@ -30,7 +30,7 @@ def test_loss_at_any_moment_pays_everybody_once(drill: str, moment: int, tmp_pat
 @pytest.mark.long
 @pytest.mark.parametrize("moment", range(3, 13))
 @pytest.mark.parametrize("drill", DRILLS)
-def test_two_hundred_losses_pay_everybody_once(drill: str, moment: int, tmp_path: Path) -> None:
+def test_loss_at_further_moments_pays_everybody_once(drill: str, moment: int, tmp_path: Path) -> None:
     getattr(restore_drill, drill)(moment, tmp_path)
 
 

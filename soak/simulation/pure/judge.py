@@ -3,21 +3,17 @@
 from collections import Counter
 from collections.abc import Callable
 
-from soak.simulation.provider import payout_of
+from soak.simulation.provider import OUR_CODES, payout_of
 from soak.simulation.pure.machine import Machine
 from soak.simulation.pure.provider import PureProvider
 from soak.simulation.pure.rows import OPEN, Payout
 
 
 class Judge:
-    """Checks the rules, and calls `accuse` with each broken rule and its evidence.
-
-    `proven` are the ids for which a trusted proof of payment reached us.
-    """
+    """Checks the rules, and calls `accuse` with each broken rule and its evidence."""
 
     def __init__(self, machine: Machine, provider: PureProvider, accuse: Callable[[str, str], None]) -> None:
         self.machine, self.provider, self.accuse = machine, provider, accuse
-        self.proven: set[str] = set()
         self._payments: Counter[str] = Counter()
         self._read = 0
 
@@ -52,6 +48,8 @@ class Judge:
         if status == "PROCESSING" and attempt is None:
             self.accuse("A payout in PROCESSING has an open request", payout.ref)
         paid = any(attempt.state == "PAID" for attempt in payout.attempts)
+        if status == "FAILED" and payout.attempts and payout.attempts[-1].report in ("1", *OUR_CODES):
+            self.accuse("No payout is FAILED for a fault of ours", f"{payout.ref}: {payout.attempts[-1].report}")
         if status == "COMPLETED" and not (paid or payout.redirected):
             self.accuse("A completed payout was paid or went to the wallet", payout.ref)
 
@@ -85,14 +83,14 @@ class Judge:
         """Check that everything is final, and that M-Pesa's book and our book agree."""
         machine, provider = self.machine, self.provider
         ours = {(a.ocid, a.receipt) for payout in machine.payouts for a in payout.attempts if a.state == "PAID"}
-        statement = {
+        book = {(payment.ocid, payment.receipt) for payment in provider.book}
+        known = {
             (payment.ocid, payment.receipt)
             for payment in provider.book
-            if payment.ocid in self.proven or not provider.answers_wrongly
+            if not provider.answers_wrongly
+            or (payment.ocid in provider.told and payment.amount < machine.policy.confirm_above)
         }
-        if provider.answers_wrongly:
-            ours &= statement
-        for ocid, receipt in sorted(ours ^ statement):
+        for ocid, receipt in sorted((ours - book) | (known - ours)):
             self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")
         for payout in machine.payouts:
             self.check(payout)

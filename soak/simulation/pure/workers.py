@@ -153,17 +153,15 @@ class Workers(EventLoop):
 
     # --- web ---------------------------------------------------------------------------------------------------------
 
-    def post(self, about: Attempt | Question, content: Result | Answer | None) -> None:
-        """Receive a genuine message of M-Pesa.
+    def post(self, about: Attempt | Question, content: Result | Answer | None) -> bool:
+        """Receive a genuine message of M-Pesa. Returns True if we stored it and believe that it is M-Pesa's.
 
         The web process may die before it stores the message. Our list of M-Pesa's source addresses may be out of date.
         """
         if self.strikes("callback lost"):
-            return
+            return False
         message = self.receive(about, content, trusted=not self.strikes("foreign address"))
-        proves = message is not None and message.trusted and isinstance(content, Result) and content.code == "0"
-        if proves and isinstance(about, Attempt) and about.payout.amount < self.machine.policy.confirm_above:
-            self.judge.proven.add(about.ocid)
+        return message is not None and message.trusted
 
     def receive(self, about: Attempt | Question, content: Result | Answer | None, *, trusted: bool) -> Message | None:
         """Store a message that came to one of our addresses. Returns None if the same message came before."""
