@@ -14,8 +14,8 @@ from payments.policy import Policy
 
 class Command(BaseCommand):
     help = (
-        "Decide a HELD payout as paid or not paid, by M-Pesa's statement. A large payout and every --not-paid take two"
-        " people."
+        "Decide a HELD payout as paid or not paid, or a FAILED payout as paid, by M-Pesa's statement. A large payout, a"
+        " FAILED payout and every --not-paid take two people."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

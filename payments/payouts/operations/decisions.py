@@ -1,8 +1,9 @@
-"""Decisions of staff on held payouts: paid or not paid.
+"""Decisions of staff on payouts: paid or not paid.
 
 One person may decide that a small payout was paid. A large payout takes two people, and so does every decision as not
-paid, because the member is then paid again. The first person's decision is stored as a Verdict. A second person
-confirms or refuses this decision in their own session.
+paid, because the member is then paid again. A failed payout may be decided as paid, always by two people, because
+M-Pesa said otherwise. The first person's decision is stored as a Verdict. A second person confirms or refuses this
+decision in their own session.
 A decision ranks below M-Pesa's evidence. M-Pesa is asked about the receipt of a payout decided as paid, and later proof
 to the contrary takes the decision back (evidence/rules).
 Lock order: the receipt's advisory lock, Transaction, Verdict, Attempt, then wallets (ledger), then the end of the audit
@@ -21,6 +22,7 @@ from django.db.models import Q
 from markets import locks
 from markets.models import NAIROBI
 from payments import own_affairs
+from payments.ledger import journal
 from payments.models import Attempt, Callback, Orphan, Transaction, Transfer, Verdict
 from payments.payouts import attempts
 from payments.payouts.evidence import booking
@@ -32,11 +34,13 @@ from users.refusal import Refusal
 alarm = logging.getLogger("kasoko.alarm")
 
 Status = Transaction.Status
-_NOT_DECIDABLE = "Transaction {} cannot be decided: it must be held and have an open request."
+_NOT_DECIDABLE = (
+    "Transaction {} cannot be decided: it must be held and have an open request. A failed one can be decided as paid."
+)
 
 
 class NotToBeDecided(Refusal):
-    """The payout is not HELD, has no open request, or M-Pesa's evidence or these people do not allow the decision."""
+    """The payout waits for no such decision, or M-Pesa's evidence or these people do not allow it."""
 
 
 class DecisionNotOpen(Refusal):
@@ -67,7 +71,7 @@ class Finding:
 
 def needs_two(payout: Transaction, policy: Policy, *, paid: bool) -> bool:
     """Return True if this decision on the payout takes two people."""
-    return not paid or payout.amount >= policy.confirm_above
+    return not paid or payout.amount >= policy.confirm_above or payout.status == Status.FAILED
 
 
 def decide_or_propose(
@@ -86,7 +90,7 @@ def decide_or_propose(
             close_by_decision(transaction_id=transaction_id, finding=finding, by=[by], at=at, policy=policy)
             return None
         own_affairs.refuse_own_payout(payout, by)
-        attempt = _decidable(payout)
+        attempt = _decidable(payout, finding)
         _check_evidence(payout, attempt, finding, at, policy)
         if payout.verdicts.filter(closed_at__isnull=True).exists():
             raise NotToBeDecided(f"A decision on transaction {payout.pk} already waits for a second person.")
@@ -117,7 +121,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
         verdict = locked_open_verdict(verdict_id, Verdict.Kind.RESULT)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise SamePerson("You made this decision. Another person must confirm it.")
-        if verdict.transaction.attempts.filter(state__in=Attempt.OPEN, opened_at__gt=verdict.proposed_at).exists():
+        if verdict.transaction.attempts.filter(opened_at__gt=verdict.proposed_at).exists():
             raise NotToBeDecided(
                 "This decision is about an earlier request of the payout. Another one was opened since. Nothing was"
                 " decided. Reject this decision. Then decide about the new request."
@@ -207,7 +211,7 @@ def close_by_decision(
         raise NotToBeDecided(_NOT_DECIDABLE.format(transaction_id))
     for person in by:
         own_affairs.refuse_own_payout(payout, person)
-    attempt = _decidable(payout)
+    attempt = _decidable(payout, finding)
     receipt, grounds = finding.receipt, finding.grounds
     people = 2 if needs_two(payout, policy, paid=bool(receipt)) else 1
     deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
@@ -244,14 +248,34 @@ def _lock_receipt(receipt: str) -> None:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [locks.receipt_lock(receipt)])
 
 
-def _decidable(payout: Transaction) -> Attempt:
-    """Lock and return the open request of a held payout.
+def _decidable(payout: Transaction, finding: Finding) -> Attempt:
+    """Lock and return the request that is decided: the open one of a held payout, or the last one of a failed payout.
 
     Raises: NotToBeDecided.
     """
-    attempt = attempts.open_attempt(payout) if payout.status == Status.HELD else None
+    attempt = None
+    if payout.status == Status.HELD:
+        attempt = attempts.open_attempt(payout)
+    elif payout.status == Status.FAILED and finding.receipt:
+        attempt = _last_failed(payout)
     if attempt is None:
         raise NotToBeDecided(_NOT_DECIDABLE.format(payout.pk))
+    return attempt
+
+
+def _last_failed(payout: Transaction) -> Attempt | None:
+    """Lock and return the last request of a failed payout. The whole amount must still be owed.
+
+    Raises: NotToBeDecided.
+    """
+    ended = payout.attempts.filter(state=Attempt.State.FAILED, first_sent_at__isnull=False).order_by("number")
+    attempt = ended.select_for_update(no_key=True, of=("self",)).last()
+    if attempt is None or journal.owed(payout.pk) != payout.amount:
+        return None
+    if payout.attempts.filter(next_query_at__isnull=False).exists():
+        raise NotToBeDecided("We are asking M-Pesa about this payout. Nothing was decided. Wait for its answer.")
+    if attempt.phone_number != payout.receiver:
+        raise NotToBeDecided("This request went to a number that is replaced now. Nothing was decided. Ask M-Pesa.")
     return attempt
 
 
