@@ -8,13 +8,15 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from payments.policy import Policy
-from soak.simulation.pure.rows import Answer, Attempt, Book, Message, Payout, Result
+from soak.simulation.pure.rows import PAID, PERHAPS, Answer, Attempt, Book, Message, Orphan, Payout, Result
 
 # Codes of failures with a cause on our side. Once the failure is proven, the payout is sent again without a person.
 OURS = frozenset(("1", "11", "21", "2001", "2006", "2028", "8006", "TP40153"))
 # The member's limit of the day at M-Pesa. The payout is sent again on the next day.
 DAY_LIMIT = "4"
 LARGEST_NUMBER = 999
+# After a loss, so many ids beyond the next one are asked about too.
+NUMBERS_BEYOND = 2
 NAIROBI = ZoneInfo("Africa/Nairobi")
 
 
@@ -39,9 +41,13 @@ class Attempts:
         self.payouts: list[Payout] = []
         self.book = Book()
         self.unapplied: list[Message] = []
+        self.orphans: dict[str, Orphan] = {}
+        # The last moment that survived a loss of commits, and the payouts that left since then.
+        self.survived_at: datetime | None = None
+        self.asked_first: set[str] = set()
         self.touched: set[Payout] = set()
         self.paid_late: dict[str, int] = {}
-        self._stored: set[tuple[int, Result | Answer | None, bool]] = set()
+        self.stored: set[tuple[int, Result | Answer | None, bool]] = set()
 
     def owe(self, ref: str, *, member: str, phone: str, amount: int, at: datetime) -> Payout:
         """Create a payout of a settlement, due at once."""
@@ -53,11 +59,81 @@ class Attempts:
 
     def new_attempt(self, payout: Payout, at: datetime) -> Attempt:
         """Open a request under a new id, and book its amount from payable to in flight."""
-        number = len(payout.attempts) + 1
+        number = max((attempt.number for attempt in payout.attempts), default=0) + 1
         ocid = f"{payout.ref}-{number}"
         attempt = Attempt(payout, number, ocid, at, at, at, ask_at=at + self.policy.query_after)
         payout.attempts.append(attempt)
         self.book.post(f"send:{ocid}", f"payable:{payout.ref}", f"in_flight:{payout.ref}", payout.amount)
+        return attempt
+
+    def ask_first(self, payout: Payout, survived_at: datetime, at: datetime) -> None:
+        """Ask about a payout's next request before it leaves, because it may have left before commits were lost.
+
+        The request counts as POSTed at the last moment that survived. "Not found" sends it within the horizon.
+        """
+        attempt = payout.open or self.new_attempt(payout, at)
+        attempt.first_sent_at, attempt.asked_first = attempt.first_sent_at or survived_at, True
+        if attempt.state == "SENDING":
+            attempt.posted_at = attempt.first_sent_at = survived_at
+        self.doubt(attempt, ask_at=at, at=at)
+        self.seek_later(attempt, at)
+
+    def seek_later(self, attempt: Attempt, at: datetime) -> None:
+        """Ask about the next ids of a payout too.
+
+        M-Pesa keeps no request that it refuses at once. If such a request and its retry are lost, the first id is not
+        found, although a next one was paid.
+        """
+        for number in range(attempt.number + 1, attempt.number + NUMBERS_BEYOND + 1):
+            ocid = f"{attempt.payout.ref}-{number}"
+            orphan = self.orphans.setdefault(ocid, Orphan(ocid, attempt.payout.ref, at, at, state="SOUGHT"))
+            if orphan.state in ("SOUGHT", "ABSENT", "NOT_PAID"):
+                orphan.state, orphan.sought_at, orphan.ask_at = "SOUGHT", at, at
+
+    def seek_after_loss(self, at: datetime) -> None:
+        """Ask about the next ids of each payout that had a request before the loss and is not paid."""
+        for payout in self.payouts:
+            if payout.attempts and payout.status in ("PENDING", "PROCESSING", "HELD", "FAILED"):
+                self.seek_later(payout.attempts[-1], at)
+
+    def later_ruled_out(self, payout: Payout) -> bool:
+        """Return True if M-Pesa has no request of the payout that is not in the books."""
+        states = ("WAITING", "SUSPENSE", "SOUGHT")
+        return not any(orphan.ref == payout.ref and orphan.state in states for orphan in self.orphans.values())
+
+    def open_found(self, payout: Payout, orphan: Orphan, at: datetime) -> Attempt:
+        """Open the request of an orphan, and ask about it at once. M-Pesa has the id, so it is never sent again.
+
+        The request is in doubt if the payout is owed and none of its requests is open. Otherwise it begins FAILED.
+        An earlier open request is proven failed, because another number followed it.
+        """
+        number = int(orphan.ocid.rpartition("-")[2])
+        other = payout.open
+        if other is not None and other.number < number and other.report not in (PAID, PERHAPS):
+            self.fail(other, code="", at=at)
+        attempt = Attempt(payout, number, orphan.ocid, at, orphan.first_seen_at, orphan.first_seen_at, ask_at=at)
+        attempt.is_found, attempt.known_at, attempt.heard_at = True, at, at
+        payable = f"payable:{payout.ref}"
+        if payout.open is None and self.book.held[payable] == payout.amount:
+            attempt.state, attempt.doubted_at = "IN_DOUBT", at
+            self.book.post(f"send:{attempt.ocid}", payable, f"in_flight:{payout.ref}", payout.amount)
+            if payout.status == "FAILED":
+                payout.move("PENDING")
+            if payout.status == "PENDING":
+                payout.move("PROCESSING")
+        else:
+            attempt.state, attempt.closed_at = "FAILED", at
+            if payout.status in ("PENDING", "PROCESSING"):
+                payout.move("HELD")
+        payout.attempts.append(attempt)
+        payout.attempts.sort(key=lambda attempt: attempt.number)
+        return attempt
+
+    def post_again(self, attempt: Attempt, at: datetime) -> Attempt:
+        """Mark a request as SENDING, so that the caller POSTs the same id again."""
+        attempt.move("SENDING")
+        attempt.posted_at, attempt.first_sent_at = at, attempt.first_sent_at or at
+        attempt.ask_at = at + self.policy.query_after
         return attempt
 
     def within_horizon(self, attempt: Attempt, at: datetime) -> bool:
@@ -87,26 +163,33 @@ class Attempts:
         if attempt.state in ("PAID", "REVERSED"):
             self._pay_again(attempt, receipt)
             return
+        source, orphan = "utility", self.orphans.get(ocid)
+        if attempt.is_found and orphan is not None and f"foreign:{orphan.receipt}" in self.book.keys:
+            source, receipt, amount = "suspense", orphan.receipt, orphan.amount
         late = attempt.state == "FAILED"
         payable, in_flight, wallet = f"payable:{payout.ref}", f"in_flight:{payout.ref}", f"wallet:{payout.member}"
         still_owed = not late or (payout.open is None and self.book.held[payable] == payout.amount)
         attempt.move("PAID")
         attempt.receipt, attempt.closed_at, attempt.ask_at, attempt.resend_at = receipt, at, None, None
         attempt.decision = ""
+        attempt.paid_amount = None if amount == payout.amount else amount
         paid, receivable = amount or payout.amount, f"receivable:{payout.member}"
         if still_owed:
             if late:
                 self.book.post(f"reopen:{ocid}", payable, in_flight, payout.amount)
             part = min(paid, payout.amount)
-            self.book.post(f"won:{attempt.booking}", in_flight, wallet, part)
-            self.book.post(f"paid:{attempt.booking}", wallet, "utility", part)
+            if source == "suspense":
+                self.book.post(f"claimed:{receipt}", in_flight, source, part)
+            else:
+                self.book.post(f"won:{attempt.booking}", in_flight, wallet, part)
+                self.book.post(f"paid:{attempt.booking}", wallet, source, part)
             if paid < payout.amount:
                 self.book.post(f"short:{ocid}", in_flight, wallet, payout.amount - paid)
             elif paid > payout.amount:
-                self.book.post(f"excess:{ocid}", receivable, "utility", paid - payout.amount)
+                self.book.post(f"excess:{ocid}", receivable, source, paid - payout.amount)
             payout.move("COMPLETED")
             return
-        self.book.post(f"late:{ocid}", receivable, "utility", paid)
+        self.book.post(f"late:{ocid}", receivable, source, paid)
         self.paid_late[ocid] = paid
         other = payout.open
         if other is not None and other.never_left:
@@ -203,6 +286,10 @@ class Attempts:
             if other.state == "FAILED" and other.first_sent_at is not None and other.report not in OURS
         ]
         return len(failed) >= self.policy.max_attempts or attempt.number >= LARGEST_NUMBER
+
+    def must_ask_first(self, payout: Payout) -> bool:
+        """Return True if a request of the payout may have left before commits were lost, and none left since."""
+        return self.survived_at is not None and payout.ref not in self.asked_first
 
     def check_owed(self, payout: Payout) -> None:
         """Check that an operator may act on a payout: we owe it, and none of its requests may still pay.

@@ -35,12 +35,19 @@ class PureBug:
     def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> SeedResult:
         """Run one seed with the bug and its `fixed_rates`. With `planted=False` the guard stays on, for comparison."""
         machine, world = (self.machine, self.world) if planted else (Machine, World)
-        return pure_world.run(seed, machine=machine, world=world, fixed_rates=self.fixed_rates, keep_trace=keep_trace)
+        return pure_world.run(
+            seed,
+            machine=machine,
+            world=world,
+            fixed_rates={"commits lost": 0.0} | self.fixed_rates,
+            keep_trace=keep_trace,
+        )
 
 
 PURE_BUGS: dict[str, PureBug] = {}
 LIKELY_RESENDS = {"answer lost": 0.4, "false not-found answer": 0.6, "slow": 0.3}
 LIKELY_FORGERIES = {"forger": 0.8}
+LIKELY_LOSSES = {"commits lost": 1.0}
 WithoutGuard = TypeVar("WithoutGuard", type[Machine], type[World])
 
 
@@ -236,6 +243,23 @@ class OperatorUnguarded(Machine):
     def check_owed(self, payout: Payout) -> None:
         if payout.status not in ("PROCESSING", "FAILED", "HELD"):
             raise Refused(payout.status)
+
+
+@bug("drawn reference", "D3: a debt that is settled again after a loss has the same reference", LIKELY_LOSSES)
+class DrawnReference(World):
+    def reference(self, market: int, number: int) -> str:
+        return f"{super().reference(market, number)}x{self.stats['commits lost']}"
+
+
+@bug(
+    "lost request not asked about",
+    "D3: after a loss, a request is asked about before it leaves",
+    LIKELY_LOSSES | {"rejected": 0.6, "operator": 1.0},
+)
+class NotAskedFirst(Machine):
+    def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
+        self.asked_first.update(payout.ref for payout in self.payouts)
+        return super().claim(at=at, limit=limit, only=only)
 
 
 @bug("no sweep", "D5: losing any message is harmless", {"message lost": 0.5})

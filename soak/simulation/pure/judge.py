@@ -22,7 +22,8 @@ class Judge:
         open_attempts = [attempt for attempt in payout.attempts if attempt.state in OPEN]
         if len(open_attempts) > 1:
             self.accuse("At most one request of a payout is open", payout.ref)
-        if any(attempt.state in OPEN for attempt in payout.attempts[:-1]):
+        sent = [attempt for attempt in payout.attempts if not attempt.is_found]
+        if any(attempt.state in OPEN for attempt in sent[:-1]):
             self.accuse("A new id only after a proven failure", payout.ref)
         self._check_balances(payout, len(open_attempts))
         self._check_status(payout)
@@ -56,7 +57,7 @@ class Judge:
     def _check_statement(self, payout: Payout) -> None:
         provider, ref = self.provider, payout.ref
         while self._read < len(provider.book):
-            self._payments[payout_of(provider.book[self._read].ocid)] += 1
+            self._payments[payout_of(provider.book[self._read].ocid).partition("x")[0]] += 1
             self._read += 1
         for attempt in payout.attempts:
             request = provider.requests.get(attempt.ocid)
@@ -64,12 +65,14 @@ class Judge:
             unconfirmed = attempt.decision == "paid"
             if attempt.state == "PAID" and not unconfirmed and (request is None or request.state != "paid"):
                 self.accuse("An attempt is PAID in the books only if M-Pesa paid it", attempt.ocid)
-            if attempt.state == "FAILED" and not provider.answers_wrongly and provider.may_still_pay(attempt.ocid):
+            # A request that was found beside another open request begins FAILED, and is asked about.
+            proven = attempt.state == "FAILED" and not (attempt.is_found and attempt.ask_at is not None)
+            if proven and not provider.answers_wrongly and provider.may_still_pay(attempt.ocid):
                 self.accuse("An attempt is FAILED in the books only if M-Pesa can no longer pay it", attempt.ocid)
         if provider.answers_wrongly:
             # We believe a failure that two sources report, even if both lie. The rules below may then be broken.
             return
-        times = self._payments[ref]
+        times = self._payments[ref.partition("x")[0]]
         if times > 1:
             self.accuse("Nobody is paid twice", f"{ref} was paid {times} times")
         unconfirmed = any(attempt.decision == "paid" for attempt in payout.attempts)
@@ -83,6 +86,7 @@ class Judge:
         """Check that everything is final, and that M-Pesa's book and our book agree."""
         machine, provider = self.machine, self.provider
         ours = {(a.ocid, a.receipt) for payout in machine.payouts for a in payout.attempts if a.state == "PAID"}
+        ours |= {(orphan.ocid, orphan.receipt) for orphan in machine.orphans.values() if orphan.state == "SUSPENSE"}
         book = {(payment.ocid, payment.receipt) for payment in provider.book}
         known = {
             (payment.ocid, payment.receipt)

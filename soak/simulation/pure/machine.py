@@ -11,17 +11,13 @@ Units: whole shillings.
 from datetime import datetime, timedelta
 
 from soak.simulation.pure.attempts import OURS
-from soak.simulation.pure.rows import OPEN, UNDECIDED, Answer, Attempt, Message, Question, Result
+from soak.simulation.pure.rows import OPEN, PAID, PERHAPS, UNDECIDED, Answer, Attempt, Message, Question, Result
 from soak.simulation.pure.sending import Sending
 
 # Codes of a definite failure: no money moved. Every other code proves nothing.
 DEFINITE = frozenset(("1", "2", "3", "4", "8", "11", "21", "2001", "2006", "2028", "2040", "8006", "SFC_IC0003"))
 DUPLICATE = frozenset(("15", "41"))
 LONGEST_GAP = timedelta(hours=1)
-# A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
-# is large, it is kept as PAID, and one status query confirms it. Otherwise it is kept as PERHAPS, and only status
-# queries can prove the payment.
-PAID, PERHAPS = "says paid", "perhaps says paid"
 
 
 class Machine(Sending):
@@ -49,7 +45,7 @@ class Machine(Sending):
             is_retry = attempt.state == "FAILED" and attempt.report not in (PAID, PERHAPS)
             attempt.ask_at = at + (self.policy.query_after if is_retry else gap)
             by_receipt = attempt.decision == "paid" and not (asked and attempt.questions[-1].receipt)
-            attempt.questions.append(Question(attempt, at, attempt.receipt if by_receipt else ""))
+            attempt.questions.append(Question(attempt, asked + 1, at, attempt.receipt if by_receipt else ""))
             questions.append(attempt.questions[-1])
             since = attempt.first_sent_at or attempt.opened_at
             if attempt.state in OPEN and payout.status == "PROCESSING" and at - since >= self.policy.review_after:
@@ -62,7 +58,7 @@ class Machine(Sending):
         If a payment was reported, we ask for `review_after` from the last message. Otherwise one question is enough,
         asked after the payout's retry.
         """
-        if attempt.report in (PAID, PERHAPS):
+        if attempt.report in (PAID, PERHAPS) or attempt.is_found:
             return at - (attempt.heard_at or attempt.closed_at or at) >= self.policy.review_after
         return any(question.asked_at >= attempt.payout.due_at for question in attempt.questions)
 
@@ -78,9 +74,9 @@ class Machine(Sending):
         if isinstance(about, Attempt):
             about.heard_at = at
         self.touched.add(about.payout if isinstance(about, Attempt) else about.attempt.payout)
-        if (id(about), content, trusted) in self._stored:
+        if (id(about), content, trusted) in self.stored:
             return None
-        self._stored.add((id(about), content, trusted))
+        self.stored.add((id(about), content, trusted))
         self.unapplied.append(Message(about, content, trusted or not self.policy.production))
         return self.unapplied[-1]
 
@@ -207,7 +203,7 @@ class Machine(Sending):
                 self.take_back(attempt, report="", at=at)
         elif attempt.state == "FAILED":
             reported_paid = attempt.report in (PAID, PERHAPS)
-            if verdict == "failed" or (verdict == "not_found" and not reported_paid):
+            if not attempt.is_found and (verdict == "failed" or (verdict == "not_found" and not reported_paid)):
                 attempt.ask_at = None
         elif attempt.state != "PAID" and question.asked_at >= attempt.posted_at:
             # The answer to a question that is older than the latest POST says nothing about that POST.
@@ -261,6 +257,18 @@ class Machine(Sending):
             attempt.ask_at = at
 
 
+def _paid_another_amount(answer: Answer, attempt: Attempt) -> bool:
+    """Return True if M-Pesa had this id before we sent it, and paid another amount under it."""
+    return (
+        (attempt.known_at is not None or attempt.asked_first)
+        and attempt.state != "PAID"
+        and answer.ocid == attempt.ocid
+        and answer.amount not in (None, attempt.payout.amount)
+        and answer.phone == attempt.payout.phone
+        and answer.receipt is not None
+    )
+
+
 def _fits(report: Result | Answer, attempt: Attempt) -> bool:
     return report.amount in (None, attempt.payout.amount) and report.phone in (None, attempt.payout.phone)
 
@@ -273,15 +281,3 @@ def _proves_second_payment(attempt: Attempt, answer: Answer, trusted: bool) -> b
     """Return True if M-Pesa also paid, with another receipt, a request whose payment it reversed."""
     other = _names_another_receipt(attempt, answer.receipt)
     return trusted and answer.verdict == "completed" and answer.ocid == attempt.ocid and other
-
-
-def _paid_another_amount(answer: Answer, attempt: Attempt) -> bool:
-    """Return True if M-Pesa had this id before we sent it, and paid another amount under it."""
-    return (
-        attempt.known_at is not None
-        and attempt.state != "PAID"
-        and answer.ocid == attempt.ocid
-        and answer.amount not in (None, attempt.payout.amount)
-        and answer.phone == attempt.payout.phone
-        and answer.receipt is not None
-    )

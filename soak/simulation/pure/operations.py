@@ -39,6 +39,8 @@ def retry_failed(machine: Machine, *, since: datetime, at: datetime) -> int:
 def redirect(machine: Machine, payout: Payout, *, at: datetime) -> None:
     """Pay a failed payout into the member's wallet instead. Raises: Refused."""
     machine.check_owed(payout)
+    if machine.must_ask_first(payout):
+        raise Refused("a request of it may have left before commits were lost: retry it first")
     machine.touched.add(payout)
     machine.book.post(f"redirect:{payout.ref}", f"payable:{payout.ref}", f"wallet:{payout.member}", payout.amount)
     payout.redirected = True
@@ -77,6 +79,8 @@ def decide(
     _check_not_paid(machine, attempt, statement_until)
     machine.fail(attempt, code="", at=at)
     attempt.decision = "not_paid"
+    if attempt.asked_first:  # The people have read M-Pesa's statement of the lost time.
+        machine.asked_first.add(payout.ref)
 
 
 def _about(message: Message) -> Payout:

@@ -57,6 +57,8 @@ class Operator:
         request = world.provider.requests.get(attempt.ocid) if attempt else None
         if attempt is None or (request.state == "queued" if request else not world.provider.faults_stopped):
             raise Refused("nothing to decide, or too early")
+        if not world.machine.later_ruled_out(payout):
+            raise Refused("M-Pesa may have a later request of it")
         receipt = request.receipt if request is not None and request.state == "paid" else ""
         misreads = world.random.random() < world.rates["people read the wrong line"]
         if misreads and request is not None and payout not in self.misread:

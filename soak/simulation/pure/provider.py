@@ -8,13 +8,13 @@ from random import Random
 from typing import Any
 
 from soak.simulation.provider import Provider, Request
-from soak.simulation.pure.rows import Answer, Attempt, Question, Result
+from soak.simulation.pure.rows import Answer, Attempt, Orphan, Question, Result
 
 ANSWERS_BY_STATUS = {"Completed": "completed", "Failed": "failed", "Declined": "failed", "Expired": "failed"}
 PureRequest = Request[Attempt]
 
 
-class PureProvider(Provider[Attempt, Question, Result | Answer | None]):
+class PureProvider(Provider[Attempt, Question | Orphan, Result | Answer | None]):
     """M-Pesa that calls `mark_for_check` with each id that it receives or reports.
 
     The judge then checks the payout of that id.

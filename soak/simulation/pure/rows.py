@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+# A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
+# is large, it is kept as PAID, and one status query confirms it. Otherwise it is kept as PERHAPS, and only status
+# queries can prove the payment.
+PAID, PERHAPS = "says paid", "perhaps says paid"
 OPEN = frozenset(("SENDING", "WAITING", "ACCEPTED", "IN_DOUBT"))
 UNDECIDED = frozenset(("SENDING", "ACCEPTED", "IN_DOUBT"))
 ASKABLE = frozenset(("FAILED", *UNDECIDED))
@@ -90,6 +94,8 @@ class Attempt:
     """A request for a payout under one id. It may be POSTed several times.
 
     `report` is the result that callbacks report: a code, or the machine's PAID or PERHAPS for a reported payment.
+    `is_found` is True if the books had lost the request, and `asked_first` if we asked about it before it left.
+    `paid_amount` is what M-Pesa paid, if it is another amount.
     """
 
     payout: Payout
@@ -110,6 +116,9 @@ class Attempt:
     receipt: str = ""
     decision: str = ""
     corrections: int = 0
+    is_found: bool = False
+    asked_first: bool = False
+    paid_amount: int | None = None
     questions: list[Question] = field(default_factory=list)
 
     def move(self, state: str) -> None:
@@ -142,6 +151,7 @@ class Question:
     """
 
     attempt: Attempt
+    number: int
     asked_at: datetime
     receipt: str = ""
     verdict: str = ""
@@ -150,6 +160,26 @@ class Question:
         """Keep an answer, unless an earlier answer decides."""
         if self.verdict not in ("completed", "failed", "reversed"):
             self.verdict = verdict
+
+
+@dataclass(eq=False, slots=True)
+class Orphan:
+    """A request that M-Pesa reports and the books lost, with the messages about it: content, trust and time.
+
+    WAITING, CLAIMED by the payout with its reference, in SUSPENSE, or NOT_PAID. If only we ask about it: SOUGHT, and
+    ABSENT if M-Pesa does not have it.
+    """
+
+    ocid: str
+    ref: str
+    first_seen_at: datetime
+    ask_at: datetime | None
+    state: str = "WAITING"
+    sought_at: datetime | None = None
+    asked: int = 0
+    amount: int = 0
+    receipt: str = ""
+    messages: list[tuple[Result | Answer | None, bool, datetime]] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)

@@ -31,6 +31,8 @@ class Sending(Attempts):
         """
         if payout.status != "PENDING":
             return False
+        if any(o.ref == payout.ref and o.state in ("WAITING", "SUSPENSE") for o in self.orphans.values()):
+            return False
         return not any(attempt.state == "FAILED" and attempt.ask_at is not None for attempt in payout.attempts)
 
     def claim(self, *, at: datetime, limit: int, only: Payout | None = None) -> list[Attempt]:
@@ -46,10 +48,12 @@ class Sending(Attempts):
             self.touched.add(payout)
             payout.move("PROCESSING")
             attempt = payout.open
-            if attempt is None:
+            if self.survived_at is not None and self.must_ask_first(payout):
+                self.ask_first(payout, self.survived_at, at)
+            elif attempt is None:
                 claimed.append(self.new_attempt(payout, at))
             elif self.within_horizon(attempt, at):
-                claimed.append(self._post_again(attempt, at))
+                claimed.append(self.post_again(attempt, at))
             else:
                 self.doubt(attempt, ask_at=at, at=at)
         return claimed
@@ -57,19 +61,15 @@ class Sending(Attempts):
     def resends(self, *, at: datetime, limit: int) -> list[Attempt]:
         """Claim requests that M-Pesa did not find. Return those that the caller must POST again with the same id."""
         due = [a for a in self._attempts() if a.state == "IN_DOUBT" and a.resend_at is not None and a.resend_at <= at]
+        due = [attempt for attempt in due if self.later_ruled_out(attempt.payout)]
         claimed = []
         for attempt in sorted(due, key=lambda attempt: attempt.resend_at or at)[:limit]:
             self.touched.add(attempt.payout)
             attempt.resend_at = None
             if attempt.payout.status == "PROCESSING" and self.within_horizon(attempt, at):
-                claimed.append(self._post_again(attempt, at))
+                claimed.append(self.post_again(attempt, at))
+                self.asked_first.add(attempt.payout.ref)
         return claimed
-
-    def _post_again(self, attempt: Attempt, at: datetime) -> Attempt:
-        attempt.move("SENDING")
-        attempt.posted_at, attempt.first_sent_at = at, attempt.first_sent_at or at
-        attempt.ask_at = at + self.policy.query_after
-        return attempt
 
     def record(
         self, attempt: Attempt, response: client.Accepted | gateway_errors.GatewayError, *, at: datetime

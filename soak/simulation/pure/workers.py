@@ -6,10 +6,11 @@ from functools import partial
 
 from payments.mpesa import client, gateway_errors
 from soak.simulation.events import EventLoop, Task
+from soak.simulation.pure import orphans
 from soak.simulation.pure.judge import Judge
 from soak.simulation.pure.machine import Machine
 from soak.simulation.pure.provider import PureProvider
-from soak.simulation.pure.rows import Answer, Attempt, Message, Payout, Question, Result
+from soak.simulation.pure.rows import Answer, Attempt, Message, Orphan, Payout, Question, Result
 
 
 class Workers(EventLoop):
@@ -26,6 +27,7 @@ class Workers(EventLoop):
         self.beat_at: datetime | None = None
         self._beat_dead_until = self._last_beat = self.start
         self._sweeps_without_change = 0
+        self._life = 0
 
     # --- messages and workers ----------------------------------------------------------------------------------------
 
@@ -36,10 +38,16 @@ class Workers(EventLoop):
             self._start(name, task(), self.random.uniform(0.01, 1.0))
 
     def _start(self, name: str, task: Task, after: float) -> None:
-        self.schedule(after, name, partial(self._continue, name, task))
+        self.schedule(after, name, partial(self._continue, name, task, self._life))
 
-    def _continue(self, name: str, task: Task) -> None:
+    def end_all_tasks(self) -> None:
+        """End the tasks under way, because their workers have lost the database."""
+        self._life += 1
+
+    def _continue(self, name: str, task: Task, life: int) -> None:
         """Do one more step of a task, unless its worker dies before the step."""
+        if life != self._life:
+            return
         if self.strikes("worker killed"):
             self.note("    killed")
             return
@@ -61,7 +69,9 @@ class Workers(EventLoop):
         After each sweep that changed nothing, beat waits longer before the next sweep.
         """
         times = [at for due in self.due.values() for at in due if at is not None]
-        if self.machine.unapplied:
+        waiting = [orphan for orphan in self.machine.orphans.values() if orphan.state in ("WAITING", "SOUGHT")]
+        times += [orphan.ask_at for orphan in waiting if orphan.ask_at is not None]
+        if self.machine.unapplied or self._has_orphans_to_place():
             times.append(self.now)
         if not times or not self.has_beat:
             return
@@ -82,10 +92,19 @@ class Workers(EventLoop):
         due = [[at is not None and at <= self.now for at in times] for times in self.due.values()]
         if any(send for send, _ in due):
             self.send_message("send due", self._send_due)
-        if self.machine.unapplied:
+        if self.machine.unapplied or self._has_orphans_to_place():
             self.send_message("apply callbacks", self._apply_stored)
-        if any(ask for _, ask in due):
+        if any(ask for _, ask in due) or orphans.any_due(self.machine, at=self.now):
             self.send_message("ask", self._ask)
+
+    def _has_orphans_to_place(self) -> bool:
+        refs = {payout.ref for payout in self.machine.payouts}
+        return any(
+            orphan.state == "WAITING"
+            or (orphan.state == "SOUGHT" and orphans.answered(orphan))
+            or (orphan.state == "SUSPENSE" and orphan.ref in refs)
+            for orphan in self.machine.orphans.values()
+        )
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
@@ -127,8 +146,20 @@ class Workers(EventLoop):
         self.note(f"    POST {attempt.ocid}: {type(response).__name__}")
         return response
 
+    def record_orphan(self, ocid: str, content: Result | Answer | None, *, trusted: bool) -> None:
+        """Record a message about a request that the books lost."""
+        orphans.record(self.machine, ocid, content, trusted=trusted, at=self.now)
+        self._sweeps_without_change = 0
+
     def _ask(self) -> Task:
         self._sweeps_without_change = 0
+        for orphan in orphans.to_ask(self.machine, at=self.now):
+            yield 0.1
+            self.note(f"    asks about orphan {orphan.ocid}")
+            try:
+                self.provider.ask_status(originator_conversation_id=orphan.ocid, result_url=orphan, timeout_url=orphan)
+            except gateway_errors.GatewayError:
+                continue
         for question in self.machine.ask(at=self.now, limit=50):
             yield 0.1
             self.note(f"    asks about {question.attempt.ocid}")
@@ -144,6 +175,10 @@ class Workers(EventLoop):
                 continue
 
     def _apply_stored(self) -> Task:
+        placed = orphans.place(self.machine, at=self.now)
+        for message in placed:
+            yield 0.01
+            self.machine.apply(message, at=self.now)
         for message in list(self.machine.unapplied):
             yield from self._apply(message)
 
@@ -153,7 +188,7 @@ class Workers(EventLoop):
 
     # --- web ---------------------------------------------------------------------------------------------------------
 
-    def post(self, about: Attempt | Question, content: Result | Answer | None) -> bool:
+    def post(self, about: Attempt | Question | Orphan, content: Result | Answer | None) -> bool:
         """Receive a genuine message of M-Pesa. Returns True if we stored it and believe that it is M-Pesa's.
 
         The web process may die before it stores the message. Our list of M-Pesa's source addresses may be out of date.
@@ -163,11 +198,23 @@ class Workers(EventLoop):
         message = self.receive(about, content, trusted=not self.strikes("foreign address"))
         return message is not None and message.trusted
 
-    def receive(self, about: Attempt | Question, content: Result | Answer | None, *, trusted: bool) -> Message | None:
-        """Store a message that came to one of our addresses. Returns None if the same message came before."""
+    def receive(
+        self, about: Attempt | Question | Orphan, content: Result | Answer | None, *, trusted: bool
+    ) -> Message | None:
+        """Store a message that came to one of our addresses.
+
+        Returns None if the same message came before, or if it is about a request that the books lost.
+        """
         outcome = content.code if isinstance(content, Result) else content.verdict if content else "queue timeout"
-        ocid = about.ocid if isinstance(about, Attempt) else about.attempt.ocid
+        ocid = about.attempt.ocid if isinstance(about, Question) else about.ocid
         self.note(f"    {'M-Pesa' if trusted else 'an untrusted caller'} reports {outcome} of {ocid}")
+        if isinstance(about, Orphan) and content is None:
+            return None  # A query about an orphan timed out. This reports nothing about the request.
+        if isinstance(about, Orphan) or (row := orphans.current(self.machine, about)) is None:
+            if not isinstance(about, Question):
+                self.record_orphan(ocid, content, trusted=trusted)
+            return None
+        about = row
         message = self.machine.store(about, content, trusted=trusted, at=self.now)
         if message is not None:
             self._sweeps_without_change = 0

@@ -16,6 +16,7 @@ from random import Random
 
 from payments.policy import Policy
 from soak.simulation.provider import RATES, UNREGISTERED_SHARE, payout_of
+from soak.simulation.pure import losses
 from soak.simulation.pure.judge import Judge
 from soak.simulation.pure.machine import Machine
 from soak.simulation.pure.people import Forger, Operator
@@ -24,6 +25,8 @@ from soak.simulation.pure.rows import Forbidden, Payout
 from soak.simulation.pure.workers import Workers
 from soak.simulation.seed_result import SeedResult
 
+COMMITS_LOST = "commits lost"
+LOSS_SHARE = 0.3  # Units: share of the seeds in which commits are lost.
 START = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)
 WRONG_PROVIDERS_SHARE = 0.15
 BACKGROUND_LABELS = ("beat", "operator", "forger", "the faults stop")
@@ -69,6 +72,11 @@ class World(Workers):
         self.begin_workers()
         self.machine = machine(PRODUCTION if self.random.random() < 0.5 else POLICY)
         self.by_ref: dict[str, Payout] = {}
+        # The draws of losses have a random source of their own, so that seeds without a loss keep their traces.
+        self._losses = Random(f"losses {seed}")
+        self._commits_are_lost = self._losses.random() < fixed_rates.get(COMMITS_LOST, LOSS_SHARE)
+        self._winners: dict[int, list[int]] = {}
+        self._amounts: dict[str, int] = {}
         self.provider = PureProvider(
             Random(seed * 2 + 1),
             self.draw_rates(RATES, fixed_rates),
@@ -92,6 +100,10 @@ class World(Workers):
         for market in range(self.random.choice([1, 1, 2])):
             winners = [number for number in numbers if self.random.random() < 0.8]
             self.schedule(20.0 * market, "a market settles", partial(self._settle, market, winners))
+        if self._commits_are_lost:
+            draw = self._losses
+            survives = draw.choice([draw.uniform(0, 5), draw.uniform(0, 90)])
+            self.schedule(survives, "the last commit that survives", self._remember)
         self.schedule((self.faults_stop_at - self.start).total_seconds(), "the faults stop", self.stop_faults)
         if self.rates["operator"]:
             self.schedule(10, "operator", self.operator.act)
@@ -99,11 +111,50 @@ class World(Workers):
             self.schedule(5, "forger", self.forger.act)
 
     def _settle(self, market: int, winners: list[int]) -> None:
+        self._winners[market] = winners
         for number in winners:
-            ref, amount = f"m{market}-{number}", self.random.choice([15, 99, 285, 1_234, 20_000, 49_999, 70_000])
+            self._amounts[f"m{market}-{number}"] = self.random.choice([15, 99, 285, 1_234, 20_000, 49_999, 70_000])
+        self._owe(market)
+
+    def reference(self, market: int, number: int) -> str:
+        """Return the reference of a member's payout. It is derived, so it is the same after a loss."""
+        return f"m{market}-{number}"
+
+    def _owe(self, market: int) -> None:
+        for number in self._winners[market]:
+            ref = self.reference(market, number)
+            amount = self._amounts[f"m{market}-{number}"]
             payout = self.machine.owe(ref, member=str(number), phone=f"2547{number:08d}", amount=amount, at=self.now)
             self.by_ref[ref] = payout
             self.send_message("send one", partial(self.send_one, payout))
+
+    def _remember(self) -> None:
+        window = self._losses.choice([self._losses.uniform(0, 3), self._losses.uniform(0, 60)])
+        lose = partial(self._lose, losses.memento(self.machine), self.now)
+        self.schedule(window, "the server loses its last commits", lose)
+
+    def _lose(self, restore: Callable[[], None], survived_at: datetime) -> None:
+        """Lose the last commits. Settlements that are lost are made again later, often with other amounts."""
+        if self.provider.faults_stopped:
+            return
+        self.stats[COMMITS_LOST] += 1
+        restore()
+        self.end_all_tasks()
+        self.by_ref = {payout.ref: payout for payout in self.machine.payouts}
+        self.due = {payout: self.machine.next_due(payout) for payout in self.machine.payouts}
+        self.machine.survived_at, self.machine.asked_first = survived_at, set()
+        self.machine.seek_after_loss(self.now)
+        # The books lost the proofs of the lost time too.
+        attempts = [attempt for payout in self.machine.payouts for attempt in payout.attempts]
+        self.provider.told &= {attempt.ocid for attempt in attempts if attempt.state == "PAID"}
+        for market, winners in self._winners.items():
+            if winners and self.reference(market, winners[0]) not in self.by_ref:
+                for number in winners:
+                    if self._losses.random() < 0.5:
+                        ref = f"m{market}-{number}"
+                        self._amounts[ref] = self._losses.choice([15, 285, self._amounts[ref], 70_000])
+                wait = self._losses.choice([self._losses.uniform(1, 30), self._losses.uniform(30, 2_400)])
+                self.schedule(wait, "a market settles again", partial(self._owe, market))
 
     def stop_faults(self) -> None:
         """End every fault, and start Celery beat again if it has died."""
@@ -121,7 +172,8 @@ class World(Workers):
 
     def mark_for_check(self, ocid: str) -> None:
         """Make the judge check the payout of this id after the step."""
-        self.machine.touched.add(self.by_ref[payout_of(ocid)])
+        if payout := self.by_ref.get(payout_of(ocid)):
+            self.machine.touched.add(payout)
 
     def do_step(self, label: str, step: Callable[[], None]) -> None:
         """Do one step, and judge the payouts that it may have changed."""
@@ -149,7 +201,8 @@ class World(Workers):
 
     def is_quiet(self) -> bool:
         machine = self.machine
-        if self._busy or machine.unapplied:
+        sought = any(orphan.state == "SOUGHT" for orphan in machine.orphans.values())
+        if self._busy or machine.unapplied or sought or self._has_orphans_to_place():
             return False
         asking = [p for p in machine.payouts if any(a.ask_at is not None for a in p.attempts)]
         return all(payout.status == "HELD" for payout in asking) and not any(
