@@ -11,6 +11,7 @@ UNFOLD = {
     "ENVIRONMENT": "api.console.menu.environment",
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,
+    "ACCOUNT": {"navigation": "api.console.menu.account_links"},
     "SIDEBAR": {"navigation": "api.console.menu.navigation"},
     "COLORS": {
         "primary": {

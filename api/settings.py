@@ -159,6 +159,7 @@ WHITENOISE_AUTOREFRESH = False
 # A redirected callback would lose its body, so a path without its slash answers 404.
 APPEND_SLASH = False
 DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024
+SESSION_COOKIE_AGE = 12 * 3_600
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Strict"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = MPESA_PRODUCTION
@@ -259,6 +260,14 @@ if PRODUCTION and not STAFF_TOTP:
     raise ImproperlyConfigured("STAFF_TOTP must be on in production: staff move real money.")
 STEP_UP_MINUTES = whole("STEP_UP_MINUTES", 5, low=1, high=60)
 OTP_TOTP_ISSUER = "KASOKO"
+# A recovery code has 80 random bits, so wrong ones make nobody wait.
+OTP_STATIC_THROTTLE_FACTOR = 0
+# Without a call or a page for so long, a session or token of staff ends. 0: never.
+IDLE_MINUTES = whole("IDLE_MINUTES", 30 if PRODUCTION else 0, low=0, high=480)
+# People may not choose a PIN that is easy to guess.
+PIN_RULES = flag("PIN_RULES", PRODUCTION)
+if PRODUCTION and not (PIN_RULES and IDLE_MINUTES):
+    raise ImproperlyConfigured("PIN_RULES must be on and IDLE_MINUTES at least 1 in production.")
 # Wrong PINs that untrusted callers may send: from one address after the first 20, and altogether after the first 200.
 WRONG_PINS_AN_HOUR_PER_ADDRESS = whole("WRONG_PINS_AN_HOUR_PER_ADDRESS", 2, low=1, high=1_000)
 WRONG_PINS_AN_HOUR = whole("WRONG_PINS_AN_HOUR", 60, low=1, high=100_000)
@@ -278,6 +287,7 @@ REST_KNOX = {
     "AUTH_HEADER_PREFIX": "Bearer",
     "TOKEN_TTL": timedelta(hours=whole("TOKEN_HOURS", 8, low=1, high=720)),
     "TOKEN_PREFIX": "ksk_",
+    "AUTO_REFRESH": True,  # Only for staff, up to TOKEN_HOURS: see BearerAuthentication.renew_token.
 }
 
 # --- M-Pesa ----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def code_of(user: CustomUser, steps: int = 0) -> str:
 
 def enrol(user: CustomUser, at: datetime) -> list[str]:
     """Set up an authenticator app for the user, and return the recovery codes."""
-    second_factor.begin(user)
+    second_factor.begin(user, at=at)
     codes = second_factor.confirm(user=user, code=code_of(user), by=ACTOR, at=at)
     # The set-up has used the current code. Let the test use it once more.
     TOTPDevice.objects.filter(user=user).update(last_t=-1)

@@ -1,11 +1,13 @@
 """Authentication backends: the console's login by PIN, and the REST API's bearer tokens."""
 
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.http import HttpRequest
 from knox.auth import TokenAuthentication
+from knox.settings import knox_settings
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
@@ -15,11 +17,16 @@ from users.pin_counters import Budget, Limits
 from users.source_address import source_address
 
 
-def pin_limits() -> Limits:
-    """Return the limits on wrong PINs of the settings."""
-    return Limits(
-        address=Budget(burst=20, an_hour=settings.WRONG_PINS_AN_HOUR_PER_ADDRESS),
-        overall=Budget(burst=200, an_hour=settings.WRONG_PINS_AN_HOUR),
+def login_rules() -> auth.Rules:
+    """Return the rules of logins from the settings."""
+    return auth.Rules(
+        staff_need_code=settings.STAFF_TOTP,
+        pin_rules=settings.PIN_RULES,
+        staff_idle=timedelta(minutes=settings.IDLE_MINUTES) if settings.IDLE_MINUTES else None,
+        limits=Limits(
+            address=Budget(burst=20, an_hour=settings.WRONG_PINS_AN_HOUR_PER_ADDRESS),
+            overall=Budget(burst=200, an_hour=settings.WRONG_PINS_AN_HOUR),
+        ),
     )
 
 
@@ -35,7 +42,7 @@ class PinBackend(ModelBackend):
                 pin=password or "",
                 source=(source_address(request) if request is not None else None) or "unknown",
                 at=clock.database_time(),
-                limits=pin_limits(),
+                limits=login_rules().limits,
             )
         except (auth.WrongCredentials, auth.TooManyTries, hashing.Busy, phone.NotAPhoneNumber):
             return None
@@ -60,3 +67,13 @@ class BearerAuthentication(TokenAuthentication):
             return super().authenticate(request)
         except UnicodeError as error:
             raise AuthenticationFailed("Invalid token.") from error
+
+    def renew_token(self, auth_token: Any) -> None:
+        """Extend a token of staff that is in use, up to TOKEN_HOURS. Without a call it ends after IDLE_MINUTES."""
+        if not settings.IDLE_MINUTES or not auth_token.user.is_staff:
+            return
+        extended = clock.database_time() + timedelta(minutes=settings.IDLE_MINUTES)
+        expiry = min(extended, auth_token.created + knox_settings.TOKEN_TTL)
+        if expiry - auth_token.expiry >= timedelta(seconds=knox_settings.MIN_REFRESH_INTERVAL):
+            auth_token.expiry = expiry
+            auth_token.save(update_fields=["expiry"])

@@ -1,4 +1,4 @@
-"""Tables of logins: counters of wrong PINs, known addresses, proofs of tokens. `users.models` re-exports them."""
+"""Tables of logins: counters of wrong PINs, known addresses, codes, proofs. `users.models` re-exports them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ class KnownAddress(models.Model):
 
     def __str__(self) -> str:
         return f"Address of member {self.user_id}, last seen {self.last_at:%Y-%m-%d}"
+
+
+class EnrolmentCode(models.Model):
+    """Digest of the code with which a member who lost an app may set up another; see users/second_factor.py."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    digest = models.CharField(max_length=64)
+    expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"Enrolment code of member {self.user_id}"
 
 
 class TokenProof(models.Model):

@@ -16,6 +16,7 @@ from django.utils.crypto import salted_hmac
 
 from users import phone, roles
 from users.decision_models import Figure as Figure
+from users.login_models import EnrolmentCode as EnrolmentCode
 from users.login_models import KnownAddress as KnownAddress
 from users.login_models import PinCounter as PinCounter
 from users.login_models import TokenProof as TokenProof

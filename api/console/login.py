@@ -25,6 +25,7 @@ LOGIN_FAILED = (
     "Five wrong PINs lock the number for 15 minutes. After a wrong code you must wait before you try again."
 )
 DEVICE_COOKIE = "kasoko_device"
+ENROLMENT_CODE = "enrolment_code"
 
 
 class LoginForm(AuthenticationForm):
@@ -64,9 +65,7 @@ class LoginForm(AuthenticationForm):
         )
         try:
             # Staff without an app may enter: their session opens only the set-up of one.
-            entered = auth.enter(
-                credentials=credentials, staff_need_code=False, at=wiring.now(), limits=backends.pin_limits()
-            )
+            entered = auth.enter(credentials=credentials, rules=backends.login_rules(), at=wiring.now(), may_enrol=True)
         except hashing.Busy as refusal:
             raise forms.ValidationError(str(refusal), code="busy") from None
         except Refusal:
@@ -119,20 +118,28 @@ def _ask(request: HttpRequest, user: CustomUser) -> HttpResponse:
 
 
 def _set_up(request: HttpRequest, user: CustomUser) -> HttpResponse:
+    enrolment_code = request.session.get(ENROLMENT_CODE, "")
+    if not second_factor.may_enrol(user, enrolment_code, at=wiring.now()):
+        return _ask_for_enrolment_code(request, user)
     problem = ""
     if request.method == "POST":
         try:
             codes = second_factor.confirm(
-                user=user, code=request.POST.get("code", ""), by=page.actor(request), at=wiring.now()
+                user=user,
+                code=request.POST.get("code", ""),
+                by=page.actor(request),
+                at=wiring.now(),
+                enrolment_code=enrolment_code,
             )
         except second_factor.WrongCode as refusal:
             problem = str(refusal)
         else:
+            request.session.pop(ENROLMENT_CODE, None)
             request.session.cycle_key()
             step_up.remember(request, by_code=True, at=wiring.now())
             messages.success(request, "Your app is set up.")
             return page.render(request, "console/recovery_codes.html", {"title": "Recovery codes", "codes": codes})
-    enrolment = second_factor.begin(user)
+    enrolment = second_factor.begin(user, at=wiring.now(), enrolment_code=enrolment_code)
     # Safe: the SVG has only numbers and path data. It has no text that a person typed.
     picture = mark_safe(segno.make(enrolment.url, error="m").svg_inline(scale=5, border=2, light="#fff"))  # noqa: S308
     context = {
@@ -143,6 +150,20 @@ def _set_up(request: HttpRequest, user: CustomUser) -> HttpResponse:
         "required": settings.STAFF_TOTP,
     }
     return page.render(request, "console/set_up.html", context)
+
+
+def _ask_for_enrolment_code(request: HttpRequest, user: CustomUser) -> HttpResponse:
+    """Ask a person who lost an app for the code that an engineer printed, before the secret of a new app is shown."""
+    problem = ""
+    if request.method == "POST":
+        typed = request.POST.get("code", "")[:40]
+        if second_factor.may_enrol(user, typed, at=wiring.now()):
+            request.session[ENROLMENT_CODE] = typed
+            return HttpResponseRedirect(reverse("admin:second_factor"))
+        problem = second_factor.WRONG_ENROLMENT_CODE
+    return page.render(
+        request, "console/code.html", {"title": "Enter your enrolment code", "problem": problem, "enrols": True}
+    )
 
 
 urls = [path("second-factor/", second_factor_page, name="second_factor")]

@@ -67,6 +67,14 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     ]
 
 
+def account_links(request: HttpRequest) -> list[dict[str, str]]:
+    """Return the entries of the menu behind the person's name."""
+    return [
+        {"title": "Change your PIN", "link": reverse("admin:password_change")},
+        {"title": "Log out everywhere", "link": reverse("admin:log_out_everywhere")},
+    ]
+
+
 def _is_here(request: HttpRequest, link: str) -> bool:
     return request.path == link if link == reverse("admin:index") else request.path.startswith(link)
 

@@ -6,6 +6,7 @@ shown a second factor if one is required.
 
 from typing import Any
 
+from django.contrib.auth import logout as log_out
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
@@ -14,6 +15,7 @@ from unfold.sites import UnfoldAdminSite
 from api.console import login as console_login
 from api.console import step_up
 from api.console.pages import (
+    account,
     audit,
     bulk_retry,
     decisions,
@@ -33,6 +35,7 @@ from payments import wiring
 from users import auth
 
 PAGES = (
+    account,
     home,
     markets,
     resolve,
@@ -60,8 +63,17 @@ class Console(UnfoldAdminSite):
     login_template = "console/login.html"
 
     def has_permission(self, request: HttpRequest) -> bool:
-        """Require an active member of staff, with a second factor if one is required."""
-        return super().has_permission(request) and step_up.proven(request)
+        """Require an active member of staff who is not idle, with a second factor if one is required."""
+        return self._is_logged_in(request) and step_up.proven(request)
+
+    def _is_logged_in(self, request: HttpRequest) -> bool:
+        """Return True for active staff. A session that was idle for too long ends here."""
+        if not super().has_permission(request):
+            return False
+        if step_up.is_idle(request):
+            log_out(request)
+            return False
+        return True
 
     def get_urls(self) -> list[Any]:
         """Return the URLs of the console's pages, then those of Django's admin."""
@@ -84,7 +96,7 @@ class Console(UnfoldAdminSite):
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Log in a member of staff. A member of staff who has not shown a code goes to the second-factor page."""
-        if request.method == "GET" and super().has_permission(request) and not step_up.proven(request):
+        if request.method == "GET" and self._is_logged_in(request) and not step_up.proven(request):
             return HttpResponseRedirect(reverse("admin:second_factor"))
         response = super().login(request, extra_context)
         if request.method == "POST" and response.status_code == 302:
@@ -93,6 +105,10 @@ class Console(UnfoldAdminSite):
                 step_up.remember(request, by_code=entered.by_code, at=wiring.now())
                 console_login.remember_device(response, entered.device)
         return response
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Change the PIN by the console's own page, which counts wrong PINs."""
+        return account.change_pin(request)
 
     def _guarded(self, pattern: URLPattern) -> URLPattern:
         return URLPattern(pattern.pattern, self.admin_view(pattern.callback), pattern.default_args, pattern.name)

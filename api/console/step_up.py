@@ -12,16 +12,31 @@ from users.models import CustomUser
 
 PROVEN_BY_CODE = "proven_by_code"
 STEPPED_UP_AT = "stepped_up_at"
+SEEN_AT = "seen_at"
+NOTED_EVERY = timedelta(minutes=1)
 
 
 def proven(request: HttpRequest) -> bool:
     """Return True if the session has shown a code or needs none.
 
-    A session needs no code if STAFF_TOTP is off and the member of staff has no app.
+    A session needs no code if STAFF_TOTP is off and the member of staff has no app. A person who lost an app must set
+    up another first, so the PIN alone is not enough again.
     """
     if request.session.get(PROVEN_BY_CODE):
         return True
-    return not settings.STAFF_TOTP and not second_factor.enrolled(_member(request))
+    member = _member(request)
+    return not settings.STAFF_TOTP and not second_factor.enrolled(member) and not second_factor.awaits_enrolment(member)
+
+
+def is_idle(request: HttpRequest) -> bool:
+    """Return True if the person opened no page for IDLE_MINUTES. Else note this page, unless a script refreshes it."""
+    at, limit = wiring.now(), timedelta(minutes=settings.IDLE_MINUTES)
+    seen = datetime.fromisoformat(request.session.get(SEEN_AT, at.isoformat()))
+    if limit and at - seen > limit:
+        return True
+    if SEEN_AT not in request.session or ("X-Fragment" not in request.headers and at - seen > NOTED_EVERY):
+        request.session[SEEN_AT] = at.isoformat()
+    return False
 
 
 def remember(request: HttpRequest, *, by_code: bool, at: datetime) -> None:

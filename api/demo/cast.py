@@ -10,7 +10,8 @@ from django.core.management import call_command
 
 from api.demo.client import Client
 from api.demo.screen import Screen, money
-from users import auth
+from payments import wiring
+from users import audit, auth
 from users.models import CustomUser
 
 OPERATOR_NAME = "Demo Operator"
@@ -75,7 +76,7 @@ class Cast:
             operator.set_password(self.operator_pin)
             operator.is_active = True
             operator.save()
-        auth.unlock(operator)
+        auth.unlock(user=operator, by=audit.MACHINE, at=wiring.now())
         self.operator_phone = operator.phone_number
         self._write_login_file()
         self.operator_token = ("OPERATOR", self._log_in(operator.phone_number, self.operator_pin, shown=True))

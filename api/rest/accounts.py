@@ -1,6 +1,5 @@
-"""Calls for members: login, logout, own account, notices."""
+"""Calls for members: login, logout, change of the PIN, own account, notices."""
 
-from django.conf import settings
 from knox.views import LogoutView
 from rest_framework import status
 from rest_framework.permissions import AllowAny
@@ -8,10 +7,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from api.rest.fields import Body, StrictText, caller, checked
+from api.rest.fields import Body, StrictText, actor, caller, checked
 from payments import wiring
 from users import auth, notifications
-from users.backends import pin_limits
+from users.backends import login_rules
 from users.source_address import source_address
 
 PAGE = 100
@@ -42,10 +41,12 @@ class Login(APIView):
             source=source_address(request) or "unknown",
             device=request.headers.get(DEVICE_HEADER, ""),
         )
-        login = auth.log_in(
-            credentials=credentials, staff_need_code=settings.STAFF_TOTP, at=wiring.now(), limits=pin_limits()
-        )
-        return Response({"token": login.token, "expires_at": login.expires_at}, headers={DEVICE_HEADER: login.device})
+        return _login_answer(auth.log_in(credentials=credentials, rules=login_rules(), at=wiring.now()))
+
+
+def _login_answer(login: auth.Login) -> Response:
+    body = {"token": login.token, "expires_at": login.expires_at}
+    return Response(body, headers={DEVICE_HEADER: login.device})
 
 
 class Logout(LogoutView):
@@ -53,6 +54,35 @@ class Logout(LogoutView):
 
     def get_post_response(self, request: Request) -> Response:
         return Response(None, status=status.HTTP_204_NO_CONTENT)
+
+
+class LogoutEverywhere(APIView):
+    """`POST /api/users/logout-everywhere/`: end all sessions, tokens and known devices of the caller."""
+
+    def post(self, request: Request) -> Response:
+        auth.end_sessions(user=caller(request), source=actor(request).source, at=wiring.now())
+        return Response(None, status=status.HTTP_204_NO_CONTENT)
+
+
+class PinBody(Body):
+    """Body of a change of the PIN."""
+
+    pin = StrictText(max_length=128, trim_whitespace=False)
+    new_pin = StrictText(max_length=128, trim_whitespace=False)
+
+
+class Pin(APIView):
+    """`POST /api/users/me/pin/` {pin, new_pin} → {token, expires_at}. All earlier tokens and sessions end."""
+
+    def post(self, request: Request) -> Response:
+        entered = auth.change_pin(
+            **checked(PinBody(data=request.data)),
+            user=caller(request),
+            rules=login_rules(),
+            source=actor(request).source,
+            at=wiring.now(),
+        )
+        return _login_answer(auth.token_for(entered, rules=login_rules(), at=wiring.now()))
 
 
 class Me(APIView):

@@ -19,12 +19,13 @@ from payments.payouts.operations import actions, decisions
 from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets
-from users import auth, figures, hashing, phone, second_factor, tokens
+from users import auth, figures, hashing, phone, pins, second_factor, tokens
 
 log = logging.getLogger(__name__)
 
 REFUSALS: dict[type[Exception], tuple[int, str]] = {
     auth.WrongCredentials: (401, "wrong_credentials"),
+    pins.BadPin: (400, "bad_pin"),
     auth.TooManyTries: (429, "too_many_tries"),
     hashing.Busy: (503, "busy"),
     second_factor.WrongCode: (403, "wrong_code"),

@@ -174,7 +174,7 @@ def test_refused_login_of_suspended_operator_is_recorded(db: None, at: datetime)
     with pytest.raises(auth.WrongCredentials):
         auth.enter(
             credentials=auth.Credentials(phone_number=staff.phone_number, pin=PIN, source="192.0.2.7"),
-            staff_need_code=False,
+            rules=auth.Rules(),
             at=at,
         )
     assert [(entry[0], entry[2]) for entry in trail()] == [("login.refused", "192.0.2.7")]

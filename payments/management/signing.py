@@ -25,7 +25,7 @@ def sign(number: str, *, act_name: str, at: datetime) -> audit.Actor:
             raise CommandError(f"{person}: {authority.refusal(act_name)}")
         if second_factor.enrolled(person):
             second_factor.check(user=person, code=getpass.getpass(f"Code of {number}: "), by=by, at=at)
-        elif settings.STAFF_TOTP:
+        elif settings.STAFF_TOTP or second_factor.awaits_enrolment(person):
             raise CommandError(f"{person} has no authenticator app. Set one up in the console. Nothing was done.")
     except Refusal as refusal:
         raise CommandError(f"{refusal} Nothing was done.") from refusal

@@ -17,7 +17,7 @@ def log_in(
 ) -> auth.Login:
     return auth.log_in(
         credentials=auth.Credentials(phone_number=phone_number, pin=pin, source=source, device=device),
-        staff_need_code=False,
+        rules=auth.Rules(),
         at=at,
     )
 

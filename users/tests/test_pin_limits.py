@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from testing.builders import PIN, at_once, member
-from users import auth, hashing, known_callers, pin_limits
+from users import audit, auth, hashing, known_callers, pin_limits
 from users.models import CustomUser, KnownAddress, PinCounter
 from users.pin_counters import FORGOTTEN_AFTER, Budget, Limits
 
@@ -20,7 +20,7 @@ NUMBER = "254712345678"
 
 def log_in(at: datetime, pin: str = PIN, number: str = NUMBER, source: str = OUTSIDE, device: str = "") -> auth.Login:
     credentials = auth.Credentials(phone_number=number, pin=pin, source=source, device=device)
-    return auth.log_in(credentials=credentials, staff_need_code=False, at=at)
+    return auth.log_in(credentials=credentials, rules=auth.Rules(), at=at)
 
 
 def answer(at: datetime, pin: str = PIN, number: str = NUMBER, source: str = OUTSIDE, device: str = "") -> str:
@@ -68,17 +68,17 @@ def test_many_addresses_together_stop_at_the_overall_limit(db: None, at: datetim
     for host in range(8):
         credentials = auth.Credentials(phone_number=member().phone_number, pin="0000", source=f"203.0.113.{host}")
         with pytest.raises((auth.WrongCredentials, auth.TooManyTries)) as refused:
-            auth.enter(credentials=credentials, staff_need_code=False, at=at, limits=limits)
+            auth.enter(credentials=credentials, rules=auth.Rules(limits=limits), at=at)
         answers.append(refused.type.__name__)
 
     # then: untrusted callers wait; a known device and a known address do not
     assert answers == ["WrongCredentials"] * 6 + ["TooManyTries"] * 2
     for source, device in ((OUTSIDE, known.device), (OWNER, "")):
         credentials = auth.Credentials(owner.phone_number, PIN, source=source, device=device)
-        assert auth.enter(credentials=credentials, staff_need_code=False, at=at, limits=limits).user == owner
+        assert auth.enter(credentials=credentials, rules=auth.Rules(limits=limits), at=at).user == owner
     credentials = auth.Credentials(newcomer.phone_number, PIN, source="203.0.113.77")
     with pytest.raises(auth.TooManyTries):
-        auth.enter(credentials=credentials, staff_need_code=False, at=at, limits=limits)
+        auth.enter(credentials=credentials, rules=auth.Rules(limits=limits), at=at)
 
 
 def test_right_pins_spend_nothing_of_the_limits(db: None, at: datetime) -> None:
@@ -156,7 +156,7 @@ def test_ten_addresses_of_a_member_are_kept(db: None, at: datetime) -> None:
 def test_unlocked_number_may_try_again(db: None, at: datetime) -> None:
     user = member(phone_number=NUMBER)
     guess_until_locked(at)
-    auth.unlock(user)
+    auth.unlock(user=user, by=audit.MACHINE, at=at)
     assert answer(at, source="203.0.113.5") == "in"
 
 
@@ -297,9 +297,7 @@ def test_pin_of_a_logged_in_person_has_its_own_counter(db: None, at: datetime) -
 def test_login_that_waited_during_a_change_of_the_pin_gets_no_token(db: None, at: datetime) -> None:
     """The PIN was right when it was checked, but the token would outlive the change."""
     user = member(phone_number=NUMBER)
-    entered = auth.enter(
-        credentials=auth.Credentials(NUMBER, PIN, source=OWNER), staff_need_code=False, at=at, limits=None
-    )
+    entered = auth.enter(credentials=auth.Credentials(NUMBER, PIN, source=OWNER), rules=auth.Rules(), at=at)
     CustomUser.objects.filter(pk=user.pk).update(password="another")
     with pytest.raises(auth.WrongCredentials):
-        auth.token_for(entered, at=at)
+        auth.token_for(entered, rules=auth.Rules(), at=at)

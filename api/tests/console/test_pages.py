@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # The permission that each page needs. A new page needs a line here, or a test fails.
 NEEDS = {
     "index": "view_console",
+    "log_out_everywhere": "view_console",
     "markets": "view_console",
     "market": "view_console",
     "payouts": "view_console",

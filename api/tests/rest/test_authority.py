@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[3]
 WITHOUT_ACT = {
     "/api/users/login/",
     "/api/users/logout/",
+    "/api/users/logout-everywhere/",
+    "/api/users/me/pin/",
     "/api/users/me/",
     "/api/users/me/notices/",
     "/api/users/me/disputes/",

@@ -11,7 +11,7 @@ from users.models import CustomUser
 class Command(BaseCommand):
     help = (
         "Remove the authenticator app and recovery codes of a member of staff who lost both. "
-        "Their next login sets up a new app. The audit trail records the removal."
+        "Prints an enrolment code, with which their next login sets up a new app. The audit trail records the removal."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -25,5 +25,7 @@ class Command(BaseCommand):
         user = CustomUser.objects.filter(phone_number=number, is_staff=True).first()
         if user is None:
             raise CommandError(f"No member of staff has the number {phone.masked(number)}. Nothing was done.")
-        second_factor.forget(user=user, by=audit.Actor(user_id=None, source="command"), at=clock.database_time())
-        self.stdout.write(f"The next login of {user} sets up a new app.")
+        code = second_factor.forget(user=user, by=audit.Actor(user_id=None, source="command"), at=clock.database_time())
+        self.stdout.write(f"All sessions and tokens of {user} have ended. Their next login asks for this code:")
+        self.stdout.write(code)
+        self.stdout.write("Give it to this person alone. It is valid for 24 hours and for one new app.")
