@@ -13,6 +13,9 @@ def beat_schedule(*, sweep_seconds: int, float_minutes: int) -> dict[str, Entry]
         "issue certificates": _every(sweep_seconds, "payments.settlement_tasks.issue_certificates"),
         "close remedied disputes": _every(sweep_seconds, "payments.settlement_tasks.close_remedied_disputes"),
         "continue bulk retries": _every(sweep_seconds, "payments.settlement_tasks.continue_bulk_retries"),
+        "tell members of new terms": _every(sweep_seconds, "payments.market_tasks.tell_members_of_new_terms"),
+        "close ended markets": _every(sweep_seconds, "payments.market_tasks.close_ended_markets"),
+        "remind staff of markets": _every(60, "payments.market_tasks.remind_staff_of_markets"),
         "ask for the float balance": _every(60 * float_minutes, "payments.settlement_tasks.ask_for_the_float"),
         # These tasks keep the names of the module that they were first in, because messages carry the names.
         "record a heartbeat": _every(sweep_seconds, "payments.overview_tasks.heartbeat"),

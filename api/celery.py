@@ -16,6 +16,7 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 # Celery looks for modules called tasks.py. Ours are named by subject, because the guide fixes the names of its tasks.
 app.autodiscover_tasks(related_name="settlement_tasks")
 app.autodiscover_tasks(related_name="monitoring_tasks")
+app.autodiscover_tasks(related_name="market_tasks")
 
 # Tasks that beat starts every few seconds.
 SWEEPS = {
@@ -26,6 +27,9 @@ SWEEPS = {
     "payments.settlement_tasks.issue_certificates",
     "payments.settlement_tasks.close_remedied_disputes",
     "payments.settlement_tasks.continue_bulk_retries",
+    "payments.market_tasks.tell_members_of_new_terms",
+    "payments.market_tasks.close_ended_markets",
+    "payments.market_tasks.remind_staff_of_markets",
     "payments.overview_tasks.heartbeat",
     "payments.overview_tasks.measure",
     "payments.overview_tasks.check_books",

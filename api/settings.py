@@ -374,6 +374,12 @@ RESOLVE_APPROVAL_ABOVE = (
 )
 SETTLEMENT_CHUNK = whole("SETTLEMENT_CHUNK", 20_000, low=1, high=1_000_000)
 
+# --- markets ---------------------------------------------------------------------------------------------------------
+
+TERMS_NOTICE_HOURS = whole("TERMS_NOTICE_HOURS", 24, low=1, high=720)
+CLOSE_REMINDER_MINUTES = whole("CLOSE_REMINDER_MINUTES", 60, low=1, high=10_080)
+OUTCOME_REMINDER_HOURS = whole("OUTCOME_REMINDER_HOURS", 24, low=1, high=720)
+
 # --- disputes --------------------------------------------------------------------------------------------------------
 
 DISPUTE_WINDOW_DAYS = whole("DISPUTE_WINDOW_DAYS", 30, low=1, high=3_650)

@@ -13,13 +13,24 @@ from zoneinfo import ZoneInfo
 from django.conf import settings
 from django.contrib.postgres.functions import RandomUUID
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.dateparse import parse_date
 
 NAIROBI = ZoneInfo("Africa/Nairobi")
 DEFAULT_OUTCOMES = ("Yes", "No")
-WRITTEN_BY_SETTLEMENT = ("status", "resolved_outcome", "resolved_at", "settled_at")
+# Columns that services write under the market's lock: settlement, the terms and the clock.
+WRITTEN_BY_SERVICES = (
+    "status",
+    "resolved_outcome",
+    "resolved_at",
+    "settled_at",
+    "terms_version",
+    "take_back_until",
+    "betting_suspended_at",
+    "closed_at",
+    "reminded_at",
+)
 
 
 def default_fee_pct() -> Decimal:
@@ -50,7 +61,8 @@ class Market(models.Model):
     """A question with two or more outcomes, and a pool.
 
     `status` changes only as `TRANSITIONS` allows; a trigger enforces this. A new market gets the outcomes Yes and No,
-    unless `outcome_names` gives others.
+    unless `outcome_names` gives others. Question, description, source, fee and end are the market's terms. A trigger
+    refuses to change them after the first bet, unless a new row of `Terms` has them (terms.py).
     """
 
     class Status(models.TextChoices):
@@ -74,6 +86,9 @@ class Market(models.Model):
     public_id = models.UUIDField(default=uuid.uuid4, db_default=RandomUUID(), unique=True, editable=False)
     question = models.CharField(max_length=500)
     description = models.TextField(blank=True)
+    source = models.CharField(
+        max_length=500, blank=True, default="", db_default="", help_text="Where the answer to the question is read."
+    )
     category = models.CharField(max_length=80, blank=True)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.OPEN)
     resolved_outcome = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - a key, absent until resolved
@@ -85,6 +100,18 @@ class Market(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
     resolved_at = models.DateTimeField(null=True, blank=True)
     settled_at = models.DateTimeField(null=True, blank=True)
+    terms_version = models.PositiveSmallIntegerField(default=1, db_default=1, editable=False)
+    take_back_until = models.DateTimeField(
+        null=True, blank=True, help_text="Until then members may take back stakes made under older terms."
+    )
+    betting_suspended_at = models.DateTimeField(null=True, blank=True, help_text="Since then staff suspend betting.")
+    closed_at = models.DateTimeField(
+        null=True, blank=True, help_text="When staff or the clock closed it for good. It never opens again."
+    )
+
+    reminded_at = models.DateTimeField(
+        null=True, blank=True, help_text="When staff were last reminded that it needs its outcome."
+    )
 
     _outcome_names: tuple[str, ...] | None = None
 
@@ -106,8 +133,8 @@ class Market(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         new = self._state.adding
         if not new and kwargs.get("update_fields") is None:
-            # A form or a shell may have loaded the market before it was settled. An old copy must not overwrite the
-            # settlement. Of the columns that settlement writes, only those that were changed on this copy are saved.
+            # A shell may have loaded the market before it was settled or closed. An old copy must not overwrite the
+            # settlement. Of the columns that services write, only those that were changed on this copy are saved.
             unchanged = {name for name, value in self._as_read.items() if self.__dict__.get(name) == value}
             columns = {field.name for field in self._meta.concrete_fields} - self.get_deferred_fields()
             kwargs["update_fields"] = columns - {"id"} - unchanged
@@ -136,7 +163,7 @@ class Market(models.Model):
         self._remember(names)
 
     def _remember(self, names: Iterable[str] | None = None) -> None:
-        for name in WRITTEN_BY_SETTLEMENT if names is None else set(WRITTEN_BY_SETTLEMENT).intersection(names):
+        for name in WRITTEN_BY_SERVICES if names is None else set(WRITTEN_BY_SERVICES).intersection(names):
             if name in self.__dict__:
                 self._as_read[name] = self.__dict__[name]
 
@@ -171,12 +198,52 @@ class Outcome(models.Model):
         return self.name
 
 
+class Terms(models.Model):
+    """One version of a market's terms: the rules that a bet is placed under. A version is never changed.
+
+    A market that was made without the service has no row for its first version, until its terms change. The columns of
+    the market are then its first version. `notice_until` is the end of the notice in which members may take back
+    stakes made under older versions; it is null if there were no bets. `told_up_to` is the id of the last member who
+    got a notice about this version.
+    """
+
+    market = models.ForeignKey(Market, on_delete=models.PROTECT, related_name="terms")
+    version = models.PositiveSmallIntegerField()
+    question = models.CharField(max_length=500)
+    description = models.TextField(blank=True)
+    source = models.CharField(max_length=500, blank=True)
+    outcomes = models.JSONField(help_text="Names of the outcomes, in their order.")
+    platform_fee_pct = models.DecimalField(max_digits=5, decimal_places=2)
+    end_date = models.DateTimeField()
+    reason = models.CharField(max_length=300, blank=True)
+    made_at = models.DateTimeField()
+    made_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")
+    approved_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")
+    notice_until = models.DateTimeField(null=True)
+    told_up_to = models.BigIntegerField(default=0)
+
+    class Meta:
+        verbose_name_plural = "terms"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["market", "version"], name="terms_once_a_version"),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["id"], condition=Q(notice_until__isnull=False, told_up_to__lt=2**62), name="terms_to_tell"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"Version {self.version} of the terms of market {self.market_id}"
+
+
 class Bet(models.Model):
     """A member's bet. `amount` is the stake, `payout` the dividend, both in shillings.
 
-    At insert a trigger locks the market FOR SHARE. It refuses a market that is not OPEN and a scratched outcome.
-    The pair (market, outcome) references an outcome of the market. Only settlement writes `result` and `payout`. All
-    other columns are fixed once the bet is placed.
+    At insert a trigger locks the market FOR SHARE. It refuses a market that is not OPEN, suspended betting and a
+    scratched outcome, and gives the bet the market's current version of the terms. The pair (market, outcome)
+    references an outcome of the market. Only settlement and a take-back write `result` and `payout`. A bet that was
+    taken back is in no pool and no settlement. All other columns are fixed once the bet is placed.
     """
 
     class Result(models.TextChoices):
@@ -197,9 +264,19 @@ class Bet(models.Model):
     placed_at = models.DateTimeField(default=timezone.now)
     # Null if the member sent no key, because a unique index ignores nulls.
     client_ref = models.CharField(max_length=80, null=True, blank=True, help_text="Its Idempotency-Key.")  # noqa: DJ001
+    terms_version = models.PositiveSmallIntegerField(
+        default=1, db_default=1, editable=False, help_text="The version of the market's terms that it was placed under."
+    )
+    taken_back_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the member took the stake back after a change of terms."
+    )
 
     class Meta:
         constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(taken_back_at=None) | Q(result="REFUNDED", payout=F("amount")),
+                name="taken_back_bet_is_refunded",
+            ),
             models.CheckConstraint(condition=Q(amount__gt=0), name="stake_is_positive"),
             models.CheckConstraint(condition=Q(payout__gte=0), name="dividend_is_not_negative"),
             models.UniqueConstraint(
@@ -210,6 +287,7 @@ class Bet(models.Model):
             models.Index(fields=["market", "id"], name="bet_by_market"),
             # A settlement handles a few thousand members at a time, in order of id, and reads only their bets.
             models.Index(fields=["market", "user"], name="bet_by_market_and_member"),
+            models.Index(fields=["market"], condition=Q(taken_back_at__isnull=False), name="bet_taken_back"),
         ]
 
     def __str__(self) -> str:
@@ -232,8 +310,8 @@ class Watermark(models.Model):
 class Tally(models.Model):
     """Sum of the stakes, in shillings, that were placed on one outcome within one slot of five minutes.
 
-    A tally has the bets up to the watermark. Bets are never changed or deleted, so a tally only grows. A market's pool
-    is the sum of its tallies and of the bets above the watermark.
+    A tally has the bets up to the watermark. Bets are never deleted, so a tally only grows. A market's pool is the sum
+    of its tallies and of the bets above the watermark, less the bets that were taken back.
     """
 
     market = models.ForeignKey(

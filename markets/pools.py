@@ -1,7 +1,7 @@
-"""Pools of markets: the sum of the tallies and of the bets that are in no tally yet.
+"""Pools of markets: the sum of the tallies and of the bets in no tally yet, less the bets that were taken back.
 
 A tally is the sum of the stakes placed on one outcome within a slot of five minutes. A pool is therefore read without
-reading every bet.
+reading every bet. A tally also counts bets that were taken back later; a pool subtracts them by their own index.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ _STAKED = """
     SELECT market_id, outcome, slot AS at, stakes, bets FROM markets_tally WHERE market_id = ANY (%(markets)s)
     UNION ALL
     SELECT market_id, outcome, placed_at, amount, 1 FROM markets_bet WHERE market_id = ANY (%(markets)s)
-      AND id > coalesce((SELECT up_to FROM markets_watermark WHERE "table" = 'markets_bet'), 0)"""
+      AND id > coalesce((SELECT up_to FROM markets_watermark WHERE "table" = 'markets_bet'), 0)
+    UNION ALL
+    SELECT market_id, outcome, taken_back_at, -amount, -1 FROM markets_bet
+    WHERE market_id = ANY (%(markets)s) AND taken_back_at IS NOT NULL"""
 
 
 def advance(*, keep_going: Callable[[], bool]) -> int:

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from api.rest import certificates, decisions, disputes, markets, settlement
+from api.rest import certificates, decisions, disputes, lifecycle, markets, settlement
 from markets.admin_settlement_views import resolve_market, retry_failed_payouts_batch, retry_payout, settlement_status
 
 urlpatterns = [
@@ -14,10 +14,18 @@ urlpatterns = [
         certificates.BetExplanation.as_view(),
         name="explanation",
     ),
+    path("<int:market_id>/bets/<uuid:bet_id>/take-back/", markets.BetTakeBack.as_view(), name="take_back"),
     path("<int:market_id>/bets/<uuid:bet_id>/disputes/", disputes.BetDisputes.as_view(), name="bet_disputes"),
     path("<int:market_id>/settlement/", certificates.SettlementCertificate.as_view(), name="certificate"),
     path("<int:market_id>/settlement/bets.jsonl", certificates.SettlementBets.as_view(), name="certificate_bets"),
     path("admin/resolve/", resolve_market, name="resolve_market"),
+    path("admin/create/", lifecycle.create_market, name="create_market"),
+    path("admin/change/", lifecycle.change_market, name="change_market"),
+    path("admin/suspend-betting/", lifecycle.suspend_betting, name="suspend_betting"),
+    path("admin/resume-betting/", lifecycle.resume_betting, name="resume_betting"),
+    path("admin/close/", lifecycle.close_market, name="close_market"),
+    path("admin/suspend-sending/", lifecycle.suspend_sending, name="suspend_market_sending"),
+    path("admin/resume-sending/", lifecycle.resume_sending, name="resume_market_sending"),
     path("admin/void/", settlement.void_market, name="void_market"),
     path("admin/settlement-preview/<int:market_id>/", decisions.settlement_preview, name="settlement_preview"),
     path("admin/approve/", decisions.approve_proposal, name="approve_proposal"),

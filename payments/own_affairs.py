@@ -5,14 +5,21 @@ The caller checks while it holds the lock on the row, so the result is still tru
 
 from collections.abc import Iterable
 
-from markets.models import Bet, Market
+from markets.stakeholders import StakeInMarket, refuse_stakeholders
 from payments.models import Dispute, Recovery, Settlement, Transaction
 from users import audit
 from users.refusal import Refusal
 
-
-class StakeInMarket(Refusal):
-    """A person who has bet on a market may not decide about it."""
+__all__ = [
+    "OwnDebt",
+    "OwnDispute",
+    "OwnPayout",
+    "StakeInMarket",
+    "refuse_own_debt",
+    "refuse_own_dispute",
+    "refuse_own_payout",
+    "refuse_stakeholders",
+]
 
 
 class OwnDebt(Refusal):
@@ -25,12 +32,6 @@ class OwnDispute(Refusal):
 
 class OwnPayout(Refusal):
     """A person may not decide about their own payout."""
-
-
-def refuse_stakeholders(market: Market, by: audit.Actor) -> None:
-    """Refuse anyone who has bet on the market. Raises: StakeInMarket."""
-    if by.user_id is not None and Bet.objects.filter(user_id=by.user_id, market=market).exists():
-        raise StakeInMarket("You have a stake in this market. Another member of staff must decide about it.")
 
 
 def refuse_own_debt(recoveries: Iterable[Recovery], by: audit.Actor) -> None:

@@ -36,6 +36,9 @@ class Policy:
     dispute_answer_within: timedelta = timedelta(hours=72)
     holds: tuple[tuple[Decimal, timedelta], ...] = ()
     approval_above: Decimal | None = None
+    terms_notice: timedelta = timedelta(hours=24)
+    close_reminder: timedelta = timedelta(minutes=60)
+    outcome_reminder: timedelta = timedelta(hours=24)
 
     def hold_for(self, pool: Decimal) -> timedelta:
         """Return the time for which a settlement's payouts are held, by its pool in shillings."""
@@ -75,4 +78,7 @@ class Policy:
             dispute_answer_within=timedelta(hours=settings.DISPUTE_ANSWER_HOURS),
             holds=tuple((minimum, timedelta(minutes=minutes)) for minimum, minutes in settings.SETTLEMENT_HOLD_MINUTES),
             approval_above=settings.RESOLVE_APPROVAL_ABOVE,
+            terms_notice=timedelta(hours=settings.TERMS_NOTICE_HOURS),
+            close_reminder=timedelta(minutes=settings.CLOSE_REMINDER_MINUTES),
+            outcome_reminder=timedelta(hours=settings.OUTCOME_REMINDER_HOURS),
         )

@@ -18,7 +18,7 @@ from typing import Any
 from django.db import connection, connections
 from django.db.models import Count, Sum
 
-from markets import parimutuel
+from markets import parimutuel, terms
 from markets.models import Bet, Market
 from payments.models import Attempt, Callback, LedgerAccount, Proposal, Recovery, Settlement, Transaction, Transfer
 from payments.policy import Policy
@@ -87,6 +87,23 @@ def market(outcomes: Sequence[str] = ("Yes", "No"), fee_pct: Amount = "5.00", **
             **fields,
         }
     )
+
+
+def changed_terms(of: Market, *, at: datetime = AT, notice: timedelta = timedelta(hours=24), **changes: Any) -> Market:
+    """Change the terms of a market at `at`, by two people. If members have bet, the notice runs until `at` + notice."""
+    of.refresh_from_db()
+    terms.change(
+        market_id=of.pk,
+        draft=replace(terms.of(of), **changes),
+        seen_version=of.terms_version,
+        reason="A typing error.",
+        by=actor(operator()),
+        approved_by=actor(operator()),
+        at=at,
+        notice=notice,
+    )
+    of.refresh_from_db()
+    return of
 
 
 def bet(

@@ -282,12 +282,12 @@ def busy_day(at: datetime) -> dict[str, Any]:
 
 def _settled(people: list[CustomUser], at: datetime) -> Market:
     """Create a settled market with six winners."""
-    market = builders.market(question="Will the shilling close above 129 to the dollar?", category="Economy")
     when = at - timedelta(hours=1)
+    question = "Will the shilling close above 129 to the dollar?"
+    market = builders.market(question=question, category="Economy", end_date=when + timedelta(seconds=1))
     for place, person in enumerate(people[:6]):
         builders.bet(market, person, "Yes", 200 + 40 * place, at=when - timedelta(hours=place))
     builders.bet(market, builders.member(balance=5_000, full_name="Achieng Atieno"), "No", 2_400, at=when)
     builders.resolve(market, "Yes", at=when, by=staff(full_name="Grace Operator"))
     builders.settle(market, at=when)
-    Market.objects.filter(pk=market.pk).update(end_date=when - timedelta(minutes=5))
     return market

@@ -15,9 +15,9 @@ TEXT = "The match ended 2:1, so Yes has won."
 POLICY = builders.policy()
 
 
-def lost_bet(user: CustomUser, at: Any = AT) -> Bet:
+def lost_bet(user: CustomUser, at: Any = AT, outcomes: tuple[str, ...] = ("Yes", "No")) -> Bet:
     """Create a lost bet of 200 shillings on a settled market."""
-    settled = settled_market([(member(), "Yes", 100), (user, "No", 200)], at=at)
+    settled = settled_market([(member(), "Yes", 100), (user, "No", 200)], outcomes=outcomes, at=at)
     return Bet.objects.select_related("market").get(market=settled, user=user)
 
 

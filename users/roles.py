@@ -18,6 +18,7 @@ PERMISSIONS = {
     "act_on_payouts": "Retry, ask about, hold, release payouts, or pay them to the wallet",
     "decide_payout": "Decide the outcome of a held payout from M-Pesa's statement",
     "switch_sending": "Stop and start the sending of payouts",
+    "run_market": "Create and change markets, suspend and resume betting, close a market",
     "resolve_market": "Resolve, void, withdraw and undo a market, or scratch an outcome",
     "approve_resolution": "Approve another person's proposal for a market",
     "answer_dispute": "Answer, uphold or reject members' disputes",
@@ -28,21 +29,11 @@ _READ_ONLY = {"view_console", "view_members", "view_ledger"}
 ROLES: dict[str, set[str]] = {
     "viewer": _READ_ONLY,
     "operator": _READ_ONLY
-    | {"view_audit", "note_member", "act_on_payouts", "decide_payout", "switch_sending", "resolve_market"}
-    | {"answer_dispute"},
+    | {"view_audit", "note_member", "act_on_payouts", "decide_payout", "switch_sending", "run_market"}
+    | {"resolve_market", "answer_dispute"},
     "approver": _READ_ONLY | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery"},
     "accountant": _READ_ONLY | {"view_audit", "export_books", "decide_recovery"},
     "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute"},
-}
-# Staff create a market and edit its description in forms of Django's admin. These forms need Django's permissions.
-FORMS: dict[str, set[tuple[str, str]]] = {
-    "operator": {
-        ("markets", "add_market"),
-        ("markets", "change_market"),
-        ("markets", "view_market"),
-        ("markets", "add_outcome"),
-        ("markets", "view_outcome"),
-    }
 }
 
 
@@ -56,12 +47,6 @@ def install(group: Any, permission: Any, content_type: Any) -> None:
     for codename, name in PERMISSIONS.items():
         permission.objects.update_or_create(content_type=member_model, codename=codename, defaults={"name": name})
     for role_name, codenames in ROLES.items():
-        permissions = list(permission.objects.filter(content_type=member_model, codename__in=codenames))
-        for app, codename in sorted(FORMS.get(role_name, set())):
-            form_model, _ = content_type.objects.get_or_create(app_label=app, model=codename.partition("_")[2])
-            form_permission, _ = permission.objects.get_or_create(
-                content_type=form_model, codename=codename, defaults={"name": f"Can {codename.replace('_', ' ')}"}
-            )
-            permissions.append(form_permission)
+        permissions = permission.objects.filter(content_type=member_model, codename__in=codenames)
         role, _ = group.objects.get_or_create(name=role_name)
         role.permissions.set(permissions)

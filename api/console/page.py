@@ -86,7 +86,7 @@ def refused(request: HttpRequest, act_name: str) -> HttpResponse:
 class Field:
     """One field of a confirmation form.
 
-    `kind` is the HTML input type, or "area" for a text of several lines.
+    `kind` is the HTML input type, or "area" for a text of `rows` lines.
     `choices` are pairs of (value, label). With `choices` the field is a list to choose from.
     """
 
@@ -98,6 +98,7 @@ class Field:
     choices: Sequence[tuple[str, str]] = ()
     value: str = ""
     max_length: int = 300
+    rows: int = 3
 
 
 @dataclass(frozen=True)
@@ -127,24 +128,44 @@ class Question:
 CarryOut = Callable[[dict[str, str]], str]
 
 
-def ask(request: HttpRequest, question: Question, act: CarryOut, *, done: str = "") -> HttpResponse:
+@dataclass
+class Problems:
+    """Problems of a form that was sent: sentences above it, and sentences at its fields by name."""
+
+    above: list[str] = field(default_factory=list)
+    at_fields: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.above or self.at_fields)
+
+
+def ask(request: HttpRequest, question: Question, act: CarryOut, *, done: str | Callable[[], str] = "") -> HttpResponse:
     """Show a confirmation form. After a complete POST, call `act` and redirect to `done` or to `question.back`.
 
     `act` takes the answers, calls one service and returns a sentence that reports the result. If the service
-    refuses, the form is shown again with the refusal above it, with status 409.
+    refuses, the form is shown again with the refusal above it, with status 409. A refusal whose `details` name fields
+    of the form is shown at these fields. `done` may be a function, for an address that is known only after `act`.
     """
     answers: dict[str, str] = {}
-    problems: list[str] = []
+    problems = Problems()
     if request.method == "POST":
         answers = {field.name: request.POST.get(field.name, "").strip() for field in question.fields}
-        problems = _problems(request, question, answers) or _carry_out(request, act, answers)
+        problems = Problems(_problems(request, question, answers))
+        problems = problems or _carry_out(request, question, act, answers)
         if not problems:
-            return HttpResponseRedirect(done or question.back)
+            return HttpResponseRedirect((done() if callable(done) else done) or question.back)
     context = {
         "title": question.title,
         "question": question,
-        "fields_shown": [{"field": field, "value": answers.get(field.name, field.value)} for field in question.fields],
-        "problems": problems,
+        "fields_shown": [
+            {
+                "field": field,
+                "value": answers.get(field.name, field.value),
+                "problem": problems.at_fields.get(field.name, ""),
+            }
+            for field in question.fields
+        ],
+        "problems": problems.above,
         "proof": step_up.asks_for(request) if _moves_money(request, question) else "",
         **question.more,
     }
@@ -179,10 +200,13 @@ def _problem(field: Field, answer: str) -> str:
     return ""
 
 
-def _carry_out(request: HttpRequest, act: CarryOut, answers: dict[str, str]) -> list[str]:
+def _carry_out(request: HttpRequest, question: Question, act: CarryOut, answers: dict[str, str]) -> Problems:
     """Call `act` and report its result on the next page. If the service refuses, return the refusal in words."""
     try:
         messages.success(request, act(answers))
     except (Refusal, FiguresDisagree) as refusal:
-        return [f"{refusal} No money was moved."]
-    return []
+        details = getattr(refusal, "details", None)
+        if isinstance(details, dict) and details and set(details) <= {field.name for field in question.fields}:
+            return Problems(["Please correct the marked fields. Nothing was done."], details)
+        return Problems([f"{refusal} No money was moved."])
+    return Problems()

@@ -23,6 +23,7 @@ from api.console.pages import (
     home,
     in_doubt,
     ledger,
+    market_life,
     markets,
     members,
     payouts,
@@ -37,6 +38,7 @@ from users import auth
 PAGES = (
     account,
     home,
+    market_life,
     markets,
     resolve,
     decisions,

@@ -10,15 +10,15 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
-from markets import locks, parimutuel
+from markets import lifecycle, locks, parimutuel, terms
 from payments import disputes, own_affairs
 from payments.ledger import receivables
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions, decisions
-from payments.settlement import approvals, decision, failures, proposals, resolutions, undo
+from payments.settlement import approvals, decision, failures, market_sending, proposals, resolutions, undo
 from payments.settlement.certificates import issuing
-from payments.wallet import bets
+from payments.wallet import bets, take_backs
 from users import auth, figures, hashing, phone, pins, second_factor, tokens
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,16 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     parimutuel.UnknownOutcome: (400, "unknown_outcome"),
     parimutuel.BadWeights: (400, "bad_weights"),
     locks.MarketNotFound: (404, "market_not_found"),
+    terms.BadTerms: (400, "bad_terms"),
+    terms.TermsFixed: (409, "terms_fixed"),
+    terms.TermsMoved: (409, "terms_moved"),
+    terms.SecondPersonNeeded: (403, "second_person_needed"),
+    terms.NoticeRunning: (409, "notice_running"),
+    market_sending.NothingToSend: (409, "nothing_to_send"),
+    market_sending.SendingNotSuspended: (409, "sending_not_suspended"),
+    lifecycle.MarketNotSuspended: (409, "betting_not_suspended"),
+    take_backs.BetNotFound: (404, "bet_not_found"),
+    take_backs.TakeBackClosed: (409, "take_back_closed"),
     decision.UnknownReason: (400, "unknown_reason"),
     decision.BadCloseTime: (400, "bad_close_time"),
     resolutions.MarketAlreadyResolved: (409, "market_already_resolved"),

@@ -77,6 +77,25 @@ class Shillings(serializers.Field):
         return f"{value:.2f}"
 
 
+class Percentage(serializers.Field):
+    """A percentage from 0 to 100 with at most two decimals, as a JSON number or string."""
+
+    default_error_messages: ClassVar = {
+        "invalid": "Must be a percentage from 0 to 100, such as 5 or 4.50, with at most two decimals.",
+    }
+
+    def to_internal_value(self, value: object) -> Decimal:
+        if isinstance(value, bool) or not isinstance(value, str | int | Decimal) or not _AMOUNT.fullmatch(str(value)):
+            self.fail("invalid")
+        percentage = Decimal(str(value))
+        if percentage > 100:
+            self.fail("invalid")
+        return percentage
+
+    def to_representation(self, value: Decimal) -> str:
+        return f"{value:.2f}"
+
+
 class Weights(serializers.Field):
     """Percentages of at least one outcome, such as {"A": 50, "B": "50"}, with at most four decimals."""
 

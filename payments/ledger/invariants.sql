@@ -1,4 +1,4 @@
--- The invariants of the money: 21 statements that must each return no row.
+-- The invariants of the money: 22 statements that must each return no row.
 --
 -- Run them all:  psql "$DATABASE_URL" -f payments/ledger/invariants.sql
 -- Each row that a statement returns breaks the invariant, and its text says how. The column is named after the
@@ -61,7 +61,7 @@ SELECT 'settlement ' || s.id || ': stakes ' || b.stakes || ', fee ' || s.fee || 
 FROM payments_settlement s
 JOIN LATERAL (SELECT coalesce(sum(b.amount), 0) AS stakes, coalesce(sum(b.payout), 0) AS dividends
     FROM markets_bet b JOIN markets_outcome o ON o.market_id = b.market_id AND o.name = b.outcome
-    WHERE b.market_id = s.market_id
+    WHERE b.market_id = s.market_id AND b.taken_back_at IS NULL
       AND CASE s.rule WHEN 'SCRATCH' THEN b.outcome = s.scratched ELSE o.scratched_at IS NULL END) b ON true
 JOIN LATERAL (SELECT sum(amount) AS total FROM payments_transaction WHERE settlement_id = s.id) t ON true
 WHERE s.state IN ('SETTLED', 'UNDOING') AND s.settled_at IS NOT NULL AND (b.stakes, coalesce(t.total, 0),
@@ -83,7 +83,7 @@ FROM (WITH stands AS (SELECT * FROM payments_settlement
       JOIN markets_outcome o ON o.market_id = s.market_id
           AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
       JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-      WHERE b.payout > 0) x
+      WHERE b.payout > 0 AND b.taken_back_at IS NULL) x
 GROUP BY settlement_id, user_id HAVING sum(paid) <> sum(won);
 
 
@@ -95,7 +95,7 @@ SELECT 'bet ' || b.id || ' on ' || b.outcome || ' is ' || b.result || ' with ' |
 FROM payments_settlement s JOIN markets_outcome o ON o.market_id = s.market_id
     AND CASE s.rule WHEN 'SCRATCH' THEN o.name = s.scratched ELSE o.scratched_at IS NULL END
 JOIN markets_bet b ON b.market_id = s.market_id AND b.outcome = o.name
-WHERE s.state IN ('SETTLED', 'UNDOING') AND s.settled_at IS NOT NULL AND b.result <> CASE
+WHERE s.state IN ('SETTLED', 'UNDOING') AND s.settled_at IS NOT NULL AND b.taken_back_at IS NULL AND b.result <> CASE
     WHEN s.state = 'UNDOING' AND b.id <= s.last_bet_id THEN 'PENDING'
     WHEN s.refund OR b.placed_at > s.effective_close_at THEN 'REFUNDED'
     WHEN s.weights ? b.outcome THEN 'WON' ELSE 'LOST' END;
@@ -119,6 +119,20 @@ WHERE m.status IN ('OPEN', 'CLOSED')
   AND NOT EXISTS (SELECT FROM payments_settlement s WHERE s.market_id = m.id AND s.rule = 'SCRATCH'
       AND s.state <> 'SETTLED')
   AND coalesce(p.total, 0) <> coalesce(b.total, 0);
+
+
+-- name: stakes_taken_back_are_in_the_wallets
+-- A stake that was taken back went from the pool to the member's wallet, whole and once
+-- Each bet that was taken back has one transfer of its stake from its market's pool to its member's wallet. No other bet
+-- has one.
+SELECT 'bet ' || coalesce(b.id::text, split_part(t.key, ':', 2)) || ' with a stake of ' || coalesce(b.amount, 0)
+    || ': ' || coalesce(t.amount, 0) || ' went back' AS stakes_taken_back_are_in_the_wallets
+FROM (SELECT id, user_id, market_id, amount FROM markets_bet WHERE taken_back_at IS NOT NULL) b
+FULL JOIN (SELECT f.key, f.amount, d.market_id, c.user_id FROM payments_transfer f
+    JOIN payments_ledgeraccount d ON d.id = f.debit_id AND d.kind = 'pool'
+    JOIN payments_ledgeraccount c ON c.id = f.credit_id AND c.kind = 'wallet'
+    WHERE f.code = 'takeback') t ON t.key = 'takeback:' || b.id
+WHERE (b.amount, b.market_id, b.user_id) IS DISTINCT FROM (t.amount, t.market_id, t.user_id);
 
 
 -- name: receivables_are_in_recoveries

@@ -98,6 +98,9 @@ class Settlement(models.Model):
     )
     canary_stop_reason = models.CharField(max_length=300, blank=True, db_default="")
     stopped_at = models.DateTimeField(null=True, blank=True, help_text="An undo is proposed, so no payout is sent.")
+    sending_suspended_at = models.DateTimeField(
+        null=True, blank=True, help_text="Since then a person suspends the sending of its payouts."
+    )
     stored_result = models.CharField(
         max_length=7,
         choices=StoredResult.choices,

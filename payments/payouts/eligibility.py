@@ -33,7 +33,7 @@ DUE = f"""{DUE_OR_ASKED_FIRST}
     AND NOT EXISTS (SELECT FROM payments_askfirst f WHERE f.transaction_id = t.id AND f.ended_at IS NULL OFFSET 0)
 """
 # The condition for a settlement that is neither undone nor stopped. `active` is the same condition for the ORM.
-ACTIVE = "s.state = 'SETTLED' AND s.stopped_at IS NULL"
+ACTIVE = "s.state = 'SETTLED' AND s.stopped_at IS NULL AND s.sending_suspended_at IS NULL"
 # The condition for a released settlement: its hold is over, and its canary is complete or has a free slot.
 RELEASED = f"""
     {ACTIVE} AND s.release_at <= %(at)s AND (s.release_open OR s.id = ANY (%(in_canary)s::bigint[]))
@@ -46,7 +46,11 @@ _MAY_LEAVE = f"""
 
 def active(settlement: str = "") -> Q:
     """Return the filter for settlements that are neither undone nor stopped; `settlement` is the ORM path to them."""
-    return Q((f"{settlement}state", Settlement.State.SETTLED), (f"{settlement}stopped_at", None))
+    return Q(
+        (f"{settlement}state", Settlement.State.SETTLED),
+        (f"{settlement}stopped_at", None),
+        (f"{settlement}sending_suspended_at", None),
+    )
 
 
 _LOCK_ACTIVE = f"""
@@ -91,6 +95,11 @@ def stop_of(payout: Transaction, *, at: datetime) -> str:
         return (
             f"An undo of the settlement of transaction {payout.pk} is proposed, so its payouts are stopped."
             " No money moved. Approve or reject the proposal first."
+        )
+    if settlement.sending_suspended_at is not None:
+        return (
+            f"The payouts of market {settlement.market_id} are suspended by a person. No money moved."
+            " Resume the sending on the market's page first."
         )
     if settlement.release_at is None or settlement.release_at > at:
         until = (

@@ -51,6 +51,8 @@ def of_settlement(settlement: Settlement, *, at: datetime, policy: Policy) -> li
         waits.append(Wait("the division of the pool"))
     if settlement.stopped_at is not None:
         waits.append(Wait("a second person, who must approve or reject the proposed undo"))
+    if settlement.sending_suspended_at is not None:
+        waits.append(Wait("a person, who suspended the sending of its market"))
     if settlement.canary_stopped_at is not None and not settlement.release_open:
         waits.append(Wait("a person, because the first payouts of its market ended badly"))
     if settlement.release_at is not None and settlement.release_at > at:

@@ -139,8 +139,12 @@ def fund_rows(funds: Mapping[str, Mapping[str, Any]], outcomes: Sequence[str]) -
 
 
 def staked(market: Market, **having: Any) -> Staked:
-    """Sum up the stakes in shillings and count the bets, for each outcome with bets."""
-    rows = Bet.objects.filter(market=market, **having).values_list("outcome").annotate(total=Sum("amount"))
+    """Sum up the stakes in shillings and count the bets, for each outcome with bets. Leaves out stakes taken back."""
+    rows = (
+        Bet.objects.filter(market=market, taken_back_at=None, **having)
+        .values_list("outcome")
+        .annotate(total=Sum("amount"))
+    )
     return {outcome: (total, bets) for outcome, total, bets in rows.annotate(bets=Count("pk")).order_by()}
 
 
@@ -155,7 +159,7 @@ def _cutoff(market_id: int, outcome: str, stakes: int, fund: int, closed_at: dat
     (floors,) = _row(
         f"""
         SELECT coalesce(sum(div(amount * 100 * %(fund)s, %(stakes)s)), 0) FROM markets_bet
-        WHERE market_id = %(market)s AND outcome = %(outcome)s {in_time}
+        WHERE market_id = %(market)s AND outcome = %(outcome)s AND taken_back_at IS NULL {in_time}
         """,  # noqa: S608 - fixed text
         parameters,
     )
@@ -165,7 +169,7 @@ def _cutoff(market_id: int, outcome: str, stakes: int, fund: int, closed_at: dat
     remainder, bet_id = _row(
         f"""
         SELECT mod(amount * 100 * %(fund)s, %(stakes)s)::bigint, id FROM markets_bet
-        WHERE market_id = %(market)s AND outcome = %(outcome)s {in_time}
+        WHERE market_id = %(market)s AND outcome = %(outcome)s AND taken_back_at IS NULL {in_time}
         ORDER BY 1 DESC, id LIMIT 1 OFFSET %(before)s
         """,  # noqa: S608 - fixed text
         {**parameters, "before": left_over - 1},

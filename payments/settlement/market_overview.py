@@ -206,7 +206,7 @@ def settlements(market: Market) -> list[PastSettlement]:
 
 
 def member_totals(user_id: int) -> dict[str, object]:
-    """Sum up the stakes and dividends of a member over all bets, in shillings."""
-    return Bet.objects.filter(user_id=user_id).aggregate(
+    """Sum up the stakes and dividends of a member over all bets, in shillings. Leaves out stakes taken back."""
+    return Bet.objects.filter(user_id=user_id, taken_back_at=None).aggregate(
         bets=Count("pk"), stakes=Sum("amount"), dividends=Sum("payout"), last=Max("placed_at")
     )

@@ -95,7 +95,7 @@ def progress(market: Market, *, at: datetime, policy: Policy) -> Progress | None
 
 def _bets(settlement: Settlement, market: Market) -> tuple[int, int]:
     """Return the number of bets that the settlement decides, and the number that are divided or taken back already."""
-    running = Bet.objects.filter(market=market, outcome__in=market.running_outcomes)
+    running = Bet.objects.filter(market=market, outcome__in=market.running_outcomes, taken_back_at=None)
     total = settlement.bet_count if settlement.bet_count is not None else running.count()
     if settlement.state == Settlement.State.UNDOING:
         taken_back = running.filter(pk__lte=settlement.last_bet_id).count() if settlement.last_bet_id else 0

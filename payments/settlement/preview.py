@@ -181,7 +181,7 @@ def _won(divided: settlement_division.Division, only: str = "") -> str:
     return f"""
         SELECT b.user_id, sum({settlement_division.DIVIDEND}) AS amount
         FROM markets_bet b JOIN {settlement_division.FUNDS} ON b.outcome = f.outcome
-        WHERE b.market_id = %(market)s {in_time} {only}
+        WHERE b.market_id = %(market)s AND b.taken_back_at IS NULL {in_time} {only}
         GROUP BY b.user_id HAVING sum({settlement_division.DIVIDEND}) > 0"""  # noqa: S608 - fixed text
 
 
@@ -266,7 +266,7 @@ def _check_in_memory(division: _Division, decision: Decision, members: Mapping[s
     market, divided = division.market, division.divided
     if divided.bet_count > BETS_CHECKED_IN_MEMORY:
         return
-    bets = Bet.objects.filter(market=market, outcome__in=market.running_outcomes)
+    bets = Bet.objects.filter(market=market, outcome__in=market.running_outcomes, taken_back_at=None)
     if divided.late_count:
         bets = bets.filter(placed_at__lte=division.closes_at)
     rows = list(bets.values_list("pk", "outcome", "amount", "user_id"))

@@ -12,7 +12,7 @@ from decimal import Decimal
 from django.db import transaction
 from django.db.models import Max
 
-from markets import locks
+from markets import locks, terms
 from markets.models import Market
 from payments import own_affairs
 from payments.models import Settlement
@@ -84,14 +84,16 @@ def resolve(
     if the figures are the same as in that preview.
     Locks: Market.
     Raises: locks.MarketNotFound; MarketAlreadyResolved; decision.UnknownReason; decision.BadCloseTime;
-    parimutuel.UnknownOutcome; parimutuel.BadWeights; own_affairs.StakeInMarket; proposals.ProposalWaits;
-    proposals.PreviewMoved; proposals.PersonNeeded.
+    terms.NoticeRunning; parimutuel.UnknownOutcome; parimutuel.BadWeights; own_affairs.StakeInMarket;
+    proposals.ProposalWaits; proposals.PreviewMoved; proposals.PersonNeeded.
     """
     decision.check(at=at)
     with transaction.atomic(durable=True):
         market = locks.locked_market(market_id)
         if market.status not in (Market.Status.OPEN, Market.Status.CLOSED):
             raise MarketAlreadyResolved(f"Market {market_id} is {market.status}: its outcome has been declared.")
+        if decision.rule != "VOID":
+            terms.refuse_during_notice(market, at=at)
         decision.check_weights(market)
         own_affairs.refuse_stakeholders(market, by)
         proposals.refuse_while_one_waits(market)

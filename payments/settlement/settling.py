@@ -29,6 +29,7 @@ from payments.models import Settlement, Transaction
 from payments.payouts.restores import listing
 from payments.policy import Policy
 from payments.settlement import allocation, division, failures, references
+from users import audit
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def settle(
 
     `clock` returns the time, because a call takes seconds. Without it, every step takes place at `at`.
     Idempotent: skips a market that is settled or not resolved. Safe to kill at any line.
-    Locks: Market, Settlement, then a chunk of Bets by id, then Recoveries by id, then wallets by id.
+    Locks: Market, Settlement, then a chunk of Bets by id, then Recoveries by id, then wallets by id, then the end of
+    the audit trail.
     Raises: failures.BooksDisagree. The step that raises it is rolled back, and the settlement keeps the reason in
     `failure`.
     """
@@ -214,7 +216,7 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
     chosen = "b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s"
     refund = f"""
         UPDATE markets_bet b SET result = 'REFUNDED', payout = amount
-        WHERE {chosen} AND b.outcome = ANY (%(outcomes)s)"""  # noqa: S608 - fixed text
+        WHERE {chosen} AND b.outcome = ANY (%(outcomes)s) AND b.taken_back_at IS NULL"""  # noqa: S608 - fixed text
     parameters = {"market": settlement.market_id, "low": low, "high": high, "outcomes": outcomes}
     if settlement.refund:
         settlement.bets_done += _execute(refund, parameters)
@@ -227,7 +229,7 @@ def _divide_bets(settlement: Settlement, chunk: int | None) -> None:
         settlement.bets_done += _execute(
             f"""
             UPDATE markets_bet b SET result = CASE WHEN f.won THEN 'WON' ELSE 'LOST' END, payout = {division.DIVIDEND}
-            FROM {division.FUNDS} WHERE {chosen} AND b.outcome = f.outcome {in_time}
+            FROM {division.FUNDS} WHERE {chosen} AND b.outcome = f.outcome AND b.taken_back_at IS NULL {in_time}
             """,  # noqa: S608 - fixed text
             parameters | division.fund_rows(settlement.funds, outcomes),
         )
@@ -282,10 +284,11 @@ def _book_members(settlement: Settlement, *, at: datetime, policy: Policy, chunk
     return bool(bets < parameters["bets"])
 
 
-# CTE with the bets of the next members by id. WITH TIES keeps all bets of a member in one chunk.
+# CTE with the bets of the next members by id. WITH TIES keeps all bets of a member in one chunk. A stake that was taken
+# back is in the wallet already.
 _CHOSEN = """chosen AS MATERIALIZED (
         SELECT user_id, result, payout FROM markets_bet
-        WHERE market_id = %(market)s AND user_id > %(low)s AND outcome = ANY (%(outcomes)s)
+        WHERE market_id = %(market)s AND user_id > %(low)s AND outcome = ANY (%(outcomes)s) AND taken_back_at IS NULL
         ORDER BY user_id FETCH FIRST %(bets)s ROWS WITH TIES
     )"""
 _AMOUNTS_BY_MEMBER = """
@@ -348,6 +351,7 @@ def _dividends_of_debtors(parameters: dict[str, Any]) -> dict[int, Decimal]:
 def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
     """Take the fee, check that the pool is empty to the cent, and close the market. A scratch leaves the market open.
 
+    Locks: the end of the audit trail, last.
     Raises: failures.BooksDisagree.
     """
     market, scratch = settlement.market, settlement.rule == Settlement.Rule.SCRATCH
@@ -379,6 +383,23 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
             f" Its transactions sum to {paid}, but {owed} is owed."
         )
     listing.list_settlement(settlement_id=settlement.pk, market_id=market.pk)
+    audit.record(
+        action="market.settle",
+        by=audit.MACHINE,
+        subject=f"market:{market.pk}",
+        before={"settlement": settlement.number, "state": Settlement.State.DIVIDING},
+        after={
+            "settlement": settlement.number,
+            "rule": settlement.rule,
+            "status": market.status,
+            "pool": f"{settlement.pool:.2f}",
+            "fee": f"{fee:.2f}",
+            "late_refund": f"{settlement.late_refund:.2f}",
+            "paid": f"{paid:.2f}",
+            "terms_version": market.terms_version,
+        },
+        at=at,
+    )
     log.info("Settled market %s: paid_out=%.2f, platform_fee=%.2f", market.pk, paid, fee)
 
 

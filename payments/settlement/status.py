@@ -95,7 +95,12 @@ def failed_scratch(market_id: int) -> Settlement | None:
 
 
 def settlement_of(bet: Bet) -> Settlement | None:
-    """Return the settlement that gave a bet its result: the scratch of its outcome, or else its market's settlement."""
+    """Return the settlement that gave a bet its result: the scratch of its outcome, or else its market's settlement.
+
+    A stake that was taken back is in no settlement.
+    """
+    if bet.taken_back_at is not None:
+        return None
     scratches = Settlement.objects.filter(market=bet.market_id, scratched=bet.outcome)
     scratch = scratches.exclude(state__in=[Settlement.State.WITHDRAWN, Settlement.State.UNDONE]).first()
     if scratch is None:

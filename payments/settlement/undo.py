@@ -241,12 +241,16 @@ def _stop_waiting_attempts(payouts: QuerySet[Transaction], *, at: datetime, poli
 
 
 def _take_results_back(settlement: Settlement, chunk: int) -> None:
-    """Make the next chunk of bets PENDING again: bets on running outcomes, or of a scratch, bets on its outcome."""
+    """Make the next chunk of bets PENDING again: bets on running outcomes, or of a scratch, bets on its outcome.
+
+    Stakes that were taken back stay in the wallets.
+    """
     low = settlement.last_bet_id
     ids = Bet.objects.filter(market=settlement.market_id, pk__gt=low).order_by("pk").values_list("pk", flat=True)
     high = next(iter(ids[chunk - 1 : chunk]), CURSOR_DONE)
     decided = division.outcomes_of(settlement)
-    bets = Bet.objects.filter(market=settlement.market_id, pk__gt=low, pk__lte=high, outcome__in=decided)
+    bets = Bet.objects.filter(market=settlement.market_id, pk__gt=low, pk__lte=high, taken_back_at=None)
+    bets = bets.filter(outcome__in=decided)
     bets.update(result=Bet.Result.PENDING, payout=journal.ZERO)
     settlement.last_bet_id = high
     settlement.save(update_fields=["last_bet_id"])

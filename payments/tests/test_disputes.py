@@ -10,7 +10,7 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.test import Client
 
-from markets.models import Bet, Market, Outcome
+from markets.models import Bet, Market
 from payments import disputes, own_affairs, settlement_tasks
 from payments.models import Dispute, DisputeEvent, Transaction
 from payments.payouts.operations import actions
@@ -309,7 +309,7 @@ def test_payouts_of_a_bet_are_locked_before_the_wallet(transactional_db: None) -
 
 def test_remedy_re_resolve_is_done_when_market_is_settled_again(user: CustomUser, staff: CustomUser) -> None:
     # given
-    lost = lost_bet(user)
+    lost = lost_bet(user, outcomes=("Yes", "No", "Perhaps"))
     opened = dispute(lost)
     decide(opened, "uphold", staff, remedy="re_resolve")
     settlement_tasks.close_remedied_disputes()
@@ -317,7 +317,6 @@ def test_remedy_re_resolve_is_done_when_market_is_settled_again(user: CustomUser
 
     # when: the market is undone, an outcome is scratched (no remedy yet), and the other outcome wins
     builders.undo(lost.market, by=staff)
-    Outcome.objects.create(market=lost.market, name="Perhaps")
     Market.objects.filter(pk=lost.market_id).update(status="OPEN")
     scratch = {"outcome": "Perhaps", "reason": "error", "by": actor_of(staff), "at": AT, "policy": POLICY}
     resolutions.scratch(market_id=lost.market_id, **scratch)

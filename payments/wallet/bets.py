@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from django.db import connection, transaction
 
-from markets import locks
+from markets import locks, terms
 from markets.models import Bet, Market
 from payments import failpoints
 from payments.ledger import journal
@@ -79,6 +79,8 @@ def place(
                 return Placed(bet=placed, balance=member.balance, new=False)
         if market.status != Market.Status.OPEN or market.end_date <= at:
             raise locks.MarketNotOpen(f"Market {market_id} no longer takes bets.")
+        if market.betting_suspended_at is not None or terms.notice_runs(market, at=at):
+            raise locks.MarketNotOpen(f"Betting on market {market_id} is suspended. Your money was not moved.")
         if outcome not in market.running_outcomes:
             raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
         minimum = getattr(market, "minimum_stake", None) if policy is not None and policy.production else None
@@ -87,7 +89,13 @@ def place(
         if member.balance < amount:
             raise InsufficientFunds(f"The wallet holds {member.balance}, which is less than the stake of {amount}.")
         bet = Bet.objects.create(
-            user=member, market=market, outcome=outcome, amount=amount, client_ref=client_ref or None, placed_at=at
+            user=member,
+            market=market,
+            outcome=outcome,
+            amount=amount,
+            client_ref=client_ref or None,
+            placed_at=at,
+            terms_version=market.terms_version,
         )
         stake = journal.Entry(f"stake:{bet.pk}", journal.wallet(user_id), journal.pool(market_id), amount)
         journal.post([stake], at=at)

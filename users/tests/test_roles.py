@@ -25,9 +25,8 @@ def test_migrated_permissions_have_their_display_names(db: None) -> None:
 
 def test_migrated_roles_have_their_permissions(db: None) -> None:
     for name, codenames in roles.ROLES.items():
-        forms = {codename for _, codename in roles.FORMS.get(name, set())}
         held = Group.objects.get(name=name).permissions.values_list("codename", flat=True)
-        assert set(held) == codenames | forms
+        assert set(held) == codenames
 
 
 def test_renaming_migration_replaces_old_name_and_roles_keep_permission(db: None, renaming: object) -> None:

@@ -12,6 +12,7 @@ from django.utils.dateparse import parse_datetime
 
 from api.console import page
 from api.environment import REDIS_SCHEMES
+from markets import reminders
 from payments import wiring
 from payments.monitoring import overview
 from payments.payouts.sending import canary
@@ -39,6 +40,7 @@ def home(request: HttpRequest) -> HttpResponse:
     context = {
         "title": "Home",
         "now": now,
+        "closing_soon": reminders.closing_soon(at=at, within=wiring.policy().close_reminder),
         "figures": figures,
         "quality": figures.value["quality_day"] if figures else None,
         "success": _success(figures.value["quality_day"]) if figures else None,

@@ -1,13 +1,15 @@
 """Pages of markets: the list by state, and one market with its pools, odds, bets and settlement."""
 
+from datetime import datetime
 from typing import Any
 
 import redis
 from django.core.cache import cache
 from django.http import Http404, HttpRequest, HttpResponse
-from django.urls import path
+from django.urls import path, reverse
 
 from api.console import page, paging
+from markets import terms
 from markets.models import NAIROBI, Market
 from payments import wiring
 from payments.ledger import receivables
@@ -54,7 +56,7 @@ def markets(request: HttpRequest) -> HttpResponse:
         "tabs": TABS,
         "tab": tab,
         "typed": typed,
-        "may_add": request.user.has_perm("markets.add_market"),
+        "may_add": page.may(request, "market.create"),
     }
     return page.render(request, "console/markets.html", context)
 
@@ -103,13 +105,38 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "progress": progress,
         "settlements": settlements,
         "taken_back": _taken_back(settlements, decided=state not in (None, Settlement.State.UNDOING)),
-        "may_change": request.user.has_perm("markets.change_market"),
+        "versions": terms.versions(market) if market.terms_version > 1 else [],
+        "notice_until": market.take_back_until if terms.notice_runs(market, at=at) else None,
+        "life": _life(request, market, settlement, takes_bets=takes_bets, at=at),
         "owed": receivables.still_owed(market.pk),
         "may_ledger": page.may(request, "ledger.view"),
         "may_members": page.may(request, "members.view"),
     }
     working = progress is not None and not progress.finished
     return page.render_live(request, "console/market.html", context, every=WORKING if working else QUIET)
+
+
+def _life(
+    request: HttpRequest, market: Market, settlement: Settlement | None, *, takes_bets: bool, at: datetime
+) -> list[tuple[str, str]]:
+    """Return the buttons for the life of a market, as (text, address): those that its state and the role allow."""
+    suspended = market.betting_suspended_at is not None
+    sends = settlement is not None and settlement.state != Settlement.State.UNDOING
+    stopped = settlement is not None and settlement.sending_suspended_at is not None
+    free = takes_bets and not terms.notice_runs(market, at=at)
+    buttons = [
+        (free, "market.change", "Change the terms…", "market_change"),
+        (free and not suspended, "market.suspend_betting", "Suspend betting…", "market_suspend_betting"),
+        (free and suspended, "market.resume_betting", "Resume betting…", "market_resume_betting"),
+        (free, "market.close", "Close now…", "market_close"),
+        (sends and not stopped, "market.suspend_sending", "Suspend sending…", "market_suspend_sending"),
+        (sends and stopped, "market.resume_sending", "Resume sending…", "market_resume_sending"),
+    ]
+    return [
+        (text, reverse(f"admin:{name}", args=[market.pk]))
+        for possible, act_name, text, name in buttons
+        if possible and page.may(request, act_name)
+    ]
 
 
 def _taken_back(

@@ -38,6 +38,7 @@ WITHOUT_ACT = {
     "/api/markets/<market_id>/bets/",
     "/api/markets/<market_id>/bets/<bet_id>/explanation/",
     "/api/markets/<market_id>/bets/<bet_id>/disputes/",
+    "/api/markets/<market_id>/bets/<bet_id>/take-back/",
     "/api/markets/<market_id>/settlement/",
     "/api/markets/<market_id>/settlement/bets.jsonl",
     "/api/payments/b2c-callback/",

@@ -36,9 +36,13 @@ def test_anyone_reads_a_market_with_its_pools(db: None, api: Client) -> None:
         "id": game.pk,
         "question": "Who wins?",
         "description": "",
+        "source": "",
         "category": "Football",
         "status": "OPEN",
         "platform_fee_pct": "5.00",
+        "terms_version": 1,
+        "betting_suspended": False,
+        "notice": None,
         "pool": "2011.50",
         "outcomes": [
             {"name": "Home", "staked": "11.50", "bets": 2, "scratched": False},
@@ -138,6 +142,8 @@ def test_bet_is_paid_from_the_wallet(db: None, api: Client) -> None:
         "amount": "60.25",
         "result": "PENDING",
         "payout": "0.00",
+        "terms_version": 1,
+        "taken_back_at": None,
         "provisional": False,
     }
     assert transfers(code="stake") == [(f"stake:{placed.pk}", f"wallet:{user.pk}", f"pool:{game.pk}", Decimal("60.25"))]

@@ -68,6 +68,8 @@ def explain(bet: Bet, *, at: datetime, with_proof: bool = True) -> Explanation:
 
     If `with_proof` is true, the explanation has the proof, for which a block of bets is read.
     """
+    if bet.taken_back_at is not None:
+        return _taken_back(bet)
     settlement = status.settlement_of(bet)
     if settlement is None or bet.result == Bet.Result.PENDING:
         return _pending(bet, bet.market)
@@ -80,7 +82,9 @@ def explain(bet: Bet, *, at: datetime, with_proof: bool = True) -> Explanation:
         words, sentence = _lost(bet, settlement)
     else:
         words, sentence = _refunded(bet, settlement)
-    total = Bet.objects.filter(market=bet.market, user=bet.user_id).aggregate(total=Sum("payout"))["total"]
+    total = Bet.objects.filter(market=bet.market, user=bet.user_id, taken_back_at=None).aggregate(total=Sum("payout"))[
+        "total"
+    ]
     return Explanation(
         bet=bet,
         words=words,
@@ -162,6 +166,19 @@ def _pending(bet: Bet, market: Market) -> Explanation:
         bet=bet,
         words=f"The market is {state}: this bet has no result yet.",
         sentence=sentence,
+        figures=None,
+        payments=(),
+        together=journal.ZERO,
+        proof=None,
+    )
+
+
+def _taken_back(bet: Bet) -> Explanation:
+    why = "you took it back after the terms changed"
+    return Explanation(
+        bet=bet,
+        words=f"Your stake went back to your wallet whole, without any fee: {why}.",
+        sentence=sms_text.refunded(outcome=bet.outcome, stake=bet.amount, question=bet.market.question, why=why),
         figures=None,
         payments=(),
         together=journal.ZERO,

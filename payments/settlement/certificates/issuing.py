@@ -142,7 +142,8 @@ def _summed(settlement: Settlement) -> _Sums:
     """Sum up the bets of a settlement's market."""
     closed_at = settlement.effective_close_at
     late = Q(placed_at__gt=closed_at) if closed_at else Q(pk__in=[])
-    bets = Bet.objects.filter(market=settlement.market_id).annotate(late=Case(When(late, then=True), default=False))
+    bets = Bet.objects.filter(market=settlement.market_id, taken_back_at=None)
+    bets = bets.annotate(late=Case(When(late, then=True), default=False))
     groups = bets.values("outcome", "result", "late").order_by()
     return _Sums([dict(row) for row in groups.annotate(bets=Count("pk"), staked=Sum("amount"), paid=Sum("payout"))])
 
@@ -284,8 +285,10 @@ def lines(market_id: int) -> Iterator[str]:
 def proof(bet: Bet) -> Proof | None:
     """Return the proof that a bet is in the tree of its market's certificate. None if there is no certificate yet.
 
-    It reads one block of bets.
+    A stake that was taken back is in no settlement, so it has no proof. It reads one block of bets.
     """
+    if bet.taken_back_at is not None:
+        return None
     settlement = status.deciding_settlement(bet.market_id, settled_only=True)
     issued = Certificate.objects.filter(settlement=settlement).first() if settlement is not None else None
     if settlement is None or issued is None:
@@ -333,7 +336,7 @@ def compare_with_books(body: Any, bets: Iterable[str] | None) -> None:
 
 def _numbered_lines(market_id: int, *, after: int, number: int, limit: int) -> Iterator[tuple[int, str]]:
     """Yield the next bets by id, each with its line. `number` is the number of the first line."""
-    bets = Bet.objects.filter(market=market_id, pk__gt=after).order_by("pk")
+    bets = Bet.objects.filter(market=market_id, pk__gt=after, taken_back_at=None).order_by("pk")
     columns = ("pk", "public_id", "outcome", "amount", "result", "payout", "placed_at")
     for place, (pk, public_id, outcome, stake, result, dividend, placed_at) in enumerate(
         bets.values_list(*columns)[:limit], start=number

@@ -6,7 +6,6 @@ from decimal import Decimal
 
 import pytest
 
-from markets.models import Market
 from payments.ledger import receivables
 from payments.models import Recovery
 from payments.policy import Policy
@@ -37,7 +36,7 @@ def test_change_of_any_input_makes_a_kept_preview_old(db: None, by_a_worker: Non
     # The date (because of the tariff), the policy and the fee.
     assert not current(when=at + timedelta(days=1))
     assert not current(policy=builders.policy(min_amount=200))
-    Market.objects.filter(pk=market.pk).update(platform_fee_pct=7)
+    builders.changed_terms(market, at=at, platform_fee_pct=Decimal(7))
     assert not current()
     preview_cache.compute(market, decision, at=at, policy=rules)
     assert current()

@@ -271,9 +271,10 @@ def test_scratch_needs_an_open_market_with_three_outcomes(db: None) -> None:
     Market.objects.filter(pk=market.pk).update(end_date=AT)
     with nothing_moved(), pytest.raises(locks.MarketNotOpen):
         scratch(market)
-    Market.objects.filter(pk=market.pk).update(end_date=builders.FAR, status="CLOSED")
+    closed, _ = race()
+    Market.objects.filter(pk=closed.pk).update(status="CLOSED")
     with nothing_moved(), pytest.raises(locks.MarketNotOpen):
-        scratch(market)
+        scratch(closed)
 
 
 def test_resolve_after_a_scratch_settles_after_it(db: None) -> None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from itertools import count
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 
 from markets.models import Bet, Market
 from payments import settlement_tasks
@@ -30,7 +30,7 @@ from testing.builders import (
     transfers,
 )
 from testing.settlement_steps import dividends, due, due_tomorrow, opened, settled_at_once, seven_bets, steps
-from users.models import CustomUser
+from users.models import AuditEntry, CustomUser
 
 
 def test_unresolved_market_is_not_settled(db: None, at: datetime) -> None:
@@ -219,6 +219,17 @@ def test_call_without_time_freezes_the_totals_and_stops(db: None) -> None:
     assert settle(market).settled
 
 
+@pytest.mark.parametrize("chunk", [1, 20_000])
+def test_settlement_is_an_entry_of_the_machine(db: None, chunk: int) -> None:
+    market = opened([(member(), "A", 100), (member(), "B", 1)])
+    resolve(market, "A")
+    settle(market, policy=policy(settlement_chunk=chunk))
+    entry = AuditEntry.objects.get(action="market.settle")
+    assert (entry.actor_id, entry.source, entry.subject) == (None, "machine", f"market:{market.pk}")
+    assert '"paid":"100.00"' in entry.after
+    assert '"fee":"1.00"' in entry.after
+
+
 def test_frozen_totals_keep_the_fee_and_rule_of_the_resolve(db: None) -> None:
     # given: totals frozen with protected stakes and a fee of 5 %
     market = opened([(member(), "A", 100), (member(), "B", 1)])
@@ -226,8 +237,9 @@ def test_frozen_totals_keep_the_fee_and_rule_of_the_resolve(db: None) -> None:
     one = policy(settlement_chunk=1)
     settling.settle(market_id=market.pk, at=AT, policy=one, keep_going=steps(1))
 
-    # when: the operator changes both settings before the settlement goes on
-    Market.objects.filter(pk=market.pk).update(platform_fee_pct=50)
+    # when: the operator changes a setting before the settlement goes on. PostgreSQL refuses a change of the fee
+    with pytest.raises(IntegrityError, match="are not changed"), transaction.atomic():
+        Market.objects.filter(pk=market.pk).update(platform_fee_pct=50)
     settle(market, policy=policy(settlement_chunk=1, protect_stake=False))
 
     # then

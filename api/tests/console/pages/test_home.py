@@ -31,6 +31,13 @@ def test_home_page_says_which_process_has_stopped(console: Client, settings: Set
     assert "Celery beat has stopped." in home_page()
 
 
+def test_home_page_counts_the_markets_that_close_soon(console: Client) -> None:
+    assert "soon" not in page_text(console.get("/admin/"))
+    builders.market(end_date=timezone.now() + timedelta(minutes=30))
+    builders.market(end_date=timezone.now() + timedelta(hours=3))
+    assert "market closes soon" in page_text(console.get("/admin/"))
+
+
 def test_home_page_says_that_the_cache_is_away_although_the_broker_lives(console: Client, cache_down: None) -> None:
     overview.beat(worker="here", at=timezone.now())
     assert "Redis cannot be reached." in page_text(console.get("/admin/"))
