@@ -180,6 +180,7 @@ def test_definite_code_of_a_message_that_is_not_final_is_no_source(code: str, fi
 def test_duplicate_code_makes_the_id_known_only_from_a_trusted_sender(code: str) -> None:
     assert weigh(FACTS, result(code)).is_known
     assert not weigh(FACTS, result(code), trusted=False).is_known
+    assert not weigh(FACTS, result(code, final=False)).is_known
     assert weigh(FACTS, result(code)).step == "doubt"
 
 
