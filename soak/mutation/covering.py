@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -90,7 +90,8 @@ def _changed_tests(measured_at: str) -> tuple[str, ...]:
 def measure(pytest_arguments: Sequence[str], packages: Sequence[str], *, again: bool = False) -> Covering:
     """Return the covering tests: from the last measurement if there is one, or from a new run if `again` is True.
 
-    Raises: RuntimeError if a test fails, because then no mutant can be judged.
+    A test that fails without any mutant judges none, so it is left out.
+    Raises: RuntimeError if the tests do not run to their end.
     """
     earlier = sorted(PLACE.glob("covering-*.json"), key=lambda path: path.stat().st_mtime)
     if earlier and not again:
@@ -107,22 +108,28 @@ def measure(pytest_arguments: Sequence[str], packages: Sequence[str], *, again: 
     ]  # fmt: skip
     environment = os.environ | {"COVERAGE_FILE": str(measured)}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        raise RuntimeError("The tests fail without any mutant:\n" + ended.stdout[-3000:])
+    if ended.returncode not in (0, 1):
+        raise RuntimeError("The tests did not run to their end:\n" + ended.stdout[-3000:])
+    failed = {line.split(" - ")[0].split(" ", 1)[1] for line in ended.stdout.splitlines() if line.startswith("FAILED ")}
+    for test in sorted(failed):
+        say(f"  fails without any mutant, so it judges none: {test}")
     seconds: dict[str, float] = defaultdict(float)
     for line in ended.stdout.splitlines():
         if match := _DURATION.match(line.strip()):
             seconds[match.group(2)] += float(match.group(1))
-    covering = Covering(_tests_by_line(CoverageData(str(measured))), dict(seconds), git("rev-parse", "HEAD"))
+    covering = Covering(_tests_by_line(CoverageData(str(measured)), failed), dict(seconds), git("rev-parse", "HEAD"))
     Path(PLACE, f"covering-{covering.commit[:10]}.json").write_text(json.dumps(asdict(covering)))
     return covering
 
 
-def _tests_by_line(data: CoverageData) -> dict[str, dict[int, list[str]]]:
+def _tests_by_line(data: CoverageData, failed: Set[str]) -> dict[str, dict[int, list[str]]]:
     data.read()
     tests: dict[str, dict[int, list[str]]] = {}
     for file in data.measured_files():
         contexts = data.contexts_by_lineno(file)
-        named = {line: sorted({name.rsplit("|", 1)[0] for name in names if name}) for line, names in contexts.items()}
+        named = {
+            line: sorted({name.rsplit("|", 1)[0] for name in names if name} - failed)
+            for line, names in contexts.items()
+        }
         tests[str(Path(file).relative_to(ROOT))] = {line: names for line, names in named.items() if names}
     return tests
