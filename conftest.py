@@ -30,7 +30,7 @@ from testing import browsing, builders
 from users import figures, first_figures, roles
 from users.models import Figure
 
-BUILT_FROM_SETTINGS = ("policy", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
+BUILT_FROM_SETTINGS = ("policy", "acts", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
 BUILT_FROM_SETTINGS += ("credentials", "tokens", "dispatcher_thread", "broker", "message_broker")
 
 

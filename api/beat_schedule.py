@@ -16,6 +16,7 @@ def beat_schedule(*, sweep_seconds: int, float_minutes: int) -> dict[str, Entry]
         "tell members of new terms": _every(sweep_seconds, "payments.market_tasks.tell_members_of_new_terms"),
         "close ended markets": _every(sweep_seconds, "payments.market_tasks.close_ended_markets"),
         "remind staff of markets": _every(60, "payments.market_tasks.remind_staff_of_markets"),
+        "expire proposals": _every(60, "payments.settlement_tasks.expire_proposals"),
         "ask for the float balance": _every(60 * float_minutes, "payments.settlement_tasks.ask_for_the_float"),
         # These tasks keep the names of the module that they were first in, because messages carry the names.
         "record a heartbeat": _every(sweep_seconds, "payments.overview_tasks.heartbeat"),

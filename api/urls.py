@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path, re_path
 
-from api.rest import accounts, callbacks, disputes, health, payouts, receivables, settlement
+from api.rest import accounts, callbacks, disputes, health, payouts, proposals, receivables, settlement
 
 HEX = r"(?P<token>[0-9a-f]{64})/"
 
@@ -13,6 +13,7 @@ users = [
     path("logout-everywhere/", accounts.LogoutEverywhere.as_view(), name="logout_everywhere"),
     path("me/pin/", accounts.Pin.as_view(), name="change_pin"),
     path("me/", accounts.Me.as_view(), name="me"),
+    path("admin/proposals/", proposals.open_proposals, name="proposals"),
     path("me/notices/", accounts.Notices.as_view(), name="notices"),
     path("me/disputes/", disputes.MyDisputes.as_view(), name="my_disputes"),
     path("me/disputes/<uuid:dispute_id>/reply/", disputes.DisputeReply.as_view(), name="reply_to_dispute"),

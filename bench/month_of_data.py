@@ -14,7 +14,7 @@ from bench import population
 from bench.servers import run_sql
 from markets.models import Bet, Market
 from payments import disputes, wiring
-from payments.models import Dispute, Proposal, Recovery, Transaction
+from payments.models import Dispute, Recovery, Transaction
 from payments.monitoring import overview
 from payments.payouts.operations import decisions
 from payments.policy import Policy
@@ -22,7 +22,7 @@ from payments.settlement import resolutions, settling, undo
 from payments.settlement.decision import Decision
 from testing.figures import say
 from users import audit, staff_notes
-from users.models import CustomUser
+from users.models import CustomUser, Proposal
 
 DAYS = 30
 OUTCOMES = ("Gor Mahia", "Draw", "AFC Leopards", "Abandoned")

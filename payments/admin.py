@@ -15,7 +15,6 @@ from payments.models import (
     DisputeEvent,
     FloatReading,
     LedgerAccount,
-    Proposal,
     Recovery,
     Settlement,
     StatusQuery,
@@ -58,13 +57,6 @@ class SettlementAdmin(ReadOnlyAdmin):
     list_display = ("id", "market", "number", "rule", "state", "pool", "fee", "net", "resolved_by", "settled_at")
     list_filter = ("state", "rule")
     list_select_related = ("market", "resolved_by")
-
-
-@admin.register(Proposal)
-class ProposalAdmin(ReadOnlyAdmin):
-    list_display = ("id", "market", "kind", "rule", "weights", "pool", "state", "proposed_by", "decided_by", "words")
-    list_filter = ("state", "kind")
-    list_select_related = ("market", "proposed_by", "decided_by")
 
 
 @admin.register(Recovery)

@@ -44,10 +44,6 @@ class Policy:
         """Return the time for which a settlement's payouts are held, by its pool in shillings."""
         return next((hold for minimum, hold in sorted(self.holds, reverse=True) if pool >= minimum), timedelta(0))
 
-    def needs_approval(self, pool: Decimal) -> bool:
-        """Return True if a decision about a pool of this size (shillings) needs a second person."""
-        return self.approval_above is not None and pool > self.approval_above
-
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
         """Build the policy from Django's settings."""

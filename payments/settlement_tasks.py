@@ -23,6 +23,7 @@ from payments.payouts.sending import claims
 from payments.settlement import pacing, settling, task_results, undo
 from payments.settlement.certificates import issuing
 from payments.settlement.pacing import paced
+from users import proposals
 
 log = logging.getLogger(__name__)
 alarm = logging.getLogger("kasoko.alarm")
@@ -150,6 +151,14 @@ def close_remedied_disputes() -> None:
     for dispute_id in disputes.ids_to_close(limit=100):
         with _isolated(f"Dispute {dispute_id}"):
             disputes.close_remedied(dispute_id=dispute_id, at=wiring.now())
+
+
+@shared_task(name="payments.settlement_tasks.expire_proposals")
+def expire_proposals() -> None:
+    """Sweep: close the proposals that nobody has decided in time."""
+    for proposal_id in proposals.to_expire(at=wiring.now(), limit=100):
+        with _isolated(f"Proposal {proposal_id}"):
+            proposals.expire(proposal_id=proposal_id, at=wiring.now(), acts=wiring.acts())
 
 
 @shared_task(name="payments.settlement_tasks.continue_bulk_retries")

@@ -23,11 +23,12 @@ from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
 from payments.policy import Policy
-from payments.settlement import failures
+from payments.settlement import approvals, failures
 from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
 from users.clock import DatabaseClock
+from users.proposals import Acts
 
 log = logging.getLogger(__name__)
 # Tasks are published by name, because the modules that define the tasks import this module.
@@ -47,6 +48,12 @@ _nudge_retry_at = 0.0
 
 
 # --- after a decision or a retry ------------------------------------------------------------------------------------
+
+
+def after_approval(done: object) -> None:
+    """Wake the workers that go on with an approved act. `done` is what the act's procedure returned."""
+    if isinstance(done, Resolved | Undoing):
+        after_decision(done)
 
 
 def after_decision(decided: Resolved | Undoing | Withdrawn) -> None:
@@ -203,6 +210,12 @@ def now() -> datetime:
 def policy() -> Policy:
     """Return the policy of payments."""
     return Policy.from_settings(settings)
+
+
+@cache
+def acts() -> Acts:
+    """Return the procedures of all acts that a second person approves, by the act's name in users.authority."""
+    return {**approvals.procedures(policy())}
 
 
 @cache

@@ -20,14 +20,14 @@ from django.db.models import Count, Sum
 
 from markets import parimutuel, terms
 from markets.models import Bet, Market
-from payments.models import Attempt, Callback, LedgerAccount, Proposal, Recovery, Settlement, Transaction, Transfer
+from payments.models import Attempt, Callback, LedgerAccount, Recovery, Settlement, Transaction, Transfer
 from payments.policy import Policy
 from payments.settlement import resolutions, settling
 from payments.settlement import undo as undoing
 from payments.settlement.decision import Decision, Evidence
 from payments.wallet import bets as wallet_bets
 from users import audit
-from users.models import CustomUser
+from users.models import CustomUser, Proposal
 
 AT = datetime(2026, 2, 16, 7, 30, tzinfo=UTC)  # 10:30 in Nairobi
 FAR = datetime(2099, 12, 31, 20, 59, tzinfo=UTC)

@@ -15,9 +15,9 @@ from payments.models import LedgerAccount, Recovery, Transaction
 from payments.monitoring import overview
 from payments.mpesa import gateway_errors
 from payments.payouts import breakers, float_balance
-from payments.settlement import approvals, proposals, resolutions, undo
+from payments.settlement import approvals, resolutions, undo
 from testing import builders, payout_steps
-from users import audit, roles, second_factor
+from users import audit, proposals, roles, second_factor
 from users.models import CustomUser
 
 ACTOR = audit.Actor(user_id=None, source="test")
@@ -211,9 +211,9 @@ def taken_back(at: datetime) -> dict[str, Market]:
         )  # fmt: skip
         assert isinstance(proposed, proposals.Proposed)
         if name == "undone":
-            approvals.approve(
-                proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=builders.actor(second), at=at,
-                policy=POLICY_WITH_APPROVAL,
+            proposals.approve(
+                proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, holds=lambda _: True,
+                by=builders.actor(second), at=at, acts=approvals.procedures(POLICY_WITH_APPROVAL),
             )  # fmt: skip
             undo.carry_out(market_id=market.pk, at=at, policy=payout_steps.POLICY, keep_going=lambda: True)
         markets[name] = market

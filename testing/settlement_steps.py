@@ -7,19 +7,21 @@ from typing import Any
 
 from markets import parimutuel
 from markets.models import Bet, Market
-from payments.models import Proposal, Settlement, Transaction
+from payments.models import Settlement, Transaction
 from payments.payouts import eligibility
 from payments.payouts.sending import canary
-from payments.settlement import approvals, preview, proposals, resolutions
+from payments.settlement import approvals, preview, resolutions
 from payments.settlement.decision import Decision
 from testing import builders
 from testing.builders import AT, Amount, actor, bet, member, orm_bet, policy, resolve, settle
-from users.models import CustomUser
+from users import proposals
+from users.models import CustomUser, Proposal
 
 OUTCOMES = ("A", "B", "C")
 Staked = tuple[CustomUser, str, Amount]
 # A policy under which a pool above 200 needs a second person.
 TWO_PERSON_POLICY = policy(approval_above=Decimal(200))
+TWO_PERSON_ACTS = approvals.procedures(TWO_PERSON_POLICY)
 NOBODY = actor()
 
 
@@ -113,17 +115,29 @@ def hash_now(market: Market, outcome: str = "Yes") -> str:
     return preview.figures(market, Decision("WINNER", weights), at=AT, policy=TWO_PERSON_POLICY).preview_hash
 
 
+def anything(permission: str) -> bool:
+    """Hold every permission. The edges' tests are about rights."""
+    return True
+
+
 def approve(proposed: proposals.Proposed, by: CustomUser, preview_hash: str | None = None) -> Any:
     """Approve a proposal with its own hash, or with `preview_hash`."""
     wanted = preview_hash or proposed.preview_hash
-    return approvals.approve(
-        proposal_id=proposed.proposal_id, preview_hash=wanted, by=actor(by), at=AT, policy=TWO_PERSON_POLICY
+    return proposals.approve(
+        proposal_id=proposed.proposal_id,
+        preview_hash=wanted,
+        holds=anything,
+        by=actor(by),
+        at=AT,
+        acts=TWO_PERSON_ACTS,
     )
 
 
 def reject(proposed: proposals.Proposed, by: CustomUser) -> Proposal:
     """Reject a proposal."""
-    return approvals.reject(proposal_id=proposed.proposal_id, reason="Not so.", may_approve=True, by=actor(by), at=AT)
+    return proposals.reject(
+        proposal_id=proposed.proposal_id, reason="Not so.", holds=anything, by=actor(by), at=AT, acts=TWO_PERSON_ACTS
+    )
 
 
 def bet_again(on: Market) -> None:
@@ -134,9 +148,11 @@ def bet_again(on: Market) -> None:
 
 def scratch(market: Market, outcome: str = "C", at: Any = AT) -> resolutions.Resolved:
     """Scratch an outcome."""
-    return resolutions.scratch(
+    scratched = resolutions.scratch(
         market_id=market.pk, outcome=outcome, reason="Did not start.", by=NOBODY, at=at, policy=policy()
     )
+    assert isinstance(scratched, resolutions.Resolved)
+    return scratched
 
 
 def race(outcomes: Sequence[str] = ("A", "B", "C")) -> tuple[Market, list[CustomUser]]:

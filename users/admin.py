@@ -12,7 +12,7 @@ from knox.models import AuthToken
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from users.models import CustomUser, Notice
+from users.models import CustomUser, Figure, Notice, Proposal
 
 # A login makes a token and shows it once. Staff can neither read nor add a token, so tokens have no page.
 admin.site.unregister(AuthToken)
@@ -85,3 +85,26 @@ class NoticeAdmin(ReadOnlyAdmin):
     list_display = ("created_at", "user", "kind", "text", "sent_at")
     list_filter = ("kind",)
     list_select_related = ("user",)
+
+
+@admin.register(Proposal)
+class ProposalAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id",
+        "act",
+        "subject",
+        "amount",
+        "state",
+        "proposed_by",
+        "first_approved_by",
+        "decided_by",
+        "words",
+    )
+    list_filter = ("state", "act")
+    list_select_related = ("proposed_by", "decided_by")
+
+
+@admin.register(Figure)
+class FigureAdmin(ReadOnlyAdmin):
+    list_display = ("name", "value", "valid_from", "source", "certainty", "set_by", "set_at")
+    list_select_related = ("set_by",)

@@ -70,7 +70,8 @@ _TABLE = (
     Act("market.resume_sending", "switch_sending", "resume the sending of one market's payouts", money=True,
         reason=True, own="stake"),
     Act("proposal.view", "view_console", "see proposals that wait for a second person"),
-    Act("proposal.approve", "approve_resolution", "approve another person's proposal", money=True, own="stake"),
+    Act("proposal.approve", "view_console", "approve another person's proposal, with the permission that its act "
+        "asks of the second person", money=True, own="stake"),
     Act("proposal.reject", "view_console", "withdraw one's own proposal, or reject another person's if one may "
         "approve it", money=True, reason=True, own="stake"),
     # Payouts.

@@ -18,6 +18,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
             ("Markets", "query_stats", "markets", "console.view"),
             ("Payouts", "payments", "payouts", "console.view"),
             ("In doubt", "hourglass_empty", "in_doubt", "console.view"),
+            ("Proposals", "how_to_reg", "proposals", "proposal.view"),
             ("Disputes", "gavel", "disputes", "disputes.view"),
         ],
     ),

@@ -13,14 +13,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from api.rest.authority import act
-from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, caller, checked
-from api.rest.settlement import proposed
+from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
+from api.rest.proposals import approval_status, approve, proposed, reject
 from markets import queries
 from markets.models import Market
 from payments import wiring
-from payments.settlement import approvals, preview, proposals, resolutions, undo
+from payments.settlement import preview, resolutions, undo
 from payments.settlement.decision import Decision
-from users import authority
+from users.proposals import Proposed
 
 REASON = 300
 
@@ -157,28 +157,30 @@ def _preview_body(shown: preview.Preview, at: datetime) -> dict[str, Any]:
 def approve_proposal(request: Request) -> Response:
     """`POST …/admin/approve/` {proposal_id, preview_hash}: approve another person's proposal and carry it out."""
     body = checked(ApproveBody(data=request.data))
-    approved = approvals.approve(**body, by=actor(request), at=wiring.now(), policy=wiring.policy())
-    if isinstance(approved, undo.Undoing):
-        return _undoing(approved)
-    wiring.after_decision(approved)
-    return Response(
-        {
-            "status": "resolved" if approved.rule != "VOID" else "void",
-            "market_id": approved.market_id,
-            "outcome": approved.outcome,
-            "settlement_task_id": approved.public_id,
-        }
-    )
+    done = approve(request, **body)
+    if isinstance(done, undo.Undoing):
+        return Response({"status": "undoing", "market_id": done.market_id})
+    if isinstance(done, resolutions.Resolved):
+        words = {"VOID": "void", "SCRATCH": "scratched"}
+        return Response(
+            {
+                "status": words.get(done.rule, "resolved"),
+                "market_id": done.market_id,
+                "outcome": done.outcome,
+                "settlement_task_id": done.public_id,
+            }
+        )
+    return Response({"status": approval_status(done), "proposal_id": body["proposal_id"]})
 
 
 @api_view(["POST"])
 @permission_classes([act("proposal.reject")])
 def reject_proposal(request: Request) -> Response:
     """`POST …/admin/reject/` {proposal_id, reason}: reject another person's proposal, or cancel your own."""
-    body = checked(RejectBody(data=request.data))
-    may_approve = authority.may(caller(request), "proposal.approve")
-    rejected = approvals.reject(**body, may_approve=may_approve, by=actor(request), at=wiring.now())
-    return Response({"status": "rejected", "proposal_id": rejected.pk, "market_id": rejected.market_id})
+    rejected = reject(request, **checked(RejectBody(data=request.data)))
+    answer = {"status": "rejected", "proposal_id": rejected.pk}
+    kind, _, number = rejected.subject.rpartition(":")
+    return Response(answer | ({"market_id": int(number)} if kind == "market" else {"subject": rejected.subject}))
 
 
 @api_view(["POST"])
@@ -197,6 +199,8 @@ def scratch_outcome(request: Request) -> Response:
     """`POST …/admin/scratch/` {market_id, outcome, reason}: take an outcome out of a market and return its stakes."""
     body = checked(ScratchBody(data=request.data))
     scratched = resolutions.scratch(**body, by=actor(request), at=wiring.now(), policy=wiring.policy())
+    if isinstance(scratched, Proposed):
+        return proposed(scratched)
     wiring.after_decision(scratched)
     return Response(
         {
@@ -214,7 +218,7 @@ def undo_settlement(request: Request) -> Response:
     """`POST …/admin/undo/` {market_id, reason}: undo a settlement. Members then owe the sums that M-Pesa paid."""
     body = checked(WithReasonBody(data=request.data))
     started = undo.undo(**body, by=actor(request), at=wiring.now(), policy=wiring.policy())
-    return proposed(started) if isinstance(started, proposals.Proposed) else _undoing(started)
+    return proposed(started) if isinstance(started, Proposed) else _undoing(started)
 
 
 def _undoing(undoing: undo.Undoing) -> Response:

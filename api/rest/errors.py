@@ -16,10 +16,10 @@ from payments.ledger import receivables
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions, decisions
-from payments.settlement import approvals, decision, failures, market_sending, proposals, resolutions, undo
+from payments.settlement import decision, failures, market_sending, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets, take_backs
-from users import auth, figures, hashing, phone, pins, second_factor, tokens
+from users import auth, figures, hashing, phone, pins, proposals, second_factor, tokens
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     proposals.PersonNeeded: (403, "person_needed"),
     proposals.ProposalWaits: (409, "proposal_waits"),
     proposals.PreviewMoved: (409, "preview_moved"),
-    approvals.ProposalNotFound: (404, "proposal_not_found"),
-    approvals.ProposalDecided: (409, "proposal_decided"),
-    approvals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
-    approvals.NotYourProposal: (403, "forbidden"),
+    proposals.ProposalNotFound: (404, "proposal_not_found"),
+    proposals.ProposalDecided: (409, "proposal_decided"),
+    proposals.ProposerCannotApprove: (403, "proposer_cannot_approve"),
+    proposals.NotYourProposal: (403, "forbidden"),
     figures.UnknownFigure: (404, "unknown_figure"),
     figures.BadFigure: (400, "bad_figure"),
     undo.NotUndoable: (409, "not_undoable"),

@@ -13,11 +13,13 @@ from rest_framework.response import Response
 
 from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, Weights, actor, checked
+from api.rest.proposals import proposed
 from payments import wiring
 from payments.payouts.operations import actions, bulk_retries, in_doubt
-from payments.settlement import proposals, resolutions, status
+from payments.settlement import resolutions, status
 from payments.settlement.decision import VOID_REASONS, Decision, Evidence
 from users import outgoing
+from users.proposals import Proposed
 
 
 class ResolveBody(Body):
@@ -83,7 +85,7 @@ def resolve_market(request: Request) -> Response:
         policy=wiring.policy(),
         preview_hash=body["preview_hash"],
     )
-    if isinstance(resolved, proposals.Proposed):
+    if isinstance(resolved, Proposed):
         return proposed(resolved)
     wiring.after_decision(resolved)
     return Response(
@@ -109,7 +111,7 @@ def void_market(request: Request) -> Response:
         policy=wiring.policy(),
         preview_hash=body["preview_hash"],
     )
-    if isinstance(resolved, proposals.Proposed):
+    if isinstance(resolved, Proposed):
         return proposed(resolved)
     wiring.after_decision(resolved)
     return Response(
@@ -119,20 +121,6 @@ def void_market(request: Request) -> Response:
             "reason": body["reason"],
             "settlement_task_id": resolved.public_id,
         }
-    )
-
-
-def proposed(proposal: proposals.Proposed) -> Response:
-    """Answer 202: nothing is decided yet. A second member of staff must approve with the same preview hash."""
-    return Response(
-        {
-            "status": "proposed",
-            "proposal_id": proposal.proposal_id,
-            "market_id": proposal.market_id,
-            "kind": proposal.kind,
-            "preview_hash": proposal.preview_hash,
-        },
-        status=202,
     )
 
 

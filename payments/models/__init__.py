@@ -4,7 +4,7 @@ from payments.models.bulk_retries import BulkRetry
 from payments.models.callbacks import Callback
 from payments.models.certificates import Certificate, CertificateBlock
 from payments.models.day_totals import DayTotal
-from payments.models.decisions import Proposal, Verdict
+from payments.models.decisions import Verdict
 from payments.models.disputes import Dispute, DisputeEvent
 from payments.models.float_readings import FloatReading
 from payments.models.ledger import LedgerAccount, LedgerDay, Recovery, Transfer
@@ -33,7 +33,6 @@ __all__ = [
     "LedgerAccount",
     "LedgerDay",
     "Orphan",
-    "Proposal",
     "Recovery",
     "Restore",
     "RestoreDecision",

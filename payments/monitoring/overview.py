@@ -27,7 +27,6 @@ from payments.models import (
     FloatReading,
     Heartbeat,
     InvariantCheck,
-    Proposal,
     Recovery,
     Restore,
     Transaction,
@@ -36,6 +35,7 @@ from payments.models import (
 from payments.payouts import day_limit, float_balance
 from payments.payouts.restores import asking
 from payments.settlement import market_overview
+from users.models import Proposal
 
 Status = Transaction.Status
 SUCCESS_GOAL = Decimal("0.99")

@@ -12,7 +12,8 @@ from django.db import connection
 from django.db.models import Exists, OuterRef, Q
 
 from markets.models import NAIROBI
-from payments.models import AskFirst, Orphan, Proposal, Settlement, Transaction
+from payments.models import AskFirst, Orphan, Settlement, Transaction
+from users import proposals
 
 # A payout that was paid once gets no other request. A payment to a number that has been replaced does not count.
 # A payout also waits while we still ask M-Pesa about its failed request. We ask for one of two reasons: a retry was
@@ -90,8 +91,7 @@ def stop_of(payout: Transaction, *, at: datetime) -> str:
         return f"The settlement of transaction {payout.pk} is undone, so nothing of it is paid. No money moved."
     if settlement.state != Settlement.State.SETTLED:
         return f"The settlement of transaction {payout.pk} is not finished. No money moved. Wait for it."
-    open_proposals = settlement.market.proposals.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.OPEN)
-    if settlement.stopped_at is not None or open_proposals.exists():
+    if settlement.stopped_at is not None or settlement.market_id in proposals.open_subjects("market", "market.undo"):
         return (
             f"An undo of the settlement of transaction {payout.pk} is proposed, so its payouts are stopped."
             " No money moved. Approve or reject the proposal first."
@@ -114,8 +114,8 @@ def stop_of(payout: Transaction, *, at: datetime) -> str:
 
 def stopped(at: datetime) -> Q:
     """Return the filter for payouts whose settlement stops their money, as `stop_of` says."""
-    undo = Proposal.objects.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.OPEN)
-    may_move = Settlement.objects.filter(active(), release_at__lte=at).exclude(market__in=undo.values("market"))
+    undone = proposals.open_subjects("market", "market.undo")
+    may_move = Settlement.objects.filter(active(), release_at__lte=at).exclude(market__in=undone)
     return Q(settlement__isnull=False) & ~Q(settlement__in=may_move)
 
 

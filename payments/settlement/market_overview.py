@@ -5,13 +5,15 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Count, Exists, F, Max, OuterRef, Q, QuerySet, Sum
+from django.db.models import Count, Exists, F, Max, OuterRef, Q, QuerySet, Sum, TextField, Value
+from django.db.models.functions import Cast, Concat
 
 from markets import pools as markets_pools
 from markets.models import Bet, Market, Outcome
 from payments.ledger import journal
-from payments.models import Attempt, Proposal, Recovery, Settlement
-from users.models import CustomUser
+from payments.models import Attempt, Recovery, Settlement
+from users import proposals
+from users.models import CustomUser, Proposal
 
 POINTS = 60
 
@@ -92,13 +94,14 @@ def latest_bets(market: Market, *, limit: int = 20) -> list[Bet]:
 
 
 def to_resolve(*, at: datetime) -> QuerySet[Market]:
-    """Return the markets that wait for a decision and have no proposal to approve.
+    """Return the markets that wait for a decision and have no proposal of a person to approve.
 
     A closed market takes no bets, so it waits for a decision even if its end has not come. A market is closed before
     its end by a decision that was undone or withdrawn later.
     """
     ended = Q(status=Market.Status.CLOSED) | Q(status=Market.Status.OPEN, end_date__lt=at)
-    waiting = Proposal.objects.filter(market=OuterRef("pk"), state=Proposal.State.OPEN)
+    subject = Concat(Value("market:"), Cast(OuterRef("pk"), TextField()))
+    waiting = Proposal.objects.filter(subject=subject, state=Proposal.State.OPEN, proposed_by__isnull=False)
     return Market.objects.filter(ended).exclude(Exists(waiting))
 
 
@@ -123,7 +126,7 @@ def listed(markets: list[Market], *, at: datetime) -> list[Listed]:
     sums = markets_pools.pools(ids)
     scratched = set(Outcome.objects.filter(market__in=ids, scratched_at__isnull=False).values_list("market", "name"))
     waiting = set(to_resolve(at=at).filter(pk__in=ids).values_list("pk", flat=True))
-    proposed = set(Proposal.objects.filter(market__in=ids, state=Proposal.State.OPEN).values_list("market", flat=True))
+    proposed = proposals.open_subjects("market")
     undone = Settlement.objects.filter(market__in=ids, state=Settlement.State.UNDOING)
     undoing = set(undone.values_list("market", flat=True))
     rows = []
@@ -171,11 +174,11 @@ def settlements(market: Market) -> list[PastSettlement]:
     """Return all settlements of a market, the newest first. A scratch is one of them."""
     people = ("resolved_by", "approved_by", "undone_by")
     rows = list(market.settlements.select_related(*people).order_by("-number"))
-    proposers: dict[datetime | None, CustomUser] = {}
+    proposers: dict[datetime | None, CustomUser | None] = {}
     debts: dict[int | None, Any] = {}
     in_doubt: dict[int | None, int] = {}
     if any(settlement.undone_at for settlement in rows):
-        undos = market.proposals.filter(kind=Proposal.Kind.UNDO, state=Proposal.State.APPROVED)
+        undos = Proposal.objects.filter(subject=f"market:{market.pk}", act="market.undo", state="APPROVED")
         proposers = {undo.decided_at: undo.proposed_by for undo in undos.select_related("proposed_by")}
         rows_of_debts = (
             Recovery.objects.filter(settlement__market=market)

@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from django.db import transaction
-from django.db.models import Max
+from django.db.models import Max, Sum
 
 from markets import locks, terms
 from markets.models import Market
@@ -19,7 +19,8 @@ from payments.models import Settlement
 from payments.policy import Policy
 from payments.settlement import preview, proposals, status, undo
 from payments.settlement.decision import Decision
-from users import audit
+from users import audit, second_person
+from users.proposals import Draft, PreviewMoved, Proposed, lapse, make, refuse_while_one_waits
 from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -77,15 +78,15 @@ def resolve(
     at: datetime,
     policy: Policy,
     preview_hash: str | None = None,
-) -> Resolved | proposals.Proposed:
-    """Declare a market's outcome, or propose it if the pool is above `policy.approval_above`.
+) -> Resolved | Proposed:
+    """Declare a market's outcome, or propose it if the pool needs a second person (users/second_person.py).
 
     An OPEN market is closed. `settling.settle` then divides the pool. With `preview_hash`, the decision is taken only
     if the figures are the same as in that preview.
-    Locks: Market.
+    Locks: Market, then the actor's acts of this kind.
     Raises: locks.MarketNotFound; MarketAlreadyResolved; decision.UnknownReason; decision.BadCloseTime;
     terms.NoticeRunning; parimutuel.UnknownOutcome; parimutuel.BadWeights; own_affairs.StakeInMarket;
-    proposals.ProposalWaits; proposals.PreviewMoved; proposals.PersonNeeded.
+    users.proposals.ProposalWaits; users.proposals.PreviewMoved; users.proposals.PersonNeeded.
     """
     decision.check(at=at)
     with transaction.atomic(durable=True):
@@ -96,23 +97,19 @@ def resolve(
             terms.refuse_during_notice(market, at=at)
         decision.check_weights(market)
         own_affairs.refuse_stakeholders(market, by)
-        proposals.refuse_while_one_waits(market)
-        if policy.approval_above is not None or preview_hash is not None:
+        refuse_while_one_waits(proposals.subject(market_id))
+        act_name, otherwise = proposals.act_of(decision), policy.approval_above
+        limit = second_person.limit(act_name, at=at, otherwise=otherwise)
+        if limit is not None or preview_hash is not None:
             figures = preview.figures(market, decision, at=at, policy=policy)
             if preview_hash not in (None, figures.preview_hash):
-                raise proposals.PreviewMoved(
+                raise PreviewMoved(
                     "The numbers have moved since that preview. Nothing was decided. Check the new figures first."
                 )
             pool = Decimal(figures.division.pool + figures.division.late_refund) / 100
-            if policy.needs_approval(pool):
-                return proposals.make(
-                    market,
-                    decision=decision,
-                    reason=decision.reason,
-                    preview_hash=figures.preview_hash,
-                    pool=pool,
-                    by=by,
-                    at=at,
+            if second_person.needed(act_name, amount=pool, by=by, at=at, otherwise=otherwise):
+                return proposals.propose_decision(
+                    market, decision, preview_hash=figures.preview_hash, pool=pool, by=by, at=at
                 )
         return declare(market, decision, by=by, approved_by=None, at=at, policy=policy)
 
@@ -136,6 +133,7 @@ def declare(
             f"A scratch of market {market.pk} is being taken back. Nothing was decided. Try again in a moment."
         )
     was = market.status
+    lapse(proposals.subject(market.pk), words="People decided the market otherwise.", by=approved_by or by, at=at)
     market.effective_close_at = decision.closes_at(market)
     settlement = Settlement.objects.create(
         market=market,
@@ -250,46 +248,95 @@ def _mark_withdrawn(settlement: Settlement, *, reason: str, by: audit.Actor, at:
     settlement.save(update_fields=["state", "undone_by", "undone_at", "undone_reason"])
 
 
-def scratch(*, market_id: int, outcome: str, reason: str, by: audit.Actor, at: datetime, policy: Policy) -> Resolved:
-    """Take one outcome out of an open market and give its stakes back. The market stays open with the other outcomes.
+def scratch(
+    *, market_id: int, outcome: str, reason: str, by: audit.Actor, at: datetime, policy: Policy
+) -> Resolved | Proposed:
+    """Take one outcome out of an open market and give its stakes back, or propose it if it needs a second person.
 
-    Locks: Market.
+    The market stays open with the other outcomes.
+    Locks: Market, then the actor's acts of this kind.
     Raises: locks.MarketNotFound; locks.MarketNotOpen; locks.OutcomeNotInMarket; TooFewOutcomes;
-    own_affairs.StakeInMarket.
+    own_affairs.StakeInMarket; users.proposals.ProposalWaits; users.proposals.PersonNeeded.
     """
     with transaction.atomic(durable=True):
         market = locks.locked_market(market_id)
-        if market.status != Market.Status.OPEN or market.end_date <= at:
-            raise locks.MarketNotOpen(f"Market {market_id} takes no more bets: void it or resolve it.")
-        running = market.running_outcomes
-        if outcome not in running:
-            raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(running)}.")
-        if len(running) <= 2:
-            raise TooFewOutcomes(f"Market {market_id} has only two outcomes left. Void it instead.")
+        _check_scratch(market, outcome, at)
         own_affairs.refuse_stakeholders(market, by)
-        market.outcomes.filter(name=outcome).update(scratched_at=at)
-        settlement = Settlement.objects.create(
-            market=market,
-            number=_next_number(market),
-            rule=Settlement.Rule.SCRATCH,
-            scratched=outcome,
-            evidence_note=reason,
-            resolved_by_id=by.user_id,
-            resolved_at=at,
-            fee_pct=market.platform_fee_pct,
-            protect_stake=policy.protect_stake,
-        )
-        audit.record(
-            action="market.scratch",
-            by=by,
-            subject=f"market:{market.pk}",
-            before={"outcomes": list(running)},
-            after={"outcomes": [name for name in running if name != outcome], "settlement": settlement.number},
-            at=at,
-            reason=reason,
-        )
-    log.info("Scratched outcome %s of market %s", outcome, market_id)
+        refuse_while_one_waits(proposals.subject(market_id))
+        stakes = market.bets.filter(outcome=outcome).aggregate(total=Sum("amount"))["total"] or Decimal("0.00")
+        act_name, otherwise = proposals.SCRATCH, policy.approval_above
+        if second_person.needed(act_name, amount=stakes, by=by, at=at, otherwise=otherwise):
+            payload = {"outcome": outcome}
+            preview_hash = hash_of_scratch(market, outcome)
+            draft = Draft(act_name, proposals.subject(market_id), preview_hash, reason, stakes, payload)
+            return make(draft, by=by, at=at)
+        return take_out(market, outcome, reason=reason, by=by, at=at, policy=policy)
+
+
+def take_out(
+    market: Market,
+    outcome: str,
+    *,
+    reason: str,
+    by: audit.Actor,
+    at: datetime,
+    policy: Policy,
+    proposed_by: int | None = None,
+) -> Resolved:
+    """Do the work of `scratch` in the caller's transaction, which has locked and checked the market.
+
+    `proposed_by` is the id of the first person, if `by` approved a proposal.
+    """
+    running = market.running_outcomes
+    market.outcomes.filter(name=outcome).update(scratched_at=at)
+    settlement = Settlement.objects.create(
+        market=market,
+        number=_next_number(market),
+        rule=Settlement.Rule.SCRATCH,
+        scratched=outcome,
+        evidence_note=reason,
+        resolved_by_id=proposed_by or by.user_id,
+        approved_by_id=by.user_id if proposed_by is not None else None,
+        resolved_at=at,
+        fee_pct=market.platform_fee_pct,
+        protect_stake=policy.protect_stake,
+    )
+    audit.record(
+        action="market.scratch",
+        by=by,
+        subject=f"market:{market.pk}",
+        before={"outcomes": list(running)},
+        after={"outcomes": [name for name in running if name != outcome], "settlement": settlement.number}
+        | ({"proposed_by": proposed_by} if proposed_by is not None else {}),
+        at=at,
+        reason=reason,
+    )
+    log.info("Scratched outcome %s of market %s", outcome, market.pk)
     return Resolved(market.pk, settlement.pk, str(settlement.public_id), settlement.rule, outcome)
+
+
+def hash_of_scratch(market: Market, outcome: str) -> str:
+    """Hash the outcomes that a scratch leaves. Stakes are no part: bets on the other outcomes go on."""
+    return proposals.hash_of(market=market.pk, scratch=outcome, running=list(market.running_outcomes))
+
+
+def may_take_out(market: Market, outcome: str, at: datetime) -> bool:
+    """Return True if the outcome may be scratched now."""
+    try:
+        _check_scratch(market, outcome, at)
+    except Refusal:
+        return False
+    return True
+
+
+def _check_scratch(market: Market, outcome: str, at: datetime) -> None:
+    if market.status != Market.Status.OPEN or market.end_date <= at:
+        raise locks.MarketNotOpen(f"Market {market.pk} takes no more bets: void it or resolve it.")
+    running = market.running_outcomes
+    if outcome not in running:
+        raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(running)}.")
+    if len(running) <= 2:
+        raise TooFewOutcomes(f"Market {market.pk} has only two outcomes left. Void it instead.")
 
 
 def _next_number(market: Market) -> int:

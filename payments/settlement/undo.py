@@ -28,12 +28,13 @@ from markets import locks
 from markets.models import Bet, Market
 from payments import failpoints, named_sql, own_affairs
 from payments.ledger import journal
-from payments.models import Attempt, Proposal, Settlement, Transaction, Transfer
+from payments.models import Attempt, Settlement, Transaction, Transfer
 from payments.payouts import attempts, day_limit
 from payments.payouts.restores import asking
 from payments.policy import Policy
 from payments.settlement import division, failures, proposals, status
-from users import audit
+from users import audit, second_person
+from users.proposals import Draft, Proposed, lapse, make, refuse_while_one_waits
 from users.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -57,13 +58,13 @@ class Undoing:
     settlement_id: int
 
 
-def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: Policy) -> Undoing | proposals.Proposed:
-    """Begin to undo a settled market, or propose it if the pool is above `policy.approval_above`.
+def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: Policy) -> Undoing | Proposed:
+    """Begin to undo a settled market, or propose it if the pool needs a second person.
 
     Sending of the settlement's payouts stops in both cases.
-    Locks: Market, Settlement.
-    Raises: locks.MarketNotFound; NotUndoable; own_affairs.StakeInMarket; proposals.ProposalWaits;
-    proposals.PersonNeeded.
+    Locks: Market, the actor's acts of this kind, Settlement.
+    Raises: locks.MarketNotFound; NotUndoable; own_affairs.StakeInMarket; users.proposals.ProposalWaits;
+    users.proposals.PersonNeeded.
     """
     with transaction.atomic(durable=True):
         market = locks.locked_market(market_id)
@@ -73,15 +74,15 @@ def undo(*, market_id: int, reason: str, by: audit.Actor, at: datetime, policy: 
                 f"Market {market_id} is {market.status}. Only a settled market can be undone, never a void."
             )
         own_affairs.refuse_stakeholders(market, by)
-        proposals.refuse_while_one_waits(market)
+        refuse_while_one_waits(proposals.subject(market_id))
         pool = (settlement.pool or journal.ZERO) + (settlement.late_refund or journal.ZERO)
-        if not policy.needs_approval(pool):
+        otherwise = policy.approval_above
+        if not second_person.needed(proposals.UNDO, amount=pool, by=by, at=at, otherwise=otherwise):
             return begin(market, settlement, reason=reason, by=by, at=at, action="market.undo")
         settlement.stopped_at = at
         settlement.save(update_fields=["stopped_at"])
-        return proposals.make(
-            market, decision=None, reason=reason, preview_hash=hash_of(settlement), pool=pool, by=by, at=at
-        )
+        draft = Draft(proposals.UNDO, proposals.subject(market_id), hash_of(settlement), reason, pool)
+        return make(draft, by=by, at=at)
 
 
 def begin(
@@ -105,9 +106,7 @@ def begin(
     settlement.undone_by_id, settlement.undone_at, settlement.undone_reason = by.user_id, at, reason[:300]
     settlement.save(update_fields=["state", "last_user_id", "last_bet_id", "undone_by", "undone_at", "undone_reason"])
     # An open proposal to undo the settlement has nothing left to decide.
-    market.proposals.filter(state=Proposal.State.OPEN).update(
-        state=Proposal.State.STALE, words="The settlement was undone meanwhile.", decided_by=by.user_id, decided_at=at
-    )
+    lapse(proposals.subject(market.pk), words="The settlement was undone meanwhile.", by=by, at=at)
     alarm.warning("Market %s: settlement %s is being undone by staff user %s", market.pk, settlement.number, by.user_id)
     audit.record(
         action=action,

@@ -1,144 +1,18 @@
-"""Pages for approving a proposal, withdrawing a resolution, undoing a settlement and scratching an outcome."""
+"""Pages for withdrawing a resolution, undoing a settlement and scratching an outcome."""
 
 from collections.abc import Callable, Sequence
 
-from django.http import Http404, HttpRequest
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import path, reverse
 
-from api.console import page, paging
-from api.console.pages import resolve
+from api.console import page
+from api.console.pages import proposals, resolve
 from api.console.templatetags.console import counted, kes
 from markets.models import Market
 from payments import wiring
-from payments.models import Proposal
-from payments.settlement import approvals, preview_cache, proposals, resolutions, status, undo
-from payments.settlement.decision import VOID_REASONS
-
-# --- second approval -------------------------------------------------------------------------------------------------
-
-
-@page.page("proposal.view", posts=True)
-def proposal(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Show a proposal beside the current figures. A POST approves the proposal with exactly these figures."""
-    proposal = _proposal(proposal_id)
-    market = proposal.market
-    if proposal.state != Proposal.State.OPEN or not page.may(request, "proposal.approve"):
-        context = {
-            "title": f"Proposal {proposal.pk}",
-            "proposal": proposal,
-            "market": market,
-            "summary": _summary(proposal),
-        }
-        return page.render(request, "console/proposal.html", context)
-    kept = None
-    if proposal.kind == Proposal.Kind.RESOLVE:
-        kept = _preview_now(proposal, compute_all=request.method == "POST")
-        if kept.preview is None:
-            back = reverse("admin:market", args=[market.pk])
-            return resolve.being_computed(request, f"Approve proposal {proposal.pk}", back)
-    shown = kept.preview if kept is not None else None
-    is_proposer = proposal.proposed_by_id == request.user.pk
-    question = page.Question(
-        title=f"Approve proposal {proposal.pk}",
-        effects=[
-            _summary(proposal),
-            *(resolve.effects_in_words(shown, needs_second_person=False) if shown is not None else []),
-        ],
-        button="Approve and carry out",
-        back=reverse("admin:market", args=[market.pk]),
-        text_to_type="approve",
-        danger=True,
-        act_name="proposal.approve",
-        template="console/approve.html",
-        more={
-            "proposal": proposal,
-            "market": market,
-            "kept": kept,
-            "preview": shown,
-            "is_proposer": is_proposer,
-            "figures_changed": shown is not None and shown.figures.preview_hash != proposal.preview_hash,
-        },
-    )
-
-    def act(answers: dict[str, str]) -> str:
-        done = approvals.approve(
-            proposal_id=proposal.pk,
-            preview_hash=request.POST.get("hash", ""),
-            by=page.actor(request),
-            at=wiring.now(),
-            policy=wiring.policy(),
-        )
-        if isinstance(done, undo.Undoing):
-            wiring.after_decision(done)
-            return (
-                f"Approved. The settlement of market {done.market_id} is being undone."
-                " No more of its payouts will be sent."
-            )
-        wiring.after_decision(done)
-        return f"Approved. Market {done.market_id} is decided, and its settlement has started."
-
-    return page.ask(request, question, act)
-
-
-@page.page("proposal.reject", posts=True)
-def reject(request: HttpRequest, proposal_id: int) -> HttpResponseBase:
-    """Reject a proposal. The proposer may always withdraw it. Anyone else must be allowed to approve it."""
-    proposal = _proposal(proposal_id)
-    is_proposer = proposal.proposed_by_id == request.user.pk
-    if not page.may(request, "proposal.approve") and not is_proposer:
-        return page.refused(request, "proposal.approve")
-    verb = "Withdraw" if is_proposer else "Reject"
-    question = page.Question(
-        title=f"{verb} proposal {proposal.pk}",
-        effects=[
-            _summary(proposal),
-            "The proposal is not carried out.",
-            "The payouts that wait for this decision may be sent again. A market's hold still applies."
-            if proposal.kind == Proposal.Kind.UNDO
-            else "If the proposal closed the market, the market opens again, unless its end has passed.",
-        ],
-        button=f"{verb} it",
-        back=reverse("admin:proposal", args=[proposal.pk]),
-        fields=[page.Field("reason", "Reason", kind="area")],
-    )
-
-    def act(answers: dict[str, str]) -> str:
-        approvals.reject(
-            proposal_id=proposal.pk,
-            reason=answers["reason"],
-            may_approve=page.may(request, "proposal.approve"),
-            by=page.actor(request),
-            at=wiring.now(),
-        )
-        return f"The proposal is {'withdrawn' if is_proposer else 'rejected'}. No money was moved."
-
-    next_page = reverse("admin:market", args=[proposal.market_id])
-    return page.ask(request, question, act, done=next_page)
-
-
-def _summary(proposal: Proposal) -> str:
-    """Return a proposal in words, with its proposer and the evidence."""
-    if proposal.kind == Proposal.Kind.UNDO:
-        decision = f"undo the settlement of market {proposal.market_id}. Reason: {proposal.reason}"
-    elif proposal.rule == "VOID":
-        reason = VOID_REASONS.get(proposal.reason, proposal.reason)
-        decision = f"void market {proposal.market_id}, because {reason}."
-    else:
-        sentence = resolve.sentence(proposals.decision_of(proposal))
-        decision = f"resolve market {proposal.market_id}: {sentence}."
-    evidence = " ".join(filter(None, (proposal.evidence_note, proposal.evidence_url)))
-    return f"{proposal.proposed_by} proposes to {decision}" + (f" Evidence: {evidence}" if evidence else "")
-
-
-def _preview_now(proposal: Proposal, *, compute_all: bool) -> preview_cache.KeptPreview:
-    market = proposal.market
-    market.effective_close_at = proposal.effective_close_at
-    (kept,) = resolve.latest_previews(
-        market, [proposals.decision_of(proposal)], at=wiring.now(), compute_all=compute_all
-    )
-    return kept
-
+from payments.settlement import resolutions, status, undo
+from users.proposals import Proposed
 
 # --- withdraw, undo, scratch -----------------------------------------------------------------------------------------
 
@@ -194,7 +68,7 @@ def undo_settlement(request: HttpRequest, market_id: int) -> HttpResponseBase:
             at=wiring.now(),
             policy=wiring.policy(),
         )
-        if isinstance(done, proposals.Proposed):
+        if isinstance(done, Proposed):
             link = reverse("admin:proposal", args=[done.proposal_id])
             return f"Sending is stopped for this market. Another person must approve the undo at this address: {link}"
         wiring.after_decision(done)
@@ -264,27 +138,16 @@ def scratch(request: HttpRequest, market_id: int) -> HttpResponseBase:
             at=wiring.now(),
             policy=wiring.policy(),
         )
+        if isinstance(done, Proposed):
+            return proposals.sent_to_another_person(done)
         wiring.after_decision(done)
         return f"{answers['outcome']} is scratched. Its stakes are being refunded."
 
     return page.ask(request, question, act)
 
 
-# --- queries ---------------------------------------------------------------------------------------------------------
-
-
-def _proposal(proposal_id: int) -> Proposal:
-    rows = Proposal.objects.select_related("market", "proposed_by", "decided_by")
-    proposal = rows.filter(pk=proposal_id).first() if proposal_id <= paging.LARGEST_ID else None
-    if proposal is None:
-        raise Http404(f"There is no proposal {proposal_id}.")
-    return proposal
-
-
 urls = [
     path("markets/<int:market_id>/withdraw/", withdraw, name="market_withdraw"),
     path("markets/<int:market_id>/undo/", undo_settlement, name="market_undo"),
     path("markets/<int:market_id>/scratch/", scratch, name="market_scratch"),
-    path("proposals/<int:proposal_id>/", proposal, name="proposal"),
-    path("proposals/<int:proposal_id>/reject/", reject, name="proposal_reject"),
 ]

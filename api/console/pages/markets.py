@@ -13,8 +13,9 @@ from markets import terms
 from markets.models import NAIROBI, Market
 from payments import wiring
 from payments.ledger import receivables
-from payments.models import Proposal, Settlement
+from payments.models import Settlement
 from payments.settlement import market_overview, payout_progress, status
+from users import proposals
 
 TABS = {
     "due": "To resolve",
@@ -42,7 +43,7 @@ def markets(request: HttpRequest) -> HttpResponse:
     if tab == "due":
         rows = market_overview.to_resolve(at=at)
     elif tab == "proposed":
-        rows = rows.filter(proposals__state=Proposal.State.OPEN)
+        rows = rows.filter(pk__in=proposals.open_subjects("market"))
     elif tab in TABS and tab != "all":
         rows = rows.filter(status=tab.upper())
     if typed:
@@ -77,10 +78,11 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
     )
     failed = settlement is not None and settlement.state == Settlement.State.DIVIDING and settlement.failure != ""
     failed_scratch = status.failed_scratch(market.pk)
-    proposal = market.proposals.filter(state=Proposal.State.OPEN).select_related("proposed_by").first()
+    proposal = proposals.open_about(f"market:{market.pk}").select_related("proposed_by").first()
+    blocks = proposal is not None and proposal.proposed_by_id is not None  # The machine's proposals block nothing.
     pools = market_overview.pools(market)
     takes_bets = market.status == Market.Status.OPEN and market.end_date > at
-    decidable = market.status in (Market.Status.OPEN, Market.Status.CLOSED) and proposal is None
+    decidable = market.status in (Market.Status.OPEN, Market.Status.CLOSED) and not blocks
     settlements = market_overview.settlements(market)
     context = {
         "title": f"Market {market.pk}",
@@ -91,7 +93,7 @@ def market(request: HttpRequest, market_id: int) -> HttpResponse:
         "can_withdraw_scratch": failed_scratch is not None and settlement is None,
         "can_resolve": decidable,
         "can_withdraw": state == Settlement.State.PENDING or failed or (settled and held),
-        "can_undo": settled and not held and proposal is None,
+        "can_undo": settled and not held and not blocks,
         "can_scratch": takes_bets and sum(pool.scratched_at is None for pool in pools) > 2,
         "may_resolve": page.may(request, "market.resolve"),
         "market": market,

@@ -24,9 +24,11 @@ from api.rest import fields as rest_fields
 from markets import parimutuel
 from markets.models import NAIROBI, Market
 from payments import wiring
-from payments.settlement import preview, preview_cache, proposals, resolutions
+from payments.settlement import preview, preview_cache, resolutions
 from payments.settlement.decision import VOID_REASONS, BadCloseTime, Decision, Evidence
-from users import outgoing
+from payments.settlement.proposals import RESOLVE, act_of
+from users import outgoing, second_person
+from users.proposals import Proposed
 
 # Prefixes of the parameter `decision` in the page's address, such as win:Yes.
 # After WINNER comes an outcome, after JOINT and SPLIT come weights as JSON, after VOID comes nothing.
@@ -55,7 +57,7 @@ def choose(request: HttpRequest, market_id: int) -> HttpResponse:
         "moved": [kept for kept in previews if not kept.current],
         "oldest": min((kept.at for kept in previews if kept.at is not None), default=None),
         "float": next((kept.preview for kept in previews if kept.preview is not None), None),
-        "approval_above": policy.approval_above,
+        "approval_above": second_person.limit(RESOLVE, at=at, otherwise=policy.approval_above),
         "stake_of_mine": market.bets.filter(user=request.user.pk).exists(),
         "early": market.status == Market.Status.OPEN and market.end_date > at,
         "scratched": market.outcomes.exclude(scratched_at=None).order_by("pk"),
@@ -119,7 +121,9 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
         return being_computed(request, f"Market {market.pk}: {sentence(decision)}", back)
     shown = kept.preview
     pool = Decimal(shown.figures.division.pool + shown.figures.division.late_refund) / 100
-    needs_second_person = policy.needs_approval(pool)
+    needs_second_person = second_person.would_be_needed(
+        act_of(decision), amount=pool, by=page.actor(request), at=at, otherwise=policy.approval_above
+    )
     question = page.Question(
         title=f"Void market {market.pk}" if kind == VOID else f"Market {market.pk}: {sentence(decision)}",
         effects=effects_in_words(shown, needs_second_person=needs_second_person, hold=policy.hold_for(pool)),
@@ -161,9 +165,9 @@ def resolve(request: HttpRequest, market_id: int) -> HttpResponseBase:
     return page.ask(request, question, act, done=reverse("admin:market", args=[market.pk]))
 
 
-def _report(done: resolutions.Resolved | proposals.Proposed) -> str:
+def _report(done: resolutions.Resolved | Proposed) -> str:
     """Return a decision's result in words. If the market is decided, wake the workers."""
-    if isinstance(done, proposals.Proposed):
+    if isinstance(done, Proposed):
         link = reverse("admin:proposal", args=[done.proposal_id])
         return f"Proposed. Nothing is paid until another person approves it. Send them this address: {link}"
     wiring.after_decision(done)

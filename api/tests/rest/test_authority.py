@@ -15,11 +15,10 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 from knox.models import AuthToken
 
 from payments import wiring
-from payments.models import Proposal
 from testing import builders, console_scenes, settlement_steps
 from users import authority, roles, tokens
 from users.management.commands import authority as document
-from users.models import CustomUser
+from users.models import CustomUser, Proposal
 
 ROOT = Path(__file__).resolve().parents[3]
 # Routes that ask for no act: those of everybody, of a member's own affairs, and of M-Pesa. A new route needs an act, or

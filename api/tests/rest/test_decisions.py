@@ -11,11 +11,11 @@ from django.utils import timezone
 
 from markets.models import Market
 from payments import settlement_tasks, wiring
-from payments.models import FloatReading, Proposal, Recovery, Settlement, Transaction
+from payments.models import FloatReading, Recovery, Settlement, Transaction
 from testing.builders import bearer, market, member, nothing_moved, operator, orm_bet, resolve, settle
 from testing.payout_steps import READ_TIMEOUT, sent
 from testing.rest import UNREADABLE_BODIES, assert_refused, post
-from users.models import AuditEntry
+from users.models import AuditEntry, Proposal
 
 ADMIN = "/api/markets/admin/"
 MONEY = "/api/payments/admin/"
@@ -255,7 +255,7 @@ def test_second_person_approves_a_proposal(api: Client, staff: dict[str, str], s
         "proposal_id": Proposal.objects.get().pk,
         "market_id": guides_market.pk,
         "kind": "RESOLVE",
-        "preview_hash": Proposal.objects.get().preview_hash,
+        "preview_hash": Proposal.objects.get().hash,
     }
     approval = {"proposal_id": proposed["proposal_id"], "preview_hash": proposed["preview_hash"]}
     with nothing_moved():

@@ -16,7 +16,6 @@ from payments.models import (
     Callback,
     LedgerAccount,
     Orphan,
-    Proposal,
     Recovery,
     Restore,
     RestoreDecision,
@@ -26,7 +25,8 @@ from payments.models import (
     Transfer,
 )
 from testing import transitions
-from testing.builders import AT, market, member, nothing_moved, orm_bet, payout, resolve, settle
+from testing.builders import AT, FAR, market, member, nothing_moved, orm_bet, payout, resolve, settle
+from users.models import Proposal
 
 MACHINES = {
     "market": (Market, "status", "OPEN"),
@@ -59,14 +59,15 @@ def attempt(of: Transaction, number: int = 1, **fields: Any) -> Attempt:
 def proposal(**fields: Any) -> Proposal:
     return Proposal.objects.create(
         **{
-            "market": market(),
-            "kind": "RESOLVE",
-            "rule": "WINNER",
-            "weights": {"Yes": "100"},
-            "preview_hash": "a" * 64,
-            "pool": 5,
+            "act": "market.resolve",
+            "subject": f"market:{market().pk}",
+            "payload": {"rule": "WINNER", "weights": {"Yes": "100"}},
+            "hash": "a" * 64,
+            "amount": 5,
             "proposed_by": member(),
+            "proposed_from": "test",
             "proposed_at": AT,
+            "expires_at": FAR,
             **fields,
         }
     )
@@ -171,36 +172,33 @@ def test_proposal_cannot_be_approved_by_its_proposer(db: None) -> None:
 
     # then
     for decided_by in (None, open_proposal.proposed_by):
-        with pytest.raises(IntegrityError, match="proposer_is_not_approver"), transaction.atomic():
+        with pytest.raises(IntegrityError, match="two_people_approve_a_proposal"), transaction.atomic():
             rows.update(state="APPROVED", decided_by=decided_by)
     rows.update(state="APPROVED", decided_by=member())
 
 
-def test_proposal_is_fixed_and_only_one_is_open_per_market(db: None) -> None:
+def test_proposal_is_fixed_and_only_one_is_open_per_subject(db: None) -> None:
     open_proposal, other, someone = proposal(), market(), member()
     with nothing_moved():
         assert_fixed(
             Proposal,
             open_proposal.pk,
             {
-                "market": other,
-                "kind": "UNDO",
-                "rule": "VOID",
-                "weights": {"No": "100"},
+                "act": "market.undo",
+                "subject": f"market:{other.pk}",
+                "payload": {"rule": "VOID"},
+                "hash": "b" * 64,
+                "amount": 6,
                 "reason": "x",
-                "evidence_url": "https://example.com/",
-                "evidence_note": "x",
-                "effective_close_at": AT,
-                "preview_hash": "b" * 64,
-                "pool": 6,
-                "closed_market": True,
                 "proposed_by": someone,
-                "proposed_at": AT + timedelta(seconds=1),
+                "proposed_from": "x",
+                "proposed_at": FAR,
+                "expires_at": AT,
             },
             "What was proposed is not changed",
         )
-        with pytest.raises(IntegrityError, match="one_open_proposal_a_market"), transaction.atomic():
-            proposal(market=open_proposal.market)
+        with pytest.raises(IntegrityError, match="one_open_proposal_a_subject"), transaction.atomic():
+            proposal(subject=open_proposal.subject)
 
 
 def test_recovery_above_the_amount_owed_is_refused(db: None) -> None:
@@ -434,9 +432,7 @@ def test_second_live_settlement_of_a_market_is_refused(db: None) -> None:
 # --- removal ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "table", ["settlement", "transaction", "attempt", "callback", "orphan", "proposal", "recovery"]
-)
+@pytest.mark.parametrize("table", ["settlement", "transaction", "attempt", "callback", "orphan", "recovery"])
 @pytest.mark.parametrize(
     "sql", ["DELETE FROM payments_{} WHERE false", "DELETE FROM payments_{}", "TRUNCATE payments_{} CASCADE"]
 )
@@ -446,6 +442,30 @@ def test_removal_of_money_rows_is_refused(db: None, table: str, sql: str) -> Non
     refused = pytest.raises(IntegrityError, match=r"not deleted|not changed")
     with nothing_moved(), refused, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(sql.format(table))
+
+
+@pytest.mark.parametrize("table", ["proposal", "singlehandedact", "figure"])
+@pytest.mark.parametrize("sql", ["DELETE FROM users_{} WHERE false", "TRUNCATE users_{} CASCADE"])
+def test_removal_of_decisions_is_refused(db: None, table: str, sql: str) -> None:
+    refused = pytest.raises(IntegrityError, match=r"not deleted|not changed")
+    with refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql.format(table))
+
+
+def test_second_approval_of_a_machines_proposal_needs_another_person(db: None) -> None:
+    first, second = member(), member()
+    made = proposal(proposed_by=None)
+    rows = Proposal.objects.filter(pk=made.pk)
+    with pytest.raises(IntegrityError, match="two_people_approve"), transaction.atomic():
+        rows.update(state="APPROVED", decided_by=first)
+    rows.update(first_approved_by=first)
+    with pytest.raises(IntegrityError, match="two_people_approve"), transaction.atomic():
+        rows.update(state="APPROVED", decided_by=first)
+    with pytest.raises(IntegrityError, match="not changed"), transaction.atomic():
+        rows.update(first_approved_by=second)
+    rows.update(state="APPROVED", decided_by=second)
+    with pytest.raises(IntegrityError, match="not changed"), transaction.atomic():
+        rows.update(decided_by=member())
 
 
 @pytest.mark.parametrize("table", ["restore", "askfirst", "restoredecision"])

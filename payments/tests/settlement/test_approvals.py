@@ -4,14 +4,25 @@ import pytest
 
 from markets.models import Market
 from payments.ledger import journal
-from payments.models import Proposal, Settlement, Transaction
+from payments.models import Settlement, Transaction
 from payments.payouts.sending import claims
-from payments.settlement import approvals, proposals, resolutions, undo
+from payments.settlement import resolutions, undo
 from payments.settlement.decision import Evidence
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, resolve, settle
 from testing.payout_steps import after
-from testing.settlement_steps import NOBODY, TWO_PERSON_POLICY, approve, bet_again, hash_now, reject, staked
-from users.models import AuditEntry
+from testing.settlement_steps import (
+    NOBODY,
+    TWO_PERSON_ACTS,
+    TWO_PERSON_POLICY,
+    anything,
+    approve,
+    bet_again,
+    hash_now,
+    reject,
+    staked,
+)
+from users import proposals
+from users.models import AuditEntry, Proposal
 
 
 def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
@@ -39,11 +50,11 @@ def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
     assert (settlement.resolved_by, settlement.approved_by, settlement.evidence_note) == (first, second, "2 : 1")
     assert Proposal.objects.get().state == "APPROVED"
     assert list(AuditEntry.objects.order_by("pk").values_list("action", "actor_id")) == [
-        ("market.propose", first.pk),
+        ("proposal.make", first.pk),
         ("market.resolve", second.pk),
     ]
     third = operator()
-    with nothing_moved(), pytest.raises(approvals.ProposalDecided):
+    with nothing_moved(), pytest.raises(proposals.ProposalDecided):
         approve(proposed, third)
 
 
@@ -53,7 +64,7 @@ def test_proposer_may_reject_but_not_approve(db: None) -> None:
     proposed = resolve(market, by=first, policy=TWO_PERSON_POLICY)
 
     # then
-    with nothing_moved(), pytest.raises(approvals.ProposerCannotApprove):
+    with nothing_moved(), pytest.raises(proposals.ProposerCannotApprove):
         approve(proposed, first)
 
     # when
@@ -62,7 +73,7 @@ def test_proposer_may_reject_but_not_approve(db: None) -> None:
     # then: members may bet again
     market.refresh_from_db()
     assert market.status == "OPEN"
-    assert Proposal.objects.get().state == "REJECTED"
+    assert Proposal.objects.get().state == "WITHDRAWN"
     bet(market, member(5), "Yes", 5)
 
 
@@ -103,7 +114,7 @@ def test_bet_after_a_proposal_makes_it_stale(db: None) -> None:
     assert not Settlement.objects.exists()
     assert Proposal.objects.get().state == "STALE"
     third = operator()
-    with nothing_moved(), pytest.raises(approvals.ProposalDecided):
+    with nothing_moved(), pytest.raises(proposals.ProposalDecided):
         approve(proposed, third)
     assert isinstance(resolve(market, by=operator(), policy=TWO_PERSON_POLICY), proposals.Proposed)
 
@@ -152,7 +163,9 @@ def test_proposed_undo_stops_sending_until_it_is_decided(db: None) -> None:
 
 
 def test_unknown_proposal_is_refused(db: None) -> None:
-    with pytest.raises(approvals.ProposalNotFound):
-        approvals.approve(proposal_id=1, preview_hash="", by=actor(operator()), at=AT, policy=TWO_PERSON_POLICY)
-    with pytest.raises(approvals.ProposalNotFound):
-        approvals.reject(proposal_id=1, reason="", may_approve=True, by=NOBODY, at=AT)
+    with pytest.raises(proposals.ProposalNotFound):
+        proposals.approve(
+            proposal_id=1, preview_hash="", holds=anything, by=actor(operator()), at=AT, acts=TWO_PERSON_ACTS
+        )
+    with pytest.raises(proposals.ProposalNotFound):
+        proposals.reject(proposal_id=1, reason="", holds=anything, acts=TWO_PERSON_ACTS, by=NOBODY, at=AT)

@@ -7,11 +7,11 @@ import pytest
 
 from markets import parimutuel
 from markets.models import Market
-from payments.models import Proposal
 from payments.settlement import proposals
 from payments.settlement.decision import VOID_REASONS, BadCloseTime, Decision, Evidence, UnknownReason
 from testing import builders
 from testing.builders import AT
+from users.models import Proposal
 
 YES = {"Yes": Decimal(100)}
 
@@ -53,11 +53,13 @@ def test_close_time_of_the_decision_comes_before_that_of_the_market() -> None:
 
 def test_proposal_gives_back_the_decision_that_it_was_made_of() -> None:
     proposal = Proposal(
-        rule="JOINT",
-        weights={"Yes": "33.3", "No": "66.7"},
-        evidence_url="https://example.com",
-        evidence_note="2 : 1",
-        effective_close_at=AT,
+        payload={
+            "rule": "JOINT",
+            "weights": {"Yes": "33.3", "No": "66.7"},
+            "evidence_url": "https://example.com",
+            "evidence_note": "2 : 1",
+            "effective_close_at": AT.isoformat(),
+        }
     )
     assert proposals.decision_of(proposal) == Decision(
         "JOINT",

@@ -9,13 +9,15 @@ import pytest
 
 from markets.models import Market
 from payments.ledger import journal
-from payments.models import Attempt, Proposal, Recovery, Settlement, Transaction
+from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.sending import claims, responses
-from payments.settlement import approvals, proposals, resolutions, undo
+from payments.settlement import resolutions, undo
 from testing import builders
 from testing.builders import AT, actor, at_once, member, operator, orm_bet, policy, resolve, settle, transfers
 from testing.payout_steps import ADDRESSES, POLICY, READ_TIMEOUT, after
-from users import audit
+from testing.settlement_steps import TWO_PERSON_ACTS, anything
+from users import audit, proposals
+from users.models import Proposal
 
 THREADS = 64
 TWO_PERSON_POLICY = policy(approval_above=Decimal(0))
@@ -60,8 +62,8 @@ def test_one_approval_succeeds_among_concurrent_decisions_on_a_proposed_market()
     made, first, second, third = staked(), operator(), operator(), operator()
     proposed = resolve(made, "Yes", by=first, policy=TWO_PERSON_POLICY)
     approve = partial(
-        approvals.approve, proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second),
-        at=AT, policy=TWO_PERSON_POLICY,
+        proposals.approve, proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second),
+        at=AT, holds=anything, acts=TWO_PERSON_ACTS,
     )  # fmt: skip
 
     # when

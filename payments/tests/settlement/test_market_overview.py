@@ -5,9 +5,11 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from payments.models import Transaction
-from payments.settlement import approvals, market_overview, proposals, resolutions, undo
+from payments.settlement import approvals, market_overview, resolutions, undo
 from testing import builders, console_scenes
 from testing.builders import actor, bet, market, member, policy, resolve, settle
+from testing.settlement_steps import anything
+from users import proposals
 
 
 def test_pools_have_shares_and_dividends_per_shilling(db: None) -> None:
@@ -73,8 +75,13 @@ def test_market_waits_for_a_decision_after_an_undo_before_its_end(db: None, at: 
     rules = policy(approval_above=Decimal(0))
     proposed = undo.undo(market_id=undone.pk, reason="The wrong outcome.", by=actor(first), at=at, policy=rules)
     assert isinstance(proposed, proposals.Proposed)
-    approvals.approve(
-        proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second), at=at, policy=policy()
+    proposals.approve(
+        proposal_id=proposed.proposal_id,
+        preview_hash=proposed.preview_hash,
+        by=actor(second),
+        at=at,
+        holds=anything,
+        acts=approvals.procedures(policy()),
     )
     undo.carry_out(market_id=undone.pk, at=at, policy=policy(), keep_going=lambda: True)
 

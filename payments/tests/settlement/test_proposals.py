@@ -2,9 +2,10 @@
 
 import pytest
 
-from payments.settlement import approvals, proposals, resolutions
+from payments.settlement import approvals, resolutions
 from testing.builders import AT, nothing_moved, operator, resolve
-from testing.settlement_steps import NOBODY, TWO_PERSON_POLICY, staked
+from testing.settlement_steps import NOBODY, TWO_PERSON_POLICY, anything, staked
+from users import proposals
 
 
 def test_resolve_up_to_the_threshold_needs_one_person(db: None) -> None:
@@ -27,10 +28,11 @@ def test_machine_may_neither_propose_nor_approve(db: None) -> None:
         resolve(market, policy=TWO_PERSON_POLICY)
     proposed = resolve(market, by=operator(), policy=TWO_PERSON_POLICY)
     with nothing_moved(), pytest.raises(proposals.PersonNeeded):
-        approvals.approve(
+        proposals.approve(
             proposal_id=proposed.proposal_id,
             preview_hash=proposed.preview_hash,
             by=NOBODY,
             at=AT,
-            policy=TWO_PERSON_POLICY,
+            holds=anything,
+            acts=approvals.procedures(TWO_PERSON_POLICY),
         )

@@ -11,12 +11,13 @@ from markets.models import Bet, Market
 from payments import own_affairs
 from payments.ledger import journal
 from payments.models import Settlement, Transaction
-from payments.settlement import preview, proposals, resolutions, settling, undo
+from payments.settlement import preview, resolutions, settling, undo
 from payments.settlement.decision import BadCloseTime, Decision, Evidence, UnknownReason
 from testing import builders
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, orm_bet, policy, resolve, settle
 from testing.payout_steps import after
 from testing.settlement_steps import OUTCOMES, TWO_PERSON_POLICY, approve, hash_now, race, reject, scratch, staked
+from users import proposals
 from users.models import AuditEntry, CustomUser
 
 

@@ -9,7 +9,7 @@ from markets.models import Market
 from payments.ledger import journal
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.operations import actions
-from payments.settlement import failures, proposals, undo
+from payments.settlement import failures, undo
 from testing import builders, settlement_steps
 from testing.builders import actor, begin, member, nothing_moved, orm_bet, policy, resolve, settle, transfers
 from testing.payout_steps import (
@@ -26,6 +26,7 @@ from testing.payout_steps import (
     states,
     status_body,
 )
+from users import proposals
 from users.models import CustomUser
 
 

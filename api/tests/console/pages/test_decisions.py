@@ -10,10 +10,11 @@ from django.utils import timezone
 
 from markets.models import Market
 from payments import wiring
-from payments.models import Proposal, Settlement
+from payments.models import Settlement
 from payments.policy import Policy
 from testing import builders, console_scenes
 from testing.console_scenes import client_of, hidden_value, market_of_two, page_text, step_two_form, submit
+from users.models import Proposal
 
 
 @pytest.fixture
@@ -77,13 +78,13 @@ def test_proposer_cannot_approve_but_can_withdraw(db: None, large: Policy) -> No
     page = page_text(client.get(f"/admin/proposals/{proposal.pk}/"))
     assert "Another person must approve it" in page
     with builders.nothing_moved():
-        refused = submit(client, f"/admin/proposals/{proposal.pk}/", hash=proposal.preview_hash, typed="approve")
+        refused = submit(client, f"/admin/proposals/{proposal.pk}/", hash=proposal.hash, typed="approve")
     assert "You proposed this. Another member of staff must approve it." in refused
     assert "is withdrawn. No money was moved." in submit(
         client, f"/admin/proposals/{proposal.pk}/reject/", reason="Typo."
     )
     proposal.refresh_from_db()
-    assert (proposal.state, proposal.words) == ("REJECTED", "Typo.")
+    assert (proposal.state, proposal.words) == ("WITHDRAWN", "Typo.")
 
 
 def test_proposal_with_changed_figures_says_so(console: Client, large: Policy) -> None:

@@ -12,10 +12,12 @@ from django.utils import timezone
 
 from payments.models import Transaction
 from payments.payouts import breakers
-from payments.settlement import approvals, failures, proposals, resolutions, undo
+from payments.settlement import approvals, failures, resolutions, undo
 from testing import builders, console_scenes
 from testing.builders import actor, policy
 from testing.console_scenes import page_text, submit
+from testing.settlement_steps import anything
+from users import proposals
 
 
 def shown(console: Client, path: str) -> str:
@@ -81,8 +83,13 @@ def test_undone_market_waits_for_a_decision_and_shows_its_undo(console: Client) 
     proposed = undo.undo(market_id=market.pk, reason="The referee's report.", by=actor(first), at=at, policy=rules)
     assert isinstance(proposed, proposals.Proposed)
     assert "no payout of this market is sent" in shown(console, f"/admin/markets/{market.pk}/")
-    approvals.approve(
-        proposal_id=proposed.proposal_id, preview_hash=proposed.preview_hash, by=actor(second), at=at, policy=rules
+    proposals.approve(
+        proposal_id=proposed.proposal_id,
+        preview_hash=proposed.preview_hash,
+        by=actor(second),
+        at=at,
+        holds=anything,
+        acts=approvals.procedures(rules),
     )
     assert "undoing" in shown(console, "/admin/markets/")
     undoing = shown(console, f"/admin/markets/{market.pk}/")
@@ -126,8 +133,13 @@ def test_page_names_the_person_who_approved_a_resolution(console: Client) -> Non
     market = console_scenes.market_of_two()
     rules = policy(approval_above=Decimal(0))
     made = builders.resolve(market, "Yes", by=first, at=at, policy=rules)
-    approvals.approve(
-        proposal_id=made.proposal_id, preview_hash=made.preview_hash, by=actor(second), at=at, policy=rules
+    proposals.approve(
+        proposal_id=made.proposal_id,
+        preview_hash=made.preview_hash,
+        by=actor(second),
+        at=at,
+        holds=anything,
+        acts=approvals.procedures(rules),
     )
     page = shown(console, f"/admin/markets/{market.pk}/")
     assert f"Yes wins, proposed by {first}, approved by {second}" in page

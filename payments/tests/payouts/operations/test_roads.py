@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from payments.models import Dispute, Proposal, Settlement, Transaction
+from payments.models import Dispute, Settlement, Transaction
 from payments.payouts.operations import actions, bulk_retries, failures, reissue
-from payments.settlement import approvals, undo
+from payments.settlement import undo
 from testing import builders, dispute_steps, payout_steps
 from testing.builders import actor, nothing_moved
 from testing.payout_steps import after, claims
+from testing.settlement_steps import TWO_PERSON_ACTS, anything
+from users import proposals
 from users.audit import MACHINE
-from users.models import CustomUser
+from users.models import CustomUser, Proposal
 
 pytestmark = pytest.mark.django_db
 
@@ -154,8 +156,13 @@ def test_release_ends_a_persons_hold_and_opens_the_roads() -> None:
 def test_rejected_undo_opens_the_roads_again() -> None:
     payout, boss = failed_payout("retry")
     undo_proposed(payout, boss)
-    approvals.reject(
-        proposal_id=Proposal.objects.get().pk, reason="It is right.", may_approve=True, by=actor(boss), at=after(200)
+    proposals.reject(
+        proposal_id=Proposal.objects.get().pk,
+        reason="It is right.",
+        holds=anything,
+        acts=TWO_PERSON_ACTS,
+        by=actor(boss),
+        at=after(200),
     )
     retry(payout)
     payout.refresh_from_db()
