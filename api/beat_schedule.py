@@ -15,6 +15,7 @@ def beat_schedule(*, sweep_seconds: int, float_minutes: int) -> dict[str, Entry]
         "continue bulk retries": _every(sweep_seconds, "payments.settlement_tasks.continue_bulk_retries"),
         "tell members of new terms": _every(sweep_seconds, "payments.market_tasks.tell_members_of_new_terms"),
         "close ended markets": _every(sweep_seconds, "payments.market_tasks.close_ended_markets"),
+        "propose to void markets": _every(60, "payments.market_tasks.propose_to_void_markets"),
         "remind staff of markets": _every(60, "payments.market_tasks.remind_staff_of_markets"),
         "expire proposals": _every(60, "payments.settlement_tasks.expire_proposals"),
         "ask for the float balance": _every(60 * float_minutes, "payments.settlement_tasks.ask_for_the_float"),

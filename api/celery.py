@@ -30,6 +30,7 @@ SWEEPS = {
     "payments.market_tasks.tell_members_of_new_terms",
     "payments.market_tasks.close_ended_markets",
     "payments.market_tasks.remind_staff_of_markets",
+    "payments.market_tasks.propose_to_void_markets",
     "payments.overview_tasks.heartbeat",
     "payments.overview_tasks.measure",
     "payments.overview_tasks.check_books",

@@ -379,6 +379,7 @@ SETTLEMENT_CHUNK = whole("SETTLEMENT_CHUNK", 20_000, low=1, high=1_000_000)
 TERMS_NOTICE_HOURS = whole("TERMS_NOTICE_HOURS", 24, low=1, high=720)
 CLOSE_REMINDER_MINUTES = whole("CLOSE_REMINDER_MINUTES", 60, low=1, high=10_080)
 OUTCOME_REMINDER_HOURS = whole("OUTCOME_REMINDER_HOURS", 24, low=1, high=720)
+VOID_PROPOSAL_HOURS = whole("VOID_PROPOSAL_HOURS", 168, low=0, high=8_760)
 
 # --- disputes --------------------------------------------------------------------------------------------------------
 

@@ -195,7 +195,7 @@ def record(market: Market, *, made_by: int | None, at: datetime, **more: Any) ->
 def versions(market: Market) -> list[Version]:
     """Return the versions of a market's terms, the newest first."""
     rows = list(market.terms.select_related("made_by", "approved_by").order_by("version"))
-    drafts = [_draft(row) for row in rows]
+    drafts = [draft_of(row) for row in rows]
     before = [None, *drafts[:-1]]
     pairs = zip(rows, before, drafts, strict=True)
     return [Version(row, () if earlier is None else differences(earlier, draft)) for row, earlier, draft in pairs][::-1]
@@ -204,7 +204,7 @@ def versions(market: Market) -> list[Version]:
 def differences_of(version: Terms) -> tuple[Difference, ...]:
     """Return the differences of a version from the one before it."""
     earlier = Terms.objects.filter(market=version.market_id, version=version.version - 1).first()
-    return () if earlier is None else differences(_draft(earlier), _draft(version))
+    return () if earlier is None else differences(draft_of(earlier), draft_of(version))
 
 
 def running_notice(market: Market, *, at: datetime) -> Version | None:
@@ -393,6 +393,7 @@ def _insert(market: Market, draft: Draft, *, version: int, **more: Any) -> Terms
     return Terms.objects.create(market=market, version=version, **values, **more)
 
 
-def _draft(row: Terms) -> Draft:
+def draft_of(row: Terms) -> Draft:
+    """Return the terms that a version holds."""
     values = {field.name: getattr(row, field.name) for field in fields(Draft)}
     return Draft(**{**values, "outcomes": tuple(row.outcomes)})

@@ -11,7 +11,7 @@ from celery import shared_task
 
 from markets import lifecycle, reminders, terms_notices
 from payments import wiring
-from payments.settlement import pacing
+from payments.settlement import fallback, pacing
 
 alarm = logging.getLogger("kasoko.alarm")
 
@@ -48,6 +48,19 @@ def remind_staff_of_markets() -> None:
             return
         with _isolated(f"The reminder of market {market_id}"):
             reminders.remind(market_id=market_id, at=wiring.now(), **times)
+
+
+@shared_task(name="payments.market_tasks.propose_to_void_markets")
+def propose_to_void_markets() -> None:
+    """Propose to void the markets that nobody has resolved for too long. Two people decide each proposal."""
+    policy, keep_going = wiring.policy(), pacing.for_seconds(pacing.TASK_SECONDS)
+    if policy.void_proposal is None:
+        return
+    for market_id in fallback.due(at=wiring.now(), after=policy.void_proposal, limit=100):
+        if not keep_going():
+            return
+        with _isolated(f"The proposal to void market {market_id}"):
+            fallback.propose_void(market_id=market_id, at=wiring.now(), after=policy.void_proposal, policy=policy)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class Policy:
     terms_notice: timedelta = timedelta(hours=24)
     close_reminder: timedelta = timedelta(minutes=60)
     outcome_reminder: timedelta = timedelta(hours=24)
+    void_proposal: timedelta | None = None
 
     def hold_for(self, pool: Decimal) -> timedelta:
         """Return the time for which a settlement's payouts are held, by its pool in shillings."""
@@ -77,4 +78,5 @@ class Policy:
             terms_notice=timedelta(hours=settings.TERMS_NOTICE_HOURS),
             close_reminder=timedelta(minutes=settings.CLOSE_REMINDER_MINUTES),
             outcome_reminder=timedelta(hours=settings.OUTCOME_REMINDER_HOURS),
+            void_proposal=timedelta(hours=settings.VOID_PROPOSAL_HOURS) if settings.VOID_PROPOSAL_HOURS else None,
         )

@@ -13,6 +13,7 @@ from celery.exceptions import BackendError
 from django.conf import settings
 from kombu.exceptions import OperationalError
 
+from markets import terms_proposals
 from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
@@ -215,7 +216,7 @@ def policy() -> Policy:
 @cache
 def acts() -> Acts:
     """Return the procedures of all acts that a second person approves, by the act's name in users.authority."""
-    return {**approvals.procedures(policy())}
+    return {**approvals.procedures(policy()), **terms_proposals.acts(policy().terms_notice)}
 
 
 @cache

@@ -37,7 +37,6 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     terms.BadTerms: (400, "bad_terms"),
     terms.TermsFixed: (409, "terms_fixed"),
     terms.TermsMoved: (409, "terms_moved"),
-    terms.SecondPersonNeeded: (403, "second_person_needed"),
     terms.NoticeRunning: (409, "notice_running"),
     market_sending.NothingToSend: (409, "nothing_to_send"),
     market_sending.SendingNotSuspended: (409, "sending_not_suspended"),

@@ -12,10 +12,12 @@ from rest_framework.response import Response
 
 from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, Percentage, StrictInteger, StrictText, actor, checked
-from markets import lifecycle, locks, queries, terms
+from api.rest.proposals import proposed
+from markets import lifecycle, locks, queries, terms, terms_proposals
 from markets.models import DEFAULT_OUTCOMES, Market, default_fee_pct
 from payments import wiring
 from payments.settlement import market_sending
+from users import proposals
 
 REASON = 300
 
@@ -99,7 +101,7 @@ def _draft(body: dict[str, Any]) -> terms.Draft:
 def change_market(request: Request) -> Response:
     """`POST …/admin/change/` {market_id, terms_version, reason, …}: change the terms that the body names.
 
-    After the first bet another person must approve.
+    Answers 202 after the first bet: another person must approve, and betting is suspended until then.
     """
     body = checked(ChangeBody(data=request.data))
     market_id, seen_version, reason = (body.pop(name) for name in ("market_id", "terms_version", "reason"))
@@ -108,16 +110,17 @@ def change_market(request: Request) -> Response:
         raise locks.MarketNotFound(f"There is no market {market_id}.")
     if "outcomes" in body:
         body["outcomes"] = tuple(body["outcomes"])
-    changed = terms.change(
+    changed = terms_proposals.change(
         market_id=market_id,
         draft=replace(terms.of(market), **body),
         seen_version=seen_version,
         reason=reason,
         by=actor(request),
-        approved_by=None,
         at=wiring.now(),
         notice=wiring.policy().terms_notice,
     )
+    if isinstance(changed, proposals.Proposed):
+        return proposed(changed)
     return Response(
         {
             "status": "changed" if changed.differences else "unchanged",

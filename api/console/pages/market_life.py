@@ -9,10 +9,11 @@ from django.urls import path, reverse
 from django.utils.dateparse import parse_datetime
 
 from api.console import page, paging
-from markets import lifecycle, terms
+from markets import lifecycle, terms, terms_proposals
 from markets.models import DEFAULT_OUTCOMES, NAIROBI, Market, default_fee_pct
 from payments import wiring
 from payments.settlement import market_sending
+from users import proposals
 
 REASON = page.Field("reason", "Reason", kind="area", help="It is kept in the audit trail.")
 
@@ -56,9 +57,9 @@ def change(request: HttpRequest, market_id: int) -> HttpResponse:
     if has_bets:
         hours = int(notice.total_seconds() // 3600)
         effects = [
-            "Members have bet, so another person must approve the change.",
-            f"Then betting is suspended for {hours} hours. Members are told of the differences, and may take back the"
-            " stakes that they made before.",
+            "Members have bet, so another person must approve the change. Betting is suspended from now on.",
+            f"After the approval betting stays suspended for {hours} hours. Members are told of the differences, and"
+            " may take back the stakes that they made before.",
             "The close must come after this time. Outcomes stay; an outcome can only be scratched.",
         ]
     question = page.Question(
@@ -73,16 +74,20 @@ def change(request: HttpRequest, market_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         reason = answers.pop("reason")
-        changed = terms.change(
+        changed = terms_proposals.change(
             market_id=market.pk,
             draft=_draft(answers, in_force),
             seen_version=int(seen_version) if seen_version.isascii() and seen_version.isdigit() else 0,
             reason=reason,
             by=page.actor(request),
-            approved_by=None,
             at=wiring.now(),
             notice=notice,
         )
+        if isinstance(changed, proposals.Proposed):
+            return (
+                f"Proposal {changed.proposal_id} waits for another person. Betting on market {market.pk} is suspended"
+                " until it is approved or rejected."
+            )
         if not changed.differences:
             return "These terms are in force already. Nothing was changed."
         return f"Version {changed.version} of the terms is in force."

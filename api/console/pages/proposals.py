@@ -9,6 +9,7 @@ from django.urls import path, reverse
 from api.console import page, paging
 from api.console.pages import resolve
 from api.console.templatetags.console import kes
+from markets import terms, terms_proposals
 from markets.models import Market
 from payments import wiring
 from payments.settlement import preview_cache
@@ -158,6 +159,8 @@ def _let_go_in_words(proposal: Proposal) -> list[str]:
         return ["If the proposal closed the market, the market opens again, unless its end has passed."]
     if proposal.act == "market.undo":
         return ["The payouts that wait for this decision may be sent again. A market's hold still applies."]
+    if proposal.act == terms_proposals.ACT:
+        return ["The terms stay as they are. Betting goes on, unless a person had suspended it before."]
     return []
 
 
@@ -171,6 +174,8 @@ def _report(done: object) -> str:
         )
     if isinstance(done, Resolved) and done.rule == "SCRATCH":
         return f"Approved. {done.outcome} is scratched. Its stakes are being refunded."
+    if isinstance(done, terms.Changed):
+        return f"Approved. Version {done.version} of the terms is in force, and members are being told."
     if isinstance(done, Resolved):
         return f"Approved. Market {done.market_id} is decided, and its settlement has started."
     return "Approved and carried out."

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from api.console.pages import receivables
 from api.rest import errors
+from markets import terms
 from payments.payouts.operations import actions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
@@ -21,6 +22,7 @@ WITHOUT_REST = {
     restore_decisions.NothingToDecide,
     restore_decisions.TwoPeopleNeeded,
     staff_notes.NoteRefused,
+    terms.SecondPersonNeeded,
 }
 
 

@@ -9,7 +9,7 @@ from rest_framework.test import APIClient as Client
 from markets.models import Market
 from payments import wiring
 from testing import builders
-from testing.builders import bearer, bet, market, member, nothing_moved, operator
+from testing.builders import bearer, bet, market, member, operator
 from users.models import AuditEntry
 
 Post = Callable[..., Any]
@@ -88,15 +88,34 @@ def test_terms_without_bets_are_changed_and_shown(post: Post) -> None:
     assert post("change", {**body, "market_id": made + 1}).status_code == 404
 
 
-def test_close_and_fee_of_a_market_with_bets_are_not_changed_by_one_person(post: Post) -> None:
+def test_change_of_a_market_with_bets_waits_for_another_person(post: Post) -> None:
     """Before, an operator moved the close of a finished market, and a friend bet on the known winner."""
+    # given
     made = Market.objects.get(pk=post("create", NEW).json()["market_id"])
     bet(made, member(100), at=wiring.now())
     body = {"market_id": made.pk, "terms_version": 1, "reason": "A longer market."}
-    with nothing_moved():
-        for change in ({"platform_fee_pct": 50}, {"end_date": "2099-12-02T18:00:00+03:00"}):
-            assert post("change", {**body, **change}).json()["code"] == "second_person_needed"
-        assert post("change", {**body, "outcomes": ["Home", "Away"]}).json()["code"] == "bad_terms"
+    assert post("change", {**body, "outcomes": ["Home", "Away"]}).json()["code"] == "bad_terms"
+
+    # when
+    answer = post("change", {**body, "end_date": "2099-12-02T18:00:00+03:00"})
+
+    # then
+    assert (answer.status_code, answer.json()["status"], answer.json()["act"]) == (202, "proposed", "market.change")
+    again = post("change", {**body, "platform_fee_pct": 50})
+    assert (again.status_code, again.json()["code"]) == (409, "proposal_waits")
+    made.refresh_from_db()
+    assert (made.terms_version, made.betting_suspended_at is not None) == (1, True)
+
+    # when: another person approves over REST
+    approval = {name: answer.json()[name] for name in ("proposal_id", "preview_hash")}
+    assert post("approve", approval).json()["code"] == "proposer_cannot_approve"
+    approved = Client().post("/api/markets/admin/approve/", approval, format="json", headers=bearer(operator()))
+
+    # then
+    made.refresh_from_db()
+    assert approved.json()["status"] == "approved"
+    assert (made.terms_version, made.end_date.day) == (2, 2)
+    assert made.take_back_until is not None
 
 
 def test_betting_is_suspended_resumed_and_closed(post: Post) -> None:

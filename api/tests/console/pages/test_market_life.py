@@ -9,10 +9,10 @@ from django.test import Client
 from django.utils import timezone
 
 from markets.models import Market
-from testing import builders
+from testing import builders, console_scenes
 from testing.builders import bet, market, member, nothing_moved
-from testing.console_scenes import page_text, submit
-from users.models import AuditEntry
+from testing.console_scenes import client_of, page_text, submit
+from users.models import AuditEntry, Proposal
 
 NEW = {
     "question": "Who wins the derby?",
@@ -98,6 +98,27 @@ def test_change_of_terms_that_moved_meanwhile_is_refused(console: Client) -> Non
     assert "have changed since you opened the page" in page
     rain.refresh_from_db()
     assert rain.question == "Will it rain tomorrow?"
+
+
+def test_change_of_a_market_with_bets_is_approved_on_its_page(console: Client) -> None:
+    # given
+    rain = market()
+    bet(rain, member(100), at=timezone.now())
+    form = {name: value for name, value in changed_form(rain, platform_fee_pct="4").items() if name != "outcomes"}
+
+    # when
+    page = submit(console, f"/admin/markets/{rain.pk}/change/", **form)
+
+    # then
+    assert "waits for another person" in page
+    made = Proposal.objects.get()
+    approver = client_of(console_scenes.staff("approver"))
+    shown = page_text(approver.get(f"/admin/proposals/{made.pk}/"))
+    assert "Platform fee: 5.00 % → 4.00 %" in shown
+    after = submit(approver, f"/admin/proposals/{made.pk}/", hash=made.hash, typed="approve")
+    rain.refresh_from_db()
+    assert "Version 2 of the terms is in force" in after
+    assert (rain.terms_version, rain.platform_fee_pct) == (2, Decimal(4))
 
 
 def test_form_for_a_market_with_bets_leaves_out_its_outcomes(console: Client) -> None:

@@ -1,0 +1,82 @@
+"""Tests of payments/settlement/fallback.py: the machine proposes to void markets that nobody resolves."""
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from django.utils import timezone
+
+from markets import lifecycle
+from payments import market_tasks, wiring
+from payments.settlement import fallback
+from testing import builders
+from testing.builders import actor, bet, market, member, nothing_moved, operator, policy
+from users import proposals
+from users.models import CustomUser, Proposal
+
+NOW = timezone.now()
+AFTER = timedelta(days=7)
+LATER = NOW + AFTER
+
+
+def closed_market() -> tuple[object, CustomUser]:
+    rain, user = market(), member(100)
+    bet(rain, user, at=NOW)
+    lifecycle.close(market_id=rain.pk, reason="Over.", by=actor(operator()), at=NOW)
+    rain.refresh_from_db()
+    return rain, user
+
+
+def approve(made: Proposal, by: CustomUser) -> object:
+    return proposals.approve(
+        proposal_id=made.pk,
+        preview_hash=made.hash,
+        holds=lambda _: True,
+        by=actor(by),
+        at=LATER,
+        acts=wiring.acts(),
+    )
+
+
+def test_market_that_nobody_resolves_is_proposed_to_be_voided_once(db: None) -> None:
+    rain, _ = closed_market()
+    assert fallback.due(at=LATER - timedelta(seconds=1), after=AFTER, limit=10) == []
+    assert fallback.due(at=LATER, after=AFTER, limit=10) == [rain.pk]
+    made = fallback.propose_void(market_id=rain.pk, at=LATER, after=AFTER, policy=policy())
+    assert made is not None
+    assert made.act == "market.void"
+    assert fallback.due(at=LATER, after=AFTER, limit=10) == []
+    assert fallback.propose_void(market_id=rain.pk, at=LATER, after=AFTER, policy=policy()) is None
+
+
+def test_two_people_approve_the_machines_proposal(db: None) -> None:
+    # given
+    rain, user = closed_market()
+    fallback.propose_void(market_id=rain.pk, at=LATER, after=AFTER, policy=policy())
+    made, first, second = Proposal.objects.get(), operator(), operator()
+    assert made.proposed_by_id is None
+
+    # when, then
+    assert isinstance(approve(made, first), proposals.ApprovedOnce)
+    with nothing_moved(), pytest.raises(proposals.ProposerCannotApprove):
+        approve(made, first)
+    approve(made, second)
+    builders.settle(rain, at=LATER)
+    assert rain.status == "VOID"
+    assert CustomUser.objects.get(pk=user.pk).balance == Decimal(100)
+
+
+def test_machines_proposal_blocks_nothing_and_lapses_when_people_decide(db: None) -> None:
+    rain, _ = closed_market()
+    fallback.propose_void(market_id=rain.pk, at=LATER, after=AFTER, policy=policy())
+    builders.resolve(rain, at=LATER, by=operator())
+    assert Proposal.objects.get().state == "STALE"
+    assert fallback.due(at=LATER, after=AFTER, limit=10) == []
+
+
+def test_task_proposes_after_the_time_of_the_setting(db: None) -> None:
+    rain = market(end_date=NOW - timedelta(days=8), created_at=NOW - timedelta(days=9))
+    market(end_date="2026-02-17", created_at=NOW)
+    market_tasks.propose_to_void_markets()
+    market_tasks.propose_to_void_markets()
+    assert [made.subject for made in Proposal.objects.all()] == [f"market:{rain.pk}"]
