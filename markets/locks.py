@@ -10,7 +10,7 @@ number:
 | 9 | `certificate_lock(id)` | the issuing of one settlement's certificate | `settlement.certificates.issuing` |
 | 10 | `RESTORES` | a new restore; settlements share it while they are finished | `payouts.restores` |
 | 11 | `receipt_lock(receipt)` | decisions with one M-Pesa receipt | `payouts.operations.decisions` |
-| 12 | one person's acts of one kind | the amounts that the person decided alone in a day | `users.second_person` |
+| 12 | `acts_lock(act, user)` | the amounts that the person decided alone in a day | `users.second_person` |
 
 A transaction holds each of these locks until it ends. A new kind takes the next byte and a row in this table.
 """

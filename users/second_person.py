@@ -20,7 +20,6 @@ from users.decision_models import SingleHandedAct
 alarm = logging.getLogger("kasoko.alarm")
 
 WINDOW = timedelta(hours=24)
-_ACTOR_LOCK = 12 << 56
 _ZERO = Decimal("0.00")
 
 
@@ -85,8 +84,12 @@ def missing(act_name: str, by: audit.Actor) -> bool:
     return True
 
 
+def acts_lock(act_name: str, user_id: int | None) -> int:
+    """Return the number of the lock on one person's acts of one kind. markets/locks.py has all such numbers."""
+    return (12 << 56) + int.from_bytes(hashlib.sha256(f"{user_id}:{act_name}".encode()).digest()[:7])
+
+
 def _lock(act_name: str, by: audit.Actor) -> None:
     """Let only one transaction at a time count this person's acts of one kind."""
-    digest = hashlib.sha256(f"{by.user_id}:{act_name}".encode()).digest()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ACTOR_LOCK + int.from_bytes(digest[:7])])
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [acts_lock(act_name, by.user_id)])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from markets import locks
+from users import second_person
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST_ID = 2**63 - 1
@@ -29,8 +30,9 @@ def test_kinds_of_locks_never_share_a_number(row_id: int) -> None:
         locks.certificate_lock(row_id),
         locks.RESTORES,
         locks.receipt_lock(f"SKG{row_id}"),
+        second_person.acts_lock("market.resolve", row_id),
     ]
-    assert [number >> 56 for number in numbers] == [7, 8, 9, 10, 11]
+    assert [number >> 56 for number in numbers] == [7, 8, 9, 10, 11, 12]
     assert max(numbers) < 2**63
 
 
@@ -48,5 +50,5 @@ def test_only_the_registry_computes_advisory_lock_numbers() -> None:
     # then: the module names the registry's functions
     assert "payments/wallet/bets.py" in takers
     for path, text in takers.items():
-        names = ("locks.market_lock(", "locks.certificate_lock(", "locks.RESTORES", "locks.receipt_lock(")
+        names = ("locks.market_lock(", "locks.certificate_lock(", "locks.RESTORES", "locks.receipt_lock(", "acts_lock(")
         assert path == "markets/locks.py" or any(name in text for name in names), path
