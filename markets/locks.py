@@ -11,6 +11,7 @@ number:
 | 10 | `RESTORES` | a new restore; settlements share it while they are finished | `payouts.restores` |
 | 11 | `receipt_lock(receipt)` | decisions with one M-Pesa receipt | `payouts.operations.decisions` |
 | 12 | `acts_lock(act, user)` | the amounts that the person decided alone in a day | `users.second_person` |
+| 13 | `figure_lock(name)` | changes of a figure of law, a limit or a threshold | `users.figure_changes` |
 
 A transaction holds each of these locks until it ends. A new kind takes the next byte and a row in this table.
 """

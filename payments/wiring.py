@@ -28,6 +28,7 @@ from payments.settlement import approvals, failures
 from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
+from users import figure_changes
 from users.clock import DatabaseClock
 from users.proposals import Acts
 
@@ -216,7 +217,11 @@ def policy() -> Policy:
 @cache
 def acts() -> Acts:
     """Return the procedures of all acts that a second person approves, by the act's name in users.authority."""
-    return {**approvals.procedures(policy()), **terms_proposals.acts(policy().terms_notice)}
+    return {
+        **approvals.procedures(policy()),
+        **terms_proposals.acts(policy().terms_notice),
+        **figure_changes.procedures(),
+    }
 
 
 @cache

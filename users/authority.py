@@ -74,6 +74,12 @@ _TABLE = (
         "asks of the second person", money=True, own="stake"),
     Act("proposal.reject", "view_console", "withdraw one's own proposal, or reject another person's if one may "
         "approve it", money=True, reason=True, own="stake"),
+    # Law, limits and thresholds.
+    Act("figures.view", "view_console", "see the figures of law, limits and thresholds", machine=True),
+    Act("figure.set", "approve_resolution", "change a figure of law or a limit", money=True, people="two",
+        approval="approve_resolution", reason=True),
+    Act("threshold.set", "approve_resolution", "change the amount above which an act takes two people", money=True,
+        people="two", approval="approve_resolution", reason=True),
     # Payouts.
     Act("payout.retry", "act_on_payouts", "send a failed payout again", money=True, own="payout", machine=True),
     Act("payout.ask", "act_on_payouts", "ask M-Pesa about a payout", machine=True),

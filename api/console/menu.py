@@ -37,6 +37,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
     (
         "Settings",
         [
+            ("Limits and law", "policy", "figures", "figures.view"),
             ("Sending", "toggle_on", "sending", "console.view"),
             ("Records", "database", "records", None),
         ],

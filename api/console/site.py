@@ -20,6 +20,7 @@ from api.console.pages import (
     bulk_retry,
     decisions,
     disputes,
+    figures,
     home,
     in_doubt,
     ledger,
@@ -54,6 +55,7 @@ PAGES = (
     members,
     audit,
     sending,
+    figures,
 )
 
 

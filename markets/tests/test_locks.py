@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from markets import locks
-from users import second_person
+from users import figure_changes, second_person
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST_ID = 2**63 - 1
@@ -31,8 +31,9 @@ def test_kinds_of_locks_never_share_a_number(row_id: int) -> None:
         locks.RESTORES,
         locks.receipt_lock(f"SKG{row_id}"),
         second_person.acts_lock("market.resolve", row_id),
+        figure_changes.figure_lock(f"figure {row_id}"),
     ]
-    assert [number >> 56 for number in numbers] == [7, 8, 9, 10, 11, 12]
+    assert [number >> 56 for number in numbers] == [7, 8, 9, 10, 11, 12, 13]
     assert max(numbers) < 2**63
 
 
@@ -51,4 +52,5 @@ def test_only_the_registry_computes_advisory_lock_numbers() -> None:
     assert "payments/wallet/bets.py" in takers
     for path, text in takers.items():
         names = ("locks.market_lock(", "locks.certificate_lock(", "locks.RESTORES", "locks.receipt_lock(", "acts_lock(")
+        names += ("figure_lock(",)
         assert path == "markets/locks.py" or any(name in text for name in names), path

@@ -78,6 +78,8 @@ NEEDS = {
     "market_undo": "resolve_market",
     "market_scratch": "resolve_market",
     "proposals": "view_console",
+    "figures": "view_console",
+    "figure_change": "approve_resolution",
     "proposal": "view_console",
     "proposal_reject": "view_console",
     "disputes": "answer_dispute",
@@ -127,7 +129,7 @@ def address(name: str) -> str:
         return reverse(f"admin:{name}", args=[LedgerAccount.objects.order_by("pk")[0].pk])
     if name.startswith("member") and name != "members":
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].user_id])
-    return reverse(f"admin:{name}")
+    return reverse(f"admin:{name}", args=["excise_pct"] if name == "figure_change" else [])
 
 
 def test_every_page_is_in_the_table_of_permissions() -> None:
