@@ -324,6 +324,14 @@ def test_database_refuses_changes_of_versions_and_outcomes(db: None) -> None:
             attempt()
 
 
+def test_database_refuses_a_decision_during_a_notice(db: None) -> None:
+    market, at = created(), timezone.now()
+    bet(market, member(100), at=at)
+    change(market, at=at, source="kmd.go.ke")
+    Market.objects.filter(pk=market.pk).update(status="CLOSED")
+    refused_by_database("it is only voided", Market, market.pk, status="RESOLVED")
+
+
 def test_database_keeps_the_terms_of_a_bet_and_the_notice(db: None) -> None:
     market, at = created(), timezone.now()
     placed = bet(market, member(100), at=at)

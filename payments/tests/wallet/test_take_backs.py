@@ -23,8 +23,8 @@ from testing.builders import actor, at_once, bet, market, member, nothing_moved,
 from users.models import CustomUser
 
 NOTICE = timedelta(hours=24)
-NOW = timezone.now()
-LATER = NOW + timedelta(days=2)  # After the notice.
+NOW = timezone.now() - timedelta(days=3)
+LATER = NOW + timedelta(days=2)  # After the notice, also by PostgreSQL's clock.
 WINNER = Decision("WINNER", {"Yes": Decimal(100)})
 
 
