@@ -28,11 +28,12 @@ PAGE = 2_000
 class Actor:
     """The person who acts, and the source: an IP address, or a word such as `command`.
 
-    `user_id` is None if the system itself acts.
+    `user_id` is None if the system itself acts, or a machine with the API key `key_id`.
     """
 
     user_id: int | None
     source: str
+    key_id: int | None = None
 
 
 MACHINE = Actor(user_id=None, source="machine")

@@ -47,6 +47,9 @@ _TABLE = (
     Act("member.phone_opened", "open_phone", "see a member's whole phone number", reason=True),
     Act("member.note", "note_member", "write notes about a member"),
     Act("disputes.view", "answer_dispute", "see members' disputes"),
+    # API keys.
+    Act("api_key.make", "make_api_keys", "make an API key for a machine", money=True),
+    Act("api_key.revoke", "make_api_keys", "revoke an API key", reason=True),
     # Markets.
     Act("market.preview", "view_console", "preview the payouts of a decision on a market", machine=True),
     Act("market.resolve", "resolve_market", "resolve a market", money=True, people="two by amount",
@@ -81,7 +84,7 @@ _TABLE = (
     Act("threshold.set", "approve_resolution", "change the amount above which an act takes two people", money=True,
         people="two", approval="approve_resolution", reason=True),
     # Payouts.
-    Act("payout.retry", "act_on_payouts", "send a failed payout again", money=True, own="payout", machine=True),
+    Act("payout.retry", "act_on_payouts", "send a failed payout again", money=True, own="payout"),
     Act("payout.ask", "act_on_payouts", "ask M-Pesa about a payout", machine=True),
     Act("payout.hold", "act_on_payouts", "hold a payout", money=True, reason=True, own="payout"),
     Act("payout.release", "act_on_payouts", "release a held payout", money=True, reason=True, own="payout"),

@@ -11,7 +11,7 @@ from knox.settings import knox_settings
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from users import auth, clock, hashing, phone, roles
+from users import api_keys, auth, clock, hashing, phone, roles
 from users.models import CustomUser
 from users.pin_counters import Budget, Limits
 from users.source_address import source_address
@@ -63,6 +63,9 @@ class BearerAuthentication(TokenAuthentication):
     """`Authorization: Bearer <token>`. A header that is not ASCII counts as a wrong token: 401, not 500."""
 
     def authenticate(self, request: Request) -> Any:
+        header = request.headers.get("Authorization", "")
+        if header.lower().startswith(f"bearer {api_keys.PREFIX}"):
+            return None  # Only the routes of acts read API keys: see api/rest/authority.py.
         try:
             return super().authenticate(request)
         except UnicodeError as error:

@@ -51,6 +51,24 @@ class EnrolmentCode(models.Model):
         return f"Enrolment code of member {self.user_id}"
 
 
+class ApiKey(models.Model):
+    """A key with which a machine calls the REST API; see users/api_keys.py. `shown` is the beginning of its secret."""
+
+    name = models.CharField(max_length=80)
+    shown = models.CharField(max_length=16)
+    digest = models.CharField(max_length=64, unique=True)
+    acts = models.JSONField()
+    addresses = models.JSONField()
+    made_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="api_keys")
+    made_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True)
+    last_used_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.shown}…)"
+
+
 class TokenProof(models.Model):
     """Time at which the owner of a bearer token last showed a code; see users/tokens.py."""
 

@@ -18,6 +18,7 @@ from users import phone, roles
 from users.decision_models import Figure as Figure
 from users.decision_models import Proposal as Proposal
 from users.decision_models import SingleHandedAct as SingleHandedAct
+from users.login_models import ApiKey as ApiKey
 from users.login_models import EnrolmentCode as EnrolmentCode
 from users.login_models import KnownAddress as KnownAddress
 from users.login_models import PinCounter as PinCounter

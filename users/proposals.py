@@ -124,9 +124,11 @@ def make(draft: Draft, *, by: audit.Actor, at: datetime, life: timedelta = LIFE)
     Locks: the end of the audit trail.
     Raises: PersonNeeded; ProposalWaits.
     """
-    if by.user_id is None and by != audit.MACHINE:
+    if by.user_id is None and by.key_id is None and by != audit.MACHINE:
         raise PersonNeeded("This takes two members of staff. Log in as one of them and make the proposal.")
     refuse_while_one_waits(draft.subject)
+    if by.key_id is not None and open_about(draft.subject).exists():
+        raise ProposalWaits(f"A proposal on {_named(draft.subject)} waits. A key cannot add another.")
     try:
         with transaction.atomic():
             proposal = Proposal.objects.create(

@@ -23,6 +23,7 @@ PERMISSIONS = {
     "approve_resolution": "Approve another person's proposal for a market",
     "answer_dispute": "Answer, uphold or reject members' disputes",
     "decide_recovery": "Set off or write off members' debts",
+    "make_api_keys": "Make and revoke API keys of machines",
 }
 
 _READ_ONLY = {"view_console", "view_members", "view_ledger"}
@@ -31,7 +32,8 @@ ROLES: dict[str, set[str]] = {
     "operator": _READ_ONLY
     | {"view_audit", "note_member", "act_on_payouts", "decide_payout", "switch_sending", "run_market"}
     | {"resolve_market", "answer_dispute"},
-    "approver": _READ_ONLY | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery"},
+    "approver": _READ_ONLY
+    | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery", "make_api_keys"},
     "accountant": _READ_ONLY | {"view_audit", "export_books", "decide_recovery"},
     "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute"},
 }

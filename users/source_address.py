@@ -63,6 +63,15 @@ def parse(text: str) -> Address | None:
     return mapped or address
 
 
+def is_network(text: str) -> bool:
+    """Return True if the text is an IP address or a network such as 192.0.2.0/24."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_in(address: Address, networks: Sequence[str]) -> bool:
     """Return True if the address is in one of the networks."""
     return any(address in network for network in _parsed(tuple(networks)))

@@ -39,6 +39,7 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
         [
             ("Limits and law", "policy", "figures", "figures.view"),
             ("Sending", "toggle_on", "sending", "console.view"),
+            ("API keys", "key", "api_keys", "api_key.make"),
             ("Records", "database", "records", None),
         ],
     ),

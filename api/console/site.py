@@ -16,6 +16,7 @@ from api.console import login as console_login
 from api.console import step_up
 from api.console.pages import (
     account,
+    api_keys,
     audit,
     bulk_retry,
     decisions,
@@ -39,6 +40,7 @@ from users import auth
 
 PAGES = (
     account,
+    api_keys,
     home,
     market_life,
     markets,

@@ -30,9 +30,11 @@ def proven(request: HttpRequest) -> bool:
 
 def is_idle(request: HttpRequest) -> bool:
     """Return True if the person opened no page for IDLE_MINUTES. Else note this page, unless a script refreshes it."""
+    if not settings.IDLE_MINUTES:
+        return False
     at, limit = wiring.now(), timedelta(minutes=settings.IDLE_MINUTES)
     seen = datetime.fromisoformat(request.session.get(SEEN_AT, at.isoformat()))
-    if limit and at - seen > limit:
+    if at - seen > limit:
         return True
     if SEEN_AT not in request.session or ("X-Fragment" not in request.headers and at - seen > NOTED_EVERY):
         request.session[SEEN_AT] = at.isoformat()

@@ -10,17 +10,27 @@ from rest_framework.request import Request
 
 from api.rest.fields import actor, caller
 from payments import wiring
-from users import authority, second_factor, tokens
+from users import api_keys, authority, second_factor, tokens
+from users.source_address import source_address
 
 CODE_HEADER = "X-Authenticator-Code"
 
 
 class Allowed(BasePermission):
-    """Permission to do one act. A money act also needs a recent code of the authenticator app."""
+    """Permission to do one act. A money act also needs a recent code of the authenticator app.
+
+    A machine sends an API key in place of a token. Only here a key is read, so no other route accepts one.
+    """
 
     act_name: str
 
     def has_permission(self, request: Request, view: Any) -> bool:
+        secret = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if secret.startswith(api_keys.PREFIX):
+            source = source_address(request) or "unknown"
+            key = api_keys.admit(secret, act_name=self.act_name, source=source, at=wiring.now())
+            request.api_key = key  # type: ignore[attr-defined]
+            return True
         user = caller(request)
         if not authority.may(user, self.act_name):
             raise PermissionDenied(authority.refusal(self.act_name))

@@ -19,11 +19,13 @@ from payments.payouts.operations import actions, decisions
 from payments.settlement import decision, failures, market_sending, resolutions, undo
 from payments.settlement.certificates import issuing
 from payments.wallet import bets, take_backs
-from users import auth, figures, hashing, phone, pins, proposals, second_factor, tokens
+from users import api_keys, auth, figures, hashing, phone, pins, proposals, second_factor, tokens
 
 log = logging.getLogger(__name__)
 
 REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    api_keys.KeyRefused: (401, "key_refused"),
+    api_keys.KeyMayNot: (403, "forbidden"),
     auth.WrongCredentials: (401, "wrong_credentials"),
     pins.BadPin: (400, "bad_pin"),
     auth.TooManyTries: (429, "too_many_tries"),

@@ -14,7 +14,7 @@ from rest_framework.fields import empty
 from rest_framework.request import Request
 
 from users import audit, source_address
-from users.models import CustomUser
+from users.models import ApiKey, CustomUser
 
 LARGEST_ID = 2**63 - 1
 _PERCENTAGE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,4})?", re.ASCII)
@@ -141,5 +141,9 @@ def caller(request: Request) -> CustomUser:
 
 
 def actor(request: HttpRequest | Request) -> audit.Actor:
-    """Return the caller and the caller's address for the audit trail."""
-    return audit.Actor(user_id=request.user.pk, source=source_address.source_address(request) or "unknown")
+    """Return the caller and the caller's address for the audit trail. A machine is named by its API key."""
+    source = source_address.source_address(request) or "unknown"
+    key: ApiKey | None = getattr(request, "api_key", None)
+    if key is not None:
+        return audit.Actor(user_id=None, source=f"{key.shown} {source}", key_id=key.pk)
+    return audit.Actor(user_id=request.user.pk, source=source)

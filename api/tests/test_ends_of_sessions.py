@@ -123,7 +123,7 @@ def test_console_logs_out_everywhere(db: None) -> None:
     user = staff("viewer")
     client, other, headers = client_of(user), client_of(user), bearer(user)
     assert "end" in page_text(client.get("/admin/log-out-everywhere/"))
-    client.post("/admin/log-out-everywhere/")
+    client.post("/admin/log-out-everywhere/", {"typed": "everywhere"})
     assert [session.get("/admin/").status_code for session in (client, other)] == [302, 302]
     assert Client().get("/api/users/me/", headers=headers).status_code == 401
 

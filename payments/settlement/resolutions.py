@@ -100,7 +100,7 @@ def resolve(
         refuse_while_one_waits(proposals.subject(market_id))
         act_name, otherwise = proposals.act_of(decision), policy.approval_above
         limit = second_person.limit(act_name, at=at, otherwise=otherwise)
-        if limit is not None or preview_hash is not None:
+        if limit is not None or preview_hash is not None or by.key_id is not None:
             figures = preview.figures(market, decision, at=at, policy=policy)
             if preview_hash not in (None, figures.preview_hash):
                 raise PreviewMoved(

@@ -58,6 +58,7 @@ def log_out_everywhere(request: HttpRequest) -> HttpResponse:
             "All your tokens of the REST API end.",
             "Your devices are no longer known: on each you log in as on a new device.",
         ],
+        text_to_type="everywhere",
         button="Log out everywhere",
         back=reverse("admin:index"),
     )

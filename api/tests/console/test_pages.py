@@ -23,13 +23,16 @@ from testing import builders, console_scenes, payout_steps
 from testing.builders import nothing_moved
 from testing.console_scenes import client_of, page_text
 from users import authority, roles
-from users.models import Proposal
+from users.models import ApiKey, CustomUser, Proposal
 
 PATTERNS = [pattern for module in site.PAGES for pattern in module.urls]
 ROOT = Path(__file__).resolve().parents[3]
 # The permission that each page needs. A new page needs a line here, or a test fails.
 NEEDS = {
     "index": "view_console",
+    "api_keys": "make_api_keys",
+    "api_key_make": "make_api_keys",
+    "api_key_revoke": "make_api_keys",
     "log_out_everywhere": "view_console",
     "markets": "view_console",
     "market": "view_console",
@@ -104,6 +107,13 @@ REDIRECTS = {"payout_confirm": 302, "payout_refuse": 302, "limbo": 301}
 POSTED = {*REDIRECTS, "market_resolve", "log_out_everywhere"}
 
 
+def an_api_key() -> int:
+    """Return the id of an API key."""
+    maker, now = CustomUser.objects.filter(is_staff=True)[0], timezone.now()
+    fields = {"name": "Machine", "acts": [], "addresses": [], "made_by": maker, "made_at": now, "expires_at": now}
+    return ApiKey.objects.get_or_create(name="Machine", defaults=fields)[0].pk
+
+
 def address(name: str) -> str:
     """Return a page's address with the id of an existing row."""
     if name.startswith("payout_") or name == "payout":
@@ -123,8 +133,8 @@ def address(name: str) -> str:
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].settlement.market_id])
     if name == "sending_release":
         return reverse(f"admin:{name}", args=[Settlement.objects.order_by("pk")[0].pk])
-    if name == "sending_lift":
-        return reverse(f"admin:{name}", args=["orphan"])
+    if name in ("sending_lift", "api_key_revoke"):
+        return reverse(f"admin:{name}", args=["orphan" if name == "sending_lift" else an_api_key()])
     if name in ("account", "account_export"):
         return reverse(f"admin:{name}", args=[LedgerAccount.objects.order_by("pk")[0].pk])
     if name.startswith("member") and name != "members":
