@@ -19,6 +19,7 @@ from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
+from payments.payouts.operations import actions
 from payments.payouts.restores import detection
 from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
@@ -221,6 +222,7 @@ def acts() -> Acts:
         **approvals.procedures(policy()),
         **terms_proposals.acts(policy().terms_notice),
         **figure_changes.procedures(),
+        **actions.procedures(),
     }
 
 

@@ -6,13 +6,14 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
 
 from api.console import page, paging
-from api.console.pages.audit import ACTIONS
+from api.console.pages import audit, proposals
 from api.console.templatetags.console import kes, words
 from markets.models import NAIROBI
 from payments import wiring
 from payments.models import Transaction, Verdict
 from payments.payouts.operations import actions, bulk_retries, decisions, failures, reissue, search, timeline
 from users import phone
+from users.proposals import Proposed
 
 # Seconds between two refreshes of a payout's page: while the payout is under way, and otherwise.
 WORKING, QUIET = 3, 15
@@ -45,15 +46,13 @@ def payouts(request: HttpRequest) -> HttpResponse:
 @page.page("console.view")
 def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Show one payout and its timeline, with buttons for the actions that its state allows."""
-    shown = None
-    if transaction_id <= paging.LARGEST_ID:
-        shown = timeline.of_payout(transaction_id, at=wiring.now(), policy=wiring.policy())
+    shown = timeline.of_payout(min(transaction_id, paging.LARGEST_ID), at=wiring.now(), policy=wiring.policy())
     if shown is None:
         raise Http404(f"There is no transaction {transaction_id}.")
     context = {
         "title": f"Payout {transaction_id}",
         "timeline": shown,
-        "events": [(event, ACTIONS.get(event.action, event.action)) for event in shown.events],
+        "events": [(event, audit.ACTIONS.get(event.action, event.action)) for event in shown.events],
         "payout": shown.payout,
         "may_act": page.may(request, "payout.retry"),
         "may_decide": page.may(request, "payout.decide"),
@@ -135,8 +134,7 @@ def hold(request: HttpRequest, transaction_id: int) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        reason, by = answers["reason"], page.actor(request)
-        actions.hold(transaction_id=payout.pk, reason=reason, by=by, at=wiring.now())
+        actions.hold(transaction_id=payout.pk, reason=answers["reason"], by=page.actor(request), at=wiring.now())
         return f"Payout {payout.pk} is held. No money left."
 
     return page.ask(request, question, act)
@@ -180,10 +178,14 @@ def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
         ],
         "Pay to the wallet",
         text_to_type="wallet",
+        fields=[page.Field("reason", "Reason", kind="area", required=False, help="Kept in the audit trail.")],
     )
 
     def act(answers: dict[str, str]) -> str:
-        actions.redirect_to_wallet(transaction_id=payout.pk, by=page.actor(request), at=wiring.now())
+        by, at = page.actor(request), wiring.now()
+        done = actions.redirect_to_wallet(transaction_id=payout.pk, by=by, at=at, reason=answers["reason"])
+        if isinstance(done, Proposed):
+            return proposals.sent_to_another_person(done)
         return f"{kes(payout.amount)} is in the member's wallet."
 
     return page.ask(request, question, act)

@@ -4,6 +4,7 @@ No action moves money while a request of the payout may still be paid, or after 
 Lock order: Transaction, Attempt, then wallets (ledger), then the end of the audit trail.
 """
 
+import hashlib
 import logging
 from datetime import datetime
 
@@ -13,12 +14,14 @@ from payments import own_affairs
 from payments.ledger import journal
 from payments.models import AskFirst, Attempt, Orphan, Transaction
 from payments.payouts import attempts, eligibility
-from users import audit, phone
+from users import audit, phone, proposals, second_person
+from users.models import Proposal
 from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
 
 Status = Transaction.Status
+TO_WALLET = "payout.to_wallet"
 
 
 class TransactionNotFound(Refusal):
@@ -110,16 +113,54 @@ def ask_about_last(payout: Transaction, *, at: datetime) -> None:
         attempts.ask_at(last, at)
 
 
-def redirect_to_wallet(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:
-    """Pay a failed or held payout into the member's wallet instead.
+def redirect_to_wallet(
+    *, transaction_id: int, by: audit.Actor, at: datetime, reason: str = ""
+) -> Transaction | proposals.Proposed:
+    """Pay a failed or held payout into the member's wallet instead, or propose it if it needs a second person.
 
-    Locks: Transaction, the wallet.
-    Raises: TransactionNotFound; own_affairs.OwnPayout; PayoutNotRetryable; PayoutStopped; HeldByPerson.
+    Locks: Transaction, the actor's acts of this kind, the wallet.
+    Raises: TransactionNotFound; own_affairs.OwnPayout; PayoutNotRetryable; PayoutStopped; HeldByPerson;
+    proposals.ProposalWaits; proposals.PersonNeeded.
     """
     with transaction.atomic(durable=True):
+        payout = _owed_to_wallet(transaction_id, by=by, at=at)
+        subject = f"transaction:{payout.pk}"
+        proposals.refuse_while_one_waits(subject)
+        if second_person.needed(TO_WALLET, amount=payout.amount, by=by, at=at):
+            draft = proposals.Draft(TO_WALLET, subject, _hash_of_wallet(payout), reason, payout.amount)
+            return proposals.make(draft, by=by, at=at)
         payout, before = pay_into_wallet(transaction_id, by=by, at=at)
-        record("payout.to_wallet", payout, before, by=by, at=at)
+        record(TO_WALLET, payout, before, by=by, at=at, reason=reason)
     return payout
+
+
+def procedures() -> dict[str, proposals.Procedure]:
+    """Return the procedure of an approved payment to the wallet, by the name of the act."""
+    return {
+        TO_WALLET: proposals.Procedure(
+            lock=lambda proposal: _locked(proposal.subject_id),
+            hash_now=lambda payout, proposal, at: _hash_of_wallet(payout),
+            carry_out=_approved_to_wallet,
+            words=lambda proposal: [
+                f"Pay payout {proposal.subject_id} to the member's wallet instead of over M-Pesa.",
+                "The member may bet with the money or withdraw it. Nothing is sent over M-Pesa.",
+            ],
+            refuse_own=own_affairs.refuse_own_payout,
+        )
+    }
+
+
+def _approved_to_wallet(payout: Transaction, proposal: Proposal, by: audit.Actor, at: datetime) -> Transaction:
+    paid, before = pay_into_wallet(payout.pk, by=by, at=at)
+    proposer = audit.Actor(user_id=proposal.proposed_by_id or proposal.first_approved_by_id, source="proposal")
+    for person in (proposer, by):
+        record(TO_WALLET, paid, before, by=person, at=at, reason=proposal.reason)
+    return paid
+
+
+def _hash_of_wallet(payout: Transaction) -> str:
+    """Hash the payout and its amount. A payout that is no longer owed is refused when it is carried out."""
+    return hashlib.sha256(f"{payout.pk} {payout.amount} wallet".encode()).hexdigest()
 
 
 def pay_into_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> tuple[Transaction, dict[str, str]]:
@@ -130,12 +171,17 @@ def pay_into_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> tu
     Locks: Transaction, the wallet.
     Raises: as `redirect_to_wallet`.
     """
-    rule = "Only a failed or held payout can go to the wallet instead"
-    payout = owing(transaction_id, (Status.FAILED, Status.HELD), rule, by=by, at=at)
-    _refuse_wallet_if_maybe_sent(payout)
+    payout = _owed_to_wallet(transaction_id, by=by, at=at)
     before = snapshot(payout)
     attempts.complete_in_wallet(payout, at=at)
     return payout, before
+
+
+def _owed_to_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> Transaction:
+    rule = "Only a failed or held payout can go to the wallet instead"
+    payout = owing(transaction_id, (Status.FAILED, Status.HELD), rule, by=by, at=at)
+    _refuse_wallet_if_maybe_sent(payout)
+    return payout
 
 
 def record(
