@@ -288,6 +288,11 @@ class Attempt(models.Model):
         return self.originator_conversation_id
 
     @property
+    def booking(self) -> str:
+        """The last part of the keys of its transfers. A payment that was taken back gets new keys."""
+        return f"{self.pk}:{self.corrections + 1}" if self.corrections else str(self.pk)
+
+    @property
     def is_in_doubt(self) -> bool:
         """Return True if `AttemptQuerySet.in_doubt` selects this attempt."""
         return self.state == self.State.IN_DOUBT or (self.state in self.OPEN and self.doubted_at is not None)

@@ -16,15 +16,13 @@ from payments.ledger import journal, receivables
 from payments.models import Attempt, Transaction
 from payments.mpesa import result_codes
 from payments.mpesa.callback_urls import Addresses, token_hash
-from payments.payouts import breakers, day_limit
+from payments.payouts import attempt_limit, breakers, day_limit
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
 
 State = Attempt.State
 Status = Transaction.Status
-LARGEST_NUMBER = 999
-NO_NUMBERS = "This payout has no numbers left for its requests."
 _SQL = named_sql.beside(__file__)
 _INSERT_ATTEMPTS, _ACCEPT = _SQL["insert_attempts"], _SQL["accept"]
 
@@ -235,12 +233,20 @@ def mark_known(attempt: Attempt, *, at: datetime) -> None:
     attempt.save(update_fields=["known_at", "resend_at"])
 
 
-def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: datetime, policy: Policy) -> str:
-    """Mark an attempt as proven failed, and move its amount back from in-flight to payable.
+def fail(
+    payout: Transaction,
+    attempt: Attempt,
+    *,
+    code: str,
+    words: str,
+    at: datetime,
+    policy: Policy,
+    is_ours: bool = False,
+) -> str:
+    """Mark an attempt as proven failed, return its amount to payable, and return the callback's outcome in words.
 
-    Returns the callback's outcome in words.
-    A fault of ours (no float, wrong credentials) makes the payout pending again. So does the member's limit of the day
-    at M-Pesa, from the next day in Nairobi. A fault of the member's, or an unknown fault, makes the payout FAILED.
+    A fault of ours (`is_ours`, or by its code) makes the payout pending again. So does the member's limit of the day at
+    M-Pesa, from the next day in Nairobi. Then a HELD payout stays HELD. Every other fault makes the payout FAILED.
     After `policy.max_attempts` failed requests the payout is HELD instead.
     Locks: the member's DayTotal, wallets if the debt is set off, then Breakers. The caller holds the Transaction and
     the Attempt.
@@ -253,7 +259,7 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
         outcome = _cancel(payout, at)
     else:
         outcome = f"failed: {payout.reason}"
-        _continue_or_fail(payout, attempt, code=code, at=at, policy=policy)
+        _continue_or_fail(payout, attempt, code=code, at=at, policy=policy, is_ours=is_ours)
     # A request that was found again says nothing about M-Pesa's state of today.
     if attempt.first_sent_at is not None and attempt.kind != Attempt.Kind.FOUND:
         breakers.failed(attempt.posted_at, at=at)
@@ -261,15 +267,22 @@ def fail(payout: Transaction, attempt: Attempt, *, code: str, words: str, at: da
     return outcome
 
 
-def _continue_or_fail(payout: Transaction, attempt: Attempt, *, code: str, at: datetime, policy: Policy) -> None:
+def _continue_or_fail(
+    payout: Transaction, attempt: Attempt, *, code: str, at: datetime, policy: Policy, is_ours: bool
+) -> None:
     """Send the payout again later if its failure was not the member's. Otherwise mark the payout as FAILED."""
     meaning = result_codes.meaning(code)
-    if payout.status == Status.PROCESSING and (reason := _too_many(payout, attempt, policy)):
+    is_ours = is_ours or meaning.fault == "ours"
+    if payout.status == Status.PROCESSING and (reason := attempt_limit.reached(payout, attempt, policy)):
         hold(payout, reason=f"{reason} The latest answer: {payout.reason}")
         alarm.error("Transaction %s is held: %s", payout.pk, reason)
     elif payout.status == Status.PROCESSING and meaning.waits_for_next_day:
         make_pending(payout, due_at=day_limit.next_day(at), reason=f"{meaning.words} It leaves on the next day.")
-    elif meaning.fault == "ours" and payout.status == Status.PROCESSING:
+    elif payout.status == Status.HELD and (is_ours or meaning.waits_for_next_day):
+        # Other evidence may report a payment, so only a person lets the payout leave again.
+        reason = f"Its request failed, and the member's number is not at fault. Retry it. {payout.reason}"
+        hold(payout, reason=reason, by_person=payout.held_by_person)
+    elif is_ours and payout.status == Status.PROCESSING:
         # While a breaker is open, a payout must be due for each probe.
         due_at = at + min(policy.retry_after * 2 ** min(attempt.number, 10), policy.breaker_longest_pause)
         make_pending(payout, due_at=due_at, reason=payout.reason)
@@ -284,10 +297,7 @@ def close_lost(payout: Transaction, attempt: Attempt, *, words: str, at: datetim
 
 
 def fail_and_hold(payout: Transaction, attempt: Attempt, *, code: str, words: str, reason: str, at: datetime) -> None:
-    """Mark an attempt as proven failed, and hold its payout for a person.
-
-    Locks: the member's DayTotal; the caller holds the Transaction and the Attempt.
-    """
+    """Mark an attempt as proven failed, and hold its payout for a person. Locks: the member's DayTotal."""
     _close_failed(payout, attempt, code=code, words=words, at=at)
     hold(payout, reason=reason)
 
@@ -299,26 +309,12 @@ def _close_failed(payout: Transaction, attempt: Attempt, *, code: str, words: st
     attempt.paid_report = Attempt.PaidReport.NONE
     attempt.save()
     day_limit.give_back(attempt, payout.user_id)
-    entry = journal.Entry(f"return:{attempt.pk}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
+    entry = journal.Entry(f"return:{attempt.booking}", journal.IN_FLIGHT, journal.PAYABLE, attempt.amount, payout.pk)
     journal.post([entry], at=at)
     if payout.status == Status.PENDING:  # The request waited to be sent again, or staff recorded the attempt.
         payout.status = Status.PROCESSING
         payout.save(update_fields=["status"])
     payout.reason = f"{code} {words}".strip()[:300]
-
-
-def _too_many(payout: Transaction, attempt: Attempt, policy: Policy) -> str:
-    """Return why the payout must not be sent again without a person, or an empty string.
-
-    A request that never left, or that failed by a fault of ours, does not count. The number of a request has at most
-    three digits, because its id has at most 36 characters.
-    """
-    failures = payout.attempts.filter(state=State.FAILED, kind=Attempt.Kind.B2C, first_sent_at__isnull=False)
-    codes = failures.values_list("result_code", flat=True)
-    failed = sum(result_codes.meaning(code).fault != "ours" for code in codes)
-    if failed >= policy.max_attempts:
-        return f"{failed} requests of this payout failed."
-    return NO_NUMBERS if attempt.number >= LARGEST_NUMBER else ""
 
 
 def _set_off(payout: Transaction, paid_after_all: Attempt, at: datetime) -> str:
@@ -371,6 +367,8 @@ def make_pending(payout: Transaction, *, due_at: datetime, reason: str = "") -> 
 
 def hold(payout: Transaction, *, reason: str, by_person: bool = False) -> None:
     """Hold a payout until a person acts on it. If a person holds it (`by_person`), only a release ends the hold."""
+    if payout.status == Status.FAILED:  # The table of transitions leads from FAILED to HELD over PENDING.
+        make_pending(payout, due_at=payout.due_at)
     payout.status, payout.reason, payout.held_by_person = Status.HELD, reason[:300], by_person
     payout.save(update_fields=["status", "reason", "held_by_person"])
 

@@ -8,8 +8,9 @@ from soak.simulation.provider import OUR_CODES, OUR_FIELDS, payout_of
 from soak.simulation.snapshot import Payout, Snapshot
 from testing import builders
 
-# The beginning of the reason of a payout that is HELD because M-Pesa contradicts itself.
+# The beginnings of reasons: M-Pesa contradicts itself, or a held payout's request failed for a fault of ours.
 CONTRADICTION = "M-Pesa's result says paid, its records say failed."
+WAITS_FOR_RETRY = "Its request failed, and the member's number is not at fault."
 CONFIRM_ABOVE = builders.policy().confirm_above
 FINAL = ("COMPLETED", "FAILED", "HELD", "CANCELLED")
 
@@ -65,6 +66,9 @@ class Judge:
         denied = {attempt.ref for attempt in seen.attempts if attempt.ocid in self.provider.false_sources}
         for payout in seen.payouts:
             ocid = latest.get(payout.ref, "")
+            if CONTRADICTION in payout.reason:  # It may be about an earlier request than the latest one.
+                told = (other for other in (*forged_paid, *self.provider.told) if payout_of(other) == payout.ref)
+                ocid = next(told, ocid)
             if payout.status == "HELD":
                 forged = ocid in forged_paid or ocid in self.provider.false_sources
                 stats["held after a forgery" if forged else "held, lost for too long"] += 1
@@ -108,6 +112,9 @@ class Judge:
             self.accuse(
                 "A payout stays FAILED only if the member's phone cannot be paid", f"{payout.ref}: {payout.reason}"
             )
+        elif payout.status == "HELD" and payout.reason.startswith(WAITS_FOR_RETRY):
+            if self.provider.may_still_pay(ocid):
+                self.accuse("A payout that waits for a retry is proven unpaid", f"{payout.ref}: {payout.reason}")
         elif payout.status == "HELD" and (not payout.reason or (request and ocid not in forged_paid)):
             # A payout may be HELD for two reasons: M-Pesa never got the request, or a proof of payment was forged.
             known = f"M-Pesa knows it as {request.state}" if request else "without a reason"

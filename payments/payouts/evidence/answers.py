@@ -115,6 +115,8 @@ def _weigh_no_payment(
     policy: Policy,
 ) -> Action:
     """Weigh an answer that we believe and that reports no payment."""
+    if facts.state == "FAILED" and status == "failed" and facts.paid_report == "trusted" and not facts.is_found:
+        return _contradicted_failure(facts, is_new)
     if (
         facts.state == "FAILED"
         and facts.next_query_at is not None
@@ -135,6 +137,31 @@ def _weigh_no_payment(
             return Action("nothing", "not found, and not sent again: its settlement is undone", keeps_answer=is_new)
         return Action("resend", "not found: the same request is sent again", keeps_answer=is_new)
     return Action("nothing", f"in doubt: {status} proves nothing", keeps_answer=is_new)
+
+
+def _contradicted_failure(facts: Facts, is_new: bool) -> Action:
+    """Hold the payout of a failed attempt if a trusted result says paid and M-Pesa's records say failed.
+
+    M-Pesa is asked further, so that a late payment is booked and no retry leaves meanwhile. A payout that is completed
+    or cancelled cannot leave, so its queries end with the alarm.
+    """
+    if facts.payout_status == "HELD":  # A person knows already.
+        return Action("nothing", "held already: the result says paid, the queries say failed", keeps_answer=is_new)
+    if facts.next_query_at is None:
+        return Action("nothing", "FAILED already", keeps_answer=is_new)
+    step: Step = "stop_asking" if facts.payout_status in ("COMPLETED", "CANCELLED") else "hold"
+    return _contradicted(facts, step, is_new)
+
+
+def _contradicted(facts: Facts, step: Step, is_new: bool) -> Action:
+    return Action(
+        step,
+        "held: the result says paid, the queries say failed",
+        hold_reason=rules.CONTRADICTION,
+        keeps_answer=is_new,
+        alarm=f"Attempt {facts.attempt}: its result says paid, the status queries say failed",
+        level="critical",
+    )
 
 
 def _paid_otherwise(facts: Facts, answer: messages.StatusAnswer) -> str:
@@ -249,13 +276,6 @@ def _weigh_failure(
             keeps_answer=is_new,
         )
     if facts.paid_report == "trusted":
-        return Action(
-            "hold",
-            "held: the result says paid, the queries say failed",
-            hold_reason="M-Pesa's result says paid, its records say failed. Check M-Pesa's statement.",
-            keeps_answer=is_new,
-            alarm=f"Attempt {facts.attempt}: its result says paid, the status queries say failed",
-            level="critical",
-        )
+        return _contradicted(facts, "hold", is_new)
     code = facts.result_code if result_codes.meaning(facts.result_code).fault == "ours" else ""
     return Action("fail", "", code=code, words="M-Pesa's records say it failed", keeps_answer=is_new)

@@ -41,6 +41,8 @@ ATTEMPT_COLUMNS = (
     "corrections",
 )
 
+_HOLDABLE = (Transaction.Status.PENDING, Transaction.Status.PROCESSING, Transaction.Status.FAILED)
+
 
 def facts_of(
     payout: Transaction,
@@ -211,7 +213,7 @@ def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: da
         attempts.ask_at(attempt, action.ask_at)
     elif action.step == "resend":
         attempts.resend_at(attempt, at)
-    if action.hold_reason and payout.status in (Transaction.Status.PENDING, Transaction.Status.PROCESSING):
+    if action.hold_reason and payout.status in _HOLDABLE:
         attempts.hold(payout, reason=action.hold_reason)
     return action.outcome
 

@@ -149,7 +149,7 @@ def _book_misdirected(payout: Transaction, attempt: Attempt, receipt: str, amoun
     entries = [entry, *_charge(attempt, at)]
     if was_open:
         accounts = (journal.IN_FLIGHT, journal.PAYABLE)
-        entries.insert(0, journal.Entry(f"return:{attempt.pk}", *accounts, attempt.amount, tx))
+        entries.insert(0, journal.Entry(f"return:{attempt.booking}", *accounts, attempt.amount, tx))
         _count_lost(payout, attempt)
     else:
         day_limit.count_paid_late(attempt, payout.user_id)
@@ -233,7 +233,7 @@ def take_back(payout: Transaction, attempt: Attempt, *, reason: str, at: datetim
     The transfers of the payment are reversed, so its amount is in flight again. The payout waits for a person.
     Locks: none further; the caller holds the Transaction and the Attempt.
     """
-    keys = [f"{code}:{_booking(attempt)}" for code in ("won", "paid", "charge")]
+    keys = [f"{code}:{attempt.booking}" for code in ("won", "paid", "charge")]
     booked = Transfer.objects.filter(key__in=keys).select_related("debit", "credit").order_by("pk")
     journal.post(
         [
@@ -261,7 +261,7 @@ def return_payment(payout: Transaction, attempt: Attempt, *, reason: str, at: da
     if outcome := _regain(payout, attempt, at=at):
         return outcome
     in_suspense = suspended(attempt)
-    key = f"claimed:{attempt.receipt}" if in_suspense else f"paid:{_booking(attempt)}"
+    key = f"claimed:{attempt.receipt}" if in_suspense else f"paid:{attempt.booking}"
     paid = Transfer.objects.filter(key=key)
     if payout.status != Status.COMPLETED or attempt.paid_amount is not None or not paid.exists():
         return "reversed: this payment did not settle the payout as it is. A person must correct the books."
@@ -308,11 +308,6 @@ def _mark_reversed(attempt: Attempt) -> None:
     attempt.save()
 
 
-def _booking(attempt: Attempt) -> str:
-    """Return the last part of the keys of an attempt's payment. A payment that was taken back gets new keys."""
-    return f"{attempt.pk}:{attempt.corrections + 1}" if attempt.corrections else str(attempt.pk)
-
-
 def suspended(attempt: Attempt) -> Orphan | None:
     """Return the orphan of an attempt that was found again, if its payment is booked in `suspense`. Otherwise None."""
     if attempt.kind != Attempt.Kind.FOUND:
@@ -348,7 +343,7 @@ def _book_payment(
     if owed > 0:
         receivables.owe(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=owed, at=at)
     if reopen:
-        entries.insert(0, journal.Entry(f"reopen:{attempt.pk}", journal.PAYABLE, journal.IN_FLIGHT, amount, tx))
+        entries.insert(0, journal.Entry(f"reopen:{attempt.booking}", journal.PAYABLE, journal.IN_FLIGHT, amount, tx))
     journal.post(entries, at=at)
 
 
@@ -357,8 +352,8 @@ def payment_entries(user_id: int, attempt: Attempt, *, at: datetime) -> list[jou
     amount, tx, wallet = attempt.amount, attempt.transaction_id, journal.wallet(user_id)
     amount = min(amount, attempt.paid_amount or amount)
     return [
-        journal.Entry(f"won:{_booking(attempt)}", journal.IN_FLIGHT, wallet, amount, tx),
-        journal.Entry(f"paid:{_booking(attempt)}", wallet, journal.MPESA_UTILITY, amount, tx),
+        journal.Entry(f"won:{attempt.booking}", journal.IN_FLIGHT, wallet, amount, tx),
+        journal.Entry(f"paid:{attempt.booking}", wallet, journal.MPESA_UTILITY, amount, tx),
         *_charge(attempt, at),
     ]
 
@@ -374,5 +369,5 @@ def _charge(attempt: Attempt, at: datetime, *, key: str = "") -> list[journal.En
         charge = journal.ZERO
     if charge <= 0:
         return []
-    key, tx = key or f"charge:{_booking(attempt)}", attempt.transaction_id
+    key, tx = key or f"charge:{attempt.booking}", attempt.transaction_id
     return [journal.Entry(key, journal.CHARGE_EXPENSE, journal.MPESA_CHARGES_PAID, charge, tx)]

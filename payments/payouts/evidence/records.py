@@ -95,7 +95,7 @@ class Action:
     - contradict: M-Pesa contradicts a decision as paid. The payment is taken back, and M-Pesa is asked again.
     - reverse: M-Pesa took a booked payment back. The payout waits for a person, and the money is owed again.
 
-    `hold_reason`: the payout also waits for a person, if it is pending or under way, for this reason.
+    `hold_reason`: the payout also waits for a person, if it is pending, under way or failed, for this reason.
     `is_known`: M-Pesa said that it has this id. `keeps_answer`: the answer is stored on its query. `trips`: a code
     that may open a breaker, for the reason `trip_reason`. `alarm`: the text of an alarm of `level`.
     """

@@ -22,6 +22,8 @@ from payments.mpesa import message_fields, messages, result_codes
 from payments.payouts.evidence.records import UNDER_WAY, Action, Facts
 from payments.policy import Policy
 
+CONTRADICTION = "M-Pesa's result says paid, its records say failed. Check M-Pesa's statement."
+
 # --- results and timeouts --------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from django.db import transaction
 from payments import own_affairs
 from payments.ledger import journal
 from payments.models import AskFirst, Attempt, Orphan, Transaction
-from payments.payouts import attempts, eligibility
+from payments.payouts import attempt_limit, attempts, eligibility
 from users import audit, phone, proposals, second_person
 from users.models import Proposal
 from users.refusal import Refusal
@@ -88,8 +88,10 @@ def make_pending_again(transaction_id: int, *, by: audit.Actor, at: datetime) ->
 
 def refuse_without_numbers(payout: Transaction) -> None:
     """Refuse another request of a payout whose requests have used up the numbers. Raises: PayoutNotRetryable."""
-    if payout.attempts.filter(number__gte=attempts.LARGEST_NUMBER).exists():
-        raise PayoutNotRetryable(f"{attempts.NO_NUMBERS} No money moved. Pay transaction {payout.pk} to the wallet.")
+    if payout.attempts.filter(number__gte=attempt_limit.LARGEST_NUMBER).exists():
+        raise PayoutNotRetryable(
+            f"{attempt_limit.NO_NUMBERS} No money moved. Pay transaction {payout.pk} to the wallet."
+        )
 
 
 def number_differs(payout: Transaction) -> str:

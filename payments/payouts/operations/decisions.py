@@ -71,7 +71,8 @@ class Finding:
 
 def needs_two(payout: Transaction, policy: Policy, *, paid: bool) -> bool:
     """Return True if this decision on the payout takes two people."""
-    return not paid or payout.amount >= policy.confirm_above or payout.status == Status.FAILED
+    is_open = payout.attempts.filter(state__in=Attempt.OPEN).exists()
+    return not paid or payout.amount >= policy.confirm_above or not is_open
 
 
 def decide_or_propose(
@@ -249,14 +250,12 @@ def _lock_receipt(receipt: str) -> None:
 
 
 def _decidable(payout: Transaction, finding: Finding) -> Attempt:
-    """Lock and return the request that is decided: the open one of a held payout, or the last one of a failed payout.
+    """Lock and return the request that is decided: the open one of a held payout, or the last one if it failed.
 
     Raises: NotToBeDecided.
     """
-    attempt = None
-    if payout.status == Status.HELD:
-        attempt = attempts.open_attempt(payout)
-    elif payout.status == Status.FAILED and finding.receipt:
+    attempt = attempts.open_attempt(payout) if payout.status == Status.HELD else None
+    if attempt is None and payout.status in (Status.HELD, Status.FAILED) and finding.receipt:
         attempt = _last_failed(payout)
     if attempt is None:
         raise NotToBeDecided(_NOT_DECIDABLE.format(payout.pk))
@@ -264,7 +263,7 @@ def _decidable(payout: Transaction, finding: Finding) -> Attempt:
 
 
 def _last_failed(payout: Transaction) -> Attempt | None:
-    """Lock and return the last request of a failed payout. The whole amount must still be owed.
+    """Lock and return the last failed request of a payout. The whole amount must still be owed.
 
     Raises: NotToBeDecided.
     """

@@ -13,7 +13,7 @@ from django.db.models import Count, Max
 
 from payments.models import AskFirst, Attempt, Restore, Transaction
 from payments.mpesa.callback_urls import Addresses
-from payments.payouts import attempts, eligibility
+from payments.payouts import attempt_limit, attempts, eligibility
 from payments.payouts.evidence import orphans
 from payments.payouts.restores import changes
 from payments.policy import Policy
@@ -63,10 +63,10 @@ def open_due(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) 
         numbers = {}
         for payout in Transaction.objects.filter(pk__in=ids).order_by("pk"):
             number = 1 + last_numbers.get(payout.pk, 0)
-            if number <= attempts.LARGEST_NUMBER:
+            if number <= attempt_limit.LARGEST_NUMBER:
                 numbers[payout] = number
             elif payout.status == Transaction.Status.PENDING:
-                attempts.hold(payout, reason=attempts.NO_NUMBERS)
+                attempts.hold(payout, reason=attempt_limit.NO_NUMBERS)
         changes.open_in_doubt(
             numbers,
             maybe_sent_at={pk: entry.restore.survived_at for pk, entry in listed.items()},
@@ -98,7 +98,7 @@ def ask_about_later(*, at: datetime, policy: Policy, addresses: Addresses, limit
             is_open = payout.attempts.filter(state__in=Attempt.OPEN).exists()
             # The next request of a pending payout is opened in doubt (`open_due`), so it is asked about as an attempt.
             first = last + 2 if payout.status == Transaction.Status.PENDING and not is_open else last + 1
-            entry.last_number = min(last + 1 + _retries(entry.restore), attempts.LARGEST_NUMBER)
+            entry.last_number = min(last + 1 + _retries(entry.restore), attempt_limit.LARGEST_NUMBER)
             entry.later_asked_at = at
             entry.save(update_fields=["last_number", "later_asked_at"])
             numbers[payout] = range(first, entry.last_number + 1)

@@ -21,8 +21,8 @@ from payments.ledger import receivables
 from payments.models import AskFirst, Attempt, Transaction
 from payments.mpesa import client, gateway_errors
 from payments.mpesa.callback_urls import Addresses
+from payments.payouts import attempt_limit, breakers, day_limit, eligibility
 from payments.payouts import attempts as payouts_attempts
-from payments.payouts import breakers, day_limit, eligibility
 from payments.payouts.sending import canary, fair_queue
 from payments.policy import Policy
 
@@ -211,11 +211,11 @@ def _with_numbers_left(queue: Sequence[fair_queue.QueuedPayout]) -> list[fair_qu
     """Return the queued payouts whose next request has a number. Hold the others for a person."""
     left = []
     for queued in queue:
-        if queued.has_open_attempt or queued.last_number < payouts_attempts.LARGEST_NUMBER:
+        if queued.has_open_attempt or queued.last_number < attempt_limit.LARGEST_NUMBER:
             left.append(queued)
         else:
-            payouts_attempts.hold(queued.payout, reason=payouts_attempts.NO_NUMBERS)
-            alarm.error("Transaction %s is held: %s", queued.payout.pk, payouts_attempts.NO_NUMBERS)
+            payouts_attempts.hold(queued.payout, reason=attempt_limit.NO_NUMBERS)
+            alarm.error("Transaction %s is held: %s", queued.payout.pk, attempt_limit.NO_NUMBERS)
     return left
 
 

@@ -112,8 +112,9 @@ def _apply_refusal(
     if isinstance(response, gateway_errors.Rejected) and fault is None:
         attempts.fail(payout, attempt, code=response.code, words=response.message, at=at, policy=policy)
     elif payout.status == Status.HELD or receivables.was_recalled(payout.pk):
-        # Meanwhile an earlier request was paid, or the settlement was undone. This request must not leave any more.
-        attempts.fail(payout, attempt, code="", words="Not sent", at=at, policy=policy)
+        # Meanwhile a message reported an earlier request as paid, or the settlement was undone. So nothing is sent.
+        words = f"Not sent: {response.details or response}"
+        attempts.fail(payout, attempt, code="", words=words, at=at, policy=policy, is_ours=True)
     elif (
         fault is not None
         and fault.may_concern_one_payout

@@ -8,7 +8,7 @@ from django.db import IntegrityError, transaction
 
 from payments.ledger import journal
 from payments.models import Attempt, Transaction
-from payments.payouts import attempts
+from payments.payouts import attempt_limit, attempts
 from payments.payouts.operations import actions
 from payments.policy import Policy
 from testing import builders, payout_steps
@@ -128,8 +128,8 @@ def out_of_numbers(payout: Transaction) -> None:
     """Give the payout a failed request with the last number."""
     attempt = payout_steps.refused(payout)
     values = {f.attname: getattr(attempt, f.attname) for f in Attempt._meta.concrete_fields if f.attname != "id"}
-    ocid = f"{payout.external_ref}-{attempts.LARGEST_NUMBER}"
-    changes = {"number": attempts.LARGEST_NUMBER, "originator_conversation_id": ocid, "token_hash": "9" * 64}
+    ocid = f"{payout.external_ref}-{attempt_limit.LARGEST_NUMBER}"
+    changes = {"number": attempt_limit.LARGEST_NUMBER, "originator_conversation_id": ocid, "token_hash": "9" * 64}
     last = Attempt.objects.create(**values | changes | {"state": "SENDING", "counted_on": None})
     journal.post([attempts.sent(last)], at=AT)
     attempts.close_lost(payout, last, words="Refused.", at=AT)
@@ -165,7 +165,7 @@ def test_pending_payout_without_numbers_is_held_instead_of_sent(
 
     # then
     payout.refresh_from_db()
-    assert (payout.status, payout.reason) == ("HELD", attempts.NO_NUMBERS)
+    assert (payout.status, payout.reason) == ("HELD", attempt_limit.NO_NUMBERS)
     assert any("no numbers left" in alarm for alarm in alarms())
 
 
@@ -175,3 +175,34 @@ def test_database_refuses_a_number_of_four_digits(payout: Transaction) -> None:
     changes = {"number": 1_000, "originator_conversation_id": "KASOKO-1-1-1000", "token_hash": "9" * 64}
     with pytest.raises(IntegrityError, match="attempt_number_fits_its_id"), transaction.atomic():
         Attempt.objects.create(**values | changes | {"state": "SENDING"})
+
+
+@pytest.mark.parametrize("by_person", [False, True])
+@pytest.mark.parametrize("code", ["1", "2001", "4"])
+def test_held_payout_stays_held_if_the_member_is_not_at_fault(code: str, by_person: bool) -> None:
+    # given
+    payout, attempt = payout_steps.held()
+    attempts.hold(payout, reason=payout.reason, by_person=by_person)
+    deliver_result(attempt, result_body(attempt, code), after(86_401))
+
+    # when
+    ask_and_answer(attempt, status_body(attempt, "Failed"), after(86_402))
+
+    # then: no winner is FAILED, and only a person lets the payout leave
+    assert states(payout, attempt) == ("HELD", "FAILED")
+    assert payout.held_by_person == by_person
+    assert "Retry it" in payout.reason
+    assert claims(after(300_000)) == []
+
+
+def test_held_payout_that_was_not_sent_stays_held(payout: Transaction) -> None:
+    # given: a message about an earlier request holds the payout while its next request leaves
+    (claim,) = claims(AT)
+    attempts.hold(payout, reason="M-Pesa says that it reversed this payment.")
+
+    # when
+    attempt = payout_steps.put_through(claim, payout_steps.NO_CONNECTION, after(1))
+
+    # then
+    assert states(payout, attempt) == ("HELD", "FAILED")
+    assert "Retry it. Not sent" in payout.reason

@@ -176,7 +176,7 @@ class Attempts:
         paid, receivable = amount or payout.amount, f"receivable:{payout.member}"
         if still_owed:
             if late:
-                self.book.post(f"reopen:{ocid}", payable, in_flight, payout.amount)
+                self.book.post(f"reopen:{attempt.booking}", payable, in_flight, payout.amount)
             part = min(paid, payout.amount)
             if source == "suspense":
                 self.book.post(f"claimed:{receipt}", in_flight, source, part)
@@ -247,9 +247,10 @@ class Attempts:
             attempt.decision, attempt.ask_at = "", None
             payout.move("HELD")
 
-    def fail(self, attempt: Attempt, *, code: str, at: datetime) -> None:
+    def fail(self, attempt: Attempt, *, code: str, at: datetime, ours: bool = False) -> None:
         """Book a proof that a request was not executed. Its amount returns from in-flight to payable.
 
+        A held payout stays HELD if the failure is a fault of `ours`, or the member's limit of the day.
         If an earlier request of the payout was paid, the amount is set off against the member's receivable.
         """
         payout = attempt.payout
@@ -257,7 +258,7 @@ class Attempts:
         attempt.move("FAILED")
         attempt.report, attempt.closed_at, attempt.ask_at, attempt.resend_at = code, at, None, None
         payable, wallet = f"payable:{payout.ref}", f"wallet:{payout.member}"
-        self.book.post(f"return:{attempt.ocid}", f"in_flight:{payout.ref}", payable, payout.amount)
+        self.book.post(f"return:{attempt.booking}", f"in_flight:{payout.ref}", payable, payout.amount)
         if payout.status == "PENDING":
             payout.move("PROCESSING")
         paid = [attempt for attempt in payout.attempts if attempt.state == "PAID"]
@@ -274,7 +275,7 @@ class Attempts:
             wait = self.policy.retry_after * 2 ** min(attempt.number, 10)
             payout.due_at = at + min(wait, self.policy.breaker_longest_pause)
             payout.move("PENDING")
-        else:
+        elif not (payout.status == "HELD" and (ours or code in OURS or code == DAY_LIMIT)):
             payout.failed_at = at
             payout.move("FAILED")
 
@@ -286,6 +287,14 @@ class Attempts:
             if other.state == "FAILED" and other.first_sent_at is not None and other.report not in OURS
         ]
         return len(failed) >= self.policy.max_attempts or attempt.number >= LARGEST_NUMBER
+
+    def hold(self, payout: Payout) -> None:
+        """Hold a payout that is pending, under way or failed, until a person acts on it."""
+        if payout.status == "FAILED":
+            payout.failed_at = None
+            payout.move("PENDING")
+        if payout.status in ("PENDING", "PROCESSING"):
+            payout.move("HELD")
 
     def must_ask_first(self, payout: Payout) -> bool:
         """Return True if a request of the payout may have left before commits were lost, and none left since."""

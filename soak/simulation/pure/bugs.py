@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from payments.mpesa import gateway_errors
 from soak.simulation.pure import world as pure_world
-from soak.simulation.pure.attempts import Refused
+from soak.simulation.pure.attempts import OURS, Refused
 from soak.simulation.pure.machine import DEFINITE, Machine
 from soak.simulation.pure.rows import OPEN, Answer, Attempt, Payout, Question, Result
 from soak.simulation.pure.world import World
@@ -197,6 +197,17 @@ class LargeNotConfirmed(Machine):
 class ForeignTrusted(Machine):
     def apply_result(self, attempt: Attempt, result: Result, *, trusted: bool, at: datetime) -> None:
         super().apply_result(attempt, result, trusted=True, at=at)
+
+
+@bug(
+    "fault of ours read as the member's",
+    "D4: a fault of ours fails no winner",
+    {"initiator locked": 0.4, "no float": 0.4},
+)
+class OursAsMembers(Machine):
+    def fail(self, attempt: Attempt, *, code: str, at: datetime, ours: bool = False) -> None:
+        super().fail(attempt, code="2040" if code in OURS else code, at=at)
+        attempt.report = code
 
 
 @bug("new id per resend", "D3: while the outcome is unknown, the same id is used", LIKELY_RESENDS)

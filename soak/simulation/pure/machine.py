@@ -196,14 +196,16 @@ class Machine(Sending):
         if verdict == "reversed":
             if attempt.state == "PAID":
                 self.reverse(attempt)
-            elif attempt.payout.status in ("PENDING", "PROCESSING"):
-                attempt.payout.move("HELD")
+            else:
+                self.hold(attempt.payout)
         elif attempt.state == "PAID" and attempt.decision and verdict == "failed":
             if question.asked_at >= attempt.posted_at:
                 self.take_back(attempt, report="", at=at)
         elif attempt.state == "FAILED":
             reported_paid = attempt.report in (PAID, PERHAPS)
-            if not attempt.is_found and (verdict == "failed" or (verdict == "not_found" and not reported_paid)):
+            if verdict == "failed" and attempt.report == PAID and not attempt.is_found:
+                self._weigh_contradiction(attempt)
+            elif not attempt.is_found and (verdict == "failed" or (verdict == "not_found" and not reported_paid)):
                 attempt.ask_at = None
         elif attempt.state != "PAID" and question.asked_at >= attempt.posted_at:
             # The answer to a question that is older than the latest POST says nothing about that POST.
@@ -211,6 +213,13 @@ class Machine(Sending):
                 self.weigh_failure(attempt, at=at)
             elif verdict == "not_found":
                 self.apply_not_found(attempt, at=at)
+
+    def _weigh_contradiction(self, attempt: Attempt) -> None:
+        """Hold the payout of a failed request if a result says paid and an answer says failed. We ask further."""
+        if attempt.payout.status in ("COMPLETED", "CANCELLED"):
+            attempt.ask_at = None
+        elif attempt.ask_at is not None:
+            self.hold(attempt.payout)
 
     def apply_not_found(self, attempt: Attempt, *, at: datetime) -> None:
         """Allow the same id to be sent again within `resend_horizon`.

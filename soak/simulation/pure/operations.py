@@ -58,12 +58,16 @@ def decide(
 ) -> None:
     """Mark a held payout's open request as paid or failed, as M-Pesa's statement shows. Raises: Refused.
 
+    If no request is open, two people may mark the last failed request as paid.
+
     `receipt` is the receipt in the statement, or "" if the statement shows no payment until `statement_until`.
     """
-    attempt = payout.open
-    if payout.status != "HELD" or attempt is None:
-        raise Refused("the payout is not held, or has no open request")
-    if people < (2 if not receipt or payout.amount >= machine.policy.confirm_above else 1):
+    attempt = payout.open if payout.status == "HELD" else None
+    if attempt is None and payout.status in ("HELD", "FAILED") and receipt:
+        attempt = _last_failed(machine, payout)
+    if attempt is None:
+        raise Refused("the payout has no request to decide")
+    if people < (2 if not receipt or payout.amount >= machine.policy.confirm_above or payout.open is None else 1):
         raise Refused("too few people")
     if any(_about(message) is payout for message in machine.unapplied):
         raise Refused("a message is not applied yet")
@@ -81,6 +85,16 @@ def decide(
     attempt.decision = "not_paid"
     if attempt.asked_first:  # The people have read M-Pesa's statement of the lost time.
         machine.asked_first.add(payout.ref)
+
+
+def _last_failed(machine: Machine, payout: Payout) -> Attempt | None:
+    """Return the last failed request that left. Raises: Refused, if M-Pesa is being asked."""
+    failed = [a for a in payout.attempts if a.state == "FAILED" and a.first_sent_at is not None]
+    if not failed or machine.book.held[f"payable:{payout.ref}"] != payout.amount:
+        return None
+    if any(attempt.ask_at is not None for attempt in payout.attempts):
+        raise Refused("we are asking whether it was paid")
+    return failed[-1]
 
 
 def _about(message: Message) -> Payout:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from soak.simulation.provider import payout_of
 from soak.simulation.pure import operations
 from soak.simulation.pure.attempts import Refused
 from soak.simulation.pure.provider import PureRequest
@@ -68,11 +69,25 @@ class Operator:
         operations.decide(world.machine, payout, receipt=receipt, people=2, at=world.now, statement_until=world.now)
 
     def decide_at_last(self, payout: Payout) -> None:
-        """Decide a held payout once the faults have stopped. A payout that M-Pesa may still pay waits."""
+        """Decide a held payout once the faults have stopped. A payout that M-Pesa may still pay waits.
+
+        A payout whose last request failed is retried. If M-Pesa paid a failed request, two people decide it as paid.
+        """
         try:
-            self.decide(payout)
+            if payout.open is None:
+                self._end_failed_hold(payout)
+            else:
+                self.decide(payout)
         except Refused as refusal:
             self.world.note(f"    refused: {refusal}")
+
+    def _end_failed_hold(self, payout: Payout) -> None:
+        world = self.world
+        receipts = [payment.receipt for payment in world.provider.book if payout_of(payment.ocid) == payout.ref]
+        if receipts:
+            operations.decide(world.machine, payout, receipt=receipts[-1], people=2, at=world.now)
+        else:
+            operations.retry(world.machine, payout, at=world.now)
 
     def redirect_for_good(self, payout: Payout) -> None:
         """Pay into the wallet a payout that M-Pesa cannot pay to the member's phone."""

@@ -88,7 +88,7 @@ class Sending(Attempts):
             attempt.move("ACCEPTED")
         elif sure and isinstance(response, gateway_errors.NotSent):
             if payout.status == "HELD":  # An earlier request was paid in the meantime.
-                self.fail(attempt, code="", at=at)
+                self.fail(attempt, code="", at=at, ours=True)
             else:
                 self._wait(attempt, response, at)
         elif sure and isinstance(response, gateway_errors.Rejected):
@@ -101,7 +101,7 @@ class Sending(Attempts):
         if response.message.endswith("PartyB"):
             self.fail(attempt, code=response.code, at=at)
         elif attempt.payout.status == "HELD":
-            self.fail(attempt, code="", at=at)
+            self.fail(attempt, code="", at=at, ours=True)
         else:
             self._wait(attempt, response, at)
 

@@ -205,9 +205,9 @@ class World(Workers):
         if self._busy or machine.unapplied or sought or self._has_orphans_to_place():
             return False
         asking = [p for p in machine.payouts if any(a.ask_at is not None for a in p.attempts)]
-        return all(payout.status == "HELD" for payout in asking) and not any(
-            payout.status in ("PENDING", "PROCESSING") for payout in machine.payouts
-        )
+        # People can decide an open request while M-Pesa is asked about it. A failed one waits for the answers.
+        decidable = all(payout.status == "HELD" and payout.open is not None for payout in asking)
+        return decidable and not any(payout.status in ("PENDING", "PROCESSING") for payout in machine.payouts)
 
     def final_pass(self) -> bool:
         held = [payout for payout in self.machine.payouts if payout.status == "HELD"]

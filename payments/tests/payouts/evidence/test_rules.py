@@ -470,7 +470,8 @@ def test_not_found_sends_the_same_id_again_only_if_that_is_safe(changed: dict[st
     ("status", "report", "step"),
     [
         ("failed", "", "stop_asking"),
-        ("failed", "trusted", "stop_asking"),
+        ("failed", "untrusted", "stop_asking"),
+        ("failed", "trusted", "hold"),
         ("not_found", "", "stop_asking"),
         ("not_found", "untrusted", "nothing"),
         ("unknown", "", "nothing"),

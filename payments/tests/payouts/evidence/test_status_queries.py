@@ -232,6 +232,7 @@ def test_held_payout_failed_by_late_evidence_is_not_resent(payout: Transaction) 
     # when
     payout_steps.ask_and_answer(attempt, status_body(attempt, "Failed"), after(86_401))
 
-    # then
-    assert states(payout, attempt) == ("FAILED", "FAILED")
+    # then: the failure is a fault of ours, so the payout still waits for a person
+    assert states(payout, attempt) == ("HELD", "FAILED")
+    assert "Retry it" in payout.reason
     assert claims(after(200_000)) == []

@@ -70,6 +70,22 @@ def test_decision_that_m_pesa_contradicts_is_taken_back() -> None:
     assert journal.balance(journal.IN_FLIGHT) == KES_285
 
 
+def test_request_fails_again_after_its_decision_was_taken_back() -> None:
+    # given
+    payout, attempt = failed()
+    decide(payout, operator(), operator())
+    ask(attempt, status_body(attempt, receipt=TYPED, ocid="KASOKO-9-9-ffffffff-1"))
+
+    # when
+    for at in (after(300), after(400)):
+        payout_steps.ask_and_answer(attempt, status_body(attempt, "Failed"), at)
+
+    # then
+    assert states(payout, attempt) == ("FAILED", "FAILED")
+    assert (journal.balance(journal.IN_FLIGHT), journal.owed(payout.pk)) == (0, KES_285)
+    assert journal.is_booked(f"return:{attempt.pk}:2")
+
+
 def test_one_person_does_not_decide_a_failed_payout_alone() -> None:
     payout, attempt = failed()
     alone = operator()
