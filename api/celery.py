@@ -27,6 +27,7 @@ SWEEPS = {
     "payments.settlement_tasks.issue_certificates",
     "payments.settlement_tasks.close_remedied_disputes",
     "payments.settlement_tasks.continue_bulk_retries",
+    "payments.settlement_tasks.expire_proposals",
     "payments.market_tasks.tell_members_of_new_terms",
     "payments.market_tasks.close_ended_markets",
     "payments.market_tasks.remind_staff_of_markets",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
 
 log = logging.getLogger("kasoko.alarm")
 
@@ -33,3 +35,24 @@ def log_warnings() -> None:
     """Log the warnings, for processes that do not run Django's checks (gunicorn)."""
     for warning in callback_sources():
         log.warning("%s %s", warning.msg, warning.hint)
+
+
+def refuse_unset_thresholds() -> None:
+    """Refuse to start in production while an act has no threshold for a second person.
+
+    If the database does not answer, the process starts: its first request reports the database.
+    Raises: ImproperlyConfigured.
+    """
+    from users import clock, figure_changes  # Models can be imported only after Django has started.
+
+    if not settings.PRODUCTION:
+        return
+    try:
+        unset = figure_changes.unset(clock.database_time())
+    except DatabaseError as error:
+        log.warning("The thresholds were not checked, because the database does not answer: %s", error)
+        return
+    if unset:
+        raise ImproperlyConfigured(
+            f"No threshold is set for {', '.join(unset)}. Set each one: python manage.py threshold ACT AMOUNT|never"
+        )

@@ -11,3 +11,4 @@ application = get_wsgi_application()
 from api import checks  # noqa: E402 - it reads the settings
 
 checks.log_warnings()
+checks.refuse_unset_thresholds()
