@@ -35,6 +35,7 @@ NOT_PAGES = {
     "app_list",
     "search",
     "toggle_sidebar",
+    "api_key_revoke",  # The bench makes no API key.
     "limbo",  # A former address, which redirects to in_doubt.
 }
 
@@ -76,6 +77,9 @@ def examples(month: Any) -> dict[str, list[str]]:
     dispute, proposal = month.dispute.public_id, month.proposal.pk
     addresses: dict[str, list[str]] = {
         "index": [at("index")],
+        "api_keys": [at("api_keys")],
+        "api_key_make": [at("api_key_make")],
+        "log_out_everywhere": [at("log_out_everywhere")],
         "markets": [f"{at('markets')}{more}" for more in ("", "?show=due", "?show=settled", "?q=market")],
         "market": [at("market", market) for market in (hot, settled, undone)],
         "market_choose": [at("market_choose", hot)],

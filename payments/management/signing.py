@@ -19,7 +19,7 @@ def sign(number: str, *, act_name: str, at: datetime) -> audit.Actor:
     """
     try:
         pin = getpass.getpass(f"PIN of {number}: ")
-        person = auth.check_pin(phone_number=number, pin=pin, source=SOURCE, at=at)
+        person = auth.check_pin(phone_number=number, pin=pin, source=SOURCE, at=at, at_the_server=True)
         by = audit.Actor(user_id=person.pk, source=SOURCE)
         if not authority.may(person, act_name):
             raise CommandError(f"{person}: {authority.refusal(act_name)}")

@@ -294,6 +294,15 @@ def test_pin_of_a_logged_in_person_has_its_own_counter(db: None, at: datetime) -
             auth.confirm_pin(user=user, pin="0000", source=OUTSIDE, at=at)
 
 
+def test_lock_by_others_does_not_stop_a_command_at_the_server(db: None, at: datetime) -> None:
+    user = member(phone_number=NUMBER)
+    guess_until_locked(at)
+    assert auth.check_pin(phone_number=NUMBER, pin=PIN, source="command", at=at, at_the_server=True) == user
+    for expected in [auth.WrongCredentials] * 4 + [auth.TooManyTries] * 2:
+        with pytest.raises(expected):
+            auth.check_pin(phone_number=NUMBER, pin="0000", source="command", at=at, at_the_server=True)
+
+
 def test_login_that_waited_during_a_change_of_the_pin_gets_no_token(db: None, at: datetime) -> None:
     """The PIN was right when it was checked, but the token would outlive the change."""
     user = member(phone_number=NUMBER)

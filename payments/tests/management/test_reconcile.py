@@ -22,7 +22,7 @@ def test_reconcile_of_closed_books_prints_the_trial_balance(db: None) -> None:
         ["pool", "0.00", "30.50", "30.50"],
         ["opening", "100.00", "0.00", "-100.00"],
     ]
-    assert lines[-1] == "The books close: 21 invariants hold."
+    assert lines[-1] == "The books close: 22 invariants hold."
 
 
 @pytest.mark.broken_books
