@@ -70,6 +70,8 @@ def open_about_bet(
         )
         if bet is None:
             raise DisputeNotFound(f"You have no bet {bet_id} in market {market_id}.")
+        if bet.taken_back_at is not None:
+            raise NotDisputable("You took this stake back, and it is in your wallet. There is no result to dispute.")
         settlement = status.settlement_of(bet)
         if settlement is None or settlement.settled_at is None or bet.result == Bet.Result.PENDING:
             raise NotDisputable("This bet has no result yet.")

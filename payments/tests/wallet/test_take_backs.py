@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from markets import pools
 from markets.models import Bet, Market
+from payments import disputes
 from payments.ledger import invariants, journal
 from payments.models import Transaction, Transfer
 from payments.settlement import market_overview, preview, resolutions
@@ -200,6 +201,16 @@ def test_certificate_leaves_out_stakes_taken_back(db: None) -> None:
         explained = explanations.explain(placed, at=LATER)
         assert (explained.proof is None) == (place in (1, 4))
     assert "you took it back" in explanations.explain(bets[1], at=LATER).sentence
+    with pytest.raises(disputes.NotDisputable, match="took this stake back"):
+        disputes.open_about_bet(
+            user_id=bets[1].user_id,
+            market_id=rain.pk,
+            bet_id=bets[1].public_id,
+            text="Why?",
+            by=actor(bets[1].user),
+            at=LATER,
+            policy=policy(),
+        )
 
 
 # --- rows that PostgreSQL refuses ------------------------------------------------------------------------------------
