@@ -15,6 +15,8 @@ from django.conf import Settings
 from django.conf import settings as django_settings
 from django.contrib.auth.models import Group, Permission
 from django.contrib.contenttypes.models import ContentType
+from django.core.management.commands import flush as flush_command
+from django.core.management.sql import emit_post_migrate_signal
 from django.db import connections, transaction
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models.signals import post_migrate
@@ -24,9 +26,9 @@ from playwright.sync_api import Browser, sync_playwright
 from api.celery import app as celery_app
 from payments import settlement_tasks, wiring
 from payments.ledger import invariants
-from payments.models import Breaker
+from payments.models import Breaker, DatabaseProfile
 from payments.policy import Policy
-from testing import browsing, builders
+from testing import browsing, builders, database
 from users import figures, first_figures, roles
 from users.models import Figure
 
@@ -73,13 +75,21 @@ def _fresh_wiring(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         getattr(wiring, name).cache_clear()
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Run the tests as the application's role, which owns nothing, after the owner has migrated."""
+    with django_db_blocker.unblock(), database.acting_as_application():
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _flush_guarded_tables() -> Iterator[None]:
     """Let Django empty the tables after a transactional test, although their triggers refuse TRUNCATE."""
     flush = DatabaseOperations.execute_sql_flush
 
     def flush_without_triggers(self: DatabaseOperations, sql_list: list[str]) -> None:
-        with transaction.atomic(using=self.connection.alias), connections[self.connection.alias].cursor() as cursor:
+        alias = self.connection.alias
+        with transaction.atomic(using=alias), database.as_owner(), connections[alias].cursor() as cursor:
             cursor.execute("SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1")
             guarded = [table for (table,) in cursor.fetchall()]
             for table in guarded:
@@ -90,15 +100,29 @@ def _flush_guarded_tables() -> Iterator[None]:
 
     # The flush also removes rows that migrations added. Add them again after Django has created its permissions.
     post_migrate.connect(_restore_migrated_rows, sender=apps.get_app_config("payments"))
+
+    def emit_as_owner(*args: Any, **kwargs: Any) -> None:
+        with database.as_owner():
+            emit_post_migrate_signal(*args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatabaseOperations, "execute_sql_flush", flush_without_triggers)
+        patch.setattr(flush_command, "emit_post_migrate_signal", emit_as_owner)
         yield
 
 
 def _restore_migrated_rows(**_: Any) -> None:
+    DatabaseProfile.objects.get_or_create(defaults={"production": False})
     roles.install(Group, Permission, ContentType)
     first_figures.install(Figure)
     Breaker.objects.bulk_create([Breaker(cause=cause) for cause in Breaker.Cause.values], ignore_conflicts=True)
+
+
+@pytest.fixture
+def as_owner(db: None) -> Iterator[None]:
+    """Let a test act as the owner of the tables, for example to prove that the triggers refuse even the owner."""
+    with database.as_owner():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""App configurations: Django's admin with our site, and the console.
+"""App configurations: the edges, Django's admin with our site, and the console.
 
 Django reads this module before any model, so this module imports nothing from the project.
 """
@@ -11,6 +11,12 @@ class AdminSiteConfig(AdminConfig):
     """Django's admin with the console as its site."""
 
     default_site = "api.console.site.Console"
+
+
+class ApiConfig(AppConfig):
+    """The edges. It has commands, but no models."""
+
+    name = "api"
 
 
 class ConsoleConfig(AppConfig):

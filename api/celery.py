@@ -5,9 +5,12 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import after_setup_logger
+from celery.signals import after_setup_logger, beat_init, worker_init
+from django.core.exceptions import ImproperlyConfigured
 
 from api.logs import MaskingFormatter
+
+log = logging.getLogger("kasoko.alarm")
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
 
@@ -47,6 +50,19 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     task = record.args.get("name") if isinstance(record.args, dict) else None
     scheduled = record.args if isinstance(record.args, tuple) else ()
     return record.levelno > logging.INFO or (task not in SWEEPS and SWEEPS.isdisjoint(scheduled))
+
+
+@worker_init.connect
+@beat_init.connect
+def _refuse_strong_role(**_: Any) -> None:
+    """Stop a worker or beat whose database role may do too much. Only SystemExit passes through a signal of Celery."""
+    from api import checks  # It reads the settings.
+
+    try:
+        checks.refuse_strong_role()
+    except ImproperlyConfigured as error:
+        log.critical("%s", error)
+        raise SystemExit(1) from error
 
 
 @after_setup_logger.connect

@@ -1,4 +1,4 @@
-"""Checks at start: settings that work, but that an operator should know about."""
+"""Checks at start: settings that an operator should know about, and a database role that may do too much."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,9 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, OperationalError, connections
+
+from api import database_owner, database_roles
 
 log = logging.getLogger("kasoko.alarm")
 
@@ -29,6 +31,48 @@ def callback_sources(app_configs: Sequence[AppConfig] | None = None, **_: object
             id="kasoko.W001",
         )
     ]
+
+
+@checks.register(checks.Tags.database)
+def application_role(
+    app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: object
+) -> list[checks.CheckMessage]:
+    """Refuse in production a database role that can remove the guards of the database.
+
+    The commands of the owner are not checked, because the owner needs these rights.
+    """
+    connection = connections[DEFAULT_DB_ALIAS]
+    if not settings.PRODUCTION or DEFAULT_DB_ALIAS not in (databases or ()):
+        return []
+    if connection.settings_dict["USER"] != database_owner.application().role:
+        return []
+    with connection.cursor() as cursor:
+        found = database_roles.problems(cursor)
+    hint = "docs/settings.md, Roles of the database."
+    return [checks.Error(problem, hint=hint, id="kasoko.E001") for problem in found]
+
+
+def refuse_strong_role() -> None:
+    """Stop this web process, worker or beat in production if its database role may do too much.
+
+    If the database cannot be reached, the process starts and says so, because the database may come later.
+    Raises: ImproperlyConfigured.
+    """
+    if not settings.PRODUCTION:
+        return
+    if database_owner.is_apart():
+        raise ImproperlyConfigured(
+            "DATABASE_OWNER_URL is set for this process. In production only migrate and database_roles may have it."
+        )
+    try:
+        found = application_role(databases=[DEFAULT_DB_ALIAS])
+    except (OperationalError, InterfaceError) as error:
+        log.error("The rights of the database role are not checked, because PostgreSQL does not answer: %s", error)
+        return
+    finally:
+        connections[DEFAULT_DB_ALIAS].close()
+    if found:
+        raise ImproperlyConfigured(" ".join(str(problem.msg) for problem in found))
 
 
 def log_warnings() -> None:

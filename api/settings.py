@@ -53,6 +53,7 @@ if PRODUCTION:
             raise ImproperlyConfigured(f"{required} must be set in production.")
 
 # Without these two URLs the project runs its own PostgreSQL or Redis under .kasoko/. Production must set both.
+# The project's own PostgreSQL has two roles, so it comes with DATABASE_OWNER_URL.
 _missing = {"postgres": not text("DATABASE_URL"), "redis": not text("CELERY_BROKER_URL")}
 if any(_missing.values()):
     for _name, _url in embedded.ensure(BASE_DIR, postgres=_missing["postgres"], redis=_missing["redis"]).items():
@@ -109,6 +110,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     # rest_framework is not here. As an app it adds browsable pages, which we do not serve, and a broken generateschema.
     "api.apps.ConsoleConfig",
+    "api.apps.ApiConfig",
     "markets",
     "payments",
 ]
@@ -189,12 +191,15 @@ DATABASES = {
             "connect_timeout": 5,
             # Our statements disable some kinds of plans, so their estimated costs are high. PostgreSQL's default would
             # compile each of them for a tenth of a second (docs/bench.md, S9).
-            # If kasoko.production is on, triggers refuse a balance that is set directly and a bet that has no transfer.
             "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=60s"
-            f" -c jit=off -c kasoko.production={'on' if MPESA_PRODUCTION else 'off'}",
+            " -c jit=off",
         },
     }
 }
+# The login of the application, and of the owner of the tables. Only migrate and database_roles use the owner's
+# (api/database_owner.py). Without it, and outside production only, the application owns its tables.
+DATABASE_APPLICATION = _connection
+DATABASE_OWNER = postgres_url("DATABASE_OWNER_URL")[0] if text("DATABASE_OWNER_URL") else _connection
 
 # --- Redis and Celery ------------------------------------------------------------------------------------------------
 

@@ -10,5 +10,6 @@ application = get_wsgi_application()
 
 from api import checks  # noqa: E402 - it reads the settings
 
+checks.refuse_strong_role()
 checks.log_warnings()
 checks.refuse_unset_thresholds()

@@ -16,7 +16,7 @@ from payments.monitoring import overview
 from payments.mpesa import gateway_errors
 from payments.payouts import breakers, float_balance
 from payments.settlement import approvals, resolutions, undo
-from testing import builders, payout_steps
+from testing import builders, database, payout_steps
 from users import audit, proposals, roles, second_factor
 from users.models import CustomUser
 
@@ -33,7 +33,8 @@ def staff(role: str | None = None, **fields: Any) -> CustomUser:
 
     person = builders.operator(is_superuser=role is None, **fields)
     if role is not None:
-        roles.install(Group, Permission, ContentType)
+        with database.as_owner():
+            roles.install(Group, Permission, ContentType)
         person.groups.add(Group.objects.get(name=role))
     return person
 

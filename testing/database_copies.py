@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from django.db import connection, transaction
 
+from testing import database
+
 _TABLES = """
     SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'public' AND c.relkind = 'r' ORDER BY 1
@@ -38,7 +40,7 @@ def take() -> DatabaseCopy:
 def put_back(copy: DatabaseCopy) -> None:
     """Replace all rows by those of the copy without firing triggers, as a restore from a backup does."""
     tables = [f'"{table}"' for table in copy.tables]
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic(), database.as_owner(), connection.cursor() as cursor:
         for table in tables:
             cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         cursor.execute(f"TRUNCATE {', '.join(tables)}")

@@ -55,7 +55,7 @@ class Running:
         self.url = f"http://127.0.0.1:{self.port}"
         self.simulator_url = ""
         self.environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"} | {
-            "DATABASE_URL": database_url,
+            **logins(database_url),
             "MPESA_CALLBACK_URL": f"{self.url}/api/payments/b2c-callback/",
             **settings,
         }
@@ -158,12 +158,17 @@ class Running:
             self._children[name] = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=self.environment,
+                env=self._environment_of("application"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _environment_of(self, command: str) -> dict[str, str]:
+        """Return the environment of a process. Only the commands of the owner know the owner's login."""
+        hidden = () if command in ("migrate", "database_roles") else ("DATABASE_OWNER_URL",)
+        return {name: value for name, value in self.environment.items() if name not in hidden}
 
     def _web_is_ready(self, url: str) -> bool:
         return self._answers(f"{url}/readyz")
@@ -181,7 +186,7 @@ class Running:
         finished = subprocess.run(
             [sys.executable, "manage.py", *words],
             cwd=ROOT,
-            env=self.environment | environment,
+            env=self._environment_of(words[0]) | environment,
             input=typed,
             capture_output=True,
             text=True,
@@ -219,8 +224,22 @@ class Running:
         return self._session.get(f"{self.simulator_url}/sandbox/book", timeout=PATIENCE_SECONDS).json()
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        """Run one statement on the database and return its rows."""
-        return _sql(self.environment["DATABASE_URL"], statement)
+        """Run one statement on the database as its owner, and return its rows."""
+        return _sql(self.owner_url, statement)
+
+    @property
+    def owner_url(self) -> str:
+        """The URL by which the owner of the tables logs in."""
+        return self.environment.get("DATABASE_OWNER_URL") or self.environment["DATABASE_URL"]
+
+
+def logins(database_url: str) -> dict[str, str]:
+    """Return the settings of a test database, given its owner's URL: the logins of the application and of the owner."""
+    application = os.environ.get("KASOKO_TEST_APPLICATION_URL")
+    if not application:
+        return {"DATABASE_URL": database_url}
+    application_url = urlsplit(application)._replace(path=urlsplit(database_url).path).geturl()
+    return {"DATABASE_URL": application_url, "DATABASE_OWNER_URL": database_url}
 
 
 def _sql(url: str, statement: str) -> list[tuple[Any, ...]]:

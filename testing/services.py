@@ -2,7 +2,8 @@
 
 It is loaded by `-p testing.services`, because pytest-django imports the settings before any conftest.py. It starts this
 checkout's fast PostgreSQL and Redis, unless KASOKO_TEST_DATABASE_URL and KASOKO_TEST_REDIS_URL name other servers. The
-number of the first Redis database is then in the URL. Each pytest process or xdist worker has its own database name
+number of the first Redis database is then in the URL. KASOKO_TEST_APPLICATION_URL is then the application's login to
+that PostgreSQL; without it the tests run as the owner. Each pytest process or xdist worker has its own database name
 and three Redis databases, so several runs can share a checkout. A developer's `.env` and exported settings are ignored.
 Temporary directories are in `.kasoko/`. The servers stop with the last run.
 """
@@ -26,7 +27,7 @@ SETTINGS = (
     "DJANGO_SECRET",
     "DEBUG",
     "ALLOWED_HOSTS",
-    "DATABASE_URL",
+    "DATABASE_",
     "CACHE_URL",
     "STAFF_",
 )
@@ -72,6 +73,9 @@ def _prepare() -> None:
     urls = embedded.ensure(BASE_DIR, postgres=not database_url, redis=not redis_url, profile="fast")
     if database_url:
         os.environ["DATABASE_URL"] = database_url
+    # The tests log in as the owner and act as the application (testing/database.py).
+    if application_url := os.environ.get("KASOKO_TEST_APPLICATION_URL") or urls.get("DATABASE_URL"):
+        os.environ["KASOKO_TEST_APPLICATION_URL"] = application_url
     if redis_url:
         broker = urlsplit(redis_url)
         worker = os.environ.get("PYTEST_XDIST_WORKER", "gw-1").removeprefix("gw")
@@ -82,7 +86,7 @@ def _prepare() -> None:
     if urls:
         slot = _slot(embedded.state_dir(BASE_DIR, "fast"), embedded.REDIS_DATABASES // 3)
         if not database_url:
-            os.environ["DATABASE_URL"] = f"{urls['DATABASE_URL']}_{slot}"
+            os.environ["DATABASE_URL"] = f"{urls['DATABASE_OWNER_URL']}_{slot}"
         if not redis_url:
             first = 3 * slot
     for number, name in enumerate(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"), start=first):

@@ -86,7 +86,7 @@ class Supervised(Running):
 def supervised(directory: Path, **settings: str) -> Iterator[Supervised]:
     """Make a migrated database and empty queues, but start no process. Remove everything at the end."""
     with running(directory, **settings) as base:
-        installation = Supervised(directory, base.environment["DATABASE_URL"], settings)
+        installation = Supervised(directory, base.owner_url, settings)
         try:
             yield installation
         finally:

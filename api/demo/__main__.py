@@ -94,6 +94,8 @@ def _run(screen: Screen, *, stay: bool) -> int:
         # This reads the settings. They start the embedded servers if no servers are given.
         django.setup()
         call_command("migrate", verbosity=0)
+        # The programs log in as the application's role. They do not get the owner's login.
+        os.environ.pop("DATABASE_OWNER_URL", None)
         _refuse_other_workers(running)
         # The story imports models, which is possible only now.
         from api.demo.story import Story

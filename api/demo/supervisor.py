@@ -28,7 +28,7 @@ PAUSE_SECONDS = 0.05
 # Settings that a developer exported for another installation must not reach this one. The URLs of servers may.
 FOREIGN = ("MPESA_", "PAYOUT_", "DEBUG", "ALLOWED_HOSTS", "CSRF_", "TRUSTED_PROX", "SETTLEMENT_", "SWEEP_", "CELERY_",
            "GUNICORN_", "TOKEN_HOURS", "STAFF_", "STEP_UP_")  # fmt: skip
-SERVERS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
+SERVERS = ("DATABASE_URL", "DATABASE_OWNER_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 

@@ -19,6 +19,8 @@ from .server import Server
 from .state import REMEDIES, EmbeddedServerError, Profile
 from .valkey import Valkey
 
+# `app` is the owner's password: older versions had no other role.
+PASSWORDS = {"root", "app", "application", "redis"}
 ENGINES: dict[str, type[Server]] = {engine.name: engine for engine in (Postgres, Valkey)}
 
 
@@ -74,8 +76,11 @@ class Keeper:
         program = programs.reachable_program(program, self.place, account)
         directory = programs.data_directory(name, program, self.place, account, self.profile)
         passwords = files.read_or_create_json(
-            self.state / "secrets.json", lambda: {user: secrets.token_urlsafe(24) for user in ("root", "app", "redis")}
+            self.state / "secrets.json", lambda: {user: secrets.token_urlsafe(24) for user in PASSWORDS}
         )
+        if PASSWORDS - passwords.keys():
+            passwords |= {user: secrets.token_urlsafe(24) for user in PASSWORDS - passwords.keys()}
+            files.write_json(self.state / "secrets.json", passwords)
         return ENGINES[name](self.state, self.profile, account, program, directory, passwords)
 
     def _state_is_ours(self, own_lock: int) -> bool:

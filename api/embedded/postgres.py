@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: cluster, role, database and readiness."""
+"""The embedded PostgreSQL: cluster, roles, database and readiness."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from .processes import run
 from .server import HOST, Server
 
 SUPERUSER = "kasoko_root"
+# The owner of the database and its tables, and the role of the application.
+OWNER, APPLICATION = "kasoko", "kasoko_app"
 
 
 class Postgres(Server):
-    """A PostgreSQL with the role and database `kasoko`."""
+    """A PostgreSQL with the database `kasoko`, the role that owns it, and the application's role."""
 
     name = "postgres"
     # SIGTERM waits until all clients leave. SIGINT disconnects them.
@@ -23,13 +25,37 @@ class Postgres(Server):
 
     @property
     def urls(self) -> dict[str, str]:
-        return {"DATABASE_URL": f"postgresql://kasoko:{self.passwords['app']}@{HOST}:{self.port}/kasoko"}
+        place = f"{HOST}:{self.port}/kasoko"
+        return {
+            "DATABASE_URL": f"postgresql://{APPLICATION}:{self.passwords['application']}@{place}",
+            "DATABASE_OWNER_URL": f"postgresql://{OWNER}:{self.passwords['app']}@{place}",
+        }
 
     def _prepare(self, lock: int) -> None:
         if not self.directory.exists():
             self._initialise(lock)
         # No server of ours is alive while we hold the lock. A process that this file names is therefore not ours.
         (self.directory / "postmaster.pid").unlink(missing_ok=True)
+        # An older version made clusters without the application's role.
+        if not self._has_application_role.exists():
+            self._run_single(self.directory, lock, self._application_role())
+            self._has_application_role.touch()
+
+    @property
+    def _has_application_role(self) -> Path:
+        return self.directory / "kasoko_application_role"
+
+    def _application_role(self) -> str:
+        """Return the statement that makes the application's role. The owner may become it, as in the tests."""
+        missing = f"NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{APPLICATION}')"
+        make = f"CREATE ROLE {APPLICATION} LOGIN NOINHERIT ROLE {OWNER}"
+        set_password = f"ALTER ROLE {APPLICATION} PASSWORD '{self.passwords['application']}'"
+        return f"DO $$ BEGIN IF {missing} THEN {make}; END IF; {set_password}; END $$\n"
+
+    def _run_single(self, directory: Path, lock: int, statements: str) -> None:
+        """Run statements, one on each line, in the single-user mode. It needs no port and no client program."""
+        single = ["--single", "-D", str(directory), "-c", "exit_on_error=on", "-c", "password_encryption=scram-sha-256"]
+        run([str(self.program), *single, "postgres"], self.account, lock, statements)
 
     def _initialise(self, lock: int) -> None:
         """Make the cluster, its superuser, and the project's role and database. The last step, a rename, is atomic."""
@@ -37,11 +63,8 @@ class Postgres(Server):
         shutil.rmtree(part, ignore_errors=True)
         self.make_directory(part)
         self._run_initdb(part, lock)
-        # The single-user mode needs no port and no client program. The project's role is not the superuser.
-        role = f"CREATE ROLE kasoko LOGIN CREATEDB PASSWORD '{self.passwords['app']}'\n"
-        statements = role + "CREATE DATABASE kasoko OWNER kasoko\n"
-        single = ["--single", "-D", str(part), "-c", "exit_on_error=on", "-c", "password_encryption=scram-sha-256"]
-        run([str(self.program), *single, "postgres"], self.account, lock, statements)
+        role = f"CREATE ROLE {OWNER} LOGIN CREATEDB PASSWORD '{self.passwords['app']}'\n"
+        self._run_single(part, lock, f"{role}CREATE DATABASE kasoko OWNER {OWNER}\n")
         part.replace(self.directory)
 
     def _run_initdb(self, directory: Path, lock: int) -> None:

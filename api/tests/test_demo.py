@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 
 from api.demo import supervisor
+from testing.running import logins
 
 pytestmark = pytest.mark.journey
 
@@ -32,7 +33,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 
     def start(*arguments: str) -> "subprocess.Popen[str]":
         environment = os.environ | {
-            "DATABASE_URL": urlsplit(server)._replace(path=f"/{database}").geturl(),
+            **logins(urlsplit(server)._replace(path=f"/{database}").geturl()),
             "KASOKO_DEMO_DIR": str(tmp_path / "state"),
             "COLUMNS": "100",
         }

@@ -7,11 +7,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / ".env.example"
-SECRETS = ("DJANGO_SECRET_KEY", "CALLBACK_TOKEN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "FLOWER_PASSWORD")
+SECRETS = (
+    "DJANGO_SECRET_KEY",
+    "CALLBACK_TOKEN_KEY",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_APP_PASSWORD",
+    "REDIS_PASSWORD",
+    "FLOWER_PASSWORD",
+)
 
 
 def test_example_pays_through_the_local_simulator() -> None:
@@ -22,7 +30,7 @@ def test_example_pays_through_the_local_simulator() -> None:
     assert example["MPESA_PRODUCTION"] == "False"
 
 
-def test_command_in_the_example_makes_both_secrets_of_compose(tmp_path: Path) -> None:
+def test_command_in_the_example_makes_the_secrets_of_compose(tmp_path: Path) -> None:
     (line,) = (line for line in EXAMPLE.read_text().splitlines() if "token_urlsafe" in line)
     command = line.removeprefix("#").strip().replace("python3", sys.executable, 1)
 
@@ -38,6 +46,16 @@ def test_each_variable_of_a_compose_file_is_in_the_example(name: str) -> None:
     variables = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / name).read_text()))
 
     assert {variable for variable in variables if f"{variable}=" not in EXAMPLE.read_text()} == set()
+
+
+def test_only_migrate_knows_the_owners_password_in_compose() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name in ("web", "callbacks", "worker", "beat"):
+        assert "DATABASE_OWNER_URL" not in compose[name]["environment"]
+        assert compose[name]["environment"]["POSTGRES_PASSWORD"] == ""
+        assert compose[name]["environment"]["DATABASE_URL"].startswith("postgresql://kasoko_app:")
+    assert compose["migrate"]["environment"]["DATABASE_OWNER_URL"].startswith("postgresql://kasoko:")
+    assert "--requirepass" in compose["redis"]["command"]
 
 
 def test_override_gives_every_program_the_simulator() -> None:

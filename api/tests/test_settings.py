@@ -56,7 +56,7 @@ OURS = (
     "PAYOUT_",
     "CELERY_",
     "DJANGO_",
-    "DATABASE_URL",
+    "DATABASE_",
     "CACHE_URL",
     "CALLBACK_TOKEN_KEY",
     "TRUSTED_PROX",
@@ -187,12 +187,13 @@ def test_callback_tokens_use_the_secret_key_outside_production() -> None:
     assert start(given, "s.CALLBACK_TOKEN_KEY").stdout.strip() == "d" * 50
 
 
-def test_production_is_told_to_the_database_triggers() -> None:
-    # when
-    ended = start(PRODUCTION, "s.DATABASES['default']['OPTIONS']['options'].split('-c ')[-1]")
-
-    # then
-    assert ended.stdout.strip() == "kasoko.production=on"
+def test_owner_of_the_tables_is_the_application_unless_its_url_is_given() -> None:
+    assert start(SERVERS, "s.DATABASE_OWNER['USER']").stdout.strip() == "kasoko"
+    given = SERVERS | {"DATABASE_OWNER_URL": "postgres://owner:secret@127.0.0.1:1/kasoko"}
+    assert start(given, "s.DATABASE_OWNER['USER'], s.DATABASES['default']['USER']").stdout.split() == [
+        "owner",
+        "kasoko",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def test_bet_on_an_outcome_of_another_market_is_refused(db: None) -> None:
     assert orm_bet(match, user, "Home").outcome == "Home"
 
 
+@pytest.mark.usefixtures("as_owner")
 def test_outcome_with_bets_cannot_be_renamed_or_deleted(db: None) -> None:
     placed = orm_bet(market(), member())
     with pytest.raises(IntegrityError, match="only scratched"), transaction.atomic():
@@ -182,6 +183,7 @@ def test_changing_a_placed_bet_is_refused(db: None, at: datetime) -> None:
 
 @pytest.mark.parametrize("sql", ["DELETE FROM markets_{}", "TRUNCATE markets_{} CASCADE"])
 @pytest.mark.parametrize("table", ["bet", "market"])
+@pytest.mark.usefixtures("as_owner")
 def test_deleting_bets_and_markets_is_refused(db: None, table: str, sql: str) -> None:
     bet(market(), member(balance=100))
     connection.check_constraints()  # PostgreSQL refuses to truncate a table with deferred checks.

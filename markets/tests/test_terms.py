@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from markets import lifecycle, locks, stakeholders, terms
 from markets.models import Bet, Market, Outcome, Terms
-from testing import builders
+from testing import builders, database
 from testing.builders import actor, bet, market, member, operator, orm_bet
 from users.models import AuditEntry, CustomUser
 
@@ -286,15 +286,13 @@ def test_database_refuses_changed_terms_after_a_bet(db: None, values: dict[str, 
 
 def test_database_refuses_an_earlier_close_in_production(db: None) -> None:
     rain = market()
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL kasoko.production TO 'on'")
+    with database.in_production(), connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO markets_terms (market_id, version, question, description, source, outcomes,"
             " platform_fee_pct, end_date, reason, made_at, told_up_to)"
             " SELECT id, 1, question, '', '', '[]', 5, end_date, '', now(), 0 FROM markets_market"
         )
         refused_by_database("need a new version", Market, rain.pk, end_date=timezone.now())
-        cursor.execute("SET LOCAL kasoko.production TO 'off'")
 
 
 def test_database_refuses_a_close_that_moves_later_once_passed(db: None) -> None:

@@ -3,6 +3,7 @@
 from payments.models.bulk_retries import BulkRetry
 from payments.models.callbacks import Callback
 from payments.models.certificates import Certificate, CertificateBlock
+from payments.models.database import DatabaseProfile
 from payments.models.day_totals import DayTotal
 from payments.models.decisions import Verdict
 from payments.models.disputes import Dispute, DisputeEvent
@@ -23,6 +24,7 @@ __all__ = [
     "Certificate",
     "CertificateBlock",
     "DatabaseHeartbeat",
+    "DatabaseProfile",
     "DayTotal",
     "Dispute",
     "DisputeEvent",

@@ -3,7 +3,7 @@
 INSERT INTO payments_transfer (key, debit_id, credit_id, amount, code, at)
 SELECT 'stake:' || b.id, %(opening)s, %(pool)s, b.amount, 'stake', %(at)s FROM markets_bet b
 WHERE b.market_id = %(market)s AND b.id > %(low)s AND b.id <= %(high)s
-  AND current_setting('kasoko.production', true) IS DISTINCT FROM 'on'
+  AND NOT kasoko_is_production()
   AND NOT EXISTS (SELECT FROM payments_transfer t WHERE t.credit_id = %(pool)s AND t.key = 'stake:' || b.id)
 ORDER BY b.id;
 

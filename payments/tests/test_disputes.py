@@ -178,6 +178,7 @@ def test_postgresql_allows_exactly_the_transitions_of_a_dispute(user: CustomUser
         assert refusal == "" if legal else f"cannot move {start}>{end}" in refusal, f"{start}>{end}"
 
 
+@pytest.mark.usefixtures("as_owner")
 def test_postgresql_refuses_changes_to_disputes_events_and_notices(user: CustomUser, staff: CustomUser) -> None:
     opened, other = dispute(lost_bet(user)), lost_bet(member())
     decide(opened, "uphold", staff, remedy="re_resolve")

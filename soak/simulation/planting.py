@@ -15,6 +15,7 @@ from django.db import connection
 from soak.simulation import world
 from soak.simulation.seed_result import SeedResult
 from soak.simulation.world import World
+from testing import database
 
 Planter = Callable[[World], Iterator[None]]
 
@@ -74,6 +75,6 @@ def instead_of(owner: Any, name: str, other: Any) -> Iterator[None]:
 
 def disable_guards(*statements: str) -> None:
     """Run these statements, which disable guards in the database. A rollback restores the guards."""
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from django.db import connection, transaction
 
+from testing import database
+
 
 @contextmanager
 def rolled_back() -> Iterator[None]:
@@ -44,5 +46,5 @@ def vacuum() -> None:
 
     VACUUM is possible only outside a transaction.
     """
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("VACUUM")

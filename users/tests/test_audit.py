@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from django.db import DatabaseError, connection, transaction
 
+from testing import database
 from testing.builders import at_once, operator
 from users import audit
 from users.audit import Actor
@@ -22,7 +23,7 @@ def decide(at: datetime, subject: str = "market:1", by: Actor = audit.MACHINE, *
 
 def without_guards(sql: str) -> None:
     """Change the trail as the owner of the table can."""
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # A table with pending events cannot be altered.
         cursor.execute("ALTER TABLE users_auditentry DISABLE TRIGGER USER")
         cursor.execute(sql)
@@ -67,6 +68,7 @@ def test_recording_outside_a_transaction_is_refused(transactional_db: None, at: 
     "sql",
     ["UPDATE users_auditentry SET reason = ''", "DELETE FROM users_auditentry", "TRUNCATE users_auditentry CASCADE"],
 )
+@pytest.mark.usefixtures("as_owner")
 def test_changing_the_trail_is_refused_by_the_database(db: None, at: datetime, sql: str) -> None:
     # given
     decide(at)

@@ -95,6 +95,7 @@ def test_change_is_recorded_with_both_values() -> None:
 
 
 @pytest.mark.parametrize("statement", ["UPDATE users_figure SET value = '0'", "DELETE FROM users_figure"])
+@pytest.mark.usefixtures("as_owner")
 def test_row_of_the_table_is_never_changed(statement: str) -> None:
     with pytest.raises(IntegrityError, match="figure is not changed"), transaction.atomic():
         connection.cursor().execute(statement)

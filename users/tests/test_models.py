@@ -7,6 +7,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 
 from payments.ledger import journal
+from testing import database
 from testing.builders import AT, PIN, member, nothing_moved, transfers
 from users import phone
 from users.models import CustomUser
@@ -223,21 +224,20 @@ def test_negative_balance_is_refused(db: None) -> None:
 
 def test_assigning_a_balance_in_production_is_refused(db: None) -> None:
     user = member(balance=100)
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL kasoko.production TO 'on'")
 
     user.balance = Decimal(200)
-    with nothing_moved():
-        with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
-            user.save()
-        with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
-            CustomUser.objects.update(balance=200)
-        with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
-            member(balance=1)
+    with database.in_production():
+        with nothing_moved():
+            with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
+                user.save()
+            with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
+                CustomUser.objects.update(balance=200)
+            with pytest.raises(IntegrityError, match="not assigned in production"), transaction.atomic():
+                member(balance=1)
 
-    # and: transfers and saves without a balance still work
-    user.refresh_from_db()
-    user.full_name = "Renamed"
-    user.save()
-    money_arrives(user, "5")
-    assert stored_balance(user) == 105
+        # and: transfers and saves without a balance still work
+        user.refresh_from_db()
+        user.full_name = "Renamed"
+        user.save()
+        money_arrives(user, "5")
+        assert stored_balance(user) == 105

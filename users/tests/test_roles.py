@@ -29,6 +29,7 @@ def test_migrated_roles_have_their_permissions(db: None) -> None:
         assert set(held) == codenames
 
 
+@pytest.mark.usefixtures("as_owner")
 def test_renaming_migration_replaces_old_name_and_roles_keep_permission(db: None, renaming: object) -> None:
     # given
     Permission.objects.filter(codename="view_console").update(name="See payouts and limbo")

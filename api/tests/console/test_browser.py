@@ -328,8 +328,6 @@ def addresses(scene: dict[str, Any]) -> dict[str, str]:
         "home": "/admin/",
         "markets": "/admin/markets/",
         "market": f"/admin/markets/{scene['football'].pk}/",
-        "create": "/admin/markets/create/",
-        "change": f"/admin/markets/{scene['football'].pk}/change/",
         "settlement": f"/admin/markets/{scene['settled'].pk}/",
         "scratched": f"/admin/markets/{scene['scratched'].pk}/",
         "undone": f"/admin/markets/{scene['undone'].pk}/",

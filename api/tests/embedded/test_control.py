@@ -19,7 +19,7 @@ def test_status_shows_addresses_without_passwords(checkout: Checkout) -> None:
     shown = embedded.describe(checkout.base_dir, "durable")
 
     # then
-    assert f"DATABASE_URL=postgresql://kasoko:***@127.0.0.1:{urlsplit(urls['DATABASE_URL']).port}/kasoko" in shown
+    assert f"DATABASE_URL=postgresql://kasoko_app:***@127.0.0.1:{urlsplit(urls['DATABASE_URL']).port}/kasoko" in shown
     for password in json.loads((checkout.state / "secrets.json").read_text()).values():
         assert password not in shown
 

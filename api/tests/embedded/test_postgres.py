@@ -48,7 +48,24 @@ def test_half_made_database_is_made_again(checkout: Checkout) -> None:
     urls = checkout.use()
 
     # then
-    assert sql(urls, "select current_user, current_database()") == [("kasoko", "kasoko")]
+    assert sql(urls, "select current_user, current_database()") == [("kasoko_app", "kasoko")]
+
+
+def test_cluster_of_an_older_version_gets_the_applications_role(checkout: Checkout) -> None:
+    # given: a cluster with one role, and its passwords
+    checkout.use()
+    checkout.leave()
+    (checkout.database / "kasoko_application_role").unlink()
+    passwords = json.loads((checkout.state / "secrets.json").read_text())
+    del passwords["application"]
+    (checkout.state / "secrets.json").write_text(json.dumps(passwords))
+
+    # when
+    urls = checkout.use()
+
+    # then
+    assert sql({"DATABASE_URL": urls["DATABASE_OWNER_URL"]}, "select current_user") == [("kasoko",)]
+    assert sql(urls, "select current_user") == [("kasoko_app",)]
 
 
 def test_stale_pid_file_of_a_live_process_does_not_prevent_start(checkout: Checkout) -> None:
@@ -72,11 +89,12 @@ def test_project_is_no_superuser_and_both_servers_require_passwords(checkout: Ch
 
     # then
     role = "select rolsuper, rolcreatedb, rolcreaterole from pg_roles where rolname = current_user"
-    assert sql(urls, role) == [(False, True, False)]
-    password = json.loads((checkout.state / "secrets.json").read_text())["app"]
+    assert sql(urls, role) == [(False, False, False)]
+    assert sql({"DATABASE_URL": urls["DATABASE_OWNER_URL"]}, role) == [(False, True, False)]
+    password = json.loads((checkout.state / "secrets.json").read_text())["application"]
     for wrong in (
         urls["DATABASE_URL"].replace(password, "guess"),
-        urls["DATABASE_URL"].replace("//kasoko", "//kasoko_root"),
+        urls["DATABASE_URL"].replace("//kasoko_app", "//kasoko_root"),
     ):
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
             psycopg2.connect(wrong)

@@ -15,7 +15,7 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 from knox.models import AuthToken
 
 from payments import wiring
-from testing import builders, console_scenes, settlement_steps
+from testing import builders, console_scenes, database, settlement_steps
 from users import authority, roles, tokens
 from users.management.commands import authority as document
 from users.models import CustomUser, Proposal
@@ -105,7 +105,8 @@ def test_route_is_open_to_exactly_the_roles_and_proofs_of_the_table(
 
 
 def test_route_of_staff_refuses_members_and_anyone_without_a_token(db: None) -> None:
-    roles.install(Group, Permission, ContentType)
+    with database.as_owner():
+        roles.install(Group, Permission, ContentType)
     member = builders.member()
     member.groups.add(Group.objects.get(name="operator"))  # A role without the staff flag gives no right.
     secret = builders.token_of(member)

@@ -1,13 +1,9 @@
 """Tests of api/rest/lifecycle.py: staff create and change markets, suspend, resume and close them over REST."""
 
-import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
 from rest_framework.test import APIClient as Client
 
 from markets.models import Market
@@ -147,34 +143,3 @@ def test_sending_of_one_market_is_suspended_and_resumed(post: Post) -> None:
 def test_act_on_a_market_needs_a_reason_and_a_market(post: Post, call: str) -> None:
     assert "reason" in post(call, {"market_id": market().pk}).json()["details"]
     assert post(call, {"market_id": 9_999_999, "reason": "None."}).json()["code"] == "market_not_found"
-
-
-# --- the document ----------------------------------------------------------------------------------------------------
-
-
-def bodies(title: str) -> list[dict[str, Any]]:
-    """Return the bodies and the answers in an example of docs/api.md, in their order."""
-    text = (Path(settings.BASE_DIR) / "docs" / "api.md").read_text(encoding="utf-8")
-    section = text.partition(f"### Example: {title}")[2].partition("\n### ")[0]
-    written = re.findall(r"-d '(\{.*\})'|^# (\{\"status.*\})$", section, re.M)
-    return [json.loads(body or answer) for body, answer in written]
-
-
-def test_examples_of_the_document_work_as_written(post: Post) -> None:
-    # given, when
-    body, written = bodies("create a market")
-    created = post("create", body).json()
-
-    # then
-    assert created == written | {"market_id": created["market_id"]}
-
-    # given
-    bet(Market.objects.get(), member(100), at=wiring.now())
-    body, written = bodies("change the terms of a market")
-
-    # when
-    proposed = post("change", body | {"market_id": created["market_id"]}).json()
-
-    # then
-    assert list(proposed) == list(written)
-    assert (proposed["status"], proposed["act"]) == (written["status"], written["act"])

@@ -13,7 +13,7 @@ from payments.ledger import invariants
 from payments.models import Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions, undo
-from testing import builders
+from testing import builders, database
 from testing.builders import AT, actor, member, orm_bet, policy
 from testing.payout_steps import POLICY, READ_TIMEOUT, after, deliver_result, failed, result_body, sent
 
@@ -77,7 +77,7 @@ def test_books_close_at_every_step_of_an_undo(db: None) -> None:
 
 def _write(table: str, change: str) -> None:
     """Change rows with the table's triggers disabled, because the triggers would refuse the change."""
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         cursor.execute(f"UPDATE {table} SET {change}")  # noqa: S608 - our own words

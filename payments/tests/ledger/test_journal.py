@@ -274,6 +274,7 @@ def test_any_series_of_transfers_keeps_wallets_equal_to_their_sums(db: None) -> 
         "TRUNCATE payments_ledgeraccount CASCADE",
     ],
 )
+@pytest.mark.usefixtures("as_owner")
 def test_change_or_removal_of_booked_rows_is_refused(db: None, sql: str) -> None:
     member(balance=5)
     connection.check_constraints()  # PostgreSQL refuses TRUNCATE while deferred checks are pending.

@@ -328,6 +328,7 @@ def test_resolution_is_fixed_at_once_and_its_totals_when_frozen(db: None) -> Non
         transaction.set_rollback(True)
 
 
+@pytest.mark.usefixtures("as_owner")
 def test_stored_callback_is_fixed(db: None) -> None:
     sent = attempt(payout())
     with transaction.atomic():
@@ -436,6 +437,7 @@ def test_second_live_settlement_of_a_market_is_refused(db: None) -> None:
 @pytest.mark.parametrize(
     "sql", ["DELETE FROM payments_{} WHERE false", "DELETE FROM payments_{}", "TRUNCATE payments_{} CASCADE"]
 )
+@pytest.mark.usefixtures("as_owner")
 def test_removal_of_money_rows_is_refused(db: None, table: str, sql: str) -> None:
     payout()
     connection.check_constraints()  # PostgreSQL refuses TRUNCATE while deferred checks are pending.
@@ -446,6 +448,7 @@ def test_removal_of_money_rows_is_refused(db: None, table: str, sql: str) -> Non
 
 @pytest.mark.parametrize("table", ["proposal", "singlehandedact", "figure"])
 @pytest.mark.parametrize("sql", ["DELETE FROM users_{} WHERE false", "TRUNCATE users_{} CASCADE"])
+@pytest.mark.usefixtures("as_owner")
 def test_removal_of_decisions_is_refused(db: None, table: str, sql: str) -> None:
     refused = pytest.raises(IntegrityError, match=r"not deleted|not changed")
     with refused, transaction.atomic(), connection.cursor() as cursor:
@@ -470,6 +473,7 @@ def test_second_approval_of_a_machines_proposal_needs_another_person(db: None) -
 
 @pytest.mark.parametrize("table", ["restore", "askfirst", "restoredecision"])
 @pytest.mark.parametrize("sql", ["DELETE FROM payments_{} WHERE false", "TRUNCATE payments_{} CASCADE"])
+@pytest.mark.usefixtures("as_owner")
 def test_removal_of_a_restore_is_refused(db: None, table: str, sql: str) -> None:
     refused = pytest.raises(IntegrityError, match="is kept")
     with refused, transaction.atomic(), connection.cursor() as cursor:
@@ -485,6 +489,7 @@ def test_one_person_never_confirms_a_decision_after_a_restore(db: None) -> None:
         decision.save()
 
 
+@pytest.mark.usefixtures("as_owner")
 def test_removal_of_a_member_with_money_is_refused(db: None) -> None:
     user = member(balance=5)
     refused = pytest.raises(IntegrityError)
@@ -497,6 +502,7 @@ def test_removal_of_a_member_with_money_is_refused(db: None) -> None:
     "model",
     [LedgerAccount, Settlement, Transaction, Attempt, Callback, Orphan, Transfer, Proposal, Recovery, Market, Bet],
 )
+@pytest.mark.usefixtures("as_owner")
 def test_truncation_of_money_tables_is_refused(db: None, model: type[models.Model]) -> None:
     # given: each table has its own guard. A refused TRUNCATE does not prove this, because it cascades to other tables
     with connection.cursor() as cursor:

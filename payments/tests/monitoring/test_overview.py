@@ -12,7 +12,7 @@ from payments.ledger import invariants
 from payments.models import Attempt, Figures, Heartbeat, InvariantCheck
 from payments.monitoring import overview
 from payments.payouts.operations import actions
-from testing import console_scenes
+from testing import console_scenes, database
 from testing.builders import market, payout
 from users.models import CustomUser
 
@@ -119,7 +119,7 @@ def test_invariants_are_checked_in_parts_and_in_order(db: None, at: datetime) ->
 def test_broken_invariant_shows_until_it_holds_again(db: None, at: datetime) -> None:
     payout(100)
     person = CustomUser.objects.order_by("pk")[0]
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("ALTER TABLE users_customuser DISABLE TRIGGER USER")
         cursor.execute("UPDATE users_customuser SET balance = 5 WHERE id = %s", [person.pk])
         cursor.execute("ALTER TABLE users_customuser ENABLE TRIGGER USER")

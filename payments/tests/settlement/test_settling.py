@@ -15,7 +15,7 @@ from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction, Transfer
 from payments.payouts.sending import claims
 from payments.settlement import failures, settling, status
-from testing import builders, crashes
+from testing import builders, crashes, database
 from testing.builders import (
     AT,
     bet,
@@ -408,17 +408,14 @@ def test_bet_from_outside_is_an_error_in_production(db: None) -> None:
     # given: a bet whose stake is not in the books
     market = opened([(member(), "A", 100)])
     resolve(market, "A")
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL kasoko.production TO 'on'")
 
     # when, then
     with (
+        database.in_production(),
         nothing_moved(),
         pytest.raises(failures.BooksDisagree, match=r"its bets sum to 100\.00, its pool account holds 0\.00"),
     ):
         settle(market)
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL kasoko.production TO 'off'")
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 
 from markets import locks
 from markets.models import Bet, Market
 from payments.ledger import journal
 from payments.ledger.journal import Entry
 from payments.wallet import bets
+from testing import database
 from testing.builders import (
     AT,
     at_once,
@@ -80,15 +81,10 @@ def test_repeated_client_ref_places_one_bet_and_refuses_another(db: None) -> Non
 
 def test_bet_without_stake_is_refused_in_production(transactional_db: None) -> None:
     open_market, user = market(), member(balance=100)
-    with connection.cursor() as cursor:
-        cursor.execute("SET kasoko.production TO 'on'")
-    try:
+    with database.in_production():
         with nothing_moved(), pytest.raises(IntegrityError, match="has no stake in the ledger"):
             orm_bet(open_market, user)
         assert bet(open_market, user).amount == 100
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("SET kasoko.production TO 'off'")
 
 
 # --- many at once ----------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 
+from testing import database
 from users import audit
 
 
 def without_guards(sql: str) -> None:
     """Change the trail as the owner of the table can."""
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # A table with pending events cannot be altered.
         cursor.execute("ALTER TABLE users_auditentry DISABLE TRIGGER USER")
         cursor.execute(sql)

@@ -12,7 +12,7 @@ from payments.models import Breaker, DatabaseHeartbeat, Restore
 from payments.payouts.restores import copies as restore_copies
 from payments.payouts.restores import detection
 from payments.payouts.restores.copies import Copies
-from testing import builders
+from testing import builders, database
 from testing.builders import AT
 from testing.payout_steps import POLICY, after, claims
 
@@ -29,7 +29,7 @@ def is_stopped() -> bool:
 
 def lose_beats(number: int) -> None:
     """Set the heartbeat's row back, as a restore from a snapshot of the machine does."""
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("ALTER TABLE payments_databaseheartbeat DISABLE TRIGGER heartbeat_grows")
         cursor.execute("UPDATE payments_databaseheartbeat SET beats = beats - %s, at = %s", [number, AT])
         cursor.execute("ALTER TABLE payments_databaseheartbeat ENABLE TRIGGER heartbeat_grows")
@@ -84,7 +84,7 @@ def test_other_server_stops_sending(copies: Copies, column: str) -> None:
     # given: the test's role may read both
     beat(copies)
     assert getattr(DatabaseHeartbeat.objects.get(), column) != ""
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("ALTER TABLE payments_databaseheartbeat DISABLE TRIGGER heartbeat_grows")
     DatabaseHeartbeat.objects.update(**{column: "1234"})
 
@@ -181,7 +181,7 @@ def test_watch_tells_of_a_loss(copies: Copies) -> None:
 def test_identity_that_could_not_be_read_before_is_no_loss(copies: Copies, column: str) -> None:
     # given: the heartbeat was written by a role that may not read the server's identity
     beat(copies)
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("ALTER TABLE payments_databaseheartbeat DISABLE TRIGGER heartbeat_grows")
     DatabaseHeartbeat.objects.update(**{column: ""})
 

@@ -22,7 +22,7 @@ from payments.models import Certificate, CertificateBlock, Settlement
 from payments.settlement import failures, resolutions
 from payments.settlement.certificates import document, explanations, issuing, merkle
 from payments.settlement.decision import Evidence
-from testing import builders
+from testing import builders, database
 from testing.builders import AT, at_once, bearer, market, member, operator, orm_bet, resolve, settled_market
 from testing.certificates import SCRIPT, changes, script
 from testing.rest import assert_refused
@@ -323,7 +323,7 @@ def test_command_compares_with_the_books(db: None, client: Client, save: Save) -
     made = guides_market()
     saved = save(client.get(f"/api/markets/{made.pk}/settlement/").content)
     assert verify(saved, "--books")
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute("ALTER TABLE markets_bet DISABLE TRIGGER USER")
         cursor.execute("UPDATE markets_bet SET payout = payout + 0.01 WHERE payout > 0")
@@ -355,7 +355,7 @@ def test_certificate_of_other_books_differs(db: None, client: Client, save: Save
 def test_bets_that_break_the_rule_are_not_certified(db: None, client: Client) -> None:
     # given
     made = guides_market()
-    with connection.cursor() as cursor:
+    with database.as_owner(), connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute("ALTER TABLE markets_bet DISABLE TRIGGER USER")
         cursor.execute("UPDATE markets_bet SET payout = payout + 0.01 WHERE payout > 0")
@@ -520,6 +520,7 @@ def test_one_of_many_concurrent_first_calls_issues(transactional_db: None) -> No
 
 
 @pytest.mark.parametrize("model", [Certificate, CertificateBlock])
+@pytest.mark.usefixtures("as_owner")
 def test_certificate_rows_cannot_be_changed(db: None, model: Any) -> None:
     issue(guides_market())
     for change in (lambda: model.objects.update(root="0"), lambda: model.objects.all().delete()):
