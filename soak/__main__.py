@@ -50,7 +50,7 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     services_seeds, winners, count = (100, 1_000, 100_000) if quick else (1_000, 10_000, 1_000_000)
     pure_seeds, sequences = (10_000, 200) if quick else (100_000, 2_000)
     fault_winners, fault_seconds = (200, 300) if quick else (2_000, 900)
-    mutants_a_module = 4 if quick else 40
+    mutants_a_module, mutant_minutes = (4, 30) if quick else (40, 220)
     moments = 20 if quick else 200
     kill_seconds, callback_seconds, parser_seconds = (240, 120, 30) if quick else (1_200, 1_500, 300)
     jobs = f"--jobs={os.cpu_count() or 1}"
@@ -70,7 +70,8 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
         Part("callbacks", ("soak.callbacks", f"--count={count}", f"--seconds={callback_seconds}", chance),
              5 if quick else 30),
         Part("parser", ("soak.parser", f"--seconds={parser_seconds}"), 3 if quick else 8),
-        Part("mutants", ("soak.mutation", f"--count={mutants_a_module}", jobs), 40 if quick else 240),
+        Part("mutants", ("soak.mutation", f"--count={mutants_a_module}", f"--minutes={mutant_minutes}", jobs),
+             mutant_minutes + 20),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ effect, each with its reason; they do not count. The exit status is 1 if fewer t
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -18,7 +19,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,8 @@ class Session:
         return Judged(mutant, noticed_by, time.monotonic() - began)
 
     def end(self) -> None:
-        self._channel.send(None)
+        with contextlib.suppress(OSError):  # The session has ended already.
+            self._channel.send(None)
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:  # The run was stopped in the middle of a mutant.
@@ -123,7 +124,7 @@ def _first_failure(tests: list[str], place: Path, seconds: float) -> str:
     return failures[0].split(" - ")[0].split(" ", 1)[1] if failures else f"pytest ended with {ended.returncode}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _sessions(count: int) -> Iterator[list[Session]]:
     """Make `count` checkouts of the present commit, so that mutants can be judged at the same time."""
     with tempfile.TemporaryDirectory(prefix="kasoko-mutants-") as directory:
@@ -143,7 +144,7 @@ def _sessions(count: int) -> Iterator[list[Session]]:
                 git("worktree", "remove", "--force", str(place))
 
 
-def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, measure: bool) -> list[Judged]:
+def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, until: float, measure: bool) -> list[Judged]:
     """Judge every mutant, `jobs` at a time, print each survivor at once, and keep each verdict for the next run."""
     kept = verdicts.Kept()
     judged = [Judged(mutant, noticed_by, 0) for mutant in drawn if (noticed_by := kept.of(mutant)) is not None]
@@ -151,16 +152,16 @@ def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, measure
     waiting: queue.SimpleQueue[mutants.Mutant | None] = queue.SimpleQueue()
     for mutant in [*(mutant for mutant in drawn if mutant not in known), *[None] * jobs]:
         waiting.put(mutant)
-    if len(known) == len(drawn):
+    if len(known) == len(drawn) or time.monotonic() >= until:
         return judged
     covered = covering.measure(SUITE, PACKAGES, again=measure)
 
     def work(session: Session) -> None:
-        while (mutant := waiting.get()) is not None:
+        while (mutant := waiting.get()) is not None and time.monotonic() < until:
             tests = covered.of(mutant, first=kept.hint(mutant), at_most=nearest)
             one = session.judge(mutant, tests, 120 + 5 * sum(covered.seconds.get(test, 1) for test in tests))
-            judged.append(one)
             if one.noticed_by or nearest == math.inf:
+                judged.append(one)
                 kept.add(mutant, one.noticed_by)
             if not one.noticed_by:
                 say(f"  not noticed: {mutant.path}:{mutant.line}: {mutant.words}: {_cell(mutant.before)}")
@@ -180,8 +181,11 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())[:160]
 
 
-def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[str, str]) -> bool:
-    """Print the table of survivors and hand over the figure. Return True if enough mutants were noticed."""
+def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[str, str], *, left: int) -> bool:
+    """Print the table of survivors and hand over the figure. `left` mutants have no verdict yet.
+
+    Returns True if every mutant was judged and enough were noticed.
+    """
     noticed = Counter(one.mutant.path for one in judged if one.noticed_by)
     total = Counter(one.mutant.path for one in judged)
     say("| Module (noticed) | Line | Change that no test noticed | Reason |")
@@ -198,8 +202,8 @@ def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[st
             say(f"| {module} | {line} | {_cell(change)} | {reason} |")
         if not here:
             say(f"| {module} | | none | |")
-    passed = 100 * noticed.total() >= SHARE * total.total()
-    seen = f"{noticed.total()} of {total.total()} mutants noticed, {len(excused)} without effect"
+    passed = left == 0 and 100 * noticed.total() >= SHARE * total.total()
+    seen = f"{noticed.total()} of {total.total()} mutants noticed, {len(excused)} without effect, {left} not judged"
     hand_over([Figure("Mutants of the modules of money", f"at least {SHARE} % are noticed", seen, passed)])
     say(seen)
     return passed
@@ -216,6 +220,7 @@ def main(arguments: list[str]) -> int:
         "--nearest", type=float, default=math.inf, metavar="SECONDS",
         help="only the nearest tests of each mutant, so many seconds of them; survivors are not kept",
     )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no mutant after so many minutes")
     parser.add_argument("--measure", action="store_true", help="learn again which tests run which lines")
     options = parser.parse_args(arguments)
     if commit().endswith("with changes"):
@@ -227,8 +232,10 @@ def main(arguments: list[str]) -> int:
     ]
     reasons = json.loads(EQUIVALENT.read_text())
     counted = [mutant for mutant in drawn if mutant.name not in reasons]
-    judged = judge_all(counted, jobs=options.jobs, nearest=options.nearest, measure=options.measure)
-    return 0 if report(judged, [mutant for mutant in drawn if mutant.name in reasons], reasons) else 1
+    until = time.monotonic() + 60 * options.minutes
+    judged = judge_all(counted, jobs=options.jobs, nearest=options.nearest, until=until, measure=options.measure)
+    excused = [mutant for mutant in drawn if mutant.name in reasons]
+    return 0 if report(judged, excused, reasons, left=len(counted) - len(judged)) else 1
 
 
 if __name__ == "__main__":

@@ -197,6 +197,30 @@ def test_resolution_behind_a_failed_scratch_is_withdrawn_first() -> None:
         withdraw(market, boss)
 
 
+@pytest.mark.broken_books
+def test_withdrawn_scratch_puts_back_only_its_own_outcome() -> None:
+    # given: C was scratched before, and the refunds of B find the books wrong
+    market, _ = race(("A", "B", "C", "D"))
+    scratch(market)
+    settle(market)
+    scratch(market, "B")
+    put_into_pool(market, "0.01")
+    with pytest.raises(failures.BooksDisagree):
+        settle(market)
+    boss = operator()
+
+    # when
+    withdraw(market, boss)
+
+    # then
+    market.refresh_from_db()
+    assert market.running_outcomes == ("A", "B", "D")
+    withdrawn = Settlement.objects.get(scratched="B")
+    assert (withdrawn.state, withdrawn.undone_by, withdrawn.undone_at) == ("WITHDRAWN", boss, AT)
+    assert withdrawn.undone_reason == "Its pool is wrong."
+    assert Settlement.objects.get(scratched="C").state == "SETTLED"
+
+
 def test_scratch_without_a_fault_cannot_be_withdrawn() -> None:
     market, _ = race()
     scratch(market)

@@ -1,5 +1,6 @@
 """Resolutions: a market is resolved or voided once, and one of its outcomes can be scratched."""
 
+import json
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -134,6 +135,32 @@ def test_operator_with_a_stake_may_decide_nothing(db: None) -> None:
     settle(market)
     with nothing_moved(), pytest.raises(own_affairs.StakeInMarket):
         undo.undo(market_id=market.pk, reason="", by=actor(staff), at=AT, policy=policy())
+
+
+def test_withdrawn_resolution_keeps_its_reason_and_is_not_settled(db: None, at: datetime) -> None:
+    made, boss = builders.market(), operator()
+    resolve(made, "Yes")
+
+    resolutions.withdraw(market_id=made.pk, reason="Read wrongly.", by=actor(boss), at=at)
+
+    settlement = Settlement.objects.get()
+    made.refresh_from_db()
+    assert (made.status, settlement.state, settlement.undone_by) == ("CLOSED", "WITHDRAWN", boss)
+    assert (settlement.undone_at, settlement.undone_reason) == (at, "Read wrongly.")
+    entry = AuditEntry.objects.get(action="market.withdraw")
+    assert (json.loads(entry.before)["status"], json.loads(entry.after)) == ("RESOLVED", {"status": "CLOSED"})
+    assert entry.reason == "Read wrongly."
+    assert not settle(made).found
+
+
+def test_settled_void_is_not_withdrawn_even_within_its_hold(db: None, at: datetime) -> None:
+    made, rules = builders.market(), policy(holds=((Decimal(0), timedelta(minutes=30)),))
+    bet(made, member(balance=10), "Yes", 10)
+    resolve(made, rule="VOID", policy=rules)
+    settle(made, policy=rules)
+    boss = actor(operator())
+    with nothing_moved(), pytest.raises(resolutions.AlreadyReleased, match="is void"):
+        resolutions.withdraw(market_id=made.pk, reason="Wrong.", by=boss, at=at)
 
 
 def test_close_time_that_lies_ahead_is_refused(db: None) -> None:

@@ -17,7 +17,7 @@ from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
 from payments.payouts.sending import claims, responses
-from payments.settlement import resolutions, undo
+from payments.settlement import resolutions, settling, undo
 from testing import builders
 from testing.builders import AT, actor, member, nothing_moved, operator, orm_bet, policy, resolve, settle, transfers
 from testing.crashes import Crash, crash_at_statement
@@ -512,8 +512,7 @@ def test_held_payouts_leave_after_the_hold_ends(db: None) -> None:
 
     progress = settle(made, policy=HOLD)
 
-    assert progress.settled
-    assert progress.to_send == ()
+    assert progress == settling.Progress(found=True, settled=True)
     assert not claims.any_due(at=after(1799), policy=HOLD)
     assert claims.any_due(at=after(1800), policy=HOLD)
 

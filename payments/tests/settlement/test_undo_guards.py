@@ -1,5 +1,6 @@
 """Guards of the undo: each test fails if its guard is taken away."""
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -11,7 +12,7 @@ from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import failures, undo
 from testing import builders, settlement_steps
-from testing.builders import actor, begin, member, nothing_moved, orm_bet, policy, resolve, settle, transfers
+from testing.builders import actor, begin, member, nothing_moved, operator, orm_bet, policy, resolve, settle, transfers
 from testing.payout_steps import (
     NO_CONNECTION,
     POLICY,
@@ -27,7 +28,7 @@ from testing.payout_steps import (
     status_body,
 )
 from users import proposals
-from users.models import CustomUser
+from users.models import AuditEntry, CustomUser
 
 
 def settled(winners: int = 2) -> tuple[Market, list[CustomUser]]:
@@ -71,6 +72,52 @@ def test_undo_stops_if_the_pool_does_not_hold_the_stakes(db: None) -> None:
     # then
     made.refresh_from_db()
     assert (made.status, Settlement.objects.get().state) == ("SETTLED", "UNDOING")
+
+
+@pytest.mark.parametrize(("chunk", "steps"), [(1, 9), (1_000, 3)])
+def test_undo_counts_and_changes_only_its_own_market(db: None, chunk: int, steps: int) -> None:
+    # given: another settled market with earlier members and bets, and one with later members and bets
+    others = [settled(winners=3)[0]]
+    made, _ = settled(winners=2)
+    others.append(settled(winners=3)[0])
+    assert undo.to_carry_out(10) == []
+    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=POLICY)
+    assert undo.to_carry_out(10) == [made.pk]
+
+    # when
+    asked: list[int] = []
+    rules = policy(settlement_chunk=chunk)
+    undo.carry_out(market_id=made.pk, at=after(61), policy=rules, keep_going=lambda: asked.append(1) or len(asked) < 50)
+
+    # then: a step for each chunk of members and of bets, one more to find the end of both, and the last step
+    assert len(asked) == steps
+    assert set(made.bets.values_list("result", flat=True)) == {"PENDING"}
+    assert all(set(other.bets.values_list("result", flat=True)) == {"WON", "LOST"} for other in others)
+    assert undo.to_carry_out(10) == []
+
+
+def test_market_without_a_fee_is_undone_and_audited_as_closed(db: None) -> None:
+    made, winner, loser = builders.market(fee_pct=0), member(), member()
+    orm_bet(made, winner, "Yes", 100)
+    orm_bet(made, loser, "No", 200)
+    resolve(made, "Yes")
+    settle(made)
+
+    builders.undo(made, at=after(60))
+
+    assert made.status == "CLOSED"
+    entry = AuditEntry.objects.get(action="market.undo")
+    before = json.loads(entry.before)
+    assert (before["status"], before["outcome"], json.loads(entry.after)) == ("SETTLED", "Yes", {"status": "CLOSED"})
+
+
+@pytest.mark.parametrize(("limit", "is_proposed"), [("600.49", True), ("600.50", False)])
+def test_undo_of_a_pool_above_the_limit_is_proposed(db: None, limit: str, is_proposed: bool) -> None:
+    made, _ = settled()
+    rules = policy(approval_above=Decimal(limit))
+    answer = undo.undo(market_id=made.pk, reason="Wrong.", by=actor(operator()), at=after(60), policy=rules)
+    assert isinstance(answer, undo.Undoing) != is_proposed
+    assert (Settlement.objects.get().stopped_at == after(60)) == is_proposed
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
