@@ -8,6 +8,7 @@ from pathlib import Path
 
 from django.core.management import call_command
 
+from api.demo import two_people
 from api.demo.client import Client
 from api.demo.screen import Screen, money
 from payments import wiring
@@ -80,6 +81,18 @@ class Cast:
         self.operator_phone = operator.phone_number
         self._write_login_file()
         self.operator_token = ("OPERATOR", self._log_in(operator.phone_number, self.operator_pin, shown=True))
+
+    def colleagues(self) -> tuple[two_people.Colleague, two_people.Colleague]:
+        """Create an operator and an approver with authenticator apps, and log them in."""
+        pin = f"{secrets.randbelow(10**6):06d}"
+        hired = (
+            two_people.hire("Wanjiru", "operator", self._phone_of(OPERATOR_NUMBER - 1), pin),
+            two_people.hire("Kiprop", "approver", self._phone_of(OPERATOR_NUMBER - 2), pin),
+        )
+        for colleague in hired:
+            two_people.log_in(self.client, colleague, pin)
+        self.screen.say("Wanjiru is an operator and Kiprop an approver. Each login had a PIN and a code.")
+        return hired
 
     def make_members(self) -> None:
         """Create the members with their wallets and log each of them in."""

@@ -14,7 +14,15 @@ JSON_HEADER = "-H 'Content-Type: application/json'"
 
 
 class Refused(StackError):
-    """An HTTP call was answered with an error that the demo does not expect."""
+    """An HTTP call was answered with an error. `sentence` is the message of the answer."""
+
+    def __init__(self, call: str, status: int, raw: bytes) -> None:
+        text = raw.decode(errors="replace")
+        super().__init__(f"{call} was answered {status}: {text[:500]}")
+        try:
+            self.sentence = str(json.loads(text)["message"])
+        except (ValueError, KeyError, TypeError):
+            self.sentence = text[:500]
 
 
 @dataclass
@@ -33,19 +41,22 @@ class Client:
         *,
         who: tuple[str, str] | None = None,
         key: str = "",
+        code: str = "",
         shown: bool = True,
     ) -> Any:
         """Make one call and return its JSON. `who` is the token's shell variable and the token.
+
+        `key` is the call's Idempotency-Key, and `code` a code of the caller's authenticator app.
 
         If the connection breaks or the answer is 503, the call is repeated. A repetition that is answered 409 succeeds,
         because an earlier call had arrived.
         Raises: Refused; StackError; supervisor.Interrupted.
         """
         if shown:
-            self.show(self._as_curl(method, path, body, who, key))
+            self.show(self._as_curl(method, path, body, who, _extra(key, code)))
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {who[1]}"} if who else {}
-        headers |= {"Idempotency-Key": key} if key else {}
+        headers |= _extra(key, code)
         answers: list[tuple[int, bytes]] = []
         tries = 0
 
@@ -66,13 +77,20 @@ class Client:
         self.running.until(answered, what=f"an answer to {method} {path}")
         status, raw = answers[-1]
         if status >= 400 and not (status == 409 and tries > 1):
-            raise Refused(f"{method} {path} was answered {status}: {raw.decode(errors='replace')[:500]}")
+            raise Refused(f"{method} {path}", status, raw)
         return json.loads(raw)
 
-    def _as_curl(self, method: str, path: str, body: Any, who: tuple[str, str] | None, key: str) -> list[str]:
+    def _as_curl(
+        self, method: str, path: str, body: Any, who: tuple[str, str] | None, extra: dict[str, str]
+    ) -> list[str]:
         """Return the parts of the call's curl command, without --json, which curl 7.81 does not know."""
         parts = ["curl"]
         parts += [f'-H "Authorization: Bearer ${who[0]}"'] if who else []
-        parts += [f"-H {shlex.quote(f'Idempotency-Key: {key}')}"] if key else []
+        parts += [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in extra.items()]
         parts += [JSON_HEADER, f"-d {shlex.quote(json.dumps(body))}"] if method == "POST" else []
         return [*parts, shlex.quote(f"{self.base_url}{path}")]
+
+
+def _extra(key: str, code: str) -> dict[str, str]:
+    """Return the headers that only some calls have."""
+    return {name: value for name, value in (("Idempotency-Key", key), ("X-Authenticator-Code", code)) if value}

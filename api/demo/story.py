@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from api.demo import progress, proof, transparency
+from api.demo import progress, proof, transparency, two_people
 from api.demo.cast import BETS, CALLBACK_LOST, NAMES, VOID_BETS, Cast
 from api.demo.client import Client
 from api.demo.screen import Screen, as_shell_lines, money
@@ -24,6 +24,7 @@ from markets.models import NAIROBI, Market
 from payments.ledger import journal, trial_balance
 from payments.models import Attempt, Transaction, Transfer
 from payments.mpesa import result_codes
+from users import figures
 
 CATEGORY = "Demo"
 FLOAT = Decimal("10000000.00")
@@ -50,7 +51,7 @@ class Story:
         self._show_the_lost_callback(market)
         self._retry_failed_payouts(market)
         void = self._void_a_market()
-        differences = self._prove(market, void)
+        differences = self._prove(market, void, self._resolve_by_two_people())
         self.screen.step("Anyone can check the result")
         member = (NAMES[0], self.cast.tokens[NAMES[0]])
         differences += transparency.show(self.client, self.screen, market.pk, member, self.state / "demo")
@@ -83,6 +84,8 @@ class Story:
     def _settle_a_market(self) -> Market:
         self.screen.step("Members, a market and bets")
         self._book_the_float()
+        # An interrupted run may have left its threshold.
+        two_people.set_threshold(figures.NEVER)
         self.cast.log_in_operator()
         self.cast.make_members()
         market = self._new_market("Will Gor Mahia win the derby?")
@@ -152,12 +155,30 @@ class Story:
             self.screen.say(f"{name}'s wallet: {money(before[name])} before the bet, {money(after)} now.")
         return market
 
+    def _resolve_by_two_people(self) -> Market:
+        """Resolve a market by the rules of production for staff. Afterwards one person is enough again."""
+        self.screen.step("Two people resolve a large market, each with the code of an authenticator app")
+        self.screen.say(
+            "From here staff follow the rules of production: a role each, a code at login and with decisions, and two"
+            f" people for a pool above {money(two_people.THRESHOLD)}. Only the members' wallets are still play money."
+        )
+        operator, approver = self.cast.colleagues()
+        market = self._new_market("Will the matatu strike end this week?")
+        self._bet(market, two_people.BETS)
+        two_people.set_threshold(two_people.THRESHOLD)
+        try:
+            two_people.resolve(self.client, self.screen, market.pk, operator, approver)
+        finally:
+            two_people.set_threshold(figures.NEVER)
+        self._follow(market, self._payouts(market), "payments completed")
+        return market
+
     # --- the proof ---------------------------------------------------------------------------------------------------
 
-    def _prove(self, market: Market, void: Market) -> list[str]:
-        """Print the proof from three sides, and return the differences."""
+    def _prove(self, *markets: Market) -> list[str]:
+        """Print the proof from three sides, and return the differences. The winners are those of the first market."""
         self.screen.step("The proof")
-        settlements = [proof.settlement_of(decided.pk) for decided in (market, void)]
+        settlements = [proof.settlement_of(decided.pk) for decided in markets]
         self._print_winners(settlements[0])
         divisions = [proof.division(settlement) for settlement in settlements]
         self.screen.table(

@@ -114,7 +114,10 @@ def test_demo_proves_the_books_and_leaves_nothing_running(launch: Launch, pids: 
     assert re.search(row("Zawadi", "4.40", "8.9646", "8.96", "0.00", "8.96"), told)
     assert re.search(row(r"\d+", "8,591.57", "8,162.00", "429.57", "0.00"), told)
     assert re.search(row(r"\d+", "245.75", "0.00", "0.00", "245.75"), told)
-    assert re.search(r"Paid out +KES 8,147\.00 +KES 8,147\.00", told)
+    assert re.search(row(r"\d+", "1,500.00", "1,425.00", "75.00", "0.00"), told)
+    assert re.search(r"Paid out +KES 9,572\.00 +KES 9,572\.00", told)
+    assert "REFUSED: You proposed this. Another member of staff must approve it." in on_one_line(told)
+    assert "Kiprop has approved it with a code." in on_one_line(told)
     equation = "stakes KES 8,591.57 = dividends KES 8,162.00 + fee KES 429.57 + refunds KES 0.00"
     assert equation in on_one_line(told)
     assert re.search(r"Achieng, in one SMS: You won KES 510\.3\d on", told)
@@ -141,8 +144,8 @@ def test_demo_runs_again_and_proves_both_runs_despite_a_killed_worker(
     told = "".join(story) + rest
     assert again.returncode == 0, told
     assert "worker died (SIGKILL) and is started again." in rest
-    assert re.search(r"Payments +24 +24", told)
-    assert re.search(r"Paid out +KES 16,294\.00 +KES 16,294\.00", told)
+    assert re.search(r"Payments +26 +26", told)
+    assert re.search(r"Paid out +KES 19,144\.00 +KES 19,144\.00", told)
 
 
 @pytest.mark.long
