@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from django.db import IntegrityError, transaction
 
 from payments.ledger import journal
-from payments.models import Attempt, Transaction
+from payments.models import Attempt, Callback, Transaction
 from payments.payouts import attempt_limit, attempts
+from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions
 from payments.policy import Policy
 from testing import builders, payout_steps
@@ -206,3 +208,43 @@ def test_held_payout_that_was_not_sent_stays_held(payout: Transaction) -> None:
     # then
     assert states(payout, attempt) == ("HELD", "FAILED")
     assert "Retry it. Not sent" in payout.reason
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+def test_callback_is_stored_while_another_worker_holds_its_attempt(transactional_db: None) -> None:
+    # given
+    attempt = payout_steps.sent(builders.payout(285))
+    token = payout_steps.ADDRESSES.token(attempt.originator_conversation_id)
+    store = partial(
+        callbacks.store,
+        kind="result",
+        token=token,
+        body=payout_steps.result_body(attempt),
+        source_ip=None,
+        trusted=True,
+        at=AT,
+        addresses=payout_steps.ADDRESSES,
+    )
+
+    # when: M-Pesa waits for our answer, so the store may not wait for the worker
+    with transaction.atomic():
+        attempts.locked(attempt.pk)
+        builders.begin(store).result(timeout=60)
+
+    # then
+    assert Callback.objects.get().attempt_id == attempt.pk
+
+
+def test_second_doubt_keeps_the_first_time_and_cuts_long_words(payout: Transaction) -> None:
+    attempt = sent(payout, payout_steps.READ_TIMEOUT)
+    attempts.doubt(attempt, ask_at=after(30), at=after(5))
+    first = attempt.doubted_at
+
+    attempts.doubt(attempt, ask_at=after(40), at=after(9), words="w" * 301, code="c" * 21)
+
+    attempt.refresh_from_db()
+    assert first is not None
+    assert attempt.doubted_at == first < after(9)
+    assert (attempt.result_words, attempt.result_code) == ("w" * 300, "c" * 20)
