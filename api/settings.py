@@ -277,6 +277,11 @@ if PRODUCTION and not (PIN_RULES and IDLE_MINUTES):
 WRONG_PINS_AN_HOUR_PER_ADDRESS = whole("WRONG_PINS_AN_HOUR_PER_ADDRESS", 2, low=1, high=1_000)
 WRONG_PINS_AN_HOUR = whole("WRONG_PINS_AN_HOUR", 60, low=1, high=100_000)
 
+# File of the audit trail's heads, best on another disk or host; see users/audit_heads.py.
+AUDIT_HEADS_FILE = Path(text("AUDIT_HEADS_FILE", str(STATE_DIR / "audit-heads.txt")))
+# Hours for which no money leaves to a member's new phone.
+PHONE_CHANGE_HOLD_HOURS = whole("PHONE_CHANGE_HOLD_HOURS", 24, low=1, high=168)
+
 # --- REST ------------------------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {

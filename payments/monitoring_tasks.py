@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import cast
 
 from celery import Task, shared_task
+from django.conf import settings
 
 from markets import parimutuel
 from markets.models import Market
@@ -15,6 +16,7 @@ from payments import wiring
 from payments.monitoring import overview
 from payments.settlement import pacing, preview_cache
 from payments.settlement.decision import Decision
+from users import audit_heads
 
 
 @shared_task(name="payments.overview_tasks.heartbeat", bind=True)
@@ -35,6 +37,12 @@ def check_books() -> None:
     """Check the invariants that are due. After a few seconds start no further check."""
     keep_going = pacing.for_seconds(pacing.TASK_SECONDS)
     overview.check_books(at=wiring.now(), keep_going=keep_going)
+
+
+@shared_task(name="payments.overview_tasks.keep_audit_head")
+def keep_audit_head() -> None:
+    """Write the head of the audit trail to a file that the database cannot reach."""
+    audit_heads.keep(settings.AUDIT_HEADS_FILE, at=wiring.now())
 
 
 @shared_task(name="payments.overview_tasks.sum_up")

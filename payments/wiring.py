@@ -29,7 +29,7 @@ from payments.settlement import approvals, failures
 from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
-from users import figure_changes
+from users import accounts, figure_changes
 from users.clock import DatabaseClock
 from users.proposals import Acts
 
@@ -223,6 +223,7 @@ def acts() -> Acts:
         **terms_proposals.acts(policy().terms_notice),
         **figure_changes.procedures(),
         **actions.procedures(),
+        **accounts.procedures(hold=policy().phone_change_hold),
     }
 
 

@@ -1,17 +1,19 @@
-"""Django admin pages of members, roles and notices, and the base class of read-only pages."""
+"""Read-only lists of members, roles and notices in the console's Records, and the base class of such lists."""
 
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.auth import admin as auth_admin  # noqa: F401 - it registers Group, which is replaced below
 from django.contrib.auth.models import Group
-from django.http import HttpRequest
+from django.db import DataError, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django_otp.plugins.otp_static.models import StaticDevice
 from django_otp.plugins.otp_totp.models import TOTPDevice
 from knox.models import AuthToken
 from unfold.admin import ModelAdmin
-from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from users import phone
 from users.models import CustomUser, Figure, Notice, Proposal
 
 # A login makes a token and shows it once. Staff can neither read nor add a token, so tokens have no page.
@@ -23,9 +25,10 @@ admin.site.unregister(Group)
 
 
 class ReadOnlyAdmin(ModelAdmin):
-    """Pages that show rows and never add, change or delete them."""
+    """Pages that show rows and never add, change or delete them. Changes are decisions on the console's own pages."""
 
     show_full_result_count = False
+    actions = None
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -36,46 +39,37 @@ class ReadOnlyAdmin(ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Show the list. With a filter that no row can match, such as the year 99999, show the unfiltered list."""
+        try:
+            with transaction.atomic():
+                return super().changelist_view(request, extra_context)
+        except (ValueError, OverflowError, DataError, IncorrectLookupParameters):
+            return HttpResponseRedirect(request.path)
+
 
 @admin.register(Group)
-class RoleAdmin(GroupAdmin, ModelAdmin):
-    """Roles of staff. Migrations create the roles that docs/console.md lists."""
+class RoleAdmin(ReadOnlyAdmin):
+    """Roles of staff. Migrations create the roles that docs/console.md lists; the page Staff gives them."""
 
-
-class MemberCreationForm(UserCreationForm):
-    class Meta:
-        model = CustomUser
-        fields = ("phone_number", "full_name")
-
-
-class MemberChangeForm(UserChangeForm):
-    class Meta:
-        model = CustomUser
-        fields = ("phone_number", "full_name", "is_active", "is_staff", "is_superuser", "groups", "user_permissions")
+    list_display = ("name",)
 
 
 @admin.register(CustomUser)
-class CustomUserAdmin(UserAdmin, ModelAdmin):
-    """Members and staff. The balance is read-only, because money moves only by transfers."""
+class CustomUserAdmin(ReadOnlyAdmin):
+    """Members and staff."""
 
-    form = MemberChangeForm
-    add_form = MemberCreationForm
-    change_password_form = AdminPasswordChangeForm
-    list_display = ("phone_number", "full_name", "balance", "is_staff", "is_active", "date_joined")
+    list_display = ("id", "full_name", "masked_phone", "balance", "is_staff", "is_active", "date_joined")
     list_filter = ("is_staff", "is_active")
     search_fields = ("phone_number", "full_name")
     ordering = ("-pk",)
-    readonly_fields = ("balance", "public_id", "date_joined", "last_login")
-    fieldsets = (
-        (None, {"fields": ("phone_number", "password", "full_name", "public_id")}),
-        ("Wallet", {"fields": ("balance",)}),
-        ("Access", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
-        ("History", {"fields": ("date_joined", "last_login")}),
-    )
-    add_fieldsets = ((None, {"fields": ("phone_number", "full_name", "usable_password", "password1", "password2")}),)
+    # A whole phone is shown on the member's page only, where the access is recorded.
+    exclude = ("password", "phone_number", "user_permissions")
+    readonly_fields = ("masked_phone",)
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    @admin.display(description="Phone")
+    def masked_phone(self, member: CustomUser) -> str:
+        return phone.masked(member.phone_number)
 
 
 @admin.register(Notice)

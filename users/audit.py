@@ -79,14 +79,14 @@ class Chain:
     difference: str | None
 
 
-def verify(*, expected: tuple[int, str] | None = None) -> Chain:
+def verify(*, expected: Mapping[int, str] | None = None) -> Chain:
     """Check every entry's hash, number and link to the entry before it.
 
-    `expected` is the number and hash of an entry, which somebody noted earlier and stored elsewhere. Only such a note
-    reveals that the end of the chain was cut off, or that the whole chain was rewritten.
+    `expected` has hashes by the numbers of their entries. They were noted earlier and stored elsewhere. Only such notes
+    reveal that the end of the chain was cut off, or that the whole chain was rewritten.
     """
     count, head = 0, HASH_BEFORE_FIRST
-    found_expected = expected is None
+    notes = dict(expected or {})
     for entry in _entries():
         count += 1
         if entry.number != count:
@@ -96,12 +96,10 @@ def verify(*, expected: tuple[int, str] | None = None) -> Chain:
         if entry.hash != hash_of(entry):
             return Chain(count - 1, head, f"entry {count} was changed after recording: {entry.action} {entry.subject}")
         head = entry.hash
-        if expected is not None and entry.number == expected[0]:
-            if head != expected[1]:
-                return Chain(count, head, f"entry {count} is not the entry that was noted: its hash is {head}")
-            found_expected = True
-    if not found_expected and expected is not None:
-        return Chain(count, head, f"entry {expected[0]} is missing: the trail ends at {count}")
+        if notes.pop(entry.number, head) != head:
+            return Chain(count, head, f"entry {count} is not the entry that was noted: its hash is {head}")
+    if notes:
+        return Chain(count, head, f"entry {max(notes)} is missing: the trail ends at {count}")
     return Chain(count, head, None)
 
 

@@ -211,8 +211,16 @@ def unlock(*, user: CustomUser, by: audit.Actor, at: datetime) -> None:
     Locks: the counters, the end of the audit trail.
     """
     with transaction.atomic(durable=True):
-        pin_limits.forget([known_callers.number_counter(user.phone_number), known_callers.inside_counter(user)])
+        forget_wrong_pins(user)
         audit.record(action="login.unlocked", by=by, subject=f"member:{user.pk}", before={}, after={}, at=at)
+
+
+def forget_wrong_pins(user: CustomUser) -> None:
+    """Forget the wrong PINs at a member's number, in the transaction of a caller that records the decision.
+
+    Locks: the counters.
+    """
+    pin_limits.forget([known_callers.number_counter(user.phone_number), known_callers.inside_counter(user)])
 
 
 def _counted(

@@ -37,12 +37,29 @@ class Act:
     machine: bool = False
 
 
+def _account_acts(kind: str, permission: str, whom: str, *, approval: str) -> list[Act]:
+    """Return the acts that staff and members have in common. What gives access to an account takes two people."""
+    at_once = {"suspend": f"suspend {whom}", "unlock": f"end the lock of {whom} after wrong PINs"}
+    by_two = {
+        "reinstate": f"reinstate {whom}",
+        "reset_pin": f"set a new PIN for {whom}",
+        "phone": f"change the phone of {whom}",
+    }
+    return [
+        *(Act(f"{kind}.{verb}", permission, words, money=True, reason=True, own="account")
+          for verb, words in at_once.items()),
+        *(Act(f"{kind}.{verb}", permission, words, money=True, people="two", approval=approval, reason=True,
+              own="account") for verb, words in by_two.items()),
+    ]  # fmt: skip
+
+
 _TABLE = (
     # Reading.
     Act("console.view", "view_console", "see the home page, markets, payouts and payouts in doubt", machine=True),
     Act("ledger.view", "view_ledger", "see accounts, transfers, the trial balance and member debts", machine=True),
     Act("ledger.export", "export_books", "download accounts and balances", machine=True),
     Act("audit.view", "view_audit", "see and verify the audit trail"),
+    Act("audit.export", "view_audit", "download the audit trail"),
     Act("members.view", "view_members", "see members' wallets, bets and statements, with phones masked"),
     Act("member.phone_opened", "open_phone", "see a member's whole phone number", reason=True),
     Act("member.note", "note_member", "write notes about a member"),
@@ -107,6 +124,14 @@ _TABLE = (
         approval="decide_payout", reason=True, own="payout"),
     Act("restore.confirm", "decide_payout", "confirm another person's decision after a restore", money=True,
         own="payout"),
+    # Accounts. A change of a staff account needs the right over staff, so that support cannot take over an operator's.
+    Act("staff.view", "manage_staff", "see members of staff with their roles"),
+    *_account_acts("staff", "manage_staff", "a member of staff", approval="manage_staff"),
+    *_account_acts("member", "change_member", "a member", approval="decide_payout"),
+    Act("staff.role", "manage_staff", "add a member of staff, or change a role", money=True, people="two",
+        approval="manage_staff", reason=True, own="account"),
+    Act("staff.reset_app", "manage_staff", "remove the authenticator app of a member of staff", money=True,
+        people="two", approval="manage_staff", reason=True, own="account"),
     # Debts and disputes.
     Act("recovery.set_off", "decide_recovery", "set a member's debt off against the wallet", money=True,
         people="two by amount", approval="decide_recovery", own="debt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -101,6 +102,8 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     date_joined = models.DateTimeField(default=timezone.now)
     # A trigger counts it up when the PIN, the status or a role is lost or changed. Then sessions and tokens end.
     session_epoch = models.PositiveIntegerField(default=0, db_default=0, editable=False)
+    # No money leaves to a phone that was just changed before this time.
+    phone_held_until = models.DateTimeField(null=True, blank=True, editable=False)
 
     objects = CustomUserManager()
     USERNAME_FIELD = "phone_number"
@@ -113,6 +116,10 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
             models.CheckConstraint(condition=Q(phone_number__regex=phone.STORED), name="phone_is_a_kenyan_mobile"),
             models.CheckConstraint(condition=Q(balance__gte=0), name="wallet_is_never_negative"),
         ]
+
+    def money_may_leave_at(self, at: datetime) -> datetime:
+        """Return the first time from `at` on at which money may leave to the member's phone."""
+        return max(at, self.phone_held_until or at)
 
     def __str__(self) -> str:
         return f"{self.full_name or 'Member'} ({phone.masked(self.phone_number)})"

@@ -78,7 +78,10 @@ Acts = Mapping[str, Procedure]
 
 @dataclass(frozen=True)
 class Draft:
-    """A proposal before it is stored. Units: shillings."""
+    """A proposal before it is stored. Units: shillings.
+
+    The audit trail records `payload`, but not `private`, which may have a whole phone number.
+    """
 
     act: str
     subject: str
@@ -86,6 +89,7 @@ class Draft:
     reason: str = ""
     amount: Decimal | None = None
     payload: Mapping[str, Any] = field(default_factory=dict)
+    private: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def make(draft: Draft, *, by: audit.Actor, at: datetime, life: timedelta = LIFE)
             proposal = Proposal.objects.create(
                 act=draft.act,
                 subject=draft.subject,
-                payload=dict(draft.payload),
+                payload={**draft.payload, **draft.private},
                 hash=draft.hash,
                 amount=draft.amount,
                 reason=draft.reason[:300],

@@ -24,6 +24,8 @@ PERMISSIONS = {
     "answer_dispute": "Answer, uphold or reject members' disputes",
     "decide_recovery": "Set off or write off members' debts",
     "make_api_keys": "Make and revoke API keys of machines",
+    "change_member": "Suspend or unlock members, and propose a new PIN or phone for them",
+    "manage_staff": "Add and suspend staff, and propose or approve their roles, PINs and phones",
 }
 
 _READ_ONLY = {"view_console", "view_members", "view_ledger"}
@@ -35,7 +37,8 @@ ROLES: dict[str, set[str]] = {
     "approver": _READ_ONLY
     | {"view_audit", "decide_payout", "switch_sending", "approve_resolution", "decide_recovery", "make_api_keys"},
     "accountant": _READ_ONLY | {"view_audit", "export_books", "decide_recovery"},
-    "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute"},
+    "support": {"view_console", "view_members", "open_phone", "note_member", "answer_dispute", "change_member"},
+    "administrator": {"view_console", "view_members", "view_audit", "manage_staff", "change_member"},
 }
 
 

@@ -11,6 +11,7 @@ Only with it they can set up a new app. So a PIN alone is never enough again.
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -66,6 +67,11 @@ def may_enrol(user: CustomUser, enrolment_code: str, *, at: datetime) -> bool:
     return due is None or (
         at < due.expires_at and secrets.compare_digest(due.digest, _digest(_cleaned(enrolment_code)))
     )
+
+
+def all_enrolled(user_ids: Sequence[int]) -> set[int]:
+    """Return those of the people who have set up an app."""
+    return set(TOTPDevice.objects.filter(user__in=user_ids, confirmed=True).values_list("user_id", flat=True))
 
 
 def begin(user: CustomUser, *, at: datetime, enrolment_code: str = "") -> Enrolment:
@@ -142,17 +148,23 @@ def forget(*, user: CustomUser, by: audit.Actor, at: datetime) -> str:
     Returns an enrolment code, which is shown once. The next login asks for it before it sets up a new app.
     Locks: the member, the end of the audit trail.
     """
-    enrolment_code = _long_code()
     with transaction.atomic(durable=True):
         CustomUser.objects.select_for_update(no_key=True).get(pk=user.pk)
-        TOTPDevice.objects.filter(user=user).delete()
-        StaticDevice.objects.filter(user=user).delete()
-        due = {"digest": _digest(_cleaned(enrolment_code)), "expires_at": at + ENROLMENT_LIFE}
-        EnrolmentCode.objects.update_or_create(user=user, defaults=due)
-        CustomUser.objects.filter(pk=user.pk).update(session_epoch=F("session_epoch") + 1)
+        enrolment_code = remove(user, at=at)
         audit.record(
             action="staff.second_factor_removed", by=by, subject=f"member:{user.pk}", before={}, after={}, at=at
         )
+    return enrolment_code
+
+
+def remove(user: CustomUser, *, at: datetime) -> str:
+    """Do what `forget` does, in the transaction of a caller that has locked the member and records the decision."""
+    enrolment_code = _long_code()
+    TOTPDevice.objects.filter(user=user).delete()
+    StaticDevice.objects.filter(user=user).delete()
+    due = {"digest": _digest(_cleaned(enrolment_code)), "expires_at": at + ENROLMENT_LIFE}
+    EnrolmentCode.objects.update_or_create(user=user, defaults=due)
+    CustomUser.objects.filter(pk=user.pk).update(session_epoch=F("session_epoch") + 1)
     return enrolment_code
 
 

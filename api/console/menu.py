@@ -32,7 +32,11 @@ MENU: list[tuple[str, list[tuple[str, str, str, str | None]]]] = [
     ),
     (
         "People",
-        [("Members", "group", "members", "members.view"), ("Audit trail", "history_edu", "audit", "audit.view")],
+        [
+            ("Members", "group", "members", "members.view"),
+            ("Staff", "badge", "staff", "staff.view"),
+            ("Audit trail", "history_edu", "audit", "audit.view"),
+        ],
     ),
     (
         "Settings",

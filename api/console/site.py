@@ -34,6 +34,7 @@ from api.console.pages import (
     resolve,
     restores,
     sending,
+    staff,
 )
 from payments import wiring
 from users import auth
@@ -55,6 +56,7 @@ PAGES = (
     ledger,
     receivables,
     members,
+    staff,
     audit,
     sending,
     figures,

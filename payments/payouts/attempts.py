@@ -359,8 +359,8 @@ def _cancel(payout: Transaction, at: datetime) -> str:
 
 
 def make_pending(payout: Transaction, *, due_at: datetime, reason: str = "") -> None:
-    """Make a payout pending, to leave at `due_at` at the earliest."""
-    payout.status, payout.due_at, payout.failed_at = Status.PENDING, due_at, None
+    """Make a payout pending, to leave at `due_at` at the earliest, and not before the hold of a changed phone ends."""
+    payout.status, payout.due_at, payout.failed_at = Status.PENDING, payout.user.money_may_leave_at(due_at), None
     payout.reason, payout.held_by_person = reason[:300], False
     payout.save(update_fields=["status", "due_at", "failed_at", "reason", "held_by_person"])
 

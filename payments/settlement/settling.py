@@ -322,7 +322,7 @@ def _create_transactions(parameters: dict[str, Any], set_offs: list[receivables.
                 CASE drawn.destination WHEN 'mpesa' THEN 'PENDING' ELSE 'COMPLETED' END, drawn.amount,
                 drawn.destination, drawn.tranche,
                 'KASOKO-' || %(market)s || '-' || drawn.user_id || '-' || {references.DIGITS},
-                member.phone_number, %(at)s, '', '', %(at)s,
+                member.phone_number, greatest(%(at)s, member.phone_held_until), '', '', %(at)s,
                 CASE drawn.destination WHEN 'wallet' THEN %(at)s::timestamptz END
             FROM drawn JOIN users_customuser member ON member.id = drawn.user_id
             WHERE member.id > %(low)s AND member.id <= (SELECT max(user_id) FROM chosen)

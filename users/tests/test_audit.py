@@ -161,14 +161,14 @@ def test_cut_off_end_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
         decide(at, f"market:{number}")
     noted = (3, audit.verify().head)
     decide(at, "market:3")
-    assert audit.verify(expected=noted).difference is None
+    assert audit.verify(expected=dict([noted])).difference is None
 
     # when
     without_guards("DELETE FROM users_auditentry WHERE number >= 3")
 
     # then
     assert audit.verify().difference is None
-    assert audit.verify(expected=noted).difference == "entry 3 is missing: the trail ends at 2"
+    assert audit.verify(expected=dict([noted])).difference == "entry 3 is missing: the trail ends at 2"
 
 
 def test_rewritten_trail_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
@@ -182,6 +182,6 @@ def test_rewritten_trail_is_found_by_a_noted_entry(db: None, at: datetime) -> No
 
     # then
     assert audit.verify().difference is None
-    shown = audit.verify(expected=noted).difference
+    shown = audit.verify(expected=dict([noted])).difference
     assert shown is not None
     assert shown.startswith("entry 1 is not the entry that was noted")

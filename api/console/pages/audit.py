@@ -1,14 +1,21 @@
 """Page of the audit trail: every recorded action, and the check of its hashes."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import NoReverseMatch, path, reverse
+from django.utils.dateparse import parse_date
+from django.utils.http import urlencode
 
-from api.console import page, paging
+from api.console import downloads, page, paging
+from markets.models import NAIROBI
 from users import audit as trail
+from users import phone
 from users.models import AuditEntry, CustomUser
 
 PAGES = {"market": "market", "transaction": "payout", "member": "member"}
@@ -22,7 +29,9 @@ ACTIONS = {
     "dispute.uphold": "Dispute upheld",
     "login.accepted": "Logged in",
     "login.code_refused": "Wrong code",
+    "login.ended_everywhere": "Logged out everywhere",
     "login.refused": "Login failed",
+    "login.unlocked": "Lock after wrong PINs ended by a command",
     "market.propose": "Decision proposed",
     "market.proposal_stale": "Proposal closed because its figures changed",
     "market.reject": "Proposal rejected",
@@ -36,11 +45,18 @@ ACTIONS = {
     "threshold.set": "Threshold for a second person changed",
     "market.resolve": "Market resolved",
     "market.scratch": "Outcome scratched",
+    "market.settle": "Market settled by the machine",
     "market.undo": "Settlement undone",
     "market.void": "Market voided",
     "market.withdraw": "Resolution withdrawn",
     "market.withdraw_scratch": "Scratch withdrawn",
     "member.note": "Note written",
+    "member.phone": "Phone of a member changed",
+    "member.reinstate": "Member reinstated",
+    "member.reset_pin": "New PIN for a member",
+    "member.suspend": "Member suspended",
+    "member.unlock": "Member unlocked after wrong PINs",
+    "member.pin_changed": "PIN changed by its owner",
     "member.phone_opened": "Full phone number shown",
     "payout.ask": "Status query to M-Pesa",
     "payout.decide_not_paid": "Payout decided: not paid",
@@ -62,30 +78,138 @@ ACTIONS = {
     "sending.lift": "Stop of sending ended",
     "sending.switch_off": "Sending stopped",
     "sending.switch_on": "Sending started",
+    "staff.phone": "Phone of a member of staff changed",
+    "staff.reinstate": "Member of staff reinstated",
+    "staff.reset_app": "Authenticator app removed by two people",
+    "staff.reset_pin": "New PIN for a member of staff",
+    "staff.role": "Role changed",
+    "staff.suspend": "Member of staff suspended",
+    "staff.unlock": "Member of staff unlocked after wrong PINs",
     "staff.second_factor_removed": "Authenticator app removed",
     "staff.second_factor_set_up": "Authenticator app set up",
 }
 
 
+FILTERS = ("subject", "action", "person", "since", "until")
+# Rows of an export that are read at a time.
+EXPORT_PAGE = 2_000
+
+
 @page.page("audit.view")
 def audit(request: HttpRequest) -> HttpResponse:
-    """Show the entries of a subject or an action, newest first. With `verify`, check all hashes too."""
-    subject, action = (request.GET.get(name, "").replace("\x00", "").strip() for name in ("subject", "action"))
-    entries = AuditEntry.objects.select_related("actor")
-    if subject:
-        entries = entries.filter(subject=subject)
-    if action:
-        entries = entries.filter(action__startswith=action)
-    paged = paging.paged(request, entries, by="number")
+    """Show the entries that match the filters, newest first. With `verify`, check all hashes too."""
+    typed = {name: request.GET.get(name, "").replace("\x00", "").strip()[:80] for name in FILTERS}
+    entries, problems = _chosen(typed)
+    paged = paging.paged(request, entries.select_related("actor"), by="number")
     proposers = _proposers(paged.rows)
     for entry in paged.rows:
         entry.link = link_to(entry.subject)
         entry.proposed_by = proposers.get(entry.number)
         entry.action_words = ACTIONS.get(entry.action, "")
-    context: dict[str, Any] = {"title": "Audit trail", "paged": paged, "subject": subject, "action": action}
+        entry.changes = changes(entry)
+    context: dict[str, Any] = {
+        "title": "Audit trail",
+        "paged": paged,
+        "problems": problems,
+        "filters": typed,
+        "query": urlencode({name: text for name, text in typed.items() if text}),
+        **typed,
+    }
     if request.GET.get("verify"):
         context["chain"] = trail.verify()
     return page.render(request, "console/audit.html", context)
+
+
+@page.page("audit.export")
+def export(request: HttpRequest) -> StreamingHttpResponse:
+    """Download the entries that match the filters as CSV, oldest first, with their hashes."""
+    typed = {name: request.GET.get(name, "").replace("\x00", "").strip()[:80] for name in FILTERS}
+    entries, _ = _chosen(typed)
+    header = ("number", "at", "person", "source", "action", "words", "subject", "before", "after", "reason", "hash")
+    return downloads.csv_file("audit.csv", header, _rows(entries.select_related("actor")))
+
+
+def _rows(entries: QuerySet[AuditEntry]) -> Iterator[tuple[Any, ...]]:
+    last = 0
+    while rows := list(entries.filter(number__gt=last).order_by("number")[:EXPORT_PAGE]):
+        for entry in rows:
+            yield (
+                entry.number,
+                entry.at.isoformat(),
+                str(entry.actor or "The system"),
+                entry.source,
+                entry.action,
+                ACTIONS.get(entry.action, ""),
+                entry.subject,
+                entry.before,
+                entry.after,
+                entry.reason,
+                entry.hash,
+            )
+        last = rows[-1].number
+
+
+def _chosen(typed: Mapping[str, str]) -> tuple[QuerySet[AuditEntry], list[str]]:
+    """Return the entries that match the filters, and the filters that cannot be read, in words."""
+    entries, problems = AuditEntry.objects.all(), []
+    if typed["subject"]:
+        entries = entries.filter(subject=typed["subject"])
+    if typed["action"]:
+        entries = entries.filter(action__startswith=typed["action"])
+    if typed["person"]:
+        entries = entries.filter(actor__in=_people(typed["person"]))
+    for name, lookup, days in (("since", "at__gte", 0), ("until", "at__lt", 1)):
+        if not typed[name]:
+            continue
+        day = _day(typed[name])
+        if day is None:
+            problems.append(f"“{typed[name]}” is not a date. Type a date such as 2026-12-31.")
+        else:
+            entries = entries.filter(**{lookup: datetime.combine(day + timedelta(days=days), time.min, NAIROBI)})
+    return entries, problems
+
+
+def _day(typed: str) -> date | None:
+    try:
+        day = parse_date(typed)
+    except ValueError:
+        return None
+    return day if day is not None and 2000 <= day.year <= 2999 else None
+
+
+def _people(typed: str) -> QuerySet[CustomUser]:
+    """Return the people whose phone, number or name matches."""
+    try:
+        return CustomUser.objects.filter(phone_number=phone.normalise(typed))
+    except phone.NotAPhoneNumber:
+        number = paging.number(typed)
+        return (
+            CustomUser.objects.filter(full_name__icontains=typed)
+            if number is None
+            else CustomUser.objects.filter(pk=number)
+        )
+
+
+def changes(entry: AuditEntry) -> list[str]:
+    """Return the values that a decision changed, each as a short sentence."""
+    before, after = json.loads(entry.before), json.loads(entry.after)
+    sentences = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        words, old, new = name.replace("_", " "), _value(before.get(name)), _value(after.get(name))
+        if name not in after:
+            sentences.append(f"{words} was {old}")
+        elif name not in before:
+            sentences.append(f"{words}: {new}")
+        else:
+            sentences.append(f"{words}: {old} → {new}" if old != new else f"{words} stays {old}")
+    return sentences
+
+
+def _value(value: Any) -> str:
+    words = {None: "none", True: "yes", False: "no", "": "empty"}
+    if isinstance(value, str | bool) or value is None:
+        return words.get(value, str(value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _proposers(entries: Sequence[AuditEntry]) -> dict[int, CustomUser]:
@@ -110,4 +234,4 @@ def link_to(subject: str) -> str:
         return ""
 
 
-urls = [path("audit/", audit, name="audit")]
+urls = [path("audit/", audit, name="audit"), path("audit/export/", export, name="audit_export")]

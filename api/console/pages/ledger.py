@@ -1,18 +1,13 @@
 """Pages of the books: accounts, transfers and trial balances, with downloads as CSV files."""
 
-import csv
-from collections.abc import Iterable, Iterator
 from datetime import date
-from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
-from django.utils import timezone
 from django.utils.dateparse import parse_date
 
-from api.console import page, paging
+from api.console import downloads, page, paging
 from markets.models import NAIROBI
-from payments import wiring
 from payments.ledger import journal, statements
 from payments.ledger import trial_balance as ledger_trial_balance
 from payments.models import LedgerAccount
@@ -91,7 +86,7 @@ def export_account(request: HttpRequest, account_id: int) -> StreamingHttpRespon
          line.change, line.balance)
         for line in statements.exported(account)
     )  # fmt: skip
-    return _file(f"{account.code.replace(':', '-')}.csv", header, rows)
+    return downloads.csv_file(f"{account.code.replace(':', '-')}.csv", header, rows)
 
 
 @page.page("ledger.export")
@@ -101,7 +96,7 @@ def export_trial_balance(request: HttpRequest) -> StreamingHttpResponse:
     lines = ledger_trial_balance.trial_balance(day=day)
     rows = ((line.kind, line.accounts, line.debits, line.credits, line.balance) for line in lines)
     header = ("kind", "accounts", "debits", "credits", "balance")
-    return _file(f"trial-balance-{day or 'all'}.csv", header, rows)
+    return downloads.csv_file(f"trial-balance-{day or 'all'}.csv", header, rows)
 
 
 def _day(request: HttpRequest) -> tuple[date | None, str]:
@@ -115,31 +110,6 @@ def _day(request: HttpRequest) -> tuple[date | None, str]:
     if day is None or not 2000 <= day.year <= 2999:
         return None, "That is not a date. All transfers are shown. Type a date such as 2026-12-31."
     return day, ""
-
-
-class _Line:
-    """A file-like object that returns each line instead of storing it. So csv.writer can stream its lines."""
-
-    def write(self, line: str) -> str:
-        return line
-
-
-def _file(name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> StreamingHttpResponse:
-    writer = csv.writer(_Line())
-
-    def lines() -> Iterator[str]:
-        yield writer.writerow(header)
-        for row in rows:
-            yield writer.writerow([plain(cell) for cell in row])
-
-    stamp = timezone.localtime(wiring.now()).strftime("%Y%m%d-%H%M")
-    headers = {"Content-Disposition": f'attachment; filename="{stamp}-{name}"'}
-    return StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8", headers=headers)
-
-
-def plain(cell: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run as a formula. Do not change numbers."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 urls = [

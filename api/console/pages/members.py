@@ -10,12 +10,13 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path, reverse
 
 from api.console import page, paging
+from api.console.pages import staff
 from payments import wiring
 from payments.ledger import statements
 from payments.models import LedgerAccount
 from payments.payouts.operations import timeline
 from payments.settlement import market_overview
-from users import phone, phone_access, staff_notes
+from users import accounts, phone, phone_access, staff_notes
 from users.models import CustomUser
 
 
@@ -60,6 +61,8 @@ def _page(request: HttpRequest, member: CustomUser, more: dict[str, Any]) -> Htt
         "may_open": page.may(request, "member.phone_opened"),
         "may_note": page.may(request, "member.note"),
         "may_ledger": page.may(request, "ledger.view"),
+        "account_actions": staff.actions(request, member),
+        "role": accounts.role_of(member),
         "longest_note": staff_notes.LONGEST,
         **more,
     }

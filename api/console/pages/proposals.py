@@ -7,7 +7,7 @@ from django.http.response import HttpResponseBase
 from django.urls import path, reverse
 
 from api.console import page, paging
-from api.console.pages import resolve
+from api.console.pages import resolve, staff
 from api.console.templatetags.console import kes
 from markets import terms, terms_proposals
 from markets.models import Market
@@ -16,7 +16,7 @@ from payments.settlement import preview_cache
 from payments.settlement.proposals import RESOLVE, VOID, decision_of
 from payments.settlement.resolutions import Resolved
 from payments.settlement.undo import Undoing
-from users import authority, proposals
+from users import accounts, authority, proposals
 from users.models import Proposal
 
 State = Proposal.State
@@ -176,6 +176,8 @@ def _report(done: object) -> str:
         return f"Approved. {done.outcome} is scratched. Its stakes are being refunded."
     if isinstance(done, terms.Changed):
         return f"Approved. Version {done.version} of the terms is in force, and members are being told."
+    if isinstance(done, accounts.Changed):
+        return f"Approved. {staff.report(done)}"
     if isinstance(done, Resolved):
         return f"Approved. Market {done.market_id} is decided, and its settlement has started."
     return "Approved and carried out."

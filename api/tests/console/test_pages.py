@@ -28,6 +28,7 @@ from users.models import ApiKey, CustomUser, Proposal
 PATTERNS = [pattern for module in site.PAGES for pattern in module.urls]
 ROOT = Path(__file__).resolve().parents[3]
 # The permission that each page needs. A new page needs a line here, or a test fails.
+ACCOUNT = ("suspend", "unlock", "reinstate", "reset_pin", "change_phone")
 NEEDS = {
     "index": "view_console",
     "api_keys": "make_api_keys",
@@ -67,6 +68,11 @@ NEEDS = {
     "member_phone": "open_phone",
     "member_note": "note_member",
     "audit": "view_audit",
+    "staff": "manage_staff",
+    "staff_add": "manage_staff",
+    **{f"staff_{verb}": "manage_staff" for verb in (*ACCOUNT, "role", "reset_app")},
+    **{f"member_{verb}": "change_member" for verb in ACCOUNT},
+    "audit_export": "view_audit",
     "market_create": "run_market",
     "market_change": "run_market",
     "market_suspend_betting": "run_market",
@@ -137,7 +143,7 @@ def address(name: str) -> str:
         return reverse(f"admin:{name}", args=["orphan" if name == "sending_lift" else an_api_key()])
     if name in ("account", "account_export"):
         return reverse(f"admin:{name}", args=[LedgerAccount.objects.order_by("pk")[0].pk])
-    if name.startswith("member") and name != "members":
+    if name.startswith(("member", "staff_")) and name not in ("members", "staff_add"):
         return reverse(f"admin:{name}", args=[Transaction.objects.order_by("pk")[0].user_id])
     return reverse(f"admin:{name}", args=["excise_pct"] if name == "figure_change" else [])
 

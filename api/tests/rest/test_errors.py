@@ -8,13 +8,16 @@ from markets import terms
 from payments.payouts.operations import actions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
-from users import api_keys, outgoing, phone_access, staff_notes
+from users import accounts, api_keys, outgoing, phone_access, staff_notes
 from users.refusal import Refusal
 
 # Refusals that only pages and commands can cause. A REST call that could cause one must have a row in the table.
 WITHOUT_REST = {
     api_keys.BadKey,
     api_keys.KeyNotFound,
+    accounts.AccountNotFound,
+    accounts.ChangeRefused,
+    accounts.OwnAccount,
     actions.NotToBeHeld,
     actions.NotToBeReleased,
     actions.NothingToAsk,

@@ -3,9 +3,10 @@
 import re
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from users import audit
+from users import audit, audit_heads
 
 
 def _noted(typed: str) -> tuple[int, str]:
@@ -16,7 +17,10 @@ def _noted(typed: str) -> tuple[int, str]:
 
 
 class Command(BaseCommand):
-    help = "Verify the audit trail. Exits with 1 and names the first entry that was changed or is missing."
+    help = (
+        "Verify the audit trail, and compare it with the heads in AUDIT_HEADS_FILE. Exits with 1 and names the first"
+        " entry that was changed or is missing."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -26,8 +30,14 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        chain = audit.verify(expected=_noted(options["noted"]) if options["noted"] else None)
+        noted = [_noted(options["noted"])] if options["noted"] else []
+        try:
+            heads = audit_heads.kept(settings.AUDIT_HEADS_FILE)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"The kept heads cannot be read: {error}", returncode=1) from error
+        chain = audit.verify(expected=dict([*((head.number, head.hash) for head in heads), *noted]))
         if chain.difference is not None:
             raise CommandError(chain.difference, returncode=1)
         entries = "1 entry" if chain.entries == 1 else f"{chain.entries} entries"
         self.stdout.write(f"The audit trail is intact: {entries}, {chain.entries}:{chain.head}")
+        self.stdout.write(f"It has all {len(heads)} kept heads of this database in {settings.AUDIT_HEADS_FILE}.")
