@@ -159,10 +159,11 @@ def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, until: 
     def work(session: Session) -> None:
         while (mutant := waiting.get()) is not None and time.monotonic() < until:
             tests = covered.of(mutant, first=kept.hint(mutant), at_most=nearest)
-            one = session.judge(mutant, tests, 120 + 5 * sum(covered.seconds.get(test, 1) for test in tests))
+            one = session.judge(mutant, tests, 600 + 20 * sum(covered.seconds.get(test, 1) for test in tests))
             if one.noticed_by or nearest == math.inf:
                 judged.append(one)
-                kept.add(mutant, one.noticed_by)
+                if one.noticed_by != forking.NOT_IN_TIME:  # On a busy machine it may end next time.
+                    kept.add(mutant, one.noticed_by)
             if not one.noticed_by:
                 say(f"  not noticed: {mutant.path}:{mutant.line}: {mutant.words}: {_cell(mutant.before)}")
             if len(judged) % 20 == 0:
