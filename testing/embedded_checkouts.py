@@ -103,15 +103,20 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def sql(urls: dict[str, str], statement: str) -> list[tuple[Any, ...]]:
-    """Run one statement and return its rows."""
-    connection = psycopg2.connect(urls["DATABASE_URL"])
+def sql(urls: dict[str, str], statement: str, *, url: str = "DATABASE_URL") -> list[tuple[Any, ...]]:
+    """Run one statement as the application and return its rows."""
+    connection = psycopg2.connect(urls[url])
     try:
         with connection, connection.cursor() as cursor:
             cursor.execute(statement)
             return cursor.fetchall() if cursor.description else []
     finally:
         connection.close()
+
+
+def owner_sql(urls: dict[str, str], statement: str) -> list[tuple[Any, ...]]:
+    """Run one statement as the owner, who alone may make tables."""
+    return sql(urls, statement, url="DATABASE_OWNER_URL")
 
 
 def broker(urls: dict[str, str]) -> redis.Redis:

@@ -66,7 +66,7 @@ def test_every_entry_is_due_when_beat_starts() -> None:
     # then
     due = [entry.is_due()[0] for entry in scheduler.schedule.values()]
     assert due == [True] * len(app.conf.beat_schedule)
-    assert max(entry.schedule.run_every for entry in scheduler.schedule.values()) == timedelta(minutes=15)
+    assert max(entry.schedule.run_every for entry in scheduler.schedule.values()) == timedelta(hours=1)
     scheduler.close()
     assert app.conf.beat_scheduler == "api.beat_scheduler:MemoryScheduler"
 

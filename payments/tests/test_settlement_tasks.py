@@ -60,6 +60,12 @@ def test_worker_registers_the_guides_tasks_and_the_sweeps() -> None:
         "payments.overview_tasks.check_books",
         "payments.overview_tasks.sum_up",
         "payments.overview_tasks.look",
+        "payments.overview_tasks.keep_audit_head",
+        "payments.settlement_tasks.expire_proposals",
+        "payments.market_tasks.tell_members_of_new_terms",
+        "payments.market_tasks.close_ended_markets",
+        "payments.market_tasks.remind_staff_of_markets",
+        "payments.market_tasks.propose_to_void_markets",
         "payments.settlement_tasks.issue_certificates",
         "payments.settlement_tasks.close_remedied_disputes",
         "payments.settlement_tasks.undo_market",
@@ -73,13 +79,14 @@ def test_beat_schedules_each_sweep_with_expiry() -> None:
     schedule = dict(app.conf.beat_schedule)
     assert (
         schedule.pop("ask for the float balance")["schedule"] == 900
-    )  # This task is not a sweep, because it does not look for unfinished work.
+    )  # This task and the next are no sweeps, because they do not look for unfinished work.
+    assert schedule.pop("keep the head of the audit trail")["schedule"] == 3_600
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS
-    assert len(schedule) == len(SWEEPS) == 11
+    assert len(schedule) == len(SWEEPS) == 16
     for entry in schedule.values():
-        assert entry["schedule"] <= (60 if entry["task"].startswith("payments.overview_tasks.") else 30)
+        assert entry["schedule"] <= 60
         assert entry["options"]["expires"] <= 60
     # This task runs for seconds. If its messages did not expire, a queue of them would delay other tasks.
     assert schedule["send due payouts"]["options"]["expires"] <= schedule["send due payouts"]["schedule"]

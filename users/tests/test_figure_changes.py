@@ -60,7 +60,7 @@ def test_approval_after_the_date_makes_the_value_valid_from_the_approval() -> No
 def test_one_person_changes_a_figure_while_nobody_else_may_approve(caplog: pytest.LogCaptureFixture) -> None:
     row = figure_changes.change(CHANGE, by=boss(1), at=AT)
     assert isinstance(row, Figure)
-    assert "fewer than two people may approve" in caplog.text
+    assert "nobody else may approve" in caplog.text
 
 
 def test_owner_sets_a_first_threshold_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from api import embedded
 from api.embedded import places, processes
-from testing.embedded_checkouts import Checkout, MakeCheckout, sql
+from testing.embedded_checkouts import Checkout, MakeCheckout, owner_sql
 
 pytestmark = pytest.mark.servers
 
@@ -39,18 +39,18 @@ def test_data_and_passwords_are_closed_to_other_users(checkouts: MakeCheckout, p
 
 def test_copied_checkout_has_the_data_and_then_its_own_changes(checkout: Checkout, checkouts: MakeCheckout) -> None:
     # given a copy made while the servers were down. Root's plain copy belongs to root
-    sql(checkout.use("postgres"), "create table survivors as select 1 as one")
+    owner_sql(checkout.use("postgres"), "create table survivors as select 1 as one")
     checkout.leave()
     shutil.copytree(checkout.base_dir, checkout.base_dir.with_name("copy"))
     copy = checkouts("copy")
 
     # when both run and the copy changes
     original_urls, copy_urls = checkout.use("postgres"), copy.use("postgres")
-    sql(copy_urls, "update survivors set one = 2")
+    owner_sql(copy_urls, "update survivors set one = 2")
 
     # then
-    assert sql(original_urls, "select one from survivors") == [(1,)]
-    assert sql(copy_urls, "select one from survivors") == [(2,)]
+    assert owner_sql(original_urls, "select one from survivors") == [(1,)]
+    assert owner_sql(copy_urls, "select one from survivors") == [(2,)]
 
 
 Enclose = Callable[[embedded.Profile], Checkout]
@@ -71,7 +71,7 @@ class TestRootInAPrivateDirectory:
     def test_closed_checkout_has_its_data_elsewhere(self, enclosed: Enclose) -> None:
         # when
         checkout = enclosed("durable")
-        sql(checkout.use(), "create table survivors as select 1 as one")
+        owner_sql(checkout.use(), "create table survivors as select 1 as one")
         place = checkout.place
         checkout.leave()
 
@@ -79,12 +79,12 @@ class TestRootInAPrivateDirectory:
         assert place.parent == places.ROOT_PLACE
         assert stat.S_IMODE(checkout.base_dir.parent.stat().st_mode) == 0o700
         assert not list(checkout.state.glob("postgresql*"))
-        assert sql(checkout.use(), "select one from survivors") == [(1,)]
+        assert owner_sql(checkout.use(), "select one from survivors") == [(1,)]
 
     def test_fast_profile_leaves_nothing_behind(self, enclosed: Enclose) -> None:
         # given
         checkout = enclosed("fast")
-        sql(checkout.use(), "create table survivors as select 1 as one")
+        owner_sql(checkout.use(), "create table survivors as select 1 as one")
         place = checkout.place
         assert place.is_dir()
 
@@ -93,12 +93,12 @@ class TestRootInAPrivateDirectory:
 
         # then the directory is gone, and the next run starts empty
         assert not place.exists()
-        assert sql(checkout.use(), "select to_regclass('survivors')") == [(None,)]
+        assert owner_sql(checkout.use(), "select to_regclass('survivors')") == [(None,)]
 
     def test_erasing_a_copy_keeps_the_original(self, enclosed: Enclose) -> None:
         # given
         checkout = enclosed("durable")
-        sql(checkout.use("postgres"), "create table survivors as select 1 as one")
+        owner_sql(checkout.use("postgres"), "create table survivors as select 1 as one")
         checkout.leave()
         copy = checkout.base_dir.with_name("copy")
         shutil.copytree(checkout.base_dir, copy)
@@ -107,11 +107,11 @@ class TestRootInAPrivateDirectory:
         embedded.erase(copy, "durable")
 
         # then
-        assert sql(checkout.use("postgres"), "select one from survivors") == [(1,)]
+        assert owner_sql(checkout.use("postgres"), "select one from survivors") == [(1,)]
 
     def test_moved_checkout_brings_its_data(self, checkout: Checkout, enclosed: Enclose) -> None:
         # given data in a checkout that every user may enter
-        sql(checkout.use("postgres"), "create table survivors as select 1 as one")
+        owner_sql(checkout.use("postgres"), "create table survivors as select 1 as one")
         checkout.leave()
         moved = enclosed("durable")
 
@@ -119,4 +119,4 @@ class TestRootInAPrivateDirectory:
         (checkout.base_dir / ".kasoko").rename(moved.base_dir / ".kasoko")
 
         # then
-        assert sql(moved.use("postgres"), "select one from survivors") == [(1,)]
+        assert owner_sql(moved.use("postgres"), "select one from survivors") == [(1,)]

@@ -14,7 +14,7 @@ from payments import settlement_tasks, wiring
 from payments.settlement import undo
 from payments.settlement.certificates import issuing
 from payments.settlement.pacing import LONGEST_REST_SECONDS, others_at_work, paced
-from testing import builders
+from testing import builders, database
 
 
 class Hours:
@@ -60,7 +60,7 @@ def test_rest_is_bounded_and_none_follows_the_end() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_open_transaction_of_another_session_counts_as_work() -> None:
     # given
-    other = psycopg2.connect(**connection.get_connection_params() | {"cursor_factory": None})
+    other = psycopg2.connect(database.application_url())
     try:
         idle = others_at_work()
 

@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from api.console.pages import ledger
+from api.console import downloads
 from payments.models import LedgerAccount
 from testing import builders, console_scenes
 from testing.console_scenes import client_of, page_text
@@ -44,7 +44,7 @@ def test_account_and_trial_balance_are_downloaded_as_csv(db: None) -> None:
     [("=1+1", "'=1+1"), ("@x", "'@x"), ("-5", "'-5"), ("+2", "'+2"), ("\tx", "'\tx"), ("stake:1", "stake:1"), (-5, -5)],
 )
 def test_formula_in_a_cell_is_written_as_text(cell: object, written: object) -> None:
-    assert ledger.plain(cell) == written
+    assert downloads.plain(cell) == written
 
 
 def test_trial_balance_of_a_day_and_of_an_invalid_day(console: Client) -> None:
