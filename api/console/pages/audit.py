@@ -91,6 +91,8 @@ ACTIONS = {
 
 
 FILTERS = ("subject", "action", "person", "since", "until")
+# A time as the audit trail stores it: 2026-12-03T03:08:50.448Z.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # Rows of an export that are read at a time.
 EXPORT_PAGE = 2_000
 
@@ -195,6 +197,8 @@ def changes(entry: AuditEntry) -> list[str]:
     before, after = json.loads(entry.before), json.loads(entry.after)
     sentences = []
     for name in [*before, *(name for name in after if name not in before)]:
+        if name == "preview":  # The hash of the figures. The download has it.
+            continue
         words, old, new = name.replace("_", " "), _value(before.get(name)), _value(after.get(name))
         if name not in after:
             sentences.append(f"{words} was {old}")
@@ -207,9 +211,13 @@ def changes(entry: AuditEntry) -> list[str]:
 
 def _value(value: Any) -> str:
     words = {None: "none", True: "yes", False: "no", "": "empty"}
-    if isinstance(value, str | bool) or value is None:
-        return words.get(value, str(value))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool) or value in (None, ""):
+        return words[value]
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if _MOMENT.fullmatch(value):
+        return f"{datetime.fromisoformat(value).astimezone(NAIROBI):%-d %b %Y, %H:%M} EAT"
+    return value
 
 
 def _proposers(entries: Sequence[AuditEntry]) -> dict[int, CustomUser]:

@@ -51,10 +51,17 @@ def staff(request: HttpRequest) -> HttpResponse:
         "title": "Staff",
         "paged": paged,
         "people": [(person, accounts.role_of(person), person.pk in enrolled) for person in paged.rows],
-        "waiting": Proposal.objects.filter(state=Proposal.State.OPEN, act__startswith="staff."),
+        "waiting": _waiting(),
         "may_change": page.may(request, "staff.role"),
     }
     return page.render(request, "console/staff.html", context)
+
+
+def _waiting() -> list[tuple[Proposal, str]]:
+    """Return the open proposals about staff accounts, each in words."""
+    rows = Proposal.objects.filter(state=Proposal.State.OPEN, act__startswith="staff.").select_related("proposed_by")
+    people = CustomUser.objects.in_bulk({row.subject_id for row in rows})
+    return [(row, f"{TITLES[row.act.partition('.')[2]]}: {people.get(row.subject_id, row.subject)}") for row in rows]
 
 
 @page.page("staff.role", posts=True)

@@ -67,3 +67,5 @@ def test_changes_read_as_sentences() -> None:
     entry = AuditEntry(before='{"role":"none","staff":false}', after='{"role":"operator","staff":true,"proposed_by":3}')
     assert audit.changes(entry) == ["role: none → operator", "staff: no → yes", "proposed by: 3"]
     assert audit.changes(AuditEntry(before='{"active":true}', after="{}")) == ["active was yes"]
+    later = AuditEntry(before="{}", after='{"expires_at":"2026-12-03T03:08:50.448Z","amount":null,"preview":"e2fb"}')
+    assert audit.changes(later) == ["expires at: 3 Dec 2026, 06:08 EAT", "amount: none"]
