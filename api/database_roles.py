@@ -161,7 +161,7 @@ def set_password(cursor: Any, application: Login) -> None:
 
 
 def harden_functions(cursor: Any) -> None:
-    """Fix the search path of every function of ours, and let nobody attach them to tables of their own."""
+    """Fix the search path of every function of ours, and let nobody else attach them to a table."""
     cursor.execute(_FUNCTIONS)
     for signature, name in cursor.fetchall():
         rights = "SECURITY DEFINER" if name in OWNERS_FUNCTIONS else "SECURITY INVOKER"

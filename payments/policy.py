@@ -41,6 +41,7 @@ class Policy:
     outcome_reminder: timedelta = timedelta(hours=24)
     void_proposal: timedelta | None = None
     phone_change_hold: timedelta = timedelta(hours=24)
+    legal_limits: bool = False
 
     def hold_for(self, pool: Decimal) -> timedelta:
         """Return the time for which a settlement's payouts are held, by its pool in shillings."""
@@ -81,4 +82,5 @@ class Policy:
             outcome_reminder=timedelta(hours=settings.OUTCOME_REMINDER_HOURS),
             void_proposal=timedelta(hours=settings.VOID_PROPOSAL_HOURS) if settings.VOID_PROPOSAL_HOURS else None,
             phone_change_hold=timedelta(hours=settings.PHONE_CHANGE_HOLD_HOURS),
+            legal_limits=settings.PRODUCTION,
         )

@@ -7,7 +7,6 @@ change of a PIN, a role or the status.
 
 import hashlib
 import json
-import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from django.db import transaction
 from users import audit, auth, notifications, phone, pins, proposals, roles, second_factor, second_person
 from users.models import CustomUser, Proposal
 from users.refusal import Refusal
-
-log = logging.getLogger(__name__)
 
 NO_ROLE = "none"
 PIN_DIGITS = 6
@@ -108,20 +105,18 @@ def add_staff(
     """Propose a role for a person who may not have an account yet. The approval shows the person's first PIN.
 
     Locks: the member, the end of the audit trail.
-    Raises: phone.NotAPhoneNumber; as `propose`.
+    Raises: phone.NotAPhoneNumber; as `propose`. Then no account is made.
     """
     number = phone.normalise(phone_number)
-    with transaction.atomic():
+    with transaction.atomic(durable=True):
         member, is_new = CustomUser.objects.get_or_create(phone_number=number, defaults={"full_name": full_name[:120]})
         if is_new:
             member.set_unusable_password()
             member.save(update_fields=["password"])
-    return propose(Change(f"staff.{ROLE}", member.pk, reason, role), by=by, at=at)
+        return _propose(Change(f"staff.{ROLE}", member.pk, reason, role), by=by, at=at, hold=timedelta(0))
 
 
-def propose(change: Change, *, by: audit.Actor, at: datetime, hold: timedelta = timedelta(0)) -> (
-    proposals.Proposed | Changed
-):  # fmt: skip
+def propose(change: Change, *, by: audit.Actor, at: datetime, hold: timedelta) -> proposals.Proposed | Changed:
     """Propose a change of an account. Another person approves it.
 
     If nobody else may approve it, because the system is being set up, it is carried out at once. The log says so.
@@ -129,24 +124,28 @@ def propose(change: Change, *, by: audit.Actor, at: datetime, hold: timedelta = 
     Locks: the member, the end of the audit trail.
     Raises: AccountNotFound; OwnAccount; ChangeRefused; proposals.ProposalWaits; proposals.PersonNeeded.
     """
+    with transaction.atomic(durable=True):
+        return _propose(change, by=by, at=at, hold=hold)
+
+
+def _propose(change: Change, *, by: audit.Actor, at: datetime, hold: timedelta) -> proposals.Proposed | Changed:
     if not change.reason.strip():
         raise ChangeRefused("Give a reason. Nothing was changed.")
-    with transaction.atomic(durable=True):
-        member = _locked(change.member_id)
-        _refuse_own(member, by)
-        _refuse_other_kind(change.act, member)
-        if refusal := _refusal(change.act, member, change.value):
-            raise ChangeRefused(f"{refusal} Nothing was changed.")
-        if second_person.missing(change.act, by):
-            return _carry_out(member, change, by=by, proposed_by=None, at=at, hold=hold)
-        draft = proposals.Draft(
-            act=change.act,
-            subject=f"member:{member.pk}",
-            hash=_hash(change.act, member, change.value),
-            reason=change.reason,
-            private={"value": change.value},
-        )
-        return proposals.make(draft, by=by, at=at)
+    member = _locked(change.member_id)
+    _refuse_own(member, by)
+    _refuse_other_kind(change.act, member)
+    if refusal := _refusal(change.act, member, change.value):
+        raise ChangeRefused(f"{refusal} Nothing was changed.")
+    if second_person.missing(change.act, by):
+        return _carry_out(member, change, by=by, proposed_by=None, at=at, hold=hold)
+    draft = proposals.Draft(
+        act=change.act,
+        subject=f"member:{member.pk}",
+        hash=_hash(change.act, member, change.value),
+        reason=change.reason,
+        private={"value": change.value},
+    )
+    return proposals.make(draft, by=by, at=at)
 
 
 def procedures(*, hold: timedelta) -> dict[str, proposals.Procedure]:

@@ -159,7 +159,7 @@ def check_pin(
 def confirm_pin(*, user: CustomUser, pin: str, source: str, at: datetime) -> None:
     """Check the PIN of a person who is already logged in.
 
-    These tries have a counter of their own. So callers at the login cannot lock it, and a thief of a session gets
+    A separate counter counts these tries. So callers at the login cannot lock it, and a thief of a session gets
     five tries.
     Locks: the counter, then for staff the end of the audit trail.
     Raises: WrongCredentials; TooManyTries; hashing.Busy.

@@ -115,8 +115,7 @@ _TABLE = (
     Act("payout.reject", "decide_payout", "reject another person's decision on a payout", reason=True, own="payout"),
     # Sending.
     Act("sending.off", "switch_sending", "stop the sending of payouts", money=True, reason=True),
-    Act("sending.on", "switch_sending", "start the sending of payouts again", money=True, people="two by amount",
-        approval="switch_sending"),
+    Act("sending.on", "switch_sending", "start the sending of payouts again", money=True),
     Act("sending.lift", "switch_sending", "end a stop that waits for a person", money=True, reason=True),
     Act("sending.release", "switch_sending", "let a stopped release of payouts go on", money=True, reason=True,
         own="payout"),
@@ -133,10 +132,8 @@ _TABLE = (
     Act("staff.reset_app", "manage_staff", "remove the authenticator app of a member of staff", money=True,
         people="two", approval="manage_staff", reason=True, own="account"),
     # Debts and disputes.
-    Act("recovery.set_off", "decide_recovery", "set a member's debt off against the wallet", money=True,
-        people="two by amount", approval="decide_recovery", own="debt"),
-    Act("recovery.write_off", "decide_recovery", "write a member's debt off", money=True, people="two by amount",
-        approval="decide_recovery", reason=True, own="debt"),
+    Act("recovery.set_off", "decide_recovery", "set a member's debt off against the wallet", money=True, own="debt"),
+    Act("recovery.write_off", "decide_recovery", "write a member's debt off", money=True, reason=True, own="debt"),
     Act("dispute.answer", "answer_dispute", "answer a dispute", own="dispute"),
     Act("dispute.reject", "answer_dispute", "reject a dispute", reason=True, own="dispute"),
     Act("dispute.uphold", "answer_dispute", "uphold a dispute and carry out its remedy", money=True, reason=True,

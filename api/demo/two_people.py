@@ -96,6 +96,6 @@ def resolve(client: Client, screen: Screen, market_id: int, operator: Colleague,
     except Refused as refused:
         screen.say(f"REFUSED: {refused.sentence}", "yellow")
     else:
-        raise StackError(f"{operator.name} approved a proposal of their own.")
+        raise StackError(f"{operator.name} approved the proposal that {operator.name} had made.")
     client.call("POST", "/api/markets/admin/approve/", body, who=approver.who, code=approver.code())
     screen.say(f"{approver.name} has approved it with a code. The market is resolved.")

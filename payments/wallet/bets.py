@@ -83,7 +83,7 @@ def place(
             raise locks.MarketNotOpen(f"Betting on market {market_id} is suspended. Your money was not moved.")
         if outcome not in market.running_outcomes:
             raise locks.OutcomeNotInMarket(f"outcome must be one of {', '.join(market.running_outcomes)}.")
-        minimum = getattr(market, "minimum_stake", None) if policy is not None and policy.production else None
+        minimum = getattr(market, "minimum_stake", None) if policy is not None and policy.legal_limits else None
         if minimum is not None and amount < (least := figures.decimal_of(minimum)):
             raise StakeTooSmall(f"The smallest stake is {least} shillings. No bet was placed and no money moved.")
         if member.balance < amount:

@@ -213,4 +213,13 @@ def test_change_that_changes_nothing_is_refused(
 def test_reason_is_due(administrators: list[CustomUser], at: datetime) -> None:
     change = accounts.Change("staff.reset_pin", console_scenes.staff("viewer").pk, "  ")
     with pytest.raises(accounts.ChangeRefused, match="Give a reason"):
-        accounts.propose(change, by=by(administrators[0]), at=at)
+        accounts.propose(change, by=by(administrators[0]), at=at, hold=HOLD)
+
+
+def test_refused_addition_leaves_no_account(administrators: list[CustomUser], at: datetime) -> None:
+    for role, reason in (("root", "New."), ("operator", " ")):
+        with pytest.raises(accounts.ChangeRefused):
+            accounts.add_staff(
+                phone_number=NEW_PHONE, full_name="Wanjiru", role=role, reason=reason, by=by(administrators[0]), at=at
+            )
+    assert not CustomUser.objects.filter(phone_number=NEW_PHONE).exists()

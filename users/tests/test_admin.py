@@ -5,7 +5,6 @@ from django.contrib import admin
 from django.test import Client
 
 from testing import builders, console_scenes
-from users.models import CustomUser
 
 ODD = ("\x00", "99999", "99999-12-31", "0000-00-00", "-1", "9" * 30, "1e400", "NaN", "2026-13-45")
 
@@ -23,8 +22,9 @@ def test_nobody_changes_a_record(db: None) -> None:
     assert client.post(change, {"phone_number": "254733000001", "is_staff": "on"}).status_code == 403
     assert client.post(f"/admin/users/customuser/{member.pk}/delete/", {"post": "yes"}).status_code == 403
     assert client.get(f"/admin/users/customuser/{member.pk}/password/").status_code in (302, 403, 404)
+    before = (member.phone_number, member.is_staff, member.password)
     member.refresh_from_db()
-    assert (member.phone_number, member.is_staff) != ("254733000001", True)
+    assert (member.phone_number, member.is_staff, member.password) == before
 
 
 def test_records_show_no_whole_phone(db: None) -> None:
@@ -32,7 +32,6 @@ def test_records_show_no_whole_phone(db: None) -> None:
     client = console_scenes.client_of(console_scenes.staff())
     for path in ("/admin/users/customuser/", f"/admin/users/customuser/{member.pk}/change/"):
         assert member.phone_number not in client.get(path).content.decode(), path
-    assert CustomUser.objects.count() == 2
 
 
 @pytest.mark.parametrize("typed", ODD)

@@ -223,7 +223,9 @@ def reissue_payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
 def decide(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Decide if a held payout in doubt was paid. If its amount needs two people, propose the decision."""
     payout = _payout(transaction_id)
-    needs_second_person = decisions.needs_two(payout, wiring.policy(), paid=True)
+    needs_second_person = decisions.needs_two(
+        payout, wiring.policy(), paid=True, by=page.actor(request), at=wiring.now()
+    )
     question = _question(
         payout,
         f"Decide payout {payout.pk}: paid or not paid",

@@ -28,12 +28,13 @@ from payments.payouts import attempts
 from payments.payouts.evidence import booking
 from payments.payouts.operations import actions
 from payments.policy import Policy
-from users import audit, phone
+from users import audit, phone, second_person
 from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
 
 Status = Transaction.Status
+DECIDE = "payout.decide"
 _NOT_DECIDABLE = (
     "Transaction {} cannot be decided: it must be held and have an open request. A failed one can be decided as paid."
 )
@@ -69,10 +70,12 @@ class Finding:
         return replace(self, receipt=self.receipt.strip().upper(), grounds=self.grounds.strip())
 
 
-def needs_two(payout: Transaction, policy: Policy, *, paid: bool) -> bool:
-    """Return True if this decision on the payout takes two people."""
+def needs_two(payout: Transaction, policy: Policy, *, paid: bool, by: audit.Actor, at: datetime) -> bool:
+    """Return True if this decision on the payout takes two people: always, or by the payout and the person's day."""
     is_open = payout.attempts.filter(state__in=Attempt.OPEN).exists()
-    return not paid or payout.amount >= policy.confirm_above or not is_open
+    if not paid or payout.amount >= policy.confirm_above or not is_open:
+        return True
+    return second_person.would_be_needed(DECIDE, amount=payout.amount, by=by, at=at)
 
 
 def decide_or_propose(
@@ -87,7 +90,7 @@ def decide_or_propose(
     with transaction.atomic(durable=True):
         _lock_receipt(finding.receipt)
         payout = Transaction.objects.select_for_update(no_key=True, of=("self",)).filter(pk=transaction_id).first()
-        if payout is None or not needs_two(payout, policy, paid=bool(finding.receipt)):
+        if payout is None or not needs_two(payout, policy, paid=bool(finding.receipt), by=by, at=at):
             close_by_decision(transaction_id=transaction_id, finding=finding, by=[by], at=at, policy=policy)
             return None
         own_affairs.refuse_own_payout(payout, by)
@@ -214,11 +217,14 @@ def close_by_decision(
         own_affairs.refuse_own_payout(payout, person)
     attempt = _decidable(payout, finding)
     receipt, grounds = finding.receipt, finding.grounds
-    people = 2 if needs_two(payout, policy, paid=bool(receipt)) else 1
     deciders = list(dict.fromkeys(person.user_id for person in by if person.user_id is not None))
-    if len(deciders) < people:
-        who = "A member of staff" if people == 1 else "Two different members of staff"
-        raise NotToBeDecided(f"{who} must decide this payout.")
+    if not deciders:
+        raise NotToBeDecided("A member of staff must decide this payout.")
+    if len(deciders) == 1 and (
+        needs_two(payout, policy, paid=bool(receipt), by=by[0], at=at)
+        or second_person.needed(DECIDE, amount=payout.amount, by=by[0], at=at)
+    ):
+        raise NotToBeDecided("Two different members of staff must decide this payout.")
     if not grounds:
         raise NotToBeDecided("State the grounds for the decision.")
     _check_evidence(payout, attempt, finding, at, policy)

@@ -29,7 +29,7 @@ def place(amount: str, policy: Policy | None, *, at: datetime = AT) -> bets.Plac
 
 
 def test_stake_below_the_legal_minimum_is_refused_in_production(policy: Policy) -> None:
-    production = replace(policy, production=True)
+    production = replace(policy, legal_limits=True)
     with pytest.raises(bets.StakeTooSmall, match="20 shillings"):
         place("19.99", production)
     assert place("20", production).new
@@ -40,7 +40,7 @@ def test_stake_below_the_legal_minimum_is_accepted_outside_production(policy: Po
 
 
 def test_new_minimum_binds_from_its_date_and_not_before(policy: Policy) -> None:
-    production, change_at = replace(policy, production=True), AT + timedelta(days=1)
+    production, change_at = replace(policy, legal_limits=True), AT + timedelta(days=1)
     with transaction.atomic():
         figures.set_value(figures.Change("minimum_stake", "50", change_at, "A new law"), by=audit.MACHINE, at=AT)
     assert place("49", production, at=change_at - timedelta(microseconds=1)).new
@@ -50,7 +50,7 @@ def test_new_minimum_binds_from_its_date_and_not_before(policy: Policy) -> None:
 
 def test_minimum_stake_costs_a_bet_no_statement_of_its_own(policy: Policy) -> None:
     with CaptureQueriesContext(connection) as statements:
-        place("100", replace(policy, production=True))
+        place("100", replace(policy, legal_limits=True))
     about_figures = [query["sql"] for query in statements if "users_figure" in query["sql"]]
     assert len(about_figures) == 1
     assert "markets_market" in about_figures[0]

@@ -20,7 +20,7 @@ staff without any role may do every act too, so that the guide's calls work with
   header `X-Authenticator-Code`; the console asks for it, or for the PIN of a person without an app.
 - **People**: *two* means that another person approves the act. *By amount* means that this depends on the amount, and
   on the person's acts of the last 24 hours.
-- **Not one's own**: nobody may do the act if it touches this affair of their own.
+- **Not one's own**: a person may not do the act if this affair is the person's.
 - **API key**: a key of a machine may hold the act. It then proposes the act, and a person approves it.
 
 """

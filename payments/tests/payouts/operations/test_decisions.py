@@ -18,7 +18,7 @@ from testing.payout_steps import (
     sent,
     states,
 )
-from users import audit
+from users import audit, figures
 from users.audit import Actor
 from users.models import AuditEntry, CustomUser
 
@@ -66,6 +66,23 @@ def test_large_held_payout_needs_two_people_and_grounds() -> None:
             decide(payout, by, receipt="SGL12AB34C", grounds=grounds)
     decide(payout, [first, second], receipt="SGL12AB34C")
     assert states(payout, attempt) == ("COMPLETED", "PAID")
+
+
+@pytest.mark.django_db
+def test_decisions_of_a_day_above_the_threshold_take_a_second_person() -> None:
+    # given
+    with transaction.atomic():
+        change = figures.Change("threshold:payout.decide", "300", builders.AT, "Test")
+        figures.set_value(change, by=audit.MACHINE, at=builders.AT)
+    person, other = builders.operator().pk, builders.operator().pk
+    (first, _), (second, attempt) = held(), held()
+
+    # when, then: one person decides 285, and not 570
+    decide(first, [person], receipt="SGL12AB34C")
+    with pytest.raises(decisions.NotToBeDecided, match="Two different"), builders.nothing_moved():
+        decide(second, [person], receipt="SGL12AB34D")
+    decide(second, [person, other], receipt="SGL12AB34D")
+    assert states(second, attempt) == ("COMPLETED", "PAID")
 
 
 @pytest.mark.django_db
