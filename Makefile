@@ -8,6 +8,7 @@ PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INSTALLED_SOAK := .venv/.installed-soak
 # Extras stay in the lock. Without them pip's resolver looks at newer releases first, which have no hash here.
 UV := uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
 # Tests of one file stay together and the longest files come first, because each process has its own database.
@@ -43,7 +44,7 @@ bench: $(INSTALLED) ## measured costs, each beside its floor (BENCH=full for a m
 pictures: $(INSTALLED) ## take the pictures of docs/console.md again, in a browser
 	KASOKO_PICTURES=docs/console $(BIN)/python -m pytest -q api/tests/console/test_browser.py -k barrier
 
-soak: $(INSTALLED) ## the long runs: simulation, planted bugs, kills, fuzz (ARGS='--quick --only kills'); writes docs/soak.md
+soak: $(INSTALLED_SOAK) ## the long runs: simulation, planted bugs, kills, fuzz (ARGS='--quick --only kills'); writes docs/soak.md
 	$(BIN)/python -m soak $(ARGS)
 
 mutate: $(INSTALLED) ## change the code in small ways and see if the tests notice (ARGS='--module users/auth.py --count 10')
@@ -66,6 +67,7 @@ lock: $(INSTALLED) ## pin requirements*.txt again from requirements*.in (needs u
 	$(UV) requirements.in -o requirements.txt
 	$(UV) requirements-embedded.in -o requirements-embedded.txt
 	$(UV) requirements-dev.in -o requirements-dev.txt
+	$(UV) requirements-soak.in -o requirements-soak.txt
 
 stop: ## stop the PostgreSQL and Redis of this checkout
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -P api/embedded stop
@@ -82,4 +84,8 @@ $(INSTALLED): requirements-dev.txt
 	@echo "Installing into .venv (about a minute, once)"
 	@test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	@$(PIP) install --require-hashes --requirement requirements-dev.txt
+	@touch $@
+
+$(INSTALLED_SOAK): requirements-soak.txt $(INSTALLED)
+	@$(PIP) install --require-hashes --requirement requirements-soak.txt
 	@touch $@
