@@ -19,6 +19,7 @@ PATIENCE = 50
 pytestmark = pytest.mark.usefixtures("scratch")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BUGS)
 def test_switched_off_guard_is_found(name: str) -> None:
     # given

@@ -1,4 +1,4 @@
-"""Seeds of the simulation in every test run; `make soak` runs more."""
+"""Seeds of the simulation: the first batch in every test run, the others in the long tests; `make soak` runs more."""
 
 import ast
 from collections.abc import Callable
@@ -12,10 +12,11 @@ HERE = Path(world.__file__).parent
 FRESH = 40
 BATCH = 10
 FIRST = seeds.first_fresh(FRESH)
+BATCHES = (0, *(pytest.param(batch, marks=pytest.mark.long) for batch in range(1, FRESH // BATCH)))
 pytestmark = pytest.mark.usefixtures("scratch")
 
 
-@pytest.mark.parametrize("batch", range(FRESH // BATCH))
+@pytest.mark.parametrize("batch", BATCHES)
 def test_no_fault_and_no_order_loses_or_doubles_a_payment(batch: int, assert_clean: Callable[..., None]) -> None:
     # given
     fresh = range(FIRST + batch * BATCH, FIRST + (batch + 1) * BATCH)
