@@ -28,13 +28,11 @@ from payments.ledger import journal, receivables
 from payments.models import Settlement, Transaction
 from payments.payouts.restores import listing
 from payments.policy import Policy
-from payments.settlement import allocation, division, failures, references
+from payments.settlement import allocation, division, failures, outside_bets, references
 from users import audit
 
 log = logging.getLogger(__name__)
 
-# Maximum number of ORM-made bets whose stakes one statement books.
-OUTSIDE_BETS = 100_000
 # A transaction of a chunked settlement books the members of this many bets, and completes the bets of the last member.
 # The members' wallets stay locked until the transaction commits.
 BETS_PER_WALLET_LOCK = 5_000
@@ -134,7 +132,7 @@ def _freeze(settlement: Settlement, at: datetime) -> None:
     """Record the totals, the funds and the cutoffs. Later steps only apply them."""
     market = settlement.market
     staked = division.staked(market)
-    _book_bets_from_outside(market, staked, at)
+    outside_bets.book(market, staked, at)
     if settlement.rule == Settlement.Rule.SCRATCH:
         figures = division.scratch(staked, settlement.scratched)
     else:
@@ -166,33 +164,6 @@ def _freeze(settlement: Settlement, at: datetime) -> None:
         settlement.net,
         settlement.bet_count,
     )
-
-
-def _book_bets_from_outside(market: Market, staked: division.Staked, at: datetime) -> None:
-    """Book the stakes of bets that were made straight through the ORM, from `opening`.
-
-    In production a trigger refuses such a bet. A difference between the bets and the pool is an error there.
-    Raises: failures.BooksDisagree.
-    """
-    account = journal.pool(market.pk)
-    held = division.stakes_held(market, staked)
-    if journal.balance(account) == held:
-        return
-    ids = journal.open_accounts([journal.OPENING, account])
-    parameters = {"opening": ids[journal.OPENING], "pool": ids[account], "market": market.pk, "at": at}
-    # Each chunk is one statement, so that no statement exceeds its time limit. The planner's statistics do not know
-    # these rows yet. It would choose a nested loop, which reads the whole ledger for each bet and takes hours.
-    _execute("SET LOCAL enable_nestloop = off", {})
-    low: int | None = 0
-    while low is not None:
-        next_ids = Bet.objects.filter(market=market, pk__gt=low).order_by("pk").values_list("pk", flat=True)
-        high = next(iter(next_ids[OUTSIDE_BETS - 1 : OUTSIDE_BETS]), None)
-        _execute(_SQL["book_outside_stakes"], parameters | {"low": low, "high": high or LARGEST_ID})
-        low = high
-    _execute("SET LOCAL enable_nestloop = DEFAULT", {})
-    booked = journal.balance(account)
-    if booked != held:
-        raise failures.BooksDisagree(f"Market {market.pk}: its bets sum to {held}, its pool account holds {booked}.")
 
 
 def _step(settlement: Settlement, *, clock: Callable[[], datetime], policy: Policy, chunk: int | None) -> bool:
@@ -369,7 +340,7 @@ def _finish(settlement: Settlement, at: datetime, policy: Policy) -> None:
     settlement.save(update_fields=["state", "failure", "settled_at", "release_at", "release_open"])
     if scratch:
         # This also checks that the pool holds exactly the remaining stakes.
-        _book_bets_from_outside(market, division.staked(market), at)
+        outside_bets.book(market, division.staked(market), at)
         left = journal.ZERO
     else:
         left = journal.balance(pool)

@@ -14,7 +14,7 @@ from payments.ledger import journal
 from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction, Transfer
 from payments.payouts.sending import claims
-from payments.settlement import failures, settling, status
+from payments.settlement import failures, outside_bets, settling, status
 from testing import builders, crashes, database
 from testing.builders import (
     AT,
@@ -374,7 +374,7 @@ def test_payouts_that_differ_from_the_debt_are_not_booked(db: None) -> None:
 
 def test_outside_bets_are_booked_once_over_several_chunks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    monkeypatch.setattr(settling, "OUTSIDE_BETS", 2)
+    monkeypatch.setattr(outside_bets, "BETS_PER_STATEMENT", 2)
     users = [member() for _ in range(5)]
     market = opened([(user, "A" if number % 2 else "B", 10 + number) for number, user in enumerate(users)])
     resolve(market, "A")
