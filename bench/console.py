@@ -1,8 +1,8 @@
 """Server time and queries of each console page, on a large database.
 
 The database has up to a million bets and 300,000 transactions. `python -m bench.console [--full]` runs on the database
-that `python -m bench` made. The console's URL patterns give the list of pages. If this module has no example address
-for a page, it stops and reports no figures. Caches are emptied before each visit, so every visit is like a first visit.
+that `python -m bench` made. The console's URL patterns give the list of pages. If a page has no example address, this
+module stops and reports no figures. Caches are emptied before each visit, so every visit is like a first visit.
 A streamed file is timed until its first piece.
 """
 
@@ -34,6 +34,7 @@ NOT_PAGES = {
     "view_on_site",
     "app_list",
     "search",
+    "auth_user_password_change",
     "toggle_sidebar",
     "api_key_revoke",  # The bench makes no API key.
     "limbo",  # A former address, which redirects to in_doubt.
@@ -54,7 +55,53 @@ class Cost:
 
 
 def examples(month: Any) -> dict[str, list[str]]:
-    """Return example addresses by page name. They include the most expensive addresses."""
+    """Return example addresses by page name. They include the most expensive addresses.
+
+    A page that `_expensive` does not name has one address, with the row of each kind that its path asks for.
+    Raises: KeyError if a path asks for a row of a kind that is new here.
+    """
+    from django.urls import reverse
+
+    from api.console import site
+
+    rows = _rows(month)
+    addresses = {}
+    for module in site.PAGES:
+        for pattern in module.urls:
+            if pattern.name in NOT_PAGES:
+                continue
+            arguments = [rows[name] for name in pattern.pattern.converters]
+            addresses[pattern.name] = [reverse(f"admin:{pattern.name}", args=arguments)]
+    addresses |= {name: [reverse(f"admin:{name}")] for name in ("index", "records", "login", "second_factor")}
+    return addresses | _expensive(month, rows) | of_records()
+
+
+def _rows(month: Any) -> dict[str, Any]:
+    """Return the row that an address shows, by the name of its place in the path."""
+    from payments.models import LedgerAccount, Transaction
+
+    return {
+        "market_id": month.market_with_most_bets.pk,
+        "member_id": month.member.pk,
+        "transaction_id": _payout(status="FAILED"),
+        "proposal_id": month.proposal.pk,
+        "dispute_id": month.dispute.public_id,
+        "account_id": LedgerAccount.objects.get(code="payable").pk,
+        "recovery_id": month.recovery.pk,
+        "settlement_id": Transaction.objects.filter(settlement__isnull=False)[0].settlement_id,
+        "cause": "orphan",
+        "name": "minimum_stake",
+    }
+
+
+def _payout(**having: Any) -> int:
+    from payments.models import Transaction
+
+    return Transaction.objects.filter(destination="mpesa", **having).order_by("-pk")[0].pk
+
+
+def _expensive(month: Any, rows: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the addresses of the pages that cost more with some rows or filters than with others."""
     from django.urls import reverse
 
     from payments.models import Attempt, LedgerAccount, Transaction
@@ -62,40 +109,23 @@ def examples(month: Any) -> dict[str, list[str]]:
     def at(name: str, *arguments: Any) -> str:
         return reverse(f"admin:{name}", args=arguments)
 
-    def payout(**having: Any) -> int:
-        return Transaction.objects.filter(destination="mpesa", **having).order_by("-pk")[0].pk
-
     hot, settled, undone, member = month.market_with_most_bets.pk, month.settled.pk, month.undone.pk, month.member.pk
-    failed, held, pending = payout(status="FAILED"), month.decided.pk, payout(status="PENDING")
-    doubtful, paid = payout(status="PROCESSING"), payout(status="COMPLETED")
+    failed, held, pending = rows["transaction_id"], month.decided.pk, _payout(status="PENDING")
+    doubtful, paid = _payout(status="PROCESSING"), _payout(status="COMPLETED")
     attempt = Attempt.objects.get(transaction=paid, state="PAID")
     accounts = {
         code: LedgerAccount.objects.get(code=code).pk
         for code in ("payable", "in_flight", "opening", "mpesa_utility", f"pool:{hot}", f"pool:{settled}")
     }
     middle = Transaction.objects.order_by("-pk")[month.transactions // 2].pk
-    dispute, proposal = month.dispute.public_id, month.proposal.pk
-    addresses: dict[str, list[str]] = {
-        "index": [at("index")],
-        "api_keys": [at("api_keys")],
-        "api_key_make": [at("api_key_make")],
-        "log_out_everywhere": [at("log_out_everywhere")],
+    return {
         "markets": [f"{at('markets')}{more}" for more in ("", "?show=due", "?show=settled", "?q=market")],
         "market": [at("market", market) for market in (hot, settled, undone)],
-        "market_choose": [at("market_choose", hot)],
         "market_resolve": [f"{at('market_resolve', hot)}?decision={decision}" for decision in ("win:Draw", "void:")],
-        "market_share": [at("market_share", hot)],
         "recoveries": [f"{at('recoveries')}{more}" for more in ("", f"?market={undone}", "?show=all")],
-        "undo_costs": [at("undo_costs")],
-        "recovery_set_off": [at("recovery_set_off", month.recovery.pk)],
-        "recovery_write_off": [at("recovery_write_off", month.recovery.pk)],
         "market_set_off": [at("market_set_off", undone)],
         "market_write_off": [at("market_write_off", undone)],
-        "market_withdraw": [at("market_withdraw", hot)],
         "market_undo": [at("market_undo", settled)],
-        "market_scratch": [at("market_scratch", hot)],
-        "proposal": [at("proposal", proposal)],
-        "proposal_reject": [at("proposal_reject", proposal)],
         "payouts": [
             f"{at('payouts')}{more}"
             for more in (
@@ -120,17 +150,13 @@ def examples(month: Any) -> dict[str, list[str]]:
             )
         ],
         "payout": [at("payout", pk) for pk in (paid, failed, doubtful, held, pending)],
-        "payout_retry": [at("payout_retry", failed)],
         "payout_ask": [at("payout_ask", doubtful)],
         "payout_hold": [at("payout_hold", pending)],
         "payout_release": [at("payout_release", pending)],
-        "payout_wallet": [at("payout_wallet", failed)],
-        "payout_reissue": [at("payout_reissue", failed)],
         "payout_decide": [at("payout_decide", held)],
         "payout_confirm": [at("payout_confirm", held)],
         "payout_refuse": [at("payout_refuse", held)],
         "payouts_retry": [f"{at('payouts_retry')}{more}" for more in ("", "?code=2040", f"?market={settled}")],
-        "in_doubt": [at("in_doubt")],
         "accounts": [
             f"{at('accounts')}{more}"
             for more in ("", "?kind=wallet", f"?q={month.member.phone_number}", f"?q={member}")
@@ -139,31 +165,13 @@ def examples(month: Any) -> dict[str, list[str]]:
         + [f"{at('account', accounts[code])}?before=900000" for code in ("payable", "opening")],
         "account_export": [at("account_export", accounts[code]) for code in ("payable", "opening")],
         "trial_balance": [f"{at('trial_balance')}{more}" for more in ("", "?day=2026-01-31", f"?day={_days_ago(9)}")],
-        "trial_balance_export": [at("trial_balance_export")],
         "members": [f"{at('members')}{more}" for more in ("", f"?q={month.member.phone_number}", "?q=Member 77")],
         "member": [at("member", member), at("member", month.recovery.user_id)],
-        "member_phone": [at("member_phone", member)],
-        "member_note": [at("member_note", member)],
-        "audit": [f"{at('audit')}{more}" for more in ("", f"?subject=market:{settled}", "?action=market.resolve")],
-        "disputes": [at("disputes")],
-        "restores": [at("restores")],
-        "restore_decide": [at("restore_decide")],
-        "restore_confirm": [at("restore_confirm")],
-        "sending": [at("sending")],
-        "sending_off": [at("sending_off")],
-        "sending_on": [at("sending_on")],
-        "sending_lift": [at("sending_lift", "orphan")],
-        "sending_release": [
-            at("sending_release", Transaction.objects.filter(settlement__isnull=False)[0].settlement_id)
+        "audit": [
+            f"{at('audit')}{more}"
+            for more in ("", f"?subject=market:{settled}", "?action=market.resolve", f"?since={_days_ago(9)}")
         ],
-        "records": [at("records")],
-        "auth_user_password_change": [at("auth_user_password_change", member)],
-        "login": [at("login")],
-        "second_factor": [at("second_factor")],
     }
-    for name in ("dispute", "dispute_answer", "dispute_reject", "dispute_uphold"):
-        addresses[name] = [at(name, dispute)]
-    return addresses | of_records()
 
 
 def _days_ago(days: int) -> str:
