@@ -12,7 +12,7 @@ from rest_framework.views import set_rollback
 
 from markets import lifecycle, locks, parimutuel, terms
 from payments import disputes, own_affairs
-from payments.ledger import receivables
+from payments.ledger import debt_decisions
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions, decisions
@@ -63,9 +63,9 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     figures.UnknownFigure: (404, "unknown_figure"),
     figures.BadFigure: (400, "bad_figure"),
     undo.NotUndoable: (409, "not_undoable"),
-    receivables.RecoveryNotFound: (404, "recovery_not_found"),
-    receivables.NothingOwed: (409, "nothing_owed"),
-    receivables.DebtsMoved: (409, "debts_moved"),
+    debt_decisions.RecoveryNotFound: (404, "recovery_not_found"),
+    debt_decisions.NothingOwed: (409, "nothing_owed"),
+    debt_decisions.DebtsMoved: (409, "debts_moved"),
     own_affairs.OwnDebt: (403, "own_debt"),
     locks.MarketNotOpen: (409, "market_not_open"),
     locks.OutcomeNotInMarket: (400, "unknown_outcome"),

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
 from payments import wiring
-from payments.ledger import receivables
+from payments.ledger import debt_decisions, receivables
 from payments.models import Recovery
 from users import phone
 
@@ -52,7 +52,7 @@ def list_recoveries(request: Request) -> Response:
 def set_off(request: Request) -> Response:
     """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to pct % of each later dividend."""
     body = checked(SetOffBody(data=request.data))
-    decided = receivables.decide_set_off(**body, by=actor(request), at=wiring.now())
+    decided = debt_decisions.decide_set_off(**body, by=actor(request), at=wiring.now())
     return Response({"status": "set_off", "recoveries": [recovery_body(debt) for debt in decided]})
 
 
@@ -64,7 +64,7 @@ def write_off(request: Request) -> Response:
     The operator bears the loss.
     """
     body = checked(WriteOffBody(data=request.data))
-    decided = receivables.write_off(**body, by=actor(request), at=wiring.now())
+    decided = debt_decisions.write_off(**body, by=actor(request), at=wiring.now())
     return Response({"status": "written_off", "recoveries": [recovery_body(debt) for debt in decided]})
 
 

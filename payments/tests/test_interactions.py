@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from payments.ledger import journal, receivables
+from payments.ledger import debt_decisions, journal
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions, undo
@@ -63,7 +63,7 @@ def test_failed_second_request_settles_a_written_off_late_payment(db: None) -> N
     payout, first = retried()
     second = sent(payout, READ_TIMEOUT, after(30))
     deliver_result(first, result_body(first), after(35))
-    receivables.write_off(recovery_id=Recovery.objects.get().pk, reason="Gone.", by=actor(), at=after(40))
+    debt_decisions.write_off(recovery_id=Recovery.objects.get().pk, reason="Gone.", by=actor(), at=after(40))
 
     # when
     ask_and_answer(second, status_body(second, "Failed"), after(60))

@@ -30,6 +30,7 @@ from testing.parts import ROOT, commit, git
 MODULES = (
     "markets/parimutuel.py",
     "payments/ledger/journal.py",
+    "payments/ledger/debt_decisions.py",
     "payments/ledger/receivables.py",
     "payments/settlement/division.py",
     "payments/settlement/settling.py",

@@ -15,7 +15,7 @@ from django.urls import path, reverse
 from api.console import page, paging
 from api.console.templatetags.console import counted, kes
 from payments import wiring
-from payments.ledger import journal, receivables
+from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Recovery
 from users import phone
 from users.models import CustomUser
@@ -119,7 +119,7 @@ def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
         typed = paging.number(answers["pct"])
         if typed is None or typed > 100:
             raise NotAPercentage("The percentage must be a whole number from 1 to 100. Nothing was done.")
-        decided = receivables.decide_set_off(
+        decided = debt_decisions.decide_set_off(
             **subject, pct=typed, by=page.actor(request), at=wiring.now(), expected=request.POST.get("seen", "")
         )
         return f"Up to {typed} % of each later dividend is kept, for {counted(len(decided), 'debt')}."
@@ -142,7 +142,7 @@ def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
     )
 
     def act(answers: dict[str, str]) -> str:
-        decided = receivables.write_off(
+        decided = debt_decisions.write_off(
             **subject, reason=answers["reason"], by=page.actor(request), at=wiring.now(),
             expected=request.POST.get("seen", ""),
         )  # fmt: skip
@@ -170,7 +170,7 @@ def _decide(
         fields=[wording.field],
         text_to_type=wording.text_to_type,
         danger=bool(wording.text_to_type),
-        hidden={"seen": receivables.fingerprint(owing)},
+        hidden={"seen": debt_decisions.fingerprint(owing)},
     )
     return page.ask(request, question, act)
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 from django.db import transaction
 
-from payments.ledger import journal, receivables
+from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Recovery
 from testing.builders import AT, actor, member, nothing_moved, operator, transfers
 from users.models import CustomUser
@@ -35,7 +35,7 @@ def repay(user: CustomUser, amount: str) -> tuple[Decimal, Decimal]:
 def test_set_off_is_the_share_floored_to_the_cent_up_to_the_amount_owed(db: None) -> None:
     large, small = owe(member(), "500"), owe(member(), "10")
     for recovery in (large, small):
-        receivables.decide_set_off(recovery_id=recovery.pk, pct=33, by=actor(operator()), at=AT)
+        debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=33, by=actor(operator()), at=AT)
     dividends = {large.user_id: Decimal("100.01"), small.user_id: Decimal("100.01")}
 
     with transaction.atomic():
@@ -51,26 +51,26 @@ def test_set_off_is_the_share_floored_to_the_cent_up_to_the_amount_owed(db: None
 def test_decision_on_changed_receivables_is_refused(db: None) -> None:
     debtor, by = member(), actor(operator())
     recovery = owe(debtor, "100")
-    seen = receivables.fingerprint(receivables.owing(recovery_id=recovery.pk))
+    seen = debt_decisions.fingerprint(receivables.owing(recovery_id=recovery.pk))
     owe(debtor, "0.01", "2")
 
-    with nothing_moved(), pytest.raises(receivables.DebtsMoved):
-        receivables.write_off(recovery_id=recovery.pk, reason="Gone.", by=by, at=AT, expected=seen)
+    with nothing_moved(), pytest.raises(debt_decisions.DebtsMoved):
+        debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=by, at=AT, expected=seen)
 
-    seen = receivables.fingerprint(receivables.owing(recovery_id=recovery.pk))
-    receivables.write_off(recovery_id=recovery.pk, reason="Gone.", by=by, at=AT, expected=seen)
+    seen = debt_decisions.fingerprint(receivables.owing(recovery_id=recovery.pk))
+    debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=by, at=AT, expected=seen)
     assert journal.balance(journal.BAD_DEBT) == Decimal("100.01")
 
 
 def test_debt_after_a_write_off_opens_the_recovery_again(db: None) -> None:
     debtor = member()
     recovery = owe(debtor, "100")
-    receivables.write_off(recovery_id=recovery.pk, reason="Gone.", by=actor(operator()), at=AT)
+    debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=actor(operator()), at=AT)
 
     recovery = owe(debtor, "5", "2")
     assert (recovery.decision, recovery.written_off, recovery.outstanding) == ("OPEN", 100, 5)
 
-    receivables.write_off(recovery_id=recovery.pk, reason="Gone too.", by=actor(operator()), at=AT)
+    debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone too.", by=actor(operator()), at=AT)
     assert [(key, amount) for key, _, _, amount in transfers(code="writeoff")] == [
         (f"writeoff:{recovery.pk}:1", 100),
         (f"writeoff:{recovery.pk}:2", 5),
@@ -80,7 +80,7 @@ def test_debt_after_a_write_off_opens_the_recovery_again(db: None) -> None:
 def test_repayment_settles_the_debt_first_and_then_the_write_off(db: None) -> None:
     debtor = member()
     recovery = owe(debtor, "100")
-    receivables.write_off(recovery_id=recovery.pk, reason="Gone.", by=actor(operator()), at=AT)
+    debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=actor(operator()), at=AT)
     owe(debtor, "5", "2")
 
     assert repay(debtor, "45") == (5, 40)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from markets import parimutuel
 from markets.models import Market
-from payments.ledger import journal, receivables
+from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Callback, FloatReading, Recovery, Settlement, Transaction
 from payments.mpesa import tariff
 from payments.payouts import float_balance
@@ -104,7 +104,7 @@ def recoveries_of(user: CustomUser, amount: Decimal) -> None:
     journal.post(
         [journal.Entry(f"late:test{user.pk}", journal.receivable(user.pk), journal.MPESA_UTILITY, amount)], at=AT
     )
-    receivables.decide_set_off(recovery_id=Recovery.objects.get(user=user).pk, pct=30, by=actor(), at=AT)
+    debt_decisions.decide_set_off(recovery_id=Recovery.objects.get(user=user).pk, pct=30, by=actor(), at=AT)
 
 
 def test_guides_example_is_previewed_in_words_and_figures(db: None) -> None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from payments.ledger import receivables
+from payments.ledger import debt_decisions
 from payments.models import Recovery
 from payments.policy import Policy
 from payments.settlement import division, preview, preview_cache
@@ -43,7 +43,7 @@ def test_change_of_any_input_makes_a_kept_preview_old(db: None, by_a_worker: Non
     # A debt changes the preview only after the decision to set it off.
     console_scenes.owing(at, [("Faith Naliaka", 285)])
     assert current()
-    receivables.decide_set_off(
+    debt_decisions.decide_set_off(
         market_id=Recovery.objects.get().settlement.market_id, pct=50, by=console_scenes.ACTOR, at=at
     )  # type: ignore[union-attr]
     assert not current()

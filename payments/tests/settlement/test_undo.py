@@ -12,7 +12,7 @@ from django.db import transaction
 
 from markets.models import Market
 from payments import own_affairs
-from payments.ledger import journal, receivables, trial_balance
+from payments.ledger import debt_decisions, journal, receivables, trial_balance
 from payments.models import Attempt, Recovery, Settlement, Transaction
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
@@ -289,8 +289,8 @@ def test_cancelled_debt_reverses_its_write_off_and_its_repayment(db: None) -> No
     attempts = [sent(payout_of(user, made), READ_TIMEOUT) for user in (first, second)]
     builders.undo(made, at=after(60))
     one, other = Recovery.objects.order_by("user_id")
-    receivables.write_off(recovery_id=one.pk, reason="Gone abroad.", by=actor(), at=after(61))
-    receivables.decide_set_off(recovery_id=other.pk, pct=50, by=actor(), at=after(61))
+    debt_decisions.write_off(recovery_id=one.pk, reason="Gone abroad.", by=actor(), at=after(61))
+    debt_decisions.decide_set_off(recovery_id=other.pk, pct=50, by=actor(), at=after(61))
     builders.settled_market([(second, "Yes", 100)], fee_pct=0, at=after(70))
     assert owed_back([first, second]) == [0, 235]
     assert journal.balance(journal.BAD_DEBT) == 285
@@ -437,7 +437,7 @@ def test_set_off_keeps_its_percentage_of_dividends_until_the_debt_is_paid(db: No
     # given
     debtor, other = indebted(), member()
     recovery = Recovery.objects.get()
-    receivables.decide_set_off(recovery_id=recovery.pk, pct=30, by=actor(operator()), at=after(61))
+    debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=30, by=actor(operator()), at=after(61))
 
     # when: a dividend of 500.55, of which 30 % is 150.165
     made = builders.settled_market([(debtor, "Yes", "500.55"), (other, "Yes", 100)], fee_pct=0, at=after(70))
@@ -467,7 +467,7 @@ def test_set_off_keeps_its_percentage_of_dividends_until_the_debt_is_paid(db: No
 
 def test_refunds_are_not_set_off(db: None) -> None:
     debtor = indebted()
-    receivables.decide_set_off(recovery_id=Recovery.objects.get().pk, pct=100, by=actor(), at=after(61))
+    debt_decisions.decide_set_off(recovery_id=Recovery.objects.get().pk, pct=100, by=actor(), at=after(61))
 
     builders.settled_market([(debtor, "Yes", 100)], rule="VOID", at=after(70))
 
@@ -479,16 +479,16 @@ def test_write_off_is_a_loss_of_the_operator(db: None) -> None:
     debtor = indebted()
     recovery = Recovery.objects.get()
 
-    receivables.write_off(
+    debt_decisions.write_off(
         market_id=recovery.settlement.market_id, reason="Too small.", by=actor(operator()), at=after(61)
     )
 
     assert owed_back([debtor]) == [0]
     assert journal.balance(journal.BAD_DEBT) == 285
-    with nothing_moved(), pytest.raises(receivables.NothingOwed):
-        receivables.write_off(recovery_id=recovery.pk, reason="Again.", by=actor(), at=after(62))
-    with nothing_moved(), pytest.raises(receivables.RecoveryNotFound):
-        receivables.write_off(recovery_id=recovery.pk + 1, reason="None.", by=actor(), at=after(62))
+    with nothing_moved(), pytest.raises(debt_decisions.NothingOwed):
+        debt_decisions.write_off(recovery_id=recovery.pk, reason="Again.", by=actor(), at=after(62))
+    with nothing_moved(), pytest.raises(debt_decisions.RecoveryNotFound):
+        debt_decisions.write_off(recovery_id=recovery.pk + 1, reason="None.", by=actor(), at=after(62))
 
 
 def test_member_may_not_decide_about_own_debt(db: None) -> None:
@@ -496,9 +496,9 @@ def test_member_may_not_decide_about_own_debt(db: None) -> None:
     recovery = Recovery.objects.get()
 
     with nothing_moved(), pytest.raises(own_affairs.OwnDebt):
-        receivables.write_off(recovery_id=recovery.pk, reason="Mine.", by=actor(debtor), at=after(61))
+        debt_decisions.write_off(recovery_id=recovery.pk, reason="Mine.", by=actor(debtor), at=after(61))
     with nothing_moved(), pytest.raises(own_affairs.OwnDebt):
-        receivables.decide_set_off(recovery_id=recovery.pk, pct=1, by=actor(debtor), at=after(61))
+        debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=1, by=actor(debtor), at=after(61))
 
 
 # --- held ------------------------------------------------------------------------------------------------------------

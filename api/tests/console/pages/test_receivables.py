@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from payments.ledger import journal, receivables
+from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Recovery
 from testing import builders, console_scenes
 from testing.builders import PIN, nothing_moved
@@ -80,7 +80,7 @@ def test_decision_on_debts_that_have_changed_is_refused(console: Client, owed: l
     market_id = owed[0].settlement.market_id  # type: ignore[union-attr]
     path = f"/admin/markets/{market_id}/recoveries/write-off/"
     seen = hidden_value(page_text(console.get(path)), "seen")
-    receivables.write_off(recovery_id=owed[1].pk, reason="Small.", by=console_scenes.ACTOR, at=timezone.now())
+    debt_decisions.write_off(recovery_id=owed[1].pk, reason="Small.", by=console_scenes.ACTOR, at=timezone.now())
     form = {"proof": PIN, "seen": seen, "reason": "All of it.", "typed": "write off"}
     with nothing_moved():
         assert "The amount owed has changed since you saw it." in page_text(console.post(path, form))
@@ -97,7 +97,7 @@ def test_own_debt_must_be_decided_by_another_person(db: None, owed: list[Recover
 
 
 def test_cost_of_undos_is_summed_by_market_and_operator(console: Client, owed: list[Recovery]) -> None:
-    receivables.write_off(recovery_id=owed[1].pk, reason="Small.", by=console_scenes.ACTOR, at=timezone.now())
+    debt_decisions.write_off(recovery_id=owed[1].pk, reason="Small.", by=console_scenes.ACTOR, at=timezone.now())
     page = page_text(console.get("/admin/recoveries/costs/"))
     assert page.count("KES 425.00") == 2
     assert page.count("KES 285.00") == 2

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 from django.db import transaction
 
-from payments.ledger import journal, receivables
+from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Attempt, Recovery, Transaction
 from payments.payouts.evidence import status_queries
 from payments.payouts.operations import actions
@@ -381,7 +381,7 @@ def test_reversal_gives_back_a_debt_that_was_written_off_or_paid_back(payout: Tr
         owes, wallet = f"receivable:{payout.user_id}", f"wallet:{payout.user_id}"
         journal.post([journal.Entry("setoff:0:0", wallet, owes, Decimal(100))], at=after(94))
         receivables.record_repayment(settlement_id=payout.settlement_id, user_id=payout.user_id, amount=Decimal(100))
-    receivables.write_off(recovery_id=recovery.pk, reason="Gone.", by=builders.actor(), at=after(95))
+    debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=builders.actor(), at=after(95))
 
     # when
     answer(asked, status_body(attempt, "Reversed"), after(100))

@@ -13,7 +13,7 @@ import pytest
 from django.test import Client
 
 from markets.models import Bet, Market
-from payments.ledger import receivables
+from payments.ledger import debt_decisions
 from payments.models import Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions
@@ -213,7 +213,7 @@ def test_figures_show_the_set_off(db: None, client: Client) -> None:
     attempt = sent(Transaction.objects.get())
     deliver_result(attempt, result_body(attempt))
     builders.undo(undone)
-    receivables.decide_set_off(market_id=undone.pk, pct=50, by=builders.actor(operator()), at=AT)
+    debt_decisions.decide_set_off(market_id=undone.pk, pct=50, by=builders.actor(operator()), at=AT)
 
     # when
     made = settled_market([(user, "Yes", 20), (member(), "No", 5)], fee_pct=0)
