@@ -14,12 +14,13 @@ from django.conf import settings
 from kombu.exceptions import OperationalError
 
 from markets import terms_proposals
+from payments.ledger import debt_decisions
 from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
-from payments.payouts.operations import actions
+from payments.payouts.operations import actions, starting
 from payments.payouts.restores import detection
 from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
@@ -57,6 +58,8 @@ def after_approval(done: object) -> None:
     """Wake the workers that go on with an approved act. `done` is what the act's procedure returned."""
     if isinstance(done, Resolved | Undoing):
         after_decision(done)
+    elif isinstance(done, starting.Started):
+        nudge(SEND_DUE_PAYOUTS)
 
 
 def after_decision(decided: Resolved | Undoing | Withdrawn) -> None:
@@ -223,6 +226,8 @@ def acts() -> Acts:
         **terms_proposals.acts(policy().terms_notice),
         **figure_changes.procedures(),
         **actions.procedures(),
+        **debt_decisions.procedures(),
+        **starting.procedures(),
         **accounts.procedures(hold=policy().phone_change_hold),
     }
 

@@ -20,6 +20,7 @@ class Act:
     `money`: True if the act needs a recent code of the authenticator app, or in the console a recent PIN.
     `people`: "one"; "two" if a second person must always approve; "two by amount" if this depends on the act's amount
     and on the actor's acts of the last 24 hours (users.figures has the thresholds).
+    `threshold`: the act whose threshold and sums count, if this act has none of its own.
     `approval`: codename that the second person needs.
     `reason`: True if the person must give a reason.
     `own`: the affair that must not be the person's own, such as "payout". Empty if the act concerns nobody's affairs.
@@ -31,6 +32,7 @@ class Act:
     words: str
     money: bool = False
     people: People = "one"
+    threshold: str = ""
     approval: str = ""
     reason: bool = False
     own: str = ""
@@ -115,8 +117,10 @@ _TABLE = (
     Act("payout.reject", "decide_payout", "reject another person's decision on a payout", reason=True, own="payout"),
     # Sending.
     Act("sending.off", "switch_sending", "stop the sending of payouts", money=True, reason=True),
-    Act("sending.on", "switch_sending", "start the sending of payouts again", money=True),
-    Act("sending.lift", "switch_sending", "end a stop that waits for a person", money=True, reason=True),
+    Act("sending.on", "switch_sending", "start the sending of payouts again", money=True, people="two by amount",
+        approval="switch_sending"),
+    Act("sending.lift", "switch_sending", "end a stop that waits for a person", money=True, people="two by amount",
+        threshold="sending.on", approval="switch_sending", reason=True),
     Act("sending.release", "switch_sending", "let a stopped release of payouts go on", money=True, reason=True,
         own="payout"),
     Act("restore.decide", "decide_payout", "decide after a restore of the database", money=True, people="two",
@@ -132,8 +136,10 @@ _TABLE = (
     Act("staff.reset_app", "manage_staff", "remove the authenticator app of a member of staff", money=True,
         people="two", approval="manage_staff", reason=True, own="account"),
     # Debts and disputes.
-    Act("recovery.set_off", "decide_recovery", "set a member's debt off against the wallet", money=True, own="debt"),
-    Act("recovery.write_off", "decide_recovery", "write a member's debt off", money=True, reason=True, own="debt"),
+    Act("recovery.set_off", "decide_recovery", "set a member's debt off against later dividends", money=True,
+        people="two by amount", approval="decide_recovery", own="debt"),
+    Act("recovery.write_off", "decide_recovery", "write a member's debt off", money=True, people="two by amount",
+        approval="decide_recovery", reason=True, own="debt"),
     Act("dispute.answer", "answer_dispute", "answer a dispute", own="dispute"),
     Act("dispute.reject", "answer_dispute", "reject a dispute", reason=True, own="dispute"),
     Act("dispute.uphold", "answer_dispute", "uphold a dispute and carry out its remedy", money=True, reason=True,
@@ -152,6 +158,11 @@ class Person(Protocol):
     def is_staff(self) -> bool: ...
 
     def has_perm(self, perm: str, obj: None = None) -> bool: ...
+
+
+def threshold_of(act_name: str) -> str:
+    """Return the name of the act whose threshold and sums count for an act, often its own."""
+    return ACTS[act_name].threshold or act_name
 
 
 def may(person: Person, act_name: str) -> bool:

@@ -52,8 +52,8 @@ def first_threshold(act_name: str, written: str, *, by: audit.Actor, at: datetim
 
 
 def with_threshold() -> list[str]:
-    """Return the names of the acts that take two people by their amount."""
-    return [act.name for act in authority.ACTS.values() if act.people == "two by amount"]
+    """Return the names of the acts that take two people by their amount, and that have a threshold of their own."""
+    return [act.name for act in authority.ACTS.values() if act.people == "two by amount" and not act.threshold]
 
 
 def unset(at: datetime) -> list[str]:

@@ -39,10 +39,11 @@ def needed(act_name: str, *, amount: Decimal, by: audit.Actor, at: datetime, oth
         return people == "two"
     if limit(act_name, at=at, otherwise=otherwise) is None:
         return False
-    _lock(act_name, by)
+    counted = authority.threshold_of(act_name)
+    _lock(counted, by)
     if would_be_needed(act_name, amount=amount, by=by, at=at, otherwise=otherwise):
         return True
-    SingleHandedAct.objects.create(act=act_name, actor_id=by.user_id, amount=amount, at=at)
+    SingleHandedAct.objects.create(act=counted, actor_id=by.user_id, amount=amount, at=at)
     return False
 
 
@@ -56,7 +57,8 @@ def would_be_needed(
     most = limit(act_name, at=at, otherwise=otherwise)
     if most is None:
         return False
-    acts = SingleHandedAct.objects.filter(act=act_name, actor=by.user_id, at__gt=at - WINDOW)
+    counted = authority.threshold_of(act_name)
+    acts = SingleHandedAct.objects.filter(act=counted, actor=by.user_id, at__gt=at - WINDOW)
     so_far = acts.aggregate(total=Sum("amount"))["total"] or _ZERO
     return so_far + amount > most
 
@@ -66,7 +68,7 @@ def limit(act_name: str, *, at: datetime, otherwise: Decimal | None = None) -> D
 
     `otherwise` is as in `needed`. Units: shillings.
     """
-    threshold = figures.threshold(act_name, at)
+    threshold = figures.threshold(authority.threshold_of(act_name), at)
     if threshold is None:
         return otherwise
     return threshold if isinstance(threshold, Decimal) else None

@@ -10,10 +10,12 @@ from rest_framework.response import Response
 
 from api.rest.authority import act
 from api.rest.fields import LARGEST_ID, Body, StrictInteger, StrictText, actor, checked
+from api.rest.proposals import proposed
 from payments import wiring
 from payments.ledger import debt_decisions, receivables
 from payments.models import Recovery
 from users import phone
+from users.proposals import Proposed
 
 PAGE = 100
 
@@ -50,9 +52,14 @@ def list_recoveries(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([act("recovery.set_off")])
 def set_off(request: Request) -> Response:
-    """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to pct % of each later dividend."""
+    """`POST …/recoveries/set-off/` {recovery_id or market_id, pct}: keep up to pct % of each later dividend.
+
+    Answers 202 with a proposal if it needs a second person.
+    """
     body = checked(SetOffBody(data=request.data))
     decided = debt_decisions.decide_set_off(**body, by=actor(request), at=wiring.now())
+    if isinstance(decided, Proposed):
+        return proposed(decided)
     return Response({"status": "set_off", "recoveries": [recovery_body(debt) for debt in decided]})
 
 
@@ -61,10 +68,12 @@ def set_off(request: Request) -> Response:
 def write_off(request: Request) -> Response:
     """`POST …/recoveries/write-off/` {recovery_id or market_id, reason}: cancel the debt.
 
-    The operator bears the loss.
+    The operator bears the loss. Answers 202 with a proposal if it needs a second person.
     """
     body = checked(WriteOffBody(data=request.data))
     decided = debt_decisions.write_off(**body, by=actor(request), at=wiring.now())
+    if isinstance(decided, Proposed):
+        return proposed(decided)
     return Response({"status": "written_off", "recoveries": [recovery_body(debt) for debt in decided]})
 
 

@@ -9,9 +9,9 @@ from django.core.management import CommandError, call_command
 from django.db.models import QuerySet
 from django.test import Client
 
-from payments.models import Transaction
+from payments.models import Breaker, Transaction
 from payments.payouts import breakers
-from payments.payouts.operations import bulk_retries
+from payments.payouts.operations import bulk_retries, starting
 from testing import builders
 from testing.builders import AT, PIN, bearer, operator
 from testing.payout_steps import READ_TIMEOUT, after, failed, question, sent
@@ -79,11 +79,11 @@ def test_each_retry_of_a_batch_is_recorded(db: None) -> None:
 
 
 def test_switch_without_a_change_is_not_recorded(db: None, at: datetime) -> None:
-    breakers.switch_on(by=BY, at=at)
+    starting.start(Breaker.Cause.SWITCH, people=[BY], at=at)
     for _ in range(2):
         breakers.switch_off(reason="Odd results", by=BY, at=at)
     for _ in range(2):
-        breakers.switch_on(by=BY, at=at)
+        starting.start(Breaker.Cause.SWITCH, people=[BY], at=at)
     assert [entry[0] for entry in trail()] == ["sending.switch_off", "sending.switch_on"]
     assert AuditEntry.objects.order_by("number")[0].reason == "Odd results"
 

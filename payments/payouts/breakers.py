@@ -94,7 +94,7 @@ def trip(cause: Breaker.Cause, *, reason: str, at: datetime, policy: Policy) -> 
     """
     if Breaker.objects.filter(cause=cause, opened_at__isnull=False).exists():
         return
-    breaker = _locked(cause)
+    breaker = locked(cause)
     if breaker.opened_at is not None:
         return
     breaker.opened_at, breaker.probes, breaker.reason = at, 0, reason[:300]
@@ -178,12 +178,12 @@ def failed(posted_at: datetime | None, *, at: datetime) -> None:
 
 
 def stop(cause: Breaker.Cause, *, reason: str, at: datetime) -> None:
-    """Stop sending in the caller's transaction until a person calls `lift`. `cause` is one of ENDED_BY_A_PERSON.
+    """Stop sending in the caller's transaction until people end the stop. `cause` is one of ENDED_BY_A_PERSON.
 
     Idempotent: an open breaker does not change.
     Locks: all Breakers.
     """
-    breaker = _locked(cause)
+    breaker = locked(cause)
     if breaker.opened_at is None:
         breaker.opened_at, breaker.probe_at, breaker.probes = at, None, 0
         breaker.reason, breaker.opened_by_id = reason[:300], None
@@ -191,42 +191,36 @@ def stop(cause: Breaker.Cause, *, reason: str, at: datetime) -> None:
         alarm.critical("Sending is stopped until a person ends the stop (%s): %s", cause, reason)
 
 
-def lift(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) -> None:
-    """End a stop (`stop`), and record the decision in the audit trail. Idempotent.
+def end_stop(
+    cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime, second: audit.Actor | None = None
+) -> None:
+    """End a stop (`stop`) in the caller's transaction, and record the decision of one or two people. Idempotent.
 
     Locks: all Breakers, then the end of the audit trail.
     """
-    with transaction.atomic(durable=True):
-        end_stop(cause, by=by, reason=reason, at=at)
-
-
-def end_stop(cause: Breaker.Cause, *, by: audit.Actor, reason: str, at: datetime) -> None:
-    """Do the work of `lift` in the caller's transaction.
-
-    Locks: all Breakers, then the end of the audit trail.
-    """
-    breaker = _locked(cause)
+    breaker = locked(cause)
     if breaker.opened_at is None:
         return
     before = {"sending": "stopped", "since": breaker.opened_at, "reason": breaker.reason}
     breaker.opened_at, breaker.probe_at, breaker.probes, breaker.closed_at = None, None, 0, at
     breaker.save()
     log.warning("The stop (%s) is ended by user %s: %s", cause, by.user_id, reason)
-    audit.record(
-        action="sending.lift",
-        by=by,
-        subject=f"breaker:{cause}",
-        before=before,
-        after={"sending": "on"},
-        at=at,
-        reason=reason,
-    )
+    for person in filter(None, (by, second)):
+        audit.record(
+            action="sending.lift",
+            by=person,
+            subject=f"breaker:{cause}",
+            before=before,
+            after={"sending": "on"},
+            at=at,
+            reason=reason,
+        )
 
 
 def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
-    """Stop sending until `switch_on`. Settlement continues. Idempotent."""
+    """Stop sending until people start it again (operations.starting). Settlement continues. Idempotent."""
     with transaction.atomic(durable=True):
-        breaker = _locked(Cause.SWITCH)
+        breaker = locked(Cause.SWITCH)
         if breaker.opened_at is None:
             breaker.opened_at, breaker.probe_at, breaker.reason = at, None, reason[:300]
             breaker.opened_by_id = by.user_id
@@ -235,15 +229,18 @@ def switch_off(*, reason: str, by: audit.Actor, at: datetime) -> None:
             _record("sending.switch_off", "off", by=by, at=at, reason=reason)
 
 
-def switch_on(*, by: audit.Actor, at: datetime) -> None:
-    """Start sending again. Idempotent."""
-    with transaction.atomic(durable=True):
-        breaker = _locked(Cause.SWITCH)
-        if breaker.opened_at is not None:
-            breaker.opened_at, breaker.reason, breaker.closed_at = None, "", at
-            breaker.save()
-            log.warning("Sending is switched on by user %s", by.user_id)
-            _record("sending.switch_on", "on", by=by, at=at)
+def switch_on(*, by: audit.Actor, at: datetime, second: audit.Actor | None = None) -> None:
+    """Start sending again in the caller's transaction, by the decision of one or two people. Idempotent.
+
+    Locks: all Breakers, then the end of the audit trail.
+    """
+    breaker = locked(Cause.SWITCH)
+    if breaker.opened_at is not None:
+        breaker.opened_at, breaker.reason, breaker.closed_at = None, "", at
+        breaker.save()
+        log.warning("Sending is switched on by user %s", by.user_id)
+        for person in filter(None, (by, second)):
+            _record("sending.switch_on", "on", by=person, at=at)
 
 
 def _record(action: str, sending: str, *, by: audit.Actor, at: datetime, reason: str = "") -> None:
@@ -266,7 +263,7 @@ def _close(causes: Sequence[Breaker.Cause], posted_at: datetime | None, at: date
         opened.update(opened_at=None, probe_at=None, probes=0, closed_at=at)
 
 
-def _locked(cause: Breaker.Cause) -> Breaker:
+def locked(cause: Breaker.Cause) -> Breaker:
     """Lock all breakers, and return the row of this cause. Create the row if it is missing."""
     Breaker.objects.bulk_create([Breaker(cause=cause)], ignore_conflicts=True)
     return next(breaker for breaker in _lock_all() if breaker.cause == cause)

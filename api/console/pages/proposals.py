@@ -1,5 +1,6 @@
 """Pages of proposals: all open ones, one proposal with its effects, approve, reject."""
 
+from decimal import Decimal
 from functools import partial
 
 from django.http import Http404, HttpRequest
@@ -12,11 +13,12 @@ from api.console.templatetags.console import kes
 from markets import terms, terms_proposals
 from markets.models import Market
 from payments import wiring
+from payments.payouts.operations import starting
 from payments.settlement import preview_cache
 from payments.settlement.proposals import RESOLVE, VOID, decision_of
 from payments.settlement.resolutions import Resolved
 from payments.settlement.undo import Undoing
-from users import accounts, authority, proposals
+from users import accounts, authority, proposals, roles, second_person
 from users.models import Proposal
 
 State = Proposal.State
@@ -136,6 +138,25 @@ def sent_to_another_person(made: proposals.Proposed) -> str:
     return f"Proposed. Nothing is done until another person approves it. Send them this address: {link}"
 
 
+def second_approval(request: HttpRequest, act_name: str, amount: Decimal) -> list[str]:
+    """Return a sentence if this act of this amount waits for another person, with the roles of those who may approve.
+
+    Units: shillings.
+    """
+    if not second_person.would_be_needed(act_name, amount=amount, by=page.actor(request), at=wiring.now()):
+        return []
+    return [
+        f"Second approval needed: {approvers(act_name)} must approve this from their own login. Until then nothing is"
+        " done."
+    ]
+
+
+def approvers(act_name: str) -> str:
+    """Return in words who may approve an act as the second person."""
+    holders = [name for name, held in roles.ROLES.items() if authority.ACTS[act_name].approval in held]
+    return f"another {' or '.join(holders)}" if holders else "another superuser"
+
+
 def may_approve(request: HttpRequest, proposal: Proposal) -> bool:
     """Return True if the person's roles allow them to approve the proposal."""
     return authority.holds(request.user, authority.ACTS[proposal.act].approval)
@@ -174,6 +195,8 @@ def _report(done: object) -> str:
         )
     if isinstance(done, Resolved) and done.rule == "SCRATCH":
         return f"Approved. {done.outcome} is scratched. Its stakes are being refunded."
+    if isinstance(done, starting.Started):
+        return "Approved. Due payouts are sent again, unless another stop or an open breaker pauses them."
     if isinstance(done, terms.Changed):
         return f"Approved. Version {done.version} of the terms is in force, and members are being told."
     if isinstance(done, accounts.Changed):

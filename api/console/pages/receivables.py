@@ -13,12 +13,14 @@ from django.http.response import HttpResponseBase
 from django.urls import path, reverse
 
 from api.console import page, paging
+from api.console.pages import proposals
 from api.console.templatetags.console import counted, kes
 from payments import wiring
 from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Recovery
 from users import phone
 from users.models import CustomUser
+from users.proposals import Proposed
 from users.refusal import Refusal
 
 
@@ -111,6 +113,7 @@ def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
             f"{_owes_in_words(owing)} {kes(_sum(owing))}.",
             "We keep at most this percentage of each later dividend, until the debt is paid.",
             "Nothing is taken from a wallet now. We keep nothing of a refund. The member sees each kept amount.",
+            *proposals.second_approval(request, debt_decisions.SET_OFF, _sum(owing)),
         ],
         field=page.Field("pct", "Largest percentage of each later dividend (1 to 100)", max_length=3),
     )
@@ -122,6 +125,8 @@ def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
         decided = debt_decisions.decide_set_off(
             **subject, pct=typed, by=page.actor(request), at=wiring.now(), expected=request.POST.get("seen", "")
         )
+        if isinstance(decided, Proposed):
+            return proposals.sent_to_another_person(decided)
         return f"Up to {typed} % of each later dividend is kept, for {counted(len(decided), 'debt')}."
 
     return _decide(request, owing, subject, wording, act)
@@ -136,6 +141,7 @@ def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
             "The member keeps the money and owes nothing more.",
             "A write-off is final. If it is proven later that M-Pesa did not make a payment, its amount is taken off"
             " our loss.",
+            *proposals.second_approval(request, debt_decisions.WRITE_OFF, _sum(owing)),
         ],
         field=page.Field("reason", "Reason", kind="area", help="Shown on the debt and in the audit trail."),
         text_to_type="write off",
@@ -146,6 +152,8 @@ def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
             **subject, reason=answers["reason"], by=page.actor(request), at=wiring.now(),
             expected=request.POST.get("seen", ""),
         )  # fmt: skip
+        if isinstance(decided, Proposed):
+            return proposals.sent_to_another_person(decided)
         return f"We wrote off {counted(len(decided), 'debt')}, {kes(_sum(owing))} in total."
 
     return _decide(request, owing, subject, wording, act)

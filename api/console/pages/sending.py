@@ -5,10 +5,14 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path, reverse
 
 from api.console import page
+from api.console.pages import proposals
+from api.console.templatetags.console import kes
 from payments import wiring
 from payments.models import Breaker, Settlement
 from payments.payouts import breakers
+from payments.payouts.operations import starting
 from payments.payouts.sending import canary
+from users.proposals import Proposed, open_about
 
 ADVICE = {
     "switch": "No payout is sent until a person starts sending again.",
@@ -24,7 +28,7 @@ ADVICE = {
     "orphan": "Payouts wait. Find each such request in M-Pesa's statement, then end the stop.",
     "restore": "Payouts wait. Follow the runbook, “After a restore from a backup”. Two people then decide.",
 }
-# Stops that `breakers.lift` ends, by their name in the address. Two people end the stop after a restore.
+# Stops that this page ends, by their name in the address. Two people end the stop after a restore.
 STOPS = {Breaker.Cause.ORPHAN.value: Breaker.Cause.ORPHAN}
 
 
@@ -41,6 +45,12 @@ def sending(request: HttpRequest) -> HttpResponse:
         "switch": next((breaker for breaker in opened if breaker.cause == Breaker.Cause.SWITCH), None),
         "may_switch": page.may(request, "sending.off"),
         "stops": list(STOPS),
+        "proposed": {
+            cause.value: waiting
+            for cause, act_name in starting.ACTS.items()
+            if (waiting := open_about(f"breaker:{cause}").select_related("proposed_by").first()) is not None
+        },
+        "approvers": proposals.approvers("sending.on"),
         "releases": canary.stopped(at=now, policy=wiring.policy()),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
     }
@@ -74,20 +84,21 @@ def switch_off(request: HttpRequest) -> HttpResponse:
 @page.page("sending.on", posts=True)
 def switch_on(request: HttpRequest) -> HttpResponse:
     """Ask for confirmation and start sending again."""
+    waiting = starting.waiting_sum()
     question = page.Question(
         title="Start sending again",
         effects=[
             "From now on due payouts are sent, at the usual pace.",
             "Open breakers stay open. A breaker closes by itself when its cause is over.",
+            *proposals.second_approval(request, "sending.on", waiting),
         ],
+        facts=[("Payouts that wait", kes(waiting))],
         button="Start sending",
         back=reverse("admin:sending"),
     )
 
     def act(answers: dict[str, str]) -> str:
-        breakers.switch_on(by=page.actor(request), at=wiring.now())
-        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
-        return "Sending is on."
+        return _start(request, Breaker.Cause.SWITCH, "Sending is on.")
 
     return page.ask(request, question, act)
 
@@ -97,14 +108,19 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
     """Ask for a reason and end a stop that only a person ends."""
     if cause not in STOPS:
         raise Http404("There is no such stop.")
+    waiting = starting.waiting_sum()
     stopped = Breaker.objects.filter(cause=cause, opened_at__isnull=False).first()
     question = page.Question(
         title="End the stop",
         effects=[
             "From now on due payouts are sent again, unless another stop or an open breaker pauses them.",
             "End the stop only after you have compared the requests in question with M-Pesa's statement.",
+            *proposals.second_approval(request, "sending.lift", waiting),
         ],
-        facts=[("Stopped because", stopped.reason if stopped else "This stop is not in force.")],
+        facts=[
+            ("Stopped because", stopped.reason if stopped else "This stop is not in force."),
+            ("Payouts that wait", kes(waiting)),
+        ],
         fields=[page.Field("reason", "Reason", kind="area", help="What you checked. It is kept in the audit trail.")],
         text_to_type="send",
         button="End the stop",
@@ -113,11 +129,18 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
     )
 
     def act(answers: dict[str, str]) -> str:
-        breakers.lift(STOPS[cause], by=page.actor(request), reason=answers["reason"], at=wiring.now())
-        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
-        return "The stop is ended. Due payouts are sent again."
+        return _start(request, STOPS[cause], "The stop is ended. Due payouts are sent again.", answers["reason"])
 
     return page.ask(request, question, act)
+
+
+def _start(request: HttpRequest, cause: Breaker.Cause, report: str, reason: str = "") -> str:
+    """End a stop, or propose it. Return the sentence for the person."""
+    done = starting.start(cause, people=[page.actor(request)], reason=reason, at=wiring.now())
+    if isinstance(done, Proposed):
+        return proposals.sent_to_another_person(done)
+    wiring.after_approval(done)
+    return report
 
 
 @page.page("sending.release", posts=True)

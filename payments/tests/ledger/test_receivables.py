@@ -11,10 +11,10 @@ from testing.builders import AT, actor, member, nothing_moved, operator, transfe
 from users.models import CustomUser
 
 
-def owe(user: CustomUser, amount: str, key: str = "1") -> Recovery:
+def owe(user: CustomUser, amount: str, key: str = "1", settlement_id: int | None = None) -> Recovery:
     """Add an amount to the member's debt, and book it as receivable."""
     with transaction.atomic():
-        receivables.owe(settlement_id=None, user_id=user.pk, amount=Decimal(amount), at=AT)
+        receivables.owe(settlement_id=settlement_id, user_id=user.pk, amount=Decimal(amount), at=AT)
         entry = journal.Entry(f"owe:{user.pk}-{key}", journal.receivable(user.pk), journal.OPENING, Decimal(amount))
         journal.post([entry], at=AT)
     return Recovery.objects.get(user=user)

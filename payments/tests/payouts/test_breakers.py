@@ -334,8 +334,9 @@ def test_stop_ends_only_by_a_person(cause: Breaker.Cause) -> None:
 
     # when
     by = audit.Actor(user_id=builders.operator().pk, source="console")
-    breakers.lift(cause, by=by, reason="Compared with the statement", at=after(4))
-    breakers.lift(cause, by=by, reason="Once more", at=after(5))
+    with transaction.atomic():
+        breakers.end_stop(cause, by=by, reason="Compared with the statement", at=after(4))
+        breakers.end_stop(cause, by=by, reason="Once more", at=after(5))
 
     # then
     assert [claim.transaction_id for claim in claims(after(6))] == [waiting.pk]

@@ -9,9 +9,8 @@ from django.db import IntegrityError, transaction
 from payments import settlement_tasks
 from payments.ledger import journal, trial_balance
 from payments.models import Attempt, Breaker, Callback, Orphan, Recovery, Transaction
-from payments.payouts import breakers
 from payments.payouts.evidence import callbacks, orphans
-from payments.payouts.operations import actions
+from payments.payouts.operations import actions, starting
 from testing import builders
 from testing.builders import transfers
 from testing.lost_commits import Loss, answer_about_orphan, store, store_result, sweep
@@ -291,7 +290,7 @@ def test_same_orphan_stops_the_sending_only_once() -> None:
     # given: a person has looked at the first orphan
     lost_and_proven()
     sweep(after(10 + LATER))
-    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="looked", at=after(400))
+    starting.start(Breaker.Cause.ORPHAN, people=[MACHINE], reason="looked", at=after(400))
 
     # when, then: the same id does not stop it again
     sweep(after(500))
@@ -299,7 +298,7 @@ def test_same_orphan_stops_the_sending_only_once() -> None:
 
     # when, then: another orphan does
     loss = Loss(40)
-    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="none", at=after(501))
+    starting.start(Breaker.Cause.ORPHAN, people=[MACHINE], reason="none", at=after(501))
     loss.send(ACCEPTED)
     loss.lose()
     store_result(loss.lost[0], result_body(loss.lost[0], receipt="SKG9OTHER0"), after(510))
@@ -311,7 +310,7 @@ def test_payout_settled_later_takes_its_suspense_over() -> None:
     # given: the loss is noticed late, and a person has looked
     loss, _ = lost_and_proven()
     sweep(after(10 + LATER))
-    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="looked", at=after(400))
+    starting.start(Breaker.Cause.ORPHAN, people=[MACHINE], reason="looked", at=after(400))
 
     # when
     payout = loss.settle()

@@ -8,9 +8,8 @@ from django.db import Error, IntegrityError, transaction
 
 from payments import own_affairs
 from payments.models import Attempt, Breaker, Callback, StatusQuery, Transaction
-from payments.payouts import breakers
 from payments.payouts.evidence import callbacks, status_queries
-from payments.payouts.operations import decisions, in_doubt
+from payments.payouts.operations import decisions, in_doubt, starting
 from testing import builders, payout_steps
 from testing.builders import at_once, nothing_moved
 from testing.lost_commits import Loss, answer_about_orphan, store_result, sweep
@@ -350,7 +349,7 @@ def in_suspense(stake: int = 285) -> Loss:
     store_result(loss.lost[0], result_body(loss.lost[0]), after(10))
     answer_about_orphan(status_body(loss.lost[0]), after(11))
     sweep(after(400))
-    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="Looked at.", at=after(401))
+    starting.start(Breaker.Cause.ORPHAN, people=[MACHINE], reason="Looked at.", at=after(401))
     return loss
 
 

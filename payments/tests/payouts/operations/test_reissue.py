@@ -9,9 +9,8 @@ from django.db import DatabaseError, transaction
 from payments import own_affairs
 from payments.ledger import journal
 from payments.models import Attempt, Breaker, Transaction, Verdict
-from payments.payouts import breakers
 from payments.payouts.evidence import orphans
-from payments.payouts.operations import actions, bulk_retries, decisions, reissue
+from payments.payouts.operations import actions, bulk_retries, decisions, reissue, starting
 from testing import builders, payout_steps
 from testing.builders import actor, nothing_moved
 from testing.lost_commits import Loss, answer_about_orphan, store_result, sweep
@@ -332,7 +331,7 @@ def test_lost_payment_to_the_old_number_leaves_suspense() -> None:
     store_result(lost, result_body(lost), after(10))
     answer_about_orphan(payout_steps.status_body(lost, receipt="SKG7OLDOLD"), after(11))
     sweep(after(400))
-    breakers.lift(Breaker.Cause.ORPHAN, by=MACHINE, reason="Looked at.", at=after(401))
+    starting.start(Breaker.Cause.ORPHAN, people=[MACHINE], reason="Looked at.", at=after(401))
     payout = loss.settle()
     for orphan_id in orphans.to_place(limit=10):
         orphans.place(orphan_id=orphan_id, at=after(500), policy=POLICY, addresses=payout_steps.ADDRESSES)
