@@ -206,8 +206,9 @@ def status_body(
     phone: str | None = None,
     receipt: str = RECEIPT,
     ocid: str | None = None,
+    without: Sequence[str] = (),
 ) -> bytes:
-    """Return the answer to a successful status query."""
+    """Return the answer to a successful status query. `without`: parameters that M-Pesa left out."""
     values = {
         "DebitPartyName": "600000 - KASOKO",
         "CreditPartyName": f"{phone or attempt.phone_number} - JOHN DOE",
@@ -216,7 +217,7 @@ def status_body(
         "Amount": int(attempt.amount) if amount is None else amount,
         "ReceiptNo": receipt if status == "Completed" else None,
     }
-    return _query_result(0, [{"Key": key, "Value": value} for key, value in values.items()])
+    return _query_result(0, [{"Key": key, "Value": value} for key, value in values.items() if key not in without])
 
 
 def not_found_body(code: int | str = 49) -> bytes:

@@ -230,6 +230,13 @@ class Attempt(models.Model):
     )
     result_words = models.CharField(max_length=300, blank=True)
     receipt = models.CharField(max_length=64, blank=True)
+    second_receipt = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="A further receipt that M-Pesa reported, while a status query must confirm it.",
+    )
     paid_amount = shillings(null=True, help_text="What M-Pesa paid, if it is not the amount.")
     closed_at = models.DateTimeField(null=True)
     decision = models.CharField(

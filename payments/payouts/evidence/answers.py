@@ -42,6 +42,8 @@ def _weigh_answer(
     at: datetime,
     policy: Policy,
 ) -> Action:
+    if facts.second_receipt and query.receipt.upper() == facts.second_receipt.upper():
+        return _weigh_second_receipt(facts, query, answer, trusted)
     if facts.state == "REVERSED" and not _proves_second_payment(facts, answer, trusted):
         return Action("nothing", "reversed already", keeps_answer=query.answer not in DECISIVE)
     if query.receipt and (facts.decision != "paid" or query.receipt.upper() != facts.receipt.upper()):
@@ -97,6 +99,33 @@ def _weigh_receipt(facts: Facts, query: Query, answer: messages.StatusAnswer, tr
     if status == "reversed":
         return _reversed(facts, answer, is_new)
     return Action("nothing", f"unconfirmed: {status} for the receipt proves nothing", keeps_answer=is_new)
+
+
+def _weigh_second_receipt(facts: Facts, query: Query, answer: messages.StatusAnswer, trusted: bool) -> Action:
+    """Weigh the answer about a further receipt of a request that is booked as paid.
+
+    Completed under our own id books the second payment. A failed, reversed or foreign payment is no second payment of
+    this request. After any other answer M-Pesa is asked again.
+    """
+    status, is_new, receipt = answer.payment_status, query.answer not in DECISIVE, facts.second_receipt
+    if not trusted:
+        return Action("nothing", f"unconfirmed: {status}, from an address that is not M-Pesa's")
+    found = status in ("completed", "reversed")
+    if status in ("failed", "reversed") or (found and _is_of_another_payment(facts, answer)):
+        return Action(
+            "drop_second",
+            f"a second receipt {receipt}: M-Pesa does not confirm it, so nothing is booked",
+            receipt=receipt,
+            keeps_answer=is_new,
+            alarm=f"Attempt {facts.attempt}: M-Pesa says that its second receipt {receipt} is no second payment"
+            f" ({status}). Nothing was booked. Check M-Pesa's statement",
+            level="error",
+        )
+    names_ours = answer.originator_conversation_id == facts.originator_conversation_id
+    same = answer.receipt is None or answer.receipt.upper() == receipt.upper()
+    if status == "completed" and names_ours and same:
+        return Action("pay", "", receipt=receipt, keeps_answer=is_new)
+    return Action("nothing", f"unconfirmed: {status} for the second receipt proves nothing", keeps_answer=is_new)
 
 
 def _is_of_another_payment(facts: Facts, answer: messages.StatusAnswer) -> bool:

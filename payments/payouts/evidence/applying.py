@@ -11,7 +11,7 @@ from payments.models import Attempt, Settlement, StatusQuery, Transaction, Verdi
 from payments.mpesa import messages
 from payments.mpesa.callback_urls import Addresses
 from payments.payouts import attempts, breakers, eligibility
-from payments.payouts.evidence import answers, booking, records, rules
+from payments.payouts.evidence import answers, booking, records, rules, second_receipts
 from payments.policy import Policy
 
 alarm = logging.getLogger("kasoko.alarm")
@@ -35,6 +35,7 @@ ATTEMPT_COLUMNS = (
     "result_code",
     "result_words",
     "receipt",
+    "second_receipt",
     "paid_report",
     "paid_amount",
     "decision",
@@ -77,6 +78,7 @@ def facts_of(
         decision=attempt.decision,
         later_unasked=later_unasked,
         other_numbers=other_numbers,
+        second_receipt=attempt.second_receipt,
     )
 
 
@@ -213,6 +215,10 @@ def _step(payout: Transaction, attempt: Attempt, action: rules.Action, *, at: da
         attempts.ask_at(attempt, action.ask_at)
     elif action.step == "resend":
         attempts.resend_at(attempt, at)
+    elif action.step == "ask_second":
+        return second_receipts.ask_about(attempt, action.receipt, outcome=action.outcome, at=at)
+    elif action.step == "drop_second":
+        second_receipts.end(attempt, action.receipt)
     if action.hold_reason and payout.status in _HOLDABLE:
         attempts.hold(payout, reason=action.hold_reason)
     return action.outcome

@@ -19,6 +19,7 @@ from payments.ledger import journal, receivables
 from payments.models import Attempt, Orphan, Transaction, Transfer
 from payments.mpesa import tariff
 from payments.payouts import attempts, breakers, day_limit
+from payments.payouts.evidence import second_receipts
 from payments.policy import Policy
 from users import figures
 
@@ -213,11 +214,10 @@ def _book_second_receipt(payout: Transaction, attempt: Attempt, receipt: str, *,
     Locks: the Recovery.
     """
     alarm.critical("Attempt %s has a second receipt %s, besides %s", attempt, receipt, attempt.receipt)
-    key = f"second:{receipt.upper()[:50]}"
-    if Transfer.objects.filter(key=key).exists():
-        return f"a second receipt {receipt}: booked already"
-    if Attempt.objects.filter(receipt__iexact=receipt).exclude(pk=attempt.pk).exists():
-        return f"a second receipt {receipt}: it belongs to another payment, so nothing is booked"
+    second_receipts.end(attempt, receipt)
+    if settled := second_receipts.has_place(attempt, receipt):
+        return settled
+    key = second_receipts.key_of(receipt)
     owes = journal.MISDIRECTED
     if attempt.phone_number == payout.receiver:
         owes = journal.receivable(payout.user_id)
@@ -304,7 +304,8 @@ def _stop_counting(payout: Transaction, attempt: Attempt) -> None:
 
 
 def _mark_reversed(attempt: Attempt) -> None:
-    attempt.state, attempt.decision, attempt.next_query_at = State.REVERSED, Attempt.Decision.NONE, None
+    attempt.state, attempt.decision = State.REVERSED, Attempt.Decision.NONE
+    attempt.next_query_at = second_receipts.next_query_after_reversal(attempt)
     attempt.save()
 
 

@@ -8,7 +8,19 @@ from typing import Literal, TypeAlias
 from payments.policy import Policy
 
 Step: TypeAlias = Literal[
-    "nothing", "ask", "doubt", "report", "pay", "fail", "hold", "resend", "stop_asking", "contradict", "reverse"
+    "nothing",
+    "ask",
+    "doubt",
+    "report",
+    "pay",
+    "fail",
+    "hold",
+    "resend",
+    "stop_asking",
+    "contradict",
+    "reverse",
+    "ask_second",
+    "drop_second",
 ]
 Level: TypeAlias = Literal["", "warning", "error", "critical"]
 
@@ -29,6 +41,7 @@ class Facts:
     `asked_first`: we asked about the request before it left, because our books may have lost an earlier one.
     `later_unasked`: our books may have lost a later request of the payout, and M-Pesa has not denied it yet.
     `other_numbers`: further numbers of the member to which a lost request of the payout may have gone.
+    `second_receipt`: a further receipt that was reported, and that M-Pesa's answer must confirm.
     """
 
     attempt: str
@@ -54,6 +67,7 @@ class Facts:
     asked_first: bool = False
     later_unasked: bool = False
     other_numbers: tuple[str, ...] = ()
+    second_receipt: str = ""
 
     @property
     def never_left(self) -> bool:
@@ -93,6 +107,8 @@ class Action:
     - resend: the same id is sent again.
     - stop_asking: a proven failure needs no further status query.
     - contradict: M-Pesa contradicts a decision as paid. The payment is taken back, and M-Pesa is asked again.
+    - ask_second: M-Pesa is asked about `receipt`, which may be a second payment of a request that is booked as paid.
+    - drop_second: M-Pesa says that `receipt` is no second payment of the request.
     - reverse: M-Pesa took a booked payment back. The payout waits for a person, and the money is owed again.
 
     `hold_reason`: the payout also waits for a person, if it is pending, under way or failed, for this reason.

@@ -38,7 +38,7 @@ def weigh_result(facts: Facts, result: messages.Result, *, trusted: bool, at: da
     if result.says_paid:
         believed = trusted and _is_complete(result)
         if facts.state in ("PAID", "REVERSED"):
-            return _paid_again(facts, result, believed, at, policy)
+            return _paid_again(facts, result, trusted, at, policy)
         if believed and facts.amount < policy.confirm_above:
             return Action("pay", "", receipt=result.receipt or "")
         return _report(facts, result, at, "trusted" if believed else "untrusted")
@@ -151,23 +151,33 @@ def _paid_under_another_id(facts: Facts, result: messages.Result, trusted: bool,
     )
 
 
-def _paid_again(facts: Facts, result: messages.Result, believed: bool, at: datetime, policy: Policy) -> Action:
+def _paid_again(facts: Facts, result: messages.Result, trusted: bool, at: datetime, policy: Policy) -> Action:
     """Weigh a further report that a booked payment was paid.
 
-    It confirms a person's decision if it would prove the payment. With another receipt it is a second payment.
+    It confirms a person's decision if it would prove the payment. With another receipt it is a second payment, which
+    needs the same proof as the first one.
     """
-    if facts.decision:
-        if believed and facts.amount < policy.confirm_above:
-            return Action("pay", "", receipt=result.receipt or "")
+    is_proof = trusted and _is_complete(result) and facts.amount < policy.confirm_above
+    if facts.decision and not is_proof:
         return Action("ask", "decided as paid by staff: a status query must confirm it", ask_at=at)
-    if names_another_receipt(facts, result.receipt) and not believed:
+    if facts.decision or is_proof or not names_another_receipt(facts, result.receipt):
+        # The receipt of a payment that has none yet comes from M-Pesa only.
+        is_known = trusted or facts.receipt
+        return Action("pay", "", receipt=(result.receipt or "") if is_known else "")
+    if not trusted:
         return Action(
             "nothing",
             f"a second receipt {result.receipt} is reported, not proven",
             alarm=f"Attempt {facts.attempt}: an unproven message names a second receipt {result.receipt}",
             level="error",
         )
-    return Action("pay", "", receipt=result.receipt or "")
+    return Action(
+        "ask_second",
+        f"a second receipt {result.receipt} is reported: a status query must confirm it",
+        receipt=result.receipt or "",
+        alarm=f"Attempt {facts.attempt} has a second receipt {result.receipt}, besides {facts.receipt}. We ask M-Pesa",
+        level="error",
+    )
 
 
 def names_another_receipt(facts: Facts, receipt: str | None) -> bool:

@@ -56,8 +56,9 @@ def count_due(*, at: datetime, limit: int) -> int:
 
 
 def _due(at: datetime) -> QuerySet[Attempt]:
-    proven = Q(state__in=[State.WAITING, State.REVERSED]) | Q(state=State.PAID, decision="")
-    return Attempt.objects.filter(next_query_at__lte=at).exclude(proven)
+    settled = Q(state=State.REVERSED) | Q(state=State.PAID, decision="")
+    done = Q(state=State.WAITING) | settled & Q(second_receipt="")
+    return Attempt.objects.filter(next_query_at__lte=at).exclude(done)
 
 
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> list[DueQuery]:
@@ -81,8 +82,9 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
         queries = []
         for attempt in due.select_for_update(no_key=True, of=("self",)).order_by("pk"):
             asked = attempt.queries.count()
-            if attempt.state == State.FAILED and _asked_enough(payouts[attempt.transaction_id], attempt, at, policy):
-                attempts.ask_at(attempt, None)
+            may_end = attempt.state == State.FAILED or attempt.second_receipt != ""
+            if may_end and _asked_enough(payouts[attempt.transaction_id], attempt, at, policy):
+                _stop_asking(attempt)
                 continue
             gap = min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
             if _is_only_for_a_retry(attempt):
@@ -100,18 +102,31 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
     return queries
 
 
+def _stop_asking(attempt: Attempt) -> None:
+    """End the questions about an attempt. A second receipt that M-Pesa has not confirmed is for a person."""
+    attempts.ask_at(attempt, None)
+    if attempt.second_receipt:
+        alarm.critical(
+            "Attempt %s: M-Pesa has not confirmed the second receipt %s. Nothing was booked. Check M-Pesa's statement.",
+            attempt,
+            attempt.second_receipt,
+        )
+
+
 def _receipt(attempt: Attempt) -> str:
     """Return the receipt to ask about next, or "" to ask about the attempt's own id."""
+    if attempt.second_receipt:
+        return attempt.second_receipt
     last = attempt.queries.order_by("number").last()
     by_receipt = attempt.decision == Attempt.Decision.PAID and (last is None or not last.receipt)
     return attempt.receipt if by_receipt else ""
 
 
 def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> bool:
-    """Return True if a proven failure needs no further query.
+    """Return True if a proven failure, or a second receipt, needs no further query.
 
-    If a callback reported that the attempt was paid, or the attempt was found again, we keep asking for `review_after`
-    from the last callback. Otherwise one query after the retry was requested is enough.
+    If a callback reported a payment, or the attempt was found again, we keep asking for `review_after` from the last
+    callback. Otherwise one query after the retry was requested is enough.
     """
     if not _is_only_for_a_retry(attempt):
         reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at

@@ -322,6 +322,11 @@ def _check_receipt(payout: Transaction, attempt: Attempt, receipt: str) -> None:
     used_by |= set(Transaction.objects.filter(receipt__iexact=receipt).exclude(pk=payout.pk))
     if Transfer.objects.filter(key=f"second:{receipt}").exists():
         raise NotToBeDecided(f"Receipt {receipt} is booked as a second payment already. Nothing was decided.")
+    if Attempt.objects.filter(second_receipt__iexact=receipt).exists():
+        raise NotToBeDecided(
+            f"Receipt {receipt} is reported as the second payment of another request, and we ask M-Pesa about it."
+            " Nothing was decided. Wait for its answer."
+        )
     booked = Orphan.objects.filter(receipt__iexact=receipt, state__in=[Orphan.State.SUSPENSE, Orphan.State.CLAIMED])
     if lost := booked.exclude(originator_conversation_id=attempt.originator_conversation_id).first():
         raise NotToBeDecided(

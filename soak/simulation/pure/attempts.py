@@ -201,7 +201,9 @@ class Attempts:
         """Weigh a further proof of payment. It confirms people's decision, or it is a second payment under one id."""
         other = bool(receipt) and receipt.upper() != attempt.receipt.upper()
         if other and attempt.receipt and attempt.decision != "paid":
-            if f"second:{receipt.upper()}" not in self.book.keys and not self.receipt_taken(receipt, by=attempt):
+            if receipt.upper() == attempt.second.upper():
+                attempt.second, attempt.ask_at = "", None
+            if self.needs_booking(attempt, receipt):
                 owes = f"receivable:{attempt.payout.member}"
                 self.book.post(f"second:{receipt.upper()}", owes, "utility", attempt.payout.amount)
             return
@@ -209,6 +211,10 @@ class Attempts:
             attempt.decision, attempt.ask_at = "", None
         if other:
             attempt.receipt = receipt
+
+    def needs_booking(self, attempt: Attempt, receipt: str) -> bool:
+        """Return True if a second receipt is neither booked nor another request's."""
+        return f"second:{receipt.upper()}" not in self.book.keys and not self.receipt_taken(receipt, by=attempt)
 
     def receipt_taken(self, receipt: str, *, by: Attempt) -> bool:
         """Return True if another request than `by` has this receipt."""
@@ -240,11 +246,11 @@ class Attempts:
                 if part:
                     self.book.post(f"regained:{attempt.ocid}{key}", "utility", account, part)
             attempt.move("REVERSED")
-            attempt.decision, attempt.ask_at = "", None
+            attempt.decision, attempt.ask_at = "", attempt.ask_at if attempt.second else None
         if payout.status == "COMPLETED" and f"paid:{attempt.booking}" in self.book.keys:
             self.book.post(f"returned:{attempt.ocid}", "utility", f"payable:{payout.ref}", payout.amount)
             attempt.move("REVERSED")
-            attempt.decision, attempt.ask_at = "", None
+            attempt.decision, attempt.ask_at = "", attempt.ask_at if attempt.second else None
             payout.move("HELD")
 
     def fail(self, attempt: Attempt, *, code: str, at: datetime, ours: bool = False) -> None:

@@ -190,6 +190,16 @@ class LargeNotConfirmed(Machine):
 
 
 @bug(
+    "large second receipt not confirmed",
+    "D4: for amounts of MPESA_CONFIRM_ABOVE or more, a status query must agree about a second payment too",
+    LIKELY_FORGERIES,
+)
+class LargeSecondNotConfirmed(Machine):
+    def _apply_paid_again(self, attempt: Attempt, receipt: str, trusted: bool, proves: bool, at: datetime) -> None:
+        super()._apply_paid_again(attempt, receipt, trusted, proves or trusted, at)
+
+
+@bug(
     "foreign address trusted",
     "D4: a result from an address that is not M-Pesa's is confirmed by a status query",
     LIKELY_FORGERIES,

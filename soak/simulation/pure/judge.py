@@ -96,6 +96,9 @@ class Judge:
         }
         for ocid, receipt in sorted((ours - book) | (known - ours)):
             self.accuse("M-Pesa's book and ours agree", f"{ocid} {receipt} is in one of the two books only")
+        second = {key.partition(":")[2] for key in machine.book.keys if key.startswith("second:")}
+        for receipt in sorted(second - {payment.receipt for payment in provider.book}):
+            self.accuse("A second payment is booked only if M-Pesa made it", receipt)
         for payout in machine.payouts:
             self.check(payout)
             if payout.status != "COMPLETED":

@@ -35,7 +35,7 @@ class Machine(Sending):
         for attempt in sorted(due, key=lambda attempt: attempt.ask_at or at)[:limit]:
             payout, asked = attempt.payout, len(attempt.questions)
             self.touched.add(payout)
-            if attempt.state == "FAILED" and self._asked_enough(attempt, at):
+            if (attempt.state == "FAILED" or attempt.second) and self._asked_enough(attempt, at):
                 attempt.ask_at = None
                 continue
             if attempt.state in UNDECIDED:
@@ -45,7 +45,8 @@ class Machine(Sending):
             is_retry = attempt.state == "FAILED" and attempt.report not in (PAID, PERHAPS)
             attempt.ask_at = at + (self.policy.query_after if is_retry else gap)
             by_receipt = attempt.decision == "paid" and not (asked and attempt.questions[-1].receipt)
-            attempt.questions.append(Question(attempt, asked + 1, at, attempt.receipt if by_receipt else ""))
+            receipt = attempt.second or (attempt.receipt if by_receipt else "")
+            attempt.questions.append(Question(attempt, asked + 1, at, receipt))
             questions.append(attempt.questions[-1])
             since = attempt.first_sent_at or attempt.opened_at
             if attempt.state in OPEN and payout.status == "PROCESSING" and at - since >= self.policy.review_after:
@@ -58,7 +59,7 @@ class Machine(Sending):
         If a payment was reported, we ask for `review_after` from the last message. Otherwise one question is enough,
         asked after the payout's retry.
         """
-        if attempt.report in (PAID, PERHAPS) or attempt.is_found:
+        if attempt.second or attempt.report in (PAID, PERHAPS) or attempt.is_found:
             return at - (attempt.heard_at or attempt.closed_at or at) >= self.policy.review_after
         return any(question.asked_at >= attempt.payout.due_at for question in attempt.questions)
 
@@ -107,7 +108,7 @@ class Machine(Sending):
             believed = trusted and complete
             small = attempt.payout.amount < self.policy.confirm_above
             if attempt.state in ("PAID", "REVERSED"):
-                self._apply_paid_again(attempt, result.receipt or "", believed, small, at)
+                self._apply_paid_again(attempt, result.receipt or "", trusted, believed and small, at)
             elif believed and small:
                 self.pay(attempt, receipt=result.receipt or "", at=at)
             else:
@@ -126,15 +127,22 @@ class Machine(Sending):
                 attempt.report = result.code
             self.doubt(attempt, ask_at=at + self.policy.query_after, at=at)
 
-    def _apply_paid_again(self, attempt: Attempt, receipt: str, believed: bool, small: bool, at: datetime) -> None:
-        """Apply a further report that a booked payment was paid."""
+    def _apply_paid_again(self, attempt: Attempt, receipt: str, trusted: bool, proves: bool, at: datetime) -> None:
+        """Apply a further report that a booked payment was paid.
+
+        Another receipt is a second payment. It needs the same proof as the first one.
+        """
         if attempt.decision:
-            if believed and small:
+            if proves:
                 self.pay(attempt, receipt=receipt, at=at)
             else:
                 attempt.ask_at = at
-        elif believed or not attempt.receipt or not receipt or receipt.upper() == attempt.receipt.upper():
+        elif proves:
             self.pay(attempt, receipt=receipt, at=at)
+        elif not attempt.receipt or not _names_another_receipt(attempt, receipt):
+            self.pay(attempt, receipt=receipt if trusted or attempt.receipt else "", at=at)
+        elif trusted and self.needs_booking(attempt, receipt) and attempt.second.upper() in ("", receipt.upper()):
+            attempt.second, attempt.ask_at = receipt, at
 
     def apply_timeout(self, attempt: Attempt, *, at: datetime) -> None:
         """Apply a queue timeout. It proves nothing."""
@@ -149,6 +157,10 @@ class Machine(Sending):
         """
         attempt = question.attempt
         self.touched.add(attempt.payout)
+        if attempt.second and question.receipt.upper() == attempt.second.upper():
+            if trusted:
+                self._apply_second_answer(question, answer, at)
+            return
         if attempt.state == "REVERSED" and not _proves_second_payment(attempt, answer, trusted):
             question.keep(answer.verdict)
             return
@@ -189,6 +201,17 @@ class Machine(Sending):
                 self.pay(attempt, receipt=attempt.receipt, at=at)
             else:
                 self.reverse(attempt)
+
+    def _apply_second_answer(self, question: Question, answer: Answer, at: datetime) -> None:
+        """Apply M-Pesa's answer about a second receipt: it is booked, dropped, or asked about again."""
+        attempt = question.attempt
+        question.keep(answer.verdict)
+        another = answer.ocid not in (None, attempt.ocid) or not _fits(answer, attempt)
+        same = answer.receipt is None or answer.receipt.upper() == attempt.second.upper()
+        if answer.verdict in ("failed", "reversed") or (answer.verdict == "completed" and another):
+            attempt.second, attempt.ask_at = "", None
+        elif answer.verdict == "completed" and answer.ocid == attempt.ocid and same:
+            self.pay(attempt, receipt=attempt.second, at=at)
 
     def _apply_no_payment(self, question: Question, verdict: str, at: datetime) -> None:
         """Apply an answer that we believe and that does not report a payment."""

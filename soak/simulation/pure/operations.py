@@ -75,7 +75,8 @@ def decide(
     if receipt:
         if attempt.first_sent_at is None:
             raise Refused("it never left")
-        if f"second:{receipt}" in machine.book.keys or machine.receipt_taken(receipt, by=attempt):
+        asked_about = any(a.second.upper() == receipt for p in machine.payouts for a in p.attempts)
+        if asked_about or f"second:{receipt}" in machine.book.keys or machine.receipt_taken(receipt, by=attempt):
             raise Refused("the receipt belongs to another payment")
         machine.pay(attempt, receipt=receipt, at=at)
         attempt.decision, attempt.ask_at = "paid", at

@@ -95,7 +95,7 @@ class Attempt:
 
     `report` is the result that callbacks report: a code, or the machine's PAID or PERHAPS for a reported payment.
     `is_found` is True if the books had lost the request, and `asked_first` if we asked about it before it left.
-    `paid_amount` is what M-Pesa paid, if it is another amount.
+    `paid_amount` is what M-Pesa paid, if it is another amount. `second` is a further receipt that M-Pesa must confirm.
     """
 
     payout: Payout
@@ -114,6 +114,7 @@ class Attempt:
     acknowledged: bool = False
     report: str = ""
     receipt: str = ""
+    second: str = ""
     decision: str = ""
     corrections: int = 0
     is_found: bool = False
@@ -131,7 +132,8 @@ class Attempt:
     @property
     def is_askable(self) -> bool:
         """True if M-Pesa may be asked about it. A payment that people decided is asked about until it is confirmed."""
-        return self.state in ASKABLE or (self.state == "PAID" and self.decision == "paid")
+        decided = self.state == "PAID" and self.decision == "paid"
+        return self.state in ASKABLE or decided or (self.state in ("PAID", "REVERSED") and self.second != "")
 
     @property
     def booking(self) -> str:
