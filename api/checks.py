@@ -82,8 +82,9 @@ def log_warnings() -> None:
 
 
 def refuse_unset_thresholds() -> None:
-    """Refuse to start in production while an act has no threshold for a second person.
+    """Refuse to start a web process in production while an act has no threshold for a second person.
 
+    Workers start, because they pay winners and decide nothing. Commands refuse an act without its threshold.
     If the database does not answer, the process starts: its first request reports the database.
     Raises: ImproperlyConfigured.
     """

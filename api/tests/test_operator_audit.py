@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.conf import Settings
 from django.core.management import CommandError, call_command
 from django.db.models import QuerySet
 from django.test import Client
@@ -117,6 +118,15 @@ def test_decision_on_held_payout_is_recorded_for_each_person(db: None, monkeypat
     assert last is not None
     assert last.reason == "Statement, page 3"
     assert last.after == '{"amount":"50000.00","reason":"","receipt":"SGL12AB34C","status":"COMPLETED"}'
+
+
+def test_command_without_its_threshold_is_refused_in_production(db: None, settings: Settings) -> None:
+    # given
+    payout, settings.PRODUCTION = held_payout(50_000), True
+
+    # when, then: nobody is asked for a PIN.
+    with pytest.raises(CommandError, match=r"No threshold is set for payout\.decide"):
+        call_command("decide_payout", payout.pk, receipt="SGL12AB34C", grounds="Statement", by=["0712345678"])
 
 
 # --- logins ----------------------------------------------------------------------------------------------------------

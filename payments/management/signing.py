@@ -6,7 +6,7 @@ from datetime import datetime
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from users import audit, auth, authority, second_factor
+from users import audit, auth, authority, figure_changes, second_factor
 from users.refusal import Refusal
 
 SOURCE = "command"
@@ -15,8 +15,11 @@ SOURCE = "command"
 def sign(number: str, *, act_name: str, at: datetime) -> audit.Actor:
     """Ask for the PIN of a phone number, and for a code where one is due. Return the person for the audit trail.
 
-    Raises: CommandError if the PIN or the code is wrong, or if the person's roles do not allow the act.
+    Raises: CommandError if the PIN or the code is wrong, if the person's roles do not allow the act, or if the act's
+    threshold is unset in production. The web server does not start then, but a command would take one person.
     """
+    if settings.PRODUCTION and act_name in figure_changes.unset(at):
+        raise CommandError(f"No threshold is set for {act_name}: python manage.py threshold {act_name} AMOUNT|never")
     try:
         pin = getpass.getpass(f"PIN of {number}: ")
         person = auth.check_pin(phone_number=number, pin=pin, source=SOURCE, at=at, at_the_server=True)
