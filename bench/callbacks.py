@@ -66,6 +66,8 @@ class Bench:
         addresses = wiring.addresses()
         while len(posts) < count:
             claims = sending_claims.claim(at=timezone.now(), policy=self.policy, addresses=addresses, limit=500)
+            if not claims:
+                raise AssertionError("No payout may leave, although payouts are due.")
             answers: list[tuple[sending_claims.Claim, sending_claims.Response]] = [
                 (claim, client.Accepted("AG_1", claim.originator_conversation_id)) for claim in claims
             ]

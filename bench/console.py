@@ -323,9 +323,9 @@ def figures(month: Any, seen: dict[str, dict[str, Cost]]) -> list[Row]:
     """Return one row for each page, with its slowest address; one for the raw tables; two for the invariants."""
     from payments.models import InvariantCheck
 
-    rows, records = [], {}
+    rows, records, raw_tables = [], {}, of_records()
     for name, costs in seen.items():
-        if name.endswith(("_changelist", "_change", "_history", "_delete", "_add")):
+        if name in raw_tables:
             records[name] = max(costs.values(), key=lambda cost: cost.seconds)
             continue
         address, worst = max(costs.items(), key=lambda item: item[1].seconds)

@@ -58,8 +58,8 @@ def parts(*, quick: bool, seed: int) -> tuple[Part, ...]:
     chance = f"--seed={seed}"
     # The kills stop some time before the part's time limit, so that the last payouts can be paid.
     return (
-        Part("simulation", (*simulation, f"--seeds={seed}:{seed + services_seeds}"), 4 if quick else 20),
-        Part("planted bugs", (*simulation, "--bugs"), 20 if quick else 45),
+        Part("simulation", (*simulation, f"--seeds={seed}:{seed + services_seeds}"), 8 if quick else 60),
+        Part("planted bugs", (*simulation, "--bugs"), 20 if quick else 60),
         Part("pure machine", (*simulation, "--pure", f"--seeds={seed}:{seed + pure_seeds}"), 5 if quick else 25),
         Part("planted bugs of the pure machine", (*simulation, "--pure", "--bugs"), 5),
         Part("conformance", (*simulation, "--conform", f"--seeds={seed}:{seed + sequences}"), 5 if quick else 25),

@@ -40,7 +40,7 @@ from soak.simulation.scratch import scratch_database, vacuum
 from soak.simulation.seed_result import SeedResult
 
 MOST_SEEDS = 1_000
-SEEDS_FOR_SHARE = 50
+SEEDS_FOR_SHARE = 20
 VACUUM_EVERY_SEEDS = 10
 ENOUGH = 200  # From this number of seeds on, each fault must have happened and few payouts may be held.
 MOST_HELD = 0.01  # Units: share of all payouts.
