@@ -31,8 +31,10 @@ BUG_WORDS = (
     "first seeds that find it, and the rule that is reported as broken."
 )
 MUTANT_WORDS = (
-    "Each mutant changes one place of the code or of its SQL. Then the tests of `make test` that reach this place run. "
-    "The table lists the changes that no test noticed. A change with a reason has no effect, and does not count."
+    "Each mutant changes one place of the code or of its SQL. Then the tests of `make test` that reach this place run, "
+    "the nearest first, up to 30 seconds of them. More tests may notice more, so the share is a lower bound. The table "
+    "lists the changes that these tests did not notice. The other reasons say why a change has no effect. Such a "
+    "change does not count."
 )
 # The parts that run seeds, each with its name in the report and its limit.
 SEEDED = {

@@ -1,8 +1,9 @@
 """Mutation testing: `python -m soak.mutation` changes the code in many small ways and sees if the tests notice.
 
-Each mutant changes one place of one module, and runs the tests that reach this place. A mutant that no test notices is
-a survivor: a guard without a test, or a change without an effect. `equivalent.json` names the changes without an
-effect, each with its reason; they do not count. The exit status is 1 if fewer than 95 % of the others are noticed.
+Each mutant changes one place of one module, and runs the tests that reach this place: the nearest ones, up to a number
+of seconds (--nearest). A mutant that they do not notice is a survivor: a guard without a test near it, or a change
+without an effect. `equivalent.json` names the changes without an effect, each with its reason; they do not count. The
+exit status is 1 if fewer than 95 % of the others are noticed.
 """
 
 import argparse
@@ -84,15 +85,28 @@ class Session:
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
         path.write_text(mutated)
         try:
-            if forking.is_in_function(source, mutant.start, mutant.end):
-                self._channel.send(forking.Question(mutant.path, source, mutated, tests, seconds))
-                noticed_by = self._channel.recv()
+            if mutant.path.endswith(".py"):
+                in_function = forking.is_in_function(source, mutant.start, mutant.end)
+                noticed_by = self._ask(mutant.path, source, mutated, tests, seconds, in_function=in_function)
             if noticed_by == forking.CodeDiffers.__name__:
                 noticed_by = _first_failure(tests, self.place, seconds)
         finally:
             path.write_text(source)
             Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
         return Judged(mutant, noticed_by, time.monotonic() - began)
+
+    def passes_unchanged(self, test: str, path: str, seconds: float) -> bool:
+        """Return True if a test passes without any change of a module."""
+        source = (self.place / path).read_text()
+        return not self._ask(path, source, source, [test], seconds, in_function=True)
+
+    def _ask(
+        self, path: str, source: str, mutated: str, tests: list[str], seconds: float, *, in_function: bool
+    ) -> str:  # fmt: skip
+        cpu_seconds = math.ceil(seconds / 15)
+        self._channel.send(forking.Question(path, source, mutated, in_function, tests, seconds, cpu_seconds))
+        answer: str = self._channel.recv()
+        return answer
 
     def end(self) -> None:
         with contextlib.suppress(OSError):  # The session has ended already.
@@ -145,10 +159,35 @@ def _sessions(count: int) -> Iterator[list[Session]]:
                 git("worktree", "remove", "--force", str(place))
 
 
+class _Choice:
+    """The tests of each mutant, without those that fail without any mutant."""
+
+    def __init__(self, covered: covering.Covering, kept: verdicts.Kept, nearest: float) -> None:
+        self._covered, self._kept, self._nearest = covered, kept, nearest
+        self._fit, self._unfit = set(covered.seconds), set[str]()
+
+    def judge(self, session: Session, mutant: mutants.Mutant) -> Judged:
+        """Judge a mutant. A test that the measurement does not know must pass without the mutant to notice it."""
+        while True:
+            nearest = self._covered.of(mutant, first=self._kept.hint(mutant), at_most=self._nearest)
+            tests = [test for test in nearest if test not in self._unfit]
+            seconds = 600 + 20 * sum(self._covered.seconds.get(test, 1) for test in tests)
+            one = session.judge(mutant, tests, seconds)
+            if "::" not in one.noticed_by or one.noticed_by in self._fit:
+                return one
+            if session.passes_unchanged(one.noticed_by, mutant.path, seconds):
+                self._fit.add(one.noticed_by)
+                return one
+            say(f"  fails without any mutant, so it judges none: {one.noticed_by}")
+            path, *_, name = one.noticed_by.split("[")[0].split("::")
+            self._unfit |= {one.noticed_by, f"{path}::{name}"}
+
+
 def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, until: float, measure: bool) -> list[Judged]:
     """Judge every mutant, `jobs` at a time, print each survivor at once, and keep each verdict for the next run."""
     kept = verdicts.Kept()
-    judged = [Judged(mutant, noticed_by, 0) for mutant in drawn if (noticed_by := kept.of(mutant)) is not None]
+    verdicts_known = ((mutant, kept.of(mutant, at_most=nearest)) for mutant in drawn)
+    judged = [Judged(mutant, noticed_by, 0) for mutant, noticed_by in verdicts_known if noticed_by is not None]
     known = {one.mutant for one in judged}
     waiting: queue.SimpleQueue[mutants.Mutant | None] = queue.SimpleQueue()
     for mutant in [*(mutant for mutant in drawn if mutant not in known), *[None] * jobs]:
@@ -156,15 +195,14 @@ def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, until: 
     if len(known) == len(drawn) or time.monotonic() >= until:
         return judged
     covered = covering.measure(SUITE, PACKAGES, again=measure)
+    choice = _Choice(covered, kept, nearest)
 
     def work(session: Session) -> None:
         while (mutant := waiting.get()) is not None and time.monotonic() < until:
-            tests = covered.of(mutant, first=kept.hint(mutant), at_most=nearest)
-            one = session.judge(mutant, tests, 600 + 20 * sum(covered.seconds.get(test, 1) for test in tests))
-            if one.noticed_by or nearest == math.inf:
-                judged.append(one)
-                if one.noticed_by != forking.NOT_IN_TIME:  # On a busy machine it may end next time.
-                    kept.add(mutant, one.noticed_by)
+            one = choice.judge(session, mutant)
+            judged.append(one)
+            if one.noticed_by != forking.NOT_IN_TIME:  # On a busy machine it may end next time.
+                kept.add(mutant, one.noticed_by, at_most=nearest)
             if not one.noticed_by:
                 say(f"  not noticed: {mutant.path}:{mutant.line}: {mutant.words}: {_cell(mutant.before)}")
             if len(judged) % 20 == 0:
@@ -183,8 +221,12 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())[:160]
 
 
-def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[str, str], *, left: int) -> bool:
+def report(
+    judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[str, str], *, nearest: float, left: int
+) -> bool:
     """Print the table of survivors and hand over the figure. `left` mutants have no verdict yet.
+
+    `nearest` are the seconds of tests that each mutant met. More tests may notice more, so the share is a lower bound.
 
     Returns True if every mutant was judged and enough were noticed.
     """
@@ -192,7 +234,7 @@ def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[st
     total = Counter(one.mutant.path for one in judged)
     say("| Module (noticed) | Line | Change that no test noticed | Reason |")
     say("|---|---|---|---|")
-    survivors = [(one.mutant, "a test is missing") for one in judged if not one.noticed_by]
+    survivors = [(one.mutant, "no test near it") for one in judged if not one.noticed_by]
     survivors += [(mutant, reasons[mutant.name]) for mutant in excused]
     for path in sorted({mutant.path for mutant, _ in survivors} | total.keys()):
         module = f"{path} ({noticed[path]} of {total[path]})"
@@ -205,7 +247,11 @@ def report(judged: list[Judged], excused: list[mutants.Mutant], reasons: dict[st
         if not here:
             say(f"| {module} | | none | |")
     passed = left == 0 and 100 * noticed.total() >= SHARE * total.total()
-    seen = f"{noticed.total()} of {total.total()} mutants noticed, {len(excused)} without effect, {left} not judged"
+    tests = "all tests that reach them" if nearest == math.inf else f"the nearest {nearest:g} s of tests"
+    seen = (
+        f"{noticed.total()} of {total.total()} mutants noticed by {tests}, {len(excused)} without effect, "
+        f"{left} not judged"
+    )
     hand_over([Figure("Mutants of the modules of money", f"at least {SHARE} % are noticed", seen, passed)])
     say(seen)
     return passed
@@ -219,8 +265,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=11, help="the same seed draws the same mutants (default 11)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--nearest", type=float, default=math.inf, metavar="SECONDS",
-        help="only the nearest tests of each mutant, so many seconds of them; survivors are not kept",
+        "--nearest", type=float, default=30, metavar="SECONDS",
+        help="only the nearest tests of each mutant, so many seconds of them (default 30, inf for all)",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no mutant after so many minutes")
     parser.add_argument("--measure", action="store_true", help="learn again which tests run which lines")
@@ -237,7 +283,7 @@ def main(arguments: list[str]) -> int:
     until = time.monotonic() + 60 * options.minutes
     judged = judge_all(counted, jobs=options.jobs, nearest=options.nearest, until=until, measure=options.measure)
     excused = [mutant for mutant in drawn if mutant.name in reasons]
-    return 0 if report(judged, excused, reasons, left=len(counted) - len(judged)) else 1
+    return 0 if report(judged, excused, reasons, nearest=options.nearest, left=len(counted) - len(judged)) else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Tests that run each line of a module, with their seconds, from one run of the suite with coverage.
 
 The run takes some minutes, so its result is kept in `.kasoko/mutation/`. It serves later commits too: lines that moved
-are found again, and the tests of changed files are added.
+are found again, and tests that were written since then are added.
 """
 
+import ast
 import difflib
 import itertools
 import json
@@ -40,10 +41,12 @@ class Covering:
     def of(self, mutant: Mutant, *, first: str = "", at_most: float = math.inf) -> list[str]:
         """Return the tests that can notice a mutant: those that run its lines, else all tests of its module.
 
-        `first` is a test that noticed this change before. `at_most` are the seconds of the tests.
-        Code outside functions runs at import, so no test is recorded for it. The tests of a `.sql` file are those of
-        the modules beside it. Tests of the module itself come first, then those beside it and those
-        of its package, the fastest first. Files of tests that changed since the measurement are returned whole.
+        `first` is a test that noticed this change before. `at_most` are the seconds of the tests, and one test is
+        always returned.
+        Code outside functions runs at import, so no test is recorded for it. A new line has the tests of its function.
+        The tests of a `.sql` file are those of the modules beside it. Tests written since the measurement are added if
+        their file is new, or if another of its tests runs the module. Tests of the module itself come first, then
+        those beside it and those of its package, the fastest first.
         """
         lines = self.tests.get(mutant.path, {})
         if not mutant.path.endswith(".py"):
@@ -52,24 +55,29 @@ class Covering:
                       for tests in by_line.values() for test in tests}  # fmt: skip
         else:
             measured = _lines_then(self.commit, mutant.path)
-            reached = [measured.get(line, 0) for line in range(mutant.line, mutant.last_line + 1)]
-            chosen = {test for line in reached for test in lines.get(line, [])}
+            chosen = self._running(lines, measured, range(mutant.line, mutant.last_line + 1))
+            chosen = chosen or self._running(lines, measured, _function_around(mutant.path, mutant.line))
             chosen = chosen or {test for tests in lines.values() for test in tests}
-        changed = set(_changed_tests(self.commit))
-        chosen = {test for test in chosen if test.split("::")[0] not in changed} | changed
+        files = {test.split("::")[0] for tests in lines.values() for test in tests}
+        chosen |= {test for test, is_file_new in _new_tests(self.commit) if is_file_new or test.split("::")[0] in files}
         package, *directories = Path(mutant.path).parent.parts
         own = f"test_{Path(mutant.path).stem}"
         beside = "/".join([package, "tests", *directories]) + "/"
 
         def distance(test: str) -> tuple[bool, bool, bool, float, str]:
-            seconds = self.seconds.get(test, 1.0)
+            seconds = self.seconds.get(test, 0.0 if own in test else 1.0)
             return own not in test, not test.startswith(beside), not test.startswith(package), seconds, test
 
         ordered = sorted(chosen, key=distance)
         if first:
             ordered = [first, *(test for test in ordered if test != first)]
         ends = itertools.accumulate(self.seconds.get(test, 1.0) for test in ordered)
-        return [test for test, end in zip(ordered, ends, strict=True) if end <= at_most]
+        nearest = [test for test, end in zip(ordered, ends, strict=True) if end <= at_most]
+        return nearest or ordered[:1]
+
+    @staticmethod
+    def _running(lines: dict[int, list[str]], measured: dict[int, int], wanted: range) -> set[str]:
+        return {test for line in wanted for test in lines.get(measured.get(line, 0), [])}
 
 
 @cache
@@ -81,10 +89,36 @@ def _lines_then(measured_at: str, path: str) -> dict[int, int]:
     return {block.a + n + 1: block.b + n + 1 for block in blocks for n in range(block.size)}
 
 
+def _function_around(path: str, line: int) -> range:
+    """Return the lines of the smallest function around a line, or no lines."""
+    around = [
+        range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        for node in ast.walk(ast.parse(Path(ROOT, path).read_text()))
+        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    return min(around, key=len, default=range(0))
+
+
 @cache
-def _changed_tests(measured_at: str) -> tuple[str, ...]:
-    names = git("diff", "--name-only", "--diff-filter=d", measured_at, "HEAD").splitlines()
-    return tuple(name for name in names if Path(name).name.startswith("test_"))
+def _new_tests(measured_at: str) -> tuple[tuple[str, bool], ...]:
+    """Return the tests that were written since a measurement, each with True if its file is new."""
+    changes = git("diff", "--name-status", "--no-renames", "--diff-filter=d", measured_at, "HEAD").splitlines()
+    new = []
+    for change in changes:
+        status, path = change.split("\t")
+        if Path(path).name.startswith("test_"):
+            then = set() if status == "A" else _test_names(git("show", f"{measured_at}:{path}"))
+            written = _test_names(Path(ROOT, path).read_text()) - then
+            new += [(f"{path}::{name}", status == "A") for name in sorted(written)]
+    return tuple(new)
+
+
+def _test_names(source: str) -> set[str]:
+    return {
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
 
 
 def measure(pytest_arguments: Sequence[str], packages: Sequence[str], *, again: bool = False) -> Covering:

@@ -1,14 +1,16 @@
 """Pytest plugin that judges many mutants in one session: each in a fork that already holds all modules and tests.
 
 `soak.mutation` starts pytest with this plugin in a checkout, and sends one `Question` after the other. A fork replaces
-the code of the mutated module's functions, runs the tests, and tells the first that fails. Each fork gets a new copy of
-a database that was migrated once. So a mutant costs the seconds of its tests, without any start-up.
+the code of the mutated module's functions, or the value of its constant. Then it runs the tests, and tells the first
+that fails. Each fork gets a new copy of a database that was migrated once. So a mutant costs the seconds of its tests,
+without any start-up.
 """
 
 import ast
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -37,17 +39,22 @@ NOT_IN_TIME = "the tests did not end"
 
 @dataclass(frozen=True)
 class Question:
-    """A mutated module, its tests or files of tests in the order of their run, and the limit of the run in seconds."""
+    """A mutated module, its tests in the order of their run, and the limits of the run.
+
+    `seconds` are those of the clock. `cpu_seconds` end a mutant that never stops, on a busy machine too.
+    """
 
     path: str
     source: str
     mutated: str
+    in_function: bool
     tests: list[str]
     seconds: float
+    cpu_seconds: int
 
 
 class CodeDiffers(ValueError):
-    """The functions of a mutant cannot take the place of the module's functions."""
+    """The functions and constants of a mutant cannot take the place of those of the module."""
 
 
 def functions_of(root: Path) -> dict[str, list[FunctionType]]:
@@ -82,6 +89,44 @@ def _pairs(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
     if [one.co_name for one in inner_old] == [one.co_name for one in inner_new]:
         for pair in zip(inner_old, inner_new, strict=True):
             yield from _pairs(*pair)
+
+
+def replace_constant(path: Path, source: str, mutated: str) -> None:
+    """Give a loaded module the constant that its mutated source assigns, and every module that imported it.
+
+    Raises: CodeDiffers if the change is not in one constant, or if another part of a module may hold its old value.
+    """
+    statements, changed = ast.parse(source).body, ast.parse(mutated).body
+    places = [n for n, pair in enumerate(zip(statements, changed, strict=True)) if len(set(map(ast.dump, pair))) == 2]
+    module = next((one for one in list(sys.modules.values()) if getattr(one, "__file__", None) == str(path)), None)
+    if module is None or len(places) != 1:
+        raise CodeDiffers(str(path))
+    old, new = statements[places[0]], changed[places[0]]
+    if not isinstance(old, ast.Assign) or not isinstance(new, ast.Assign) or not isinstance(old.targets[0], ast.Name):
+        raise CodeDiffers(str(path))
+    name = old.targets[0].id
+    if any(name in _names_at_import(statement) for statement in statements[places[0] + 1 :]):
+        raise CodeDiffers(f"{path}: {name}")
+    before = vars(module)[name]
+    exec(compile(ast.Module([new], []), str(path), "exec"), vars(module))  # noqa: S102 - our own source
+    for other in list(sys.modules.values()):
+        if getattr(other, "__dict__", {}).get(name) is before:
+            setattr(other, name, vars(module)[name])
+
+
+def _names_at_import(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module reads when it is loaded: not those in the bodies of functions."""
+    waiting: list[ast.AST] = [statement]
+    names = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef):
+            waiting += [*node.decorator_list, node.args]
+        else:
+            waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+    return names
 
 
 def is_in_function(source: str, start: int, end: int) -> bool:
@@ -167,9 +212,13 @@ class _Judge:
     def _first_failure(self, question: Question) -> str:
         path = Path(self.session.config.rootpath, question.path)
         try:
-            replace_functions(self.functions.get(str(path), []), path, question.source, question.mutated)
+            if question.in_function:
+                replace_functions(self.functions.get(str(path), []), path, question.source, question.mutated)
+            else:
+                replace_constant(path, question.source, question.mutated)
         except CodeDiffers:
             return CodeDiffers.__name__
+        resource.setrlimit(resource.RLIMIT_CPU, (question.cpu_seconds, question.cpu_seconds))
         _copy_for_each_run(self.template)
         for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
             with redis.Redis.from_url(os.environ[name]) as client:
@@ -183,7 +232,7 @@ class _Judge:
 
         self.session.config.pluginmanager.register(Watch())
         items = self._items()
-        chosen = [item for test in question.tests for item in items.get(test, [])]
+        chosen = list(dict.fromkeys(item for test in question.tests for item in items.get(test, [])))
         for item, following in zip(chosen, [*chosen[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if failed:
@@ -193,8 +242,10 @@ class _Judge:
     def _items(self) -> dict[str, list[pytest.Item]]:
         items: dict[str, list[pytest.Item]] = defaultdict(list)
         for item in self.session.items:
-            items[item.nodeid].append(item)
-            items[item.nodeid.split("::")[0]].append(item)
+            # A test written since the measurement is named without its class and parameters.
+            name = f"{item.nodeid.split('::')[0]}::{getattr(item, 'originalname', item.name)}"
+            for one in {item.nodeid, name}:
+                items[one].append(item)
         return items
 
 

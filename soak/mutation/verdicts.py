@@ -1,10 +1,11 @@
 """Verdicts of earlier runs, so that a run can be continued and does not judge the same mutant again.
 
 A mutant that a test noticed stays noticed while its module and the file of this test are the same. A survivor is
-kept for its commit only, because any new test can notice it.
+kept for its commit only, because any new test can notice it. It is kept with the seconds of tests that it survived.
 """
 
 import json
+import math
 from functools import cache
 
 from soak.mutation.covering import PLACE
@@ -23,21 +24,30 @@ class Kept:
         lines = FILE.read_text().splitlines() if FILE.exists() else []
         self._by_name = {verdict["mutant"]: verdict for verdict in map(json.loads, lines)}
 
-    def of(self, mutant: Mutant) -> str | None:
-        """Return the test that noticed this mutant, an empty text if it survived, or None if it must be judged."""
+    def of(self, mutant: Mutant, *, at_most: float = math.inf) -> str | None:
+        """Return the test that noticed this mutant, an empty text if it survived, or None if it must be judged.
+
+        `at_most` are the seconds of tests that a mutant must survive.
+        """
         verdict = self._by_name.get(mutant.name)
-        return (
-            verdict["noticed_by"] if verdict and verdict["for"] == self._scope(mutant, verdict["noticed_by"]) else None
-        )
+        if verdict is None or verdict["for"] != self._scope(mutant, verdict["noticed_by"]):
+            return None
+        noticed_by: str = verdict["noticed_by"]
+        return noticed_by if noticed_by or verdict.get("at_most", math.inf) >= at_most else None
 
     def hint(self, mutant: Mutant) -> str:
         """Return the test that noticed this change in an older version of the module, or an empty text."""
         noticed_by: str = self._by_name.get(mutant.name, {"noticed_by": ""})["noticed_by"]
         return noticed_by if "::" in noticed_by else ""
 
-    def add(self, mutant: Mutant, noticed_by: str) -> None:
+    def add(self, mutant: Mutant, noticed_by: str, *, at_most: float = math.inf) -> None:
         """Keep one verdict. Threads may call this at the same time, because each adds one line at the end."""
-        verdict = {"mutant": mutant.name, "noticed_by": noticed_by, "for": self._scope(mutant, noticed_by)}
+        verdict = {
+            "mutant": mutant.name,
+            "noticed_by": noticed_by,
+            "for": self._scope(mutant, noticed_by),
+            "at_most": at_most,
+        }
         with FILE.open("a") as file:
             file.write(json.dumps(verdict) + "\n")
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +89,34 @@ def test_function_without_a_counterpart_is_refused(loaded: ModuleType) -> None:
         _replace(loaded, "return function(amount) * by", "return 1")
     with pytest.raises(forking.CodeDiffers):
         forking.replace_functions([], Path("not_loaded.py"), SOURCE, SOURCE)
+
+
+def test_imported_constant_has_the_mutated_value(loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("other")
+    vars(other)["LIMIT"] = loaded.LIMIT
+    monkeypatch.setitem(sys.modules, "limits", loaded)
+    monkeypatch.setitem(sys.modules, "other", other)
+    assert loaded.__file__ is not None
+    forking.replace_constant(Path(loaded.__file__), SOURCE, SOURCE.replace("LIMIT = 3", "LIMIT = 4"))
+    assert vars(other)["LIMIT"] == 4
+    assert not loaded.is_over([4])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "LIMIT = 3\nDOUBLE = 2 * LIMIT\n",
+        "LIMIT = 3\n\n\ndef is_over(amount, limit=LIMIT):\n    return amount > limit\n",
+        "class Rules:\n    LIMIT = 3\n",
+    ],
+)
+def test_constant_whose_old_value_is_held_elsewhere_is_refused(
+    source: str, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "limits", loaded)
+    assert loaded.__file__ is not None
+    with pytest.raises(forking.CodeDiffers):
+        forking.replace_constant(Path(loaded.__file__), source, source.replace("LIMIT = 3", "LIMIT = 4"))
 
 
 def test_only_bodies_of_functions_are_replaced() -> None:

@@ -1,5 +1,6 @@
 """Verdicts of earlier runs, and tests chosen from an older measurement."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from soak.mutation import covering, mutants, verdicts
 MODULE = "payments/due.py"
 SOURCE = "def is_due(count):\n    return count > 1\n"
 TEST = "payments/tests/test_due.py"
+NEW = "payments/tests/test_new.py"
 
 
 MUTANT = mutants.all_of(MODULE, SOURCE)[0]
@@ -47,20 +49,44 @@ def test_survivor_is_judged_again_at_the_next_commit(versions: dict[str, str]) -
     assert verdicts.Kept().of(MUTANT) is None
 
 
-def test_tests_of_a_moved_line_and_changed_files_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survivor_of_few_tests_is_judged_again_by_more(versions: dict[str, str]) -> None:
+    verdicts.Kept().add(MUTANT, "", at_most=30)
+    assert verdicts.Kept().of(MUTANT, at_most=20) == ""
+    assert verdicts.Kept().of(MUTANT, at_most=30) == ""
+    assert verdicts.Kept().of(MUTANT, at_most=40) is None
+    assert verdicts.Kept().of(MUTANT) is None
+
+
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mutants.Mutant]:
+    """A mutant of a module with a new line, and two files of tests with new tests since the measurement."""
+    source = "# A new line.\n" + SOURCE
+    for path, text in ((MODULE, source), (TEST, "def test_c(): ...\ndef test_f(): ...\n"), (NEW, "def test_e(): ...")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    then = {MODULE: SOURCE, TEST: "def test_c(): ...\ndef test_d(): ...\n"}
+    answers = {"show": lambda of: then[of.split(":")[1]], "diff": lambda *_: f"M\t{MODULE}\nM\t{TEST}\nA\t{NEW}\n"}
     monkeypatch.setattr(covering, "ROOT", tmp_path)
-    (tmp_path / "payments").mkdir()
-    (tmp_path / MODULE).write_text("# A new line.\n" + SOURCE)
-    answers = {"show": SOURCE, "diff": "payments/due.py\npayments/tests/test_new.py\n"}
-    monkeypatch.setattr(covering, "git", lambda command, *_: answers[command])
-    for cached in (covering._lines_then, covering._changed_tests):
-        cached.cache_clear()
-    moved = mutants.all_of(MODULE, "# A new line.\n" + SOURCE)[0]
-    tests = {MODULE: {1: ["far.py::a"], 2: ["far.py::b", f"{TEST}::c", f"{TEST}::d", "payments/tests/test_new.py::e"]}}
-    measured = covering.Covering(tests, {f"{TEST}::c": 3, f"{TEST}::d": 2, "far.py::b": 1})
-    chosen = [f"{TEST}::d", f"{TEST}::c", "payments/tests/test_new.py", "far.py::b"]
+    monkeypatch.setattr(covering, "git", lambda command, *arguments: answers[command](*arguments))
+    cached = (covering._lines_then, covering._new_tests)
+    for one in cached:
+        one.cache_clear()
+    yield mutants.all_of(MODULE, source)[0]
+    for one in cached:
+        one.cache_clear()
+
+
+def test_tests_of_a_moved_line_and_new_tests_are_chosen(moved: mutants.Mutant) -> None:
+    tests = {MODULE: {1: ["far.py::a"], 2: ["far.py::b", f"{TEST}::test_c", f"{TEST}::test_d"]}}
+    measured = covering.Covering(tests, {f"{TEST}::test_c": 3, f"{TEST}::test_d": 2, "far.py::b": 1})
+    chosen = [f"{TEST}::test_f", f"{TEST}::test_d", f"{TEST}::test_c", f"{NEW}::test_e", "far.py::b"]
     assert measured.of(moved) == chosen
-    assert measured.of(moved, at_most=5.5) == chosen[:2]
+    assert measured.of(moved, at_most=6.5) == chosen[:3]
+    assert measured.of(moved, at_most=0.5) == chosen[:1]
     assert measured.of(moved, first="far.py::b")[0] == "far.py::b"
-    for cached in (covering._lines_then, covering._changed_tests):
-        cached.cache_clear()
+
+
+def test_new_line_has_the_tests_of_its_function(moved: mutants.Mutant) -> None:
+    tests = {MODULE: {1: [f"{TEST}::test_d"], 9: [f"{TEST}::test_c"]}}
+    measured = covering.Covering(tests, {f"{TEST}::test_c": 3, f"{TEST}::test_d": 2})
+    assert measured.of(moved) == [f"{TEST}::test_f", f"{TEST}::test_d", f"{NEW}::test_e"]
