@@ -10,6 +10,7 @@ Lock order: Market, Bet, Dispute, Transaction, Attempt, wallets, then the end of
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import cast
 
 from django.db import transaction
@@ -21,7 +22,7 @@ from payments.models import Dispute, DisputeEvent, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.policy import Policy
 from payments.settlement import status
-from users import audit, notifications
+from users import audit, notifications, second_person
 from users.refusal import Refusal
 
 State, Remedy, Kind = Dispute.State, Dispute.Remedy, DisputeEvent.Kind
@@ -164,7 +165,8 @@ def reject(*, dispute_id: uuid.UUID, text: str, by: audit.Actor, at: datetime) -
 def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at: datetime) -> Upheld:
     """Uphold a dispute. The remedies `pay_to_wallet` and `resend` act now, on the payouts that failed or are held.
 
-    Locks: Dispute, the Transactions by id, the wallet.
+    A payment to the wallet that takes two people is refused here. They make it on the payout's own page.
+    Locks: Dispute, the Transactions by id, the actor's payments to wallets, the wallet.
     Raises: DisputeNotFound; WrongDisputeState; own_affairs.OwnDispute; own_affairs.OwnPayout; NoSuchRemedy;
     actions.PayoutNotRetryable. In each of these cases nothing was decided and no money moved.
     """
@@ -175,6 +177,8 @@ def uphold(*, dispute_id: uuid.UUID, remedy: str, text: str, by: audit.Actor, at
         if remedy == Remedy.RE_RESOLVE and (settlement is None or settlement.rule in _FINAL):
             raise NoSuchRemedy("This bet or transaction has no settlement that can be undone. Choose another remedy.")
         payouts = _stuck_payouts(dispute) if remedy in (Remedy.PAY_TO_WALLET, Remedy.RESEND) else []
+        if remedy == Remedy.PAY_TO_WALLET:
+            _refuse_large_payment_alone(payouts, by=by, at=at)
         act = actions.pay_into_wallet if remedy == Remedy.PAY_TO_WALLET else actions.make_pending_again
         changed = [act(payout_id, by=by, at=at) for payout_id in payouts]
         dispute.state, dispute.closed_at, dispute.closed_by_id = State.UPHELD, at, by.user_id
@@ -311,6 +315,22 @@ def _stuck_payouts(dispute: Dispute) -> list[int]:
     if not ids:
         raise NoSuchRemedy("No payout of this bet failed or is held. Choose another remedy.")
     return ids
+
+
+def _refuse_large_payment_alone(payout_ids: list[int], *, by: audit.Actor, at: datetime) -> None:
+    """Refuse a payment to the wallet that takes a second person, and count a smaller one among the person's own.
+
+    Without this a dispute would be a way around the threshold of payout.to_wallet.
+    Locks: the Transactions by id, the actor's payments to wallets.
+    Raises: NoSuchRemedy.
+    """
+    payouts = Transaction.objects.filter(pk__in=payout_ids).order_by("pk").select_for_update(no_key=True, of=("self",))
+    amount = sum(payouts.values_list("amount", flat=True), Decimal("0.00"))
+    if second_person.needed(actions.TO_WALLET, amount=amount, by=by, at=at):
+        raise NoSuchRemedy(
+            f"A payment of {amount:.2f} shillings to the wallet takes two people. Nothing was decided; no money moved."
+            " Propose it on the payout's page. When it is approved, uphold the dispute with the remedy none."
+        )
 
 
 def _done(due: QuerySet[Dispute]) -> QuerySet[Dispute]:

@@ -21,8 +21,9 @@ from testing.dispute_steps import TEXT, actor_of, decide, dispute, failed_payout
 from testing.payout_steps import deliver_result, failed, result_body, sent
 from testing.rest import assert_refused, post
 from testing.transitions import paths_from
-from users import audit
+from users import audit, figures
 from users.models import AuditEntry, CustomUser, Notice
+from users.proposals import Proposed
 
 POLICY = builders.policy()
 State = Dispute.State
@@ -261,6 +262,23 @@ def test_remedy_to_wallet_pays_failed_payout_at_once(user: CustomUser, staff: Cu
     assert list(trail)[-2:] == [
         ("payout.to_wallet", staff.pk, "192.0.2.7"), ("dispute.uphold", staff.pk, "192.0.2.7"),
     ]  # fmt: skip
+
+
+def test_remedy_to_wallet_is_no_way_around_two_people(user: CustomUser, staff: CustomUser) -> None:
+    # given
+    first, second = failed_payout(user), failed_payout(user)
+    opened = [dispute(first), dispute(second)]
+    with transaction.atomic():
+        figures.set_value(figures.Change("threshold:payout.to_wallet", "300", AT, "Test"), by=audit.MACHINE, at=AT)
+
+    # when: one payment is below the threshold, and both of the day are above it
+    decide(opened[0], "uphold", staff, remedy="pay_to_wallet")
+    with nothing_moved(), pytest.raises(disputes.NoSuchRemedy, match="two people"):
+        decide(opened[1], "uphold", staff, remedy="pay_to_wallet")
+
+    # then: on the payout's own page the first one counts as well
+    made = actions.redirect_to_wallet(transaction_id=second.pk, by=actor_of(staff), at=AT)
+    assert isinstance(made, Proposed)
 
 
 def test_remedy_resend_is_done_when_the_payout_is_paid(user: CustomUser, staff: CustomUser) -> None:
