@@ -6,7 +6,7 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import F
 
-from markets import locks, lookalikes, stakeholders, terms
+from markets import locks, lookalikes, stakeholders, terms, terms_proposals
 from markets.models import Market
 from users import audit
 from users.refusal import Refusal
@@ -64,16 +64,19 @@ def create(*, draft: terms.Draft, category: str, by: audit.Actor, at: datetime) 
 def suspend_betting(*, market_id: int, reason: str, by: audit.Actor, at: datetime) -> Market:
     """Suspend betting on an open market, until a person resumes it. Bets that were placed stand.
 
-    Idempotent: betting that is suspended stays so.
+    A suspension that a proposed change of terms began becomes this person's. The end of the proposal then leaves it.
+    Idempotent: betting that a person suspended stays so.
     Locks: Market, then the end of the audit trail.
     Raises: locks.MarketNotFound; locks.MarketNotOpen; stakeholders.StakeInMarket.
     """
     with transaction.atomic(durable=True):
         market = _open_market(market_id, by, at)
-        if market.betting_suspended_at is None:
+        by_proposal = terms_proposals.suspends_betting(market)
+        if market.betting_suspended_at is None or by_proposal:
+            was = "suspended by a proposal" if by_proposal else "open"
             market.betting_suspended_at = at
             market.save(update_fields=["betting_suspended_at"])
-            _record(market, "market.suspend_betting", {"betting": "open"}, {"betting": "suspended"}, by, at, reason)
+            _record(market, "market.suspend_betting", {"betting": was}, {"betting": "suspended"}, by, at, reason)
     return market
 
 

@@ -122,9 +122,21 @@ def words(proposal: Proposal, notice: timedelta) -> list[str]:
     ]
 
 
+def suspends_betting(market: Market) -> bool:
+    """Return True if betting is suspended only by a proposed change of terms, and by no person."""
+    waiting = proposals.open_about(f"market:{market.pk}").filter(act=ACT)
+    return any(_is_its_suspension(market, proposal) for proposal in waiting)
+
+
+def _is_its_suspension(market: Market, proposal: Proposal) -> bool:
+    """Return True if the present suspension of betting began with the proposal. A person's own has a later time."""
+    began = proposal.proposed_at if proposal.payload["suspended_betting"] else None
+    return began is not None and market.betting_suspended_at == began
+
+
 def _let_go(market: Market, proposal: Proposal, at: datetime) -> None:
-    """End the suspension of betting that the proposal itself has begun."""
-    if proposal.payload["suspended_betting"] and market.betting_suspended_at is not None:
+    """End the suspension of betting that the proposal itself has begun. A person's own suspension stays."""
+    if _is_its_suspension(market, proposal):
         market.betting_suspended_at = None
         market.save(update_fields=["betting_suspended_at"])
 

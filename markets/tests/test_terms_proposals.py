@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from markets import locks, stakeholders, terms, terms_proposals
+from markets import lifecycle, locks, stakeholders, terms, terms_proposals
 from markets.models import Market
 from payments import wiring
 from testing import builders
 from testing.builders import actor, bet, market, member, nothing_moved, operator
 from users import audit, proposals
-from users.models import CustomUser, Proposal
+from users.models import AuditEntry, CustomUser, Proposal
 
 NOW = timezone.now()
 NOTICE = timedelta(hours=24)
@@ -40,6 +40,10 @@ def decide(call: Any, by: CustomUser, **more: Any) -> Any:
 
 def approve(by: CustomUser) -> Any:
     return decide(proposals.approve, by, preview_hash=Proposal.objects.order_by("-pk")[0].hash)
+
+
+def audit_actions() -> list[str]:
+    return list(AuditEntry.objects.values_list("action", flat=True))
 
 
 def staked() -> Market:
@@ -88,6 +92,39 @@ def test_rejection_resumes_only_betting_that_the_proposal_suspended(db: None, su
     rain.refresh_from_db()
     assert (rain.betting_suspended_at is not None) == suspended_before
     assert rain.terms_version == 1
+
+
+@pytest.mark.parametrize("end", ["rejected", "approved", "expired"])
+def test_suspension_of_a_person_outlives_the_proposal(db: None, end: str) -> None:
+    # given: the result is known early, so an operator suspends betting while a change of terms waits
+    rain, other, staff, late = staked(), member(100), operator(), NOW + timedelta(days=4)
+    change(rain, source="meteo.go.ke")
+    lifecycle.suspend_betting(market_id=rain.pk, reason="It rains.", by=actor(staff), at=NOW + timedelta(seconds=1))
+
+    # when
+    if end == "rejected":
+        decide(proposals.reject, operator(), reason="No.")
+    elif end == "approved":
+        approve(operator())
+    else:
+        proposals.expire(proposal_id=Proposal.objects.get().pk, at=late, acts=wiring.acts())
+
+    # then
+    rain.refresh_from_db()
+    assert rain.betting_suspended_at == NOW + timedelta(seconds=1)
+    with nothing_moved(), pytest.raises(locks.MarketNotOpen, match="suspended"):
+        bet(rain, other, at=late)
+    assert audit_actions().count("market.suspend_betting") == 1
+
+
+def test_suspension_after_a_resumption_is_not_the_proposals(db: None) -> None:
+    rain, staff = staked(), actor(operator())
+    change(rain, source="meteo.go.ke")
+    lifecycle.resume_betting(market_id=rain.pk, reason="Go on.", by=staff, at=NOW + timedelta(seconds=1))
+    lifecycle.suspend_betting(market_id=rain.pk, reason="Rain.", by=staff, at=NOW + timedelta(seconds=2))
+    decide(proposals.reject, operator(), reason="No.")
+    rain.refresh_from_db()
+    assert rain.betting_suspended_at is not None
 
 
 def test_change_without_bets_needs_nobody_else(db: None) -> None:

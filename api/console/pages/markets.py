@@ -9,7 +9,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import path, reverse
 
 from api.console import page, paging
-from markets import terms
+from markets import terms, terms_proposals
 from markets.models import NAIROBI, Market
 from payments import wiring
 from payments.ledger import receivables
@@ -123,12 +123,13 @@ def _life(
 ) -> list[tuple[str, str]]:
     """Return the buttons for the life of a market, as (text, address): those that its state and the role allow."""
     suspended = market.betting_suspended_at is not None
+    may_suspend = not suspended or terms_proposals.suspends_betting(market)
     sends = settlement is not None and settlement.state != Settlement.State.UNDOING
     stopped = settlement is not None and settlement.sending_suspended_at is not None
     free = takes_bets and not terms.notice_runs(market, at=at)
     buttons = [
         (free, "market.change", "Change the terms…", "market_change"),
-        (free and not suspended, "market.suspend_betting", "Suspend betting…", "market_suspend_betting"),
+        (free and may_suspend, "market.suspend_betting", "Suspend betting…", "market_suspend_betting"),
         (free and suspended, "market.resume_betting", "Resume betting…", "market_resume_betting"),
         (free, "market.close", "Close now…", "market_close"),
         (sends and not stopped, "market.suspend_sending", "Suspend sending…", "market_suspend_sending"),
