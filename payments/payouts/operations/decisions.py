@@ -147,10 +147,11 @@ def refuse(*, verdict_id: int, reason: str, by: audit.Actor, at: datetime, kind:
 
     `kind` is the kind that the caller may refuse, or empty for any kind.
     Locks: Transaction, Verdict.
-    Raises: DecisionNotOpen.
+    Raises: DecisionNotOpen; own_affairs.OwnPayout.
     """
     with transaction.atomic(durable=True):
         verdict = locked_open_verdict(verdict_id, kind)
+        own_affairs.refuse_own_payout(verdict.transaction, by)
         verdict.closed_by_id, verdict.closed_at, verdict.confirmed = by.user_id, at, False
         verdict.save(update_fields=["closed_by", "closed_at", "confirmed"])
         _record("payout.decision_refused", verdict, by=by, at=at, reason=reason)

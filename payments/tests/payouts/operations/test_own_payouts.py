@@ -7,11 +7,11 @@ import pytest
 
 from payments import own_affairs
 from payments.models import BulkRetry, Settlement, Transaction
-from payments.payouts.operations import actions, bulk_retries, failures
+from payments.payouts.operations import actions, bulk_retries, decisions, failures
 from payments.payouts.sending import canary
 from testing import builders, payout_steps
 from testing.builders import actor, nothing_moved, operator
-from testing.payout_steps import after
+from testing.payout_steps import READ_TIMEOUT, after
 from users.models import CustomUser
 
 pytestmark = pytest.mark.django_db
@@ -53,6 +53,27 @@ def test_own_payout_is_not_held() -> None:
     payout = builders.payout(285, user=boss)
     with nothing_moved(), pytest.raises(own_affairs.OwnPayout):
         actions.hold(transaction_id=payout.pk, reason="Wait.", by=actor(boss), at=NOW)
+
+
+def test_decision_on_ones_own_payout_is_not_rejected() -> None:
+    # given
+    boss, first = operator(), operator()
+    payout = builders.payout(285, user=boss)
+    payout_steps.question(payout_steps.sent(payout, READ_TIMEOUT), after(86_400))
+    at = after(90_000)
+    verdict = decisions.decide_or_propose(
+        transaction_id=payout.pk,
+        finding=decisions.Finding("", "No such line.", at),
+        by=actor(first),
+        at=at,
+        policy=builders.policy(),
+    )
+    assert verdict is not None
+
+    # when, then
+    with nothing_moved(), pytest.raises(own_affairs.OwnPayout):
+        decisions.refuse(verdict_id=verdict.pk, reason="It is mine.", by=actor(boss), at=at)
+    decisions.refuse(verdict_id=verdict.pk, reason="Look again.", by=actor(first), at=at)
 
 
 def test_pending_payout_of_ones_own_is_not_hastened() -> None:
