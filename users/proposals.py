@@ -183,7 +183,8 @@ def approve(
     """Carry out a proposal of another member of staff, if its figures have not changed. Return what the act returns.
 
     `holds` tells if the person holds a permission, by its codename. A proposal of the machine takes two approvals; the
-    first returns ApprovedOnce. If a figure has changed, the proposal becomes stale, and nothing is decided.
+    first returns ApprovedOnce. If a figure has changed, the proposal becomes stale, and nothing is decided. The same
+    happens if the act has come to concern its proposer.
     Locks: the subject, the Proposal, the locks of the act.
     Raises: ProposalNotFound; ProposalDecided; ProposerCannotApprove; NotYourProposal; PreviewMoved; PersonNeeded; the
     refusals of the act. Then nothing was decided and no money moved.
@@ -201,20 +202,21 @@ def approve(
         if preview_hash != proposal.hash:
             raise PreviewMoved("That is not the hash of the proposal. Nothing was decided. Open the proposal again.")
         is_expired = proposal.expires_at <= at
-        if not is_expired and procedure.hash_now(subject, proposal, at) == proposal.hash:
+        is_own = _became_own_affair(procedure, subject, proposal)
+        if not is_expired and not is_own and procedure.hash_now(subject, proposal, at) == proposal.hash:
             if proposal.proposed_by_id is None and proposal.first_approved_by_id is None:
                 return _approve_once(proposal, by=by, at=at)
             proposal.state, proposal.decided_by_id, proposal.decided_at = State.APPROVED, by.user_id, at
             proposal.save(update_fields=["state", "decided_by", "decided_at"])
             return procedure.carry_out(subject, proposal, by, at)
-        state, words = (
-            (State.EXPIRED, "Nobody approved it in time.")
-            if is_expired
-            else (State.STALE, "The figures changed after it was proposed.")
-        )
+        state = State.EXPIRED if is_expired else State.STALE
+        words = "Nobody approved it in time." if is_expired else "The figures changed after it was proposed."
+        words = _OWN if is_own and not is_expired else words
         _close(procedure, subject, proposal, state, words=words, by=by, at=at)
     if is_expired:
         raise ProposalDecided(f"Proposal {proposal_id} has expired. Nothing was decided. Make a new proposal.")
+    if is_own:
+        raise ProposalDecided(f"{_OWN} Proposal {proposal_id} is stale, and nothing was decided. Make a new proposal.")
     raise PreviewMoved(
         f"The figures have changed since proposal {proposal_id} was made, so the proposal is stale."
         " Nothing was decided. Make a new proposal."
@@ -304,6 +306,22 @@ def _locked(proposal_id: int, acts: Acts) -> tuple[Procedure, Any, Proposal]:
     if proposal.state != State.OPEN:
         raise ProposalDecided(f"Proposal {proposal_id} is {proposal.state}.")
     return procedure, subject, proposal
+
+
+_OWN = "It has become the own affair of a person who proposed or approved it."
+
+
+def _became_own_affair(procedure: Procedure, subject: Any, proposal: Proposal) -> bool:
+    """Return True if the act has come to concern a person who proposed it or approved it first.
+
+    For example a person proposes to scratch an outcome, and then bets on another one.
+    """
+    for person in (proposal.proposed_by_id, proposal.first_approved_by_id):
+        try:
+            procedure.refuse_own(subject, audit.Actor(user_id=person, source=proposal.proposed_from))
+        except Refusal:
+            return True
+    return False
 
 
 def _approve_once(proposal: Proposal, *, by: audit.Actor, at: datetime) -> ApprovedOnce:

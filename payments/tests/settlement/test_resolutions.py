@@ -19,7 +19,7 @@ from testing.builders import AT, actor, bet, member, nothing_moved, operator, or
 from testing.payout_steps import after
 from testing.settlement_steps import OUTCOMES, TWO_PERSON_POLICY, approve, hash_now, race, reject, scratch, staked
 from users import proposals
-from users.models import AuditEntry, CustomUser
+from users.models import AuditEntry, CustomUser, Proposal
 
 
 def test_resolve_closes_an_open_market_and_opens_a_settlement(db: None, at: datetime) -> None:
@@ -290,6 +290,31 @@ def test_scratched_outcome_takes_no_bets_and_cannot_win(db: None) -> None:
         with pytest.raises(IntegrityError, match="not put back"), transaction.atomic():
             market.outcomes.filter(name="C").update(scratched_at=None)
     settle(market)
+
+
+def propose_scratch(market: Market, by: CustomUser, outcome: str = "C") -> proposals.Proposed:
+    made = resolutions.scratch(
+        market_id=market.pk, outcome=outcome, reason="Injured.", by=actor(by), at=AT, policy=TWO_PERSON_POLICY
+    )
+    assert isinstance(made, proposals.Proposed)
+    return made
+
+
+def test_bet_of_the_proposer_makes_the_proposal_to_scratch_stale(db: None) -> None:
+    # given
+    market, first, second = builders.market(outcomes=OUTCOMES), operator(balance=50), operator()
+    bet(market, member(300), "C", 300)
+    made = propose_scratch(market, first)
+    bet(market, first, "A", 50)
+
+    # when
+    with pytest.raises(proposals.ProposalDecided, match="own affair"):
+        approve(made, second)
+
+    # then
+    assert Proposal.objects.get().state == "STALE"
+    assert market.running_outcomes == OUTCOMES
+    propose_scratch(market, second)
 
 
 def test_scratch_needs_an_open_market_with_three_outcomes(db: None) -> None:
