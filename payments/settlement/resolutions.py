@@ -10,9 +10,9 @@ from datetime import datetime
 from decimal import Decimal
 
 from django.db import transaction
-from django.db.models import Max, Sum
+from django.db.models import Max
 
-from markets import locks, terms
+from markets import locks, pools, terms
 from markets.models import Market
 from payments import own_affairs
 from payments.models import Settlement
@@ -253,7 +253,8 @@ def scratch(
 ) -> Resolved | Proposed:
     """Take one outcome out of an open market and give its stakes back, or propose it if it needs a second person.
 
-    The market stays open with the other outcomes.
+    The market stays open with the other outcomes. The amount of the act is the whole pool: the scratched outcome cannot
+    win any more, so the act decides about the stakes on the others too.
     Locks: Market, then the actor's acts of this kind.
     Raises: locks.MarketNotFound; locks.MarketNotOpen; locks.OutcomeNotInMarket; TooFewOutcomes;
     own_affairs.StakeInMarket; users.proposals.ProposalWaits; users.proposals.PersonNeeded.
@@ -263,12 +264,12 @@ def scratch(
         _check_scratch(market, outcome, at)
         own_affairs.refuse_stakeholders(market, by)
         refuse_while_one_waits(proposals.subject(market_id))
-        stakes = market.bets.filter(outcome=outcome).aggregate(total=Sum("amount"))["total"] or Decimal("0.00")
+        pool = _running_pool(market)
         act_name, otherwise = proposals.SCRATCH, policy.approval_above
-        if second_person.needed(act_name, amount=stakes, by=by, at=at, otherwise=otherwise):
+        if second_person.needed(act_name, amount=pool, by=by, at=at, otherwise=otherwise):
             payload = {"outcome": outcome}
             preview_hash = hash_of_scratch(market, outcome)
-            draft = Draft(act_name, proposals.subject(market_id), preview_hash, reason, stakes, payload)
+            draft = Draft(act_name, proposals.subject(market_id), preview_hash, reason, pool, payload)
             return make(draft, by=by, at=at)
         return take_out(market, outcome, reason=reason, by=by, at=at, policy=policy)
 
@@ -327,6 +328,12 @@ def may_take_out(market: Market, outcome: str, at: datetime) -> bool:
     except Refusal:
         return False
     return True
+
+
+def _running_pool(market: Market) -> Decimal:
+    """Return the stakes on all outcomes that can win now, in shillings."""
+    staked = pools.pools([market.pk]).get(market.pk, {})
+    return sum((staked[name][0] for name in market.running_outcomes if name in staked), Decimal("0.00"))
 
 
 def _check_scratch(market: Market, outcome: str, at: datetime) -> None:

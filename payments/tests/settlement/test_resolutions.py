@@ -300,6 +300,20 @@ def propose_scratch(market: Market, by: CustomUser, outcome: str = "C") -> propo
     return made
 
 
+def test_scratch_of_a_small_outcome_counts_the_whole_pool(db: None) -> None:
+    # given: the outcome with the smallest stakes may be the winner of the whole pool
+    market = builders.market(outcomes=OUTCOMES)
+    for outcome, amount in zip(OUTCOMES, (150, 100, 1), strict=True):
+        bet(market, member(amount), outcome, amount)
+
+    # when
+    propose_scratch(market, operator())
+
+    # then
+    assert Proposal.objects.get().amount == 251
+    assert market.running_outcomes == OUTCOMES
+
+
 def test_bet_of_the_proposer_makes_the_proposal_to_scratch_stale(db: None) -> None:
     # given
     market, first, second = builders.market(outcomes=OUTCOMES), operator(balance=50), operator()
