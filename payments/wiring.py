@@ -20,6 +20,7 @@ from payments.mpesa.bulk_client import BulkGateway
 from payments.mpesa.callback_urls import Addresses
 from payments.mpesa.credentials import Credentials
 from payments.mpesa.rate_limit import Limiter
+from payments.mpesa.sealing import Seal
 from payments.payouts.operations import actions, starting
 from payments.payouts.restores import detection
 from payments.payouts.restores.copies import Copies
@@ -268,7 +269,8 @@ def credentials() -> Credentials:
 @cache
 def tokens() -> access_tokens.SharedTokens:
     """Return the access token that all workers share."""
-    return access_tokens.SharedTokens(broker(), name=credentials().token_name)
+    seal = Seal(settings.SECRET_KEY, purpose="daraja access token")
+    return access_tokens.SharedTokens(broker(), name=credentials().token_name, seal=seal)
 
 
 @cache

@@ -15,6 +15,7 @@ import responses
 
 from payments.mpesa.credentials import Credentials
 from payments.mpesa.gateway_errors import GatewayError, NotSent, OutcomeUnknown, Rejected
+from payments.mpesa.sealing import Seal
 
 BASE = "https://daraja.test"
 TOKEN_URL = f"{BASE}/oauth/v1/generate"
@@ -40,6 +41,8 @@ PAYMENT: dict[str, Any] = {
     "timeout_url": "https://pay.example.com/b2c-timeout/0a1b/",
 }
 URLS = {"result_url": "https://pay.example.com/r/0a/", "timeout_url": "https://pay.example.com/t/0a/"}
+
+SEAL = Seal("a secret", purpose="test")
 
 
 def credentials(base_url: str = BASE, **changes: Any) -> Credentials:

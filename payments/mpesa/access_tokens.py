@@ -9,6 +9,7 @@ import redis
 from redis.exceptions import LockError
 
 from payments.mpesa.gateway_errors import NotSent
+from payments.mpesa.sealing import Seal
 
 Fetch: TypeAlias = Callable[[], tuple[str, int]]
 
@@ -26,22 +27,25 @@ class SharedTokens:
 
     One worker renews the token shortly before its end: 60 s before, or a quarter of its life if that is less. Meanwhile
     all other workers use the old token. Redis alone counts its life, because the clocks of hosts differ.
+    The token is encrypted with `seal`. A value that we did not write counts as missing, so a new token is fetched.
     Units: `name` is `Credentials.token_name`.
     Source: Daraja portal, page Authorization.
     """
 
-    _DROP = "if redis.call('HGET', KEYS[1], 'value') == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+    _DROP = "if redis.call('HGET', KEYS[1], 'mark') == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
     def __init__(
         self,
         redis_client: redis.Redis,
         *,
         name: str,
+        seal: Seal,
         wait_seconds: float = 1.0,
         lock_seconds: float = 10.0,
     ) -> None:
         self._redis = redis_client
         self._key = f"daraja:token:{name}"
+        self._seal = seal
         self._wait_seconds = wait_seconds
         self._lock_seconds = lock_seconds
         self._news: float | None = None
@@ -87,21 +91,32 @@ class SharedTokens:
 
     def drop(self, token: str) -> None:
         """Delete `token` if it is still the shared token. A newer token stays. Raises: RedisError."""
-        self._redis.eval(self._DROP, 1, self._key, token)
+        try:
+            self._redis.eval(self._DROP, 1, self._key, self._seal.mark(token))
+        except redis.ResponseError:
+            self._redis.delete(self._key)  # Somebody stored another type. The next worker fetches a token.
 
     def _read(self) -> tuple[str, bool]:
         """Return the stored token, or "" if there is none, and True if its end is not near."""
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hmget(self._key, "value", "margin")
             pipeline.pttl(self._key)
-            fields, left_milliseconds = pipeline.execute()
-        value, margin = (field.decode() if isinstance(field, bytes) else field for field in fields)
-        if not (value and margin):
+            fields, left_milliseconds = pipeline.execute(raise_on_error=False)
+        if isinstance(fields, redis.ResponseError):
+            return "", False  # Somebody stored another type. `_write` replaces it.
+        sealed, margin = (field.decode(errors="replace") if isinstance(field, bytes) else field for field in fields)
+        value = self._seal.open(sealed or "", place=self._key)
+        try:
+            return value, bool(value) and left_milliseconds > 1_000 * float(margin or "")
+        except ValueError:
             return "", False
-        return value, left_milliseconds > 1_000 * float(margin)
 
     def _write(self, value: str, life_seconds: int) -> str:
-        token: dict[Any, Any] = {"value": value, "margin": min(60.0, life_seconds / 4)}
+        token: dict[Any, Any] = {
+            "value": self._seal.close(value, place=self._key),
+            "mark": self._seal.mark(value),
+            "margin": min(60.0, life_seconds / 4),
+        }
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.delete(self._key)
             pipeline.hset(self._key, mapping=token)

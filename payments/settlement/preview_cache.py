@@ -22,7 +22,7 @@ from markets.models import NAIROBI, Bet, Market
 from payments.models import Recovery
 from payments.payouts import float_balance
 from payments.policy import Policy
-from payments.settlement import preview
+from payments.settlement import preview, preview_json
 from payments.settlement.decision import Decision
 from users import figures as dated_figures
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # Increase VERSION when the fields of Preview or of a dataclass in it change. Increase it also when division, parimutuel
 # or tariff code changes the figures for the same bets. Previews of another version are never read.
-VERSION = 1
+VERSION = 2
 KEPT_SECONDS = 3_600
 ASKED_SECONDS = 60
 # The most bets that are computed while a person waits for the page.
@@ -65,7 +65,7 @@ def previews(
     bets = sum(count for _, count in pools.values())
     keys = [_key(market, decision) for decision in decisions]
     try:
-        stored = cache.get_many(keys)
+        stored = _stored(keys)
     except redis.RedisError as error:
         log.warning("Redis cannot be reached, so previews are computed in the request: %s", error)
         stored, compute_all = {}, True
@@ -74,7 +74,7 @@ def previews(
     reading = float_balance.latest() if stored else None
     results = []
     for key, decision in zip(keys, decisions, strict=True):
-        stored_fingerprint, computed_at, figures = stored.get(key, ("", None, None))
+        stored_fingerprint, computed_at, figures = stored.get(key) or ("", None, None)
         if stored_fingerprint != fingerprint and compute_now:
             figures = _computed(market, decision, key, fingerprint, at, policy)
             stored_fingerprint, computed_at = fingerprint, at
@@ -111,11 +111,24 @@ def _computed(
 ) -> preview.Preview:
     computed = preview.preview(market, decision, at=at, policy=policy)
     try:
-        cache.set(key, (fingerprint, at, computed), KEPT_SECONDS)
+        cache.set(key, preview_json.write((key, fingerprint, at, computed)), KEPT_SECONDS)
         cache.delete(key + ":asked")
     except redis.RedisError as error:
         log.warning("Redis cannot be reached, so a preview was not cached: %s", error)
     return computed
+
+
+def _stored(keys: Sequence[str]) -> dict[str, tuple[str, datetime, preview.Preview]]:
+    """Return fingerprint, time and preview by key. A damaged or moved value counts as missing. Raises: RedisError."""
+    found = {}
+    for key, stored in cache.get_many(keys).items():
+        try:
+            place, fingerprint, computed_at, figures = preview_json.read(stored)
+        except (preview_json.NotAPreview, TypeError, ValueError):
+            continue
+        if place == key and isinstance(computed_at, datetime) and isinstance(figures, preview.Preview):
+            found[key] = (fingerprint, computed_at, figures)
+    return found
 
 
 def _key(market: Market, decision: Decision) -> str:

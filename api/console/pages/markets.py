@@ -180,15 +180,17 @@ def _chart(market: Market, pools: list[market_overview.Pool]) -> dict[str, Any] 
 
 
 def _cached(key: str) -> Any:
+    """Return the value that `_keep` stored under this key, or None if somebody moved another value there."""
     try:
-        return cache.get(key)
+        stored = cache.get(key)
     except redis.RedisError:
         return None
+    return stored[1] if isinstance(stored, list) and len(stored) == 2 and stored[0] == key else None
 
 
 def _keep(key: str, value: Any, seconds: int) -> None:
     try:
-        cache.set(key, value, seconds)
+        cache.set(key, [key, value], seconds)
     except redis.RedisError:
         return
 

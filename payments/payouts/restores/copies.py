@@ -12,6 +12,10 @@ import redis
 log = logging.getLogger(__name__)
 
 KEY = "kasoko:database_heartbeat"
+# A larger count is not ours: at a beat a second it takes 100 billion years. The column holds twice as much.
+MOST_BEATS = 2**62
+# A copy has about 100 characters. More is not ours and is not read.
+LONGEST = 1_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Copies:
 
     def _from_redis(self) -> str:
         try:
-            stored = self.connection.get(KEY)
+            stored = self.connection.getrange(KEY, 0, LONGEST)
         except redis.RedisError as error:
             log.warning("The heartbeat's copy in Redis cannot be read: %s", error)
             return ""
@@ -62,7 +66,8 @@ class Copies:
 
     def _from_file(self) -> str:
         try:
-            return self.path.read_text(encoding="ascii", errors="replace")
+            with self.path.open(encoding="ascii", errors="replace") as file:
+                return file.read(LONGEST)
         except OSError:
             return ""
 
@@ -71,9 +76,11 @@ def _parse(text: str, place: str) -> Copy | None:
     """Return the copy that a text holds, or None if the text is damaged."""
     try:
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(fields, Mapping):
         return None
     database, beats = fields.get("database"), fields.get("beats")
-    return Copy(database, beats, place) if isinstance(database, str) and isinstance(beats, int) else None
+    if not isinstance(database, str) or type(beats) is not int or not 0 <= beats <= MOST_BEATS:
+        return None
+    return Copy(database, beats, place)

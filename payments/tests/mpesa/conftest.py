@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from payments.mpesa.access_tokens import SharedTokens
 from payments.mpesa.client import Gateway
-from testing.gateways import TOKEN_URL, credentials
+from testing.gateways import SEAL, TOKEN_URL, credentials
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def redis_client() -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def tokens(redis_client: redis.Redis) -> SharedTokens:
-    return SharedTokens(redis_client, name=f"test-{uuid4().hex}")
+    return SharedTokens(redis_client, name=f"test-{uuid4().hex}", seal=SEAL)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import responses
 from payments.mpesa.access_tokens import SharedTokens
 from payments.mpesa.client import Gateway
 from payments.mpesa.gateway_errors import NotSent
-from testing.gateways import ACK, PAY_URL, PAYMENT, TOKEN_URL, credentials
+from testing.gateways import ACK, PAY_URL, PAYMENT, SEAL, TOKEN_URL, credentials
 
 
 def leave(redis_client: redis.Redis, name: str, seconds: float) -> None:
@@ -31,7 +31,7 @@ def never() -> tuple[str, int]:
 
 def test_token_is_shared_until_a_minute_before_its_end(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
-    first, second = (SharedTokens(redis_client, name=name) for _ in range(2))
+    first, second = (SharedTokens(redis_client, name=name, seal=SEAL) for _ in range(2))
 
     assert first.get(fetches("a")) == "a"
     assert 3_500 < redis_client.ttl(f"daraja:token:{name}") <= 3_600
@@ -44,7 +44,7 @@ def test_token_is_shared_until_a_minute_before_its_end(redis_client: redis.Redis
 
 def test_short_lived_token_is_renewed_after_three_quarters_of_its_life(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
-    tokens = SharedTokens(redis_client, name=name)
+    tokens = SharedTokens(redis_client, name=name, seal=SEAL)
 
     assert tokens.get(fetches("a", life_seconds=200)) == "a"
     leave(redis_client, name, 100)
@@ -55,7 +55,7 @@ def test_short_lived_token_is_renewed_after_three_quarters_of_its_life(redis_cli
 
 def test_old_token_is_used_while_no_new_one_can_be_fetched(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
-    tokens = SharedTokens(redis_client, name=name)
+    tokens = SharedTokens(redis_client, name=name, seal=SEAL)
 
     def unreachable() -> tuple[str, int]:
         raise NotSent("network")
@@ -70,9 +70,9 @@ def test_old_token_is_used_while_no_new_one_can_be_fetched(redis_client: redis.R
 
 def test_clocks_of_hosts_do_not_end_the_token(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"test-{uuid4().hex}"
-    SharedTokens(redis_client, name=name).get(fetches("a"))
+    SharedTokens(redis_client, name=name, seal=SEAL).get(fetches("a"))
     monkeypatch.setattr("time.time", lambda: 4_000_000_000.0)
-    assert SharedTokens(redis_client, name=name).get(never) == "a"
+    assert SharedTokens(redis_client, name=name, seal=SEAL).get(never) == "a"
 
 
 def test_only_one_of_many_workers_fetches_the_token(redis_client: redis.Redis) -> None:
@@ -86,7 +86,7 @@ def test_only_one_of_many_workers_fetches_the_token(redis_client: redis.Redis) -
 
     def worker(_: int) -> str:
         barrier.wait(30)
-        return SharedTokens(redis_client, name=name, wait_seconds=30).get(fetch)
+        return SharedTokens(redis_client, name=name, seal=SEAL, wait_seconds=30).get(fetch)
 
     with ThreadPoolExecutor(8) as pool:
         values = set(pool.map(worker, range(8)))
@@ -97,7 +97,7 @@ def test_only_one_of_many_workers_fetches_the_token(redis_client: redis.Redis) -
 
 def test_other_workers_use_the_old_token_while_one_fetches(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
-    tokens = SharedTokens(redis_client, name=name)
+    tokens = SharedTokens(redis_client, name=name, seal=SEAL)
     tokens.get(fetches("a"))
     leave(redis_client, name, 30)
 
@@ -109,7 +109,7 @@ def test_other_workers_use_the_old_token_while_one_fetches(redis_client: redis.R
 
 
 def test_worker_that_waits_too_long_for_a_token_sends_nothing(redis_client: redis.Redis) -> None:
-    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", wait_seconds=0.05)
+    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", seal=SEAL, wait_seconds=0.05)
 
     def fetch_while_another_asks() -> tuple[str, int]:
         with pytest.raises(NotSent):
@@ -131,7 +131,7 @@ def test_dropping_an_old_token_keeps_the_newer_one(tokens: SharedTokens) -> None
 
 def test_new_token_is_told_once(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
-    first, second = (SharedTokens(redis_client, name=name) for _ in range(2))
+    first, second = (SharedTokens(redis_client, name=name, seal=SEAL) for _ in range(2))
     assert first.age_of_news() is None
     first.get(fetches("a"))
     assert second.get(never) == "a"
@@ -143,7 +143,7 @@ def test_new_token_is_told_once(redis_client: redis.Redis) -> None:
 
 def test_lock_that_expires_during_the_fetch_is_harmless(redis_client: redis.Redis) -> None:
     name = f"test-{uuid4().hex}"
-    tokens = SharedTokens(redis_client, name=name)
+    tokens = SharedTokens(redis_client, name=name, seal=SEAL)
 
     def fetch_for_too_long() -> tuple[str, int]:
         redis_client.delete(f"daraja:token:{name}:lock")
@@ -166,6 +166,6 @@ def test_token_life_is_read_from_number_or_text(
             given.append(life_seconds)
             return super()._write(value, life_seconds)
 
-    Gateway(credentials(), tokens=Tokens(redis_client, name=name)).pay(**PAYMENT)
+    Gateway(credentials(), tokens=Tokens(redis_client, name=name, seal=SEAL)).pay(**PAYMENT)
 
     assert given == [expires]

@@ -20,6 +20,7 @@ from testing.gateways import (
     BASE,
     PAY_URL,
     PAYMENT,
+    SEAL,
     STATUS_URL,
     STK_QUERY_URL,
     STK_URL,
@@ -178,7 +179,7 @@ def test_without_token_nothing_is_sent(tokens: SharedTokens, status: int, body: 
 
 
 def test_without_redis_nothing_is_sent(daraja: responses.RequestsMock) -> None:
-    nowhere = SharedTokens(redis.Redis(port=closed_port(), retry=None), name="test-nowhere")
+    nowhere = SharedTokens(redis.Redis(port=closed_port(), retry=None), name="test-nowhere", seal=SEAL)
 
     with pytest.raises(NotSent) as caught:
         Gateway(credentials(), tokens=nowhere).pay(**PAYMENT)

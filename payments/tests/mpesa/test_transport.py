@@ -22,6 +22,7 @@ from testing.gateways import (
     ACKNOWLEDGEMENT,
     LOST_ANSWERS,
     PAYMENT,
+    SEAL,
     Script,
     ScriptedServer,
     closed_port,
@@ -166,7 +167,7 @@ def test_over_tls_only_a_request_that_left_is_in_doubt(tokens: SharedTokens, cer
 
 
 def test_slow_token_request_raises_not_sent(redis_client: redis.Redis) -> None:
-    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}")
+    tokens = SharedTokens(redis_client, name=f"test-{uuid4().hex}", seal=SEAL)
     listener = socket.create_server(("127.0.0.1", 0))
     gateway = Gateway(credentials(f"http://127.0.0.1:{listener.getsockname()[1]}"), tokens=tokens, timeout_seconds=0.3)
     with listener, pytest.raises(NotSent) as caught:

@@ -61,13 +61,13 @@ def test_preview_kept_by_another_version_is_not_read(
 ) -> None:
     market, decision = market_of_two(), Decision("WINNER", {"Yes": Decimal(100)})
     preview_cache.compute(market, decision, at=at, policy=builders.policy())
-    monkeypatch.setattr(preview_cache, "VERSION", 2)
+    monkeypatch.setattr(preview_cache, "VERSION", 3)
     (kept,) = preview_cache.previews(market, [decision], at=at, policy=builders.policy())
     assert kept.preview is None
 
 
 # If the fields or the figures for the same bets change, VERSION must increase. Otherwise old cached previews are read.
-FIELDS_OF_VERSION_1 = {
+FIELDS_OF_VERSION_2 = {
     preview.Preview: (
         "market_id", "rule", "weights", "figures", "outcomes", "largest", "charges", "float_needed", "float_available",
         "float_at", "notes", "equation",
@@ -82,8 +82,8 @@ FIELDS_OF_VERSION_1 = {
 
 
 def test_changed_fields_of_a_kept_preview_need_a_higher_version() -> None:
-    fields = {kept: tuple(field.name for field in dataclasses.fields(kept)) for kept in FIELDS_OF_VERSION_1}
-    assert (preview_cache.VERSION, fields) == (1, FIELDS_OF_VERSION_1), (
+    fields = {kept: tuple(field.name for field in dataclasses.fields(kept)) for kept in FIELDS_OF_VERSION_2}
+    assert (preview_cache.VERSION, fields) == (2, FIELDS_OF_VERSION_2), (
         "Increase preview_cache.VERSION, then update this test."
     )
 

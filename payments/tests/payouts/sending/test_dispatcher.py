@@ -26,6 +26,7 @@ from payments.payouts.sending import claims
 from payments.payouts.sending.dispatcher import Dispatcher, _last_served
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
+from testing.gateways import SEAL
 from testing.payout_steps import after
 
 pytestmark = pytest.mark.django_db
@@ -100,7 +101,7 @@ def gateway(simulator: Simulator, connection: redis.Redis) -> Iterator[client.Ga
         security_credential="credential==",
         shortcode="600000",
     )
-    tokens = access_tokens.SharedTokens(connection, name=credentials.token_name)
+    tokens = access_tokens.SharedTokens(connection, name=credentials.token_name, seal=SEAL)
     gateway = client.Gateway(credentials, tokens=tokens, timeout_seconds=20.0, pool_size=32)
     yield gateway
     gateway.close()

@@ -28,6 +28,7 @@ from payments.payouts import breakers
 from payments.payouts.evidence import callbacks
 from payments.payouts.sending.dispatcher import Dispatcher
 from testing import builders
+from testing.gateways import SEAL
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.long]
 
@@ -104,7 +105,7 @@ def dispatcher(simulator: Simulator, live_server: Any, settings: Any) -> Iterato
         shortcode="600000",
     )
     with redis.Redis.from_url(django_settings.REDIS_URL) as connection:
-        tokens = access_tokens.SharedTokens(connection, name=credentials.token_name)
+        tokens = access_tokens.SharedTokens(connection, name=credentials.token_name, seal=SEAL)
         gateway = client.Gateway(credentials, tokens=tokens, timeout_seconds=TIMEOUT_SECONDS, pool_size=16)
         bulk = BulkGateway(gateway, in_flight=400)
         yield Dispatcher(
