@@ -5,6 +5,7 @@ example starts from the same payout, which was sent and asked about, and is roll
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,8 +215,39 @@ def test_any_bytes_with_a_valid_token_are_stored_and_move_no_money(scene: Scene,
         assert money() == before
 
 
+def swapped_field(name: str, value: Any) -> dict[str, Any]:
+    """Return swaps that replace one field of a message."""
+    return {"fields": {name: value}, "parameters": {}, "without": set(), "cut": 0}
+
+
+# These types of a result are absent, blank or zero. Such a result is final, and it pays.
+FINAL_TYPES = (None, "", " ", "\x1f", "\u00a0", "0", " 0", 0, "00", "0000")
+# These are another number or no number, so the result waits for a further message or cannot be read.
+OTHER_TYPES = (1, "1", "01", "00000", -0.0, 0.0, "0.0", "\u0660", "-0", True, False, [], {})
+
+
+@pytest.mark.parametrize("value", FINAL_TYPES + OTHER_TYPES, ids=repr)
+def test_result_without_a_type_or_of_type_zero_is_final(scene: Scene, value: Any) -> None:
+    # given
+    before = money()
+    body = swapped(result_body(scene.attempt), swapped_field("ResultType", value))
+
+    # when
+    scene.post(path("b2c-callback", scene.own), body)
+    outcomes = scene.apply_all()
+
+    # then
+    is_final = any(value is final or (type(value), value) == (type(final), final) for final in FINAL_TYPES)
+    assert (money() != before, outcomes == ["paid"]) == (is_final, is_final)
+    if is_final:
+        assert _reports_success_of(body, scene.attempt, "TransactionAmount", "Amount")
+
+
 @fuzzed
 @given(swaps=SWAPS, of_another=st.booleans())
+@example(swaps=swapped_field("ResultType", ""), of_another=False)
+@example(swaps=swapped_field("ResultType", "00"), of_another=False)
+@example(swaps=swapped_field("ResultCode", "0\x1f"), of_another=False)
 def test_changed_result_pays_only_if_id_amount_and_phone_are_ours(
     scene: Scene, swaps: dict[str, Any], of_another: bool
 ) -> None:
@@ -267,14 +299,21 @@ def _parameters(body: bytes) -> dict[str, Any]:
 def _reports_success_of(body: bytes, attempt: Attempt, *amounts: str) -> bool:
     """Return True if a body reports success and has the id, amount and phone of this attempt."""
     parameters, result = _parameters(body), json.loads(body)["Result"]
+    # A blank text counts as absent, and M-Pesa sends numbers as texts too.
+    code, kind = _said(result["ResultCode"]), _said(result.get("ResultType"))
     amount = next(parameters[name] for name in amounts if name in parameters)
     return (
-        result["OriginatorConversationID"].strip() == attempt.originator_conversation_id
+        _said(result["OriginatorConversationID"]) == attempt.originator_conversation_id
         and Decimal(str(amount)) == attempt.amount
         and attempt.phone_number in str(parameters["ReceiverPartyPublicName"])
-        and str(result["ResultCode"]).strip() == "0"
-        and str(result.get("ResultType")) in ("0", "None")
+        and code == "0"
+        and (kind is None or kind.strip("0") == "")
     )
+
+
+def _said(value: Any) -> str | None:
+    """Return a field as text without control characters and blanks around it, or None if nothing is left."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(value)).strip() or None if value is not None else None
 
 
 IDS = st.sampled_from(["own", "other", "own ", "OWN", "", None, 0])
