@@ -5,6 +5,7 @@ A lost commit is a savepoint that is rolled back: rows disappear and sequences g
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from itertools import product
 
 from django.db import transaction
 
@@ -81,25 +82,26 @@ def answer_about_orphan(body: bytes, at: datetime, policy: Policy = POLICY) -> N
 
 
 def deny_later(at: datetime, policy: Policy = POLICY) -> int:
-    """Let M-Pesa deny the later requests that a restore may have lost, as far as their queries are due.
+    """Let M-Pesa deny twice the later requests that a restore may have lost, as far as their queries are due.
 
-    Returns the number of the queries.
+    Returns the number of the requests.
     """
-    return len(answer_later(at, {}, policy))
+    return len(answer_later(at, {}, policy, times=2))
 
 
-def answer_later(at: datetime, known: Mapping[str, bytes], policy: Policy = POLICY) -> list[str]:
+def answer_later(at: datetime, known: Mapping[str, bytes], policy: Policy = POLICY, *, times: int = 1) -> list[str]:
     """Ask about the later requests that are due, answer those in `known` by id, and deny the others.
 
-    Returns the ids that were asked about.
+    The answers come so many `times`, a `query_gap` apart. Returns the ids that were asked about.
     """
     queries = orphans.ask(at=at, policy=policy, addresses=ADDRESSES, limit=1_000, supposed=True)
-    for query in queries:
+    for query, number in product(queries, range(times)):
         # A later answer of M-Pesa has another id. The same body to one address is stored once.
-        own_id = f'"MBN-{at.timestamp()}"'.encode()
+        received_at = at + number * policy.query_gap
+        own_id = f'"MBN-{received_at.timestamp()}"'.encode()
         denied = payout_steps.not_found_body().replace(b'"MBN0000000"', own_id)
         body = known.get(query.originator_conversation_id, denied)
-        store(Callback.Kind.STATUS, query.token, body, at)
+        store(Callback.Kind.STATUS, query.token, body, received_at)
     for pk in orphans.to_place(limit=1_000):
         orphans.place(orphan_id=pk, at=at, policy=policy, addresses=ADDRESSES)
     return [query.originator_conversation_id for query in queries]

@@ -255,16 +255,17 @@ def _weigh_supposed(orphan: Orphan, payout: Transaction, *, at: datetime, policy
     """Weigh M-Pesa's answers about a request that may have left before a restore.
 
     If M-Pesa knows it, the payout takes it over, and it is asked about once more as a request of ours. If M-Pesa does
-    not know it, the payout's own request may be sent as soon as M-Pesa does not know that one either.
+    not know it, the payout's own request may be sent as soon as M-Pesa does not know that one either. One "not found"
+    may be wrong, and this request is the only sign of a payment. So two answers must agree, as for a failure.
     """
     listed = AskFirst.objects.filter(transaction=payout).first()
     since = listed.later_asked_at if listed is not None else None
-    statuses = _statuses(orphan, since or orphan.first_seen_at, policy)
-    if {"completed", "failed", "reversed"} & set(statuses):
+    answers = _answers(orphan, since or orphan.first_seen_at, policy)
+    if {"completed", "failed", "reversed"} & {status for status, _ in answers}:
         return _give(orphan, payout, at=at, policy=policy, addresses=addresses)
     final = payout.status in (Transaction.Status.COMPLETED, Transaction.Status.CANCELLED)
-    if not final and "not_found" not in statuses:
-        return "supposed: M-Pesa has not answered yet"
+    if not final and not _is_denied(answers, policy):
+        return "supposed: M-Pesa has not denied it twice yet"
     orphan.state, orphan.closed_at, orphan.next_query_at = State.NOT_PAID, at, None
     orphan.save(update_fields=["state", "closed_at", "next_query_at"])
     attempt = attempts.open_attempt(payout)
@@ -273,8 +274,17 @@ def _weigh_supposed(orphan: Orphan, payout: Transaction, *, at: datetime, policy
     return "supposed: M-Pesa does not know it"
 
 
-def _statuses(orphan: Orphan, since: datetime, policy: Policy) -> list[str]:
-    """Return what M-Pesa's answers since a time say about a supposed request. Untrusted answers say nothing."""
+def _is_denied(answers: Sequence[tuple[str, datetime]], policy: Policy) -> bool:
+    """Return True if two answers say "not found". The queries are a `query_gap` apart, and answers may be slow."""
+    denied = [received_at for status, received_at in answers if status == "not_found"]
+    return bool(denied) and max(denied) - min(denied) >= policy.query_gap / 2
+
+
+def _answers(orphan: Orphan, since: datetime, policy: Policy) -> list[tuple[str, datetime]]:
+    """Return what M-Pesa's answers since a time say about a supposed request, and when each was received.
+
+    Untrusted answers say nothing.
+    """
     parked = Callback.objects.filter(
         originator_conversation_id=orphan.originator_conversation_id,
         applied_at=None,
@@ -282,7 +292,7 @@ def _statuses(orphan: Orphan, since: datetime, policy: Policy) -> list[str]:
         kind=Callback.Kind.STATUS,
         received_at__gte=since,
     )
-    statuses = []
+    found = []
     for callback in parked.order_by("pk"):
         try:
             answer = messages.parse_status(bytes(callback.body))
@@ -291,8 +301,8 @@ def _statuses(orphan: Orphan, since: datetime, policy: Policy) -> list[str]:
             continue
         about_it = answer.originator_conversation_id in (None, orphan.originator_conversation_id)
         if about_it and not answer.is_thin and (callback.trusted or not policy.production):
-            statuses.append(str(answer.payment_status))
-    return statuses
+            found.append((str(answer.payment_status), callback.received_at))
+    return found
 
 
 def _suspend(orphan: Orphan, *, at: datetime, policy: Policy) -> str:

@@ -109,6 +109,25 @@ def test_payout_is_sent_once_m_pesa_denies_every_number() -> None:
     assert claim.originator_conversation_id == f"{payout.external_ref}-1"
 
 
+def test_one_denial_of_a_later_request_lets_nothing_leave() -> None:
+    # given: M-Pesa finds neither request, and its first answer about the second one is wrong
+    loss, payout = lost(REJECTED, ACCEPTED)
+    first, second = Attempt.objects.get(), loss.lost[1]
+    answer_later(after(31), {})
+    ask_and_answer(first, not_found_body(), after(32))
+    assert (resends(after(40)), claims(after(40))) == ([], [])
+
+    # when
+    asked = answer_later(after(91), {second.originator_conversation_id: status_body(second)})
+
+    # then
+    found = payout.attempts.get(number=2)
+    ask_and_answer(found, status_body(found), after(92))
+    assert asked == [second.originator_conversation_id]
+    assert states(payout, found) == ("COMPLETED", "PAID")
+    assert resends(after(100)) == []
+
+
 def test_later_request_waits_for_m_pesas_queue_before_it_is_denied() -> None:
     lost(REJECTED)
     assert deny_later(after(29)) == 0
