@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, Max, OuterRef, Q
 
 from markets.models import NAIROBI
-from payments.models import AskFirst, Orphan, Settlement, Transaction
+from payments.models import AskFirst, Orphan, Restore, RestoreDecision, Settlement, Transaction
 from users import proposals
 
 # A payout that was paid once gets no other request. A payment to a number that has been replaced does not count.
@@ -134,6 +134,18 @@ def unasked() -> Q:
 def is_unasked(payout: Transaction) -> bool:
     """Return True if `unasked` holds for the payout. Locks: none."""
     return Transaction.objects.filter(unasked(), pk=payout.pk).exists()
+
+
+def decided_alone(transaction_ids: Iterable[int]) -> set[int]:
+    """Return the payouts of which two people decided, for this payout alone, that its lost requests did not leave.
+
+    A decision from before the newest restore does not count, because further requests may be lost since. Locks: none.
+    """
+    newest = Restore.objects.aggregate(newest=Max("noticed_at"))["newest"]
+    confirmed = RestoreDecision.objects.filter(confirmed=True, transaction__in=list(transaction_ids))
+    if newest is not None:
+        confirmed = confirmed.filter(closed_at__gte=newest)
+    return {pk for pk in confirmed.values_list("transaction", flat=True) if pk is not None}
 
 
 def may_leave(transaction_ids: Sequence[int], *, in_canary: Sequence[int], at: datetime) -> set[int]:

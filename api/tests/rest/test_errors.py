@@ -25,7 +25,6 @@ WITHOUT_REST = {
     receivables.NotAPercentage,
     outgoing.NotAnOutgoingAddress,
     restore_decisions.NothingToDecide,
-    restore_decisions.TwoPeopleNeeded,
     staff_notes.NoteRefused,
     terms.SecondPersonNeeded,
 }

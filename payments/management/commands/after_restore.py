@@ -12,6 +12,7 @@ from payments import wiring
 from payments.management import signing
 from payments.payouts.restores import asking, decisions, detection
 from payments.policy import Policy
+from users.refusal import Refusal
 
 
 class Command(BaseCommand):
@@ -48,7 +49,7 @@ class Command(BaseCommand):
         ]
         try:
             decisions.decide(reference=options["decide"], grounds=options["reason"], by=people, at=at)
-        except (decisions.NothingToDecide, decisions.TwoPeopleNeeded) as refusal:
+        except Refusal as refusal:
             raise CommandError(f"{refusal} Nothing was decided.") from refusal
         self.stdout.write("Decided. M-Pesa is asked once more. Payouts that it does not know then leave.")
 

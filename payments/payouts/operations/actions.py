@@ -360,7 +360,8 @@ def _refuse_wallet_if_maybe_sent(payout: Transaction) -> None:
             " it, or re-issue it if the member's number has changed. M-Pesa is asked first, and the payout leaves only"
             " if M-Pesa does not know it."
         )
-    if listed.restore.needs_decision and listed.restore.decided_at is None:
+    is_decided = listed.restore.decided_at is not None or payout.pk in eligibility.decided_alone([payout.pk])
+    if listed.restore.needs_decision and not is_decided:
         raise PayoutNotRetryable(
             f"Payout {payout.pk} may have left before a restore. No money moved. M-Pesa may have forgotten it, so two"
             " people must decide first. See the runbook: After a restore from a backup."

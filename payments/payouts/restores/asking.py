@@ -60,6 +60,7 @@ def open_due(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) 
         }
         tried = Attempt.objects.filter(transaction__in=ids).values_list("transaction").annotate(last=Max("number"))
         last_numbers = dict(tried.order_by())
+        decided = eligibility.decided_alone(ids)
         numbers = {}
         for payout in Transaction.objects.filter(pk__in=ids).order_by("pk"):
             number = 1 + last_numbers.get(payout.pk, 0)
@@ -70,7 +71,7 @@ def open_due(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) 
         changes.open_in_doubt(
             numbers,
             maybe_sent_at={pk: entry.restore.survived_at for pk, entry in listed.items()},
-            cleared_at={pk: at if entry.restore.decided_at else None for pk, entry in listed.items()},
+            cleared_at={pk: at if entry.restore.decided_at or pk in decided else None for pk, entry in listed.items()},
             at=at,
             policy=policy,
             addresses=addresses,

@@ -10,29 +10,27 @@ from datetime import datetime
 
 from django.db import transaction
 
+from payments import own_affairs
 from payments.models import AskFirst, Attempt, Restore, RestoreDecision, Transaction
 from payments.payouts.restores import changes, listing
-from users import audit
+from users import audit, proposals
 from users.refusal import Refusal
 
 alarm = logging.getLogger("kasoko.alarm")
 
 State = Restore.State
+Status = Transaction.Status
 
 
 class NothingToDecide(Refusal):
     """There is no restore to decide about, or the payout does not wait for this decision."""
 
 
-class TwoPeopleNeeded(Refusal):
-    """Two different members of staff must decide, and neither may be the member who is paid."""
-
-
 def propose(*, reference: str, grounds: str, by: audit.Actor, at: datetime) -> RestoreDecision:
     """Store the first person's decision for one payout (its external reference) or for "all".
 
     Locks: the Restore.
-    Raises: NothingToDecide; TwoPeopleNeeded.
+    Raises: NothingToDecide; proposals.PersonNeeded, without a person or grounds; own_affairs.OwnPayout.
     """
     with transaction.atomic(durable=True):
         restore, payout = _locked_subject(reference)
@@ -43,7 +41,7 @@ def confirm(*, decision_id: int, by: audit.Actor, at: datetime) -> RestoreDecisi
     """Confirm a decision as the second person, and carry it out.
 
     Locks: the Restore, the decision, Transactions by id, their Attempts; then as `listing.end_stop`.
-    Raises: NothingToDecide; TwoPeopleNeeded.
+    Raises: NothingToDecide; proposals.ProposerCannotApprove; own_affairs.OwnPayout.
     """
     with transaction.atomic(durable=True):
         decision = _locked_decision(decision_id)
@@ -68,10 +66,10 @@ def decide(*, reference: str, grounds: str, by: Sequence[audit.Actor], at: datet
     """Propose and confirm a decision in one call, by two people who have both proved who they are.
 
     Locks: as `confirm`.
-    Raises: NothingToDecide; TwoPeopleNeeded.
+    Raises: as `propose` and `confirm`.
     """
     if len(by) != 2:
-        raise TwoPeopleNeeded("Two different members of staff must decide this.")
+        raise proposals.PersonNeeded("Two different members of staff must decide this.")
     first, second = by
     with transaction.atomic(durable=True):
         restore, payout = _locked_subject(reference)
@@ -96,7 +94,7 @@ def _propose(
     restore: Restore, payout: Transaction | None, *, grounds: str, by: audit.Actor, at: datetime
 ) -> RestoreDecision:
     if by.user_id is None or not grounds.strip():
-        raise TwoPeopleNeeded("A member of staff must decide and state the grounds.")
+        raise proposals.PersonNeeded("A member of staff must decide and state the grounds.")
     _refuse_own_payout(restore, payout, by)
     if restore.decisions.filter(transaction=payout, closed_at__isnull=True).exists():
         raise NothingToDecide("This decision already waits for a second person.")
@@ -110,7 +108,7 @@ def _propose(
 def _confirm(decision: RestoreDecision, *, by: audit.Actor, at: datetime) -> None:
     restore, payout = decision.restore, decision.transaction
     if by.user_id is None or by.user_id == decision.proposed_by_id:
-        raise TwoPeopleNeeded("You made this decision. Another person must confirm it.")
+        raise proposals.ProposerCannotApprove("You made this decision. Another person must confirm it.")
     _refuse_own_payout(restore, payout, by)
     decision.closed_by_id, decision.closed_at, decision.confirmed = by.user_id, at, True
     decision.save(update_fields=["closed_by", "closed_at", "confirmed"])
@@ -137,8 +135,10 @@ def _locked_subject(reference: str) -> tuple[Restore, Transaction | None]:
         if restore is None:
             raise NothingToDecide("No restore waits for a decision. Payouts that are being listed take a few seconds.")
         return restore, None
-    listed = AskFirst.objects.filter(transaction__external_ref=reference, ended_at=None).first()
-    if listed is None or not Attempt.objects.in_doubt().filter(transaction=listed.transaction_id).exists():
+    open_entries = AskFirst.objects.filter(transaction__external_ref=reference, ended_at=None)
+    listed = open_entries.select_related("transaction").first()
+    # A payout without an open request, such as a failed one, may be decided too. Its next request may then leave.
+    if listed is None or listed.transaction.status in (Status.COMPLETED, Status.CANCELLED):
         raise NothingToDecide(f"Payout {reference} is not asked about because of a restore.")
     restore = Restore.objects.select_for_update(no_key=True).get(pk=listed.restore_id)
     return restore, listed.transaction
@@ -157,12 +157,12 @@ def _locked_decision(decision_id: int) -> RestoreDecision:
 
 
 def _refuse_own_payout(restore: Restore, payout: Transaction | None, by: audit.Actor) -> None:
-    """Refuse anyone who is paid by a payout of the decision."""
+    """Refuse anyone who is paid by a payout of the decision. Raises: own_affairs.OwnPayout."""
     own = AskFirst.objects.filter(restore=restore, ended_at=None, transaction__user=by.user_id)
     if payout is not None:
         own = own.filter(transaction=payout)
     if own.exists():
-        raise TwoPeopleNeeded("One of these payouts is your own. Another member of staff must decide about it.")
+        raise own_affairs.OwnPayout("One of these payouts is your own. Another member of staff must decide about it.")
 
 
 def _record(action: str, decision: RestoreDecision, *, by: audit.Actor, at: datetime, reason: str = "") -> None:
