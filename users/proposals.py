@@ -293,6 +293,13 @@ def open_subjects(kind: str, *act_names: str) -> set[int]:
     return {int(subject.rpartition(":")[2]) for subject in rows.values_list("subject", flat=True)}
 
 
+def rejected_subjects(kind: str, act_name: str, *, since: datetime) -> set[int]:
+    """Return the ids of all subjects of a kind about which a machine's proposal was rejected after `since`."""
+    rows = Proposal.objects.filter(act=act_name, proposed_by=None, state=State.REJECTED, decided_at__gt=since)
+    subjects = rows.filter(subject__startswith=f"{kind}:").values_list("subject", flat=True)
+    return {int(subject.rpartition(":")[2]) for subject in subjects}
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,15 +7,16 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from markets import locks
 from markets.models import Market
+from payments.models import Settlement
 from payments.policy import Policy
 from payments.settlement import preview, proposals
 from payments.settlement.decision import Decision, Evidence
 from users import audit
-from users.proposals import Proposed, open_about, open_subjects
+from users.proposals import Proposed, open_about, open_subjects, rejected_subjects
 
 NOTE = "Proposed by the system, because nobody has resolved the market since its close."
 
@@ -49,7 +50,15 @@ def propose_void(*, market_id: int, at: datetime, after: timedelta, policy: Poli
 def _waiting(at: datetime, after: timedelta) -> QuerySet[Market]:
     """Return the markets that closed `after` ago and wait for an outcome.
 
-    A market that a shell made with a past end counts only from its close by a person.
+    A market that a shell made with a past end counts only from its close by a person. The time begins again at an undo,
+    at a withdrawal, and when people reject the machine's proposal: they know of the market and work on it.
     """
     closed = Q(closed_at__lte=at - after) | Q(closed_at=None, end_date__lte=at - after, end_date__gt=F("created_at"))
-    return Market.objects.filter(closed, status__in=[Market.Status.OPEN, Market.Status.CLOSED])
+    taken_back = Settlement.objects.filter(market=OuterRef("pk")).exclude(rule=Settlement.Rule.SCRATCH)
+    # A market that was resolved before its end has no close of its own.
+    decided_early = Q(Exists(taken_back.filter(undone_at__lte=at - after)), status=Market.Status.CLOSED, closed_at=None)
+    return Market.objects.filter(
+        closed | decided_early,
+        ~Exists(taken_back.filter(undone_at__gt=at - after)),
+        status__in=[Market.Status.OPEN, Market.Status.CLOSED],
+    ).exclude(pk__in=rejected_subjects("market", proposals.VOID, since=at - after))

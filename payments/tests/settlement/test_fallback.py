@@ -7,6 +7,7 @@ import pytest
 from django.utils import timezone
 
 from markets import lifecycle
+from markets.models import Market
 from payments import market_tasks, wiring
 from payments.settlement import fallback
 from testing import builders
@@ -72,6 +73,41 @@ def test_machines_proposal_blocks_nothing_and_lapses_when_people_decide(db: None
     builders.resolve(rain, at=LATER, by=operator())
     assert Proposal.objects.get().state == "STALE"
     assert fallback.due(at=LATER, after=AFTER, limit=10) == []
+
+
+def test_rejected_proposal_is_made_again_only_after_the_same_time(db: None) -> None:
+    rain, _ = closed_market()
+    fallback.propose_void(market_id=rain.pk, at=LATER, after=AFTER, policy=policy())
+    proposals.reject(
+        proposal_id=Proposal.objects.get().pk,
+        reason="We wait for the court.",
+        holds=lambda _: True,
+        by=actor(operator()),
+        at=LATER,
+        acts=wiring.acts(),
+    )
+    assert fallback.due(at=LATER + timedelta(minutes=1), after=AFTER, limit=10) == []
+    assert fallback.propose_void(market_id=rain.pk, at=LATER, after=AFTER, policy=policy()) is None
+    assert fallback.due(at=LATER + AFTER, after=AFTER, limit=10) == [rain.pk]
+
+
+@pytest.mark.parametrize("closed_first", [True, False], ids=["closed by a person", "resolved before its end"])
+def test_time_begins_again_when_a_settlement_is_undone(db: None, closed_first: bool) -> None:
+    # given
+    rain = market()
+    bet(rain, member(100), at=NOW)
+    if closed_first:
+        lifecycle.close(market_id=rain.pk, reason="Over.", by=actor(operator()), at=NOW)
+    builders.resolve(rain, at=LATER)
+    builders.settle(rain, at=LATER)
+    builders.undo(rain, at=LATER)
+    assert Market.objects.get(pk=rain.pk).status == "CLOSED"
+
+    # when, then
+    assert fallback.due(at=LATER + timedelta(minutes=1), after=AFTER, limit=10) == []
+    assert fallback.due(at=LATER + AFTER, after=AFTER, limit=10) == [rain.pk]
+    made = fallback.propose_void(market_id=rain.pk, at=LATER + AFTER, after=AFTER, policy=policy())
+    assert made is not None
 
 
 def test_task_proposes_after_the_time_of_the_setting(db: None) -> None:
