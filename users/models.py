@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
@@ -77,6 +78,12 @@ class CustomUserManager(BaseUserManager["CustomUser"]):
     ) -> CustomUser:
         return self.create_user(phone_number, full_name, pin, password, is_staff=True, is_superuser=True, **fields)
 
+    def bulk_create(self, objs: Iterable[CustomUser], *args: Any, **kwargs: Any) -> list[CustomUser]:
+        created = super().bulk_create(objs, *args, **kwargs)
+        for user in created:
+            user._loaded = user._held()
+        return created
+
     def get_by_natural_key(self, username: str | None) -> CustomUser:
         try:
             return self.get(phone_number=phone.normalise(username or ""))
@@ -87,10 +94,10 @@ class CustomUserManager(BaseUserManager["CustomUser"]):
 class CustomUser(AbstractBaseUser, PermissionsMixin):
     """A member. With `is_staff` also a member of staff.
 
-    `balance` is the cached balance of the member's wallet, in shillings. `save` does not write this column, because the
-    ledger does. If code assigns `balance` and saves, the difference to the loaded value is posted as a transfer against
-    `opening`. The payments app installs the trigger that posts this transfer. In production the trigger refuses the
-    assignment.
+    `save` writes only what this object changed. `balance` is the cached balance of the member's wallet, in shillings.
+    `save` does not write this column, because the ledger does. If code assigns `balance` and saves, the difference to
+    the loaded value is posted as a transfer against `opening`. The payments app installs the trigger that posts this
+    transfer. In production the trigger refuses the assignment.
     """
 
     public_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -104,6 +111,9 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     session_epoch = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     # No money leaves to a phone that was just changed before this time.
     phone_held_until = models.DateTimeField(null=True, blank=True, editable=False)
+
+    # The stored values of the columns by name, as this object last read or wrote them.
+    _loaded: Mapping[str, Any] = MappingProxyType({})
 
     objects = CustomUserManager()
     USERNAME_FIELD = "phone_number"
@@ -137,7 +147,7 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     @classmethod
     def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any], **more: Any) -> CustomUser:
         user = super().from_db(db, field_names, values, **more)
-        user._remember_balance()
+        user._loaded = user._held()
         return user
 
     def refresh_from_db(
@@ -148,33 +158,54 @@ class CustomUser(AbstractBaseUser, PermissionsMixin):
     ) -> None:
         names = None if fields is None else list(fields)
         super().refresh_from_db(using, names, from_queryset)
-        if names is None or "balance" in names:
-            self._remember_balance()
+        held = self._held()
+        if names is None:
+            self._loaded = held
+        else:
+            self._remember({name: held[name] for name in names if name in held})
 
-    def _remember_balance(self) -> None:
-        # None if the balance is deferred. Without a loaded value, no difference to an assigned one can be computed.
-        self._loaded_balance = self.__dict__.get("balance")
+    def _remember(self, saved: Mapping[str, Any]) -> None:
+        self._loaded = {**self._loaded, **saved}
+
+    def _held(self) -> dict[str, Any]:
+        """Return the values of the columns by name. A deferred column is missing."""
+        return {field.name: self.__dict__[field.name] for field in _columns() if field.name in self.__dict__}
 
     def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the member. Without `update_fields` only the columns that this object changed are written.
+
+        So an object that was read before a change of the PIN, the phone or a role never writes the old value back.
+        """
         if self._state.adding:
             super().save(*args, **kwargs)
-            self._remember_balance()
+            self._loaded = self._held()
             return
         named = kwargs.pop("update_fields", None)
-        columns = {field.name for field in self._meta.concrete_fields} - {"balance", "id"} - self.get_deferred_fields()
-        assigned = self.__dict__.get("balance") if named is None or "balance" in named else None
+        held = self._held()
+        changed = {name for name, value in held.items() if name not in self._loaded or self._loaded[name] != value}
+        columns = (changed if named is None else set(named)) - {"balance"}
+        assigned = held.get("balance") if named is None or "balance" in named else None
         with transaction.atomic(using=kwargs.get("using")):
-            super().save(*args, update_fields=columns if named is None else set(named) - {"balance"}, **kwargs)
-            if assigned is not None and assigned != self._loaded_balance:
+            super().save(*args, update_fields=columns, **kwargs)
+            if assigned is not None and assigned != self._loaded.get("balance"):
                 self._assign_balance(assigned)
+            # After a rollback the values still differ from the stored ones, so the next save writes them again.
+            saved = {name: value for name, value in self._held().items() if name in columns}
+            transaction.on_commit(lambda: self._remember(saved))
 
     def _assign_balance(self, assigned: Any) -> None:
-        if hasattr(assigned, "resolve_expression") or self._loaded_balance is None:
+        loaded = self._loaded.get("balance")
+        # Without a loaded balance, no difference to an assigned one can be computed.
+        if hasattr(assigned, "resolve_expression") or loaded is None:
             balance = assigned
         else:
-            balance = F("balance") + (Decimal(assigned) - self._loaded_balance)
+            balance = F("balance") + (Decimal(assigned) - loaded)
         CustomUser.objects.filter(pk=self.pk).update(balance=balance)
         self.refresh_from_db(fields=["balance"])
+
+
+def _columns() -> list[models.Field[Any, Any]]:
+    return [field for field in CustomUser._meta.concrete_fields if not field.primary_key]
 
 
 class AuditEntry(models.Model):

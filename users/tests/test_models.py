@@ -1,6 +1,8 @@
 """Tests of users/models.py: stored phones, and transfers for assigned balances."""
 
+from contextlib import suppress
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -64,6 +66,64 @@ def test_database_refuses_another_phone_form_by_plain_sql(db: None) -> None:
 def test_member_as_text_masks_the_phone(db: None) -> None:
     assert str(member(full_name="Amina", phone_number="0712345678")) == "Amina (2547****678)"
     assert str(member(full_name="", phone_number="0112345679")) == "Member (2541****679)"
+
+
+# --- writing back ----------------------------------------------------------------------------------------------------
+
+
+def test_object_read_before_a_change_never_writes_the_old_values_back(db: None) -> None:
+    user = member(phone_number="0712345678")
+    earlier = CustomUser.objects.get(pk=user.pk)
+    CustomUser.objects.filter(pk=user.pk).update(phone_number="254712345679", is_active=False, is_staff=True)
+    user = CustomUser.objects.get(pk=user.pk)
+    user.set_password("7391")
+    user.save()
+
+    earlier.full_name = "Written late"
+    earlier.save()
+
+    stored = CustomUser.objects.get(pk=user.pk)
+    assert stored.check_password("7391")
+    assert (stored.phone_number, stored.is_active, stored.is_staff) == ("254712345679", False, True)
+    assert stored.full_name == "Written late"
+
+
+def test_object_that_changed_nothing_writes_nothing(db: None, django_assert_num_queries: Any) -> None:
+    user = CustomUser.objects.get(pk=member().pk)
+    with django_assert_num_queries(2):  # The savepoint alone.
+        user.save()
+
+
+def test_bulk_created_member_keeps_a_balance_that_moved(db: None) -> None:
+    (user,) = CustomUser.objects.bulk_create([CustomUser(phone_number="254712345678", balance=Decimal("10"))])
+    money_arrives(user, "50")
+    user.full_name = "Renamed"
+    user.save()
+    assert CustomUser.objects.values_list("full_name", "balance").get() == ("Renamed", 60)
+
+
+def test_save_after_a_rollback_writes_again(transactional_db: None) -> None:
+    user = member(full_name="Old")
+    with suppress(ZeroDivisionError), transaction.atomic():
+        user.full_name = "New"
+        user.save()
+        raise ZeroDivisionError
+    user.save()
+    assert CustomUser.objects.get(pk=user.pk).full_name == "New"
+
+    # and: once it is stored, another person's later change stays
+    CustomUser.objects.filter(pk=user.pk).update(full_name="Newest")
+    user.save()
+    assert CustomUser.objects.get(pk=user.pk).full_name == "Newest"
+
+
+def test_deferred_column_that_is_read_later_is_not_written_back(db: None) -> None:
+    user = CustomUser.objects.only("full_name").get(pk=member(phone_number="0712345678").pk)
+    assert user.phone_number == "254712345678"
+    CustomUser.objects.filter(pk=user.pk).update(phone_number="254712345679")
+    user.full_name = "Renamed"
+    user.save()
+    assert CustomUser.objects.values_list("phone_number", "full_name").get() == ("254712345679", "Renamed")
 
 
 # --- the wallet ------------------------------------------------------------------------------------------------------
