@@ -14,7 +14,7 @@ from celery import shared_task
 from celery.signals import worker_process_shutdown, worker_shutdown
 from django.conf import settings
 
-from payments import disputes, failpoints, wiring
+from payments import dispute_holds, disputes, failpoints, wiring
 from payments.payouts import breakers, float_balance
 from payments.payouts.evidence import callbacks, orphans
 from payments.payouts.operations import bulk_retries
@@ -151,6 +151,8 @@ def close_remedied_disputes() -> None:
     for dispute_id in disputes.ids_to_close(limit=100):
         with _isolated(f"Dispute {dispute_id}"):
             disputes.close_remedied(dispute_id=dispute_id, at=wiring.now())
+    with _isolated("Deadlines of disputes"):
+        dispute_holds.alarm_overdue(at=wiring.now(), limit=100)
 
 
 @shared_task(name="payments.settlement_tasks.expire_proposals")

@@ -14,6 +14,7 @@ from django.conf import settings
 from kombu.exceptions import OperationalError
 
 from markets import terms_proposals
+from payments import disputes
 from payments.ledger import debt_decisions
 from payments.mpesa import access_tokens, client
 from payments.mpesa.bulk_client import BulkGateway
@@ -229,6 +230,7 @@ def acts() -> Acts:
         **actions.procedures(),
         **debt_decisions.procedures(),
         **starting.procedures(),
+        **disputes.procedures(),
         **accounts.procedures(hold=policy().phone_change_hold),
     }
 

@@ -142,8 +142,8 @@ _TABLE = (
         approval="decide_recovery", reason=True, own="debt"),
     Act("dispute.answer", "answer_dispute", "answer a dispute", own="dispute"),
     Act("dispute.reject", "answer_dispute", "reject a dispute", reason=True, own="dispute"),
-    Act("dispute.uphold", "answer_dispute", "uphold a dispute and carry out its remedy", money=True, reason=True,
-        own="dispute"),
+    Act("dispute.uphold", "answer_dispute", "uphold a dispute and carry out its remedy", money=True,
+        people="two by amount", threshold="payout.to_wallet", approval="decide_payout", reason=True, own="dispute"),
 )  # fmt: skip
 ACTS: dict[str, Act] = {act.name: act for act in _TABLE}
 

@@ -14,11 +14,13 @@ from rest_framework.views import APIView
 from api.rest.authority import act
 from api.rest.certificates import explanation_body, payment_body
 from api.rest.fields import LARGEST_ID, Body, StrictText, actor, caller, checked
+from api.rest.proposals import proposed
 from markets.models import Bet
 from payments import disputes, wiring
 from payments.models import Dispute, DisputeEvent
 from payments.settlement.certificates import explanations
 from users import phone
+from users.proposals import Proposed
 
 PAGE = 50
 
@@ -150,7 +152,8 @@ class DisputeReject(APIView):
 class DisputeUphold(APIView):
     """`POST /api/payments/admin/disputes/<id>/uphold/` {remedy, text}: decide in the member's favour.
 
-    The remedy is re_resolve, pay_to_wallet, resend or none.
+    The remedy is re_resolve, pay_to_wallet, resend or none. Answers 202 with a proposal if pay_to_wallet needs a second
+    person.
     """
 
     permission_classes = (act("dispute.uphold"),)
@@ -158,6 +161,8 @@ class DisputeUphold(APIView):
     def post(self, request: Request, dispute_id: uuid.UUID) -> Response:
         body, at = checked(UpholdBody(data=request.data)), wiring.now()
         upheld = disputes.uphold(dispute_id=dispute_id, by=actor(request), at=at, **body)
+        if isinstance(upheld, Proposed):
+            return proposed(upheld)
         if upheld.to_send:
             wiring.after_retry(*upheld.to_send)
         return Response({"dispute": dispute_body(upheld.dispute, at)})

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from markets import lifecycle, locks, parimutuel, terms
-from payments import disputes, own_affairs
+from payments import dispute_steps, own_affairs
 from payments.ledger import debt_decisions
 from payments.mpesa import strict_json
 from payments.payouts.evidence import callbacks
@@ -84,11 +84,11 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
     issuing.NotSettled: (404, "not_settled"),
     issuing.NotIssuedYet: (409, "certificate_not_ready"),
     failures.BooksDisagree: (409, "books_disagree"),
-    disputes.DisputeNotFound: (404, "dispute_not_found"),
-    disputes.NotDisputable: (409, "not_disputable"),
-    disputes.WrongDisputeState: (409, "dispute_moved"),
+    dispute_steps.DisputeNotFound: (404, "dispute_not_found"),
+    dispute_steps.NotDisputable: (409, "not_disputable"),
+    dispute_steps.WrongDisputeState: (409, "dispute_moved"),
     own_affairs.OwnDispute: (403, "own_dispute"),
-    disputes.NoSuchRemedy: (409, "no_such_remedy"),
+    dispute_steps.NoSuchRemedy: (409, "no_such_remedy"),
     callbacks.UnknownAddress: (404, "not_found"),
     callbacks.UnknownReference: (404, "unknown_reference"),
     callbacks.TooManyBodies: (429, "too_many_callbacks"),

@@ -51,6 +51,9 @@ class Dispute(models.Model):
     state = models.CharField(max_length=10, choices=State.choices, default=State.OPEN)
     opened_at = models.DateTimeField()
     due_at = models.DateTimeField(help_text="The deadline for an operator's answer.")
+    alarmed_at = models.DateTimeField(
+        null=True, blank=True, help_text="When its last deadline passed without a decision, and was looked at."
+    )
     closed_at = models.DateTimeField(null=True, blank=True)
     closed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"

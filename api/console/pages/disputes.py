@@ -8,11 +8,13 @@ from django.http.response import HttpResponseBase
 from django.urls import path, reverse
 
 from api.console import page
+from api.console.pages import proposals
 from markets.models import Market
+from payments import dispute_holds, dispute_steps, wiring
 from payments import disputes as service
-from payments import wiring
 from payments.models import Dispute, DisputeEvent
 from payments.settlement.certificates import explanations
+from users.proposals import Proposed, open_about
 
 TABS = {"OPEN": "To answer", "ANSWERED": "Answered", "UPHELD": "Upheld", "REJECTED": "Rejected"}
 REMEDIES = {
@@ -50,6 +52,9 @@ def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
         "title": "Dispute",
         "dispute": dispute,
         "overdue": service.is_overdue(dispute, at=at),
+        "kept_back": list(dispute_holds.kept_back(dispute).order_by("pk")),
+        "proposed": open_about(dispute_steps.name(dispute)).select_related("proposed_by").first(),
+        "approvers": proposals.approvers("dispute.uphold"),
         "own": dispute.user_id == request.user.pk,
         "market": _market(dispute),
         "remedy": REMEDIES[Dispute.Remedy(dispute.remedy)] if dispute.remedy else "",
@@ -94,11 +99,14 @@ def reject(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
 def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
     """Uphold a dispute and choose the remedy."""
     dispute = _dispute(dispute_id)
+    kept = dispute_holds.kept_back(dispute).exists()
     remedy = page.Field("remedy", "Remedy", choices=[("", "choose"), *REMEDIES.items()])
     effects = [
         "The dispute is closed in favour of the member, and the member is told.",
         "If the remedy is a payment to the wallet or a new request to M-Pesa, it is carried out at once.",
         "It applies to the member's failed or held payouts.",
+        "A payment to the wallet above the threshold waits for a second approval. The dispute then waits too.",
+        *(["A payout that this dispute keeps back stays held if the market must be resolved again."] if kept else []),
     ]
     question = _question(dispute, "Uphold the dispute", effects, "Uphold it", first=remedy)
 
@@ -110,6 +118,8 @@ def uphold(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponseBase:
             by=page.actor(request),
             at=wiring.now(),
         )
+        if isinstance(upheld, Proposed):
+            return proposals.sent_to_another_person(upheld)
         if upheld.to_send:
             wiring.after_retry(*upheld.to_send)
         return f"The dispute is upheld: {REMEDIES[Dispute.Remedy(answers['remedy'])]}."

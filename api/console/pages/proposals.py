@@ -12,7 +12,7 @@ from api.console.pages import resolve, staff
 from api.console.templatetags.console import kes
 from markets import terms, terms_proposals
 from markets.models import Market
-from payments import wiring
+from payments import disputes, wiring
 from payments.payouts.operations import starting
 from payments.settlement import preview_cache
 from payments.settlement.proposals import RESOLVE, VOID, decision_of
@@ -197,6 +197,8 @@ def _report(done: object) -> str:
         return f"Approved. {done.outcome} is scratched. Its stakes are being refunded."
     if isinstance(done, starting.Started):
         return "Approved. Due payouts are sent again, unless another stop or an open breaker pauses them."
+    if isinstance(done, disputes.Upheld):
+        return "Approved. The dispute is upheld, and the money is in the member's wallet."
     if isinstance(done, terms.Changed):
         return f"Approved. Version {done.version} of the terms is in force, and members are being told."
     if isinstance(done, accounts.Changed):

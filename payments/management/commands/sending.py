@@ -1,12 +1,13 @@
 """The command `sending off --reason WHY | on [--by PHONE …]`, which is the kill switch.
 
-Anyone who can run it may stop, without a PIN. The audit trail then names the server's user account. Once the act
-sending.on has a threshold, a start needs members of staff, each with a PIN and a code.
+Anyone who can run it may stop, without a PIN. The audit trail then names the server's user account. In production, and
+once the act sending.on has a threshold, a start needs members of staff, each with a PIN and a code.
 """
 
 import getpass
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from payments import wiring
@@ -34,6 +35,8 @@ class Command(BaseCommand):
         if options["state"] == "off":
             breakers.switch_off(reason=options["reason"], by=by, at=at)
         else:
+            if settings.PRODUCTION and not options["by"]:
+                raise CommandError("Name who starts the sending: sending on --by PHONE [PHONE]. Sending is still off.")
             people = [signing.sign(number, act_name="sending.on", at=at) for number in options["by"]]
             try:
                 done = starting.start(Breaker.Cause.SWITCH, people=people or [by], at=at)

@@ -22,6 +22,8 @@ alarm = logging.getLogger("kasoko.alarm")
 
 Status = Transaction.Status
 TO_WALLET = "payout.to_wallet"
+# The reason of a payout that a dispute keeps back (payments/dispute_holds).
+DISPUTED = "The member disputes it. It waits for the decision on the dispute."
 
 
 class TransactionNotFound(Refusal):
@@ -125,7 +127,7 @@ def redirect_to_wallet(
     proposals.ProposalWaits; proposals.PersonNeeded.
     """
     with transaction.atomic(durable=True):
-        payout = _owed_to_wallet(transaction_id, by=by, at=at)
+        payout = owed_to_wallet(transaction_id, by=by, at=at)
         subject = f"transaction:{payout.pk}"
         proposals.refuse_while_one_waits(subject)
         if second_person.needed(TO_WALLET, amount=payout.amount, by=by, at=at):
@@ -173,13 +175,14 @@ def pay_into_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> tu
     Locks: Transaction, the wallet.
     Raises: as `redirect_to_wallet`.
     """
-    payout = _owed_to_wallet(transaction_id, by=by, at=at)
+    payout = owed_to_wallet(transaction_id, by=by, at=at)
     before = snapshot(payout)
     attempts.complete_in_wallet(payout, at=at)
     return payout, before
 
 
-def _owed_to_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> Transaction:
+def owed_to_wallet(transaction_id: int, *, by: audit.Actor, at: datetime) -> Transaction:
+    """Lock and return a failed or held payout that may go to the wallet instead. Raises: as `redirect_to_wallet`."""
     rule = "Only a failed or held payout can go to the wallet instead"
     payout = owing(transaction_id, (Status.FAILED, Status.HELD), rule, by=by, at=at)
     _refuse_wallet_if_maybe_sent(payout)
@@ -205,17 +208,24 @@ def hold(*, transaction_id: int, reason: str, by: audit.Actor, at: datetime) -> 
     """Hold a pending payout until a person releases it.
 
     Locks: Transaction.
+    A person may also hold a payout that a dispute keeps back. Then the decision on the dispute does not free it.
     Raises: TransactionNotFound; own_affairs.OwnPayout; NotToBeHeld, if the payout is not pending or goes to a wallet.
     """
     with transaction.atomic(durable=True):
         payout = _locked(transaction_id)
         own_affairs.refuse_own_payout(payout, by)
-        if payout.status != Status.PENDING or payout.destination != Transaction.Destination.MPESA:
+        is_pending = payout.status == Status.PENDING and payout.destination == Transaction.Destination.MPESA
+        if not is_pending and not is_kept_back(payout):
             raise NotToBeHeld(f"Only a pending payout can be held. Payout {payout.pk} is {payout.status}.")
         before = snapshot(payout)
         attempts.hold(payout, reason=f"Held by a person: {reason.strip()}", by_person=True)
         record("payout.hold", payout, before, by=by, at=at, reason=reason)
     return payout
+
+
+def is_kept_back(payout: Transaction) -> bool:
+    """Return True if a dispute keeps the payout back, and no person holds it."""
+    return payout.status == Status.HELD and payout.reason == DISPUTED and not payout.held_by_person
 
 
 def release(*, transaction_id: int, by: audit.Actor, at: datetime) -> Transaction:

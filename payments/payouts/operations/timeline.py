@@ -131,6 +131,8 @@ def _allowed_actions(payout: Transaction, attempts: Iterable[Attempt], *, stoppe
             allowed.add("retry")
     if payout.status == Transaction.Status.PENDING and payout.destination == Transaction.Destination.MPESA:
         allowed |= {"hold"} if stopped else {"hold", "release"}
+    if actions.is_kept_back(payout):
+        allowed.add("hold")
     if open_states & {"ACCEPTED", "IN_DOUBT"}:
         allowed.add("ask")
     return frozenset(allowed)
@@ -143,7 +145,8 @@ def _main_action(payout: Transaction, last: Attempt | None, allowed: frozenset[s
     if payout.status == Transaction.Status.FAILED and "wallet" in allowed:
         helps = failures.words_of(last.result_code if last is not None else "")[2]
         return "retry" if helps else "wallet"
-    return "release" if payout.status == Transaction.Status.HELD and "release" in allowed else ""
+    is_to_release = payout.status == Transaction.Status.HELD and not actions.is_kept_back(payout)
+    return "release" if is_to_release and "release" in allowed else ""
 
 
 def _explanation(payout: Transaction, last: Attempt | None, *, is_late: bool) -> tuple[str, str]:
@@ -174,6 +177,11 @@ def _explanation(payout: Transaction, last: Attempt | None, *, is_late: bool) ->
             "Find it in M-Pesa's statement, then decide whether it was paid."
             if held
             else "Nothing to do yet. We ask M-Pesa automatically, and never pay again before we know.",
+        )
+    if actions.is_kept_back(payout):
+        return (
+            f"It is held, and the money is still with us. {payout.reason}",
+            "Decide the dispute on the page Disputes. If it is rejected, the payout leaves automatically.",
         )
     if status == Transaction.Status.HELD:
         return (

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from markets import pools
 from markets.models import Bet, Market
-from payments import disputes
+from payments import dispute_steps, disputes
 from payments.ledger import invariants, journal
 from payments.models import Transaction, Transfer
 from payments.settlement import market_overview, preview, resolutions
@@ -201,7 +201,7 @@ def test_certificate_leaves_out_stakes_taken_back(db: None) -> None:
         explained = explanations.explain(placed, at=LATER)
         assert (explained.proof is None) == (place in (1, 4))
     assert "you took it back" in explanations.explain(bets[1], at=LATER).sentence
-    with pytest.raises(disputes.NotDisputable, match="took this stake back"):
+    with pytest.raises(dispute_steps.NotDisputable, match="took this stake back"):
         disputes.open_about_bet(
             user_id=bets[1].user_id,
             market_id=rain.pk,

@@ -19,7 +19,7 @@ staff without any role may do every act too, so that the guide's calls work with
 - **Code**: the act needs a code of the authenticator app that is at most `STEP_UP_MINUTES` old. REST takes it in the
   header `X-Authenticator-Code`; the console asks for it, or for the PIN of a person without an app.
 - **People**: *two* means that another person approves the act. *By amount* means that this depends on the amount, and
-  on the person's acts of the last 24 hours.
+  on the person's acts of the last 24 hours. *With* names the act whose threshold and sums count.
 - **Not one's own**: a person may not do the act if this affair is the person's.
 - **API key**: a key of a machine may hold the act. It then proposes the act, and a person approves it.
 
@@ -44,7 +44,8 @@ def page() -> str:
             act.words,
             ", ".join(holders) or "superusers",
             "yes" if act.money else "",
-            {"one": "", "two": "two", "two by amount": "by amount"}[act.people],
+            {"one": "", "two": "two", "two by amount": "by amount"}[act.people]
+            + (f", with `{act.threshold}`" if act.threshold else ""),
             "yes" if act.reason else "",
             act.own,
             "yes" if act.machine else "",

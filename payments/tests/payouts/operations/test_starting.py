@@ -6,6 +6,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.conf import Settings
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import transaction
@@ -130,6 +131,14 @@ def test_without_a_threshold_one_person_is_enough() -> None:
     payout(240_000)
     stop(Cause.SWITCH)
     assert start(Cause.SWITCH, operator()) == starting.Started(Cause.SWITCH)
+
+
+def test_command_in_production_starts_only_with_a_person(settings: Settings) -> None:
+    settings.PRODUCTION = True
+    stop(Cause.SWITCH)
+    with pytest.raises(CommandError, match="Name who starts the sending"):
+        call_command("sending", "on", stdout=StringIO())
+    assert is_stopped(Cause.SWITCH)
 
 
 @pytest.mark.usefixtures("_threshold")
