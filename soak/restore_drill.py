@@ -152,6 +152,7 @@ class Drill:
             known = attempt.originator_conversation_id in self.book.paid_at
             receipt = f"R{attempt.originator_conversation_id[-12:]}"
             body = status_body(attempt, receipt=receipt) if known else not_found_body()
+            status_queries.record_put(query, None)
             deliver("status", query.token, body, self.now, policy=self.policy)
 
     def go_on(self, hours: float = 3) -> None:

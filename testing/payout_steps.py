@@ -276,9 +276,17 @@ def deliver_timeout(token: str, at: datetime = AT) -> str | None:
     return deliver(Callback.Kind.TIMEOUT, token, b'{"Result": {}}', at)
 
 
+def ask(at: datetime, policy: Policy = POLICY, limit: int = 100) -> list[status_queries.DueQuery]:
+    """Commit the status queries that are due, record their POSTs, and return them."""
+    asked = status_queries.ask(at=at, policy=policy, addresses=ADDRESSES, limit=limit)
+    for query in asked:
+        status_queries.record_put(query, None)
+    return asked
+
+
 def question(attempt: Attempt, at: datetime, policy: Policy = POLICY) -> status_queries.DueQuery:
-    """Commit and return the status query that is due about an attempt."""
-    asked = status_queries.ask(at=at, policy=policy, addresses=ADDRESSES, limit=100)
+    """Ask the status queries that are due, and return the one about an attempt."""
+    asked = ask(at, policy)
     ocid = attempt.originator_conversation_id
     (due,) = [question for question in asked if question.originator_conversation_id == ocid]
     return due

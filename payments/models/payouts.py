@@ -360,6 +360,9 @@ class StatusQuery(models.Model):
     receipt = models.CharField(
         max_length=64, blank=True, default="", db_default="", help_text="The receipt asked about. Else our own id was."
     )
+    is_put = models.BooleanField(
+        default=True, db_default=True, help_text="Whether its POST was made. A worker may die before it."
+    )
     verdict = models.CharField(max_length=10, choices=Verdict.choices, blank=True)
     answered_at = models.DateTimeField(null=True)
 

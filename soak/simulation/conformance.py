@@ -195,6 +195,13 @@ class Pair:
         asked = sorted(question.originator_conversation_id for question in real)
         if asked != sorted(question.attempt.ocid for question in pure):
             raise Disagreement(f"to ask: {asked}, the machine {[question.attempt.ocid for question in pure]}")
+        if self.random.random() < 0.1:
+            self.note("the worker dies before it asks")
+            return
+        for query in real:
+            status_queries.record_put(query, None)
+        for question in pure:
+            self.machine.put(question)
 
     def _result(self, about: Attempt) -> None:
         code = self.random.choice(CODES)

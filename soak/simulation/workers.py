@@ -229,7 +229,7 @@ class Workers(EventLoop):
             yield 0.1
             self.note(f"    asks about {question.originator_conversation_id}")
             try:
-                if conversation_id := status_queries.post(question, gateway=self.provider, addresses=self.addresses):
-                    status_queries.record_query_id(question, conversation_id)
+                conversation_id = status_queries.post(question, gateway=self.provider, addresses=self.addresses)
+                status_queries.record_put(question, conversation_id)
             except gateway_errors.NotSent:
                 status_queries.withdraw(question, at=self.now, policy=self.policy)

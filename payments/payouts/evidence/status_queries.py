@@ -41,13 +41,16 @@ class QueryGateway(Protocol):
 class DueQuery:
     """A status query that is committed and must be POSTed now: about `receipt` if given, else about our id.
 
-    `query_id` is None if it is about an orphan.
+    `query_id` is None if it is about an orphan. Until its POST is recorded, the next query is due at `leased_until`.
+    Afterwards it is due at `next_query_at`.
     """
 
     query_id: int | None
     originator_conversation_id: str
     token: str
     receipt: str = ""
+    leased_until: datetime | None = None
+    next_query_at: datetime | None = None
 
 
 def count_due(*, at: datetime, limit: int) -> int:
@@ -65,8 +68,9 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
     """Claim up to `limit` attempts whose next status query is due, and store a query for each attempt.
 
     The first query is due `query_after` after the POST. Later queries follow at gaps that double from `query_gap` to an
-    hour. The retry of a proven failure waits `query_after` for the answer to one query. About a request that staff
-    decided as paid, the receipt and our id are asked about in turn.
+    hour. A query counts only once its POST is recorded (`record_put`). If the worker dies before, the next query is due
+    `query_after` later. The retry of a proven failure waits `query_after` for the answer to one query. About a request
+    that staff decided as paid, the receipt and our id are asked about in turn.
     A payout in doubt for longer than `review_after` is HELD for a person; its queries continue.
     Locks: Transactions (skipping locked ones), then their Attempts.
     """
@@ -81,7 +85,8 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
         due = Attempt.objects.filter(pk__in=[pk for _, pk in ids], transaction__in=payouts, next_query_at__lte=at)
         queries = []
         for attempt in due.select_for_update(no_key=True, of=("self",)).order_by("pk"):
-            asked = attempt.queries.count()
+            stored = attempt.queries.count()
+            asked = attempt.queries.filter(is_put=True).count()
             may_end = attempt.state == State.FAILED or attempt.second_receipt != ""
             if may_end and _asked_enough(payouts[attempt.transaction_id], attempt, at, policy):
                 _stop_asking(attempt)
@@ -89,14 +94,21 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int) -> li
             gap = min(policy.query_gap * 2 ** min(asked, 10), LONGEST_QUERY_GAP)
             if _is_only_for_a_retry(attempt):
                 # The failure has two sources already. So the retry waits for this answer no longer than for any result,
-                # also if this worker dies before its POST, and however many queries came before.
+                # however many queries came before.
                 gap = policy.query_after
-            attempts.ask(attempt, next_query_at=at + gap, at=at)
-            token = addresses.token(f"{attempt.originator_conversation_id}?{asked + 1}")
+            leased_until = at + min(gap, policy.query_after)
+            attempts.ask(attempt, next_query_at=leased_until, at=at)
+            token = addresses.token(f"{attempt.originator_conversation_id}?{stored + 1}")
             query = StatusQuery.objects.create(
-                attempt=attempt, number=asked + 1, token_hash=token_hash(token), asked_at=at, receipt=_receipt(attempt)
+                attempt=attempt,
+                number=stored + 1,
+                token_hash=token_hash(token),
+                asked_at=at,
+                receipt=_receipt(attempt),
+                is_put=False,
             )
-            queries.append(DueQuery(query.pk, attempt.originator_conversation_id, token, query.receipt))
+            ocid = attempt.originator_conversation_id
+            queries.append(DueQuery(query.pk, ocid, token, query.receipt, leased_until, at + gap))
             _hold_if_old(payouts[attempt.transaction_id], attempt, at, policy)
     failpoints.hit("question after commit")
     return queries
@@ -126,12 +138,12 @@ def _asked_enough(payout: Transaction, attempt: Attempt, at: datetime, policy: P
     """Return True if a proven failure, or a second receipt, needs no further query.
 
     If a callback reported a payment, or the attempt was found again, we keep asking for `review_after` from the last
-    callback. Otherwise one query after the retry was requested is enough.
+    callback. Otherwise one query that was put after the retry was requested is enough.
     """
     if not _is_only_for_a_retry(attempt):
         reported_at = attempt.callbacks.aggregate(last=Max("received_at"))["last"] or attempt.closed_at or at
         return at - reported_at >= policy.review_after
-    return attempt.queries.filter(asked_at__gte=payout.due_at).exists()
+    return attempt.queries.filter(asked_at__gte=payout.due_at, is_put=True).exists()
 
 
 def _is_only_for_a_retry(attempt: Attempt) -> bool:
@@ -142,7 +154,7 @@ def _is_only_for_a_retry(attempt: Attempt) -> bool:
 def post(query: DueQuery, *, gateway: QueryGateway, addresses: Addresses) -> str | None:
     """POST one status query and return Daraja's id for the query, or None if Daraja did not take it.
 
-    Touches no database. A refusal needs no record, because `ask` has already scheduled the next query.
+    Touches no database. Call `record_put` with the result.
     Raises: NotSent if the query never left. Then call `withdraw`.
     """
     ocid = query.originator_conversation_id
@@ -184,15 +196,20 @@ def withdraw(query: DueQuery, *, at: datetime, policy: Policy) -> None:
             attempts.ask_at(attempt, min(attempt.next_query_at, at + policy.retry_after))
 
 
-def record_query_id(query: DueQuery, conversation_id: str) -> None:
-    """Store Daraja's id for a status query, for later investigation.
+def record_put(query: DueQuery, conversation_id: str | None) -> None:
+    """Record that a query was POSTed, with Daraja's id for it, and let the usual gap to the next query begin.
 
-    We do not match the answer by this id. We match the answer by the address to which it was posted.
+    We do not match the answer by this id. We match the answer by the address to which it was posted. If anything else
+    has changed the time of the next query meanwhile, that time stays.
+    Locks: the StatusQuery, then the Attempt, each in its own statement.
     """
     failpoints.hit("status query posted")
     if query.query_id is None:  # The orphan has no row for each query.
         return
-    StatusQuery.objects.filter(pk=query.query_id).update(conversation_id=conversation_id[:64])
+    asked = StatusQuery.objects.filter(pk=query.query_id)
+    asked.update(is_put=True, conversation_id=(conversation_id or "")[:64])
+    leased = Attempt.objects.filter(queries=query.query_id, next_query_at=query.leased_until)
+    leased.update(next_query_at=query.next_query_at)
 
 
 def _hold_if_old(payout: Transaction, attempt: Attempt, at: datetime, policy: Policy) -> None:

@@ -46,7 +46,7 @@ LONGEST_REST = 1.0
 LONGEST_WAIT_FOR_SLOTS = 5.0
 LONGEST_QUERY_WAIT = 2.0
 # Status queries at a time. The number is small because each query is committed before it is POSTed. If the worker is
-# killed in between, these attempts are not asked about until their next query is due.
+# killed in between, these attempts are asked about again PAYOUT_QUERY_AFTER later.
 QUERIES_AT_ONCE = 8
 
 
@@ -201,9 +201,9 @@ class Dispatcher:
                 is_taken = is_unreachable = False
                 for post, query in under_way.items():
                     try:
-                        if conversation_id := post.result():
-                            status_queries.record_query_id(query, conversation_id)
-                            is_taken = True
+                        conversation_id = post.result()
+                        status_queries.record_put(query, conversation_id)
+                        is_taken |= conversation_id is not None
                     except gateway_errors.NotSent as error:
                         log.warning("Status query about %s not sent: %s", query.originator_conversation_id, error)
                         about = orphans if query.query_id is None else status_queries

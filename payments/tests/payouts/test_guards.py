@@ -166,7 +166,7 @@ def test_daraja_id_of_a_query_is_stored_on_that_query_alone() -> None:
     first = question(attempts[0], after(60))
 
     # when
-    status_queries.record_query_id(first, "AG_20260216_9")
+    status_queries.record_put(first, "AG_20260216_9")
 
     # then
     assert list(StatusQuery.objects.order_by("pk").values_list("conversation_id", flat=True)) == ["AG_20260216_9", ""]

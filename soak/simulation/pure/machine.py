@@ -33,7 +33,7 @@ class Machine(Sending):
         due = [a for a in self._attempts() if a.ask_at is not None and a.ask_at <= at and a.is_askable]
         questions = []
         for attempt in sorted(due, key=lambda attempt: attempt.ask_at or at)[:limit]:
-            payout, asked = attempt.payout, len(attempt.questions)
+            payout, asked = attempt.payout, sum(question.is_put for question in attempt.questions)
             self.touched.add(payout)
             if (attempt.state == "FAILED" or attempt.second) and self._asked_enough(attempt, at):
                 attempt.ask_at = None
@@ -43,10 +43,12 @@ class Machine(Sending):
                 attempt.doubted_at = attempt.doubted_at or at
             gap = min(self.policy.query_gap * 2 ** min(asked, 10), LONGEST_GAP)
             is_retry = attempt.state == "FAILED" and attempt.report not in (PAID, PERHAPS)
-            attempt.ask_at = at + (self.policy.query_after if is_retry else gap)
-            by_receipt = attempt.decision == "paid" and not (asked and attempt.questions[-1].receipt)
+            gap = self.policy.query_after if is_retry else gap
+            attempt.ask_at = at + min(gap, self.policy.query_after)
+            last = attempt.questions[-1] if attempt.questions else None
+            by_receipt = attempt.decision == "paid" and not (last and last.receipt)
             receipt = attempt.second or (attempt.receipt if by_receipt else "")
-            attempt.questions.append(Question(attempt, asked + 1, at, receipt))
+            attempt.questions.append(Question(attempt, len(attempt.questions) + 1, at, receipt, gap=gap))
             questions.append(attempt.questions[-1])
             since = attempt.first_sent_at or attempt.opened_at
             if attempt.state in OPEN and payout.status == "PROCESSING" and at - since >= self.policy.review_after:
@@ -61,7 +63,13 @@ class Machine(Sending):
         """
         if attempt.second or attempt.report in (PAID, PERHAPS) or attempt.is_found:
             return at - (attempt.heard_at or attempt.closed_at or at) >= self.policy.review_after
-        return any(question.asked_at >= attempt.payout.due_at for question in attempt.questions)
+        return any(question.is_put and question.asked_at >= attempt.payout.due_at for question in attempt.questions)
+
+    def put(self, question: Question) -> None:
+        """Record that a question was POSTed. If its worker dies before, the next one is due `query_after` later."""
+        question.is_put = True
+        if question.attempt.ask_at == question.asked_at + min(question.gap, self.policy.query_after):
+            question.attempt.ask_at = question.asked_at + question.gap
 
     # --- messages ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 # A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
@@ -149,7 +149,8 @@ class Attempt:
 class Question:
     """A question about an attempt, with its own address. `verdict` is the first answer that decides.
 
-    `receipt` is the receipt that people typed, if the question is about it.
+    `receipt` is the receipt that the question is about, if it is about one. Once the question `is_put`, the next one is
+    due a `gap` later.
     """
 
     attempt: Attempt
@@ -157,6 +158,8 @@ class Question:
     asked_at: datetime
     receipt: str = ""
     verdict: str = ""
+    gap: timedelta = timedelta(0)
+    is_put: bool = False
 
     def keep(self, verdict: str) -> None:
         """Keep an answer, unless an earlier answer decides."""

@@ -171,8 +171,11 @@ class Workers(EventLoop):
                     result_url=question,
                     timeout_url=question,
                 )
-            except gateway_errors.GatewayError:
+            except gateway_errors.NotSent:
                 continue
+            except gateway_errors.GatewayError:
+                pass
+            self.machine.put(question)
 
     def _apply_stored(self) -> Task:
         placed = orphans.place(self.machine, at=self.now)

@@ -1,5 +1,6 @@
 """Status queries: due attempts, gaps, tokens and holds."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -60,6 +61,39 @@ def test_queries_follow_at_gaps_that_double_to_an_hour(payout: Transaction) -> N
     assert list(attempt.queries.order_by("number").values_list("number", flat=True)) == list(range(1, 10))
 
 
+def test_query_of_a_worker_that_died_before_its_post_does_not_count(payout: Transaction) -> None:
+    # given: five queries were put, so the next gap is 32 minutes
+    attempt = sent(payout)
+    at = after(20)
+    for _ in range(5):
+        question(attempt, at)
+        attempt.refresh_from_db()
+        at = attempt.next_query_at
+
+    # when: a worker commits the sixth query and dies
+    status_queries.ask(at=at, policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)
+
+    # then: the next query is due soon, under a number of its own, and the usual gap follows
+    attempt.refresh_from_db()
+    assert attempt.next_query_at == at + payout_steps.POLICY.query_after
+    again = attempt.next_query_at
+    question(attempt, again)
+    attempt.refresh_from_db()
+    assert attempt.next_query_at == again + timedelta(seconds=1_920)
+    assert list(attempt.queries.order_by("number").values_list("number", "is_put"))[4:] == [
+        (5, True), (6, False), (7, True),
+    ]  # fmt: skip
+
+
+def test_answer_to_a_query_whose_post_was_not_recorded_counts(payout: Transaction) -> None:
+    attempt = sent(payout)
+    (query,) = status_queries.ask(at=after(20), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)
+    assert answer(query, status_body(attempt), after(21)) == "paid"
+    status_queries.record_put(query, None)
+    assert states(payout, attempt) == ("COMPLETED", "PAID")
+    assert attempt.next_query_at is None
+
+
 def test_each_query_has_its_own_token(payout: Transaction) -> None:
     # given
     attempt = sent(payout)
@@ -79,7 +113,7 @@ def test_query_is_posted_with_its_own_address(payout: Transaction) -> None:
 
     # when
     conversation_id = status_queries.post(query, gateway=gateway, addresses=ADDRESSES)
-    status_queries.record_query_id(query, conversation_id)
+    status_queries.record_put(query, conversation_id)
 
     # then
     assert gateway.questions == [
@@ -138,7 +172,7 @@ def test_answered_or_superseded_query_is_not_withdrawn(payout: Transaction) -> N
     # given
     attempt = sent(payout)
     first, second = question(attempt, after(20)), question(attempt, after(80))
-    status_queries.record_query_id(second, "AG_20260216_7")
+    status_queries.record_put(second, "AG_20260216_7")
 
     # then
     with nothing_moved():

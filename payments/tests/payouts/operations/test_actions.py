@@ -315,14 +315,17 @@ def test_unanswered_retry_leaves_soon_after_many_queries() -> None:
         StatusQuery.objects.create(attempt=attempt, number=number, token_hash=f"{number:064}", asked_at=AT)
     actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
 
-    # when: the worker that asks dies before its POST
+    # when: the first worker that asks dies before its POST
     assert len(status_queries.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)) == 1
+    assert payout_steps.ask(after(80)) == []
+    assert claims(after(81)) == []
+    assert len(payout_steps.ask(after(81))) == 1
 
-    # then
-    assert status_queries.ask(at=after(80), policy=POLICY, addresses=ADDRESSES, limit=10) == []
-    assert claims(after(80)) == []
-    assert status_queries.ask(at=after(81), policy=POLICY, addresses=ADDRESSES, limit=10) == []
-    assert len(claims(after(81))) == 1
+    # then: the retry waits for a query that was put
+    assert payout_steps.ask(after(100)) == []
+    assert claims(after(100)) == []
+    assert payout_steps.ask(after(101)) == []
+    assert len(claims(after(101))) == 1
 
 
 def test_retry_waits_longer_while_a_payment_is_reported() -> None:
@@ -330,8 +333,8 @@ def test_retry_waits_longer_while_a_payment_is_reported() -> None:
     attempt = refused_by_mpesa(payout)
     actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
     Attempt.objects.filter(pk=attempt.pk).update(paid_report="untrusted")
-    assert len(status_queries.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)) == 1
-    assert status_queries.ask(at=after(100), policy=POLICY, addresses=ADDRESSES, limit=10) == []
+    assert len(payout_steps.ask(after(61))) == 1
+    assert payout_steps.ask(after(100)) == []
     assert claims(after(4_000)) == []
 
 
@@ -340,11 +343,11 @@ def test_retry_without_an_answer_leaves_after_one_gap() -> None:
     payout = builders.payout(285)
     refused_by_mpesa(payout)
     actions.retry(transaction_id=payout.pk, by=MACHINE, at=after(60))
-    status_queries.ask(at=after(61), policy=POLICY, addresses=ADDRESSES, limit=10)
+    payout_steps.ask(after(61))
 
     # when
     later = after(61) + timedelta(hours=1)
-    again = status_queries.ask(at=later, policy=POLICY, addresses=ADDRESSES, limit=10)
+    again = payout_steps.ask(later)
 
     # then
     assert again == []
