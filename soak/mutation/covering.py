@@ -46,7 +46,7 @@ class Covering:
         Code outside functions runs at import, so no test is recorded for it. A new line has the tests of its function.
         The tests of a `.sql` file are those of the modules beside it. Tests written since the measurement are added if
         their file is new, or if another of its tests runs the module. Tests of the module itself come first, then
-        those beside it and those of its package, the fastest first.
+        those beside it and those of its package, the fastest first. New tests elsewhere come last.
         """
         lines = self.tests.get(mutant.path, {})
         if not mutant.path.endswith(".py"):
@@ -64,9 +64,10 @@ class Covering:
         own = f"test_{Path(mutant.path).stem}"
         beside = "/".join([package, "tests", *directories]) + "/"
 
-        def distance(test: str) -> tuple[bool, bool, bool, float, str]:
-            seconds = self.seconds.get(test, 0.0 if own in test else 1.0)
-            return own not in test, not test.startswith(beside), not test.startswith(package), seconds, test
+        def distance(test: str) -> tuple[bool, bool, bool, bool, float, str]:
+            seconds = self.seconds.get(test, 0.0)
+            new = seconds == 0 and own not in test
+            return own not in test, new, not test.startswith(beside), not test.startswith(package), seconds, test
 
         ordered = sorted(chosen, key=distance)
         if first:

@@ -79,7 +79,7 @@ def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mutants.M
 def test_tests_of_a_moved_line_and_new_tests_are_chosen(moved: mutants.Mutant) -> None:
     tests = {MODULE: {1: ["far.py::a"], 2: ["far.py::b", f"{TEST}::test_c", f"{TEST}::test_d"]}}
     measured = covering.Covering(tests, {f"{TEST}::test_c": 3, f"{TEST}::test_d": 2, "far.py::b": 1})
-    chosen = [f"{TEST}::test_f", f"{TEST}::test_d", f"{TEST}::test_c", f"{NEW}::test_e", "far.py::b"]
+    chosen = [f"{TEST}::test_f", f"{TEST}::test_d", f"{TEST}::test_c", "far.py::b", f"{NEW}::test_e"]
     assert measured.of(moved) == chosen
     assert measured.of(moved, at_most=6.5) == chosen[:3]
     assert measured.of(moved, at_most=0.5) == chosen[:1]
