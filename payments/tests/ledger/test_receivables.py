@@ -1,13 +1,15 @@
 """Receivables: debts of members, their set-off, write-off and repayment."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from payments.ledger import debt_decisions, journal, receivables
-from payments.models import Recovery
-from testing.builders import AT, actor, member, nothing_moved, operator, transfers
+from payments.models import Recovery, Transaction, Transfer
+from testing.builders import AT, actor, market, member, nothing_moved, operator, orm_bet, resolve, settle, transfers
 from users.models import CustomUser
 
 
@@ -46,6 +48,57 @@ def test_set_off_is_the_share_floored_to_the_cent_up_to_the_amount_owed(db: None
         "debtors": [large.user_id, small.user_id],
         "kept": [Decimal("33.00"), Decimal("10.00")],
     }
+
+
+def test_share_below_a_shilling_is_set_off_too(db: None) -> None:
+    recovery = owe(member(), "500")
+    debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=50, by=actor(operator()), at=AT)
+
+    with transaction.atomic():
+        (part,) = receivables.to_set_off({recovery.user_id: Decimal("0.10")})
+
+    assert part.amount == Decimal("0.05")
+
+
+def test_only_the_computation_of_a_settlement_locks_the_debts(db: None) -> None:
+    recovery = owe(member(), "500")
+    debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=50, by=actor(operator()), at=AT)
+    dividends = {recovery.user_id: Decimal(100)}
+
+    with transaction.atomic(), CaptureQueriesContext(connection) as preview:
+        receivables.to_set_off(dividends, locked=False)
+    with transaction.atomic(), CaptureQueriesContext(connection) as settlement:
+        receivables.to_set_off(dividends)
+
+    assert ["FOR NO KEY UPDATE" in query["sql"] for query in (preview[0], settlement[0])] == [False, True]
+
+
+def test_each_debt_is_lowered_by_its_own_set_off_from_the_payout(db: None) -> None:
+    # given: each debtor also has a late bet, which goes back to the wallet in the same settlement
+    debtors, made = [member(), member()], market(fee_pct=0)
+    for user in debtors:
+        recovery = owe(user, "100")
+        debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=50, by=actor(operator()), at=AT)
+        orm_bet(made, user, amount="60.50", at=AT)
+        orm_bet(made, user, amount=7, at=AT + timedelta(minutes=2))
+
+    # when
+    resolve(made, effective_close_at=AT + timedelta(minutes=1), at=AT + timedelta(minutes=5))
+    settle(made, at=AT + timedelta(minutes=5))
+
+    # then: 60 of 60.50 are due by M-Pesa, of which the debt takes 30.25
+    assert list(Recovery.objects.values_list("recovered", flat=True)) == [Decimal("30.25")] * 2
+    for user in debtors:
+        wallet_part = Transaction.objects.get(user=user, destination="wallet", type="PAYOUT")
+        assert Transfer.objects.get(code="setoff", debit__user=user).transaction_id == wallet_part.pk
+
+
+def test_new_debt_stays_set_off_as_decided(db: None) -> None:
+    debtor = member()
+    recovery = owe(debtor, "100")
+    debt_decisions.decide_set_off(recovery_id=recovery.pk, pct=50, by=actor(operator()), at=AT)
+
+    assert owe(debtor, "5", "2").decision == "SET_OFF"
 
 
 def test_decision_on_changed_receivables_is_refused(db: None) -> None:
