@@ -150,9 +150,10 @@ def test_changed_or_deleted_entry_is_found(db: None, at: datetime, change: str, 
     without_guards(change)
 
     # then
-    shown = audit.verify().difference
-    assert shown is not None
-    assert shown.startswith(difference)
+    chain = audit.verify()
+    assert chain.difference is not None
+    assert chain.difference.startswith(difference)
+    assert chain.entries == int(difference.split()[1]) - 1
 
 
 def test_cut_off_end_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
