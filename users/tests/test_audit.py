@@ -131,7 +131,7 @@ def test_concurrent_entries_make_one_chain_without_fork(transactional_db: None, 
             "UPDATE users_auditentry SET source = subject, subject = source WHERE number = 2",
             "entry 2 was changed after recording",
         ),
-        ("DELETE FROM users_auditentry WHERE number = 2", "entry 2 is missing"),
+        ("DELETE FROM users_auditentry WHERE number = 2", "entry 2 is missing: entry 3 follows 1"),
         (
             "UPDATE users_auditentry SET hash = repeat('a', 64) WHERE number = 3",
             "entry 3 was changed after recording",
@@ -170,6 +170,8 @@ def test_cut_off_end_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
     # then
     assert audit.verify().difference is None
     assert audit.verify(expected=dict([noted])).difference == "entry 3 is missing: the trail ends at 2"
+    later = {3: noted[1], 4: noted[1]}
+    assert audit.verify(expected=later).difference == "entry 4 is missing: the trail ends at 2"
 
 
 def test_rewritten_trail_is_found_by_a_noted_entry(db: None, at: datetime) -> None:
