@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 import pytest
+from django.db import transaction
 from knox.models import AuthToken
 
 from testing.builders import PIN, at_once, member
@@ -102,3 +103,15 @@ def test_wrong_pins_at_once_are_all_counted(transactional_db: None, at: datetime
     assert [type(refusal) for refusal in refusals] == [auth.WrongCredentials] * 4
     counter = PinCounter.objects.get(key=known_callers.number_counter(NUMBER))
     assert counter.wrong == 4
+
+
+def test_token_and_end_of_sessions_are_refused_inside_a_transaction(db: None, at: datetime) -> None:
+    """A transaction around them could take the change back after its answer."""
+    user = member(phone_number=NUMBER)
+    entered = auth.Entered(user, by_code=False, device="")
+
+    with transaction.atomic():
+        with pytest.raises(RuntimeError, match="durable"):
+            auth.token_for(entered, rules=auth.Rules(), at=at)
+        with pytest.raises(RuntimeError, match="durable"):
+            auth.end_sessions(user=user, source="192.0.2.7", at=at)

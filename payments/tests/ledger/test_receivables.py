@@ -115,6 +115,12 @@ def test_decision_on_changed_receivables_is_refused(db: None) -> None:
     assert journal.balance(journal.BAD_DEBT) == Decimal("100.01")
 
 
+def test_decision_on_a_debt_is_refused_inside_a_transaction(db: None) -> None:
+    recovery = owe(member(), "100")
+    with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=actor(), at=AT)
+
+
 def test_debt_after_a_write_off_opens_the_recovery_again(db: None) -> None:
     debtor = member()
     recovery = owe(debtor, "100")

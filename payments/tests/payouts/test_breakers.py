@@ -311,6 +311,12 @@ def test_switch_stops_sending_and_nothing_else() -> None:
     assert next(claim.transaction_id for claim in claims(after(100_000))) == waiting.pk
 
 
+def test_switch_is_refused_inside_a_transaction() -> None:
+    """A transaction around it could take the stop back after its answer."""
+    with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        breakers.switch_off(reason="Wrong payouts.", by=audit.MACHINE, at=after(0))
+
+
 def test_setting_stops_sending() -> None:
     builders.payout(285)
     assert sending_claims.claim(at=after(1), policy=replace(POLICY, paused=True), addresses=ADDRESSES, limit=1) == []

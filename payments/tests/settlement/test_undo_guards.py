@@ -71,7 +71,18 @@ def test_undo_stops_if_the_pool_does_not_hold_the_stakes(db: None) -> None:
 
     # then
     made.refresh_from_db()
-    assert (made.status, Settlement.objects.get().state) == ("SETTLED", "UNDOING")
+    settlement = Settlement.objects.get()
+    assert (made.status, settlement.state) == ("SETTLED", "UNDOING")
+    assert "would hold 600.49" in settlement.failure
+
+
+def test_step_of_an_undo_is_refused_inside_a_transaction(db: None) -> None:
+    """The next step begins only after a commit. Otherwise one transaction would hold the locks of all steps."""
+    made, _ = settled()
+    undo.undo(market_id=made.pk, reason="Wrong.", by=actor(), at=after(60), policy=POLICY)
+
+    with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        undo.carry_out(market_id=made.pk, at=after(61), policy=POLICY, keep_going=lambda: True)
 
 
 @pytest.mark.parametrize(("chunk", "steps"), [(1, 9), (1_000, 3)])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 
 from payments.models import Callback, StatusQuery, Transaction
 from payments.payouts.evidence import callbacks
@@ -52,6 +53,19 @@ def test_applied_callback_is_not_applied_again(payout: Transaction) -> None:
 
     # then
     assert outcome == "applied already"
+
+
+def test_callback_is_not_applied_inside_a_transaction(payout: Transaction) -> None:
+    """A transaction around it could take a booked payment back after the answer."""
+    attempt = sent(payout)
+    deliver_result(attempt, result_body(attempt), after(1))
+    callback_id = Callback.objects.get().pk
+
+    with transaction.atomic():
+        with pytest.raises(RuntimeError, match="durable"):
+            callbacks.apply(callback_id=callback_id, at=after(2), policy=payout_steps.POLICY)
+        with pytest.raises(RuntimeError, match="durable"):
+            callbacks.apply_paid(callback_ids=[callback_id], at=after(2), policy=payout_steps.POLICY)
 
 
 @pytest.mark.django_db(transaction=True)
