@@ -174,10 +174,12 @@ def wait(payout: Transaction, attempt: Attempt, *, due_at: datetime, reason: str
 def doubt(attempt: Attempt, *, ask_at: datetime, at: datetime, words: str = "", code: str = "") -> None:
     """Mark an attempt as in doubt, with a status query due at `ask_at` at the latest.
 
-    `words` and `code` replace those of the latest result, if given.
+    `words` and `code` replace those of the latest result, if given. Words without a code do not replace the words of a
+    result, because the two are read together.
     A pending payout becomes PROCESSING. If it stayed pending, it would be sent again.
     """
-    attempt.result_words = words[:300] or attempt.result_words
+    if code or not attempt.result_code:
+        attempt.result_words = words[:300] or attempt.result_words
     attempt.result_code = code[:20] or attempt.result_code
     attempt.state = State.IN_DOUBT
     attempt.doubted_at = attempt.doubted_at or at

@@ -286,6 +286,23 @@ def test_response_to_a_resend_in_doubt_decides_nothing(
     assert deliver_result(attempt, result_body(attempt), after(25)) == "paid"
 
 
+def test_refusal_of_a_resend_keeps_the_words_of_the_result(payout: Transaction) -> None:
+    # given: M-Pesa reported code 2040, did not find the request later, and the request is sent again
+    attempt = sent(payout)
+    deliver_result(attempt, result_body(attempt, 2040), after(1))
+    payout_steps.ask_and_answer(attempt, payout_steps.not_found_body(), after(20))
+    (claim,) = payout_steps.resends(after(22))
+
+    # when
+    refusal = gateway_errors.Rejected("400.002.02", "Bad Request - Invalid ResultURL")
+    attempt = payout_steps.put_through(claim, refusal, at=after(24))
+
+    # then
+    assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
+    assert attempt.result_code == "2040"
+    assert "ResultURL" not in attempt.result_words
+
+
 def test_rejection_after_a_queue_timeout_does_not_fail(payout: Transaction) -> None:
     # given
     (claim,) = claims()
