@@ -8,6 +8,8 @@
 --jobs 2                use this number of processes, each with its own scratch database
 --conform               compare the services with the pure machine, event by event; each seed gives one sequence of
                         events
+--outages               run outages of M-Pesa in the middle of a release at pace; each seed gives one outage
+--staff                 run the world with people who hold, release and re-issue payouts
 --pure                  run the pure machine in memory; accepts --seeds, --seed -v, --bug, --bugs, --jobs
 """
 
@@ -34,7 +36,7 @@ import django
 
 django.setup()
 
-from soak.simulation import conformance, judge, provider, world
+from soak.simulation import conformance, judge, outages, provider, staffed, world
 from soak.simulation.bugs import BUGS
 from soak.simulation.scratch import scratch_database, vacuum
 from soak.simulation.seed_result import SeedResult
@@ -42,6 +44,12 @@ from soak.simulation.seed_result import SeedResult
 MOST_SEEDS = 1_000
 SEEDS_FOR_SHARE = 20
 VACUUM_EVERY_SEEDS = 10
+# Seeds of other kinds than those of the simulated world, by option.
+FAMILIES: dict[str, Callable[..., SeedResult]] = {
+    "conform": conformance.run,
+    "outages": outages.run,
+    "staff": staffed.run,
+}
 ENOUGH = 200  # From this number of seeds on, each fault must have happened and few payouts may be held.
 MOST_HELD = 0.01  # Units: share of all payouts.
 
@@ -92,7 +100,7 @@ def run_bugs(names: Iterable[str]) -> Iterator[dict[str, Any]]:
         }
 
 
-def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, conform: bool = False) -> int:
+def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose: bool, family: str = "") -> int:
     """Print the results of the seeds, and return 1 if a seed broke a rule."""
     began = time.monotonic()
     stats: Counter[str] = Counter()
@@ -106,15 +114,21 @@ def report_seeds(outcomes: Iterable[dict[str, Any]], bug: str | None, *, verbose
         if outcome["violations"]:
             failed += 1
             print(f"seed {outcome['seed']} broke a rule:", *outcome["violations"][:5], sep="\n    ")
-            planted = f' --bug "{bug}"' if bug else " --conform" if conform else ""
+            planted = f' --bug "{bug}"' if bug else f" --{family}" if family else ""
             print(f"    replay: python -m soak.simulation --seed {outcome['seed']}{planted} -v", flush=True)
         elif seeds % 50 == 0:
             print(f"{seeds} seeds, {failed} broke a rule", flush=True)
     seconds = time.monotonic() - began
-    if conform:
+    if family == "outages":
+        print(
+            f"{seeds} outages in {seconds:.0f} s, {stats['winners']} winners,"
+            f" {stats['requests in an outage']} requests left in an outage, {failed} outages broke a rule"
+        )
+        return int(bool(failed))
+    if family == "conform":
         print(f"{seeds} sequences in {seconds:.0f} s, {stats['steps']} events, {failed} of them with a disagreement")
         return int(bool(failed))
-    return report_totals(stats, seeds, failed, seconds, enough=seeds >= ENOUGH and bug is None)
+    return report_totals(stats, seeds, failed, seconds, enough=seeds >= ENOUGH and not (bug or family))
 
 
 def report_totals(stats: Counter[str], seeds: int, failed: int, seconds: float, *, enough: bool) -> int:
@@ -160,7 +174,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--bug", choices=sorted(BUGS))
     parser.add_argument("--bugs", action="store_true")
-    parser.add_argument("--conform", action="store_true")
+    for family in FAMILIES:
+        parser.add_argument(f"--{family}", dest="family", action="store_const", const=family, default="")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("-v", "--verbose", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -173,7 +188,7 @@ def main(argv: list[str]) -> int:
             return 0
         if options.bugs:
             return report_bugs(outcomes)
-        return report_seeds(outcomes, options.bug, verbose=options.verbose, conform=options.conform)
+        return report_seeds(outcomes, options.bug, verbose=options.verbose, family=options.family)
     finally:
         services.embedded.leave(services.BASE_DIR, "fast")
 
@@ -188,7 +203,7 @@ def outcomes_of(options: argparse.Namespace, argv: list[str]) -> Iterator[dict[s
         return with_database(run_bugs(list(BUGS)[share]))
     first, _, last = options.seeds.partition(":")
     seeds = [options.seed] if options.seed is not None else list(range(int(first), int(last or int(first) + 1)))
-    run = conformance.run if options.conform else world.run
+    run = FAMILIES.get(options.family, world.run)
     return with_database(run_seeds(seeds[share], options.bug, keep_trace=options.verbose, run=run))
 
 

@@ -8,9 +8,11 @@ from soak.simulation.provider import OUR_CODES, OUR_FIELDS, payout_of
 from soak.simulation.snapshot import Payout, Snapshot
 from testing import builders
 
-# The beginnings of reasons: M-Pesa contradicts itself, or a held payout's request failed for a fault of ours.
+# Parts of reasons: M-Pesa contradicts itself, a held payout's request failed for a fault of ours, or the limit of
+# requests is reached.
 CONTRADICTION = "M-Pesa's result says paid, its records say failed."
 WAITS_FOR_RETRY = "Its request failed, and the member's number is not at fault."
+LIMIT_REACHED = "requests of this payout failed."
 CONFIRM_ABOVE = builders.policy().confirm_above
 FINAL = ("COMPLETED", "FAILED", "HELD", "CANCELLED")
 
@@ -112,7 +114,7 @@ class Judge:
             self.accuse(
                 "A payout stays FAILED only if the member's phone cannot be paid", f"{payout.ref}: {payout.reason}"
             )
-        elif payout.status == "HELD" and payout.reason.startswith(WAITS_FOR_RETRY):
+        elif payout.status == "HELD" and (payout.reason.startswith(WAITS_FOR_RETRY) or LIMIT_REACHED in payout.reason):
             if self.provider.may_still_pay(ocid):
                 self.accuse("A payout that waits for a retry is proven unpaid", f"{payout.ref}: {payout.reason}")
         elif payout.status == "HELD" and (not payout.reason or (request and ocid not in forged_paid)):

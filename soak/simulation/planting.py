@@ -14,10 +14,10 @@ from django.db import connection
 
 from soak.simulation import world
 from soak.simulation.seed_result import SeedResult
-from soak.simulation.world import World
 from testing import database
 
-Planter = Callable[[World], Iterator[None]]
+# A planter takes the world in which it plants its bug: world.World, or outages.Outage.
+Planter = Callable[[Any], Iterator[None]]
 
 # Raised rates of faults, for guards that matter only if such a fault happens.
 LIKELY_RESENDS = {"answer lost": 0.4, "false not-found answer": 0.6, "slow": 0.3}
@@ -33,17 +33,19 @@ class Bug:
     """A planted bug. `plant` switches off a guard, and `rule` is broken without that guard.
 
     `fixed_rates` sets the rates of some faults, so that the case that the guard prevents happens often. The run of
-    `seed`, or of one of the next seeds, is known to find the bug.
+    `seed`, or of one of the next seeds, is known to find the bug. `simulate` runs one seed of the simulated world in
+    which the guard matters.
     """
 
     rule: str
-    plant: Callable[[World], AbstractContextManager[None]]
+    plant: Callable[[Any], AbstractContextManager[None]]
     fixed_rates: dict[str, float]
     seed: int
+    simulate: Callable[..., SeedResult] = world.run
 
     def run(self, seed: int, *, planted: bool = True, keep_trace: bool = False) -> SeedResult:
         """Run one seed with the bug and its `fixed_rates`. With `planted=False` the guard stays on, for comparison."""
-        return world.run(
+        return self.simulate(
             seed, plant=self.plant if planted else None, fixed_rates=self.fixed_rates, keep_trace=keep_trace
         )
 
@@ -52,12 +54,18 @@ class Catalogue(dict[str, Bug]):
     """Planted bugs by name, in the order in which they were added."""
 
     def bug(
-        self, name: str, rule: str, fixed_rates: dict[str, float] | None = None, *, seed: int = 0
+        self,
+        name: str,
+        rule: str,
+        fixed_rates: dict[str, float] | None = None,
+        *,
+        seed: int = 0,
+        simulate: Callable[..., SeedResult] = world.run,
     ) -> Callable[[Planter], None]:
         """Register the decorated generator as a bug. It plants the bug, yields during the run, and removes the bug."""
 
         def add(plant: Planter) -> None:
-            self[name] = Bug(rule, contextmanager(plant), fixed_rates or {}, seed)
+            self[name] = Bug(rule, contextmanager(plant), fixed_rates or {}, seed, simulate)
 
         return add
 

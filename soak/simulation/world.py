@@ -33,6 +33,8 @@ from testing import builders
 from users.models import CustomUser
 
 WRONG_PROVIDERS_SHARE = 0.15
+LONG_TROUBLE = "long trouble"
+LONG_TROUBLE_SHARE = 0.1  # Units: share of the seeds whose faults last longer than M-Pesa remembers an id.
 WORLD_RATES = {
     "message lost": 0.6,
     "message doubled": 0.4,
@@ -71,7 +73,7 @@ class World(Web):
             post=self.post,
             answers_wrongly=self.random.random() < WRONG_PROVIDERS_SHARE,
         )
-        long_trouble = self.random.random() < 0.1
+        long_trouble = self.random.random() < fixed_rates.get(LONG_TROUBLE, LONG_TROUBLE_SHARE)
         self.faults_stop_at = self.start + timedelta(minutes=self.random.uniform(40, 90) if long_trouble else 1)
         if not long_trouble:
             self.faults_stop_at += timedelta(minutes=self.random.uniform(0, 14))
@@ -189,7 +191,12 @@ class World(Web):
 
 
 def run(
-    seed: int, *, plant: Plant | None = None, fixed_rates: Mapping[str, float] | None = None, keep_trace: bool = False
+    seed: int,
+    *,
+    plant: Plant | None = None,
+    fixed_rates: Mapping[str, float] | None = None,
+    keep_trace: bool = False,
+    world: type[World] = World,
 ) -> SeedResult:
     """Run one seed in a transaction that is rolled back, and return its result.
 
@@ -198,13 +205,13 @@ def run(
     Idempotent: the same seed and the same code give the same trace.
     """
     snapshot.prepare()
-    world = World(seed, fixed_rates=fixed_rates or {}, keep_trace=keep_trace)
+    simulated = world(seed, fixed_rates=fixed_rates or {}, keep_trace=keep_trace)
     logging.disable(logging.CRITICAL)
     try:
-        with rolled_back(), plant(world) if plant else nullcontext():
-            world.run()
+        with rolled_back(), plant(simulated) if plant else nullcontext():
+            simulated.run()
     finally:
         failpoints.arm(None)
         logging.disable(logging.NOTSET)
-    world.stats.update(payout.status for payout in world.snapshot.payouts)
-    return SeedResult(seed, world.trace_hash, tuple(world.violations), world.stats, tuple(world.trace))
+    simulated.stats.update(payout.status for payout in simulated.snapshot.payouts)
+    return SeedResult(seed, simulated.trace_hash, tuple(simulated.violations), simulated.stats, tuple(simulated.trace))
