@@ -8,8 +8,20 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from payments.ledger import debt_decisions, journal, receivables
-from payments.models import Recovery, Transaction, Transfer
-from testing.builders import AT, actor, market, member, nothing_moved, operator, orm_bet, resolve, settle, transfers
+from payments.models import Recovery, Settlement, Transaction, Transfer
+from testing.builders import (
+    AT,
+    actor,
+    market,
+    member,
+    nothing_moved,
+    operator,
+    orm_bet,
+    resolve,
+    settle,
+    settled_market,
+    transfers,
+)
 from users.models import CustomUser
 
 
@@ -113,6 +125,19 @@ def test_decision_on_changed_receivables_is_refused(db: None) -> None:
     seen = debt_decisions.fingerprint(receivables.owing(recovery_id=recovery.pk))
     debt_decisions.write_off(recovery_id=recovery.pk, reason="Gone.", by=by, at=AT, expected=seen)
     assert journal.balance(journal.BAD_DEBT) == Decimal("100.01")
+
+
+def test_decision_on_the_debts_of_a_market_locks_no_settlement(db: None) -> None:
+    """A settlement's row is the last lock of a claim, so nobody may hold it and wait for other rows."""
+    made = settled_market([(member(), "Yes", 100)])
+    debtor = member()
+    owe(debtor, "100", settlement_id=Settlement.objects.get().pk)
+
+    with CaptureQueriesContext(connection) as queries:
+        debt_decisions.write_off(market_id=made.pk, reason="Gone.", by=actor(operator()), at=AT)
+
+    (lock,) = [query["sql"] for query in queries if "JOIN" in query["sql"] and "FOR NO KEY UPDATE" in query["sql"]]
+    assert lock.endswith('FOR NO KEY UPDATE OF "payments_recovery"')
 
 
 def test_decision_on_a_debt_is_refused_inside_a_transaction(db: None) -> None:
