@@ -244,6 +244,7 @@ def test_market_is_not_decided_while_a_scratch_is_taken_back() -> None:
     withdraw(market, operator())
 
     # then
+    assert AuditEntry.objects.get(action="market.withdraw_scratch").after == '{"status":"OPEN"}'
     with nothing_moved(), pytest.raises(resolutions.BeingSettled):
         resolve(market, "A")
     scratch(market, "B")

@@ -104,6 +104,27 @@ def test_evidence_and_decider_are_in_settlement_and_audit_trail(db: None) -> Non
     )
     assert '"status":"OPEN"' in entry.before
     assert '"https://example.com/score"' in entry.after
+    assert '"proposed_by":null' in entry.after
+
+
+@pytest.mark.parametrize(("limit", "is_proposed"), [("1079.99", True), ("1080", False)])
+def test_late_stakes_count_for_the_limit_of_a_resolve(db: None, limit: str, is_proposed: bool) -> None:
+    # given: 150 shillings in time, and 930 that go back because the bets came late
+    market = builders.market(fee_pct=0)
+    for outcome, amount, at in (("Yes", 100, after(0)), ("No", 50, after(60)), ("Yes", 930, after(61))):
+        orm_bet(market, member(), outcome, amount, at=at)
+
+    # when
+    answer = resolve(
+        market,
+        by=operator(),
+        effective_close_at=after(60),
+        at=after(100),
+        policy=policy(approval_above=Decimal(limit)),
+    )
+
+    # then
+    assert isinstance(answer, proposals.Proposed) == is_proposed
 
 
 def test_operator_with_a_stake_may_decide_nothing(db: None) -> None:
@@ -238,6 +259,8 @@ def test_scratch_gives_stakes_back_and_the_market_goes_on(db: None, chunk: int) 
     # then
     assert market.status == "OPEN"
     assert market.running_outcomes == ("A", "B")
+    entry = AuditEntry.objects.get(action="market.scratch")
+    assert (entry.before, entry.after) == ('{"outcomes":["A","B","C"]}', '{"outcomes":["A","B"],"settlement":1}')
     assert [CustomUser.objects.get(pk=user.pk).balance for user in users] == [900, 950, 970, 1000, 1000]
     assert journal.balance(journal.pool(market.pk)) == 180
     assert list(Transaction.objects.order_by("user").values_list("type", "amount", "status")) == [

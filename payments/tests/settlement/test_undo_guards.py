@@ -131,6 +131,23 @@ def test_undo_of_a_pool_above_the_limit_is_proposed(db: None, limit: str, is_pro
     assert (Settlement.objects.get().stopped_at == after(60)) == is_proposed
 
 
+@pytest.mark.parametrize(("limit", "is_proposed"), [("1079.99", True), ("1080", False)])
+def test_late_stakes_count_for_the_limit_of_an_undo(db: None, limit: str, is_proposed: bool) -> None:
+    # given: 150 shillings in the pool, and 930 that go back because the bets came late
+    made = builders.market(fee_pct=0)
+    for outcome, amount, at in (("Yes", 100, after(0)), ("No", 50, after(60)), ("Yes", 930, after(61))):
+        orm_bet(made, member(), outcome, amount, at=at)
+    resolve(made, effective_close_at=after(60), at=after(100))
+    settle(made, at=after(100))
+
+    # when
+    rules = policy(approval_above=Decimal(limit))
+    answer = undo.undo(market_id=made.pk, reason="Wrong.", by=actor(operator()), at=after(200), policy=rules)
+
+    # then
+    assert isinstance(answer, undo.Undoing) != is_proposed
+
+
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_last_member_of_a_chunk_owes_nothing_for_an_unsent_request(db: None, chunk: int) -> None:
     # given: no request of any winner left us
