@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 from django.core.management import call_command
@@ -309,6 +311,51 @@ def test_switch_stops_sending_and_nothing_else() -> None:
 
     # then
     assert next(claim.transaction_id for claim in claims(after(100_000))) == waiting.pk
+
+
+def test_both_turns_of_the_switch_are_audited() -> None:
+    by = audit.Actor(user_id=builders.operator().pk, source="console")
+    breakers.switch_off(reason="A rumour.", by=by, at=after(0))
+    with transaction.atomic():
+        breakers.switch_on(by=by, at=after(1))
+
+    entries = AuditEntry.objects.filter(subject="breaker:switch").order_by("number")
+    assert list(entries.values_list("action", "before", "after", "reason")) == [
+        ("sending.switch_off", '{"sending":"on"}', '{"sending":"off"}', "A rumour."),
+        ("sending.switch_on", '{"sending":"off"}', '{"sending":"on"}', ""),
+    ]
+
+
+def test_any_open_tells_if_a_breaker_is_open() -> None:
+    assert not breakers.any_open()
+    with transaction.atomic():
+        breakers.stop(Cause.ORPHAN, reason="Look first", at=after(0))
+    assert breakers.any_open()
+
+
+def test_long_reason_of_a_stop_is_cut() -> None:
+    stops: list[tuple[Breaker.Cause, Any]] = [
+        (Cause.RESTORE, breakers.stop),
+        (Cause.NETWORK, partial(breakers.trip, policy=POLICY)),
+    ]
+    for cause, stop in stops:
+        with transaction.atomic():
+            stop(cause, reason="x" * 400, at=after(0))
+        assert Breaker.objects.get(cause=cause).reason == "x" * 300
+
+
+def test_outcomes_count_from_the_later_end_of_the_two_pauses() -> None:
+    # given: the pause for doubts ended first, and then that for failures
+    Breaker.objects.filter(cause=Cause.DOUBT).update(closed_at=after(0))
+    Breaker.objects.filter(cause=Cause.FAILURES).update(closed_at=after(30))
+
+    # when
+    for second in range(10):
+        sent(builders.payout(285), payout_steps.READ_TIMEOUT, after(10 + second))
+    breakers.judge(at=after(31), policy=POLICY)
+
+    # then
+    assert opened() == set()
 
 
 def test_switch_is_refused_inside_a_transaction() -> None:
