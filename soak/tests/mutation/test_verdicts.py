@@ -79,11 +79,28 @@ def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mutants.M
 def test_tests_of_a_moved_line_and_new_tests_are_chosen(moved: mutants.Mutant) -> None:
     tests = {MODULE: {1: ["far.py::a"], 2: ["far.py::b", f"{TEST}::test_c", f"{TEST}::test_d"]}}
     measured = covering.Covering(tests, {f"{TEST}::test_c": 3, f"{TEST}::test_d": 2, "far.py::b": 1})
-    chosen = [f"{TEST}::test_f", f"{TEST}::test_d", f"{TEST}::test_c", "far.py::b", f"{NEW}::test_e"]
+    chosen = [f"{TEST}::test_f", f"{TEST}::test_d", f"{TEST}::test_c", f"{NEW}::test_e", "far.py::b"]
     assert measured.of(moved) == chosen
     assert measured.of(moved, at_most=6.5) == chosen[:3]
     assert measured.of(moved, at_most=0.5) == chosen[:1]
     assert measured.of(moved, first="far.py::b")[0] == "far.py::b"
+
+
+def test_test_that_names_the_words_of_the_function_comes_first(moved: mutants.Mutant) -> None:
+    tests = {MODULE: {2: ["far.py::test_fee", "far.py::test_payout_is_due", "far.py::test_counts_at_once"]}}
+    measured = covering.Covering(tests, {"far.py::test_fee": 1, "far.py::test_counts_at_once": 9})
+    assert measured.of(moved) == [
+        "far.py::test_counts_at_once",
+        f"{NEW}::test_e",
+        "far.py::test_payout_is_due",
+        "far.py::test_fee",
+    ]
+
+
+def test_later_variants_of_a_test_come_last(moved: mutants.Mutant) -> None:
+    variants = [f"far.py::test_counts[{number}]" for number in range(4)]
+    tests = {MODULE: {2: [*variants, "far.py::test_fee"]}}
+    assert covering.Covering(tests).of(moved) == [*variants[:2], f"{NEW}::test_e", "far.py::test_fee", *variants[2:]]
 
 
 def test_new_line_has_the_tests_of_its_function(moved: mutants.Mutant) -> None:
