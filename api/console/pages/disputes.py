@@ -14,7 +14,7 @@ from payments import dispute_holds, dispute_steps, wiring
 from payments import disputes as service
 from payments.models import Dispute, DisputeEvent
 from payments.settlement.certificates import explanations
-from users.proposals import Proposed, open_about
+from users.proposals import Proposed
 
 TABS = {"OPEN": "To answer", "ANSWERED": "Answered", "UPHELD": "Upheld", "REJECTED": "Rejected"}
 REMEDIES = {
@@ -53,8 +53,7 @@ def dispute(request: HttpRequest, dispute_id: uuid.UUID) -> HttpResponse:
         "dispute": dispute,
         "overdue": service.is_overdue(dispute, at=at),
         "kept_back": list(dispute_holds.kept_back(dispute).order_by("pk")),
-        "proposed": open_about(dispute_steps.name(dispute)).select_related("proposed_by").first(),
-        "approvers": proposals.approvers("dispute.uphold"),
+        "proposed": proposals.waiting_about(dispute_steps.name(dispute)),
         "own": dispute.user_id == request.user.pk,
         "market": _market(dispute),
         "remedy": REMEDIES[Dispute.Remedy(dispute.remedy)] if dispute.remedy else "",

@@ -54,6 +54,7 @@ def payout(request: HttpRequest, transaction_id: int) -> HttpResponse:
         "timeline": shown,
         "events": [(event, audit.ACTIONS.get(event.action, event.action)) for event in shown.events],
         "payout": shown.payout,
+        "proposed": proposals.waiting_about(f"transaction:{transaction_id}"),
         "may_act": page.may(request, "payout.retry"),
         "may_decide": page.may(request, "payout.decide"),
         "is_mine": shown.verdict is not None and shown.verdict.proposed_by_id == request.user.pk,
@@ -169,14 +170,16 @@ def release(request: HttpRequest, transaction_id: int) -> HttpResponse:
 def to_wallet(request: HttpRequest, transaction_id: int) -> HttpResponse:
     """Pay a failed or held payout to the member's wallet instead of over M-Pesa."""
     payout = _payout(transaction_id)
+    second = proposals.second_approval(request, actions.TO_WALLET, payout.amount)
     question = _question(
         payout,
         f"Pay payout {payout.pk} to the wallet",
         [
             f"{kes(payout.amount)} goes to the member's wallet at once. Nothing is sent over M-Pesa.",
             "The member may bet with the money or withdraw it. This payout cannot be sent over M-Pesa any more.",
+            *second,
         ],
-        "Pay to the wallet",
+        "Propose it" if second else "Pay to the wallet",
         text_to_type="wallet",
         fields=[page.Field("reason", "Reason", kind="area", required=False, help="Kept in the audit trail.")],
     )

@@ -9,16 +9,17 @@ from django.urls import path, reverse
 
 from api.console import page, paging
 from api.console.pages import resolve, staff
-from api.console.templatetags.console import kes
+from api.console.templatetags.console import approvers, kes
 from markets import terms, terms_proposals
 from markets.models import Market
 from payments import disputes, wiring
+from payments.models import DisputeEvent
 from payments.payouts.operations import starting
 from payments.settlement import preview_cache
 from payments.settlement.proposals import RESOLVE, VOID, decision_of
 from payments.settlement.resolutions import Resolved
 from payments.settlement.undo import Undoing
-from users import accounts, authority, proposals, roles, second_person
+from users import accounts, authority, proposals, second_person
 from users.models import Proposal
 
 State = Proposal.State
@@ -151,10 +152,10 @@ def second_approval(request: HttpRequest, act_name: str, amount: Decimal) -> lis
     ]
 
 
-def approvers(act_name: str) -> str:
-    """Return in words who may approve an act as the second person."""
-    holders = [name for name, held in roles.ROLES.items() if authority.ACTS[act_name].approval in held]
-    return f"another {' or '.join(holders)}" if holders else "another superuser"
+def waiting_about(subject: str) -> Proposal | None:
+    """Return the open proposal about a subject, or None."""
+    waiting: Proposal | None = proposals.open_about(subject).select_related("proposed_by").first()
+    return waiting
 
 
 def may_approve(request: HttpRequest, proposal: Proposal) -> bool:
@@ -165,7 +166,13 @@ def may_approve(request: HttpRequest, proposal: Proposal) -> bool:
 def words_of(proposal: Proposal) -> list[str]:
     """Return the effects of a proposal in sentences."""
     procedure = wiring.acts().get(proposal.act)
-    return procedure.words(proposal) if procedure is not None else [f"{proposal.act} of {proposal.subject}"]
+    if procedure is None:
+        return [f"{proposal.act} of {proposal.subject}"]
+    effects = procedure.words(proposal)
+    if proposal.act == disputes.UPHOLD:  # Roles that may approve it need not see the page of the dispute.
+        opened = DisputeEvent.objects.filter(dispute__public_id=proposal.subject.partition(":")[2]).earliest("pk")
+        effects = [*effects, f"The member says: {opened.text}"]
+    return effects
 
 
 def _summary(proposal: Proposal) -> str:

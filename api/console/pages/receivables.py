@@ -19,7 +19,7 @@ from payments import wiring
 from payments.ledger import debt_decisions, journal, receivables
 from payments.models import Recovery
 from users import phone
-from users.models import CustomUser
+from users.models import CustomUser, Proposal
 from users.proposals import Proposed
 from users.refusal import Refusal
 
@@ -50,6 +50,11 @@ def recoveries(request: HttpRequest) -> HttpResponse:
         "market_id": market_id,
         "owed": receivables.still_owed(market_id),
         "may_decide": page.may(request, "recovery.set_off"),
+        "proposed": Proposal.objects.filter(
+            state=Proposal.State.OPEN, act__in=[debt_decisions.SET_OFF, debt_decisions.WRITE_OFF]
+        )
+        .select_related("proposed_by")
+        .order_by("pk")[:20],
         "may_members": page.may(request, "members.view"),
     }
     return page.render(request, "console/member_debts.html", context)
@@ -97,8 +102,9 @@ def write_off_market(request: HttpRequest, market_id: int) -> HttpResponseBase:
 
 @dataclass(frozen=True)
 class _Wording:
-    """The texts of a decision's form. `text_to_type` is "" if the person need not type a word."""
+    """The act and the texts of a decision's form. `text_to_type` is "" if the person need not type a word."""
 
+    act_name: str
     title: str
     effects: list[str]
     field: page.Field
@@ -108,12 +114,12 @@ class _Wording:
 def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
     owing = _owing(**subject)
     wording = _Wording(
+        act_name=debt_decisions.SET_OFF,
         title="Set off against later dividends",
         effects=[
             f"{_owes_in_words(owing)} {kes(_sum(owing))}.",
             "We keep at most this percentage of each later dividend, until the debt is paid.",
             "Nothing is taken from a wallet now. We keep nothing of a refund. The member sees each kept amount.",
-            *proposals.second_approval(request, debt_decisions.SET_OFF, _sum(owing)),
         ],
         field=page.Field("pct", "Largest percentage of each later dividend (1 to 100)", max_length=3),
     )
@@ -135,13 +141,13 @@ def _set_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
 def _write_off(request: HttpRequest, **subject: int) -> HttpResponseBase:
     owing = _owing(**subject)
     wording = _Wording(
+        act_name=debt_decisions.WRITE_OFF,
         title="Write off",
         effects=[
             f"{_owes_in_words(owing)} {kes(_sum(owing))}. We bear this loss: it becomes bad debt in our books.",
             "The member keeps the money and owes nothing more.",
             "A write-off is final. If it is proven later that M-Pesa did not make a payment, its amount is taken off"
             " our loss.",
-            *proposals.second_approval(request, debt_decisions.WRITE_OFF, _sum(owing)),
         ],
         field=page.Field("reason", "Reason", kind="area", help="Shown on the debt and in the audit trail."),
         text_to_type="write off",
@@ -163,6 +169,7 @@ def _decide(
     request: HttpRequest, owing: Owing, subject: dict[str, int], wording: _Wording, act: page.CarryOut
 ) -> HttpResponse:
     facts: list[tuple[str, Any]] = []
+    second = proposals.second_approval(request, wording.act_name, _sum(owing))
     market_id = subject.get("market_id")
     if "recovery_id" in subject:
         debt = _debts(None).get(pk=subject["recovery_id"])
@@ -171,8 +178,8 @@ def _decide(
     facts.append(("Market", market_id or "none: a double payment"))
     question = page.Question(
         title=wording.title,
-        effects=wording.effects,
-        button=wording.title,
+        effects=[*wording.effects, *second],
+        button="Propose it" if second else wording.title,
         back=reverse("admin:recoveries") + (f"?market={market_id}" if market_id else ""),
         facts=facts,
         fields=[wording.field],

@@ -12,7 +12,7 @@ from payments.models import Breaker, Settlement
 from payments.payouts import breakers
 from payments.payouts.operations import starting
 from payments.payouts.sending import canary
-from users.proposals import Proposed, open_about
+from users.proposals import Proposed
 
 ADVICE = {
     "switch": "No payout is sent until a person starts sending again.",
@@ -47,10 +47,9 @@ def sending(request: HttpRequest) -> HttpResponse:
         "stops": list(STOPS),
         "proposed": {
             cause.value: waiting
-            for cause, act_name in starting.ACTS.items()
-            if (waiting := open_about(f"breaker:{cause}").select_related("proposed_by").first()) is not None
+            for cause in starting.ACTS
+            if (waiting := proposals.waiting_about(f"breaker:{cause}")) is not None
         },
-        "approvers": proposals.approvers("sending.on"),
         "releases": canary.stopped(at=now, policy=wiring.policy()),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
     }
@@ -85,15 +84,16 @@ def switch_off(request: HttpRequest) -> HttpResponse:
 def switch_on(request: HttpRequest) -> HttpResponse:
     """Ask for confirmation and start sending again."""
     waiting = starting.waiting_sum()
+    second = proposals.second_approval(request, "sending.on", waiting)
     question = page.Question(
         title="Start sending again",
         effects=[
             "From now on due payouts are sent, at the usual pace.",
             "Open breakers stay open. A breaker closes by itself when its cause is over.",
-            *proposals.second_approval(request, "sending.on", waiting),
+            *second,
         ],
         facts=[("Payouts that wait", kes(waiting))],
-        button="Start sending",
+        button="Propose it" if second else "Start sending",
         back=reverse("admin:sending"),
     )
 
@@ -109,13 +109,14 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
     if cause not in STOPS:
         raise Http404("There is no such stop.")
     waiting = starting.waiting_sum()
+    second = proposals.second_approval(request, "sending.lift", waiting)
     stopped = Breaker.objects.filter(cause=cause, opened_at__isnull=False).first()
     question = page.Question(
         title="End the stop",
         effects=[
             "From now on due payouts are sent again, unless another stop or an open breaker pauses them.",
             "End the stop only after you have compared the requests in question with M-Pesa's statement.",
-            *proposals.second_approval(request, "sending.lift", waiting),
+            *second,
         ],
         facts=[
             ("Stopped because", stopped.reason if stopped else "This stop is not in force."),
@@ -123,7 +124,7 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
         ],
         fields=[page.Field("reason", "Reason", kind="area", help="What you checked. It is kept in the audit trail.")],
         text_to_type="send",
-        button="End the stop",
+        button="Propose it" if second else "End the stop",
         danger=True,
         back=reverse("admin:sending"),
     )

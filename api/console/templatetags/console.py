@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from payments import wiring
 from payments.models import Settlement
 from payments.settlement.decision import VOID_REASONS
-from users import phone
+from users import authority, phone, roles
 
 register = template.Library()
 # A title for each cause of payments.models.Breaker.Cause.
@@ -160,6 +160,19 @@ def deciders(settlement: Settlement) -> str:
     """Name the person who decided a settlement, and the second person if it took two."""
     first = settlement.resolved_by or "the system"
     return f"proposed by {first}, approved by {settlement.approved_by}" if settlement.approved_by else f"by {first}"
+
+
+@register.filter
+def act_words(act_name: str) -> str:
+    """Return an act of staff in words, which complete "to …"."""
+    return authority.ACTS[act_name].words
+
+
+@register.filter
+def approvers(act_name: str) -> str:
+    """Return in words who may approve an act as the second person."""
+    holders = [name for name, held in roles.ROLES.items() if authority.ACTS[act_name].approval in held]
+    return f"another {' or '.join(holders)}" if holders else "another superuser"
 
 
 @register.filter

@@ -378,9 +378,10 @@ def test_phones_are_masked_on_every_page(db: None) -> None:
 
 
 def test_amounts_are_shillings_and_times_are_nairobi(db: None) -> None:
-    payout = builders.payout(1_234, at=timezone.now() - timedelta(hours=2))
+    at = timezone.now() - timedelta(hours=2)
+    payout = builders.payout(1_234, at=at)
     page = client_of(console_scenes.staff()).get(f"/admin/payouts/{payout.pk}/").content.decode()
-    nairobi = (timezone.now() - timedelta(hours=2)).astimezone(NAIROBI)
+    nairobi = at.astimezone(NAIROBI)
     assert "KES 1,234.00" in page
     assert f"{nairobi.day} {nairobi:%b}, {nairobi:%H:%M} EAT" in page
     assert "2 h ago" in page
