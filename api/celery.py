@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import after_setup_logger, beat_init, worker_init
 from django.core.exceptions import ImproperlyConfigured
+from kombu.transport import TRANSPORT_ALIASES
 
 from api.logs import MaskingFormatter
 
@@ -14,6 +15,7 @@ log = logging.getLogger("kasoko.alarm")
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
 
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "api.message_transport:Transport"))
 app = Celery("kasoko")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # Celery looks for modules called tasks.py. Ours are named by subject, because the guide fixes the names of its tasks.

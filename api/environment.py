@@ -129,14 +129,19 @@ TLS_CHECKS |= {f"cert_{word}": word for word in ("required", "optional", "none")
 def redis_url(name: str, *, production: bool) -> str:
     """Return a URL of Redis, or any other URL unchanged. A `rediss://` URL gets a spelling that all clients know.
 
+    In production a Redis that is reached over the network needs a password.
     Without `ssl_cert_reqs`, Celery's results refuse to start, and its broker does not verify the server. redis-py does
     not know `CERT_REQUIRED`. All of them know `required`, which is our default.
     """
     url = text(name)
-    if not url.startswith("rediss://"):
+    if not url.startswith(("redis://", "rediss://")):
         return url
     parts = url_parts(name, url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if production and not (parts.password or options.get("password")):
+        raise ImproperlyConfigured(f"{name} must have a password in production, as in redis://:PASSWORD@host:6379/0.")
+    if parts.scheme == "redis":
+        return url
     check = TLS_CHECKS.get(options.get("ssl_cert_reqs", "required").lower())
     if check is None:
         raise ImproperlyConfigured(

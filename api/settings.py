@@ -205,7 +205,7 @@ DATABASE_OWNER = postgres_url("DATABASE_OWNER_URL")[0] if text("DATABASE_OWNER_U
 
 # Celery prefers the environment to the settings, so the URLs are corrected there too.
 for _name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
-    os.environ[_name] = redis_url(_name, production=MPESA_PRODUCTION)
+    os.environ[_name] = redis_url(_name, production=PRODUCTION)
 REDIS_URL = text("CACHE_URL") or (
     text("CELERY_BROKER_URL") if text("CELERY_BROKER_URL").startswith(REDIS_SCHEMES) else ""
 )
@@ -234,6 +234,7 @@ CELERY_REDIS_SOCKET_TIMEOUT = 5
 CELERY_TASK_STORE_ERRORS_EVEN_IF_IGNORED = False
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
+CELERY_WORKER_CONSUMER = "api.worker_consumer:Consumer"
 CELERY_TASK_ACKS_LATE = CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_CONCURRENCY = whole("CELERY_WORKER_CONCURRENCY", 4, low=1, high=256)

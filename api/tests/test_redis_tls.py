@@ -67,7 +67,7 @@ def test_spelling_is_corrected(monkeypatch: pytest.MonkeyPatch, given: str, corr
     [
         ("rediss://h:1/0?ssl_cert_reqs=yes", False, "must have ssl_cert_reqs=required, optional or none, not 'yes'"),
         ("rediss://h:1/0?ssl_cert_reqs=", False, "must have ssl_cert_reqs=required"),
-        ("rediss://h:1/0?ssl_cert_reqs=none", True, "must not have ssl_cert_reqs=none in production"),
+        ("rediss://:p@h:1/0?ssl_cert_reqs=none", True, "must not have ssl_cert_reqs=none in production"),
     ],
 )
 def test_wrong_spelling_is_refused(monkeypatch: pytest.MonkeyPatch, url: str, production: bool, words: str) -> None:

@@ -43,7 +43,7 @@ PRODUCTION = {
     "CALLBACK_TOKEN_KEY": "c" * 50,
     "ALLOWED_HOSTS": "kasoko.app",
     "DATABASE_URL": "postgres://kasoko:secret@127.0.0.1:1/kasoko",
-    "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+    "CELERY_BROKER_URL": "redis://:secret@127.0.0.1:1/0",
     "MPESA_CONSUMER_KEY": "key",
     "MPESA_CONSUMER_SECRET": "secret",
     "MPESA_INITIATOR_NAME": "kasoko",
@@ -340,6 +340,18 @@ def test_blank_value_counts_as_not_set() -> None:
 
     # then
     assert ended.stdout.strip() == str([15, 5])
+
+
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"])
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "rediss://user@127.0.0.1:1/0", "redis://:@127.0.0.1:1/0"])
+def test_redis_without_password_is_refused_in_production(refusal: Refusal, name: str, url: str) -> None:
+    assert f"{name} must have a password in production" in refusal(PRODUCTION | {name: url})
+
+
+def test_redis_without_password_starts_in_development() -> None:
+    assert (
+        start(SERVERS | {"CACHE_URL": "redis://127.0.0.1:1/3"}, "s.REDIS_URL").stdout.strip() == "redis://127.0.0.1:1/3"
+    )
 
 
 def test_broker_other_than_redis_needs_a_cache_url(refusal: Refusal) -> None:
