@@ -65,7 +65,8 @@ UNION ALL SELECT 'next',
               (SELECT min(resend_at) FROM payments_attempt)),
         (SELECT max(probe_at) FROM payments_breaker WHERE opened_at IS NOT NULL)))::text,
     extract(epoch FROM (SELECT min(next_query_at) FROM payments_attempt
-        WHERE state NOT IN ('WAITING', 'PAID')))::text, '', ''
+        WHERE state <> 'WAITING' AND (second_receipt <> '' OR state <> 'REVERSED'
+            AND (state <> 'PAID' OR decision <> ''))))::text, '', ''
 """
 STATEMENT = "\nUNION ALL ".join(
     [
