@@ -105,7 +105,7 @@ class Session:
     def _ask(
         self, path: str, source: str, mutated: str, tests: list[str], seconds: float, *, in_function: bool
     ) -> str:  # fmt: skip
-        cpu_seconds = math.ceil(seconds / 15)
+        cpu_seconds = math.ceil(seconds / 20)
         self._channel.send(forking.Question(path, source, mutated, in_function, tests, seconds, cpu_seconds))
         answer: str = self._channel.recv()
         return answer

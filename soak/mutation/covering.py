@@ -62,13 +62,12 @@ class Covering:
         files = {test.split("::")[0] for tests in lines.values() for test in tests}
         chosen |= {test for test, is_file_new in _new_tests(self.commit) if is_file_new or test.split("::")[0] in files}
         package, *directories = Path(mutant.path).parent.parts
-        own = f"/test_{Path(mutant.path).stem}.py"
+        own = re.compile(rf"{package}/.*/test_{Path(mutant.path).stem}(_\w+)?\.py")
         beside = "/".join([package, "tests", *directories]) + "/"
         likeness = _likeness(mutant, chosen)
 
         def distance(test: str) -> tuple[bool, float, bool, float, str]:
-            is_own = test.startswith(package) and own in test
-            return not is_own, -likeness[test], not test.startswith(beside), self.seconds.get(test, 0.0), test
+            return not own.match(test), -likeness[test], not test.startswith(beside), self.seconds.get(test, 0.0), test
 
         ordered = _variants_last(sorted(chosen, key=distance))
         if first:

@@ -219,6 +219,21 @@ def test_call_without_time_freezes_the_totals_and_stops(db: None) -> None:
     assert settle(market).settled
 
 
+def test_worker_goes_on_after_another_one_has_finished_the_settlement(db: None) -> None:
+    market = opened([(member(), "A", 5), (member(), "B", 7)])
+    resolve(market, "A")
+    rules = policy(settlement_chunk=1)
+
+    # when: between two steps of this worker, another one does all the rest
+    progress = settling.settle(
+        market_id=market.pk, at=AT, policy=rules, keep_going=lambda: settle(market, policy=rules).settled
+    )
+
+    # then
+    assert progress.settled
+    assert len(progress.to_send) == 1
+
+
 @pytest.mark.parametrize("chunk", [1, 20_000])
 def test_settlement_is_an_entry_of_the_machine(db: None, chunk: int) -> None:
     market = opened([(member(), "A", 100), (member(), "B", 1)])

@@ -131,6 +131,15 @@ def test_undo_of_a_pool_above_the_limit_is_proposed(db: None, limit: str, is_pro
     assert (Settlement.objects.get().stopped_at == after(60)) == is_proposed
 
 
+def test_approval_of_an_undo_holds_for_these_figures_only(db: None) -> None:
+    settled(), settled()
+    first, second = Settlement.objects.order_by("pk")
+    was = undo.hash_of(first)
+    assert was not in (None, undo.hash_of(second))
+    first.pool = Decimal("600.49")
+    assert undo.hash_of(first) != was
+
+
 @pytest.mark.parametrize(("limit", "is_proposed"), [("1079.99", True), ("1080", False)])
 def test_late_stakes_count_for_the_limit_of_an_undo(db: None, limit: str, is_proposed: bool) -> None:
     # given: 150 shillings in the pool, and 930 that go back because the bets came late

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from django.db import transaction
 
-from payments.models import Callback, StatusQuery, Transaction
+from payments.models import Callback, FloatReading, StatusQuery, Transaction
 from payments.payouts.evidence import callbacks
 from testing import builders, payout_steps
 from testing.builders import AT, nothing_moved
@@ -129,6 +129,53 @@ def test_unreadable_result_raises_an_alarm_and_is_asked_about(
     assert outcome.startswith("unreadable (not JSON); in doubt")
     assert states(payout, attempt) == ("PROCESSING", "IN_DOUBT")
     assert len(alarms()) == 1
+
+
+def store(kind: str, token: str, body: bytes, *, trusted: bool = False) -> None:
+    callbacks.store(
+        kind=kind, token=token, body=body, source_ip=None, trusted=trusted, at=after(1), addresses=ADDRESSES
+    )
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_address_stores_fifty_bodies_and_mpesas_own_beyond_them(
+    payout: Transaction, alarms: Callable[[], list[str]], lost: bool
+) -> None:
+    # given: an address of a request, or of one that the last commits before a loss have taken away
+    attempt = sent(payout)
+    name = "KASOKO-1-1-0a1b2c3d-1" if lost else attempt.originator_conversation_id
+    bodies = [result_body(attempt, ocid=name) + b" " * number for number in range(51)]
+
+    # when
+    for body in bodies[:49]:
+        store("result", ADDRESSES.token(name), body)
+    assert not any("different body" in alarm for alarm in alarms())
+    store("result", ADDRESSES.token(name), bodies[49])
+
+    # then: only the 50th raises the alarm, and the 51st is refused
+    assert sum("different body" in alarm for alarm in alarms()) == 1
+    with pytest.raises(callbacks.TooManyBodies):
+        store("result", ADDRESSES.token(name), bodies[50])
+    store("result", ADDRESSES.token(name), bodies[50], trusted=True)
+    assert Callback.objects.count() == 51
+
+
+def test_limit_of_a_lost_request_is_its_own(payout: Transaction) -> None:
+    attempt = sent(payout)
+    first, second = "KASOKO-1-1-0a1b2c3d-1", "KASOKO-1-1-0a1b2c3d-2"
+    for number in range(50):
+        store("result", ADDRESSES.token(first), result_body(attempt, ocid=first) + b" " * number)
+    store("result", ADDRESSES.token(second), result_body(attempt, ocid=second))
+    assert Callback.objects.filter(originator_conversation_id=second).count() == 1
+
+
+@pytest.mark.parametrize("kind", Callback.Kind.values)
+def test_unknown_address_is_refused_although_others_are_known(payout: Transaction, kind: str) -> None:
+    question(sent(payout), after(20))
+    FloatReading.objects.create(source="balance", token_hash="0" * 64, asked_at=after(1))
+    with pytest.raises(callbacks.UnknownAddress):
+        store(kind, "unknown", b'{"Result": {}}')
+    assert not Callback.objects.exists()
 
 
 def test_address_refuses_callbacks_of_another_kind(payout: Transaction) -> None:
