@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from payments.models import Breaker, Settlement, Transaction
 from payments.payouts.operations import actions
@@ -111,6 +113,7 @@ def test_bad_end_of_a_member_stops_the_release_until_a_person_lets_it_go() -> No
     assert len(claimed_at(112)) == 9
     (entry,) = AuditEntry.objects.filter(action="release.let_go")
     assert (entry.reason, entry.actor_id) == ("One odd number", by.user_id)
+    assert entry.before.startswith('{"release_open":false,"stopped_because":"1 of its first 1 payouts failed')
     assert canary.stopped(at=after(113), policy=CANARY) == []
 
 
@@ -249,3 +252,88 @@ def test_complete_canary_is_opened_for_good_outside_the_claim() -> None:
     # then
     settlement.refresh_from_db()
     assert settlement.release_open is True
+
+
+def test_release_waits_for_people_only_if_its_last_free_slot_is_in_doubt() -> None:
+    # given: the canary has two slots
+    release(10)
+    two = replace(CANARY, canary=(2, 3))
+    assert canary.stopped(at=after(0), policy=two) == []
+
+    # when: one slot is in doubt, then both are
+    listed = []
+    for second in (0, 1):
+        (claim,) = sending_claims.claim(at=after(second), policy=two, addresses=ADDRESSES, limit=1)
+        record(claim, payout_steps.READ_TIMEOUT)
+        listed.append(len(canary.stopped(at=after(second), policy=two)))
+
+    # then
+    assert listed == [0, 1]
+    (waiting,) = canary.stopped(at=after(2), policy=two)
+    assert waiting.reason.startswith("2 of its first payouts are in doubt.")
+
+
+def test_acknowledged_payout_in_doubt_is_no_reason_to_wait() -> None:
+    # given: the first payout was acknowledged and has no result, and the second has no answer yet
+    release(10)
+    steps = replace(CANARY, canary=(1, 1))
+    (first,) = sending_claims.claim(at=after(0), policy=steps, addresses=ADDRESSES, limit=100)
+    record(first, payout_steps.ACCEPTED)
+    payout_steps.question(Transaction.objects.get(pk=first.transaction_id).attempts.get(), after(20), steps)
+    assert len(sending_claims.claim(at=after(20), policy=steps, addresses=ADDRESSES, limit=100)) == 1
+
+    # then
+    assert canary.stopped(at=after(21), policy=steps) == []
+
+
+def test_settlement_without_a_pending_payout_is_in_no_canary() -> None:
+    release(1)
+    (only,) = claimed()
+    record(only, payout_steps.ACCEPTED)
+    other = release(10)
+    assert canary.in_canary(at=after(1), policy=CANARY) == [other.pk]
+
+
+def test_payout_of_a_stopped_settlement_gets_no_slot_and_no_other_settlement_is_locked() -> None:
+    settlement, other = release(2), release(2)
+    Settlement.objects.filter(pk=settlement.pk).update(release_open=True, stopped_at=after(0))
+    payouts = list(Transaction.objects.filter(settlement=settlement, destination="mpesa"))
+
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        assert canary.with_free_slot(payouts, CANARY) == []
+
+    lock = queries[0]["sql"]
+    assert "FOR NO KEY UPDATE" in lock
+    assert f'"id" IN ({settlement.pk})' in lock
+    assert str(other.pk) not in lock.split("WHERE")[1]
+
+
+@pytest.mark.parametrize(
+    ("filled", "occupied", "free"),
+    [(0, 0, 1), (0, 1, 0), (0, 2, 0), (1, 0, 3), (1, 2, 1), (3, 0, 1), (3, 1, 0), (4, 0, None), (5, 1, None)],
+)
+def test_free_slots_are_those_of_the_first_step_that_is_not_filled(
+    filled: int, occupied: int, free: int | None
+) -> None:
+    assert canary._Members(filled=filled, occupied=occupied).free_slots(CANARY) == free
+
+
+def test_canary_without_an_attempt_has_all_slots_of_its_first_step() -> None:
+    assert canary._Members() == canary._Members(0, 0, 0, 0, 0, 0)
+    assert canary._Members().free_slots(replace(POLICY, canary=(2, 3))) == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "failed", "by_member", "reason"),
+    [
+        (4, 0, 0, ""),
+        (4, 1, 0, "1 of its first 4 payouts failed, and not by a fault of the members."),
+        (6, 4, 3, "1 of its first 6 payouts failed, and not by a fault of the members."),
+        (3, 2, 2, ""),
+        (6, 3, 3, "3 of its first 6 payouts failed."),
+        (7, 3, 3, ""),
+        (7, 4, 4, "4 of its first 7 payouts failed."),
+    ],
+)
+def test_release_stops_for_other_faults_or_half_of_three(ended: int, failed: int, by_member: int, reason: str) -> None:
+    assert canary._Members(ended=ended, failed=failed, failed_by_member=by_member).stop_reason == reason
