@@ -290,7 +290,10 @@ def test_payment_of_a_failed_attempt_is_reported_as_after_a_failure() -> None:
 def test_payment_of_our_conversation_under_another_id_is_kept_and_held(state: str, named: str | None) -> None:
     action = weigh(replace(FACTS, state=state), result(originator_conversation_id=named))
     assert (action.step, action.paid_report, action.receipt) == ("report", "trusted", RECEIPT)
-    assert "not under our id" in action.hold_reason
+    words = named or "no id"
+    assert f"paid this request as {words}, not under our id" in action.hold_reason
+    assert words in action.outcome
+    assert words in action.alarm
     assert action.level == "critical"
 
 
@@ -481,6 +484,28 @@ def test_failed_attempt_is_asked_about_until_confirmed(status: messages.PaymentS
     facts = replace(FACTS, state="FAILED", paid_report=report)
     assert weigh_answer(facts, answer(status)).step == step
     assert weigh_answer(replace(facts, next_query_at=None), answer(status)).step == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "known", "kept"), [(True, "", RECEIPT), (False, "", ""), (False, RECEIPT, RECEIPT)]
+)
+def test_receipt_of_a_payment_without_one_comes_from_mpesa_only(trusted: bool, known: str, kept: str) -> None:
+    action = weigh(replace(FACTS, state="PAID", receipt=known), result(), trusted=trusted)
+    assert (action.step, action.receipt) == ("pay", kept)
+
+
+@pytest.mark.parametrize("state", OPEN)
+def test_only_a_reported_failure_may_open_a_breaker(state: str) -> None:
+    facts = replace(FACTS, state=state)
+    assert weigh(facts, result("2001")).trips == "2001"
+    assert weigh(facts, result(), trusted=False).trips == ""
+
+
+def test_plain_message_pays_with_its_receipt_and_opens_no_breaker() -> None:
+    at = after(3)
+    assert rules.weigh_plain_result(FACTS, result(), at=at).receipt == RECEIPT
+    assert rules.weigh_plain_result(FACTS, result(without="TransactionReceipt"), at=at).receipt == ""
+    assert rules.weigh_plain_result(FACTS, result("2001"), at=at).trips == ""
 
 
 @pytest.mark.parametrize("stored", ["completed", "failed", "reversed"])
