@@ -1,18 +1,21 @@
 """Status queries: due attempts, gaps, tokens and holds."""
 
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 
-from payments.models import StatusQuery, Transaction
+from payments.models import Attempt, StatusQuery, Transaction
 from payments.mpesa import client, gateway_errors
+from payments.payouts import attempts
 from payments.payouts.evidence import status_queries
 from testing import builders, payout_steps
 from testing.builders import nothing_moved
 from testing.payout_steps import (
     ADDRESSES,
     KES_285,
+    POLICY,
     after,
     answer,
     balances,
@@ -270,3 +273,69 @@ def test_held_payout_failed_by_late_evidence_is_not_resent(payout: Transaction) 
     assert states(payout, attempt) == ("HELD", "FAILED")
     assert "Retry it" in payout.reason
     assert claims(after(200_000)) == []
+
+
+# --- what is asked, and for how long ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decision", "asked"), [("", ["", "", ""]), (Attempt.Decision.PAID, ["SKG7000001", "", "SKG7000001"])]
+)
+def test_only_a_decided_payment_is_asked_by_receipt_and_id_in_turn(
+    payout: Transaction, decision: str, asked: list[str]
+) -> None:
+    attempt = sent(payout)
+    attempts.keep_report(attempt, "untrusted", "0", "Words.", "SKG7000001", at=after(1))
+    attempts.mark_decided(attempt, decision, ask_at=after(20))
+
+    questions = [question(attempt, after(seconds)) for seconds in (20, 2_000, 4_000)]
+
+    assert [query.receipt for query in questions] == asked
+
+
+def test_query_names_the_receipt_or_our_id(payout: Transaction) -> None:
+    query = question(sent(payout), after(20))
+    gateway = payout_steps.FakeGateway()
+    for one in (query, replace(query, receipt="SKG7000001")):
+        status_queries.post(one, gateway=gateway, addresses=ADDRESSES)
+    named = [(asked.get("receipt"), asked.get("originator_conversation_id")) for asked in gateway.questions]
+    assert named == [(None, query.originator_conversation_id), ("SKG7000001", None)]
+
+
+def test_recorded_query_leaves_the_next_query_of_others_and_cuts_long_ids() -> None:
+    # given: two requests whose queries were claimed at the same moment
+    asked_about = [sent(builders.payout(285)) for _ in range(2)]
+    queries = status_queries.ask(at=after(20), policy=payout_steps.POLICY, addresses=ADDRESSES, limit=10)
+    assert len({query.leased_until for query in queries}) == 1
+
+    # when
+    status_queries.record_put(queries[0], "x" * 100)
+
+    # then
+    for attempt in asked_about:
+        attempt.refresh_from_db()
+    assert [attempt.next_query_at for attempt in asked_about] == [queries[0].next_query_at, queries[0].leased_until]
+    assert StatusQuery.objects.get(pk=queries[0].query_id).conversation_id == "x" * 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "report", "seconds", "enough"),
+    [
+        (Attempt.Kind.B2C, "trusted", 86_399, False),
+        (Attempt.Kind.B2C, "trusted", 86_400, True),
+        (Attempt.Kind.FOUND, "", 86_399, False),
+        (Attempt.Kind.FOUND, "", 86_400, True),
+        (Attempt.Kind.B2C, "", 86_400, False),
+    ],
+)
+def test_reported_or_found_failure_is_asked_about_for_a_day(
+    payout: Transaction, kind: str, report: str, seconds: int, enough: bool
+) -> None:
+    """A plain failure is asked about once, for a retry. No query was put yet."""
+    attempt = payout_steps.refused(payout)
+    assert attempt.state == "FAILED"
+    assert not attempt.callbacks.exists()
+    attempt.kind, attempt.paid_report = kind, report
+    at = attempt.closed_at + timedelta(seconds=seconds)
+
+    assert status_queries._asked_enough(payout, attempt, at, POLICY) == enough
