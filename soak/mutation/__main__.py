@@ -168,11 +168,16 @@ class _Choice:
         self._covered, self._kept, self._nearest = covered, kept, nearest
         self._fit, self._unfit = set(covered.seconds), set[str]()
 
+    def of(self, mutant: mutants.Mutant) -> list[str]:
+        """Return the tests that judge a mutant."""
+        nearest = self._covered.of(mutant, at_most=self._nearest)
+        return [test for test in dict.fromkeys((*READING, *nearest)) if test not in self._unfit]
+
     def judge(self, session: Session, mutant: mutants.Mutant) -> Judged:
         """Judge a mutant. A test that the measurement does not know must pass without the mutant to notice it."""
         while True:
-            nearest = self._covered.of(mutant, first=self._kept.hint(mutant), at_most=self._nearest)
-            tests = [test for test in dict.fromkeys((*READING, *nearest)) if test not in self._unfit]
+            hint = self._kept.hint(mutant)
+            tests = [*([hint] if hint and hint not in self._unfit else []), *self.of(mutant)]
             seconds = 600 + 20 * sum(self._covered.seconds.get(test, 1) for test in tests)
             one = session.judge(mutant, tests, seconds)
             if "::" not in one.noticed_by or one.noticed_by in self._fit:
@@ -188,7 +193,8 @@ class _Choice:
 def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, until: float, measure: bool) -> list[Judged]:
     """Judge every mutant, `jobs` at a time, print each survivor at once, and keep each verdict for the next run."""
     kept = verdicts.Kept()
-    verdicts_known = ((mutant, kept.of(mutant, at_most=nearest)) for mutant in drawn)
+    choice = _Choice(covering.measure(SUITE, PACKAGES, again=measure), kept, nearest)
+    verdicts_known = ((mutant, kept.of(mutant, choice.of(mutant))) for mutant in drawn)
     judged = [Judged(mutant, noticed_by, 0) for mutant, noticed_by in verdicts_known if noticed_by is not None]
     known = {one.mutant for one in judged}
     waiting: queue.SimpleQueue[mutants.Mutant | None] = queue.SimpleQueue()
@@ -196,15 +202,13 @@ def judge_all(drawn: list[mutants.Mutant], *, jobs: int, nearest: float, until: 
         waiting.put(mutant)
     if len(known) == len(drawn) or time.monotonic() >= until:
         return judged
-    covered = covering.measure(SUITE, PACKAGES, again=measure)
-    choice = _Choice(covered, kept, nearest)
 
     def work(session: Session) -> None:
         while (mutant := waiting.get()) is not None and time.monotonic() < until:
             one = choice.judge(session, mutant)
             judged.append(one)
             if one.noticed_by != forking.NOT_IN_TIME:  # On a busy machine it may end next time.
-                kept.add(mutant, one.noticed_by, at_most=nearest)
+                kept.add(mutant, one.noticed_by, choice.of(mutant))
             if not one.noticed_by:
                 say(f"  not noticed: {mutant.path}:{mutant.line}: {mutant.words}: {_cell(mutant.before)}")
             if len(judged) % 20 == 0:

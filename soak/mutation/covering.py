@@ -38,11 +38,10 @@ class Covering:
     seconds: dict[str, float] = field(default_factory=dict)
     commit: str = ""
 
-    def of(self, mutant: Mutant, *, first: str = "", at_most: float = math.inf) -> list[str]:
+    def of(self, mutant: Mutant, *, at_most: float = math.inf) -> list[str]:
         """Return the tests that can notice a mutant: those that run its lines, else all tests of its module.
 
-        `first` is a test that noticed this change before. `at_most` are the seconds of the tests, and one test is
-        always returned.
+        `at_most` are the seconds of the tests. One test is always returned.
         Code outside functions runs at import, so no test is recorded for it. A new line has the tests of its function.
         The tests of a `.sql` file are those of the modules beside it. Tests written since the measurement are added if
         their file is new, or if another of its tests runs the module. Tests of the module itself come first. Then the
@@ -70,8 +69,6 @@ class Covering:
             return not own.match(test), -likeness[test], not test.startswith(beside), self.seconds.get(test, 0.0), test
 
         ordered = _variants_last(sorted(chosen, key=distance))
-        if first:
-            ordered = [first, *(test for test in ordered if test != first)]
         ends = itertools.accumulate(self.seconds.get(test, 1.0) for test in ordered)
         nearest = [test for test, end in zip(ordered, ends, strict=True) if end <= at_most]
         return nearest or ordered[:1]
@@ -126,9 +123,10 @@ def _variants_last(tests: list[str]) -> list[str]:
     return sorted(tests, key=rank.__getitem__)
 
 
-def _words(text: str) -> set[str]:
+@cache
+def _words(text: str) -> frozenset[str]:
     """Return the words of a text without endings of plurals. Short words are left out."""
-    return {word.lower().rstrip("s") for word in re.findall(r"[A-Za-z][a-z]{3,}", text)}
+    return frozenset(word.lower().rstrip("s") for word in re.findall(r"[A-Za-z][a-z]{3,}", text))
 
 
 @cache

@@ -1,11 +1,12 @@
 """Verdicts of earlier runs, so that a run can be continued and does not judge the same mutant again.
 
-A mutant that a test noticed stays noticed while its module and the file of this test are the same. A survivor is
-kept for its commit only, because any new test can notice it. It is kept with the seconds of tests that it survived.
+A mutant that a test noticed stays noticed while its module and the file of this test are the same. A survivor is kept
+while its module, the tests that it met and their files are the same.
 """
 
+import hashlib
 import json
-import math
+from collections.abc import Sequence
 from functools import cache
 
 from soak.mutation.covering import PLACE
@@ -24,38 +25,37 @@ class Kept:
         lines = FILE.read_text().splitlines() if FILE.exists() else []
         self._by_name = {verdict["mutant"]: verdict for verdict in map(json.loads, lines)}
 
-    def of(self, mutant: Mutant, *, at_most: float = math.inf) -> str | None:
+    def of(self, mutant: Mutant, tests: Sequence[str]) -> str | None:
         """Return the test that noticed this mutant, an empty text if it survived, or None if it must be judged.
 
-        `at_most` are the seconds of tests that a mutant must survive.
+        `tests` are those that would judge it now.
         """
         verdict = self._by_name.get(mutant.name)
-        if verdict is None or verdict["for"] != self._scope(mutant, verdict["noticed_by"]):
+        if verdict is None or verdict["for"] != self._scope(mutant, verdict["noticed_by"], tests):
             return None
         noticed_by: str = verdict["noticed_by"]
-        return noticed_by if noticed_by or verdict.get("at_most", math.inf) >= at_most else None
+        return noticed_by
 
     def hint(self, mutant: Mutant) -> str:
         """Return the test that noticed this change in an older version of the module, or an empty text."""
         noticed_by: str = self._by_name.get(mutant.name, {"noticed_by": ""})["noticed_by"]
         return noticed_by if "::" in noticed_by else ""
 
-    def add(self, mutant: Mutant, noticed_by: str, *, at_most: float = math.inf) -> None:
+    def add(self, mutant: Mutant, noticed_by: str, tests: Sequence[str]) -> None:
         """Keep one verdict. Threads may call this at the same time, because each adds one line at the end."""
-        verdict = {
-            "mutant": mutant.name,
-            "noticed_by": noticed_by,
-            "for": self._scope(mutant, noticed_by),
-            "at_most": at_most,
-        }
+        scope = self._scope(mutant, noticed_by, tests)
         with FILE.open("a") as file:
-            file.write(json.dumps(verdict) + "\n")
+            file.write(json.dumps({"mutant": mutant.name, "noticed_by": noticed_by, "for": scope}) + "\n")
 
-    def _scope(self, mutant: Mutant, noticed_by: str) -> str:
-        test = _version(self._commit, noticed_by.split("::")[0]) if noticed_by else self._commit
-        return f"{_version(self._commit, mutant.path)} {test}"
+    def _scope(self, mutant: Mutant, noticed_by: str, tests: Sequence[str]) -> str:
+        if noticed_by:
+            judges = _version(self._commit, noticed_by.split("::")[0])
+        else:
+            met = [f"{test} {_version(self._commit, test.split('::')[0])}" for test in tests]
+            judges = hashlib.sha256("\n".join(met).encode()).hexdigest()[:16]
+        return f"{_version(self._commit, mutant.path)} {judges}"
 
 
 @cache
 def _version(of: str, path: str) -> str:
-    return git("rev-parse", f"{of}:{path}")[:16]
+    return git("rev-parse", "--verify", "--quiet", f"{of}:{path}")[:16]

@@ -28,33 +28,28 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def test_noticed_mutant_is_not_judged_again_at_a_later_commit(versions: dict[str, str]) -> None:
-    assert verdicts.Kept().of(MUTANT) is None
-    verdicts.Kept().add(MUTANT, f"{TEST}::test_due")
+    assert verdicts.Kept().of(MUTANT, []) is None
+    verdicts.Kept().add(MUTANT, f"{TEST}::test_due", [])
     versions["commit"] = "b"
-    assert verdicts.Kept().of(MUTANT) == f"{TEST}::test_due"
+    assert verdicts.Kept().of(MUTANT, []) == f"{TEST}::test_due"
 
 
 @pytest.mark.parametrize("changed", [MODULE, TEST])
 def test_verdict_ends_with_a_change_and_leaves_a_hint(versions: dict[str, str], changed: str) -> None:
-    verdicts.Kept().add(MUTANT, f"{TEST}::test_due")
+    verdicts.Kept().add(MUTANT, f"{TEST}::test_due", [])
     versions[changed] = "2"
-    assert verdicts.Kept().of(MUTANT) is None
+    assert verdicts.Kept().of(MUTANT, []) is None
     assert verdicts.Kept().hint(MUTANT) == f"{TEST}::test_due"
 
 
-def test_survivor_is_judged_again_at_the_next_commit(versions: dict[str, str]) -> None:
-    verdicts.Kept().add(MUTANT, "")
-    assert verdicts.Kept().of(MUTANT) == ""
+def test_survivor_is_judged_again_by_other_tests_or_a_changed_file(versions: dict[str, str]) -> None:
+    met = [f"{TEST}::test_due", f"{TEST}::test_fee"]
+    verdicts.Kept().add(MUTANT, "", met)
     versions["commit"] = "b"
-    assert verdicts.Kept().of(MUTANT) is None
-
-
-def test_survivor_of_few_tests_is_judged_again_by_more(versions: dict[str, str]) -> None:
-    verdicts.Kept().add(MUTANT, "", at_most=30)
-    assert verdicts.Kept().of(MUTANT, at_most=20) == ""
-    assert verdicts.Kept().of(MUTANT, at_most=30) == ""
-    assert verdicts.Kept().of(MUTANT, at_most=40) is None
-    assert verdicts.Kept().of(MUTANT) is None
+    assert verdicts.Kept().of(MUTANT, met) == ""
+    assert verdicts.Kept().of(MUTANT, [*met, f"{TEST}::test_new"]) is None
+    versions[TEST] = "2"
+    assert verdicts.Kept().of(MUTANT, met) is None
 
 
 @pytest.fixture
@@ -83,7 +78,6 @@ def test_tests_of_a_moved_line_and_new_tests_are_chosen(moved: mutants.Mutant) -
     assert measured.of(moved) == chosen
     assert measured.of(moved, at_most=6.5) == chosen[:3]
     assert measured.of(moved, at_most=0.5) == chosen[:1]
-    assert measured.of(moved, first="far.py::b")[0] == "far.py::b"
 
 
 def test_test_that_names_the_words_of_the_function_comes_first(moved: mutants.Mutant) -> None:

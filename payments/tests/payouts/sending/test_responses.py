@@ -3,7 +3,7 @@
 import pytest
 
 from payments.models import Breaker, Transaction
-from payments.mpesa import gateway_errors
+from payments.mpesa import client, gateway_errors
 from payments.payouts import breakers
 from payments.payouts.sending import responses
 from testing import builders, payout_steps
@@ -340,3 +340,51 @@ def test_first_question_counts_from_the_post_and_not_from_the_acknowledgement(nu
     for payout in payouts:
         attempt = payout.attempts.get()
         assert (attempt.state, attempt.next_query_at) == ("ACCEPTED", after(20))
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["one", "in bulk"])
+def test_acknowledgement_after_the_result_keeps_only_the_conversation_id(number: int) -> None:
+    # given: the results were faster than the acknowledgements
+    payouts = [builders.payout(285) for _ in range(number)]
+    taken = claims(AT)
+    for payout in payouts:
+        attempt = payout.attempts.get()
+        deliver_result(attempt, result_body(attempt, receipt=f"SKG7{attempt.pk:06d}"), after(1))
+
+    # when
+    with nothing_moved():
+        acceptance = client.Accepted("AG_" + 100 * "7", "daraja's own")
+        responses.record_all([(claim, acceptance) for claim in taken], at=after(2), policy=payout_steps.POLICY)
+
+    # then
+    for payout in payouts:
+        attempt = payout.attempts.get()
+        assert states(payout, attempt) == ("COMPLETED", "PAID")
+        assert attempt.conversation_id == "AG_" + 61 * "7"
+
+
+@pytest.mark.parametrize(
+    ("response", "is_known"),
+    [(payout_steps.DUPLICATE, True), (payout_steps.READ_TIMEOUT, False), (payout_steps.ACCEPTED, False)],
+    ids=["duplicate id", "read timeout", "accepted"],
+)
+def test_only_a_duplicate_tells_that_mpesa_knows_the_id(
+    payout: Transaction, response: payout_steps.Response, is_known: bool
+) -> None:
+    assert (sent(payout, response).known_at is not None) == is_known
+
+
+def test_late_response_to_an_earlier_post_of_the_id_changes_nothing(payout: Transaction) -> None:
+    # given: the id is being sent again, because M-Pesa did not find it
+    (first,) = claims()
+    attempt = payout_steps.put_through(first, payout_steps.READ_TIMEOUT)
+    payout_steps.ask_and_answer(attempt, payout_steps.not_found_body(), after(20))
+    (again,) = payout_steps.resends(after(22))
+
+    # when
+    with nothing_moved():
+        payout_steps.put_through(first, payout_steps.ACCEPTED, after(23))
+
+    # then
+    assert payout.attempts.get().state == "SENDING"
+    assert payout_steps.put_through(again, payout_steps.ACCEPTED, after(24)).state == "ACCEPTED"
