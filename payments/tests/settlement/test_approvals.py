@@ -53,6 +53,7 @@ def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
         ("proposal.make", first.pk),
         ("market.resolve", second.pk),
     ]
+    assert f'"proposed_by":{first.pk},' in AuditEntry.objects.get(action="market.resolve").after
     third = operator()
     with nothing_moved(), pytest.raises(proposals.ProposalDecided):
         approve(proposed, third)

@@ -6,6 +6,7 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from markets.models import Bet, Market
+from payments import own_affairs
 from payments.ledger import journal
 from payments.ledger.journal import Entry
 from payments.models import Settlement, Transaction
@@ -219,6 +220,18 @@ def test_withdrawn_scratch_puts_back_only_its_own_outcome() -> None:
     assert (withdrawn.state, withdrawn.undone_by, withdrawn.undone_at) == ("WITHDRAWN", boss, AT)
     assert withdrawn.undone_reason == "Its pool is wrong."
     assert Settlement.objects.get(scratched="C").state == "SETTLED"
+
+
+def test_member_with_a_stake_withdraws_no_failed_scratch() -> None:
+    market, users = race()
+    scratch(market)
+    put_into_pool(market, "0.01")
+    with pytest.raises(failures.BooksDisagree):
+        settle(market)
+    with nothing_moved(), pytest.raises(own_affairs.StakeInMarket):
+        withdraw(market, users[0])
+    with transaction.atomic():
+        journal.post([Entry("opening:mended", journal.pool(market.pk), "opening", Decimal("0.01"))], at=AT)
 
 
 def test_scratch_without_a_fault_cannot_be_withdrawn() -> None:

@@ -295,6 +295,16 @@ def test_scratch_gives_stakes_back_and_the_market_goes_on(db: None, chunk: int) 
     assert journal.balance(journal.pool(market.pk)) == 0
 
 
+def test_scratch_names_the_person_who_decided_it(db: None) -> None:
+    market, staff = race()[0], operator()
+    assert resolutions.may_take_out(market, "C", AT)
+    resolutions.scratch(market_id=market.pk, outcome="C", reason="Injured.", by=actor(staff), at=AT, policy=policy())
+    settlement = Settlement.objects.get()
+    assert (settlement.resolved_by, settlement.approved_by) == (staff, None)
+    market.refresh_from_db()
+    assert not resolutions.may_take_out(market, "B", AT)
+
+
 def test_scratched_outcome_takes_no_bets_and_cannot_win(db: None) -> None:
     # given
     market, users = race()
