@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from django.db import IntegrityError, transaction
 
+from markets.models import Market
 from payments.ledger import journal
 from payments.models import Attempt, Callback, Transaction
 from payments.payouts import attempt_limit, attempts
@@ -18,6 +19,7 @@ from testing.builders import AT
 from testing.payout_steps import (
     CHARGE,
     KES_285,
+    POLICY,
     after,
     ask_and_answer,
     balances,
@@ -248,3 +250,72 @@ def test_second_doubt_keeps_the_first_time_and_cuts_long_words(payout: Transacti
     assert first is not None
     assert attempt.doubted_at == first < after(9)
     assert (attempt.result_words, attempt.result_code) == ("w" * 300, "c" * 20)
+
+
+# --- one attempt, one payout -----------------------------------------------------------------------------------------
+
+
+def test_id_is_sent_again_from_its_first_post_or_its_clearing(payout: Transaction) -> None:
+    attempt = sent(payout, payout_steps.READ_TIMEOUT, AT)
+    horizon = POLICY.resend_horizon
+    last = AT + horizon - timedelta(seconds=1)
+    assert [attempts.within_horizon(attempt, at, POLICY) for at in (last, AT + horizon)] == [True, False]
+
+    attempt.cleared_at = AT + horizon
+    assert [attempts.within_horizon(attempt, at, POLICY) for at in (last + horizon, AT + 2 * horizon)] == [True, False]
+
+    attempt.first_sent_at = None
+    assert attempts.within_horizon(attempt, AT + 3 * horizon, POLICY)
+
+
+def test_report_about_a_failed_attempt_is_only_asked_about(payout: Transaction) -> None:
+    attempt = payout_steps.refused(payout)
+    attempts.keep_report(attempt, "trusted", "c" * 21, "w" * 301, "r" * 65, at=after(9))
+    attempt.refresh_from_db()
+    assert (attempt.state, attempt.next_query_at, attempt.doubted_at) == ("FAILED", after(9), None)
+    assert (attempt.result_code, attempt.result_words, attempt.receipt) == ("c" * 20, "w" * 300, "r" * 64)
+
+
+def test_asked_attempt_is_in_doubt_from_its_first_question(payout: Transaction) -> None:
+    attempt = sent(payout)
+    attempts.ask(attempt, next_query_at=after(60), at=after(20))
+    attempt.refresh_from_db()
+    assert (attempt.state, attempt.doubted_at, attempt.next_query_at) == ("IN_DOUBT", after(20), after(60))
+    attempts.ask(attempt, next_query_at=after(90), at=after(60))
+    assert (attempt.doubted_at, attempt.next_query_at) == (after(20), after(90))
+
+
+def test_doubt_leaves_a_held_payout_held_and_asks_no_later(payout: Transaction) -> None:
+    attempt = sent(payout)
+    attempts.hold(payout, reason="Look first.")
+    attempts.doubt(attempt, ask_at=after(90), at=after(5))
+    assert states(payout, attempt) == ("HELD", "IN_DOUBT")
+    assert attempt.next_query_at == after(20)
+
+
+def test_system_holds_for_no_person_and_cuts_long_reasons(payout: Transaction) -> None:
+    attempts.hold(payout, reason="x" * 400)
+    payout.refresh_from_db()
+    assert (payout.status, payout.held_by_person, payout.reason) == ("HELD", False, "x" * 300)
+    attempts.end_hold_unsent(payout, reason="y" * 400, at=after(9))
+    payout.refresh_from_db()
+    assert (payout.status, payout.failed_at, payout.reason) == ("FAILED", after(9), "y" * 300)
+    attempts.make_pending(payout, due_at=after(10), reason="z" * 400)
+    payout.refresh_from_db()
+    assert (payout.status, payout.failed_at, payout.reason) == ("PENDING", None, "z" * 300)
+
+
+def test_cancelled_payout_keeps_a_long_reason_in_short(payout: Transaction) -> None:
+    # given: the settlement is undone while the request is in doubt
+    attempt = sent(payout, payout_steps.READ_TIMEOUT)
+    builders.undo(Market.objects.get(), at=after(60))
+
+    # when
+    payout, attempt = attempts.locked(attempt.pk)
+    attempts.fail(payout, attempt, code="1", words="w" * 400, at=after(70), policy=POLICY)
+
+    # then
+    payout.refresh_from_db()
+    assert payout.status == "CANCELLED"
+    assert payout.reason.startswith("Its settlement was undone, and it was not paid: 1 www")
+    assert len(payout.reason) == 300
