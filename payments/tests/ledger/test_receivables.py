@@ -172,3 +172,24 @@ def test_repayment_settles_the_debt_first_and_then_the_write_off(db: None) -> No
     recovery.refresh_from_db()
     assert (recovery.recovered, recovery.written_off, recovery.outstanding) == (45, 60, 0)
     assert receivables.still_owed() == (0, 0)
+
+
+def test_debts_are_listed_and_summed_by_market(db: None) -> None:
+    # given: two debts from one market, one from another, and one that is paid
+    first, second = (settled_market([(member(), "Yes", 100)]) for _ in range(2))
+    settlements = [Settlement.objects.get(market=made).pk for made in (first, second)]
+    small, large = owe(member(), "5", settlement_id=settlements[0]), owe(member(), "7", settlement_id=settlements[0])
+    other = owe(member(), "11", settlement_id=settlements[1])
+    paid = owe(member(), "3")
+    repay(paid.user, "3")
+
+    # then: the newest first
+    every = [paid.pk, other.pk, large.pk, small.pk]
+    assert [debt.pk for debt in receivables.listed(before=2**62, limit=10)] == every
+    assert [debt.pk for debt in receivables.listed(before=other.pk, limit=1)] == [large.pk]
+    assert [debt.pk for debt in receivables.listed(before=2**62, limit=10, market_id=first.pk)] == every[2:]
+    assert receivables.still_owed() == (3, 23)
+    assert receivables.still_owed(first.pk) == (2, 12)
+    assert receivables.owing(market_id=first.pk) == [(small.pk, 5), (large.pk, 7)]
+    assert receivables.owing(recovery_id=other.pk) == [(other.pk, 11)]
+    assert receivables.owing(recovery_id=paid.pk) == []
