@@ -47,7 +47,7 @@ ONLY_TESTED = (
 )
 MUTANT_WORDS = (
     "Each mutant changes one place of the code or of its SQL. Then the tests of `make test` that reach this place run, "
-    "the nearest first, up to 30 seconds of them. More tests may notice more, so the share is a lower bound. The table "
+    "the nearest first, up to 20 seconds of them. More tests may notice more, so the share is a lower bound. The table "
     "lists the changes that these tests did not notice. The other reasons say why a change has no effect. Such a "
     "change does not count."
 )

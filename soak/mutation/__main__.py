@@ -271,8 +271,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=11, help="the same seed draws the same mutants (default 11)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--nearest", type=float, default=30, metavar="SECONDS",
-        help="only the nearest tests of each mutant, so many seconds of them (default 30, inf for all)",
+        "--nearest", type=float, default=20, metavar="SECONDS",
+        help="only the nearest tests of each mutant, so many seconds of them (default 20, inf for all)",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no mutant after so many minutes")
     parser.add_argument("--measure", action="store_true", help="learn again which tests run which lines")
