@@ -90,6 +90,8 @@ class Pair:
 
     def __init__(self, seed: int, *, machine: type[Machine] = Machine) -> None:
         self.random = Random(f"conformance {seed}")
+        # Deaths before a question have draws of their own, so that the seeds of past disagreements keep their events.
+        self.deaths = Random(f"deaths {seed}")
         self.now = payout_steps.AT
         self.policy = builders.policy(production=self.random.random() < 0.7)
         # The machine has neither breakers nor the canary. So no share of bad outcomes stops a claim.
@@ -195,7 +197,7 @@ class Pair:
         asked = sorted(question.originator_conversation_id for question in real)
         if asked != sorted(question.attempt.ocid for question in pure):
             raise Disagreement(f"to ask: {asked}, the machine {[question.attempt.ocid for question in pure]}")
-        if self.random.random() < 0.1:
+        if self.deaths.random() < 0.1:
             self.note("the worker dies before it asks")
             return
         for query in real:
