@@ -13,6 +13,7 @@ from django.utils.crypto import salted_hmac
 
 from users import source_address
 from users.models import CustomUser, KnownAddress
+from users.pin_counters import OVERALL
 
 SALT = "users.known_callers"
 DEVICE_LIFE = timedelta(days=180)
@@ -32,7 +33,7 @@ def counters(user: CustomUser | None, *, phone_number: str, source: str, device:
     known = KnownAddress.objects.filter(user_id=user.pk if user else 0, address=address).exists()
     if user is not None and known:
         return (f"known:{user.pk}:{address}", *by_address)
-    return (number_counter(phone_number), *by_address, "overall")
+    return (number_counter(phone_number), *by_address, OVERALL)
 
 
 def number_counter(phone_number: str) -> str:

@@ -13,6 +13,8 @@ FIRST_LOCK = timedelta(minutes=15)
 LONGEST_LOCK = timedelta(hours=24)
 # Wrong PINs that are older than this count no more, and their row may be deleted.
 FORGOTTEN_AFTER = timedelta(days=30)
+# Key of the counter of all untrusted callers together.
+OVERALL = "overall"
 
 
 @dataclass(frozen=True)
@@ -97,4 +99,4 @@ class Limits:
         kind = key.partition(":")[0]
         if kind == "address":
             return self.address
-        return self.overall if kind == "overall" else self.lock
+        return self.overall if kind == OVERALL else self.lock

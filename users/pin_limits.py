@@ -11,7 +11,7 @@ from datetime import datetime
 from django.db import connection, transaction
 
 from users.models import PinCounter
-from users.pin_counters import FORGOTTEN_AFTER, Counter, Limits, Lock
+from users.pin_counters import FORGOTTEN_AFTER, OVERALL, Counter, Limits, Lock
 from users.refusal import Refusal
 
 DELETED_AT_ONCE = 20
@@ -52,6 +52,12 @@ def reserve(keys: Sequence[str], *, limits: Limits, at: datetime) -> Ticket:
         _delete_forgotten(at)
     first = counted[keys[0]]
     return Ticket(tuple(keys), limits, first, limits.of(keys[0]).refused_until(first, at))
+
+
+def overall_refused_until(limits: Limits, *, at: datetime) -> datetime | None:
+    """Return until when all untrusted callers are refused, or None if they may try."""
+    row = PinCounter.objects.filter(key=OVERALL).first()
+    return None if row is None else limits.of(OVERALL).refused_until(Counter(row.wrong, row.until), at)
 
 
 def accept(ticket: Ticket, *, at: datetime) -> None:

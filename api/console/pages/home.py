@@ -16,6 +16,8 @@ from markets import reminders
 from payments import wiring
 from payments.monitoring import overview
 from payments.payouts.sending import canary
+from users import pin_limits
+from users.backends import login_rules
 
 log = logging.getLogger(__name__)
 STALE = timedelta(seconds=60)
@@ -47,6 +49,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "day": _chart(figures.value["day"], "%H:00") if figures else None,
         "month": _chart(figures.value["month"], "%d %b") if figures else None,
         "alive": _alive(now, at),
+        "logins_refused_until": pin_limits.overall_refused_until(login_rules().limits, at=at),
         "paused_by_setting": settings.PAYOUTS_PAUSED,
         "releases": canary.stopped(at=at, policy=wiring.policy()),
         "stale_figures": figures is not None and at - figures.at > 5 * STALE,

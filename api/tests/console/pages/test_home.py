@@ -10,6 +10,7 @@ from django.utils import timezone
 from payments.monitoring import overview
 from testing import builders, console_scenes
 from testing.console_scenes import page_text, submit
+from users.models import PinCounter
 
 
 def test_home_page_says_which_process_has_stopped(console: Client, settings: Settings, queued: Any) -> None:
@@ -41,3 +42,13 @@ def test_home_page_counts_the_markets_that_close_soon(console: Client) -> None:
 def test_home_page_says_that_the_cache_is_away_although_the_broker_lives(console: Client, cache_down: None) -> None:
     overview.beat(worker="here", at=timezone.now())
     assert "Redis cannot be reached." in page_text(console.get("/admin/"))
+
+
+def test_home_page_says_that_the_overall_limit_of_wrong_pins_is_used_up(console: Client) -> None:
+    at = timezone.now()
+    PinCounter.objects.create(key="overall", wrong=100, until=at + timedelta(hours=1))
+    assert "Too many wrong PINs" not in page_text(console.get("/admin/"))
+    PinCounter.objects.update(until=at + timedelta(hours=4))
+    page = page_text(console.get("/admin/"))
+    assert "Too many wrong PINs came from everywhere together." in page
+    assert "only from a device or an address that we know" in page
