@@ -24,6 +24,7 @@ def beat_schedule(*, sweep_seconds: int, float_minutes: int) -> dict[str, Entry]
         "measure the home page's figures": _every(60, "payments.overview_tasks.measure"),
         "sum up new rows": _every(60, "payments.overview_tasks.sum_up"),
         "keep the head of the audit trail": _every(3_600, "payments.overview_tasks.keep_audit_head"),
+        "send the head of the audit trail": _every(3_600, "users.audit_tasks.send_audit_head"),
         "check the invariants": _every(30, "payments.overview_tasks.check_books", expires=30),
     }
 

@@ -22,6 +22,7 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(related_name="settlement_tasks")
 app.autodiscover_tasks(related_name="monitoring_tasks")
 app.autodiscover_tasks(related_name="market_tasks")
+app.autodiscover_tasks(related_name="audit_tasks")
 
 # Tasks that beat starts every few seconds.
 SWEEPS = {

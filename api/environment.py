@@ -7,10 +7,14 @@ the reader raises ImproperlyConfigured with a sentence that names the variable a
 import ipaddress
 import os
 import unicodedata
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.validators import validate_email
+
+from users import outgoing
 
 
 def text(name: str, default: str = "") -> str:
@@ -121,6 +125,62 @@ def stages(name: str, default: str) -> tuple[int, ...]:
     return sizes
 
 
+def addresses(name: str) -> list[str]:
+    """Return a list of e-mail addresses."""
+    listed = words(name)
+    for address in listed:
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise ImproperlyConfigured(f"{name} has {address!r}, which is not an e-mail address.") from None
+    return listed
+
+
+def public_url(name: str) -> str:
+    """Return a public https address, or an empty string. The sentence of a refusal does not show the address."""
+    url = text(name)
+    try:
+        return outgoing.check(url) if url else ""
+    except outgoing.NotAnOutgoingAddress as refusal:
+        raise ImproperlyConfigured(f"{name} cannot be used: {refusal}") from None
+
+
+@dataclass(frozen=True)
+class MailServer:
+    """The server that sends our e-mail. `is_tls`: TLS from the start. `starts_tls`: STARTTLS."""
+
+    host: str = ""
+    port: int = 25
+    user: str = ""
+    password: str = ""
+    is_tls: bool = False
+    starts_tls: bool = False
+
+
+def mail_server(name: str, *, production: bool) -> MailServer:
+    """Return the server of a URL such as `smtp+tls://user:password@mail.example.com:587`, or one without a host.
+
+    The schemes: `smtps` is TLS from the start, `smtp+tls` is STARTTLS, and `smtp` is plain, which production refuses.
+    """
+    url = text(name)
+    if not url:
+        return MailServer()
+    parts = url_parts(name, url)
+    if parts.scheme not in MAIL_PORTS or not parts.hostname:
+        raise ImproperlyConfigured(f"{name} must be smtps://, smtp+tls:// or smtp://, then user:password@host:port.")
+    if production and parts.scheme == "smtp":
+        raise ImproperlyConfigured(f"{name} must be smtps:// or smtp+tls:// in production.")
+    return MailServer(
+        host=parts.hostname,
+        port=parts.port or MAIL_PORTS[parts.scheme],
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        is_tls=parts.scheme == "smtps",
+        starts_tls=parts.scheme == "smtp+tls",
+    )
+
+
+MAIL_PORTS = {"smtps": 465, "smtp+tls": 587, "smtp": 25}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 TLS_CHECKS = {"required": "required", "optional": "optional", "none": "none"}
 TLS_CHECKS |= {f"cert_{word}": word for word in ("required", "optional", "none")}

@@ -16,13 +16,16 @@ from api.beat_schedule import beat_schedule
 from api.console_theme import UNFOLD as UNFOLD
 from api.environment import (
     REDIS_SCHEMES,
+    addresses,
     decimal,
     flag,
     host_of,
+    mail_server,
     minutes_by_pool_size,
     networks,
     one_of,
     postgres_url,
+    public_url,
     redis_url,
     stages,
     text,
@@ -284,6 +287,15 @@ WRONG_PINS_AN_HOUR = whole("WRONG_PINS_AN_HOUR", 60, low=1, high=100_000)
 
 # File of the audit trail's heads, best on another disk or host; see users/audit_heads.py.
 AUDIT_HEADS_FILE = Path(text("AUDIT_HEADS_FILE", str(STATE_DIR / "audit-heads.txt")))
+# Places outside that get the head once a day, and the server that sends our e-mail.
+AUDIT_HEADS_EMAIL = addresses("AUDIT_HEADS_EMAIL")
+AUDIT_HEADS_WEBHOOK = public_url("AUDIT_HEADS_WEBHOOK")
+_mail = mail_server("EMAIL_URL", production=PRODUCTION)
+EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _mail.host, _mail.port, _mail.user, _mail.password
+EMAIL_USE_TLS, EMAIL_USE_SSL, EMAIL_TIMEOUT = _mail.starts_tls, _mail.is_tls, 10
+DEFAULT_FROM_EMAIL = text("EMAIL_FROM", "kasoko@localhost")
+if AUDIT_HEADS_EMAIL and not EMAIL_HOST:
+    raise ImproperlyConfigured("AUDIT_HEADS_EMAIL needs the server that sends e-mail. Set EMAIL_URL too.")
 # Hours for which no money leaves to a member's new phone.
 PHONE_CHANGE_HOLD_HOURS = whole("PHONE_CHANGE_HOLD_HOURS", 24, low=1, high=168)
 

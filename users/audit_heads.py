@@ -27,19 +27,22 @@ class Head:
     hash: str
 
 
+def present() -> Head | None:
+    """Return the head of the trail, or None if the trail is empty."""
+    last = AuditEntry.objects.order_by("-number").values_list("number", "hash").first()
+    return None if last is None else Head(*last)
+
+
 def keep(file: Path, *, at: datetime) -> Head | None:
     """Append the trail's present head to the file and to the log, if it is not kept yet. Return it then.
 
     Raises: OSError if the file cannot be written.
     """
-    last = AuditEntry.objects.order_by("-number").values_list("number", "hash").first()
-    if last is None:
-        return None
-    head, database = Head(*last), _database()
-    if head in kept(file):
+    head = present()
+    if head is None or head in kept(file):
         return None
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="ascii") as heads:
-        heads.write(f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ} {database} {head.number} {head.hash}\n")
+        heads.write(f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ} {database()} {head.number} {head.hash}\n")
         heads.flush()
         os.fsync(heads.fileno())
     log.info("Head of the audit trail: %s:%s", head.number, head.hash)
@@ -53,17 +56,17 @@ def kept(file: Path) -> list[Head]:
     """
     if not file.exists():
         return []
-    database, heads = _database(), []
+    ours, heads = database(), []
     for number, line in enumerate(file.read_text(encoding="ascii").splitlines(), 1):
         parts = line.split()
         if len(parts) != 4 or not parts[2].isdigit() or len(parts[3]) != 64:
             raise ValueError(f"Line {number} of {file} is damaged: {line[:80]!r}.")
-        if parts[1] == database:
+        if parts[1] == ours:
             heads.append(Head(int(parts[2]), parts[3]))
     return heads
 
 
-def _database() -> str:
+def database() -> str:
     """Return a name that only this database has. A dump that is loaded elsewhere gets another one."""
     with connection.cursor() as cursor:
         cursor.execute(

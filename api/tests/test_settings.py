@@ -354,6 +354,31 @@ def test_redis_without_password_starts_in_development() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("AUDIT_HEADS_EMAIL", "auditor@example.com,nobody", "'nobody', which is not an e-mail address"),
+        ("AUDIT_HEADS_EMAIL", "auditor@example.com", "needs the server that sends e-mail"),
+        ("AUDIT_HEADS_WEBHOOK", "http://example.com/", "must begin with https://"),
+        ("AUDIT_HEADS_WEBHOOK", "https://10.0.0.1/", "leads into a private network"),
+        ("AUDIT_HEADS_WEBHOOK", "https://user:secret@example.com/", "must not contain a user name"),
+        ("EMAIL_URL", "imap://mail.example.com", "must be smtps://, smtp+tls:// or smtp://"),
+        ("EMAIL_URL", "smtp://mail.example.com", "must be smtps:// or smtp+tls:// in production"),
+    ],
+)
+def test_wrong_place_for_the_audit_heads_is_refused(refusal: Refusal, name: str, value: str, words: str) -> None:
+    stderr = refusal(PRODUCTION | {name: value})
+    assert name in stderr
+    assert words in stderr
+    assert "secret" not in stderr
+
+
+def test_mail_server_is_read_from_its_url() -> None:
+    url = {"EMAIL_URL": "smtp+tls://us%40er:se%2Fcret@mail.example.com", "AUDIT_HEADS_EMAIL": "a@example.com"}
+    shown = "[s.EMAIL_HOST, s.EMAIL_PORT, s.EMAIL_HOST_USER, s.EMAIL_HOST_PASSWORD, s.EMAIL_USE_TLS, s.EMAIL_USE_SSL]"
+    assert start(SERVERS | url, shown).stdout.strip() == "['mail.example.com', 587, 'us@er', 'se/cret', True, False]"
+
+
 def test_broker_other_than_redis_needs_a_cache_url(refusal: Refusal) -> None:
     # given
     rabbit = SERVERS | {"CELERY_BROKER_URL": "amqp://guest@127.0.0.1:1//"}

@@ -19,7 +19,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = json.loads((Path(__file__).parent / "surface.json").read_text(encoding="utf-8"))
 READERS = {"text", "flag", "whole", "decimal", "one_of", "words", "networks", "stages", "postgres_url"}
-READERS |= {"minutes_by_pool_size", "redis_url"}
+READERS |= {"minutes_by_pool_size", "redis_url", "addresses", "public_url", "mail_server"}
 # URLs added on purpose since that commit. The page in-doubt replaces admin:limbo, which redirects for one version.
 URLS_SINCE = ["admin:in_doubt admin/in-doubt/"]
 MODEL_PAGES = ("changelist", "add", "history", "delete", "change")
