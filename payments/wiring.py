@@ -28,7 +28,7 @@ from payments.payouts.restores.copies import Copies
 from payments.payouts.sending.dispatcher import QUERIES_AT_ONCE, Dispatcher
 from payments.payouts.sending.dispatcher_thread import DispatcherThread
 from payments.policy import Policy
-from payments.settlement import approvals, failures
+from payments.settlement import approvals, failures, market_sending
 from payments.settlement.resolutions import Resolved, Withdrawn
 from payments.settlement.task_results import TaskResult
 from payments.settlement.undo import Undoing
@@ -60,7 +60,7 @@ def after_approval(done: object) -> None:
     """Wake the workers that go on with an approved act. `done` is what the act's procedure returned."""
     if isinstance(done, Resolved | Undoing):
         after_decision(done)
-    elif isinstance(done, starting.Started):
+    elif isinstance(done, starting.Started | starting.Resumed):
         nudge(SEND_DUE_PAYOUTS)
 
 
@@ -230,6 +230,7 @@ def acts() -> Acts:
         **actions.procedures(),
         **debt_decisions.procedures(),
         **starting.procedures(),
+        **market_sending.procedures(),
         **disputes.procedures(),
         **accounts.procedures(hold=policy().phone_change_hold),
     }

@@ -170,11 +170,16 @@ def suspend_sending(request: Request) -> Response:
 @api_view(["POST"])
 @permission_classes([act("market.resume_sending")])
 def resume_sending(request: Request) -> Response:
-    """`POST …/admin/resume-sending/` {market_id, reason}: send the payouts of this market again."""
+    """`POST …/admin/resume-sending/` {market_id, reason}: send the payouts of this market again.
+
+    Answers 202 with a proposal if the payouts that wait need a second person.
+    """
     body = checked(WithReasonBody(data=request.data))
-    settlement = market_sending.resume(**body, by=actor(request), at=wiring.now())
-    wiring.nudge(wiring.SEND_DUE_PAYOUTS)
-    return Response({"status": "resumed", "market_id": settlement.market_id})
+    done = market_sending.resume(**body, by=actor(request), at=wiring.now())
+    if isinstance(done, proposals.Proposed):
+        return proposed(done)
+    wiring.after_approval(done)
+    return Response({"status": "resumed", "market_id": done.market_id})
 
 
 def _market_body(status: str, market: Market) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from payments.payouts.evidence import callbacks, status_queries
 from payments.payouts.operations import bulk_retries
 from payments.payouts.sending import canary, dispatcher
 from payments.policy import Policy
+from payments.settlement import market_sending
 from soak.simulation import snapshot
 from soak.simulation.outage_provider import OutageProvider
 from soak.simulation.planting import instead_of
@@ -278,7 +279,9 @@ class Outage:
     def _let_go(self) -> None:
         """Let the stopped release go on, and retry the payouts that failed, as an operator does after the outage."""
         for release in canary.stopped(at=self.clock(), policy=self.policy):
-            canary.let_go(settlement_id=release.settlement.pk, by=MACHINE, reason="The fault is over.", at=self.clock())
+            market_sending.let_go(
+                settlement_id=release.settlement.pk, by=MACHINE, reason="The fault is over.", at=self.clock()
+            )
         bulk_retries.start(since=self.clock() - timedelta(hours=6), by=MACHINE, at=self.clock())
 
     def _is_under_way(self) -> bool:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from payments.payouts.evidence import callbacks
 from payments.payouts.operations import actions, bulk_retries
 from payments.payouts.sending import canary
+from payments.settlement import market_sending
 from soak.simulation.daraja import DarajaRequest, result_body, status_body
 from soak.simulation.web import Web
 from testing import builders
@@ -47,7 +48,7 @@ class Operator:
         world = self.world
         for release in canary.stopped(at=world.now, policy=world.policy):
             world.state_changed = True
-            canary.let_go(settlement_id=release.settlement.pk, by=MACHINE, reason=release.reason, at=world.now)
+            market_sending.let_go(settlement_id=release.settlement.pk, by=MACHINE, reason=release.reason, at=world.now)
 
     def retry_failed(self) -> None:
         """Retry every payout that failed recently."""

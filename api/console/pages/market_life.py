@@ -9,11 +9,12 @@ from django.urls import path, reverse
 from django.utils.dateparse import parse_datetime
 
 from api.console import page, paging
+from api.console.pages import proposals
 from markets import lifecycle, terms, terms_proposals
 from markets.models import DEFAULT_OUTCOMES, NAIROBI, Market, default_fee_pct
 from payments import wiring
 from payments.settlement import market_sending
-from users import proposals
+from users.proposals import Proposed
 
 REASON = page.Field("reason", "Reason", kind="area", help="It is kept in the audit trail.")
 
@@ -83,7 +84,7 @@ def change(request: HttpRequest, market_id: int) -> HttpResponse:
             at=wiring.now(),
             notice=notice,
         )
-        if isinstance(changed, proposals.Proposed):
+        if isinstance(changed, Proposed):
             return (
                 f"Proposal {changed.proposal_id} waits for another person. Betting on market {market.pk} is suspended"
                 " until it is approved or rejected."
@@ -254,14 +255,17 @@ def suspend_sending(request: HttpRequest, market_id: int) -> HttpResponse:
 @page.page("market.resume_sending", posts=True)
 def resume_sending(request: HttpRequest, market_id: int) -> HttpResponse:
     """Ask for a reason and resume the sending of one market's payouts."""
+    waiting = market_sending.waiting_sum(market_id)
     return _ask(
         request,
         market_id,
         title="Resume sending",
-        effects=["From now on the due payouts of this market are sent, at the usual pace."],
+        effects=[
+            "From now on the due payouts of this market are sent, at the usual pace.",
+            *proposals.second_approval(request, market_sending.RESUME, waiting),
+        ],
         service=market_sending.resume,
         done="The payouts of this market are sent again.",
-        wake=wiring.SEND_DUE_PAYOUTS,
     )
 
 
@@ -274,7 +278,6 @@ def _ask(
     service: Callable[..., object],
     done: str,
     danger: bool = False,
-    wake: str = "",
 ) -> HttpResponse:
     """Ask for a reason, and call a service with the market and the reason."""
     market = _market(market_id)
@@ -289,9 +292,10 @@ def _ask(
     )
 
     def act(answers: dict[str, str]) -> str:
-        service(market_id=market.pk, reason=answers["reason"], by=page.actor(request), at=wiring.now())
-        if wake:
-            wiring.nudge(wake)
+        result = service(market_id=market.pk, reason=answers["reason"], by=page.actor(request), at=wiring.now())
+        if isinstance(result, Proposed):
+            return proposals.sent_to_another_person(result)
+        wiring.after_approval(result)
         return done
 
     return page.ask(request, question, act)

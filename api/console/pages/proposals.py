@@ -202,7 +202,7 @@ def _report(done: object) -> str:
         )
     if isinstance(done, Resolved) and done.rule == "SCRATCH":
         return f"Approved. {done.outcome} is scratched. Its stakes are being refunded."
-    if isinstance(done, starting.Started):
+    if isinstance(done, starting.Started | starting.Resumed):
         return "Approved. Due payouts are sent again, unless another stop or an open breaker pauses them."
     if isinstance(done, disputes.Upheld):
         return "Approved. The dispute is upheld, and the money is in the member's wallet."

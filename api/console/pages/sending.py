@@ -12,6 +12,7 @@ from payments.models import Breaker, Settlement
 from payments.payouts import breakers
 from payments.payouts.operations import starting
 from payments.payouts.sending import canary
+from payments.settlement import market_sending
 from users.proposals import Proposed
 
 ADVICE = {
@@ -137,7 +138,11 @@ def lift(request: HttpRequest, cause: str) -> HttpResponse:
 
 def _start(request: HttpRequest, cause: Breaker.Cause, report: str, reason: str = "") -> str:
     """End a stop, or propose it. Return the sentence for the person."""
-    done = starting.start(cause, people=[page.actor(request)], reason=reason, at=wiring.now())
+    return _reported(starting.start(cause, people=[page.actor(request)], reason=reason, at=wiring.now()), report)
+
+
+def _reported(done: object, report: str) -> str:
+    """Wake the workers after a start, and return the sentence for the person. A proposal waits for another person."""
     if isinstance(done, Proposed):
         return proposals.sent_to_another_person(done)
     wiring.after_approval(done)
@@ -155,6 +160,7 @@ def release(request: HttpRequest, settlement_id: int) -> HttpResponse:
         effects=[
             "From now on all payouts of this settlement are sent, at the usual pace.",
             "Look at its first payouts before. If all of them failed for one cause, the others fail too.",
+            *proposals.second_approval(request, market_sending.RELEASE, starting.waiting_sum(settlement)),
         ],
         facts=[
             ("Market", settlement.market),
@@ -169,9 +175,8 @@ def release(request: HttpRequest, settlement_id: int) -> HttpResponse:
 
     def act(answers: dict[str, str]) -> str:
         by, reason = page.actor(request), answers["reason"]
-        canary.let_go(settlement_id=settlement_id, by=by, reason=reason, at=wiring.now())
-        wiring.nudge(wiring.SEND_DUE_PAYOUTS)
-        return "The release goes on. Its payouts are sent now."
+        done = market_sending.let_go(settlement_id=settlement_id, by=by, reason=reason, at=wiring.now())
+        return _reported(done, "The release goes on. Its payouts are sent now.")
 
     return page.ask(request, question, act)
 

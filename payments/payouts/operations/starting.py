@@ -14,7 +14,7 @@ from decimal import Decimal
 from django.db import transaction
 from django.db.models import Sum
 
-from payments.models import Breaker, Transaction
+from payments.models import Breaker, Settlement, Transaction
 from payments.payouts import breakers
 from users import audit, authority, proposals, second_person
 from users.models import Proposal
@@ -30,6 +30,13 @@ class Started:
     """A stop that people have ended. Payouts leave, unless another stop or an open breaker pauses them."""
 
     cause: Breaker.Cause
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The payouts of one market leave again, unless a stop or an open breaker pauses them."""
+
+    market_id: int
 
 
 def start(
@@ -65,13 +72,18 @@ def start(
         return _end(cause, by=by, second=second, reason=reason, at=at)
 
 
-def waiting_sum() -> Decimal:
-    """Return the sum of all payouts that wait to be sent over M-Pesa. Units: shillings. Locks: none."""
+def waiting_sum(settlement: Settlement | None = None) -> Decimal:
+    """Return the sum of the payouts that wait to be sent over M-Pesa: all, or those of one settlement.
+
+    Units: shillings. Locks: none.
+    """
     waiting = Transaction.objects.filter(
         status=Transaction.Status.PENDING,
         destination=Transaction.Destination.MPESA,
         type=Transaction.Type.PAYOUT,
     )
+    if settlement is not None:
+        waiting = waiting.filter(settlement=settlement)
     total: Decimal | None = waiting.aggregate(total=Sum("amount"))["total"]
     return total or _ZERO
 

@@ -19,7 +19,6 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
-from payments import own_affairs
 from payments.models import Attempt, Settlement, Transaction
 from payments.mpesa import result_codes
 from payments.payouts import eligibility
@@ -140,29 +139,31 @@ def review(*, at: datetime, policy: Policy) -> None:
             settlement.save(update_fields=["release_open", "canary_stopped_at", "canary_stop_reason"])
 
 
-def let_go(*, settlement_id: int, by: audit.Actor, reason: str, at: datetime) -> None:
-    """Release all payouts of a settlement, whatever its canary shows. Idempotent: skips an open release.
+def locked(settlement_id: int) -> Settlement:
+    """Lock and return the settlement of a release."""
+    return Settlement.objects.select_for_update(no_key=True, of=("self",)).get(pk=settlement_id)
 
-    Locks: the Settlement, then the end of the audit trail.
-    Raises: own_affairs.OwnPayout, if one of these payouts pays the person.
+
+def let_go(settlement: Settlement, *, by: audit.Actor, reason: str, at: datetime) -> None:
+    """Release all payouts of a locked settlement in the caller's transaction.
+
+    settlement/market_sending asks for the second person. Idempotent: skips an open release.
+    Locks: the end of the audit trail.
     """
-    with transaction.atomic(durable=True):
-        settlement = Settlement.objects.select_for_update(no_key=True, of=("self",)).get(pk=settlement_id)
-        own_affairs.refuse_own_release(settlement, by)
-        if settlement.release_open:
-            return
-        before = {"release_open": False, "stopped_because": settlement.canary_stop_reason}
-        settlement.release_open, settlement.canary_stopped_at = True, None
-        settlement.save(update_fields=["release_open", "canary_stopped_at"])
-        audit.record(
-            action="release.let_go",
-            by=by,
-            subject=f"settlement:{settlement.pk}",
-            before=before,
-            after={"release_open": True},
-            at=at,
-            reason=reason,
-        )
+    if settlement.release_open:
+        return
+    before = {"release_open": False, "stopped_because": settlement.canary_stop_reason}
+    settlement.release_open, settlement.canary_stopped_at = True, None
+    settlement.save(update_fields=["release_open", "canary_stopped_at"])
+    audit.record(
+        action="release.let_go",
+        by=by,
+        subject=f"settlement:{settlement.pk}",
+        before=before,
+        after={"release_open": True},
+        at=at,
+        reason=reason,
+    )
 
 
 def stopped(*, at: datetime, policy: Policy) -> list[StoppedRelease]:

@@ -8,7 +8,7 @@ import pytest
 from payments import own_affairs
 from payments.models import BulkRetry, Settlement, Transaction
 from payments.payouts.operations import actions, bulk_retries, decisions, failures
-from payments.payouts.sending import canary
+from payments.settlement import market_sending
 from testing import builders, payout_steps
 from testing.builders import actor, nothing_moved, operator
 from testing.payout_steps import READ_TIMEOUT, after
@@ -111,6 +111,6 @@ def test_stopped_release_is_not_let_go_by_a_winner() -> None:
 
     # when, then
     with nothing_moved(), pytest.raises(own_affairs.OwnPayout, match="One of these payouts"):
-        canary.let_go(settlement_id=payout.settlement_id, by=actor(boss), reason="Looked at.", at=NOW)
+        market_sending.let_go(settlement_id=payout.settlement_id, by=actor(boss), reason="Looked at.", at=NOW)
     assert not Settlement.objects.get(pk=payout.settlement_id).release_open
-    canary.let_go(settlement_id=payout.settlement_id, by=actor(other), reason="Looked at.", at=NOW)
+    market_sending.let_go(settlement_id=payout.settlement_id, by=actor(other), reason="Looked at.", at=NOW)

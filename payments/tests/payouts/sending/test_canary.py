@@ -10,6 +10,7 @@ from payments.models import Breaker, Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.payouts.sending import canary, responses
 from payments.payouts.sending import claims as sending_claims
+from payments.settlement import market_sending
 from testing import builders, payout_steps
 from testing.payout_steps import (
     ADDRESSES,
@@ -106,8 +107,8 @@ def test_bad_end_of_a_member_stops_the_release_until_a_person_lets_it_go() -> No
 
     # when
     by = audit.Actor(user_id=builders.operator().pk, source="console")
-    canary.let_go(settlement_id=settlement.pk, by=by, reason="One odd number", at=after(110))
-    canary.let_go(settlement_id=settlement.pk, by=by, reason="Again", at=after(111))
+    market_sending.let_go(settlement_id=settlement.pk, by=by, reason="One odd number", at=after(110))
+    market_sending.let_go(settlement_id=settlement.pk, by=by, reason="Again", at=after(111))
 
     # then
     assert len(claimed_at(112)) == 9
