@@ -43,7 +43,8 @@ class Covering:
 
         `at_most` are the seconds of the tests. One test is always returned.
         Code outside functions runs at import, so no test is recorded for it. A new line has the tests of its function.
-        The tests of a `.sql` file are those of the modules beside it. Tests written since the measurement are added if
+        A new module has the tests of the files that name it. The tests of a `.sql` file are those of the modules
+        beside it. Tests written since the measurement are added if
         their file is new, or if another of its tests runs the module. Tests of the module itself come first. Then the
         tests come whose names share most words with the mutated function, above all rare words. The third and later
         variants of a test come last.
@@ -58,8 +59,11 @@ class Covering:
             chosen = self._running(lines, measured, range(mutant.line, mutant.last_line + 1))
             chosen = chosen or self._running(lines, measured, _function_around(mutant.path, mutant.line))
             chosen = chosen or {test for tests in lines.values() for test in tests}
+            chosen = chosen or _tests_that_name(Path(mutant.path).stem)
         files = {test.split("::")[0] for tests in lines.values() for test in tests}
-        chosen |= {test for test, is_file_new in _new_tests(self.commit) if is_file_new or test.split("::")[0] in files}
+        chosen = chosen | {
+            test for test, is_file_new in _new_tests(self.commit) if is_file_new or test.split("::")[0] in files
+        }
         package, *directories = Path(mutant.path).parent.parts
         own = re.compile(rf"{package}/.*/test_{Path(mutant.path).stem}(_\w+)?\.py")
         beside = "/".join([package, "tests", *directories]) + "/"
@@ -141,6 +145,18 @@ def _new_tests(measured_at: str) -> tuple[tuple[str, bool], ...]:
             written = _test_names(Path(ROOT, path).read_text()) - then
             new += [(f"{path}::{name}", status == "A") for name in sorted(written)]
     return tuple(new)
+
+
+@cache
+def _tests_that_name(module: str) -> frozenset[str]:
+    paths = git("ls-files", "*/test_*.py").splitlines()
+    sources = {path: Path(ROOT, path).read_text() for path in paths}
+    return frozenset(
+        f"{path}::{name}"
+        for path, source in sources.items()
+        if re.search(rf"\b{module}\b", source)
+        for name in _test_names(source)
+    )
 
 
 def _test_names(source: str) -> set[str]:
