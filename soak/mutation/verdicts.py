@@ -1,9 +1,10 @@
 """Verdicts of earlier runs, so that a run can be continued and does not judge the same mutant again.
 
-A mutant that a test noticed stays noticed while its module and the file of this test are the same. A survivor is kept
-while its module, the tests that it met and their files are the same.
+A mutant that a test noticed stays noticed while its module and this test are the same. A survivor is kept while its
+module, the tests that it met and their files are the same.
 """
 
+import ast
 import hashlib
 import json
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Kept:
 
     def _scope(self, mutant: Mutant, noticed_by: str, tests: Sequence[str]) -> str:
         if noticed_by:
-            judges = _version(self._commit, noticed_by.split("::")[0])
+            judges = _digest_of_test(_version(self._commit, noticed_by.split("::")[0]), noticed_by)
         else:
             met = [f"{test} {_version(self._commit, test.split('::')[0])}" for test in tests]
             judges = hashlib.sha256("\n".join(met).encode()).hexdigest()[:16]
@@ -59,3 +60,13 @@ class Kept:
 @cache
 def _version(of: str, path: str) -> str:
     return git("rev-parse", "--verify", "--quiet", f"{of}:{path}")[:16]
+
+
+@cache
+def _digest_of_test(version: str, test: str) -> str:
+    """Hash the code of a test in a version of its file. Without such a test, the version itself is the hash."""
+    name = test.split("[")[0].split("::")[-1]
+    for node in ast.walk(ast.parse(git("show", version) if version else "")):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return hashlib.sha256(ast.dump(node).encode()).hexdigest()[:16]
+    return version

@@ -24,6 +24,7 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(verdicts, "FILE", tmp_path / "verdicts.jsonl")
     monkeypatch.setattr(verdicts, "commit", lambda: versions["commit"])
     monkeypatch.setattr(verdicts, "_version", lambda _, path: versions[path])
+    monkeypatch.setattr(verdicts, "_digest_of_test", lambda version, _: version)
     return versions
 
 
@@ -40,6 +41,21 @@ def test_verdict_ends_with_a_change_and_leaves_a_hint(versions: dict[str, str], 
     versions[changed] = "2"
     assert verdicts.Kept().of(MUTANT, []) is None
     assert verdicts.Kept().hint(MUTANT) == f"{TEST}::test_due"
+
+
+def test_new_test_beside_it_leaves_a_test_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "1": "def test_due(): assert 1\n",
+        "2": "def test_fee(): ...\n\n\ndef test_due(): assert 1\n",
+        "3": "def test_due(): assert 2\n",
+        "4": "def test_fee(): ...\n",
+    }
+    monkeypatch.setattr(verdicts, "git", lambda _, version: files[version])
+    verdicts._digest_of_test.cache_clear()
+    same, again, changed, gone = (verdicts._digest_of_test(version, f"{TEST}::test_due[1]") for version in "1234")
+    verdicts._digest_of_test.cache_clear()
+    assert same == again
+    assert len({same, changed, gone}) == 3
 
 
 def test_survivor_is_judged_again_by_other_tests_or_a_changed_file(versions: dict[str, str]) -> None:
