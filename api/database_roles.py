@@ -23,8 +23,8 @@ READ_ONLY = {
     "django_migrations",
     "payments_databaseprofile",
 }
-# Rows that are written once and never changed, although no trigger says so.
-APPEND_ONLY = {"django_admin_log", "users_membernote"}
+# Rows that are written once and never changed, although no trigger says so. Only the owner destroys a member's key.
+APPEND_ONLY = {"django_admin_log", "users_memberkey", "users_membernote"}
 # The only columns that change in these tables.
 CHANGED_COLUMNS = {
     # Columns that say what became of a callback. A parked one finds its attempt later.

@@ -86,6 +86,11 @@ if PRODUCTION and len(SECRET_KEY) < 40:
 CALLBACK_TOKEN_KEY = text("CALLBACK_TOKEN_KEY", SECRET_KEY)
 if PRODUCTION and len(CALLBACK_TOKEN_KEY) < 40:
     raise ImproperlyConfigured("CALLBACK_TOKEN_KEY must have at least 40 characters in production.")
+# The key of personal texts in the database, beside the secret of each member there. It never changes, or nobody can
+# read the texts again.
+PERSONAL_DATA_KEY = text("PERSONAL_DATA_KEY", CALLBACK_TOKEN_KEY)
+if PRODUCTION and len(PERSONAL_DATA_KEY) < 40:
+    raise ImproperlyConfigured("PERSONAL_DATA_KEY must have at least 40 characters in production.")
 SECRET_KEY_FALLBACKS = words("DJANGO_SECRET_KEY_FALLBACKS")
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 if PRODUCTION and "*" in ALLOWED_HOSTS:

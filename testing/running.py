@@ -167,7 +167,7 @@ class Running:
 
     def _environment_of(self, command: str) -> dict[str, str]:
         """Return the environment of a process. Only the commands of the owner know the owner's login."""
-        hidden = () if command in ("migrate", "database_roles") else ("DATABASE_OWNER_URL",)
+        hidden = () if command in ("migrate", "database_roles", "erase_member") else ("DATABASE_OWNER_URL",)
         return {name: value for name, value in self.environment.items() if name not in hidden}
 
     def _web_is_ready(self, url: str) -> bool:

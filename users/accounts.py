@@ -16,7 +16,7 @@ from typing import Any
 from django.contrib.auth.models import Group
 from django.db import transaction
 
-from users import audit, auth, notifications, phone, pins, proposals, roles, second_factor, second_person
+from users import audit, auth, notifications, personal, phone, pins, proposals, roles, second_factor, second_person
 from users.models import CustomUser, Proposal
 from users.refusal import Refusal
 
@@ -136,6 +136,7 @@ def _propose(change: Change, *, by: audit.Actor, at: datetime, hold: timedelta) 
     _refuse_other_kind(change.act, member)
     if refusal := _refusal(change.act, member, change.value):
         raise ChangeRefused(f"{refusal} Nothing was changed.")
+    verb = _verb(change.act)
     if second_person.missing(change.act, by):
         return _carry_out(member, change, by=by, proposed_by=None, at=at, hold=hold)
     draft = proposals.Draft(
@@ -143,7 +144,7 @@ def _propose(change: Change, *, by: audit.Actor, at: datetime, hold: timedelta) 
         subject=f"member:{member.pk}",
         hash=_hash(change.act, member, change.value),
         reason=change.reason,
-        private={"value": change.value},
+        private={"value": personal.seal(member.pk, change.value) if verb == PHONE else change.value},
     )
     return proposals.make(draft, by=by, at=at)
 
@@ -152,7 +153,7 @@ def procedures(*, hold: timedelta) -> dict[str, proposals.Procedure]:
     """Return the parts of each act that a proposal needs. Money leaves to a new phone only after `hold`."""
 
     def carry_out(member: CustomUser, proposal: Proposal, by: audit.Actor, at: datetime) -> Changed:
-        change = Change(proposal.act, member.pk, proposal.reason, proposal.payload["value"])
+        change = Change(proposal.act, member.pk, proposal.reason, _value(proposal))
         return _carry_out(member, change, by=by, proposed_by=proposal.proposed_by_id, at=at, hold=hold)
 
     procedure = proposals.Procedure(
@@ -235,7 +236,8 @@ def _change_phone(member: CustomUser, number: str, at: datetime, hold: timedelta
         f" for {hold // timedelta(hours=1)} hours. If you did not ask for it, call us at once."
     )
     _tell(member, "phone", text, at)
-    return {"phone": phone.masked(old)}, {"phone": phone.masked(number), "held_until": member.phone_held_until}, ""
+    before, after = (personal.Personal(member.pk, each) for each in (old, number))
+    return {"phone": before}, {"phone": after, "held_until": member.phone_held_until}, ""
 
 
 _CARRIED_OUT: dict[str, Callable[[CustomUser, str, datetime, timedelta], tuple[Values, Values, str]]] = {
@@ -262,6 +264,8 @@ def _refusal(act: str, member: CustomUser, value: str) -> str:
     if verb == RESET_APP:
         return "" if second_factor.enrolled(member) else f"{member} has not set up an app."
     if verb == PHONE:
+        if value == personal.ERASED:
+            return "The personal texts of this account were erased, and the number with them."
         if phone.normalise(value) != value:
             return "Write the number as twelve digits."
         taken = CustomUser.objects.filter(phone_number=value).exists()
@@ -270,7 +274,7 @@ def _refusal(act: str, member: CustomUser, value: str) -> str:
 
 
 def _hash_if_possible(member: CustomUser, proposal: Proposal) -> str:
-    value = proposal.payload["value"]
+    value = _value(proposal)
     return "" if _refusal(proposal.act, member, value) else _hash(proposal.act, member, value)
 
 
@@ -282,7 +286,7 @@ def _hash(act: str, member: CustomUser, value: str) -> str:
 
 def _words(proposal: Proposal) -> list[str]:
     member = CustomUser.objects.get(pk=proposal.subject_id)
-    value = proposal.payload["value"]
+    value = _value(proposal)
     effect = {
         ROLE: f"{member} gets the role {value} instead of {role_of(member)}.",
         REINSTATE: f"{member} may log in again.",
@@ -291,6 +295,10 @@ def _words(proposal: Proposal) -> list[str]:
         PHONE: f"{member} gets the number {phone.masked(value)}. Later payouts go to it, after a hold.",
     }[_verb(proposal.act)]
     return [effect, "All sessions and tokens of this account end."]
+
+
+def _value(proposal: Proposal) -> str:
+    return personal.opened(str(proposal.payload["value"]))
 
 
 def _verb(act: str) -> str:

@@ -4,12 +4,14 @@ Each entry says who decided what, from where, and the values before and after. A
 number and a hash. The hash covers the entry's own fields and the previous entry's hash. The trigger holds a lock until
 the transaction ends, so the chain cannot fork, even if rows are inserted by plain SQL.
 
-The hash is computed from the digests of the fields. If the law demands it, a personal text can therefore be erased, and
-the rest can still be verified.
+Personal texts are sealed under a key per member (users/personal.py): the values that the caller marks as `Personal`,
+and the reason of a decision about a member. The hash covers the sealed texts. So the trail can still be verified after
+the key of a member was destroyed.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +19,10 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connection, transaction
+from django.db.models import F, TextField
+from django.db.models.functions import Cast
 
+from users import personal
 from users.models import AuditEntry
 
 HASH_BEFORE_FIRST = "0" * 64
@@ -52,7 +57,7 @@ def record(
     """Add one entry to the audit trail. Call it last in the transaction that carries out the decision.
 
     `action` has the form market.resolve, `subject` the form market:12. `before` and `after` hold the values that the
-    decision changed. They may contain Decimal and datetime, but no whole phone numbers.
+    decision changed. They may contain Decimal and datetime. A whole phone number or a name must be a `Personal`.
     Locks: the end of the chain until the transaction ends. The caller may take no other lock afterwards.
     Raises: TransactionManagementError outside a transaction.
     """
@@ -66,7 +71,7 @@ def record(
         subject=subject,
         before=_canonical(before),
         after=_canonical(after),
-        reason=reason,
+        reason=_sealed_reason(subject, reason),
     )
 
 
@@ -87,13 +92,13 @@ def verify(*, expected: Mapping[int, str] | None = None) -> Chain:
     """
     count, head = 0, HASH_BEFORE_FIRST
     notes = dict(expected or {})
-    for entry in _entries():
+    for entry, reason in _entries():
         count += 1
         if entry.number != count:
             return Chain(count - 1, head, f"entry {count} is missing: entry {entry.number} follows {count - 1}")
         if entry.previous_hash != head:
             return Chain(count - 1, head, f"entry {count} does not follow the entry before it")
-        if entry.hash != hash_of(entry):
+        if entry.hash != _hash_of(entry, reason):
             return Chain(count - 1, head, f"entry {count} was changed after recording: {entry.action} {entry.subject}")
         head = entry.hash
         if notes.pop(entry.number, head) != head:
@@ -103,8 +108,11 @@ def verify(*, expected: Mapping[int, str] | None = None) -> Chain:
     return Chain(count, head, None)
 
 
-def hash_of(entry: AuditEntry) -> str:
-    """Return the hash that an entry must have: SHA-256 over the digests of its fields, as the trigger computes it."""
+def _hash_of(entry: AuditEntry, reason: str) -> str:
+    """Return the hash that an entry must have: SHA-256 over the digests of its fields, as the trigger computes it.
+
+    `reason` is the stored text, which may be sealed.
+    """
     fields = (
         str(entry.number),
         entry.previous_hash,
@@ -115,20 +123,31 @@ def hash_of(entry: AuditEntry) -> str:
         entry.subject,
         entry.before,
         entry.after,
-        entry.reason,
+        reason,
     )
     return _digest("".join(_digest(field) for field in fields))
 
 
-def _entries() -> Iterator[AuditEntry]:
-    last = 0
-    while page := list(AuditEntry.objects.filter(number__gt=last).order_by("number")[:PAGE]):
-        yield from page
+def _entries() -> Iterator[tuple[AuditEntry, str]]:
+    """Yield all entries, each with its reason as it is stored."""
+    last, stored = 0, AuditEntry.objects.defer("reason").annotate(stored_reason=Cast(F("reason"), TextField()))
+    while page := list(stored.filter(number__gt=last).order_by("number")[:PAGE]):
+        yield from ((entry, entry.stored_reason) for entry in page)
         last = page[-1].number
 
 
+def _sealed_reason(subject: str, reason: str) -> str:
+    match = re.fullmatch(r"member:([0-9]{1,18})", subject)
+    return personal.seal(int(match[1]), reason) if match else reason
+
+
+class _Encoder(DjangoJSONEncoder):
+    def default(self, o: Any) -> Any:
+        return personal.seal(o.member_id, o.text) if isinstance(o, personal.Personal) else super().default(o)
+
+
 def _canonical(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, cls=DjangoJSONEncoder, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(values, cls=_Encoder, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _digest(text: str) -> str:

@@ -25,6 +25,7 @@ from users.login_models import EnrolmentCode as EnrolmentCode
 from users.login_models import KnownAddress as KnownAddress
 from users.login_models import PinCounter as PinCounter
 from users.login_models import TokenProof as TokenProof
+from users.personal import SealedTextField
 
 
 def _is_phone_number(typed: str) -> None:
@@ -208,10 +209,25 @@ def _columns() -> list[models.Field[Any, Any]]:
     return [field for field in CustomUser._meta.concrete_fields if not field.primary_key]
 
 
+class MemberKey(models.Model):
+    """The random secret from which the key of a member's personal texts is made; see users/personal.py.
+
+    A trigger gives one to each new member. Nobody changes it: the owner's command destroys it, which sets it to null.
+    """
+
+    user = models.OneToOneField(CustomUser, on_delete=models.PROTECT, primary_key=True, related_name="+")
+    secret = models.BinaryField(null=True)
+    destroyed_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"Key of member {self.user_id}" + (", destroyed" if self.destroyed_at else "")
+
+
 class AuditEntry(models.Model):
     """A recorded decision; see users/audit.py. A trigger sets its number and its hashes.
 
-    `before` and `after` are canonical JSON. They are stored as text because the hash covers exactly this text.
+    `before` and `after` are canonical JSON. They are stored as text because the hash covers exactly this text. Personal
+    texts in them, and the reason of a decision about a member, are sealed under the member's key.
     """
 
     number = models.BigAutoField(primary_key=True)
@@ -222,7 +238,7 @@ class AuditEntry(models.Model):
     subject = models.CharField(max_length=80)
     before = models.TextField(default="{}")
     after = models.TextField(default="{}")
-    reason = models.TextField(blank=True)
+    reason = SealedTextField(blank=True)
     previous_hash = models.CharField(max_length=64, editable=False)
     hash = models.CharField(max_length=64, editable=False)
 
@@ -240,7 +256,7 @@ class MemberNote(models.Model):
     member = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes")
     author = models.ForeignKey(CustomUser, on_delete=models.PROTECT, related_name="notes_written")
     at = models.DateTimeField()
-    text = models.TextField()
+    text = SealedTextField()
 
     def __str__(self) -> str:
         return f"Note {self.pk} about member {self.member_id}"
@@ -256,7 +272,7 @@ class Notice(models.Model):
     kind = models.CharField(max_length=20)
     subject = models.CharField(max_length=80)
     event = models.CharField(max_length=40)
-    text = models.CharField(max_length=500)
+    text = SealedTextField()
     created_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True, blank=True)
 

@@ -1,10 +1,13 @@
-"""Notes that staff write about members. Notes are never edited; the audit trail has an entry for each note."""
+"""Notes that staff write about members. Notes are never edited; the audit trail has an entry for each note.
+
+A note is sealed under its member's key.
+"""
 
 from datetime import datetime
 
 from django.db import transaction
 
-from users import audit
+from users import audit, personal
 from users.models import CustomUser, MemberNote
 from users.refusal import Refusal
 
@@ -27,7 +30,8 @@ def add(*, member_id: int, text: str, by: audit.Actor, at: datetime) -> MemberNo
     with transaction.atomic(durable=True):
         if by.user_id is None or not CustomUser.objects.filter(pk=member_id).exists():
             raise NoteRefused(f"There is no member {member_id}, or nobody is logged in. Nothing was saved.")
-        note = MemberNote.objects.create(member_id=member_id, author_id=by.user_id, at=at, text=note_text)
+        sealed = personal.seal(member_id, note_text)
+        note = MemberNote.objects.create(member_id=member_id, author_id=by.user_id, at=at, text=sealed)
         audit.record(
             action="member.note",
             by=by,

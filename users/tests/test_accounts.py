@@ -1,12 +1,13 @@
 """Tests of users/accounts.py: who may change an account, what two people are needed for, and what is recorded."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from testing import builders, console_scenes
-from users import accounts, audit, authority, proposals
+from users import accounts, audit, authority, personal, proposals
 from users.models import AuditEntry, CustomUser, Notice
 
 HOLD = timedelta(hours=24)
@@ -133,7 +134,8 @@ def test_change_of_phone_waits_for_the_second_person_and_then_holds_money(
     member.refresh_from_db()
     assert member.phone_number == NEW_PHONE
     assert member.money_may_leave_at(at) == at + HOLD
-    # The audit trail and the notice have no whole number.
+    # The stored audit trail has no whole number. The page opens it for those who may see it.
+    assert personal.opened(json.loads(entries("member.phone")[0].after)["phone"]) == NEW_PHONE
     assert NEW_PHONE not in entries("member.phone")[0].after
     assert not any(NEW_PHONE in entry.after for entry in AuditEntry.objects.all())
     assert "call us at once" in Notice.objects.get(user=member, kind="security").text

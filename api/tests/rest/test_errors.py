@@ -8,7 +8,7 @@ from markets import terms
 from payments.payouts.operations import actions
 from payments.payouts.restores import decisions as restore_decisions
 from payments.settlement.preview import FiguresDisagree
-from users import accounts, api_keys, outgoing, phone_access, staff_notes
+from users import accounts, api_keys, erasure, outgoing, phone_access, staff_notes
 from users.refusal import Refusal
 
 # Refusals that only pages and commands can cause. A REST call that could cause one must have a row in the table.
@@ -21,6 +21,7 @@ WITHOUT_REST = {
     actions.NotToBeHeld,
     actions.NotToBeReleased,
     actions.NothingToAsk,
+    erasure.ErasureRefused,
     phone_access.MemberNotFound,
     receivables.NotAPercentage,
     outgoing.NotAnOutgoingAddress,
