@@ -59,7 +59,7 @@ class Covering:
             chosen = self._running(lines, measured, range(mutant.line, mutant.last_line + 1))
             chosen = chosen or self._running(lines, measured, _function_around(mutant.path, mutant.line))
             chosen = chosen or {test for tests in lines.values() for test in tests}
-            chosen = chosen or _tests_that_name(Path(mutant.path).stem)
+            chosen = chosen or set(_tests_that_name(Path(mutant.path).stem))
         files = {test.split("::")[0] for tests in lines.values() for test in tests}
         chosen = chosen | {
             test for test, is_file_new in _new_tests(self.commit) if is_file_new or test.split("::")[0] in files
