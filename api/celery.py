@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from celery import Celery
+from celery.app.backends import BACKEND_ALIASES
 from celery.signals import after_setup_logger, beat_init, worker_init
 from django.core.exceptions import ImproperlyConfigured
 from kombu.transport import TRANSPORT_ALIASES
@@ -16,6 +17,7 @@ log = logging.getLogger("kasoko.alarm")
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
 
 TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "api.message_transport:Transport"))
+BACKEND_ALIASES.update(dict.fromkeys(("redis", "rediss"), "api.result_backend:Backend"))
 app = Celery("kasoko")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # Celery looks for modules called tasks.py. Ours are named by subject, because the guide fixes the names of its tasks.
