@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from django.apps import apps
@@ -31,6 +32,10 @@ from payments.policy import Policy
 from testing import browsing, builders, database
 from users import figures, first_figures, roles
 from users.models import Figure
+
+# The time of a test says nothing about the code: the machine may be busy.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 BUILT_FROM_SETTINGS = ("policy", "acts", "addresses", "gateway", "bulk_gateway", "restore_watch", "dispatcher")
 BUILT_FROM_SETTINGS += ("credentials", "tokens", "dispatcher_thread", "broker", "message_broker")

@@ -22,7 +22,7 @@ import redis
 import requests
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 300.0
 CELERY = (sys.executable, "-m", "celery", "-A", "api")
 OPERATOR, PIN = "254700000001", "1234"
 REDIS_VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL")

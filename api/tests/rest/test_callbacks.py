@@ -227,7 +227,7 @@ def test_plain_path_without_its_slash_answers_404(caller: Client) -> None:
 # --- generated bodies ------------------------------------------------------------------------------------------------
 
 ANYTHING = hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 # An address stores at most 50 different bodies.
 FEWER = hypothesis_settings(ANYTHING, max_examples=40)

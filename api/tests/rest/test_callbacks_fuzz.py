@@ -34,7 +34,7 @@ KINDS = ("b2c-callback", "b2c-timeout", "status-result")
 AMOUNT = 285
 OTHER = 460
 fuzzed = hypothesis_settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

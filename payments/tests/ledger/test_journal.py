@@ -233,7 +233,7 @@ def test_any_series_of_transfers_keeps_wallets_equal_to_their_sums(db: None) -> 
     moves = st.tuples(st.sampled_from(codes), st.sampled_from(codes), st.integers(-1, 60_000))
     numbers = iter(range(10**9))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(postings=st.lists(st.lists(moves, max_size=6), max_size=5))
     def holds(postings: list[list[tuple[str, str, int]]]) -> None:
         for posting in postings:

@@ -35,7 +35,7 @@ def test_sql_gives_the_cents_of_the_rule_in_any_chunks(db: None) -> None:
     users = [member() for _ in range(4)]
     entries = st.lists(st.tuples(st.sampled_from(users), st.sampled_from(OUTCOMES), CENTS), max_size=7)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         bets=entries,
         resolution=rules_and_weights(),

@@ -53,7 +53,7 @@ def test_settlement_books_exactly_the_previewed_figures(db: None) -> None:
     for user in users[:2]:
         recoveries_of(user, Decimal("100041.17"))
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(stakes=STAKES, decided=decisions(), fee_pct=st.integers(0, 30), scratched=st.booleans())
     def holds(stakes: Any, decided: Any, fee_pct: int, scratched: bool) -> None:
         rule, weights = decided
