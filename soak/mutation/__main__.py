@@ -245,11 +245,11 @@ def report(
     for path in sorted({mutant.path for mutant, _ in survivors} | total.keys()):
         module = f"{path} ({noticed[path]} of {total[path]})"
         here = sorted(
-            (mutant.line, mutant.start, mutant, reason) for mutant, reason in survivors if mutant.path == path
+            ((mutant, reason) for mutant, reason in survivors if mutant.path == path), key=lambda one: one[0].start
         )
-        for line, _, mutant, reason in here:
+        for mutant, reason in here:
             change = f"{mutant.words}: {mutant.before} → {mutant.replacement or 'nothing'}"
-            say(f"| {module} | {line} | {_cell(change)} | {reason} |")
+            say(f"| {module} | {mutant.line} | {_cell(change)} | {reason} |")
         if not here:
             say(f"| {module} | | none | |")
     passed = left == 0 and 100 * noticed.total() >= SHARE * total.total()
