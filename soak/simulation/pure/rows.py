@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 from typing import NamedTuple
 
 # A result that reports a payment is kept if it cannot be booked at once. If it is trusted and complete but its amount
@@ -96,6 +97,7 @@ class Attempt:
     `report` is the result that callbacks report: a code, or the machine's PAID or PERHAPS for a reported payment.
     `is_found` is True if the books had lost the request, and `asked_first` if we asked about it before it left.
     `paid_amount` is what M-Pesa paid, if it is another amount. `second` is a further receipt that M-Pesa must confirm.
+    `serial` grows from each opened request to the next, as the ids of PostgreSQL do.
     """
 
     payout: Payout
@@ -120,6 +122,7 @@ class Attempt:
     is_found: bool = False
     asked_first: bool = False
     paid_amount: int | None = None
+    serial: int = field(default_factory=count().__next__)
     questions: list[Question] = field(default_factory=list)
 
     def move(self, state: str) -> None:

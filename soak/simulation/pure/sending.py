@@ -9,16 +9,18 @@ from soak.simulation.pure.rows import Attempt, Payout
 LONGEST_WAIT = timedelta(minutes=5)
 
 
-def _precedence(payout: Payout) -> tuple[bool, bool, float, float]:
+def _precedence(payout: Payout) -> tuple[bool, bool, float, float, int]:
     """Return the sort key of a due payout. Payouts whose request waits for its next POST come first.
 
-    Among these payouts, the payout whose request was sent earliest comes first.
+    Among these payouts, the payout whose request was sent earliest comes first. A request that was never sent comes
+    later, in the order of opening.
     """
     attempt = payout.open
     if attempt is None:
-        return (True, True, 0.0, 0.0)
+        return (True, True, 0.0, 0.0, 0)
     first = attempt.first_sent_at
-    return (False, first is None, first.timestamp() if first else 0.0, attempt.opened_at.timestamp())
+    seconds = first.timestamp() if first else 0.0
+    return (False, first is None, seconds, attempt.opened_at.timestamp(), attempt.serial)
 
 
 class Sending(Attempts):

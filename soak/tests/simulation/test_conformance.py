@@ -11,7 +11,8 @@ SEQUENCES = 100
 BATCH = 10
 FIRST = seeds.first_fresh(SEQUENCES)
 # Two results with code 0 were not final and named different receipts. The pure machine took them for one message.
-PAST = [1410841762]
+# Two requests were opened in one second, the second payout's first. The pure machine sent the first payout again first.
+PAST = [1410841762, 2008]
 pytestmark = pytest.mark.usefixtures("scratch")
 
 
