@@ -201,7 +201,8 @@ def _give_role(member: CustomUser, role: str, at: datetime, hold: timedelta) -> 
     member.groups.set(Group.objects.filter(name=role))
     member.user_permissions.clear()
     pin = ""
-    if member.is_staff and not member.has_usable_password():
+    if member.is_staff and not before["staff"]:
+        # A member's PIN is shorter than those of staff, and who knows it could set up the app first.
         pin = _new_pin(member)
         member.set_password(pin)
     member.save(update_fields=["is_staff", "is_superuser", "password"])

@@ -78,11 +78,12 @@ def missing(act_name: str, by: audit.Actor) -> bool:
     """Return True, and log it, if nobody but this person may approve the act. So one person must do for the first time.
 
     Only acts that set the system up ask this. An act that moves money waits for its second person.
+    A suspended approver counts, because one person alone may suspend all the others. A role ends only by two people.
     """
     codename = authority.ACTS[act_name].approval
     holders = Permission.objects.filter(content_type__app_label="users", codename=codename)
     may_approve = Q(is_superuser=True) | Q(groups__permissions__in=holders) | Q(user_permissions__in=holders)
-    approvers = get_user_model().objects.filter(may_approve, is_active=True, is_staff=True).distinct()
+    approvers = get_user_model().objects.filter(may_approve, is_staff=True).distinct()
     if approvers.exclude(pk=by.user_id or 0).exists():
         return False
     alarm.warning("%s by user %s alone: nobody else may approve it", act_name, by.user_id)

@@ -66,6 +66,20 @@ def test_new_member_of_staff_gets_the_role_and_a_pin_after_two_people(
     assert changed.secret not in entry.after
 
 
+def test_member_who_joins_the_staff_gets_a_new_pin(administrators: list[CustomUser], at: datetime) -> None:
+    """A PIN of staff has six digits, and the member's old PIN may be known to others."""
+    first, second = administrators
+    member = builders.member()
+    changed = approve(propose("staff.role", member, first, at, "operator"), second, at)
+    member.refresh_from_db()
+    assert not member.check_password(builders.PIN)
+    assert member.check_password(changed.secret)
+    assert len(changed.secret) == accounts.PIN_DIGITS
+
+    again = approve(propose("staff.role", member, first, at, "viewer"), second, at)
+    assert again.secret == ""
+
+
 def test_role_is_one_role(administrators: list[CustomUser], at: datetime) -> None:
     first, second = administrators
     person = console_scenes.staff("operator")
@@ -199,6 +213,15 @@ def test_first_person_adds_the_second_alone_and_the_log_says_so(
     )
     assert isinstance(done, accounts.Changed)
     assert "alone" in caplog.text
+
+
+def test_administrator_who_suspends_all_others_still_needs_a_second_person(
+    administrators: list[CustomUser], at: datetime
+) -> None:
+    first, second = administrators
+    accounts.suspend(act="staff.suspend", member_id=second.pk, reason="Alone at last.", by=by(first), at=at)
+    proposed = propose("staff.role", console_scenes.staff("viewer"), first, at, "approver")
+    assert isinstance(proposed, proposals.Proposed)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def add(request: HttpRequest) -> HttpResponse:
     question = page.Question(
         title="Add a member of staff",
         effects=[
-            "A person who has an account keeps the PIN. Anyone else gets a PIN. The person who approves sees it once.",
+            "The person gets a new PIN, also in place of a member's PIN. The person who approves sees it once.",
             SECOND_PERSON,
         ],
         button="Propose this person",
