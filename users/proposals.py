@@ -16,6 +16,7 @@ from django.db import IntegrityError, transaction
 
 from users import audit, authority
 from users.decision_models import Proposal
+from users.models import CustomUser
 from users.refusal import Refusal
 
 State = Proposal.State
@@ -202,8 +203,8 @@ def approve(
         if preview_hash != proposal.hash:
             raise PreviewMoved("That is not the hash of the proposal. Nothing was decided. Open the proposal again.")
         is_expired = proposal.expires_at <= at
-        is_own = _became_own_affair(procedure, subject, proposal)
-        if not is_expired and not is_own and procedure.hash_now(subject, proposal, at) == proposal.hash:
+        objection = _objection(procedure, subject, proposal)
+        if not is_expired and not objection and procedure.hash_now(subject, proposal, at) == proposal.hash:
             if proposal.proposed_by_id is None and proposal.first_approved_by_id is None:
                 return _approve_once(proposal, by=by, at=at)
             proposal.state, proposal.decided_by_id, proposal.decided_at = State.APPROVED, by.user_id, at
@@ -211,12 +212,14 @@ def approve(
             return procedure.carry_out(subject, proposal, by, at)
         state = State.EXPIRED if is_expired else State.STALE
         words = "Nobody approved it in time." if is_expired else "The figures changed after it was proposed."
-        words = _OWN if is_own and not is_expired else words
+        words = objection if objection and not is_expired else words
         _close(procedure, subject, proposal, state, words=words, by=by, at=at)
     if is_expired:
         raise ProposalDecided(f"Proposal {proposal_id} has expired. Nothing was decided. Make a new proposal.")
-    if is_own:
-        raise ProposalDecided(f"{_OWN} Proposal {proposal_id} is stale, and nothing was decided. Make a new proposal.")
+    if objection:
+        raise ProposalDecided(
+            f"{objection} Proposal {proposal_id} is stale, and nothing was decided. Make a new proposal."
+        )
     raise PreviewMoved(
         f"The figures have changed since proposal {proposal_id} was made, so the proposal is stale."
         " Nothing was decided. Make a new proposal."
@@ -316,19 +319,24 @@ def _locked(proposal_id: int, acts: Acts) -> tuple[Procedure, Any, Proposal]:
 
 
 _OWN = "It has become the own affair of a person who proposed or approved it."
+_SUSPENDED = "A person who proposed or approved it is suspended."
 
 
-def _became_own_affair(procedure: Procedure, subject: Any, proposal: Proposal) -> bool:
-    """Return True if the act has come to concern a person who proposed it or approved it first.
+def _objection(procedure: Procedure, subject: Any, proposal: Proposal) -> str:
+    """Return the reason why a person who proposed the act, or approved it first, does not count any more, or "".
 
-    For example a person proposes to scratch an outcome, and then bets on another one.
+    The person is suspended, or the act has become their own affair. For example a person proposes to scratch an
+    outcome, and then bets on another one.
     """
-    for person in (proposal.proposed_by_id, proposal.first_approved_by_id):
+    people = [person for person in (proposal.proposed_by_id, proposal.first_approved_by_id) if person is not None]
+    if CustomUser.objects.filter(pk__in=people, is_active=False).exists():
+        return _SUSPENDED
+    for person in people:
         try:
             procedure.refuse_own(subject, audit.Actor(user_id=person, source=proposal.proposed_from))
         except Refusal:
-            return True
-    return False
+            return _OWN
+    return ""
 
 
 def _approve_once(proposal: Proposal, *, by: audit.Actor, at: datetime) -> ApprovedOnce:

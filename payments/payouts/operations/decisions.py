@@ -125,6 +125,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
         verdict = locked_open_verdict(verdict_id, Verdict.Kind.RESULT)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise SamePerson("You made this decision. Another person must confirm it.")
+        refuse_of_suspended(verdict)
         if verdict.transaction.attempts.filter(opened_at__gt=verdict.proposed_at).exists():
             raise NotToBeDecided(
                 "This decision is about an earlier request of the payout. Another one was opened since. Nothing was"
@@ -139,6 +140,14 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime, policy: Policy) -
             by=[first, by],
             at=at,
             policy=policy,
+        )
+
+
+def refuse_of_suspended(verdict: Verdict) -> None:
+    """Refuse to confirm the decision of a person who was suspended meanwhile. Raises: NotToBeDecided."""
+    if not verdict.proposed_by.is_active:
+        raise NotToBeDecided(
+            "The person who made this decision is suspended. Nothing was decided. Reject it, and decide again."
         )
 
 

@@ -65,6 +65,7 @@ def confirm(*, verdict_id: int, by: audit.Actor, at: datetime) -> Transaction:
         payout = _reissuable(verdict.transaction_id, by, at)
         if by.user_id is None or by.user_id == verdict.proposed_by_id:
             raise decisions.SamePerson("You proposed this. Another person must confirm it.")
+        decisions.refuse_of_suspended(verdict)
         if payout.user.phone_number != verdict.phone_number:
             raise actions.NumberChanged(
                 f"The member's number has changed again since this was proposed, to"

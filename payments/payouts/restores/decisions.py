@@ -53,10 +53,11 @@ def refuse(*, decision_id: int, by: audit.Actor, at: datetime, reason: str) -> N
     """Refuse or withdraw a decision that waits for a second person. The payouts go on waiting.
 
     Locks: the Restore, the decision, the end of the audit trail.
-    Raises: NothingToDecide.
+    Raises: NothingToDecide; own_affairs.OwnPayout.
     """
     with transaction.atomic(durable=True):
         decision = _locked_decision(decision_id)
+        _refuse_own_payout(decision.restore, decision.transaction, by)
         decision.closed_by_id, decision.closed_at, decision.confirmed = by.user_id, at, False
         decision.save(update_fields=["closed_by", "closed_at", "confirmed"])
         _record("restore.decision_refused", decision, by=by, at=at, reason=reason)
@@ -109,6 +110,10 @@ def _confirm(decision: RestoreDecision, *, by: audit.Actor, at: datetime) -> Non
     restore, payout = decision.restore, decision.transaction
     if by.user_id is None or by.user_id == decision.proposed_by_id:
         raise proposals.ProposerCannotApprove("You made this decision. Another person must confirm it.")
+    if not decision.proposed_by.is_active:
+        raise NothingToDecide(
+            "The person who made this decision is suspended. Nothing leaves. Refuse the decision, and decide again."
+        )
     _refuse_own_payout(restore, payout, by)
     decision.closed_by_id, decision.closed_at, decision.confirmed = by.user_id, at, True
     decision.save(update_fields=["closed_by", "closed_at", "confirmed"])

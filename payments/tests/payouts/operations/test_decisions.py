@@ -147,6 +147,16 @@ def test_large_held_payout_waits_for_a_second_person(db: None, at: datetime) -> 
         decisions.confirm(verdict_id=waiting.pk, by=actor(second), at=at, policy=policy())
 
 
+def test_decision_of_a_person_who_was_suspended_is_not_confirmed(db: None, at: datetime) -> None:
+    payout, first, second = console_scenes.held_in_doubt(60_000, at), operator(), operator()
+    waiting = decide_or_propose(payout, first, "SKG7PAID01", at)
+    assert waiting is not None
+    first.is_active = False
+    first.save(update_fields=["is_active"])
+    with nothing_moved(), pytest.raises(decisions.NotToBeDecided, match="suspended"):
+        decisions.confirm(verdict_id=waiting.pk, by=actor(second), at=at, policy=policy())
+
+
 def test_refused_decision_changes_nothing_and_allows_another(db: None, at: datetime) -> None:
     payout, first, second = console_scenes.held_in_doubt(60_000, at), operator(), operator()
     waiting = decide_or_propose(payout, first, "SKG7PAID01", at)

@@ -111,6 +111,15 @@ def test_one_person_cannot_reissue_alone() -> None:
         propose(payout, boss)
 
 
+def test_reissue_by_a_person_who_was_suspended_is_not_confirmed() -> None:
+    payout, _ = failed_payout()
+    boss, second = builders.operator(), builders.operator()
+    verdict = propose(payout, boss)
+    CustomUser.objects.filter(pk=boss.pk).update(is_active=False)
+    with nothing_moved(), pytest.raises(decisions.NotToBeDecided, match="suspended"):
+        reissue.confirm(verdict_id=verdict.pk, by=actor(second), at=after(61))
+
+
 def test_member_cannot_reissue_their_own_payout() -> None:
     payout, _ = failed_payout()
     member = CustomUser.objects.get(pk=payout.user_id)

@@ -130,3 +130,19 @@ def test_member_who_is_paid_cannot_decide() -> None:
     restored(2 * HOUR, survived=0, noticed=2 * HOUR)
     with pytest.raises(own_affairs.OwnPayout, match="your own"):
         decisions.propose(reference="all", grounds="Checked.", by=builders.actor(payout.user), at=after(2 * HOUR + 1))
+    decision = decisions.propose(
+        reference="all", grounds="Checked.", by=builders.actor(builders.operator()), at=after(2 * HOUR + 1)
+    )
+    with pytest.raises(own_affairs.OwnPayout, match="your own"):
+        decisions.refuse(decision_id=decision.pk, by=builders.actor(payout.user), at=after(2 * HOUR + 2), reason="No.")
+
+
+def test_decision_of_a_person_who_was_suspended_is_not_confirmed() -> None:
+    builders.payout(285)
+    restored(2 * HOUR, survived=0, noticed=2 * HOUR)
+    first, second = builders.operator(), builders.operator()
+    decision = decisions.propose(reference="all", grounds="Checked.", by=builders.actor(first), at=after(2 * HOUR + 1))
+    first.is_active = False
+    first.save(update_fields=["is_active"])
+    with pytest.raises(decisions.NothingToDecide, match="suspended"):
+        decisions.confirm(decision_id=decision.pk, by=builders.actor(second), at=after(2 * HOUR + 2))
