@@ -64,3 +64,18 @@ def test_task_reminds_of_a_market_that_a_person_closed(db: None) -> None:
     market_tasks.remind_staff_of_markets()
     market_tasks.remind_staff_of_markets()
     assert len(texts()) == 2
+
+
+def test_staff_are_reminded_of_a_market_that_was_undone_before_its_end(db: None) -> None:
+    # given: a market with a far end, which staff resolved by mistake and took back
+    operator()
+    rain = market()
+    builders.bet(rain, builders.member(100), at=NOW)
+    builders.resolve(rain, at=NOW)
+    builders.settle(rain, at=NOW)
+    builders.undo(rain, at=NOW)
+
+    # when, then
+    assert [remind(rain, hours) for hours in (0.1, 1, 24.1)] == [1, 0, 1]
+    rain.refresh_from_db()
+    assert rain.closed_at == NOW

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from markets import locks
+from markets import locks, terms
 from markets.models import Market
 from payments import own_affairs
 from payments.models import Settlement
@@ -80,6 +80,8 @@ class _MarketActs:
         market.effective_close_at = decision.effective_close_at
         decided = market.status not in (Market.Status.OPEN, Market.Status.CLOSED)
         if decided or set(decision.weights) - set(market.running_outcomes):
+            return ""
+        if decision.rule != "VOID" and terms.notice_runs(market, at=at):
             return ""
         return preview.figures(market, decision, at=at, policy=self.policy).preview_hash
 

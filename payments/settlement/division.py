@@ -204,3 +204,25 @@ def outcomes_of(settlement: Settlement) -> list[str]:
     if settlement.rule == Settlement.Rule.SCRATCH:
         return [settlement.scratched]
     return list(settlement.market.running_outcomes)
+
+
+def equation(divided: Division, *, rule: parimutuel.Rule, backed: str, fee_pct: Decimal) -> str:
+    """Write a division as one line that a person can check with a calculator. `backed` names the winning outcomes."""
+    pool, fee, net = (f"{_shillings(part):,.2f}" for part in (divided.pool, divided.fee, divided.net))
+    late = ""
+    if divided.late_count:
+        late = f" Stakes of {_shillings(divided.late_refund):,.2f} came after the event's end and go back first."
+    if rule == "VOID":
+        return f"Void: every stake goes back whole, {pool} in all, without a fee.{late}"
+    if divided.refund:
+        return f"Nobody backed {backed}: every stake goes back whole, {pool} in all, without a fee.{late}"
+    shares = "; ".join(
+        f"{_shillings(fund['fund']):,.2f} ÷ stakes of {_shillings(fund['stakes']):,.2f} on {outcome}"
+        f" = {Decimal(fund['fund']) / fund['stakes']:.6f} for each shilling"
+        for outcome, fund in divided.funds.items()
+    )
+    return f"Pool {pool} − platform fee {fee} ({fee_pct} %) = {net}; {shares}.{late}"
+
+
+def _shillings(cents: int) -> Decimal:
+    return Decimal(cents) / 100

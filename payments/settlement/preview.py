@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import connection
 
-from markets import parimutuel
+from markets import parimutuel, queries
 from markets.models import Bet, Market
 from payments.ledger import journal, receivables
 from payments.payouts import day_limit, float_balance
@@ -83,6 +83,10 @@ class _Division:
     closes_at: datetime | None
     divided: settlement_division.Division
 
+    @property
+    def fee_pct(self) -> Decimal:
+        return queries.fee_pct_at(self.market, self.closes_at)
+
     def parameters(self) -> dict[str, Any]:
         funds = self.divided.funds
         return {
@@ -98,24 +102,28 @@ def figures(market: Market, decision: Decision, *, at: datetime, policy: Policy)
     Raises: FiguresDisagree.
     """
     closes_at = decision.closes_at(market)
+    fee_pct = queries.fee_pct_at(market, closes_at)
     divided = settlement_division.divide(
         market,
         settlement_division.staked(market),
         rule=decision.rule,
         weights=decision.weights,
-        fee_pct=market.platform_fee_pct,
+        fee_pct=fee_pct,
         protect_stake=policy.protect_stake,
         effective_close_at=closes_at,
     )
     division = _Division(market, closes_at, divided)
     members = _members(division, at, policy)
     _check_in_memory(division, decision, members, policy)
-    decides = {
+    decides: dict[str, Any] = {
         "market": market.pk,
+        "terms_version": market.terms_version,
         "rule": decision.rule,
         "weights": decision.weights_as_text(),
         "effective_close_at": closes_at and closes_at.isoformat(),
-        "fee_pct": str(market.platform_fee_pct),
+    }
+    money: dict[str, Any] = {  # A void returns each stake alone. So members who take stakes back cannot delay it.
+        "fee_pct": str(fee_pct),
         "bets": [divided.bet_count, divided.last_bet_id, divided.late_count, divided.late_refund],
         "pool": [divided.pool, divided.winning_pool, divided.fee, divided.net, divided.refund],
         "stakes": dict(divided.stakes),
@@ -123,6 +131,7 @@ def figures(market: Market, decision: Decision, *, at: datetime, policy: Policy)
         "members": {key: str(members[key]) for key in ("winners", "amount", "by_mpesa", "to_wallet", "kept")},
         "payments": policy.destination,
     }
+    decides |= {} if decision.rule == "VOID" else money
     canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return Figures(divided, members, hashlib.sha256(canonical.encode()).hexdigest())
 
@@ -134,8 +143,8 @@ def preview(market: Market, decision: Decision, *, at: datetime, policy: Policy)
     """
     decision.check_weights(market)
     computed = figures(market, decision, at=at, policy=policy)
-    divided, members = computed.division, computed.members
-    charges = members["charges"]
+    divided, members, charges = computed.division, computed.members, computed.members["charges"]
+    division = _Division(market, decision.closes_at(market), divided)
     reading = float_balance.latest()
     return Preview(
         market_id=market.pk,
@@ -156,8 +165,10 @@ def preview(market: Market, decision: Decision, *, at: datetime, policy: Policy)
         float_needed=members["by_mpesa"] + charges,
         float_available=reading.amount if reading else None,
         float_at=reading.read_at if reading else None,
-        notes=_notes(_Division(market, decision.closes_at(market), divided), members, at, policy),
-        equation=_equation(market, decision, divided),
+        notes=_notes(division, members, at, policy),
+        equation=settlement_division.equation(
+            divided, rule=decision.rule, backed=" or ".join(decision.weights), fee_pct=division.fee_pct
+        ),
     )
 
 
@@ -275,7 +286,7 @@ def _check_in_memory(division: _Division, decision: Decision, members: Mapping[s
         rule=decision.rule,
         outcomes=market.running_outcomes,
         weights=decision.weights,
-        fee_pct=market.platform_fee_pct,
+        fee_pct=division.fee_pct,
         protect_stake=policy.protect_stake,
     )
     won: Counter[int] = Counter()
@@ -363,28 +374,6 @@ WHAT_HAPPENS = {
     "below_minimum": "Less than the smallest M-Pesa payment. It goes to the wallet.",
     "set_off": "The member owes from an earlier settlement. This part pays the debt.",
 }
-
-
-# --- the equation ----------------------------------------------------------------------------------------------------
-
-
-def _equation(market: Market, decision: Decision, divided: settlement_division.Division) -> str:
-    """Write the division as one line that a person can check with a calculator."""
-    pool, fee, net = (f"{_shillings(part):,.2f}" for part in (divided.pool, divided.fee, divided.net))
-    late = ""
-    if divided.late_count:
-        late = f" Stakes of {_shillings(divided.late_refund):,.2f} came after the event's end and go back first."
-    if decision.rule == "VOID":
-        return f"Void: every stake goes back whole, {pool} in all, without a fee.{late}"
-    if divided.refund:
-        backed = " or ".join(decision.weights)
-        return f"Nobody backed {backed}: every stake goes back whole, {pool} in all, without a fee.{late}"
-    shares = "; ".join(
-        f"{_shillings(fund['fund']):,.2f} ÷ stakes of {_shillings(fund['stakes']):,.2f} on {outcome}"
-        f" = {Decimal(fund['fund']) / fund['stakes']:.6f} for each shilling"
-        for outcome, fund in divided.funds.items()
-    )
-    return f"Pool {pool} − platform fee {fee} ({market.platform_fee_pct} %) = {net}; {shares}.{late}"
 
 
 def _shillings(cents: int) -> Decimal:

@@ -149,6 +149,7 @@ def _fingerprint(market: Market, pools: Mapping[str, tuple[Decimal, int]], at: d
         sorted(pools.items()),
         last,
         market.running_outcomes,
+        market.terms_version,
         market.platform_fee_pct,
         sorted(debts.items(), key=str),
         day,

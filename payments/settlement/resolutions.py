@@ -12,7 +12,7 @@ from decimal import Decimal
 from django.db import transaction
 from django.db.models import Max
 
-from markets import locks, pools, terms
+from markets import locks, pools, queries, terms
 from markets.models import Market
 from payments import own_affairs
 from payments.models import Settlement
@@ -147,7 +147,7 @@ def declare(
         resolved_by_id=by.user_id,
         approved_by_id=approved_by.user_id if approved_by else None,
         resolved_at=at,
-        fee_pct=market.platform_fee_pct,
+        fee_pct=queries.fee_pct_at(market, market.effective_close_at),
         protect_stake=policy.protect_stake,
     )
     if market.status == Market.Status.OPEN:

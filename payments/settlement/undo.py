@@ -129,10 +129,17 @@ def hash_of(settlement: Settlement) -> str:
 
 
 def close_again(market: Market) -> None:
-    """Close the market again, as before its resolution, in the caller's transaction."""
+    """Close the market again, as before its resolution, in the caller's transaction.
+
+    A market that was decided before its end stopped taking bets then. It is closed for good since that moment, and the
+    reminders count from it.
+    """
     market.status = Market.Status.CLOSED
+    if market.closed_at is None and market.resolved_at is not None and market.resolved_at < market.end_date:
+        market.closed_at = market.resolved_at
     market.resolved_outcome = market.resolved_at = market.settled_at = market.effective_close_at = None
-    market.save(update_fields=["status", "resolved_outcome", "resolved_at", "settled_at", "effective_close_at"])
+    columns = ["status", "closed_at", "resolved_outcome", "resolved_at", "settled_at", "effective_close_at"]
+    market.save(update_fields=columns)
 
 
 def put_back(scratch: Settlement) -> None:

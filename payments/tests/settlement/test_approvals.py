@@ -1,13 +1,19 @@
 """Approvals: a second person approves exactly the proposed figures, or rejects them."""
 
+from datetime import datetime, timedelta
+from decimal import Decimal
+
 import pytest
+from django.utils import timezone
 
 from markets.models import Market
 from payments.ledger import journal
 from payments.models import Settlement, Transaction
 from payments.payouts.sending import claims
 from payments.settlement import resolutions, undo
-from payments.settlement.decision import Evidence
+from payments.settlement.decision import Decision, Evidence
+from payments.wallet import take_backs
+from testing import builders
 from testing.builders import AT, actor, bet, member, nothing_moved, operator, resolve, settle
 from testing.payout_steps import after
 from testing.settlement_steps import (
@@ -21,8 +27,8 @@ from testing.settlement_steps import (
     reject,
     staked,
 )
-from users import proposals
-from users.models import AuditEntry, Proposal
+from users import audit, proposals
+from users.models import AuditEntry, CustomUser, Proposal
 
 
 def test_resolve_above_the_threshold_needs_a_second_person(db: None) -> None:
@@ -118,6 +124,84 @@ def test_bet_after_a_proposal_makes_it_stale(db: None) -> None:
     with nothing_moved(), pytest.raises(proposals.ProposalDecided):
         approve(proposed, third)
     assert isinstance(resolve(market, by=operator(), policy=TWO_PERSON_POLICY), proposals.Proposed)
+
+
+def test_void_is_approved_although_members_take_stakes_back_meanwhile(db: None) -> None:
+    """A member with many small bets could otherwise delay a void for the whole notice of a change of terms."""
+    # given: a notice of a change of terms runs, and a void waits for a second person
+    rain, player, now = builders.market(), member(400), timezone.now()
+    small = bet(rain, player, amount=100, at=now)
+    bet(rain, player, amount=300, at=now)
+    builders.changed_terms(rain, at=now, notice=timedelta(hours=24), source="kmd.go.ke")
+    proposed = resolve(rain, rule="VOID", by=operator(), policy=TWO_PERSON_POLICY, at=now)
+    assert isinstance(proposed, proposals.Proposed)
+
+    # when
+    take_backs.take_back(user_id=player.pk, market_id=rain.pk, bet_id=small.public_id, at=now)
+    approve_at(proposed, now)
+    settle(rain, at=now)
+
+    # then
+    player.refresh_from_db()
+    assert (rain.status, player.balance) == ("VOID", 400)
+
+
+def test_winner_proposed_by_a_machine_is_stale_after_a_change_of_terms(db: None) -> None:
+    # given: a key's proposal leaves the market open, so two people may change its terms
+    rain, now = builders.market(), timezone.now()
+    bet(rain, member(400), amount=400, at=now)
+    proposed = resolve_by_key(rain, at=now)
+    builders.changed_terms(rain, at=now, notice=timedelta(hours=24), source="kmd.go.ke")
+
+    # when, then
+    with pytest.raises(proposals.PreviewMoved):
+        approve_at(proposed, now)
+    assert not Settlement.objects.exists()
+    assert Proposal.objects.get().state == "STALE"
+
+
+def test_winner_proposed_by_a_machine_is_not_approved_after_the_notice_either(db: None) -> None:
+    rain, now = builders.market(), timezone.now()
+    bet(rain, member(400), amount=400, at=now)
+    proposed = resolve_by_key(rain, at=now)
+    builders.changed_terms(rain, at=now, notice=timedelta(hours=24), source="kmd.go.ke")
+    with pytest.raises(proposals.PreviewMoved):
+        approve_at(proposed, now + timedelta(hours=25))
+
+
+def test_proposal_of_a_person_who_was_suspended_is_stale(db: None) -> None:
+    market, first, second = staked(), operator(), operator()
+    proposed = resolve(market, by=first, policy=TWO_PERSON_POLICY)
+    assert isinstance(proposed, proposals.Proposed)
+    CustomUser.objects.filter(pk=first.pk).update(is_active=False)
+    with pytest.raises(proposals.ProposalDecided, match="suspended"):
+        approve(proposed, second)
+    assert not Settlement.objects.exists()
+    market.refresh_from_db()
+    assert (market.status, Proposal.objects.get().state) == ("OPEN", "STALE")
+
+
+def resolve_by_key(of: Market, *, at: datetime) -> proposals.Proposed:
+    proposed = resolutions.resolve(
+        market_id=of.pk,
+        decision=Decision("WINNER", {"Yes": Decimal(100)}),
+        by=audit.Actor(user_id=None, source="key", key_id=1),
+        at=at,
+        policy=TWO_PERSON_POLICY,
+    )
+    assert isinstance(proposed, proposals.Proposed)
+    return proposed
+
+
+def approve_at(proposed: proposals.Proposed, at: datetime) -> object:
+    return proposals.approve(
+        proposal_id=proposed.proposal_id,
+        preview_hash=proposed.preview_hash,
+        holds=anything,
+        by=actor(operator()),
+        at=at,
+        acts=TWO_PERSON_ACTS,
+    )
 
 
 def test_approved_void_gives_every_stake_back(db: None) -> None:

@@ -241,3 +241,25 @@ def test_stake_taken_back_without_its_transfer_breaks_an_invariant(db: None) -> 
     assert {difference.invariant for difference in invariants.differences()} == {
         "A stake that was taken back went from the pool to the member's wallet, whole and once"
     }
+
+
+def test_stated_close_before_a_change_settles_under_the_terms_of_then(db: None) -> None:
+    """The event was over before the change, so a higher fee must not bind the bets that it decides."""
+    # given: the fee rises from 5 % to 50 % after the event
+    over = NOW - timedelta(hours=1)
+    rain, user = market(), member(1000)
+    bet(rain, user, at=over)
+    bet(rain, user, "No", at=over)
+    builders.changed_terms(rain, at=NOW, notice=NOTICE, platform_fee_pct=Decimal(50))
+    decision = Decision("WINNER", {"Yes": Decimal(100)}, effective_close_at=over)
+    shown = preview.preview(rain, decision, at=LATER, policy=policy())
+
+    # when
+    builders.resolve(rain, at=LATER, effective_close_at=over, preview_hash=shown.figures.preview_hash)
+    builders.settle(rain, at=LATER)
+
+    # then
+    settlement = rain.settlements.get()
+    assert (settlement.fee_pct, settlement.fee) == (Decimal(5), Decimal(10))
+    assert shown.figures.division.fee == 1000
+    assert "(5.00 %)" in shown.equation
