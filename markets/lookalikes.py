@@ -16,22 +16,26 @@ _FOLDED = {
 _MARKS = {
     "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "―": "-", "−": "-", "‘": "'", "’": "'", "‚": "'", "′": "'",
     "“": '"', "”": '"', "„": '"', "″": '"', "«": '"', "»": '"', "…": "...", "·": ".", "•": ".", "×": "x", "⁄": "/",
+    "∕": "/", "∶": ":", "∙": ".", "⋅": ".", "∗": "*", "∣": "|", "¦": "|", "○": "o", "◯": "o", "✕": "x", "✖": "x",
 }  # fmt: skip
 # Characters that most fonts draw nearly alike.
 _DRAWN_ALIKE = str.maketrans({"I": "l", "|": "l", "1": "l", "!": "l", "0": "o", "O": "o", "5": "s", "S": "s"})
 _SEPARATORS = {"Zl", "Zp"}
+# Letters and symbols that fonts draw as a blank: fillers of Hangul and Khmer, an empty Braille cell, an empty note.
+_BLANK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U0001d159")
 
 
 def hidden_character(text: str, *, lines: bool = False) -> str:
     """Return the name of the first character that is not seen, or an empty text.
 
-    Controls, zero-width characters, direction marks and characters without a meaning are not seen. With `lines`, line
-    breaks and tabs are allowed.
+    Controls, zero-width characters, direction marks, blank letters and characters without a meaning are not seen. With
+    `lines`, line breaks and tabs are allowed.
     """
     for character in text:
         if lines and character in "\n\r\t":
             continue
-        if unicodedata.category(character)[0] == "C" or unicodedata.category(character) in _SEPARATORS:
+        category = unicodedata.category(character)
+        if category[0] == "C" or category in _SEPARATORS or character in _BLANK:
             return unicodedata.name(character, f"U+{ord(character):04X}")
     return ""
 

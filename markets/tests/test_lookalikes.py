@@ -20,6 +20,9 @@ from markets import lookalikes
         ("Gor  Mahia", "Gor Mahia"),
         ("Ｙｅｓ", "Yes"),
         ("“Yes”", "Yes"),
+        ("Over ∣", "Over 1"),
+        ("Over 2○", "Over 20"),
+        ("2∶1", "2:1"),
     ],
 )
 def test_names_that_look_alike_are_found(first: str, second: str) -> None:
@@ -46,6 +49,8 @@ def test_different_names_are_accepted(names: tuple[str, ...]) -> None:
         ("Yes\nNo", "U+000A"),
         ("Yes\ue000", "U+E000"),
         ("Yes\u2028", "LINE SEPARATOR"),
+        ("Yes\u2800", "BRAILLE PATTERN BLANK"),
+        ("Yes\u3164", "HANGUL FILLER"),
     ],
 )
 def test_hidden_characters_are_found(text: str, name: str) -> None:
