@@ -8,7 +8,8 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.urls import NoReverseMatch, path, reverse
 from django.utils.dateparse import parse_date
 from django.utils.http import urlencode
@@ -23,6 +24,8 @@ from users.models import AuditEntry, CustomUser
 PAGES = {"market": "market", "transaction": "payout", "member": "member"}
 # The recorded actions in words. The page shows the action's code too, because a person searches by code.
 ACTIONS = {
+    "api_key.make": "API key made",
+    "api_key.revoke": "API key revoked",
     "audit.export": "Trail downloaded with whole phone numbers",
     "dispute.answer": "Dispute answered",
     "dispute.open": "Dispute opened",
@@ -35,6 +38,9 @@ ACTIONS = {
     "login.ended_everywhere": "Logged out everywhere",
     "login.refused": "Login failed",
     "login.unlocked": "Lock after wrong PINs ended by a command",
+    "market.change": "Terms of a market changed",
+    "market.close": "Market closed for good",
+    "market.create": "Market created",
     "market.propose": "Decision proposed",
     "market.proposal_stale": "Proposal closed because its figures changed",
     "market.reject": "Proposal rejected",
@@ -47,8 +53,12 @@ ACTIONS = {
     "figure.set": "Figure of law or limit changed",
     "threshold.set": "Threshold for a second person changed",
     "market.resolve": "Market resolved",
+    "market.resume_betting": "Betting resumed",
+    "market.resume_sending": "Sending of a market's payouts resumed",
     "market.scratch": "Outcome scratched",
     "market.settle": "Market settled by the machine",
+    "market.suspend_betting": "Betting suspended",
+    "market.suspend_sending": "Sending of a market's payouts suspended",
     "market.undo": "Settlement undone",
     "market.void": "Market voided",
     "market.withdraw": "Resolution withdrawn",
@@ -76,6 +86,7 @@ ACTIONS = {
     "payout.to_wallet": "Payout credited to the wallet",
     "recovery.set_off": "Debt set off against dividends",
     "recovery.write_off": "Debt written off",
+    "release.let_go": "Stopped release of payouts let go on",
     "restore.decide": "Payouts of a restore decided: not sent",
     "restore.decision_proposed": "Decision on a restore proposed",
     "restore.decision_refused": "Decision on a restore rejected",
@@ -127,13 +138,16 @@ def audit(request: HttpRequest) -> HttpResponse:
 
 
 @page.page("audit.export")
-def export(request: HttpRequest) -> StreamingHttpResponse:
+def export(request: HttpRequest) -> HttpResponseBase:
     """Download the entries that match the filters as CSV, oldest first, with their hashes.
 
-    A person who may open phones gets whole numbers, and the trail records it first.
+    A person who may open phones gets whole numbers, and the trail records it first. With a filter that cannot be read,
+    show the page with the problem. A file without that filter would mislead.
     """
     typed = {name: request.GET.get(name, "").replace("\x00", "").strip()[:80] for name in FILTERS}
-    entries, _ = _chosen(typed)
+    entries, problems = _chosen(typed)
+    if problems:
+        return HttpResponseRedirect(f"{reverse('admin:audit')}?{urlencode(typed)}")
     header = ("number", "at", "person", "source", "action", "words", "subject", "before", "after", "reason", "hash")
     whole = page.may(request, "member.phone_opened")
     if whole:
