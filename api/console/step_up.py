@@ -48,6 +48,11 @@ def remember(request: HttpRequest, *, by_code: bool, at: datetime) -> None:
     request.session[STEPPED_UP_AT] = at.isoformat()
 
 
+def proofs(request: HttpRequest) -> dict[str, object]:
+    """Return the proofs that the session has shown, for a session that replaces it."""
+    return {name: request.session[name] for name in (PROVEN_BY_CODE, STEPPED_UP_AT) if name in request.session}
+
+
 def asks_for(request: HttpRequest) -> str:
     """Return the proof that a money action needs now: "code" or "pin". Return "" if the last proof is recent."""
     stepped_up_at = request.session.get(STEPPED_UP_AT)

@@ -32,7 +32,7 @@ def change_pin(request: HttpRequest) -> HttpResponse:
 
 
 def _change(request: HttpRequest, new_pin: str) -> HttpResponse:
-    by_code = bool(request.session.get(step_up.PROVEN_BY_CODE))
+    proofs = step_up.proofs(request)
     entered = auth.change_pin(
         user=_member(request),
         pin=request.POST.get("pin", "")[:128],
@@ -42,7 +42,8 @@ def _change(request: HttpRequest, new_pin: str) -> HttpResponse:
         at=wiring.now(),
     )
     log_in(request, entered.user, BACKEND)
-    step_up.remember(request, by_code=by_code, at=wiring.now())
+    # The new session keeps the old proofs. The PIN that was typed here is none, because an app's owner needs a code.
+    request.session.update(proofs)
     response = page.render(request, "console/pin_changed.html", {"title": "Your PIN is changed"})
     login.remember_device(response, entered.device)
     return response

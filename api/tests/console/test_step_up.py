@@ -60,6 +60,28 @@ def test_money_action_needs_a_code_if_an_app_is_set_up(
     assert switched_off()
 
 
+def test_change_of_the_pin_is_no_proof_in_place_of_a_code(
+    db: None, client: Client, code_required: None, at: datetime
+) -> None:
+    """A thief of a session who knows the PIN has no code, and could otherwise stop and start the sending."""
+    # given: a session that showed a code an hour ago
+    superuser = operator(is_superuser=True)
+    enrol(superuser, at)
+    log_in(client, superuser, code_of(superuser))
+    session = client.session
+    session["stepped_up_at"] = (timezone.now() - timedelta(hours=1)).isoformat()
+    session.save()
+
+    # when
+    new_pin = {"pin": PIN, "new_pin": "739146", "again": "739146"}
+    assert "Your PIN is changed" in page_text(client.post("/admin/password_change/", new_pin))
+
+    # then
+    assert "Code from your app" in page_text(client.get("/admin/sending/stop/"))
+    assert client.post("/admin/sending/stop/", STOP).status_code == 409
+    assert not switched_off()
+
+
 def test_wrong_pins_at_a_money_action_lock_its_form(db: None, client: Client) -> None:
     superuser = operator(is_superuser=True)
     client.force_login(superuser)
