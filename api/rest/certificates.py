@@ -17,6 +17,7 @@ from payments import wiring
 from payments.models import Certificate
 from payments.settlement import pacing
 from payments.settlement.certificates import explanations, issuing
+from users import authority
 
 MAKE_FOR_SECONDS = 2.0
 
@@ -43,13 +44,17 @@ class SettlementBets(APIView):
 
 
 class BetExplanation(APIView):
-    """`GET /api/markets/<id>/bets/<bet>/explanation/`: explain the caller's bet. Staff may read about any bet."""
+    """`GET /api/markets/<id>/bets/<bet>/explanation/`: explain the caller's bet.
+
+    Staff who may see members read about any bet.
+    """
 
     permission_classes = (IsAuthenticated,)
 
     def get(self, request: Request, market_id: int, bet_id: uuid.UUID) -> Response:
         user = caller(request)
-        bet = queries.bet(public_id=bet_id, market_id=market_id, user_id=None if user.is_staff else user.pk)
+        may_see_all = authority.may(user, "members.view")
+        bet = queries.bet(public_id=bet_id, market_id=market_id, user_id=None if may_see_all else user.pk)
         if bet is None:
             raise NotFound(f"You have no bet {bet_id} in market {market_id}.")
         return Response(explanation_body(explanations.explain(bet, at=wiring.now())))

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.conf import Settings
 from django.test import Client
 
 from markets.models import Bet, Market
@@ -18,7 +19,7 @@ from payments.models import Settlement, Transaction
 from payments.payouts.operations import actions
 from payments.settlement import resolutions
 from payments.settlement.certificates import document, explanations, issuing
-from testing import builders
+from testing import builders, console_scenes
 from testing.builders import AT, FAR, bearer, market, member, operator, orm_bet, settled_market
 from testing.certificates import SCRIPT, assert_fits, script
 from testing.payout_steps import RECEIPT, deliver_result, failed, result_body, sent
@@ -294,6 +295,16 @@ def test_only_the_member_and_staff_may_read_an_explanation(db: None, client: Cli
         f"/api/markets/{made.pk}/bets/{bet.pk}/explanation/",
     ):
         assert_refused(client.get(wrong, headers=bearer(operator())), 404, "not_found")
+
+
+def test_staff_without_the_right_to_see_members_read_no_explanation(
+    db: None, client: Client, settings: Settings
+) -> None:
+    settings.PROFILE = "production"
+    bet = bet_of(settled_market([(member(), "Yes", 100)]))
+    path = f"/api/markets/{bet.market_id}/bets/{bet.public_id}/explanation/"
+    assert_refused(client.get(path, headers=bearer(operator())), 404, "not_found")
+    assert read(client, bet, console_scenes.staff("viewer"))["bet"]["id"] == str(bet.public_id)
 
 
 def test_explanation_changes_nothing(db: None, at: Any) -> None:
