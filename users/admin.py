@@ -24,11 +24,20 @@ admin.site.unregister(StaticDevice)
 admin.site.unregister(Group)
 
 
+# Columns that may hold a whole phone number. It is shown on the member's page only, where the access is recorded.
+_WITH_PHONES = ("phone_number", "reissued_to", "payload")
+
+
 class ReadOnlyAdmin(ModelAdmin):
     """Pages that show rows and never add, change or delete them. Changes are decisions on the console's own pages."""
 
     show_full_result_count = False
     actions = None
+
+    def get_exclude(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        """Leave out the columns that may hold a whole phone number, in addition to those that the page names."""
+        named = super().get_exclude(request, obj) or ()
+        return [*named, *(name for name in _WITH_PHONES if name not in named)]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -63,8 +72,7 @@ class CustomUserAdmin(ReadOnlyAdmin):
     list_filter = ("is_staff", "is_active")
     search_fields = ("phone_number", "full_name")
     ordering = ("-pk",)
-    # A whole phone is shown on the member's page only, where the access is recorded.
-    exclude = ("password", "phone_number", "user_permissions")
+    exclude = ("password", "user_permissions")
     readonly_fields = ("masked_phone",)
 
     @admin.display(description="Phone")

@@ -1,11 +1,18 @@
 """Tests of users/admin.py: Records show rows and change none, and no filter fails."""
 
+from datetime import timedelta
+
 import pytest
 from django.contrib import admin
 from django.test import Client
 
-from testing import builders, console_scenes
+from payments.payouts.operations import reissue
+from testing import builders, console_scenes, payout_steps
+from users import accounts, proposals
+from users.models import CustomUser, Proposal
 
+NEW_PHONE = "254733000001"
+HOLD, LATER = timedelta(hours=24), payout_steps.after(60)
 ODD = ("\x00", "99999", "99999-12-31", "0000-00-00", "-1", "9" * 30, "1e400", "NaN", "2026-13-45")
 
 
@@ -30,7 +37,21 @@ def test_nobody_changes_a_record(db: None) -> None:
 def test_records_show_no_whole_phone(db: None) -> None:
     member = builders.member()
     client = console_scenes.client_of(console_scenes.staff())
-    for path in ("/admin/users/customuser/", f"/admin/users/customuser/{member.pk}/change/"):
+    payout = builders.payout(285, user=member)
+    sent = payout_steps.failed(payout)
+    asked = accounts.Change("member.phone", member.pk, "A new SIM card.", NEW_PHONE)
+    made = accounts.propose(asked, by=builders.actor(console_scenes.staff("support")), at=builders.AT, hold=HOLD)
+    assert isinstance(made, proposals.Proposed)
+    CustomUser.objects.filter(pk=member.pk).update(phone_number=NEW_PHONE)
+    verdict = reissue.propose(
+        transaction_id=payout.pk, grounds="SIM.", by=builders.actor(builders.operator()), at=LATER
+    )
+    rows = [member, payout, sent, Proposal.objects.get(), verdict]
+    for row in rows:
+        path = f"/admin/{row._meta.app_label}/{row._meta.model_name}/{row.pk}/change/"
+        page = client.get(path).content.decode()
+        assert (member.phone_number in page, NEW_PHONE in page) == (False, False), path
+    for path in ("/admin/users/customuser/", "/admin/payments/transaction/"):
         assert member.phone_number not in client.get(path).content.decode(), path
 
 
