@@ -141,6 +141,7 @@ class Drill:
             request = Attempt(originator_conversation_id=ocid, amount=payout.amount, phone_number=payout.phone_number)
             known = status_body(request, receipt=f"R{ocid[-12:]}") if ocid in self.book.paid_at else not_found_body()
             body = known.replace(b"MBN0000000", f"MBN-{ocid}-{self.now.timestamp()}".encode())
+            orphans.record_put(query)
             lost_commits.store("status", query.token, body, self.now)
         for orphan_id in orphans.to_place(limit=100):
             orphans.place(orphan_id=orphan_id, at=self.now, policy=self.policy, addresses=ADDRESSES)

@@ -78,6 +78,7 @@ def sweep(at: datetime, policy: Policy = POLICY) -> list[str]:
 def answer_about_orphan(body: bytes, at: datetime, policy: Policy = POLICY) -> None:
     """Ask M-Pesa about the only orphan, and store the answer a second later."""
     (query,) = orphans.ask(at=at, policy=policy, addresses=ADDRESSES, limit=10)
+    orphans.record_put(query)
     store(Callback.Kind.STATUS, query.token, body, at)
 
 
@@ -95,6 +96,8 @@ def answer_later(at: datetime, known: Mapping[str, bytes], policy: Policy = POLI
     The answers come so many `times`, a `query_gap` apart. Returns the ids that were asked about.
     """
     queries = orphans.ask(at=at, policy=policy, addresses=ADDRESSES, limit=1_000, supposed=True)
+    for query in queries:
+        orphans.record_put(query)
     for query, number in product(queries, range(times)):
         # A later answer of M-Pesa has another id. The same body to one address is stored once.
         received_at = at + number * policy.query_gap

@@ -102,16 +102,32 @@ def _due(at: datetime, supposed: bool) -> QuerySet[Orphan]:
 
 
 def withdraw(query: DueQuery, *, at: datetime, policy: Policy) -> None:
-    """Take back a query that never left, and make the next query due after `retry_after`. Locks: the Orphan."""
-    waiting = Orphan.objects.filter(
-        originator_conversation_id=query.originator_conversation_id, state=State.WAITING, queries__gt=0
+    """Make the next query due after `retry_after`, because this query never left. Locks: the Orphan."""
+    _leased(query).update(next_query_at=at + policy.retry_after)
+
+
+def record_put(query: DueQuery) -> None:
+    """Count a query whose POST was made, and let the usual gap to the next query begin. Locks: the Orphan."""
+    failpoints.hit("status query posted")
+    about = Orphan.objects.filter(originator_conversation_id=query.originator_conversation_id, state=State.WAITING)
+    about.update(queries=F("queries") + 1)
+    _leased(query).update(next_query_at=query.next_query_at)
+
+
+def _leased(query: DueQuery) -> QuerySet[Orphan]:
+    """Return the orphan of a query, if nothing else has changed the time of its next query meanwhile."""
+    return Orphan.objects.filter(
+        originator_conversation_id=query.originator_conversation_id,
+        state=State.WAITING,
+        next_query_at=query.leased_until,
     )
-    waiting.update(queries=F("queries") - 1, next_query_at=at + policy.retry_after)
 
 
 def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, supposed: bool = False) -> list[DueQuery]:
     """Claim up to `limit` orphans whose next status query is due. The gaps double from `query_gap` to an hour.
 
+    A query counts only once its POST is recorded (`record_put`). If the worker dies before, the next query is due
+    `query_after` later.
     Reported orphans go first, before queries about attempts. Supposed ones are many after a restore, so they go last.
     Locks: the Orphans (skipping locked ones).
     """
@@ -119,10 +135,10 @@ def ask(*, at: datetime, policy: Policy, addresses: Addresses, limit: int, suppo
         queries = []
         for orphan in _due(at, supposed).select_for_update(skip_locked=True, no_key=True)[:limit]:
             gap = min(policy.query_gap * 2 ** min(orphan.queries, 10), LONGEST_QUERY_GAP)
-            orphan.queries, orphan.next_query_at = orphan.queries + 1, at + gap
-            orphan.save(update_fields=["queries", "next_query_at"])
-            ocid = orphan.originator_conversation_id
-            queries.append(DueQuery(None, ocid, _query_token(ocid, addresses)))
+            orphan.next_query_at = leased_until = at + min(gap, policy.query_after)
+            orphan.save(update_fields=["next_query_at"])
+            ocid, token = orphan.originator_conversation_id, _query_token(orphan.originator_conversation_id, addresses)
+            queries.append(DueQuery(None, ocid, token, leased_until=leased_until, next_query_at=at + gap))
     return queries
 
 

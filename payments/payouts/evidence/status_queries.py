@@ -204,7 +204,7 @@ def record_put(query: DueQuery, conversation_id: str | None) -> None:
     Locks: the StatusQuery, then the Attempt, each in its own statement.
     """
     failpoints.hit("status query posted")
-    if query.query_id is None:  # The orphan has no row for each query.
+    if query.query_id is None:  # The query is about an orphan: `orphans.record_put` records it.
         return
     asked = StatusQuery.objects.filter(pk=query.query_id)
     asked.update(is_put=True, conversation_id=(conversation_id or "")[:64])

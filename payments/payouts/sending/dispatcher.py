@@ -202,7 +202,7 @@ class Dispatcher:
                 for post, query in under_way.items():
                     try:
                         conversation_id = post.result()
-                        status_queries.record_put(query, conversation_id)
+                        _record_put(query, conversation_id)
                         is_taken |= conversation_id is not None
                     except gateway_errors.NotSent as error:
                         log.warning("Status query about %s not sent: %s", query.originator_conversation_id, error)
@@ -351,6 +351,14 @@ class Dispatcher:
                 rest = min(LONGEST_REST, rest + 2 * TICK_SECONDS)
                 time.sleep(rest)
         return []
+
+
+def _record_put(query: status_queries.DueQuery, conversation_id: str | None) -> None:
+    """Record that a query about an attempt or about an orphan was POSTed."""
+    if query.query_id is None:
+        orphans.record_put(query)
+    else:
+        status_queries.record_put(query, conversation_id)
 
 
 def _is_answer(response: object) -> bool:

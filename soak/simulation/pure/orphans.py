@@ -42,9 +42,20 @@ def to_ask(machine: Machine, *, at: datetime) -> list[Orphan]:
     """Record the questions that are due about orphans, and return the orphans."""
     due = _due(machine, at)
     for orphan in due:
-        orphan.ask_at = at + min(machine.policy.query_gap * 2 ** min(orphan.asked, 10), LONGEST_GAP)
-        orphan.asked += 1
+        orphan.ask_at = at + min(_gap(machine, orphan), machine.policy.query_after)
     return due
+
+
+def put(machine: Machine, orphan: Orphan, *, asked_at: datetime) -> None:
+    """Record that a question was POSTed. If its worker dies before, the next one is due `query_after` later."""
+    gap = _gap(machine, orphan)
+    if orphan.ask_at == asked_at + min(gap, machine.policy.query_after):
+        orphan.ask_at = asked_at + gap
+    orphan.asked += 1
+
+
+def _gap(machine: Machine, orphan: Orphan) -> timedelta:
+    return min(machine.policy.query_gap * 2 ** min(orphan.asked, 10), LONGEST_GAP)
 
 
 def place(machine: Machine, *, at: datetime) -> list[Message]:

@@ -153,13 +153,17 @@ class Workers(EventLoop):
 
     def _ask(self) -> Task:
         self._sweeps_without_change = 0
-        for orphan in orphans.to_ask(self.machine, at=self.now):
+        asked_at = self.now
+        for orphan in orphans.to_ask(self.machine, at=asked_at):
             yield 0.1
             self.note(f"    asks about orphan {orphan.ocid}")
             try:
                 self.provider.ask_status(originator_conversation_id=orphan.ocid, result_url=orphan, timeout_url=orphan)
-            except gateway_errors.GatewayError:
+            except gateway_errors.NotSent:
                 continue
+            except gateway_errors.GatewayError:
+                pass
+            orphans.put(self.machine, orphan, asked_at=asked_at)
         for question in self.machine.ask(at=self.now, limit=50):
             yield 0.1
             self.note(f"    asks about {question.attempt.ocid}")

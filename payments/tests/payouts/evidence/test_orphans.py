@@ -424,8 +424,37 @@ def test_queries_about_an_orphan_come_at_growing_gaps() -> None:
     lost_and_paid()
     asked = []
     for second in range(10, 600, 10):
-        asked += [second for _ in orphans.ask(at=after(second), policy=POLICY, addresses=ADDRESSES, limit=10)]
+        for query in orphans.ask(at=after(second), policy=POLICY, addresses=ADDRESSES, limit=10):
+            asked.append(second)
+            orphans.record_put(query)
     assert asked == [10, 70, 190, 430]
+
+
+def test_query_about_an_orphan_whose_worker_dies_does_not_count() -> None:
+    # given: three queries were put, so the next gap is eight minutes
+    lost_and_paid()
+    for second in (10, 70, 190):
+        (query,) = orphans.ask(at=after(second), policy=POLICY, addresses=ADDRESSES, limit=10)
+        orphans.record_put(query)
+
+    # when: a worker commits the fourth query and dies
+    orphans.ask(at=after(430), policy=POLICY, addresses=ADDRESSES, limit=10)
+
+    # then: the next query is due soon, and the usual gap follows
+    orphan = Orphan.objects.get()
+    assert (orphan.queries, orphan.next_query_at) == (3, after(430) + POLICY.query_after)
+    (query,) = orphans.ask(at=orphan.next_query_at, policy=POLICY, addresses=ADDRESSES, limit=10)
+    orphans.record_put(query)
+    again = Orphan.objects.get()
+    assert (again.queries, again.next_query_at) == (4, orphan.next_query_at + 8 * POLICY.query_gap)
+
+
+def test_message_during_a_query_about_an_orphan_keeps_the_next_query_due() -> None:
+    lost_and_paid()
+    (query,) = orphans.ask(at=after(10), policy=POLICY, addresses=ADDRESSES, limit=10)
+    Orphan.objects.update(next_query_at=after(12))
+    orphans.record_put(query)
+    assert (Orphan.objects.get().queries, Orphan.objects.get().next_query_at) == (1, after(12))
 
 
 def test_query_about_an_orphan_that_never_left_does_not_count() -> None:
