@@ -4,6 +4,7 @@ They are https, have no credentials, and do not lead into our own network.
 """
 
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -11,7 +12,13 @@ from users.refusal import Refusal
 
 LONGEST = 500
 # Names that a resolver answers from the machine or the local network.
-_LOCAL = ("localhost", ".localhost", ".local", ".internal", ".intranet", ".lan", ".home.arpa")
+_LOCAL = ("localhost", ".localhost", ".localdomain", ".local", ".internal", ".intranet", ".lan", ".home.arpa")
+# Browsers read %2e, \ and full-width digits in a host differently from Python. Other letters have an ASCII form.
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)+", re.ASCII)
+# IPv6 networks whose addresses contain an IPv4 address, in their last 32 bits.
+_WITH_IPV4 = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
+# Addresses of a translation inside one network. They may lead to any host of that network.
+_TRANSLATED_LOCALLY = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 class NotAnOutgoingAddress(Refusal):
@@ -35,6 +42,11 @@ def check(url: str) -> str:
         raise NotAnOutgoingAddress("A web address must begin with https://.")
     if "@" in parts.netloc:
         raise NotAnOutgoingAddress("A web address must not contain a user name or a password.")
+    if ":" not in host and "." in host and not _NAME.fullmatch(host):
+        raise NotAnOutgoingAddress(
+            "The host of a web address has letters from a to z, digits, dots and dashes only. Write another name in its"
+            " xn-- form."
+        )
     if host.endswith(_LOCAL) or ("." not in host and ":" not in host) or not is_public(host):
         raise NotAnOutgoingAddress("A web address must be public. This one leads into a private network.")
     return url
@@ -48,6 +60,16 @@ def is_public(host: str) -> bool:
         try:
             address = ipaddress.ip_address(socket.inet_aton(host))
         except OSError:
-            return True
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_global
+            return not host.rpartition(".")[2].isdigit()
+    if address in _TRANSLATED_LOCALLY:
+        return False
+    return all(part.is_global and not part.is_multicast for part in (address, *_ipv4_inside(address)))
+
+
+def _ipv4_inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """Return the IPv4 address that an IPv6 address leads to, if it is one of a translation or a tunnel."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return []
+    if any(address in network for network in _WITH_IPV4):
+        return [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)]
+    return [address.sixtofour] if address.sixtofour else []

@@ -7,7 +7,15 @@ from users import outgoing
 
 @pytest.mark.parametrize(
     "url",
-    ["https://example.com/result", "https://meteo.go.ke/rain?day=1", "https://8.8.8.8/", "https://a.co.ke:8443/x"],
+    [
+        "https://example.com/result",
+        "https://meteo.go.ke/rain?day=1",
+        "https://8.8.8.8/",
+        "https://a.co.ke:8443/x",
+        "https://xn--bcher-kva.example/",
+        "https://[2001:4860:4860::8888]/",
+        "https://[64:ff9b::808:808]/",
+    ],
 )
 def test_public_https_address_is_accepted(url: str) -> None:
     assert outgoing.check(url) == url
@@ -36,6 +44,21 @@ def test_public_https_address_is_accepted(url: str) -> None:
         "https://[::1]/",
         "https://[::ffff:10.0.0.1]/",
         "https://[fe80::1]/",
+        "https://[::7f00:1]/",
+        "https://[::ffff:0:10.0.0.1]/",
+        "https://[64:ff9b::7f00:1]/",
+        "https://[64:ff9b:1::7f00:1]/",
+        "https://[2002:7f00:1::]/",
+        "https://[ff02::1]/",
+        "https://224.0.0.1/",
+        "https://1.1.1.1.1/",
+        "https://\uff11\uff12\uff17.0.0.1/",
+        "https://127%2e0.0.1/",
+        "https://127.0.0.1\\.example.com/",
+        "https://example\u3002local/",
+        "https://example\u00ad.local/",
+        "https://localhost.localdomain/",
+        "https://example..com/",
         "https://example.com:99999/",
         "https://example.com/a b",
         "https://example.com/\n",
