@@ -30,6 +30,10 @@ def line(message: str, *, error: BaseException | None = None) -> str:
         ("0712345678", "2547****678"),
         ("0712-345-678", "2547****678"),
         ("0110 345 678", "2541****678"),
+        ("07 12 34 56 78", "2547****678"),
+        ("00254712345678", "2547****678"),
+        ("+254 (0)712 345678", "2547****678"),
+        ("0712\u00a0345\u00a0678", "2547****678"),
     ],
 )
 def test_phone_in_any_spelling_is_masked(written: str, masked: str) -> None:
@@ -37,14 +41,67 @@ def test_phone_in_any_spelling_is_masked(written: str, masked: str) -> None:
     assert written not in line("It failed.", error=ValueError(written))
 
 
-@pytest.mark.parametrize("text", ["SGL0712345678X", "amount=1071234567.80", "20712345678901", "market 712345678"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "/me?phone=%2B254712345678",
+        "q=%200712345678",
+        "q=%2B254%20712%20345%20678",
+        "\n0712345678",
+        "\x1b0712345678",
+        "(0712) 345678",
+    ],
+)
+def test_phone_in_a_url_or_after_an_escape_is_masked(written: str) -> None:
+    for text in (written, repr(written), written.replace("q=%200712345678", "%200712345678")):
+        shown = line(f"GET {text} 404")
+        assert "345678" not in shown
+        assert "345%20678" not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SGL0712345678X",
+        "amount=1071234567.80",
+        "20712345678901",
+        "market 712345678",
+        "0a1b2c3d-0712-4345-8678-0123456789ab",
+        "2026-01-10 12:34:56 GET https://kasoko.app/a:b@c",
+    ],
+)
 def test_other_numbers_are_not_masked(text: str) -> None:
     assert line(text) == f"INFO: {text}"
 
 
 def test_tokens_are_masked() -> None:
     assert line(f"POST /api/payments/b2c-callback/{TOKEN}/") == "INFO: POST /api/payments/b2c-callback/…89abcdef/"
+    assert TOKEN.upper()[:56] not in line(f"GET /?next=%2F{TOKEN.upper()}")
     assert "ksk_" not in line("Authorization: Bearer ksk_0123abcd")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer kak_S3cret-S3cret_S3cret",
+        "key kak_S3cret",
+        "Authorization: Bearer S3cretS3cretS3cret",
+        "Authorization: Basic S3cretS3cretS3cret==",
+        '{"SecurityCredential": "S3cret"}',
+        "{'SecurityCredential': 'S3cret'}",
+        "Cannot connect to rediss://:S3cret@redis:6379/0",
+        "postgresql://kasoko_app:S3cret:S3cret@postgres/kasoko",
+    ],
+)
+def test_keys_and_passwords_are_masked(text: str) -> None:
+    assert "S3cret" not in line(text)
+    assert "S3cret" not in line("It failed.", error=ValueError(text))
+
+
+def test_long_line_is_masked_in_time_in_proportion_to_its_length() -> None:
+    """A pattern that backtracks would need minutes, and a caller could stop a process."""
+    for text in ("://" + "a:" * 50_000, "07" + " 1" * 50_000, "0" * 100_000, "254 " * 25_000, TOKEN * 2_000):
+        assert len(line(text)) < 110_000
 
 
 @pytest.mark.parametrize("typed", ["a\nCRITICAL: forged", "a\r\x1b[2K", "a\u2028b", "a\u202eb", "a\x00b", "a\x85b"])
