@@ -40,7 +40,9 @@ def front(place: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     names = {"LISTEN": f"127.0.0.1:{port}", "WEB": urlsplit(place.url).netloc,
              "CALLBACKS": urlsplit(place.start_second_web()).netloc}  # fmt: skip
     site = re.sub(r"\$\{(LISTEN|WEB|CALLBACKS)\}", lambda name: names[name[1]], TEMPLATE.read_text(encoding="utf-8"))
-    (directory / "kasoko.conf").write_text(site.replace("/dev/stdout", str(directory / "access.log")), encoding="utf-8")
+    for stream, log in (("/dev/stdout", "access.log"), ("/dev/stderr", "error.log")):
+        site = site.replace(stream, str(directory / log))
+    (directory / "kasoko.conf").write_text(site, encoding="utf-8")
     paths = "".join(
         f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -122,6 +124,49 @@ def test_access_log_shows_neither_tokens_nor_queries(front: str, tmp_path_factor
     assert TOKEN not in text
     assert "0712345678" not in text
     assert "/api/payments/b2c-callback/…/" in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/api/payments/b2c-callback/{TOKEN}",
+        f"/x/{TOKEN}/y",
+        f"/{TOKEN.upper()}",
+        "/me/0712345678/",
+        "/me/%2B254%20712345678",
+    ],
+)
+def test_access_log_shows_no_token_and_phone_of_an_unknown_path(
+    front: str, path: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    requests.get(f"{front}/before/", timeout=60)
+    requests.get(front + path, timeout=60)
+    requests.get(f"{front}/after/", timeout=60)
+    (log,) = tmp_path_factory.getbasetemp().glob("nginx0/access.log")
+    text = until(lambda: "/after/" in log.read_text() and log.read_text(encoding="utf-8"), "the log")
+    assert TOKEN[:56] not in text.lower()
+    assert "712345678" not in text
+
+
+def test_error_log_shows_no_request(front: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A large body and a flood are errors that nginx writes with the whole request, unless its level is higher."""
+    requests.post(front + CALLBACK, data="x" * 70_000, timeout=60)
+    statuses = [requests.post(f"{front}/api/users/login/?q=0712345678", timeout=60).status_code for _ in range(40)]
+    assert 429 in statuses
+    (log,) = tmp_path_factory.getbasetemp().glob("nginx0/error.log")
+    assert TOKEN not in log.read_text(encoding="utf-8")
+    assert "0712345678" not in log.read_text(encoding="utf-8")
+
+
+def test_web_process_masks_requests_that_it_cannot_read(place: Running) -> None:
+    """gunicorn writes the first line of such a request to its own log."""
+    address = (urlsplit(place.url).hostname, urlsplit(place.url).port)
+    with socket.create_connection(address, timeout=30) as odd:
+        odd.sendall(f"GET {CALLBACK}?phone=0712345678\r\n\r\n".encode())
+        assert b" 400 " in odd.recv(1000)
+    text = until(lambda: "Invalid" in place.log("web") and place.log("web"), "the log")
+    assert TOKEN not in text
+    assert "0712345678" not in text
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 403), ("PUT", 403), ("DELETE", 403)])
