@@ -22,6 +22,15 @@ def text(name: str, default: str = "") -> str:
     return os.environ.get(name, "").strip() or default
 
 
+def strong_key(name: str, key: str) -> str:
+    """Return a key that cannot be guessed: at least 40 characters, at least 10 of them different."""
+    if len(key) < 40:
+        raise ImproperlyConfigured(f"{name} must have at least 40 characters in production.")
+    if len(set(key)) < 10:
+        raise ImproperlyConfigured(f"{name} must be random in production: it has fewer than 10 different characters.")
+    return key
+
+
 def flag(name: str, default: bool) -> bool:
     """Return True or False for True, False, 1, 0, yes, no, on, off, in any case."""
     value = text(name, str(default)).lower()
@@ -76,6 +85,14 @@ def networks(name: str, default: str) -> list[str]:
     return addresses
 
 
+def refuse_wide(name: str, addresses: list[str]) -> None:
+    """Refuse networks so wide that most of the internet is in them, because everybody could then claim an address."""
+    for address in addresses:
+        network = ipaddress.ip_network(address)
+        if network.prefixlen < (8 if network.version == 4 else 16) and not network.is_private:
+            raise ImproperlyConfigured(f"{name} has {address!r}. Name the addresses of the hosts, not of the internet.")
+
+
 def url_parts(name: str, url: str) -> SplitResult:
     """Return the parts of a URL whose host and port can be read. The sentence of a refusal does not show the URL."""
     try:
@@ -89,7 +106,8 @@ def url_parts(name: str, url: str) -> SplitResult:
 def host_of(parts: SplitResult) -> str:
     """Return a URL's host as a resolver reads it: lower case, compatible dots and letters, without a last dot."""
     host = unicodedata.normalize("NFKC", unquote(parts.hostname or "")).replace("\u3002", ".").lower()
-    return host.rstrip(".")
+    # A resolver leaves out characters that have no width, such as a soft hyphen (UTS 46).
+    return "".join(letter for letter in host if letter.isprintable() and letter != "\u034f").rstrip(".")
 
 
 def minutes_by_pool_size(name: str, default: str) -> tuple[tuple[Decimal, int], ...]:

@@ -27,7 +27,9 @@ from api.environment import (
     postgres_url,
     public_url,
     redis_url,
+    refuse_wide,
     stages,
+    strong_key,
     text,
     url_parts,
     whole,
@@ -79,23 +81,25 @@ def _secret_key() -> str:
 
 STATE_DIR.mkdir(mode=0o700, exist_ok=True)
 SECRET_KEY = _secret_key()
-if PRODUCTION and len(SECRET_KEY) < 40:
-    raise ImproperlyConfigured("DJANGO_SECRET_KEY must have at least 40 characters in production.")
 # The key of the tokens in callback addresses. It stays when DJANGO_SECRET_KEY is replaced, so that the results of open
 # requests still arrive.
 CALLBACK_TOKEN_KEY = text("CALLBACK_TOKEN_KEY", SECRET_KEY)
-if PRODUCTION and len(CALLBACK_TOKEN_KEY) < 40:
-    raise ImproperlyConfigured("CALLBACK_TOKEN_KEY must have at least 40 characters in production.")
 # The key of personal texts in the database, beside the secret of each member there. It never changes, or nobody can
 # read the texts again.
 PERSONAL_DATA_KEY = text("PERSONAL_DATA_KEY", CALLBACK_TOKEN_KEY)
-if PRODUCTION and len(PERSONAL_DATA_KEY) < 40:
-    raise ImproperlyConfigured("PERSONAL_DATA_KEY must have at least 40 characters in production.")
 SECRET_KEY_FALLBACKS = words("DJANGO_SECRET_KEY_FALLBACKS")
+if PRODUCTION:
+    strong_key("DJANGO_SECRET_KEY", SECRET_KEY)
+    strong_key("CALLBACK_TOKEN_KEY", CALLBACK_TOKEN_KEY)
+    strong_key("PERSONAL_DATA_KEY", PERSONAL_DATA_KEY)
+    for _key in SECRET_KEY_FALLBACKS:  # An old key signs sessions as well as the new one.
+        strong_key("DJANGO_SECRET_KEY_FALLBACKS", _key)
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 if PRODUCTION and "*" in ALLOWED_HOSTS:
     raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts, not *, in production.")
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
+if MPESA_PRODUCTION and any("*" in origin or not origin.startswith("https://") for origin in CSRF_TRUSTED_ORIGINS):
+    raise ImproperlyConfigured("CSRF_TRUSTED_ORIGINS must be https:// origins without * when MPESA_PRODUCTION is True.")
 
 # --- Django ----------------------------------------------------------------------------------------------------------
 
@@ -182,6 +186,8 @@ X_FRAME_OPTIONS = "DENY"
 # Addresses of the proxies in front of us, and the number of X-Forwarded-For entries that they add, from the right.
 TRUSTED_PROXIES = networks("TRUSTED_PROXIES", "")
 TRUSTED_PROXY_HOPS = whole("TRUSTED_PROXY_HOPS", 0, low=0, high=5)
+if PRODUCTION:
+    refuse_wide("TRUSTED_PROXIES", TRUSTED_PROXIES)
 if TRUSTED_PROXIES or TRUSTED_PROXY_HOPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
@@ -343,6 +349,8 @@ MPESA_CALLBACK_SOURCES = networks(
     "196.201.212.69,196.201.212.74,196.201.212.127,196.201.212.128,196.201.212.129,196.201.212.132,196.201.212.136,"
     "196.201.212.138,196.201.213.44,196.201.213.114,196.201.214.200,196.201.214.206,196.201.214.207,196.201.214.208",
 )
+if PRODUCTION:
+    refuse_wide("MPESA_CALLBACK_SOURCES", MPESA_CALLBACK_SOURCES)
 
 _callback, _mpesa = url_parts("MPESA_CALLBACK_URL", MPESA_CALLBACK_URL), url_parts("MPESA_BASE_URL", MPESA_BASE_URL)
 if _callback.scheme not in {"http", "https"} or not _callback.hostname or _callback.query or _callback.fragment:
@@ -432,7 +440,12 @@ LOGGING = {
     },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "INFO"},
-    "loggers": {"django.server": {"handlers": ["console"], "level": "INFO", "propagate": False}},
+    "loggers": {
+        "django.server": {"handlers": ["console"], "level": "INFO", "propagate": False},
+        # gunicorn writes the address of a failed request, and has a handler that masks nothing.
+        "gunicorn.error": {"handlers": ["console"], "level": "INFO", "propagate": False},
+        "gunicorn.access": {"handlers": ["console"], "level": "INFO", "propagate": False},
+    },
 }
 
 # --- failpoints, for tests -------------------------------------------------------------------------------------------

@@ -344,8 +344,8 @@ def test_process_of_production_ends_if_it_logs_in_as_the_owner(owner: Login, com
     # given
     settings = {
         "PROFILE": "production",
-        "DJANGO_SECRET_KEY": "s" * 50,
-        "CALLBACK_TOKEN_KEY": "c" * 50,
+        "DJANGO_SECRET_KEY": "0123456789abcdef-" * 3,
+        "CALLBACK_TOKEN_KEY": "fedcba9876543210+" * 3,
         "ALLOWED_HOSTS": "kasoko.app",
         "DATABASE_URL": owner_url(),
     }
