@@ -58,8 +58,8 @@ def opened(stored: str) -> str:
     cipher = _cipher(int(match[1]))
     if cipher is None:
         return ERASED
-    encrypted = base64.b64decode(match[2])
     try:
+        encrypted = base64.b64decode(match[2])
         return cipher.decrypt(encrypted[:NONCE_BYTES], encrypted[NONCE_BYTES:], None).decode()
     except (InvalidTag, ValueError):
         return "(unreadable: PERSONAL_DATA_KEY is not the one that it was written with)"

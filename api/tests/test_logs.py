@@ -2,10 +2,14 @@
 
 import logging
 import sys
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from api.logs import MaskingFormatter
+from testing import builders
+from users import audit, audit_heads
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -113,3 +117,21 @@ def test_caller_cannot_forge_a_line_or_move_the_cursor(typed: str) -> None:
 
 def test_lines_of_a_traceback_stay() -> None:
     assert len(line("It failed.", error=ValueError("why")).splitlines()) > 3
+
+
+def test_head_of_the_audit_trail_is_not_masked(
+    db: None, tmp_path: Path, at: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit.record(action="test", by=builders.actor(), subject="member:1", before={}, after={}, at=at)
+    with caplog.at_level(logging.INFO, logger="kasoko.audit"):
+        head = audit_heads.keep(tmp_path / "heads", at=at)
+    assert head is not None
+    assert f"{head.hash[:32]} {head.hash[32:]}" in line(caplog.messages[-1])
+
+
+def test_log_of_the_web_server_is_masked() -> None:
+    """gunicorn has its own handlers, and writes the address of a request that it cannot read."""
+    for name in ("gunicorn.error", "gunicorn.access"):
+        formatters = [handler.formatter for handler in logging.getLogger(name).handlers]
+        assert any(isinstance(formatter, MaskingFormatter) for formatter in formatters), name
+        assert not logging.getLogger(name).propagate, name

@@ -45,6 +45,7 @@ def test_sealed_text_is_opened_only_with_both_secrets(db: None, settings: Settin
     assert personal.seal(user.pk, "Amina é 254712345678") != sealed
     assert personal.opened(sealed) == "Amina é 254712345678"
     assert personal.opened(sealed.replace(f":{user.pk}:", f":{other.pk}:")).startswith("(unreadable")
+    assert personal.opened(f"sealed:{user.pk}:A=").startswith("(unreadable")
     settings.PERSONAL_DATA_KEY = "another key"
     assert personal.opened(sealed).startswith("(unreadable")
 
