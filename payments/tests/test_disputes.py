@@ -10,11 +10,10 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.test import Client
 
-from markets.models import Bet, Market
+from markets.models import Bet
 from payments import dispute_steps, disputes, own_affairs, settlement_tasks
 from payments.models import Dispute, DisputeEvent, Transaction
 from payments.payouts.operations import actions
-from payments.settlement import resolutions
 from testing import builders
 from testing.builders import AT, at_once, bearer, bet, market, member, nothing_moved, operator, settled_market
 from testing.dispute_steps import TEXT, actor_of, decide, dispute, failed_payout, lost_bet, notices_of, reply
@@ -335,12 +334,8 @@ def test_remedy_re_resolve_is_done_when_market_is_settled_again(user: CustomUser
     settlement_tasks.close_remedied_disputes()
     assert Dispute.objects.get().remedy_state == "DUE"
 
-    # when: the market is undone, an outcome is scratched (no remedy yet), and the other outcome wins
+    # when: the market is undone (no remedy yet), and the other outcome wins
     builders.undo(lost.market, by=staff)
-    Market.objects.filter(pk=lost.market_id).update(status="OPEN")
-    scratch = {"outcome": "Perhaps", "reason": "error", "by": actor_of(staff), "at": AT, "policy": POLICY}
-    resolutions.scratch(market_id=lost.market_id, **scratch)
-    builders.settle(lost.market)
     settlement_tasks.close_remedied_disputes()
     assert Dispute.objects.get().remedy_state == "DUE"
     builders.resolve(lost.market, "No")

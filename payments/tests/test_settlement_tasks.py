@@ -61,6 +61,7 @@ def test_worker_registers_the_guides_tasks_and_the_sweeps() -> None:
         "payments.overview_tasks.sum_up",
         "payments.overview_tasks.look",
         "payments.overview_tasks.keep_audit_head",
+        "users.audit_tasks.send_audit_head",
         "payments.settlement_tasks.expire_proposals",
         "payments.market_tasks.tell_members_of_new_terms",
         "payments.market_tasks.close_ended_markets",
@@ -79,8 +80,9 @@ def test_beat_schedules_each_sweep_with_expiry() -> None:
     schedule = dict(app.conf.beat_schedule)
     assert (
         schedule.pop("ask for the float balance")["schedule"] == 900
-    )  # This task and the next are no sweeps, because they do not look for unfinished work.
-    assert schedule.pop("keep the head of the audit trail")["schedule"] == 3_600
+    )  # This task and the next two are no sweeps, because they do not look for unfinished work.
+    for name in ("keep the head of the audit trail", "send the head of the audit trail"):
+        assert schedule.pop(name)["schedule"] == 3_600
 
     # then
     assert {entry["task"] for entry in schedule.values()} == SWEEPS

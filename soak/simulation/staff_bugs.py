@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from payments.models import Transaction, Verdict
+from payments.models import Transaction
 from payments.payouts import attempts
 from payments.payouts.evidence import booking
-from payments.payouts.operations import actions, decisions
+from payments.payouts.operations import actions
 from soak.simulation import staffed
 from soak.simulation.planting import Catalogue, instead_of
 from soak.simulation.staffed import StaffedWorld
@@ -35,20 +35,6 @@ def _(world: StaffedWorld) -> Iterator[None]:
         attempts.make_pending(payout, due_at=at)
 
     with instead_of(attempts, "reissue", reissue):
-        yield
-
-
-@BUGS.bug("re-issue by one person", "D14: two people re-issue a payout", simulate=staffed.run)
-def _(world: StaffedWorld) -> Iterator[None]:
-    original = decisions.locked_open_verdict
-
-    def locked_open_verdict(verdict_id: int, *kinds: Any) -> Verdict:
-        verdict = original(verdict_id, *kinds)
-        # The service sees no proposer, so it finds no second act of the same person.
-        vars(verdict)["proposed_by_id"] = 0
-        return verdict
-
-    with instead_of(decisions, "locked_open_verdict", locked_open_verdict):
         yield
 
 
