@@ -38,7 +38,8 @@ BUG_WORDS = (
 # Guards without a planted bug. `page` prints them below the table of planted bugs.
 ONLY_TESTED = (
     "No seed finds the loss of these guards. Only tests of their own prove them: the second person for a re-issue, for "
-    "an undo, for the wallet and for a decision on a held payout; a proposed undo and a suspended sending, which stop every act "
+    "an undo, for the wallet and for a decision on a held payout; a proposed undo and a suspended sending, which stop "
+    "every act "
     "on a payout; a dispute that keeps its own money back; the limit of the day across workers at once; the "
     "limit of failed requests of one payout; the order of locks; "
     "the rest of the dispatcher while Redis or PostgreSQL is away; the web edge, PINs and sessions. The "
